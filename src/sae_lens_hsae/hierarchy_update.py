@@ -1,0 +1,145 @@
+"""Hierarchy update: with the parameters fixed, every child takes its most similar parent (HSAE §3.3).
+
+A similarity is seen as a pair of matrices whose product it is, one row per parent and one column per child, so that
+only a block of it exists at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+BLOCK_ELEMENTS = 1 << 24
+"""Similarities held in memory at a time: 64 MiB in float32."""
+
+SimilarityBlock = Callable[[torch.Tensor], torch.Tensor]
+"""Maps k child indices to a (n_parents, k) block of similarities; −inf for pairs that cannot be."""
+
+
+def cosine_similarity(parents: torch.Tensor, children: torch.Tensor) -> SimilarityBlock:
+    """Cosine of encoder columns or decoder rows.
+
+    Args:
+        parents: directions of the coarse level, (n_parents, d_in).
+        children: directions of the fine level, (n_children, d_in).
+
+    Returns:
+        The blocks; a direction of norm 0 is similar to nothing (−inf).
+    """
+    p_norm, c_norm = parents.float().norm(dim=1), children.float().norm(dim=1)
+    p_unit = parents.float() / p_norm.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
+
+    def block(index: torch.Tensor) -> torch.Tensor:
+        c_unit = children[index].float() / c_norm[index].clamp(min=torch.finfo(torch.float32).tiny)[:, None]
+        similarity = p_unit @ c_unit.T
+        impossible = (p_norm == 0)[:, None] | (c_norm[index] == 0)
+        return similarity.masked_fill_(impossible, -torch.inf)
+
+    return block
+
+
+def coactivation_similarity(coactivation: torch.Tensor) -> SimilarityBlock:
+    """Share of tokens on which both are active.
+
+    Args:
+        coactivation: (n_parents, n_children).
+
+    Returns:
+        The blocks; features that were never active together cannot be a pair (−inf).
+    """
+
+    def block(index: torch.Tensor) -> torch.Tensor:
+        together = coactivation[:, index].float()
+        return together.masked_fill(together == 0, -torch.inf)
+
+    return block
+
+
+def choose_parents(
+    similarity: SimilarityBlock,
+    n_parents: int,
+    n_children: int,
+    unassigned_fraction: float,
+    max_children: int | None = None,
+    device: torch.device | str = "cpu",
+) -> torch.Tensor:
+    """The parent of every child of one level boundary.
+
+    Each child takes its most similar parent, the first of equals. The ⌊unassigned_fraction · n_children⌋ children whose
+    best similarity is lowest stay unassigned, and of equals those of highest index (partial tree); so does a child that
+    is similar to nothing.
+
+    With ``max_children`` a parent keeps the most similar of the children that want it, and the others ask their
+    next best parent that has room for them: the one assignment in which no parent and child prefer each other to
+    whom they have, which is also that of walking through all pairs from most to least similar. A child that finds no
+    parent stays unassigned.
+
+    Args:
+        similarity: blocks of the similarity matrix.
+        unassigned_fraction: share of the children without parent, in [0, 1).
+        max_children: most children of a parent, or None.
+
+    Returns:
+        (n_children,) int64, index of the parent within its level, −1 where there is none.
+    """
+    everyone = torch.arange(n_children, device=device)
+    no_bar = torch.full((n_parents,), -torch.inf, device=device)
+    best, parent = _best_parent(similarity, everyone, no_bar)
+    best_first = torch.argsort(best, descending=True, stable=True)
+    n_assigned = n_children - int(unassigned_fraction * n_children)
+    unassigned = best_first[n_assigned:]
+    parent[unassigned] = -1
+    if max_children is not None:
+        _make_room(similarity, best, parent, no_bar, max_children)
+    return parent
+
+
+def _best_parent(
+    similarity: SimilarityBlock, children: torch.Tensor, bar: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Best similarity of each child above the parents' bar, and that parent (−1 if there is none)."""
+    best = torch.empty(len(children), device=children.device)
+    parent = torch.empty(len(children), dtype=torch.int64, device=children.device)
+    step = max(1, BLOCK_ELEMENTS // len(bar))
+    for start in range(0, len(children), step):
+        block = similarity(children[start : start + step])
+        block = block.masked_fill(block <= bar[:, None], -torch.inf)
+        best[start : start + step], parent[start : start + step] = block.max(dim=0)
+    parent[best == -torch.inf] = -1
+    return best, parent
+
+
+def _make_room(
+    similarity: SimilarityBlock, best: torch.Tensor, parent: torch.Tensor, no_bar: torch.Tensor, room: int
+) -> None:
+    """Deferred acceptance, in place: parents reject all but their ``room`` best, and the rejected ask again."""
+    while True:
+        held = torch.nonzero(parent >= 0).squeeze(1)
+        # By parent, most similar child first; equal ones by index.
+        order = held[torch.argsort(best[held], descending=True, stable=True)]
+        order = order[torch.argsort(parent[order], stable=True)]
+        holder = parent[order]
+        counts = torch.bincount(holder, minlength=len(no_bar))
+        rank = torch.arange(len(order), device=order.device) - (torch.cumsum(counts, 0) - counts)[holder]
+        rejected = order[rank >= room]
+        if len(rejected) == 0:
+            return
+        last_held = rank == room - 1
+        bar = no_bar.clone()
+        bar[holder[last_held]] = best[order[last_held]]
+        best[rejected], parent[rejected] = _best_parent(similarity, rejected, bar)
+
+
+def is_update_due(step: int, first: int, every: int, freeze_after: int | None = None) -> bool:
+    """Whether the forest is recomputed at the start of a training step.
+
+    It is at every multiple of ``every``, and before that at ``first``, 2·``first``, 4·``first``, …: features change
+    fastest early on, and a run shorter than ``every`` must have a forest too. Never after ``freeze_after``.
+    """
+    if step == 0 or (freeze_after is not None and step > freeze_after):
+        return False
+    if step >= every:
+        return step % every == 0
+    doublings, rest = divmod(step, first)
+    return rest == 0 and doublings.bit_count() == 1

@@ -1,0 +1,95 @@
+"""Levels of a stack of SAEs, and the flat numbering of their features.
+
+A *level* is one SAE of the stack, not a layer of a network (HSAE §3). Features are numbered flat from
+coarse to fine: level 0 owns features ``0 … n_0 - 1``, level 1 the next ``n_1``, and so on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Widths of the levels and where each begins in the flat numbering.
+
+    Args:
+        widths: number of features of each level, coarse to fine; strictly increasing.
+
+    Raises:
+        ValueError: if there is no level, or a width is not a positive whole number larger than the one before.
+    """
+
+    widths: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "widths", validated_widths(self.widths))
+
+    def __len__(self) -> int:
+        return len(self.widths)
+
+    def __iter__(self) -> Iterator[slice]:
+        """The flat slice of each level, coarse to fine."""
+        return iter(self.slices)
+
+    def __getitem__(self, level: int) -> slice:
+        """The flat slice of one level; negative levels count from the finest."""
+        return self.slices[level]
+
+    @property
+    def n_features(self) -> int:
+        """Features of all levels together (``d_sae``)."""
+        return sum(self.widths)
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """First flat index of each level, then ``n_features``."""
+        return (0, *accumulate(self.widths))
+
+    @cached_property
+    def slices(self) -> tuple[slice, ...]:
+        return tuple(slice(a, b) for a, b in zip(self.offsets, self.offsets[1:]))
+
+    @property
+    def boundaries(self) -> Iterator[tuple[slice, slice]]:
+        """Pairs (parents' slice, children's slice) of adjacent levels, coarse to fine."""
+        return zip(self.slices, self.slices[1:])
+
+    def level_of(self, features: torch.Tensor) -> torch.Tensor:
+        """Level of each flat feature index, same shape as ``features``; no range check."""
+        starts = torch.tensor(self.offsets[1:], device=features.device)
+        return torch.bucketize(features, starts, right=True)
+
+    def flat(self, level: int, feature: int) -> int:
+        """Flat index of ``feature`` within ``level``.
+
+        Raises:
+            IndexError: if the level or the feature does not exist.
+        """
+        level = range(len(self))[level]
+        if not 0 <= feature < self.widths[level]:
+            raise IndexError(f"feature {feature} is not in level {level}, which has {self.widths[level]} features")
+        return self.offsets[level] + feature
+
+    def split(self, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Views of the last dimension, one per level: (…, n_features) → L of (…, n_l)."""
+        return torch.split(values, self.widths, dim=-1)
+
+
+def validated_widths(widths: Sequence[int]) -> tuple[int, ...]:
+    """``widths`` as a tuple of ints, or a ValueError that says what is wrong and how to mend it."""
+    example = "give the levels coarse to fine, for example level_widths=[2048, 4096, 8192, 16384]"
+    if not widths:
+        raise ValueError(f"level_widths is empty; {example}")
+    for width in widths:
+        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+            raise ValueError(f"level_widths={list(widths)} holds {width!r}, which is not a positive whole number; {example}")
+    for coarse, fine in zip(widths, widths[1:]):
+        if fine <= coarse:
+            raise ValueError(f"level_widths={list(widths)} is not strictly increasing ({coarse} is followed by {fine}); {example}")
+    return tuple(widths)

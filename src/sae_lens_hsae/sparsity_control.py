@@ -1,0 +1,61 @@
+"""Sparsity control: λ of every level is steered so that its L0 approaches the target (HSAE App. A.2).
+
+The paper prescribes the velocity at which L0 is to approach its target, ΔL0 = −η (L0 − L̂0) per step, and lowers λ
+where L0 falls faster than that, raises it where it falls slower. Here the same rule acts in log space, in proportion
+to the mismatch instead of in fixed steps:
+
+    Δ log λ = gain · ( Δ log L0 + η log(L0 / L̂0) ),
+
+with L0 a running mean. Summed over steps the first term is proportional and the second integral control: the
+velocity term keeps λ from winding up while thresholds, which move by about a learning rate per step, catch up, and
+the integral term leaves no lasting error.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+LOG_COEFFICIENT_BOUND = math.log(1e6)
+"""λ stays within 1e-6 and 1e6: beyond them nothing is left to steer."""
+
+MIN_L0 = 1e-3
+"""L0 below this counts as this: the logarithm of a level on which nothing fires must stay finite."""
+
+
+class SparsityState(NamedTuple):
+    """State of the controller of all levels; both (n_levels,) float32.
+
+    Attributes:
+        log_coefficient: log λ_l.
+        l0_ema: running mean of L0_l; 0 before the first step.
+    """
+
+    log_coefficient: torch.Tensor
+    l0_ema: torch.Tensor
+
+
+def control_sparsity(
+    state: SparsityState, l0: torch.Tensor, target: torch.Tensor, rate: float, gain: float, momentum: float
+) -> SparsityState:
+    """One step of the controller.
+
+    Args:
+        state: the controller before the step.
+        l0: mean L0 of each level on this batch, (n_levels,).
+        target: L̂0, (n_levels,).
+        rate: η, share of log(L0 / L̂0) to lose per step.
+        gain: answer of log λ to a mismatch of the velocity.
+        momentum: of the running mean of L0.
+
+    Returns:
+        The controller after the step.
+    """
+    first = state.l0_ema == 0
+    ema = torch.where(first, l0, momentum * state.l0_ema + (1 - momentum) * l0).clamp(min=MIN_L0)
+    velocity = torch.where(first, 0, (ema / state.l0_ema.clamp(min=MIN_L0)).log())
+    mismatch = velocity + rate * (ema / target).log()
+    log_coefficient = (state.log_coefficient + gain * mismatch).clamp(-LOG_COEFFICIENT_BOUND, LOG_COEFFICIENT_BOUND)
+    return SparsityState(log_coefficient, ema)

@@ -1,0 +1,99 @@
+"""The formulas of HSAE as plain loops in float64; shares no code with the package and is slow on purpose.
+
+Arguments are float64 tensors (or parameters, where gradients are wanted). ``parents`` is a list of flat indices with −1
+for none, ``slices`` the (start, stop) of every level.
+"""
+
+import torch
+
+
+def children_of(parents, feature):
+    return [child for child, parent in enumerate(parents) if parent == feature]
+
+
+def jumprelu_acts(pre, threshold):
+    return torch.where(pre > threshold, pre, torch.zeros_like(pre))
+
+
+def pre_activations(x, W_enc, b_enc, b_dec, slices, apply_b_dec_to_input):
+    columns = []
+    for level, (start, stop) in enumerate(slices):
+        for feature in range(start, stop):
+            shifted = x - b_dec[level] if apply_b_dec_to_input else x
+            columns.append((shifted * W_enc[:, feature]).sum(-1) + b_enc[feature])
+    return torch.stack(columns, dim=-1)
+
+
+def reconstruction(acts, W_dec, b_dec, parents, slices, level, replaced=()):
+    """Sum of contributions of one level; each replaced feature that has children gives way to the sum of theirs."""
+    rows = []
+    for token in range(acts.shape[0]):
+        total = b_dec[level].clone()
+        for feature in range(*slices[level]):
+            children = children_of(parents, feature)
+            if feature in replaced and children:
+                for child in children:
+                    total = total + acts[token, child] * W_dec[child]
+            else:
+                total = total + acts[token, feature] * W_dec[feature]
+        rows.append(total)
+    return torch.stack(rows)
+
+
+def structural_loss(acts, W_dec, parents):
+    """Mean over tokens of Σ_parents ‖f_parent − Σ f_children‖², parents without children left out."""
+    total = torch.zeros((), dtype=torch.float64)
+    for token in range(acts.shape[0]):
+        for feature in range(acts.shape[1]):
+            children = children_of(parents, feature)
+            if not children:
+                continue
+            difference = acts[token, feature] * W_dec[feature]
+            for child in children:
+                difference = difference - acts[token, child] * W_dec[child]
+            total = total + (difference * difference).sum()
+    return total / acts.shape[0]
+
+
+def choose_parents(similarity, unassigned_fraction, max_children=None):
+    """Parents of all children given the whole (n_parents, n_children) matrix, as nested lists of floats.
+
+    Without ``max_children`` each child takes its best; the ⌊fraction·n⌋ worst-off stay without. With it, all
+    pairs of the children that remain are walked through from most to least similar, and a pair is joined where the
+    child is free and the parent has room.
+    """
+    n_parents, n_children = len(similarity), len(similarity[0])
+    best = []
+    for child in range(n_children):
+        column = [similarity[parent][child] for parent in range(n_parents)]
+        best.append((max(column), column.index(max(column))))
+    ranked = sorted(range(n_children), key=lambda child: (-best[child][0], child))
+    kept = ranked[: n_children - int(unassigned_fraction * n_children)]
+    kept = [child for child in kept if best[child][0] != float("-inf")]
+    chosen = [-1] * n_children
+    if max_children is None:
+        for child in kept:
+            chosen[child] = best[child][1]
+        return chosen
+    room = [max_children] * n_parents
+    pairs = [(similarity[p][c], c, p) for c in kept for p in range(n_parents) if similarity[p][c] != float("-inf")]
+    for _, child, parent in sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2])):
+        if chosen[child] < 0 and room[parent] > 0:
+            chosen[child] = parent
+            room[parent] -= 1
+    return chosen
+
+
+def ghost_gradient_loss(error, pre, W_dec, dead):
+    """Ghost gradients token by token; scales are numbers, not functions of the parameters."""
+    total = torch.zeros((), dtype=torch.float64)
+    for token in range(error.shape[0]):
+        residual = error[token].detach()
+        output = torch.zeros_like(residual)
+        for feature in range(len(dead)):
+            if dead[feature]:
+                output = output + torch.exp(pre[token, feature]) * W_dec[feature]
+        output = output * (residual.norm().item() / (2 * output.norm().item() + 1e-6))
+        ghost = ((output - residual) ** 2).sum()
+        total = total + ghost * ((residual**2).sum().item() / (ghost.item() + 1e-6))
+    return total / error.shape[0]

@@ -1,0 +1,109 @@
+"""Choice of parents (HSAE §3.3): quantile, ties, dead levels, limited children, schedule."""
+
+import pytest
+import reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sae_lens_hsae import hierarchy_update
+from sae_lens_hsae.hierarchy_update import choose_parents, coactivation_similarity, cosine_similarity, is_update_due
+
+
+def given_matrix(matrix):
+    return lambda index: matrix[:, index].clone()
+
+
+def matrices(values):
+    return st.tuples(st.integers(1, 6), st.integers(1, 12)).flatmap(
+        lambda shape: st.lists(
+            st.lists(values, min_size=shape[1], max_size=shape[1]), min_size=shape[0], max_size=shape[0]
+        )
+    )
+
+
+distinct = st.floats(-1, 1, width=32)
+with_ties = st.sampled_from([-0.5, 0.0, 0.25, 0.5, float("-inf")])
+
+
+@settings(max_examples=200, deadline=None)
+@given(matrix=matrices(with_ties), fraction=st.sampled_from([0.0, 0.2, 0.5, 0.9]))
+def test_choice_equals_the_rule_ties_included(matrix, fraction):
+    similarity = torch.tensor(matrix)
+    chosen = choose_parents(given_matrix(similarity), *similarity.shape, fraction)
+    assert chosen.tolist() == reference.choose_parents(matrix, fraction)
+
+
+@settings(max_examples=200, deadline=None)
+@given(matrix=matrices(distinct), fraction=st.sampled_from([0.0, 0.2, 0.5]), room=st.integers(1, 3), seed=st.integers(0, 99))
+def test_limited_children_equal_walking_all_pairs_from_the_most_similar(matrix, fraction, room, seed):
+    shape = torch.tensor(matrix).shape
+    # All different, so that the rule has one answer.
+    similarity = torch.randperm(shape.numel(), generator=torch.Generator().manual_seed(seed)).view(shape).float()
+    chosen = choose_parents(given_matrix(similarity), *shape, fraction, max_children=room)
+    assert chosen.tolist() == reference.choose_parents(similarity.tolist(), fraction, room)
+    assigned = chosen[chosen >= 0]
+    assert len(assigned) == 0 or torch.bincount(assigned).max() <= room
+
+
+@settings(max_examples=50, deadline=None)
+@given(n_children=st.integers(1, 50), fraction=st.floats(0, 0.99))
+def test_exactly_the_stated_share_stays_unassigned(n_children, fraction):
+    for similarity in (torch.rand(4, n_children), torch.ones(4, n_children)):
+        chosen = choose_parents(given_matrix(similarity), 4, n_children, fraction)
+        assert (chosen < 0).sum() == int(fraction * n_children)
+
+
+def test_equal_similarities_go_to_the_first_parent_and_the_last_children_stay_unassigned():
+    chosen = choose_parents(given_matrix(torch.ones(3, 5)), 3, 5, 0.4)
+    assert chosen.tolist() == [0, 0, 0, -1, -1]
+
+
+def test_a_feature_without_direction_is_neither_parent_nor_child():
+    parents = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
+    children = torch.tensor([[1.0, 0.1], [0.0, 0.0], [-1.0, 0.0]])
+    chosen = choose_parents(cosine_similarity(parents, children), 2, 3, 0.0)
+    assert chosen.tolist() == [1, -1, 1]
+    dead = choose_parents(cosine_similarity(torch.zeros(2, 2), children), 2, 3, 0.0)
+    assert dead.tolist() == [-1, -1, -1]
+
+
+def test_features_never_active_together_are_no_pair():
+    together = torch.tensor([[0.1, 0.0, 0.0], [0.2, 0.0, 0.3]])
+    assert choose_parents(coactivation_similarity(together), 2, 3, 0.0).tolist() == [1, -1, 1]
+
+
+def test_cosine_ignores_lengths_and_equals_the_formula():
+    generator = torch.Generator().manual_seed(0)
+    parents, children = torch.randn(5, 7, generator=generator), torch.randn(9, 7, generator=generator)
+    block = cosine_similarity(parents * 3, children * torch.rand(9, 1, generator=generator))(torch.arange(9))
+    expected = torch.nn.functional.cosine_similarity(parents[:, None], children[None], dim=-1)
+    torch.testing.assert_close(block, expected)
+
+
+@pytest.mark.parametrize("room", [None, 2])
+def test_blocks_of_any_size_give_the_same_forest(monkeypatch, room):
+    similarity = torch.rand(8, 50, generator=torch.Generator().manual_seed(0))
+    whole = choose_parents(given_matrix(similarity), 8, 50, 0.2, room)
+    monkeypatch.setattr(hierarchy_update, "BLOCK_ELEMENTS", 24)
+    asked = []
+
+    def watched(index):
+        asked.append(len(index))
+        return similarity[:, index].clone()
+
+    assert torch.equal(choose_parents(watched, 8, 50, 0.2, room), whole)
+    assert max(asked) == 3, "no more than BLOCK_ELEMENTS similarities at a time"
+
+
+def test_updates_come_at_doubling_intervals_first_then_regularly():
+    due = [step for step in range(1, 2600) if is_update_due(step, first=100, every=1000)]
+    assert due == [100, 200, 400, 800, 1000, 2000]
+
+
+@pytest.mark.parametrize(
+    ("first", "every", "freeze", "expected"),
+    [(5, 5, None, [5, 10, 15]), (50, 4, None, [4, 8, 12, 16]), (3, 100, 6, [3, 6]), (3, 100, 2, [])],
+)
+def test_schedule(first, every, freeze, expected):
+    assert [step for step in range(17) if is_update_due(step, first, every, freeze)] == expected

@@ -1,0 +1,98 @@
+"""L_PC against plain loops: values, gradients, and what it may hold in memory (HSAE §3.1)."""
+
+import pytest
+import reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sae_lens_hsae.structural_loss import families_of, structural_loss
+
+
+def random_case(widths, d_in, batch, seed, lonely_share=0.2):
+    generator = torch.Generator().manual_seed(seed)
+    parents, start = [-1] * widths[0], 0
+    for above, below in zip(widths, widths[1:]):
+        chosen = start + torch.randint(above, (below,), generator=generator)
+        chosen[torch.rand(below, generator=generator) < lonely_share] = -1
+        parents += chosen.tolist()
+        start += above
+    acts = torch.randn(batch, sum(widths), generator=generator, dtype=torch.float64).relu().requires_grad_()
+    W_dec = torch.randn(sum(widths), d_in, generator=generator, dtype=torch.float64).requires_grad_()
+    return acts, W_dec, torch.tensor(parents)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    widths=st.sampled_from([(1, 2), (3, 7), (2, 5, 11), (2, 3, 4, 9), (1, 20)]),
+    d_in=st.sampled_from([1, 3, 8]),
+    batch=st.integers(1, 4),
+    seed=st.integers(0, 10_000),
+)
+def test_value_and_gradients_equal_the_formula(widths, d_in, batch, seed):
+    acts, W_dec, parents = random_case(widths, d_in, batch, seed)
+    ours = structural_loss(acts, W_dec, families_of(parents))
+    theirs = reference.structural_loss(acts, W_dec, parents.tolist())
+    torch.testing.assert_close(ours, theirs)
+    if not (parents >= 0).any():
+        return
+    for got, want in zip(torch.autograd.grad(ours, [acts, W_dec]), torch.autograd.grad(theirs, [acts, W_dec])):
+        torch.testing.assert_close(got, want)
+
+
+def test_a_parent_that_is_the_sum_of_its_children_costs_nothing():
+    W_dec = torch.tensor([[2.0, 3.0], [1.0, 0.0], [0.0, 1.0]])
+    acts = torch.tensor([[1.0, 2.0, 3.0]])
+    families = families_of(torch.tensor([-1, 0, 0]))
+    assert structural_loss(acts, W_dec, families) == 0
+    assert structural_loss(acts * torch.tensor([2.0, 1, 1]), W_dec, families) == 13
+
+
+def test_a_forest_without_edges_costs_nothing():
+    families = families_of(torch.full((6,), -1))
+    assert families == ()
+    assert structural_loss(torch.ones(2, 6), torch.ones(6, 3), families) == 0
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10_000), widths=st.sampled_from([(1, 40), (4, 9), (5, 6, 30)]))
+def test_every_child_is_in_the_family_of_its_parent_and_in_no_other(seed, widths):
+    _, _, parents = random_case(widths, 1, 1, seed)
+    found = {}
+    for members, signs in families_of(parents):
+        assert members.shape == signs.shape
+        assert members.shape[1] <= 2 * (signs < 0).sum(1).min() + 1, "padding must at most double a family"
+        for family, sign in zip(members.tolist(), signs.tolist()):
+            assert sign[0] == 1
+            for member, s in zip(family[1:], sign[1:]):
+                assert s in (-1, 0)
+                if s == -1:
+                    assert member not in found
+                    found[member] = family[0]
+    assert found == {child: parent for child, parent in enumerate(parents.tolist()) if parent >= 0}
+
+
+def test_nothing_of_the_shape_batch_features_d_in_is_ever_made():
+    batch, n_parents, n_children, d_in = 64, 200, 400, 96
+    parents = torch.cat([torch.full((n_parents,), -1), torch.arange(n_children) % n_parents])
+    acts = torch.rand(batch, n_parents + n_children, requires_grad=True)
+    W_dec = torch.rand(n_parents + n_children, d_in, requires_grad=True)
+    largest = 0
+
+    def watch(tensor):
+        nonlocal largest
+        largest = max(largest, tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(watch, lambda tensor: tensor):
+        structural_loss(acts, W_dec, families_of(parents)).backward()
+    assert 0 < largest <= 2 * max(acts.numel(), W_dec.numel())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_it_accumulates_in_float32_at_any_precision(dtype):
+    acts, W_dec, parents = random_case((4, 9, 20), 8, 16, seed=1)
+    exact = structural_loss(acts, W_dec, families_of(parents))
+    rounded = structural_loss(acts.detach().to(dtype), W_dec.detach().to(dtype), families_of(parents))
+    assert rounded.dtype == torch.float32
+    assert rounded.item() == pytest.approx(exact.item(), rel=2e-2)
