@@ -85,7 +85,7 @@ def choose_parents(similarity, unassigned_fraction, max_children=None):
 
 
 def ghost_gradient_loss(error, pre, W_dec, dead):
-    """Ghost gradients token by token; scales are numbers, not functions of the parameters."""
+    """Ghost gradients token by token; scales and ‖output‖² are numbers, not functions of the parameters."""
     total = torch.zeros((), dtype=torch.float64)
     for token in range(error.shape[0]):
         residual = error[token].detach()
@@ -94,6 +94,6 @@ def ghost_gradient_loss(error, pre, W_dec, dead):
             if dead[feature]:
                 output = output + torch.exp(pre[token, feature]) * W_dec[feature]
         output = output * (residual.norm().item() / (2 * output.norm().item() + 1e-6))
-        ghost = ((output - residual) ** 2).sum()
+        ghost = (output**2).sum().item() - 2 * (output * residual).sum() + (residual**2).sum()
         total = total + ghost * ((residual**2).sum().item() / (ghost.item() + 1e-6))
     return total / error.shape[0]

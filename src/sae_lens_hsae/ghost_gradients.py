@@ -1,4 +1,10 @@
-"""Ghost gradients: dead features learn from what the living ones leave unexplained (Jermyn & Templeton, January 2024)."""
+"""Ghost gradients: dead features learn from what the living ones leave unexplained (Jermyn & Templeton, January 2024).
+
+One term of theirs is left out. With output g, scaled to half the residual's norm, and residual e, the gradient of
+‖g − e‖² = ‖g‖² − 2⟨g, e⟩ + ‖e‖² on a dead feature's pre-activation has a part from ‖g‖² that always pushes it down, and that
+outweighs the other unless cos(g, e) > ½, which a few dead features among hundreds of dimensions never reach. They
+would be pushed away from firing for good, so ‖g‖² counts as a constant here.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +38,7 @@ def ghost_gradient_loss(
         ghost_acts = hidden_pre.index_select(1, ghosts).to(dtype).clamp(max=60).exp()
         output = ghost_acts @ W_dec.index_select(0, ghosts).to(dtype)
         scale = residual.norm(dim=-1, keepdim=True) / (2 * output.norm(dim=-1, keepdim=True) + 1e-6)
-        ghost_error = (output * scale.detach() - residual).square().sum(-1)
+        output = output * scale.detach()
         level_error = residual.square().sum(-1)
+        ghost_error = output.detach().square().sum(-1) - 2 * (output * residual).sum(-1) + level_error
         return (ghost_error * (level_error / (ghost_error + 1e-6)).detach()).mean()

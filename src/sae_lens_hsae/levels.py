@@ -85,7 +85,7 @@ def validated_widths(widths: Sequence[int]) -> tuple[int, ...]:
     """``widths`` as a tuple of ints, or a ValueError that says what is wrong and how to mend it."""
     example = "give the levels coarse to fine, for example level_widths=[2048, 4096, 8192, 16384]"
     if not widths:
-        raise ValueError(f"level_widths is empty; {example}")
+        raise ValueError(f"level_widths={list(widths)} is empty; {example}")
     for width in widths:
         if isinstance(width, bool) or not isinstance(width, int) or width < 1:
             raise ValueError(f"level_widths={list(widths)} holds {width!r}, which is not a positive whole number; {example}")

@@ -18,32 +18,35 @@ import torch
 
 
 class Families(NamedTuple):
-    """Families of similar size, padded to the largest of them.
+    """All families of a forest, grouped by size and padded to the largest of their group.
 
     Attributes:
-        members: flat feature indices, the parent first, (n_families, size) int64. Padding repeats the parent.
-        signs: +1 for the parent, −1 for a child, 0 for padding; (n_families, size) float32.
+        members: flat feature indices, family after family, in each the parent first; (n_members,) int64.
+            Padding repeats the parent.
+        signs: +1 for a parent, −1 for a child, 0 for padding; (n_members,) float32.
+        shapes: (n_families, size) of each group, in the order of ``members``.
     """
 
     members: torch.Tensor
     signs: torch.Tensor
+    shapes: tuple[tuple[int, int], ...]
 
 
-def families_of(parents: torch.Tensor) -> tuple[Families, ...]:
-    """Group a parent table into families, in buckets whose sizes double, so that padding at most doubles the work.
+def families_of(parents: torch.Tensor) -> Families:
+    """Group a parent table into families, by sizes that double, so that padding at most doubles them.
 
     Args:
         parents: (n_features,) int64, flat index of each feature's parent or −1.
 
     Returns:
-        One :class:`Families` per bucket that is not empty, on the device of ``parents``.
+        The families, on the device of ``parents``.
     """
     device = parents.device
     parents = parents.cpu()
     n_children = torch.bincount(parents[parents >= 0], minlength=len(parents))
     children = torch.argsort(parents, stable=True)[int((parents < 0).sum()) :]
     first_child = torch.cumsum(n_children, 0) - n_children
-    buckets = []
+    groups: list[tuple[torch.Tensor, torch.Tensor]] = []
     largest = int(n_children.max()) if len(n_children) else 0
     low, high = 0, 1
     while low < largest:
@@ -54,14 +57,16 @@ def families_of(parents: torch.Tensor) -> tuple[Families, ...]:
             present = place < n_children[heads, None]
             places = (first_child[heads, None] + place).clamp(max=len(children) - 1)
             kin = torch.where(present, children[places], heads[:, None])
-            members = torch.cat([heads[:, None], kin], dim=1)
             signs = torch.cat([torch.ones(len(heads), 1), -present.float()], dim=1)
-            buckets.append(Families(members.to(device), signs.to(device)))
+            groups.append((torch.cat([heads[:, None], kin], dim=1), signs))
         low, high = high, 2 * high
-    return tuple(buckets)
+    members = [group.flatten() for group, _ in groups] or [torch.zeros(0, dtype=torch.int64)]
+    signs = [group.flatten() for _, group in groups] or [torch.zeros(0)]
+    shapes = tuple((len(group), group.shape[1]) for group, _ in groups)
+    return Families(torch.cat(members).to(device), torch.cat(signs).to(device), shapes)
 
 
-def structural_loss(acts: torch.Tensor, W_dec: torch.Tensor, families: tuple[Families, ...]) -> torch.Tensor:
+def structural_loss(acts: torch.Tensor, W_dec: torch.Tensor, families: Families) -> torch.Tensor:
     """Σ_l Σ_i L_PC,(l,i), mean over the batch, not yet weighted by ρ.
 
     Args:
@@ -73,16 +78,16 @@ def structural_loss(acts: torch.Tensor, W_dec: torch.Tensor, families: tuple[Fam
         A scalar in float32, or float64 if ``acts`` is.
     """
     dtype = torch.promote_types(acts.dtype, torch.float32)
+    sizes = [n_families * size for n_families, size in families.shapes]
     total = torch.zeros((), dtype=dtype, device=acts.device)
     with torch.autocast(acts.device.type, enabled=False):
-        for members, signs in families:
-            n_families, size = members.shape
-            flat = members.flatten()
-            V = acts.index_select(1, flat).to(dtype) * signs.flatten().to(dtype)
-            V = V.view(len(acts), n_families, size).transpose(0, 1)
-            D = W_dec.index_select(0, flat).to(dtype).view(n_families, size, -1)
-            # Both forms are exact; the Gram form costs batch·size² per family, the direct one batch·size·d_in.
-            if size <= D.shape[-1]:
+        signed_acts = acts.index_select(1, families.members).to(dtype) * families.signs.to(dtype)
+        rows = W_dec.index_select(0, families.members).to(dtype)
+        for shape, V, D in zip(families.shapes, signed_acts.split(sizes, dim=1), rows.split(sizes), strict=True):
+            V = V.reshape(len(acts), *shape).transpose(0, 1)
+            D = D.view(*shape, -1)
+            # Both forms are exact; the first costs batch·size² per family, the second batch·size·d_in.
+            if shape[1] <= D.shape[-1]:
                 total = total + ((V.transpose(1, 2) @ V) * (D @ D.transpose(1, 2))).sum()
             else:
                 total = total + (V @ D).square().sum()

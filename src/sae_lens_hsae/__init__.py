@@ -1,0 +1,24 @@
+"""Hierarchical sparse autoencoders (HSAE, arXiv 2602.11881) as an architecture of SAELens.
+
+Importing this package registers the architecture ``"hsae"`` with SAELens.
+"""
+
+from sae_lens.registry import register_sae_class, register_sae_training_class
+
+from sae_lens_hsae.config import ARCHITECTURE, HierarchicalSAEConfig, HierarchicalTrainingSAEConfig
+from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
+from sae_lens_hsae.training_sae import HierarchicalTrainingSAE
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FeatureForest",
+    "HierarchicalSAE",
+    "HierarchicalSAEConfig",
+    "HierarchicalTrainingSAE",
+    "HierarchicalTrainingSAEConfig",
+]
+
+register_sae_class(ARCHITECTURE, HierarchicalSAE, HierarchicalSAEConfig)
+register_sae_training_class(ARCHITECTURE, HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig)

@@ -1,0 +1,204 @@
+"""Configurations of the architecture ``hsae``, and every check of their fields; no tensors here."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import simple_parsing
+from sae_lens.saes.sae import SAEConfig, TrainingSAEConfig
+from typing_extensions import override
+
+from sae_lens_hsae.levels import Levels
+
+ARCHITECTURE = "hsae"
+Similarity = Literal["encoder", "decoder", "coactivation"]
+
+
+@dataclass
+class HierarchicalSAEConfig(SAEConfig):
+    """Configuration of a :class:`HierarchicalSAE` for inference.
+
+    Args:
+        level_widths: features per level, coarse to fine, strictly increasing; they add up to ``d_sae``.
+        output_level: the level that ``decode`` and ``forward`` reconstruct from; −1 is the finest.
+
+    Raises:
+        ValueError: naming the field, its value and the remedy.
+    """
+
+    level_widths: list[int] = field(default_factory=list)
+    output_level: int = -1
+
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return ARCHITECTURE
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_levels(self)
+
+
+@dataclass(kw_only=True)
+class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
+    """Configuration for training a :class:`HierarchicalTrainingSAE` (HSAE, arXiv 2602.11881).
+
+    Args:
+        level_widths: n_l, features per level, coarse to fine, strictly increasing; they add up to ``d_sae``.
+        output_level: the level that ``decode`` and ``forward`` reconstruct from; −1 is the finest.
+        target_l0: L̂0, active features per token at every level: one number, or one per level.
+        structural_loss_coefficient: ρ, weight of the parent–children loss L_PC (§3.1).
+        perturbation_rate: r, probability with which a parent's contribution is replaced by its children's in
+            the reconstruction of its level, drawn per feature and step (§3.2).
+        hierarchy_update_every: steps between two updates of the forest (§3.3).
+        hierarchy_first_update: step of the first forest; until ``hierarchy_update_every`` the interval doubles.
+        hierarchy_similarity: what makes a parent similar to a child: cosine of their "encoder" or "decoder"
+            directions, or "coactivation", the share of tokens on which both are active (§3.3).
+        unassigned_fraction: share of each level's children, those least similar to any parent, that stay
+            without one (§3.3, partial tree).
+        max_children: most children a parent may have; 2 gives binary trees, None sets no limit.
+        freeze_hierarchy_after: last step at which the forest may change (fixed tree); None never freezes it.
+        perturbation_seed: seed of the draws of the perturbation.
+        jumprelu_init_threshold: θ at the start.
+        jumprelu_bandwidth: ε, width of the straight-through estimator.
+        jumprelu_ste_to_input: whether the estimator's gradient also reaches the pre-activations.
+        sparsity_rate: η, share of its distance to the target that a level's log L0 is to lose per step (App. A.2).
+        sparsity_gain: how strongly λ_l answers to the difference between that velocity and the measured one.
+        l0_ema_momentum: momentum of the running mean of each level's L0 (App. A.2).
+        ghost_gradients: whether features that are dead by the trainer's ``dead_feature_window`` receive ghost gradients.
+        decoder_init_norm: norm of the decoder rows that the encoder is initialised from.
+
+    Raises:
+        ValueError: naming the field, its value and the remedy.
+    """
+
+    level_widths: list[int] = field(default_factory=list)
+    output_level: int = -1
+    # SAELens' command line reads it as JSON, a number or a list of them; its parser knows no "number or list" by itself.
+    target_l0: float | list[float] = simple_parsing.field(default=50.0, type=json.loads)
+    structural_loss_coefficient: float = 0.01
+    perturbation_rate: float = 0.05
+    hierarchy_update_every: int = 5000
+    hierarchy_first_update: int = 100
+    hierarchy_similarity: Similarity = "encoder"
+    unassigned_fraction: float = 0.2
+    max_children: int | None = None
+    freeze_hierarchy_after: int | None = None
+    perturbation_seed: int = 0
+    jumprelu_init_threshold: float = 1.0
+    jumprelu_bandwidth: float = 1.0
+    jumprelu_ste_to_input: bool = True
+    sparsity_rate: float = 0.01
+    sparsity_gain: float = 4.0
+    l0_ema_momentum: float = 0.95
+    ghost_gradients: bool = True
+    decoder_init_norm: float | None = 1.0
+
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return ARCHITECTURE
+
+    def __post_init__(self) -> None:
+        _check_levels(self)
+        _check_training(self)
+        super().__post_init__()
+
+    @property
+    def target_l0_per_level(self) -> tuple[float, ...]:
+        """L̂0 of each level, coarse to fine."""
+        if isinstance(self.target_l0, Sequence):
+            return tuple(float(target) for target in self.target_l0)
+        return (float(self.target_l0),) * len(self.level_widths)
+
+
+def _check(cfg: object, name: str, holds: bool, remedy: str) -> None:
+    if not holds:
+        raise ValueError(f"{name}={getattr(cfg, name)!r}: {remedy}")
+
+
+def _check_levels(cfg: HierarchicalSAEConfig | HierarchicalTrainingSAEConfig) -> None:
+    levels = Levels(cfg.level_widths)  # type: ignore[arg-type]
+    cfg.level_widths = list(levels.widths)
+    _check(
+        cfg,
+        "d_sae",
+        cfg.d_sae == levels.n_features,
+        f"it is the number of features of all levels together; level_widths={cfg.level_widths} add up to "
+        f"{levels.n_features}, so set d_sae={levels.n_features}",
+    )
+    n = len(levels)
+    _check(cfg, "output_level", -n <= cfg.output_level < n, f"choose a level from {-n} to {n - 1}; −1 is the finest")
+    _check(
+        cfg,
+        "normalize_activations",
+        cfg.normalize_activations in ("none", "expected_average_only_in"),
+        'the levels share one constant scale of the activations; use "none" or "expected_average_only_in"',
+    )
+
+
+def _check_training(cfg: HierarchicalTrainingSAEConfig) -> None:
+    targets = cfg.target_l0 if isinstance(cfg.target_l0, Sequence) else [cfg.target_l0] * len(cfg.level_widths)
+    _check(
+        cfg,
+        "target_l0",
+        len(targets) == len(cfg.level_widths),
+        f"give one number, or one per level: there are {len(cfg.level_widths)} levels",
+    )
+    for level, (target, width) in enumerate(zip(targets, cfg.level_widths)):
+        _check(
+            cfg,
+            "target_l0",
+            _is_number(target) and 0 < target <= width,
+            f"level {level} has {width} features, so its target must be above 0 and at most {width}",
+        )
+    rho = "structural_loss_coefficient"
+    _check(cfg, rho, _is_number(cfg.structural_loss_coefficient) and cfg.structural_loss_coefficient >= 0, "ρ must be 0 or more")
+    _check(cfg, "perturbation_rate", _within(cfg.perturbation_rate, 0, 1), "r is a probability, from 0 to 1")
+    _check(cfg, "hierarchy_update_every", _is_count(cfg.hierarchy_update_every), "it counts steps: 1 or more")
+    _check(cfg, "hierarchy_first_update", _is_count(cfg.hierarchy_first_update), "it counts steps: 1 or more")
+    _check(
+        cfg,
+        "hierarchy_similarity",
+        cfg.hierarchy_similarity in get_args(Similarity),
+        f"choose one of {', '.join(map(repr, get_args(Similarity)))}",
+    )
+    _check(
+        cfg,
+        "unassigned_fraction",
+        _within(cfg.unassigned_fraction, 0, 1) and cfg.unassigned_fraction < 1,
+        "it is a share of the children, at least 0 and below 1",
+    )
+    _check(cfg, "max_children", cfg.max_children is None or _is_count(cfg.max_children), "use 1 or more, or None for no limit")
+    _check(
+        cfg,
+        "freeze_hierarchy_after",
+        cfg.freeze_hierarchy_after is None or _is_count(cfg.freeze_hierarchy_after),
+        "it is a step, 1 or more, or None to keep updating",
+    )
+    for name in ("jumprelu_bandwidth", "sparsity_rate", "sparsity_gain"):
+        value = getattr(cfg, name)
+        _check(cfg, name, _is_number(value) and value > 0, "it must be above 0")
+    _check(cfg, "jumprelu_init_threshold", _is_number(cfg.jumprelu_init_threshold) and cfg.jumprelu_init_threshold >= 0, "θ must be 0 or more")
+    _check(
+        cfg,
+        "l0_ema_momentum",
+        _within(cfg.l0_ema_momentum, 0, 1) and cfg.l0_ema_momentum < 1,
+        "it must be at least 0 and below 1",
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _within(value: Any, low: float, high: float) -> bool:
+    return _is_number(value) and low <= value <= high
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -1,0 +1,285 @@
+"""`FeatureForest`: who is whose parent, for any stack of levels (HSAE §3).
+
+HSAE trains the forest together with its levels; a post-hoc assignment between independently trained SAEs
+gives the same object. Queries about one feature answer in Python ints, queries about the whole forest in tensors.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sae_lens_hsae.levels import Levels
+
+if TYPE_CHECKING:
+    import networkx
+
+NO_PARENT = -1
+SCHEMA = "sae_lens_hsae/feature_forest"
+SCHEMA_VERSION = 1
+
+
+class FeatureForest:
+    """Immutable parent table over the features of all levels.
+
+    Features are numbered flat, coarse to fine (see `Levels`). A feature of level 0 is a *root*; a feature
+    below level 0 without a parent is *unassigned*. The children's index is built on first use, in one sort.
+
+    Args:
+        parents: (n_features,) integers, the flat index of each feature's parent or -1 for none; copied, to the CPU.
+        level_widths: number of features of each level, coarse to fine, or the `Levels` themselves.
+
+    Raises:
+        ValueError: if the widths or the parents are invalid; see `validate_parents`.
+    """
+
+    def __init__(self, parents: torch.Tensor | Sequence[int], level_widths: Levels | Sequence[int]) -> None:
+        self._levels = level_widths if isinstance(level_widths, Levels) else Levels(tuple(level_widths))
+        try:
+            table = torch.as_tensor(parents)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"parents is not a list of integers ({error}); write {NO_PARENT} for no parent") from error
+        validate_parents(table, self._levels)
+        self._parents = table.detach().to("cpu", torch.int64, copy=True)
+
+    @property
+    def parents(self) -> torch.Tensor:
+        """(n_features,) int64, -1 for none; a copy, so that no caller can change the forest."""
+        return self._parents.clone()
+
+    @property
+    def levels(self) -> Levels:
+        return self._levels
+
+    @property
+    def level_widths(self) -> tuple[int, ...]:
+        return self._levels.widths
+
+    @property
+    def n_features(self) -> int:
+        return self._parents.numel()
+
+    def __len__(self) -> int:
+        return self.n_features
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, FeatureForest):
+            return NotImplemented
+        return self._levels == other._levels and torch.equal(self._parents, other._parents)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __repr__(self) -> str:
+        n_edges = int((self._parents != NO_PARENT).sum())
+        n_roots = self.level_widths[0]
+        return (
+            f"FeatureForest(level_widths={list(self.level_widths)}: {self.n_features} features, {n_roots} roots, "
+            f"{n_edges} edges, {self.n_features - n_roots - n_edges} unassigned)"
+        )
+
+    # One feature. All raise IndexError for a feature that does not exist.
+
+    def parent(self, feature: int) -> int | None:
+        """Flat index of the feature's parent; None for a root and for an unassigned feature."""
+        parent = int(self._parents[self._checked(feature)])
+        return None if parent == NO_PARENT else parent
+
+    def children(self, feature: int) -> list[int]:
+        """Flat indices of the feature's children, ascending."""
+        return self._children_of(torch.tensor([self._checked(feature)])).tolist()
+
+    def siblings(self, feature: int) -> list[int]:
+        """The other children of the feature's parent, ascending; none for a feature without a parent."""
+        parent = self.parent(feature)
+        return [] if parent is None else [child for child in self.children(parent) if child != feature]
+
+    def path(self, feature: int) -> list[int]:
+        """From the feature's topmost ancestor (a root or an unassigned feature) down to the feature itself."""
+        path = [self._checked(feature)]
+        while (parent := self.parent(path[-1])) is not None:
+            path.append(parent)
+        return path[::-1]
+
+    def subtree(self, feature: int) -> list[int]:
+        """The feature and all its descendants, breadth-first."""
+        generation = torch.tensor([self._checked(feature)])
+        generations = []
+        while generation.numel():
+            generations.append(generation)
+            generation = self._children_of(generation)
+        return torch.cat(generations).tolist()
+
+    # The whole forest.
+
+    def roots(self) -> torch.Tensor:
+        """(n_0,) flat indices of the roots: the features of level 0, none of which can have a parent."""
+        return torch.arange(self.level_widths[0])
+
+    def unassigned(self) -> torch.Tensor:
+        """Flat indices of the features below level 0 that have no parent, ascending."""
+        features = (self._parents == NO_PARENT).nonzero().flatten()
+        return features[self.level_widths[0] :]
+
+    def leaves(self) -> torch.Tensor:
+        """Flat indices of the features without children, ascending."""
+        return (~self.has_children).nonzero().flatten()
+
+    def edges(self) -> torch.Tensor:
+        """(n_edges, 2) pairs (parent, child), in the order of the children."""
+        children = (self._parents != NO_PARENT).nonzero().flatten()
+        return torch.stack([self._parents[children], children], dim=1)
+
+    @property
+    def n_children(self) -> torch.Tensor:
+        """(n_features,) int64: how many children each feature has."""
+        return self._child_offsets.diff()
+
+    @property
+    def has_children(self) -> torch.Tensor:
+        """(n_features,) bool."""
+        return self.n_children > 0
+
+    @cached_property
+    def depth(self) -> int:
+        """Features on the longest path of the forest; 1 if there are no edges."""
+        depths = torch.ones_like(self._parents)
+        for _, children in self._levels.boundaries:
+            parents = self._parents[children]
+            depths[children] += torch.where(parents == NO_PARENT, 0, depths[parents.clamp(min=0)])
+        return int(depths.max())
+
+    # Exchange with other formats.
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and ints, ready for JSON; `from_dict` reads it back."""
+        return {
+            "schema": SCHEMA,
+            "schema_version": SCHEMA_VERSION,
+            "level_widths": list(self.level_widths),
+            "parents": self._parents.tolist(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> FeatureForest:
+        """The forest that `to_dict` described.
+
+        Raises:
+            ValueError: if ``data`` is no such description, is of a newer version, or holds invalid parents.
+        """
+        if data.get("schema") != SCHEMA:
+            raise ValueError(f"schema={data.get('schema')!r} is not {SCHEMA!r}; pass what FeatureForest.to_dict() gave")
+        if data.get("schema_version") != SCHEMA_VERSION:
+            raise ValueError(
+                f"schema_version={data.get('schema_version')!r} cannot be read, only {SCHEMA_VERSION}; "
+                "read it with the version of sae-lens-hsae that wrote it, or a newer one"
+            )
+        if missing := [key for key in ("level_widths", "parents") if key not in data]:
+            raise ValueError(f"{' and '.join(missing)} missing; pass what FeatureForest.to_dict() gave, unshortened")
+        return cls(data["parents"], data["level_widths"])
+
+    def to_networkx(self) -> networkx.DiGraph:
+        """A directed graph with an edge from each parent to its child and each node's ``level``.
+
+        Raises:
+            ImportError: if networkx is not installed.
+        """
+        try:
+            import networkx
+        except ImportError as error:
+            raise ImportError("FeatureForest.to_networkx() needs networkx: pip install networkx") from error
+        graph = networkx.DiGraph()
+        for level, features in enumerate(self._levels):
+            graph.add_nodes_from(range(features.start, features.stop), level=level)
+        graph.add_edges_from(self.edges().tolist())
+        return graph
+
+    def _checked(self, feature: int) -> int:
+        index = operator.index(feature)
+        # A negative index would quietly answer for a feature counted from the end, and -1 means "no parent" here.
+        if not 0 <= index < self.n_features:
+            raise IndexError(f"feature {index} does not exist; the forest has features 0 … {self.n_features - 1}")
+        return index
+
+    def _children_of(self, features: torch.Tensor) -> torch.Tensor:
+        """Children of several features, concatenated in the features' order."""
+        starts = self._child_offsets[features]
+        counts = self._child_offsets[features + 1] - starts
+        within = torch.arange(int(counts.sum())) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+        return self._child_index[starts.repeat_interleave(counts) + within]
+
+    @cached_property
+    def _child_index(self) -> torch.Tensor:
+        """(n_edges,) all children, grouped by parent; the children of f stand at ``_child_offsets[f : f + 2]``."""
+        n_without_parent = int((self._parents == NO_PARENT).sum())
+        return self._parents.argsort(stable=True)[n_without_parent:]
+
+    @cached_property
+    def _child_offsets(self) -> torch.Tensor:
+        """(n_features + 1,) where each feature's children begin in ``_child_index``, then n_edges."""
+        n_children = torch.bincount(self._parents[self._parents != NO_PARENT], minlength=self.n_features)
+        return torch.cat([n_children.new_zeros(1), n_children.cumsum(0)])
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.level_widths, self._parents.numpy().tobytes()))
+
+
+def validate_parents(parents: torch.Tensor, levels: Levels) -> None:
+    """Check that ``parents`` describes a forest: one entry per feature, -1 or a feature exactly one level up.
+
+    Args:
+        parents: (n_features,) flat index of each feature's parent, -1 for none.
+        levels: the levels that the features belong to.
+
+    Raises:
+        ValueError: naming the first feature that breaks a rule, its value, its level and the remedy.
+    """
+    n = levels.n_features
+    if parents.shape != (n,):
+        raise ValueError(
+            f"parents has shape {tuple(parents.shape)}, but level_widths={list(levels.widths)} has {n} features; "
+            f"give one entry per feature, shape ({n},)"
+        )
+    if parents.is_floating_point() or parents.is_complex() or parents.dtype == torch.bool:
+        raise ValueError(
+            f"parents has dtype {parents.dtype}, which cannot hold every feature index exactly; store it as torch.int64"
+        )
+    parents = parents.detach().to("cpu", torch.int64)
+    level = levels.level_of(torch.arange(n))
+    outside = (parents != NO_PARENT) & ((parents < 0) | (parents >= n))
+    parent_level = levels.level_of(parents.clamp(0, n - 1))
+    wrong = outside | ((parents != NO_PARENT) & (parent_level != level - 1))
+    if wrong.any():
+        feature = int(wrong.int().argmax())
+        raise ValueError(_what_is_wrong(parents, feature, int(level[feature]), int(parent_level[feature]), levels))
+
+
+def _what_is_wrong(parents: torch.Tensor, feature: int, level: int, parent_level: int, levels: Levels) -> str:
+    parent = int(parents[feature])
+    if level == 0:
+        remedy = f"a feature of level 0 is a root, set parents[{feature}] = {NO_PARENT}"
+    else:
+        above = levels[level - 1]
+        remedy = f"take a parent from level {level - 1} ({above.start} … {above.stop - 1}), or {NO_PARENT} for none"
+    if not 0 <= parent < levels.n_features:
+        fault = f"which is no feature (there are {levels.n_features})"
+    else:
+        fault = f"a feature of level {parent_level}"
+        if cycle := _cycle_through(parents, feature):
+            shown = cycle if len(cycle) <= 8 else [*cycle[:6], "…", feature]
+            fault += f", and makes the feature its own ancestor (cycle {' → '.join(map(str, shown))})"
+    return f"parents[{feature}] = {parent}, {fault}, but feature {feature} is in level {level}; {remedy}"
+
+
+def _cycle_through(parents: torch.Tensor, feature: int) -> list[int]:
+    """The features from ``feature`` up to ``feature`` again, or nothing if the way up does not return to it."""
+    walk, seen = [feature], set[int]()
+    while 0 <= (above := int(parents[walk[-1]])) < parents.numel() and above not in seen:
+        walk.append(above)
+        seen.add(above)
+    return walk if len(walk) > 1 and walk[-1] == feature else []

@@ -1,0 +1,221 @@
+"""The inference SAE of the architecture ``hsae``, and what it shares with the training SAE: wiring, saving, loading."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
+from sae_lens.saes.sae import SAE, SAEMetadata
+from torch import nn
+from typing_extensions import override
+
+from sae_lens_hsae.config import HierarchicalSAEConfig, HierarchicalTrainingSAEConfig
+from sae_lens_hsae.exact_storage import SUFFIX, as_bytes, from_bytes
+from sae_lens_hsae.forest import FeatureForest, validate_parents
+from sae_lens_hsae.levels import Levels
+
+if TYPE_CHECKING:
+    _Base = SAE[HierarchicalSAEConfig | HierarchicalTrainingSAEConfig]
+else:
+    _Base = object
+
+
+class LevelStack(_Base):
+    """What both SAE classes are: a stack of JumpReLU levels that read the same x, and one parent table.
+
+    Mixed in before SAELens' class. Tensors, with L levels and d_sae features of all levels, coarse to fine:
+
+    - ``W_enc`` (d_in, d_sae), ``b_enc`` (d_sae,), ``threshold`` (d_sae,), ``W_dec`` (d_sae, d_in),
+    - ``b_dec`` (L, d_in): every level reconstructs x on its own, so every level has its own,
+    - ``parents`` (d_sae,) int64: flat index of each feature's parent, −1 if it has none.
+    """
+
+    b_enc: nn.Parameter
+    threshold: nn.Parameter
+    parents: torch.Tensor
+    exact_tensors: tuple[str, ...] = ("parents",)
+    """Buffers that keep every bit whatever dtype the SAE is cast, saved or loaded to."""
+
+    @property
+    def levels(self) -> Levels:
+        """Widths of the levels and their slices of the features."""
+        return Levels(tuple(self.cfg.level_widths))
+
+    @property
+    def forest(self) -> FeatureForest:
+        """The forest as it is now: an immutable copy of the parent table."""
+        return FeatureForest(self.parents, self.cfg.level_widths)
+
+    @override
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        n_levels, d_sae = len(self.cfg.level_widths), self.cfg.d_sae
+        kind: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
+        self.b_dec = nn.Parameter(torch.zeros(n_levels, self.cfg.d_in, **kind))
+        self.b_enc = nn.Parameter(torch.zeros(d_sae, **kind))
+        self.register_buffer("parents", torch.full((d_sae,), -1, dtype=torch.int64, device=self.device))
+
+    @override
+    def process_sae_in(self, sae_in: torch.Tensor) -> torch.Tensor:
+        """Like SAELens', but leaves b_dec to :meth:`hidden_pre`: there is one per level and a single encoder product.
+
+        Raises:
+            ValueError: if the activations are not ``d_in`` wide.
+        """
+        sae_in = self.hook_sae_input(self.reshape_fn_in(sae_in.to(self.dtype)))
+        if sae_in.shape[-1] != self.cfg.d_in:
+            raise ValueError(
+                f"activations of shape {tuple(sae_in.shape)} are {sae_in.shape[-1]} wide, but d_in={self.cfg.d_in}; "
+                f"read them from the hook point the SAE was made for ({self.cfg.metadata.hook_name})"
+            )
+        return self.run_time_activation_norm_fn_in(sae_in)
+
+    def hidden_pre(self, sae_in: torch.Tensor) -> torch.Tensor:
+        """Pre-activations of all levels from one encoder product: (…, d_in) → (…, d_sae)."""
+        return sae_in @ self.W_enc + self.encoder_bias()
+
+    def encoder_bias(self) -> torch.Tensor:
+        """``b_enc``, less what ``apply_b_dec_to_input`` has each level subtract from x: (x − b_dec) W = x W − b_dec W."""
+        if not self.cfg.apply_b_dec_to_input:
+            return self.b_enc
+        shifts = [bias @ W for bias, W in zip(self.b_dec, self.levels.split(self.W_enc), strict=True)]
+        return self.b_enc - torch.cat(shifts)
+
+    def decode_level(self, feature_acts: torch.Tensor, level: int) -> torch.Tensor:
+        """Reconstruction of x from one level: activations of all levels (…, d_sae) → (…, d_in)."""
+        own = self.levels[level]
+        return feature_acts[..., own] @ self.W_dec[own] + self.b_dec[level]
+
+    @override
+    def decode(self, feature_acts: torch.Tensor) -> torch.Tensor:
+        """Reconstruction of x from ``cfg.output_level``: (…, d_sae) → (…, d_in).
+
+        Every level reconstructs all of x; their sum would be about L · x.
+        """
+        sae_out = self.hook_sae_recons(self.decode_level(feature_acts, self.cfg.output_level))
+        return self.reshape_fn_out(self.run_time_activation_norm_fn_out(sae_out), self.d_head)
+
+    @torch.no_grad()
+    def level_sae(self, level: int) -> JumpReLUSAE:
+        """One level as a plain SAELens SAE with unit-norm decoder rows, for tools that know no forest.
+
+        What the level subtracts from its input is folded into its encoder bias, so that it computes what the stack does.
+
+        Args:
+            level: from 0, the coarsest; negative levels count from the finest.
+
+        Raises:
+            IndexError: if there is no such level.
+        """
+        n_levels = len(self.levels)
+        if not -n_levels <= level < n_levels:
+            raise IndexError(f"level {level} does not exist; choose one from 0 to {n_levels - 1}")
+        level %= n_levels
+        own = self.levels[level]
+        metadata = SAEMetadata(**{**self.cfg.metadata.to_dict(), "hsae_level": level})
+        cfg = JumpReLUSAEConfig(
+            d_in=self.cfg.d_in,
+            d_sae=own.stop - own.start,
+            dtype=self.cfg.dtype,
+            device=self.cfg.device,
+            apply_b_dec_to_input=False,
+            normalize_activations=self.cfg.normalize_activations,
+            reshape_activations=self.cfg.reshape_activations,
+            metadata=metadata,
+        )
+        sae = JumpReLUSAE(cfg)
+        sae.load_state_dict(
+            {
+                "W_enc": self.W_enc[:, own],
+                "b_enc": self.encoder_bias()[own],
+                "threshold": self.threshold[own],
+                "W_dec": self.W_dec[own],
+                "b_dec": self.b_dec[level],
+            }
+        )
+        # Rows that are of unit norm to rounding stay as they are, so that outputs stay equal to the bit.
+        if (sae.get_W_dec_norm() - 1).abs().max() > 4 * torch.finfo(self.dtype).eps:
+            sae.fold_W_dec_norm()
+        return sae
+
+    @override
+    @torch.no_grad()
+    def fold_W_dec_norm(self) -> None:
+        """Scale decoder rows to unit norm and activations by the inverse; reconstructions and the forest stay."""
+        self.threshold.data.mul_(self.fold_and_get_W_dec_norm())
+
+    @override
+    @torch.no_grad()
+    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
+        """Make an SAE trained on activations times ``scaling_factor`` one for the activations themselves.
+
+        SAELens puts the factor into ``W_enc`` and its inverse into ``W_dec``. Here both keep their norm and biases and
+        thresholds take the factor: the same reconstructions, with feature activations in the units of x.
+        """
+        for tensor in (self.b_enc, self.threshold, self.b_dec):
+            tensor.data.div_(scaling_factor)
+        self.cfg.normalize_activations = "none"
+
+    @override
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        exact = {name: getattr(self, name).detach().clone() for name in self.exact_tensors}
+        out = super()._apply(fn, recurse)
+        for name, before in exact.items():
+            after = getattr(self, name)
+            if after.dtype != before.dtype:
+                after.data = before.to(after.device)
+        return out
+
+    @override
+    def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
+        for name in self.exact_tensors:
+            if name in state_dict:
+                state_dict[name + SUFFIX] = as_bytes(state_dict.pop(name))
+
+    @override
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        """Restore the exact tensors and check the rest.
+
+        Raises:
+            ValueError: if a tensor is missing or of another shape, or the parent table is no forest.
+        """
+        for name in self.exact_tensors:
+            if name + SUFFIX in state_dict:
+                state_dict[name] = from_bytes(state_dict.pop(name + SUFFIX), getattr(self, name).dtype)
+        expected = self.state_dict()
+        for name, tensor in expected.items():
+            if name not in state_dict:
+                raise ValueError(
+                    f"the weights hold no tensor {name!r}, which an SAE of the architecture {self.cfg.architecture()!r} "
+                    f"needs; they hold {sorted(state_dict)}"
+                )
+            if state_dict[name].shape != tensor.shape:
+                raise ValueError(
+                    f"{name} has shape {tuple(state_dict[name].shape)} in the file, but level_widths="
+                    f"{self.cfg.level_widths} and d_in={self.cfg.d_in} need {tuple(tensor.shape)}; "
+                    f"load it with the configuration it was saved with"
+                )
+        validate_parents(state_dict["parents"], self.levels)
+
+
+class HierarchicalSAE(LevelStack, SAE[HierarchicalSAEConfig]):
+    """A stack of JumpReLU levels and the forest of their features, for inference (HSAE §3).
+
+    ``encode`` returns the activations of all levels, ``decode`` reconstructs from ``cfg.output_level``. For one level by
+    itself use :meth:`level_sae`, for the forest :attr:`forest`. Loaded by ``SAE.load_from_disk`` and
+    ``SAE.from_pretrained`` once ``sae_lens_hsae`` is imported.
+    """
+
+    @override
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        self.threshold = nn.Parameter(torch.zeros(self.cfg.d_sae, dtype=self.dtype, device=self.device))
+
+    @override
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """Feature activations of all levels, coarse to fine: (…, d_in) → (…, d_sae)."""
+        hidden_pre = self.hook_sae_acts_pre(self.hidden_pre(self.process_sae_in(x)))
+        active = (hidden_pre > self.threshold).to(hidden_pre.dtype)
+        return self.hook_sae_acts_post(self.activation_fn(hidden_pre) * active)

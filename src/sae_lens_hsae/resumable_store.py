@@ -1,0 +1,134 @@
+"""SAELens' activation store, able to go on after a stop with exactly the batches that would have come.
+
+SAELens' store saves how many rows of the data set it has read. Lost are the activations waiting in its mixing buffer, the
+random state that shuffles them, tokens carried from one row to the next, and the position in cached activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from sae_lens.training.activations_store import ActivationsStore
+from typing_extensions import override
+
+STATE_FILENAME = "resumable_store_state.safetensors"
+
+
+class MixingBuffer(Iterator[torch.Tensor]):
+    """SAELens' ``mixing_buffer`` with its state in the open: the same batches for the same source and random state.
+
+    Args:
+        buffer_size: activations to gather before serving.
+        batch_size: activations per batch.
+        source: yields (n, d_in) tensors.
+        mix_fraction: share of the buffer kept back to be mixed with what comes next; 0 serves in order, unshuffled.
+    """
+
+    def __init__(self, buffer_size: int, batch_size: int, source: Iterator[torch.Tensor], mix_fraction: float) -> None:
+        if buffer_size < batch_size:
+            raise ValueError(
+                f"the buffer of {buffer_size} activations (n_batches_in_buffer × context_size) is smaller than "
+                f"train_batch_size_tokens={batch_size}; raise n_batches_in_buffer"
+            )
+        self.buffer_size, self.batch_size, self.source, self.mix_fraction = buffer_size, batch_size, source, mix_fraction
+        self.kept: torch.Tensor | None = None
+        self.serving: torch.Tensor | None = None
+
+    def __next__(self) -> torch.Tensor:
+        while self.serving is None or len(self.serving) == 0:
+            self._refill()
+        batch, self.serving = self.serving[: self.batch_size], self.serving[self.batch_size :]
+        return batch
+
+    @torch.no_grad()
+    def _refill(self) -> None:
+        new = next(self.source)
+        kept = new if self.kept is None else torch.cat([self.kept, new])
+        if len(kept) >= self.buffer_size:
+            if self.mix_fraction > 0:
+                kept = kept[torch.randperm(len(kept))]
+            n_to_serve = len(kept) - int(self.buffer_size * self.mix_fraction)
+            cut = max(1, n_to_serve // self.batch_size) * self.batch_size
+            self.serving, kept = kept[:cut], kept[cut:]
+        self.kept = kept
+
+
+class ResumableActivationsStore(ActivationsStore):
+    """An ``ActivationsStore`` whose checkpoints hold everything that decides the next batches.
+
+    A checkpoint is larger than SAELens' by the mixing buffer: n_batches_in_buffer × context_size × d_in numbers.
+    """
+
+    n_sequences = 0
+    """Sequences taken in the current pass over the data set."""
+
+    @override
+    def _iterate_tokenized_sequences(self) -> Generator[torch.Tensor, None, None]:
+        self.n_sequences = 0
+        for sequence in super()._iterate_tokenized_sequences():
+            self.n_sequences += 1
+            yield sequence
+
+    @override
+    def get_data_loader(self) -> MixingBuffer:
+        return MixingBuffer(
+            self.n_batches_in_buffer * self.training_context_size,
+            self.train_batch_size_tokens,
+            self._iterate_filtered_activations(),
+            self.activations_mixing_fraction,
+        )
+
+    @override
+    def __next__(self) -> torch.Tensor:
+        return next(self._mixing_buffer())
+
+    @override
+    def save_to_checkpoint(self, checkpoint_path: str | Path) -> None:
+        super().save_to_checkpoint(checkpoint_path)
+        buffer = self._mixing_buffer()
+        state = {
+            "rng_state": torch.get_rng_state(),
+            "n_sequences": torch.tensor(self.n_sequences),
+            "current_row_idx": torch.tensor(getattr(self, "current_row_idx", 0)),
+        }
+        for name in ("kept", "serving"):
+            tensor = getattr(buffer, name)
+            if tensor is not None:
+                state[name] = tensor.contiguous().clone()
+        save_file(state, Path(checkpoint_path) / STATE_FILENAME)
+
+    @override
+    def load_from_checkpoint(self, checkpoint_path: str | Path) -> None:
+        """Go on where the checkpoint was made.
+
+        Raises:
+            FileNotFoundError: if the checkpoint is one of SAELens' own runner, which holds no mixing buffer.
+        """
+        path = Path(checkpoint_path) / STATE_FILENAME
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path} is missing, so the next batches cannot be those of an uninterrupted run; resume this "
+                f"checkpoint with SAELens' LanguageModelSAETrainingRunner, which made it"
+            )
+        state = load_file(path)
+        if self.dataset is not None:
+            rows = load_file(Path(checkpoint_path) / "activations_store_state.safetensors")["n_dataset_processed"]
+            self.iterable_sequences = self._iterate_tokenized_sequences()
+            for _ in range(int(state["n_sequences"])):
+                next(self.iterable_sequences)
+            self.n_dataset_processed = int(rows)
+        if self.cached_activation_dataset is not None:
+            self.current_row_idx = int(state["current_row_idx"])
+        buffer = self._mixing_buffer()
+        for name in ("kept", "serving"):
+            setattr(buffer, name, state[name].to(self.device) if name in state else None)
+        torch.set_rng_state(state["rng_state"])
+
+    def _mixing_buffer(self) -> MixingBuffer:
+        if self._dataloader is None:
+            self._dataloader = self.get_data_loader()
+        assert isinstance(self._dataloader, MixingBuffer)
+        return self._dataloader

@@ -1,0 +1,335 @@
+"""The training SAE of the architecture ``hsae``: puts the mechanisms together and holds no formulas of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from sae_lens.constants import SAE_CFG_FILENAME
+from sae_lens.saes.jumprelu_sae import JumpReLU, Step
+from sae_lens.saes.sae import TrainCoefficientConfig, TrainingSAE, TrainStepInput, TrainStepOutput
+from torch import nn
+from typing_extensions import override
+
+from sae_lens_hsae.config import ARCHITECTURE, HierarchicalTrainingSAEConfig
+from sae_lens_hsae.exact_storage import SUFFIX, as_bytes
+from sae_lens_hsae.ghost_gradients import ghost_gradient_loss
+from sae_lens_hsae.hierarchical_sae import LevelStack
+from sae_lens_hsae.hierarchy_update import (
+    SimilarityBlock,
+    choose_parents,
+    coactivation_similarity,
+    cosine_similarity,
+    is_update_due,
+)
+from sae_lens_hsae.perturbation import Replacement, draw_replaced, replacement_delta, replacements
+from sae_lens_hsae.sparsity_control import SparsityState, control_sparsity
+from sae_lens_hsae.structural_loss import Families, families_of, structural_loss
+
+INFERENCE_TENSORS = ("W_enc", "b_enc", "threshold", "W_dec", "b_dec", "parents")
+"""What of a training SAE's state the inference SAE has."""
+
+COACTIVATION_MOMENTUM = 0.99
+"""Of the running share of tokens on which a parent and a child are both active: about the last 100 batches."""
+
+
+class _ForestView(NamedTuple):
+    """What training steps need of a parent table, worked out once per table."""
+
+    table: torch.Tensor
+    version: int
+    on_cpu: torch.Tensor
+    families: Families
+
+
+class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAEConfig]):
+    """Trains all levels and their forest together (HSAE §3); any SAELens trainer or runner drives it.
+
+    Beyond the tensors of :class:`LevelStack` it keeps what training needs and a checkpoint must hold:
+    ``log_l0_coefficient`` and ``l0_ema`` (L,) of the sparsity control, ``last_step`` () of the schedule,
+    ``reparented_share`` () of the last hierarchy update, and with co-activation similarity one
+    ``coactivation_l`` (n_l, n_{l+1}) per level boundary.
+    """
+
+    log_l0_coefficient: torch.Tensor
+    l0_ema: torch.Tensor
+    last_step: torch.Tensor
+    reparented_share: torch.Tensor
+    exact_tensors = ("parents", "log_l0_coefficient", "l0_ema", "last_step", "reparented_share", "threshold")
+
+    _forest_view: _ForestView | None = None
+
+    @override
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        self._normalize_decoder()
+        kind: dict[str, Any] = {"dtype": torch.float32, "device": self.device}
+        # θ and the controller move by steps that a half-precision number of their size would round away.
+        self.threshold = nn.Parameter(torch.full((self.cfg.d_sae,), self.cfg.jumprelu_init_threshold, **kind))
+        n_levels = len(self.levels)
+        # A feature of activation a earns a² of squared error for λ, so λ = θ² is where a threshold θ breaks even.
+        start = max(self.cfg.jumprelu_init_threshold, 1e-3) ** 2
+        self.register_buffer("log_l0_coefficient", torch.full((n_levels,), start, **kind).log())
+        self.register_buffer("l0_ema", torch.zeros(n_levels, **kind))
+        self.register_buffer("last_step", torch.zeros((), dtype=torch.int64, device=self.device))
+        self.register_buffer("reparented_share", torch.zeros((), **kind))
+        if self.cfg.hierarchy_similarity == "coactivation":
+            for boundary, (n_parents, n_children) in enumerate(zip(self.levels.widths, self.levels.widths[1:])):
+                self.register_buffer(f"coactivation_{boundary}", torch.zeros(n_parents, n_children, **kind))
+
+    @override
+    def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
+        """None for SAELens to schedule: λ is steered here, ρ is constant."""
+        return {}
+
+    @override
+    def encode_with_hidden_pre(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Activations and pre-activations of all levels: (…, d_in) → two of (…, d_sae)."""
+        hidden_pre = self.hook_sae_acts_pre(self.hidden_pre(self.process_sae_in(x)))
+        acts = JumpReLU.apply(
+            hidden_pre,
+            self.threshold.to(hidden_pre.dtype),
+            self.cfg.jumprelu_bandwidth,
+            self.cfg.jumprelu_ste_to_input,
+        )
+        return self.hook_sae_acts_post(acts), hidden_pre
+
+    @override
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        """One step's losses (HSAE §3.1): Σ_l (‖x̃_l − x‖² + λ_l L0_l) + ρ Σ L_PC, and ghost gradients.
+
+        Args:
+            step_input: SAELens'; ``sae_in`` is (batch, d_in).
+
+        Returns:
+            SAELens' output. ``sae_out`` is the unperturbed reconstruction of ``cfg.output_level``, ``feature_acts``
+            (batch, d_sae) are those of all levels.
+
+        Raises:
+            ValueError: if activations are NaN or infinite, or not ``d_in`` wide; nothing has changed by then.
+        """
+        replaced = self._begin_step(step_input)
+        l0_coefficients = self._l0_coefficients()
+        x = step_input.sae_in
+        acts, hidden_pre = self.encode_with_hidden_pre(x)
+        exact = torch.promote_types(hidden_pre.dtype, torch.float32)
+        # Split once: slicing level by level would make a gradient as large as all levels for each of them.
+        per_level = zip(self.levels.split(acts), self.W_dec.split(self.levels.widths), self.b_dec, strict=True)
+        clean = [own_acts @ rows + bias for own_acts, rows, bias in per_level]
+        errors = [
+            x.to(exact) - (out if change is None else out + replacement_delta(acts, self.W_dec, change)).to(exact)
+            for out, change in zip(clean, replaced)
+        ]
+        mse = torch.stack([error.square().sum(-1).mean() for error in errors])
+        l0 = self._l0(hidden_pre, exact)
+        losses = {"mse_loss": mse.sum(), "l0_loss": (l0_coefficients * l0).sum()}
+        if self.cfg.structural_loss_coefficient > 0:
+            rho = self.cfg.structural_loss_coefficient
+            losses["structural_loss"] = rho * structural_loss(acts, self.W_dec, self._view().families)
+        if self.cfg.ghost_gradients and step_input.dead_neuron_mask is not None:
+            losses["ghost_gradient_loss"] = self._ghost_gradients(errors, hidden_pre, step_input.dead_neuron_mask)
+        metrics = self._metrics(x, clean, mse.detach(), l0.detach(), step_input) if step_input.is_logging_step else {}
+        self._end_step(acts, l0)
+        return TrainStepOutput(
+            sae_in=x,
+            sae_out=self.hook_sae_recons(clean[self.cfg.output_level]),
+            feature_acts=acts,
+            hidden_pre=hidden_pre,
+            loss=torch.stack(list(losses.values())).sum(),
+            losses=losses,
+            metrics=metrics,
+        )
+
+    @override
+    def calculate_aux_loss(
+        self,
+        step_input: TrainStepInput,
+        feature_acts: torch.Tensor,
+        hidden_pre: torch.Tensor,
+        sae_out: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        raise NotImplementedError("the losses of all levels are one; call training_forward_pass")
+
+    @torch.no_grad()
+    def update_hierarchy(self) -> None:
+        """Recompute the forest from the parameters as they are (HSAE §3.3)."""
+        before = self.parents.clone()
+        for boundary, (above, below) in enumerate(self.levels.boundaries):
+            chosen = choose_parents(
+                self._similarity(boundary, above, below),
+                n_parents=above.stop - above.start,
+                n_children=below.stop - below.start,
+                unassigned_fraction=self.cfg.unassigned_fraction,
+                max_children=self.cfg.max_children,
+                device=self.parents.device,
+            )
+            self.parents[below] = torch.where(chosen < 0, -1, chosen + above.start)
+        children = self.parents[self.levels.widths[0] :]
+        if len(children):
+            self.reparented_share.copy_((children != before[self.levels.widths[0] :]).float().mean())
+
+    @torch.no_grad()
+    def finish_training(self) -> None:
+        """Make forest and decoder those of the final parameters: unit rows, and a last hierarchy update unless frozen."""
+        self.project_parameters()
+        freeze = self.cfg.freeze_hierarchy_after
+        if freeze is None or int(self.last_step) <= freeze:
+            self.update_hierarchy()
+
+    @override
+    def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
+        """Finish training and save the :class:`HierarchicalSAE`, so that the saved forest belongs to the saved weights."""
+        self.finish_training()
+        return super().save_inference_model(path)
+
+    @override
+    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
+        for name in set(state_dict) - set(INFERENCE_TENSORS):
+            del state_dict[name]
+        state_dict["threshold"] = state_dict["threshold"].to(self.dtype)
+        state_dict["parents" + SUFFIX] = as_bytes(state_dict.pop("parents"))
+
+    @override
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_loading(state_dict)
+        self._forest_view = None
+
+    @override
+    def load_weights_from_checkpoint(self, checkpoint_path: Path | str) -> None:
+        """Resume from a checkpoint.
+
+        Raises:
+            ValueError: if it is one of another architecture or shape.
+        """
+        cfg_path = Path(checkpoint_path) / SAE_CFG_FILENAME
+        if cfg_path.exists():
+            saved = json.loads(cfg_path.read_text()).get("architecture")
+            if saved != ARCHITECTURE:
+                raise ValueError(
+                    f"{cfg_path} has architecture={saved!r}, but this SAE is {ARCHITECTURE!r}; "
+                    f"resume from a checkpoint of this run, or train with the configuration of that one"
+                )
+        super().load_weights_from_checkpoint(checkpoint_path)
+
+    @torch.no_grad()
+    @torch.compiler.disable
+    def _begin_step(self, step_input: TrainStepInput) -> list[Replacement | None]:
+        """All that comes before the gradients: checks, constraints on parameters, the forest, the draw."""
+        step = step_input.n_training_steps
+        if not bool(torch.isfinite(step_input.sae_in).all()):
+            raise ValueError(
+                f"the activations of training step {step} hold NaN or infinite values; check the model's dtype "
+                f"(float16 overflows in some models) and normalize_activations"
+            )
+        self.project_parameters()
+        self.last_step.fill_(step)
+        cfg = self.cfg
+        if is_update_due(step, cfg.hierarchy_first_update, cfg.hierarchy_update_every, cfg.freeze_hierarchy_after):
+            self.update_hierarchy()
+        if not self.training or cfg.perturbation_rate == 0:
+            return [None] * len(self.levels)
+        parents = self._view().on_cpu
+        replaced = draw_replaced(parents, cfg.perturbation_rate, cfg.perturbation_seed, step)
+        return [
+            change and Replacement(*(tensor.to(self.parents.device, non_blocking=True) for tensor in change))
+            for change in replacements(replaced, parents, self.levels)
+        ]
+
+    @torch.no_grad()
+    @torch.compiler.disable
+    def _l0_coefficients(self) -> torch.Tensor:
+        """λ of every level, (L,)."""
+        # A compiled graph would keep the buffer itself for its backward pass, which runs after _end_step changed it.
+        return self.log_l0_coefficient.exp()
+
+    @torch.no_grad()
+    def _end_step(self, acts: torch.Tensor, l0: torch.Tensor) -> None:
+        """Steer λ for the next step, and follow co-activation."""
+        state = control_sparsity(
+            SparsityState(self.log_l0_coefficient, self.l0_ema),
+            l0.detach().float(),
+            torch.tensor(self.cfg.target_l0_per_level, device=l0.device),
+            self.cfg.sparsity_rate,
+            self.cfg.sparsity_gain,
+            self.cfg.l0_ema_momentum,
+        )
+        self.log_l0_coefficient.copy_(state.log_coefficient)
+        self.l0_ema.copy_(state.l0_ema)
+        if self.cfg.hierarchy_similarity == "coactivation":
+            fired = (acts > 0).float()
+            for boundary, (above, below) in enumerate(self.levels.boundaries):
+                together = fired[:, above].T @ fired[:, below] / len(acts)
+                self.get_buffer(f"coactivation_{boundary}").lerp_(together, 1 - COACTIVATION_MOMENTUM)
+
+    def project_parameters(self) -> None:
+        # On .data, so that the optimizer's captured parameters stay the same objects. A negative θ would let negative
+        # pre-activations through.
+        self.threshold.data.clamp_(min=0)
+        self._normalize_decoder()
+
+    def _normalize_decoder(self) -> None:
+        self.W_dec.data.div_(self.get_W_dec_norm().unsqueeze(1))
+
+    def _l0(self, hidden_pre: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Mean L0 of every level, (L,), with the straight-through gradient of JumpReLU."""
+        fired = Step.apply(
+            hidden_pre,
+            self.threshold.to(hidden_pre.dtype),
+            self.cfg.jumprelu_bandwidth,
+            self.cfg.jumprelu_ste_to_input,
+        )
+        return torch.stack([own.sum(-1, dtype=dtype).mean() for own in self.levels.split(fired)])
+
+    def _ghost_gradients(
+        self, errors: list[torch.Tensor], hidden_pre: torch.Tensor, dead: torch.Tensor
+    ) -> torch.Tensor:
+        per_level = zip(
+            errors,
+            self.levels.split(hidden_pre),
+            self.W_dec.split(self.levels.widths),
+            self.levels.split(dead),
+            strict=True,
+        )
+        return torch.stack([ghost_gradient_loss(*level) for level in per_level]).sum()
+
+    def _similarity(self, boundary: int, above: slice, below: slice) -> SimilarityBlock:
+        if self.cfg.hierarchy_similarity == "encoder":
+            return cosine_similarity(self.W_enc[:, above].T, self.W_enc[:, below].T)
+        if self.cfg.hierarchy_similarity == "decoder":
+            return cosine_similarity(self.W_dec[above], self.W_dec[below])
+        return coactivation_similarity(self.get_buffer(f"coactivation_{boundary}"))
+
+    @torch.compiler.disable
+    def _view(self) -> _ForestView:
+        table, view = self.parents, self._forest_view
+        if view is None or view.table is not table or view.version != table._version:
+            view = _ForestView(table, table._version, table.cpu(), families_of(table))
+            self._forest_view = view
+        return view
+
+    @torch.no_grad()
+    def _metrics(
+        self,
+        x: torch.Tensor,
+        clean: list[torch.Tensor],
+        mse: torch.Tensor,
+        l0: torch.Tensor,
+        step_input: TrainStepInput,
+    ) -> dict[str, torch.Tensor | float]:
+        """Per level what SAELens logs for an SAE, and the state of the forest."""
+        variance = (x.float() - x.float().mean(0)).square().sum(-1).mean()
+        metrics: dict[str, torch.Tensor | float] = {"reparented_share": self.reparented_share}
+        for level, own in enumerate(self.levels):
+            error = (clean[level].float() - x.float()).square().sum(-1).mean()
+            metrics[f"level_{level}_l0"] = l0[level]
+            metrics[f"level_{level}_l0_ema"] = self.l0_ema[level]
+            metrics[f"level_{level}_l0_coefficient"] = self.log_l0_coefficient[level].exp()
+            metrics[f"level_{level}_mse"] = mse[level]
+            metrics[f"level_{level}_explained_variance"] = 1 - error / variance
+            if step_input.dead_neuron_mask is not None:
+                metrics[f"level_{level}_dead_features"] = step_input.dead_neuron_mask[own].sum()
+            if level > 0:
+                metrics[f"level_{level}_unassigned_share"] = (self.parents[own] < 0).float().mean()
+        return metrics

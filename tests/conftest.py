@@ -1,0 +1,54 @@
+"""Small SAEs that many tests share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from sae_lens.saes.sae import TrainStepInput
+
+from sae_lens_hsae import HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig
+
+WIDTHS = [4, 9, 20]
+D_IN = 8
+
+
+def make_config(**overrides: Any) -> HierarchicalTrainingSAEConfig:
+    fields: dict[str, Any] = {"d_in": D_IN, "level_widths": WIDTHS, "target_l0": 2.0} | overrides
+    fields.setdefault("d_sae", sum(fields["level_widths"]))
+    return HierarchicalTrainingSAEConfig(**fields)
+
+
+def make_sae(seed: int = 0, **overrides: Any) -> HierarchicalTrainingSAE:
+    """A training SAE with every tensor random, decoder rows of unit norm, and a random forest with unassigned features."""
+    sae = HierarchicalTrainingSAE(make_config(**overrides))
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.dtype)
+
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+        parameter = getattr(sae, name)
+        parameter.data = random(parameter) * (1.0 if "W" in name else 0.3)
+    sae.threshold.data = random(sae.threshold).abs()
+    sae.project_parameters()
+    for above, below in sae.levels.boundaries:
+        n_above, n_below = above.stop - above.start, below.stop - below.start
+        chosen = above.start + torch.randint(n_above, (n_below,), generator=generator)
+        chosen[torch.rand(n_below, generator=generator) < 0.2] = -1
+        sae.parents[below] = chosen
+    return sae
+
+
+def step_input(x: torch.Tensor, step: int = 1, dead: torch.Tensor | None = None, logging: bool = False) -> TrainStepInput:
+    return TrainStepInput(
+        sae_in=x, coefficients={}, dead_neuron_mask=dead, n_training_steps=step, is_logging_step=logging
+    )
+
+
+@pytest.fixture
+def batch() -> torch.Tensor:
+    return torch.randn(16, D_IN, generator=torch.Generator().manual_seed(7)) * 2
+
+
+Maker = Callable[..., HierarchicalTrainingSAE]

@@ -1,0 +1,88 @@
+"""Every bad field is refused at once, with its name, its value and a remedy."""
+
+import json
+
+import pytest
+from conftest import make_config
+
+from sae_lens_hsae import HierarchicalSAEConfig, HierarchicalTrainingSAEConfig
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "remedy"),
+    [
+        ("level_widths", [], "is empty; give the levels coarse to fine"),
+        ("level_widths", [8, 8], "not strictly increasing"),
+        ("level_widths", [8, 4], "not strictly increasing"),
+        ("level_widths", [0, 4], "holds 0, which is not a positive whole number"),
+        ("level_widths", [-2, 4], "holds -2"),
+        ("level_widths", [4, 8.5], "holds 8.5"),
+        ("d_sae", 34, "level_widths=[4, 9, 20] add up to 33, so set d_sae=33"),
+        ("output_level", 3, "choose a level from -3 to 2"),
+        ("output_level", -4, "choose a level from -3 to 2"),
+        ("normalize_activations", "layer_norm", 'use "none" or "expected_average_only_in"'),
+        ("target_l0", 0, "level 0 has 4 features, so its target must be above 0 and at most 4"),
+        ("target_l0", -3.0, "level 0 has 4 features"),
+        ("target_l0", 5.0, "level 0 has 4 features"),
+        ("target_l0", [2, 2, 21], "level 2 has 20 features, so its target must be above 0 and at most 20"),
+        ("target_l0", [2, 2], "one per level: there are 3 levels"),
+        ("target_l0", [2, 2, 2, 2], "one per level: there are 3 levels"),
+        ("target_l0", [2, NAN, 2], "level 1"),
+        ("structural_loss_coefficient", -0.1, "ρ must be 0 or more"),
+        ("structural_loss_coefficient", NAN, "ρ must be 0 or more"),
+        ("perturbation_rate", -0.01, "from 0 to 1"),
+        ("perturbation_rate", 1.5, "from 0 to 1"),
+        ("unassigned_fraction", -0.2, "at least 0 and below 1"),
+        ("unassigned_fraction", 1.0, "at least 0 and below 1"),
+        ("hierarchy_similarity", "cosine", "choose one of 'encoder', 'decoder', 'coactivation'"),
+        ("hierarchy_update_every", 0, "1 or more"),
+        ("hierarchy_update_every", 2.5, "1 or more"),
+        ("hierarchy_first_update", 0, "1 or more"),
+        ("max_children", 0, "1 or more, or None"),
+        ("freeze_hierarchy_after", -1, "a step, 1 or more, or None"),
+        ("jumprelu_bandwidth", 0.0, "above 0"),
+        ("jumprelu_init_threshold", -1.0, "θ must be 0 or more"),
+        ("sparsity_rate", 0.0, "above 0"),
+        ("sparsity_gain", -1.0, "above 0"),
+        ("l0_ema_momentum", 1.0, "below 1"),
+    ],
+)
+def test_bad_fields_are_refused_with_field_value_and_remedy(field, value, remedy):
+    with pytest.raises(ValueError) as error:  # noqa: PT011 – the text is checked below
+        make_config(**{"d_sae": 33, field: value})
+    message = str(error.value)
+    assert field in message
+    assert str(value) in message
+    assert remedy in message
+
+
+@pytest.mark.parametrize("field", ["level_widths", "output_level", "d_sae"])
+def test_the_inference_config_checks_its_fields_too(field):
+    value = {"level_widths": [9, 4], "output_level": 2, "d_sae": 12}[field]
+    with pytest.raises(ValueError, match=field):
+        HierarchicalSAEConfig(**{"d_in": 8, "d_sae": 13, "level_widths": [4, 9], field: value})
+
+
+def test_limits_are_allowed():
+    make_config(target_l0=[4, 9, 20], structural_loss_coefficient=0, perturbation_rate=1, unassigned_fraction=0)
+    make_config(level_widths=[5], output_level=-1, max_children=1, freeze_hierarchy_after=1)
+
+
+def test_one_target_stands_for_every_level():
+    assert make_config(target_l0=3).target_l0_per_level == (3.0, 3.0, 3.0)
+    assert make_config(target_l0=[1, 2, 3]).target_l0_per_level == (1.0, 2.0, 3.0)
+
+
+def test_a_training_config_survives_json():
+    cfg = make_config(target_l0=[1, 2, 3], max_children=2, hierarchy_similarity="decoder")
+    again = HierarchicalTrainingSAEConfig.from_dict(json.loads(json.dumps(cfg.to_dict())))
+    assert again == cfg
+
+
+def test_the_inference_config_keeps_only_its_own_fields():
+    saved = make_config(output_level=1).get_inference_sae_cfg_dict()
+    cfg = HierarchicalSAEConfig.from_dict(saved)
+    assert (cfg.level_widths, cfg.output_level, cfg.d_sae) == ([4, 9, 20], 1, 33)
+    assert saved["metadata"]["training_architecture_details"]["structural_loss_coefficient"] == 0.01

@@ -1,0 +1,226 @@
+"""The inference SAE: saving, loading, folding, and its levels as plain SAELens SAEs."""
+
+import copy
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import D_IN, WIDTHS, make_sae, step_input
+from safetensors.torch import load_file, save_file
+from sae_lens import SAE, JumpReLUSAE
+from sae_lens.saes.sae import TrainingSAE
+
+from sae_lens_hsae import HierarchicalSAE, HierarchicalSAEConfig, HierarchicalTrainingSAE
+from sae_lens_hsae.exact_storage import as_bytes
+
+DTYPES = ["float32", "float16", "bfloat16"]
+
+
+def saved(sae, path):
+    sae.save_inference_model(path)
+    return path
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_saved_model_loads_as_it_was_trained(tmp_path, batch, dtype):
+    sae = make_sae()
+    loaded = SAE.load_from_disk(saved(sae, tmp_path), dtype=dtype)
+    assert type(loaded) is HierarchicalSAE
+    sae = sae.to(dtype=loaded.dtype)
+    assert torch.equal(loaded.parents, sae.parents)
+    assert torch.equal(loaded.encode(batch), sae.encode(batch))
+    assert torch.equal(loaded(batch), sae(batch))
+
+
+@pytest.mark.parametrize("trained_in", DTYPES)
+def test_a_model_trained_in_half_precision_loads_as_it_was(tmp_path, batch, trained_in):
+    sae = make_sae(dtype=trained_in)
+    loaded = SAE.load_from_disk(saved(sae, tmp_path))
+    assert loaded.W_dec.dtype == loaded.threshold.dtype == sae.dtype
+    assert torch.equal(loaded(batch), sae(batch))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_parents_beyond_any_half_precision_number_survive(tmp_path, dtype):
+    widths = [70_000, 70_001]
+    cfg = HierarchicalSAEConfig(d_in=1, d_sae=sum(widths), level_widths=widths)
+    sae = HierarchicalSAE(cfg)
+    sae.parents[widths[0] :] = torch.arange(widths[1]).clamp(max=widths[0] - 1)
+    sae.save_model(tmp_path)
+    loaded = SAE.load_from_disk(tmp_path, dtype=dtype)
+    assert loaded.parents.dtype == torch.int64
+    assert torch.equal(loaded.parents, sae.parents)
+
+
+def test_saving_ends_training_unit_decoder_and_a_forest_of_the_saved_weights(tmp_path):
+    sae = make_sae()
+    sae.W_dec.data.mul_(1.01)
+    sae.parents.fill_(-1)
+    loaded = SAE.load_from_disk(saved(sae, tmp_path))
+    torch.testing.assert_close(loaded.W_dec.norm(dim=1), torch.ones(33))
+    fresh = copy.deepcopy(sae)
+    fresh.update_hierarchy()
+    assert torch.equal(loaded.parents, fresh.parents)
+    assert (loaded.parents >= 0).any()
+
+
+def test_a_checkpoint_holds_all_that_training_needs_and_changes_nothing(tmp_path, batch):
+    sae = make_sae(hierarchy_similarity="coactivation", hierarchy_first_update=1)
+    sae.training_forward_pass(step_input(batch, step=1))
+    before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
+    sae.save_model(tmp_path)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in sae.state_dict().items())
+    again = make_sae(seed=1, hierarchy_similarity="coactivation", hierarchy_first_update=1)
+    again.load_weights_from_checkpoint(tmp_path)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in again.state_dict().items())
+    from_disk = TrainingSAE.load_from_disk(tmp_path)
+    assert isinstance(from_disk, HierarchicalTrainingSAE)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in from_disk.state_dict().items())
+    rounded = TrainingSAE.load_from_disk(tmp_path, dtype="bfloat16")
+    assert all(torch.equal(getattr(rounded, name), before[name]) for name in sae.exact_tensors)
+
+
+@pytest.mark.parametrize("level", range(-3, 3))
+@pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
+def test_a_level_is_a_plain_saelens_sae_with_the_same_outputs(batch, level, apply_b_dec_to_input):
+    sae = make_sae(apply_b_dec_to_input=apply_b_dec_to_input)
+    sae.cfg.metadata.hook_name = "blocks.3.hook_resid_post"
+    single = sae.level_sae(level)
+    acts = sae.encode(batch)
+    assert type(single) is JumpReLUSAE
+    torch.testing.assert_close(single.encode(batch), acts[:, sae.levels[level]])
+    torch.testing.assert_close(single(batch), sae.decode_level(acts, level % 3))
+    torch.testing.assert_close(single.W_dec.norm(dim=1), torch.ones(WIDTHS[level]))
+    assert single.cfg.metadata.hook_name == "blocks.3.hook_resid_post"
+    assert single.cfg.metadata.hsae_level == level % 3
+    single.b_enc.data.fill_(0)
+    assert sae.b_enc.abs().max() > 0, "a level must not share memory with the stack"
+
+
+def test_a_level_has_a_unit_decoder_even_where_the_stack_has_not(batch):
+    sae = make_sae()
+    sae.W_dec.data.mul_(torch.linspace(0.5, 2, 33)[:, None])
+    single = sae.level_sae(1)
+    torch.testing.assert_close(single.W_dec.norm(dim=1), torch.ones(9))
+    torch.testing.assert_close(single(batch), sae.decode_level(sae.encode(batch), 1))
+
+
+@pytest.mark.parametrize("level", [3, -4])
+def test_a_level_that_does_not_exist(level):
+    with pytest.raises(IndexError, match=f"level {level} does not exist; choose one from 0 to 2"):
+        make_sae().level_sae(level)
+
+
+@pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
+def test_folding_the_activation_scale_changes_no_output_and_no_forest(batch, apply_b_dec_to_input):
+    sae = make_sae(apply_b_dec_to_input=apply_b_dec_to_input, normalize_activations="expected_average_only_in")
+    sae.update_hierarchy()
+    scale = 1.7
+    expected, acts, forest = sae(batch * scale) / scale, sae.encode(batch * scale), sae.forest
+    sae.fold_activation_norm_scaling_factor(scale)
+    torch.testing.assert_close(sae(batch), expected)
+    torch.testing.assert_close(sae.encode(batch) * scale, acts)
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(33))
+    sae.update_hierarchy()
+    assert sae.forest == forest
+    assert sae.cfg.normalize_activations == "none"
+
+
+def test_folding_the_decoder_norm_changes_no_output_and_no_forest(batch, tmp_path):
+    sae = SAE.load_from_disk(saved(make_sae(), tmp_path))
+    sae.W_dec.data.mul_(torch.linspace(0.5, 2, 33)[:, None])
+    expected, forest = sae(batch), sae.forest
+    sae.fold_W_dec_norm()
+    torch.testing.assert_close(sae(batch), expected)
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(33))
+    assert sae.forest == forest
+
+
+def test_decode_reconstructs_from_the_output_level(batch):
+    acts = make_sae().encode(batch)
+    for level in range(3):
+        sae = make_sae(output_level=level)
+        torch.testing.assert_close(sae.decode(acts), sae.decode_level(acts, level))
+    torch.testing.assert_close(make_sae().decode(acts), make_sae().decode_level(acts, 2))
+
+
+def test_tokens_of_any_batch_shape(batch):
+    sae = make_sae()
+    torch.testing.assert_close(sae(batch.view(2, 8, D_IN)).view(16, D_IN), sae(batch))
+
+
+def tampered(path, change):
+    weights = path / "sae_weights.safetensors"
+    tensors = load_file(weights)
+    change(tensors)
+    save_file(tensors, weights)
+
+
+def with_parents(change):
+    def tamper(tensors):
+        parents = tensors["parents_bytes"].view(torch.int64).squeeze(-1).clone()
+        tensors["parents_bytes"] = as_bytes(change(parents))
+
+    return tamper
+
+
+def put(index, value):
+    def change(parents):
+        parents[index] = value
+        return parents
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (with_parents(put(20, 1)), "parents"),  # two levels up
+        (with_parents(put(20, 20)), "cycle"),
+        (with_parents(put(20, 33)), "parents"),
+        (with_parents(put(20, -2)), "parents"),
+        (with_parents(put(0, 1)), "parents"),  # a root with a parent
+        (with_parents(lambda parents: parents[:-1]), "parents"),
+        (lambda tensors: tensors.update(parents_bytes=tensors["parents_bytes"].float() + 0.5), "damaged"),
+        (lambda tensors: tensors.pop("parents_bytes"), "no tensor 'parents'"),
+        (lambda tensors: tensors.pop("b_enc"), "no tensor 'b_enc'"),
+        (lambda tensors: tensors.update(b_dec=tensors["b_dec"][:2]), r"b_dec has shape \(2, 8\).*need \(3, 8\)"),
+        (lambda tensors: tensors.update(W_enc=tensors["W_enc"][:, :5].clone()), "W_enc has shape"),
+    ],
+)
+def test_damaged_files_are_refused_by_name(tmp_path, change, message):
+    tampered(saved(make_sae(), tmp_path), change)
+    with pytest.raises(ValueError, match=message):
+        SAE.load_from_disk(tmp_path)
+
+
+def test_a_config_of_other_widths_is_refused(tmp_path):
+    path = saved(make_sae(), tmp_path) / "cfg.json"
+    cfg = json.loads(path.read_text())
+    path.write_text(json.dumps(cfg | {"level_widths": [4, 9, 21], "d_sae": 34}))
+    with pytest.raises(ValueError, match=r"has shape .* but level_widths=\[4, 9, 21\]"):
+        SAE.load_from_disk(tmp_path)
+
+
+def test_a_checkpoint_of_another_shape_or_architecture_is_refused(tmp_path):
+    make_sae(level_widths=[4, 9, 21]).save_model(tmp_path / "wider")
+    with pytest.raises(ValueError, match="has shape"):
+        make_sae().load_weights_from_checkpoint(tmp_path / "wider")
+    sae = make_sae()
+    sae.level_sae(2).save_model(tmp_path / "plain")
+    with pytest.raises(ValueError, match="architecture='jumprelu', but this SAE is 'hsae'"):
+        sae.load_weights_from_checkpoint(tmp_path / "plain")
+
+
+def test_importing_the_package_is_what_registers_it():
+    code = (
+        "from sae_lens.registry import SAE_CLASS_REGISTRY as inference, SAE_TRAINING_CLASS_REGISTRY as training\n"
+        "import sae_lens\n"
+        "assert 'hsae' not in inference and 'hsae' not in training\n"
+        "import sae_lens_hsae\n"
+        "import importlib; importlib.import_module('sae_lens_hsae')\n"
+        "assert 'hsae' in inference and 'hsae' in training\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,256 @@
+"""The training SAE: what it adds up to, and what it never does."""
+
+import pytest
+import reference
+import torch
+from conftest import D_IN, WIDTHS, make_sae, step_input
+from sae_lens import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
+from sae_lens.saes.sae import TrainStepInput
+
+from sae_lens_hsae.perturbation import draw_replaced
+
+
+def independent_saes(sae):
+    """One SAELens JumpReLU SAE per level, with the level's weights."""
+    saes = []
+    for level, own in enumerate(sae.levels):
+        cfg = JumpReLUTrainingSAEConfig(
+            d_in=D_IN,
+            d_sae=own.stop - own.start,
+            dtype=sae.cfg.dtype,
+            apply_b_dec_to_input=sae.cfg.apply_b_dec_to_input,
+            jumprelu_bandwidth=sae.cfg.jumprelu_bandwidth,
+            jumprelu_ste_to_input=sae.cfg.jumprelu_ste_to_input,
+        )
+        single = JumpReLUTrainingSAE(cfg)
+        for name in ("b_enc", "threshold", "W_dec"):
+            getattr(single, name).data = getattr(sae, name).data[own].clone()
+        single.W_enc.data = sae.W_enc.data[:, own].clone()
+        single.b_dec.data = sae.b_dec.data[level].clone()
+        saes.append(single)
+    return saes
+
+
+@pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
+@pytest.mark.parametrize("ste_to_input", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_without_hierarchy_it_is_independent_jumprelu_saes(batch, apply_b_dec_to_input, ste_to_input, dtype):
+    sae = make_sae(
+        dtype=dtype,
+        apply_b_dec_to_input=apply_b_dec_to_input,
+        jumprelu_ste_to_input=ste_to_input,
+        structural_loss_coefficient=0.0,
+        perturbation_rate=0.0,
+    )
+    sae.log_l0_coefficient.copy_(torch.tensor([0.3, -0.2, 0.9]))
+    saes, coefficients = independent_saes(sae), sae.log_l0_coefficient.exp().tolist()
+    batch = batch.to(sae.dtype)
+    output = sae.training_forward_pass(step_input(batch))
+    output.loss.backward()
+    losses = []
+    for single, coefficient in zip(saes, coefficients, strict=True):
+        single_input = TrainStepInput(batch, {"l0": coefficient}, None, 1, False)
+        losses.append(single.training_forward_pass(single_input).loss)
+        losses[-1].backward()
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == "float32" else {"rtol": 1e-6, "atol": 1e-6}
+    torch.testing.assert_close(output.loss, torch.stack(losses).sum(), **tolerance)
+    for name in ("b_enc", "threshold", "W_dec", "W_enc", "b_dec"):
+        parts = [getattr(single, name).grad for single in saes]
+        joined = torch.stack(parts) if name == "b_dec" else torch.cat(parts, dim=1 if name == "W_enc" else 0)
+        grad = getattr(sae, name).grad
+        assert grad.abs().max() > 0
+        torch.testing.assert_close(grad, joined, **tolerance)
+
+
+@pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
+def test_all_losses_together_equal_the_formula(batch, apply_b_dec_to_input):
+    sae = make_sae(
+        dtype="float64",
+        apply_b_dec_to_input=apply_b_dec_to_input,
+        structural_loss_coefficient=0.3,
+        perturbation_rate=0.5,
+        perturbation_seed=5,
+        hierarchy_first_update=1000,
+    )
+    batch = batch[:4].double()
+    sae.train()
+    output = sae.training_forward_pass(step_input(batch, step=3))
+    params = [sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec]
+    smooth = output.losses["mse_loss"] + output.losses["structural_loss"]
+    got = torch.autograd.grad(smooth, params)
+
+    parents = sae.parents.tolist()
+    slices = [(own.start, own.stop) for own in sae.levels]
+    replaced = set(torch.nonzero(draw_replaced(sae.parents, 0.5, 5, 3)).squeeze(1).tolist())
+    assert replaced
+    pre = reference.pre_activations(batch, sae.W_enc, sae.b_enc, sae.b_dec, slices, apply_b_dec_to_input)
+    # The straight-through estimator is SAELens'; its part of the gradient is covered against SAELens' own classes.
+    window = ((pre - sae.threshold).abs() < 0.5 * sae.cfg.jumprelu_bandwidth).to(pre.dtype)
+    surrogate = reference.jumprelu_acts(pre, sae.threshold) + sae.threshold.detach() * window * (pre - pre.detach())
+    mse = sum(
+        (reference.reconstruction(surrogate, sae.W_dec, sae.b_dec, parents, slices, level, replaced) - batch)
+        .square()
+        .sum(-1)
+        .mean()
+        for level in range(3)
+    )
+    structural = 0.3 * reference.structural_loss(surrogate, sae.W_dec, parents)
+    torch.testing.assert_close(output.losses["mse_loss"], mse)
+    torch.testing.assert_close(output.losses["structural_loss"], structural)
+    for ours, theirs in zip(got, torch.autograd.grad(mse + structural, params), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    fired = (pre > sae.threshold).double()
+    l0 = torch.stack([fired[:, start:stop].sum(-1).mean() for start, stop in slices])
+    assert output.losses["l0_loss"].item() == pytest.approx(l0.sum().item(), rel=1e-6)  # λ is 1 before the first step
+    assert output.loss.item() == pytest.approx(sum(loss.item() for loss in output.losses.values()))
+
+
+def test_dead_features_of_every_level_receive_ghost_gradients(batch):
+    sae = make_sae(structural_loss_coefficient=0.0)
+    dead = torch.zeros(sum(WIDTHS), dtype=torch.bool)
+    dead[[1, 6, 30]] = True
+    output = sae.training_forward_pass(step_input(batch, dead=dead))
+    grad = torch.autograd.grad(output.losses["ghost_gradient_loss"], sae.W_enc)[0]
+    assert torch.equal(grad.abs().sum(0) > 0, dead)
+    off = make_sae(ghost_gradients=False)
+    assert "ghost_gradient_loss" not in off.training_forward_pass(step_input(batch, dead=dead)).losses
+
+
+def test_nothing_is_perturbed_outside_training(batch):
+    sae = make_sae(perturbation_rate=1.0, structural_loss_coefficient=0.0)
+    sae.train()
+    before = sae.encode(batch), sae(batch)
+    perturbed = sae.training_forward_pass(step_input(batch)).losses["mse_loss"]
+    sae.eval()
+    clean = sae.training_forward_pass(step_input(batch)).losses["mse_loss"]
+    assert torch.equal(sae.encode(batch), before[0])
+    torch.testing.assert_close(sae(batch), before[1])
+    expected = sum((sae.decode_level(before[0], level) - batch).square().sum(-1).mean() for level in range(3))
+    torch.testing.assert_close(clean, expected)
+    assert (perturbed - clean).abs() > 1e-3
+
+
+def test_sae_out_is_the_unperturbed_output_level(batch):
+    for level in range(3):
+        sae = make_sae(perturbation_rate=1.0, output_level=level)
+        output = sae.training_forward_pass(step_input(batch))
+        torch.testing.assert_close(output.sae_out, sae(batch))
+        torch.testing.assert_close(output.sae_out, sae.decode_level(output.feature_acts, level))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_activations_that_are_not_finite_are_refused_before_anything_changes(batch, bad):
+    sae = make_sae()
+    before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
+    batch[3, 2] = bad
+    with pytest.raises(ValueError, match="activations of training step 41 hold NaN or infinite"):
+        sae.training_forward_pass(step_input(batch, step=41))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in sae.state_dict().items())
+
+
+def test_activations_of_the_wrong_width_are_refused(batch):
+    sae = make_sae()
+    for call in (sae.encode, sae, lambda x: sae.training_forward_pass(step_input(x))):
+        with pytest.raises(ValueError, match=r"are 7 wide, but d_in=8"):
+            call(batch[:, :7])
+
+
+@pytest.mark.parametrize("similarity", ["encoder", "decoder", "coactivation"])
+def test_updates_follow_the_schedule_and_the_similarity(batch, similarity):
+    sae = make_sae(hierarchy_similarity=similarity, hierarchy_first_update=2, hierarchy_update_every=100)
+    sae.parents.fill_(-1)
+    changed = []
+    for step in range(9):
+        before = sae.parents.clone()
+        sae.training_forward_pass(step_input(batch + 0.1 * step, step=step))
+        if not torch.equal(before, sae.parents):
+            changed.append(step)
+            assert 0 < sae.reparented_share <= 1
+        if step == 2:
+            with torch.no_grad():
+                sae.W_enc.copy_(torch.randn_like(sae.W_enc))
+                sae.W_dec.copy_(torch.randn_like(sae.W_dec))
+    assert changed[0] == 2
+    assert set(changed) <= {2, 4, 8}
+    unassigned = [int((sae.parents[below] < 0).sum()) for _, below in sae.levels.boundaries]
+    assert unassigned >= [int(0.2 * 9), int(0.2 * 20)]
+    if similarity != "coactivation":
+        assert unassigned == [1, 4]
+        matrices = {"encoder": sae.W_enc.T, "decoder": sae.W_dec}
+        for above, below in sae.levels.boundaries:
+            rows = torch.nn.functional.normalize(matrices[similarity], dim=1)
+            table = reference.choose_parents((rows[above] @ rows[below].T).tolist(), 0.2)
+            expected = [parent + above.start if parent >= 0 else -1 for parent in table]
+            if step == changed[-1]:
+                assert sae.parents[below].tolist() == expected
+
+
+def test_coactivation_is_the_running_share_of_tokens_with_both_active(batch):
+    sae = make_sae(hierarchy_similarity="coactivation", perturbation_rate=0.0)
+    acts = sae.training_forward_pass(step_input(batch)).feature_acts
+    fired = (acts > 0).double()
+    for boundary, (above, below) in enumerate(sae.levels.boundaries):
+        share = torch.einsum("bi,bj->ij", fired[:, above], fired[:, below]) / len(batch)
+        torch.testing.assert_close(sae.get_buffer(f"coactivation_{boundary}").double(), 0.01 * share, rtol=1e-4, atol=1e-8)
+
+
+def test_a_frozen_forest_never_changes_again(batch):
+    sae = make_sae(hierarchy_first_update=1, hierarchy_update_every=1, freeze_hierarchy_after=3)
+    for step in range(1, 8):
+        sae.training_forward_pass(step_input(batch, step=step))
+        if step == 3:
+            frozen = sae.parents.clone()
+        with torch.no_grad():
+            sae.W_enc.copy_(torch.randn_like(sae.W_enc))
+    sae.finish_training()
+    assert torch.equal(sae.parents, frozen)
+
+
+def test_binary_trees():
+    sae = make_sae(max_children=2)
+    sae.update_hierarchy()
+    assert torch.bincount(sae.parents[sae.parents >= 0]).max() == 2
+
+
+def test_parameters_are_constrained_before_each_step(batch):
+    sae = make_sae()
+    sae.W_dec.data.mul_(3)
+    sae.threshold.data[5] = -1
+    sae.training_forward_pass(step_input(batch))
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(33))
+    assert sae.threshold.min() == 0
+
+
+def test_metrics_are_those_of_the_levels(batch):
+    sae = make_sae(hierarchy_first_update=1000)
+    dead = torch.arange(33) < 5
+    output = sae.training_forward_pass(step_input(batch, dead=dead, logging=True))
+    metrics = {name: float(value) for name, value in output.metrics.items()}
+    fired = (output.feature_acts > 0).float()
+    variance = (batch - batch.mean(0)).square().sum(-1).mean()
+    for level, own in enumerate(sae.levels):
+        error = (sae.decode_level(output.feature_acts, level) - batch).square().sum(-1).mean()
+        assert metrics[f"level_{level}_l0"] == pytest.approx(fired[:, own].sum(-1).mean().item())
+        assert metrics[f"level_{level}_explained_variance"] == pytest.approx(1 - (error / variance).item(), abs=1e-5)
+        assert metrics[f"level_{level}_dead_features"] == [4, 1, 0][level]
+    assert metrics["level_2_unassigned_share"] == pytest.approx((sae.parents[13:] < 0).float().mean().item())
+    assert "level_0_unassigned_share" not in metrics
+    assert sae.training_forward_pass(step_input(batch)).metrics == {}
+
+
+def test_half_precision_keeps_thresholds_and_controller_in_float32(batch):
+    sae = make_sae(dtype="bfloat16")
+    output = sae.training_forward_pass(step_input(batch))
+    assert output.loss.dtype == torch.float32
+    output.loss.backward()
+    moved = sae.to(dtype=torch.float16).to(dtype=torch.bfloat16)
+    for name in ("threshold", "log_l0_coefficient", "l0_ema"):
+        assert getattr(moved, name).dtype == torch.float32
+
+
+def test_casting_back_and_forth_loses_no_bit_of_what_must_be_exact(batch):
+    sae = make_sae()
+    sae.training_forward_pass(step_input(batch))
+    before = {name: getattr(sae, name).detach().clone() for name in sae.exact_tensors}
+    sae.to(dtype=torch.bfloat16).to(dtype=torch.float32)
+    assert all(torch.equal(getattr(sae, name), tensor) for name, tensor in before.items())
