@@ -1,6 +1,5 @@
 """Small SAEs that many tests share."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,7 +19,7 @@ def make_config(**overrides: Any) -> HierarchicalTrainingSAEConfig:
 
 
 def make_sae(seed: int = 0, **overrides: Any) -> HierarchicalTrainingSAE:
-    """A training SAE with every tensor random, decoder rows of unit norm, and a random forest with unassigned features."""
+    """A training SAE with random tensors, decoder rows of unit norm, and a random forest with unassigned features."""
     sae = HierarchicalTrainingSAE(make_config(**overrides))
     generator = torch.Generator().manual_seed(seed)
 
@@ -40,15 +39,16 @@ def make_sae(seed: int = 0, **overrides: Any) -> HierarchicalTrainingSAE:
     return sae
 
 
-def step_input(x: torch.Tensor, step: int = 1, dead: torch.Tensor | None = None, logging: bool = False) -> TrainStepInput:
-    return TrainStepInput(
-        sae_in=x, coefficients={}, dead_neuron_mask=dead, n_training_steps=step, is_logging_step=logging
-    )
+def at_step(sae: HierarchicalTrainingSAE, step: int) -> HierarchicalTrainingSAE:
+    """Have the next training step be number ``step``."""
+    sae.n_steps.fill_(step)
+    return sae
+
+
+def step_input(x: torch.Tensor, dead: torch.Tensor | None = None, logging: bool = False) -> TrainStepInput:
+    return TrainStepInput(sae_in=x, coefficients={}, dead_neuron_mask=dead, n_training_steps=0, is_logging_step=logging)
 
 
 @pytest.fixture
 def batch() -> torch.Tensor:
     return torch.randn(16, D_IN, generator=torch.Generator().manual_seed(7)) * 2
-
-
-Maker = Callable[..., HierarchicalTrainingSAE]

@@ -25,8 +25,15 @@ def test_round_trip_through_any_dtype(tensor, cast):
 
 @pytest.mark.parametrize(
     "damaged",
-    [torch.zeros(3, 4), torch.full((3, 8), 0.5), torch.full((3, 8), 256.0), torch.full((3, 8), -1.0), torch.tensor(1.0), torch.full((2, 8), float("nan"))],
+    [
+        torch.zeros(3, 4),
+        torch.full((3, 8), 0.5),
+        torch.full((3, 8), 256.0),
+        torch.full((3, 8), -1.0),
+        torch.tensor(1.0),
+        torch.full((2, 8), float("nan")),
+    ],
 )
 def test_what_holds_no_bytes_is_refused(damaged):
-    with pytest.raises(ValueError, match="does not hold the bytes of torch.int64"):
+    with pytest.raises(ValueError, match=r"does not hold the bytes of torch\.int64"):
         from_bytes(damaged, torch.int64)

@@ -20,7 +20,9 @@ def test_value_and_gradients_equal_the_formula():
     ours = ghost_gradient_loss(error, pre, W_dec, dead)
     theirs = reference.ghost_gradient_loss(error, pre, W_dec, dead.tolist())
     torch.testing.assert_close(ours, theirs)
-    for got, want in zip(torch.autograd.grad(ours, [pre, W_dec]), torch.autograd.grad(theirs, [pre, W_dec])):
+    for got, want in zip(
+        torch.autograd.grad(ours, [pre, W_dec]), torch.autograd.grad(theirs, [pre, W_dec]), strict=True
+    ):
         torch.testing.assert_close(got, want)
 
 
@@ -34,7 +36,9 @@ def test_only_dead_features_receive_gradients_and_the_reconstruction_receives_no
 
 def test_its_size_is_that_of_the_reconstruction_error():
     error, pre, W_dec, dead = case()
-    torch.testing.assert_close(ghost_gradient_loss(error, pre, W_dec, dead), error.detach().square().sum(-1).mean(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        ghost_gradient_loss(error, pre, W_dec, dead), error.detach().square().sum(-1).mean(), rtol=1e-4, atol=0
+    )
 
 
 def test_without_dead_features_there_is_nothing_to_pay():

@@ -12,9 +12,10 @@ import pytest
 import torch
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
 
+from sae_lens_hsae.config import HierarchicalSAEConfig
 from sae_lens_hsae.evaluation import ForestEvaluation, evaluate_forest, hierarchy_metrics, level_saes
 from sae_lens_hsae.forest import FeatureForest
-from sae_lens_hsae.hierarchical_sae import HierarchicalSAE, HierarchicalSAEConfig
+from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
 
 
 def jumprelu(d_in: int, width: int, dtype: str = "float64") -> JumpReLUSAE:

@@ -20,14 +20,14 @@ def test_perturbed_reconstruction_equals_the_formula(seed, rate):
     replaced = draw_replaced(parents, rate, seed, step=7)
     slices = [(own.start, own.stop) for own in levels]
     names = set(torch.nonzero(replaced).squeeze(1).tolist())
-    for level, (own, change) in enumerate(zip(levels, replacements(replaced, parents, levels))):
+    for level, (own, change) in enumerate(zip(levels, replacements(replaced, parents, levels), strict=True)):
         ours = acts[:, own] @ W_dec[own] + b_dec[level]
         if change is not None:
             ours = ours + replacement_delta(acts, W_dec, change)
         theirs = reference.reconstruction(acts, W_dec, b_dec, parents.tolist(), slices, level, names)
         torch.testing.assert_close(ours, theirs)
         grads = [torch.autograd.grad(out.square().sum(), [acts, W_dec]) for out in (ours, theirs)]
-        for got, want in zip(*grads):
+        for got, want in zip(*grads, strict=True):
             torch.testing.assert_close(got, want)
 
 

@@ -1,5 +1,7 @@
 """L_PC against plain loops: values, gradients, and what it may hold in memory (HSAE §3.1)."""
 
+from itertools import pairwise
+
 import pytest
 import reference
 import torch
@@ -12,7 +14,7 @@ from sae_lens_hsae.structural_loss import families_of, structural_loss
 def random_case(widths, d_in, batch, seed, lonely_share=0.2):
     generator = torch.Generator().manual_seed(seed)
     parents, start = [-1] * widths[0], 0
-    for above, below in zip(widths, widths[1:]):
+    for above, below in pairwise(widths):
         chosen = start + torch.randint(above, (below,), generator=generator)
         chosen[torch.rand(below, generator=generator) < lonely_share] = -1
         parents += chosen.tolist()
@@ -36,7 +38,9 @@ def test_value_and_gradients_equal_the_formula(widths, d_in, batch, seed):
     torch.testing.assert_close(ours, theirs)
     if not (parents >= 0).any():
         return
-    for got, want in zip(torch.autograd.grad(ours, [acts, W_dec]), torch.autograd.grad(theirs, [acts, W_dec])):
+    for got, want in zip(
+        torch.autograd.grad(ours, [acts, W_dec]), torch.autograd.grad(theirs, [acts, W_dec]), strict=True
+    ):
         torch.testing.assert_close(got, want)
 
 
@@ -61,12 +65,14 @@ def test_every_child_is_in_the_family_of_its_parent_and_in_no_other(seed, widths
     found = {}
     families = families_of(parents)
     sizes = [n_families * size for n_families, size in families.shapes]
-    for shape, members, signs in zip(families.shapes, families.members.split(sizes), families.signs.split(sizes)):
+    for shape, members, signs in zip(
+        families.shapes, families.members.split(sizes), families.signs.split(sizes), strict=True
+    ):
         members, signs = members.view(shape), signs.view(shape)
         assert shape[1] <= 2 * (signs < 0).sum(1).min() + 1, "padding must at most double a family"
-        for family, sign in zip(members.tolist(), signs.tolist()):
+        for family, sign in zip(members.tolist(), signs.tolist(), strict=True):
             assert sign[0] == 1
-            for member, s in zip(family[1:], sign[1:]):
+            for member, s in zip(family[1:], sign[1:], strict=True):
                 assert s in (-1, 0)
                 if s == -1:
                     assert member not in found

@@ -3,9 +3,10 @@
 import pytest
 import reference
 import torch
-from conftest import D_IN, WIDTHS, make_sae, step_input
+from conftest import D_IN, WIDTHS, at_step, make_sae, step_input
 from sae_lens import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
 from sae_lens.saes.sae import TrainStepInput
+from sae_lens.training.sae_trainer import _unwrap_item
 
 from sae_lens_hsae.perturbation import draw_replaced
 
@@ -52,14 +53,14 @@ def test_without_hierarchy_it_is_independent_jumprelu_saes(batch, apply_b_dec_to
         single_input = TrainStepInput(batch, {"l0": coefficient}, None, 1, False)
         losses.append(single.training_forward_pass(single_input).loss)
         losses[-1].backward()
-    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == "float32" else {"rtol": 1e-6, "atol": 1e-6}
-    torch.testing.assert_close(output.loss, torch.stack(losses).sum(), **tolerance)
+    tolerance = 1e-4 if dtype == "float32" else 1e-6
+    torch.testing.assert_close(output.loss, torch.stack(losses).sum(), rtol=tolerance, atol=tolerance)
     for name in ("b_enc", "threshold", "W_dec", "W_enc", "b_dec"):
         parts = [getattr(single, name).grad for single in saes]
         joined = torch.stack(parts) if name == "b_dec" else torch.cat(parts, dim=1 if name == "W_enc" else 0)
         grad = getattr(sae, name).grad
         assert grad.abs().max() > 0
-        torch.testing.assert_close(grad, joined, **tolerance)
+        torch.testing.assert_close(grad, joined, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
@@ -74,7 +75,7 @@ def test_all_losses_together_equal_the_formula(batch, apply_b_dec_to_input):
     )
     batch = batch[:4].double()
     sae.train()
-    output = sae.training_forward_pass(step_input(batch, step=3))
+    output = at_step(sae, 3).training_forward_pass(step_input(batch))
     params = [sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec]
     smooth = output.losses["mse_loss"] + output.losses["structural_loss"]
     got = torch.autograd.grad(smooth, params)
@@ -141,10 +142,11 @@ def test_sae_out_is_the_unperturbed_output_level(batch):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_activations_that_are_not_finite_are_refused_before_anything_changes(batch, bad):
     sae = make_sae()
+    at_step(sae, 41)
     before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
     batch[3, 2] = bad
     with pytest.raises(ValueError, match="activations of training step 41 hold NaN or infinite"):
-        sae.training_forward_pass(step_input(batch, step=41))
+        sae.training_forward_pass(step_input(batch))
     assert all(torch.equal(tensor, before[name]) for name, tensor in sae.state_dict().items())
 
 
@@ -159,10 +161,10 @@ def test_activations_of_the_wrong_width_are_refused(batch):
 def test_updates_follow_the_schedule_and_the_similarity(batch, similarity):
     sae = make_sae(hierarchy_similarity=similarity, hierarchy_first_update=2, hierarchy_update_every=100)
     sae.parents.fill_(-1)
-    changed = []
+    changed, step = [], 0
     for step in range(9):
         before = sae.parents.clone()
-        sae.training_forward_pass(step_input(batch + 0.1 * step, step=step))
+        sae.training_forward_pass(step_input(batch + 0.1 * step))
         if not torch.equal(before, sae.parents):
             changed.append(step)
             assert 0 < sae.reparented_share <= 1
@@ -191,13 +193,16 @@ def test_coactivation_is_the_running_share_of_tokens_with_both_active(batch):
     fired = (acts > 0).double()
     for boundary, (above, below) in enumerate(sae.levels.boundaries):
         share = torch.einsum("bi,bj->ij", fired[:, above], fired[:, below]) / len(batch)
-        torch.testing.assert_close(sae.get_buffer(f"coactivation_{boundary}").double(), 0.01 * share, rtol=1e-4, atol=1e-8)
+        torch.testing.assert_close(
+            sae.get_buffer(f"coactivation_{boundary}").double(), 0.01 * share, rtol=1e-4, atol=1e-8
+        )
 
 
 def test_a_frozen_forest_never_changes_again(batch):
     sae = make_sae(hierarchy_first_update=1, hierarchy_update_every=1, freeze_hierarchy_after=3)
-    for step in range(1, 8):
-        sae.training_forward_pass(step_input(batch, step=step))
+    frozen = sae.parents
+    for step in range(8):
+        sae.training_forward_pass(step_input(batch))
         if step == 3:
             frozen = sae.parents.clone()
         with torch.no_grad():
@@ -225,7 +230,7 @@ def test_metrics_are_those_of_the_levels(batch):
     sae = make_sae(hierarchy_first_update=1000)
     dead = torch.arange(33) < 5
     output = sae.training_forward_pass(step_input(batch, dead=dead, logging=True))
-    metrics = {name: float(value) for name, value in output.metrics.items()}
+    metrics = {name: _unwrap_item(value) for name, value in output.metrics.items()}
     fired = (output.feature_acts > 0).float()
     variance = (batch - batch.mean(0)).square().sum(-1).mean()
     for level, own in enumerate(sae.levels):

@@ -69,7 +69,7 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
         sparsity_rate: η, share of its distance to the target that a level's log L0 is to lose per step (App. A.2).
         sparsity_gain: how strongly λ_l answers to the difference between that velocity and the measured one.
         l0_ema_momentum: momentum of the running mean of each level's L0 (App. A.2).
-        ghost_gradients: whether features that are dead by the trainer's ``dead_feature_window`` receive ghost gradients.
+        ghost_gradients: whether features dead by the trainer's ``dead_feature_window`` receive ghost gradients.
         decoder_init_norm: norm of the decoder rows that the encoder is initialised from.
 
     Raises:
@@ -78,8 +78,8 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
 
     level_widths: list[int] = field(default_factory=list)
     output_level: int = -1
-    # SAELens' command line reads it as JSON, a number or a list of them; its parser knows no "number or list" by itself.
-    target_l0: float | list[float] = simple_parsing.field(default=50.0, type=json.loads)
+    # On SAELens' command line a JSON number or list: its parser knows no "number or list" by itself.
+    target_l0: float | list[float] = simple_parsing.field(default=50.0, type=json.loads)  # noqa: RUF009
     structural_loss_coefficient: float = 0.01
     perturbation_rate: float = 0.05
     hierarchy_update_every: int = 5000
@@ -149,7 +149,7 @@ def _check_training(cfg: HierarchicalTrainingSAEConfig) -> None:
         len(targets) == len(cfg.level_widths),
         f"give one number, or one per level: there are {len(cfg.level_widths)} levels",
     )
-    for level, (target, width) in enumerate(zip(targets, cfg.level_widths)):
+    for level, (target, width) in enumerate(zip(targets, cfg.level_widths, strict=True)):
         _check(
             cfg,
             "target_l0",
@@ -157,7 +157,12 @@ def _check_training(cfg: HierarchicalTrainingSAEConfig) -> None:
             f"level {level} has {width} features, so its target must be above 0 and at most {width}",
         )
     rho = "structural_loss_coefficient"
-    _check(cfg, rho, _is_number(cfg.structural_loss_coefficient) and cfg.structural_loss_coefficient >= 0, "ρ must be 0 or more")
+    _check(
+        cfg,
+        rho,
+        _is_number(cfg.structural_loss_coefficient) and cfg.structural_loss_coefficient >= 0,
+        "ρ must be 0 or more",
+    )
     _check(cfg, "perturbation_rate", _within(cfg.perturbation_rate, 0, 1), "r is a probability, from 0 to 1")
     _check(cfg, "hierarchy_update_every", _is_count(cfg.hierarchy_update_every), "it counts steps: 1 or more")
     _check(cfg, "hierarchy_first_update", _is_count(cfg.hierarchy_first_update), "it counts steps: 1 or more")
@@ -173,7 +178,12 @@ def _check_training(cfg: HierarchicalTrainingSAEConfig) -> None:
         _within(cfg.unassigned_fraction, 0, 1) and cfg.unassigned_fraction < 1,
         "it is a share of the children, at least 0 and below 1",
     )
-    _check(cfg, "max_children", cfg.max_children is None or _is_count(cfg.max_children), "use 1 or more, or None for no limit")
+    _check(
+        cfg,
+        "max_children",
+        cfg.max_children is None or _is_count(cfg.max_children),
+        "use 1 or more, or None for no limit",
+    )
     _check(
         cfg,
         "freeze_hierarchy_after",
@@ -183,7 +193,12 @@ def _check_training(cfg: HierarchicalTrainingSAEConfig) -> None:
     for name in ("jumprelu_bandwidth", "sparsity_rate", "sparsity_gain"):
         value = getattr(cfg, name)
         _check(cfg, name, _is_number(value) and value > 0, "it must be above 0")
-    _check(cfg, "jumprelu_init_threshold", _is_number(cfg.jumprelu_init_threshold) and cfg.jumprelu_init_threshold >= 0, "θ must be 0 or more")
+    _check(
+        cfg,
+        "jumprelu_init_threshold",
+        _is_number(cfg.jumprelu_init_threshold) and cfg.jumprelu_init_threshold >= 0,
+        "θ must be 0 or more",
+    )
     _check(
         cfg,
         "l0_ema_momentum",

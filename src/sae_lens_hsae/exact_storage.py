@@ -1,7 +1,7 @@
 """Tensors stored so that no cast can touch them.
 
-SAELens' loader casts every tensor of a file to the SAE's dtype, and bfloat16 turns parent 1059 into 1056. The bytes of a
-tensor, seen as numbers from 0 to 255, are exact in every floating dtype of at least 8 significant bits.
+SAELens' loader casts every tensor of a file to the SAE's dtype, and bfloat16 turns parent 1059 into 1056. The bytes of
+a tensor, seen as numbers from 0 to 255, are exact in every floating dtype of at least 8 significant bits.
 """
 
 from __future__ import annotations
@@ -24,5 +24,7 @@ def from_bytes(stored: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """
     bytes_ = stored.to(torch.uint8)
     if stored.ndim == 0 or stored.shape[-1] != dtype.itemsize or not torch.equal(bytes_.to(stored.dtype), stored):
-        raise ValueError(f"a tensor of shape {tuple(stored.shape)} does not hold the bytes of {dtype}; the file is damaged")
+        raise ValueError(
+            f"a tensor of shape {tuple(stored.shape)} does not hold the bytes of {dtype}; the file is damaged"
+        )
     return bytes_.contiguous().view(dtype).squeeze(-1)

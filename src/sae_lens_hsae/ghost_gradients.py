@@ -1,9 +1,9 @@
 """Ghost gradients: dead features learn from what the living ones leave unexplained (Jermyn & Templeton, January 2024).
 
 One term of theirs is left out. With output g, scaled to half the residual's norm, and residual e, the gradient of
-‖g − e‖² = ‖g‖² − 2⟨g, e⟩ + ‖e‖² on a dead feature's pre-activation has a part from ‖g‖² that always pushes it down, and that
-outweighs the other unless cos(g, e) > ½, which a few dead features among hundreds of dimensions never reach. They
-would be pushed away from firing for good, so ‖g‖² counts as a constant here.
+‖g − e‖² = ‖g‖² − 2⟨g, e⟩ + ‖e‖² on a dead feature's pre-activation has a part from ‖g‖² that always pushes it down, and
+that outweighs the other unless cos(g, e) > ½, which a few dead features among hundreds of dimensions never reach.
+They would be pushed away from firing for good, so ‖g‖² counts as a constant here.
 """
 
 from __future__ import annotations

@@ -11,13 +11,13 @@ from sae_lens.saes.sae import SAE, SAEMetadata
 from torch import nn
 from typing_extensions import override
 
-from sae_lens_hsae.config import HierarchicalSAEConfig, HierarchicalTrainingSAEConfig
+from sae_lens_hsae.config import HierarchicalSAEConfig
 from sae_lens_hsae.exact_storage import SUFFIX, as_bytes, from_bytes
 from sae_lens_hsae.forest import FeatureForest, validate_parents
 from sae_lens_hsae.levels import Levels
 
 if TYPE_CHECKING:
-    _Base = SAE[HierarchicalSAEConfig | HierarchicalTrainingSAEConfig]
+    _Base = SAE[Any]
 else:
     _Base = object
 
@@ -77,7 +77,7 @@ class LevelStack(_Base):
         return sae_in @ self.W_enc + self.encoder_bias()
 
     def encoder_bias(self) -> torch.Tensor:
-        """``b_enc``, less what ``apply_b_dec_to_input`` has each level subtract from x: (x − b_dec) W = x W − b_dec W."""
+        """``b_enc`` less b_dec W per level, if ``apply_b_dec_to_input``: (x − b_dec) W = x W − b_dec W."""
         if not self.cfg.apply_b_dec_to_input:
             return self.b_enc
         shifts = [bias @ W for bias, W in zip(self.b_dec, self.levels.split(self.W_enc), strict=True)]
@@ -101,7 +101,7 @@ class LevelStack(_Base):
     def level_sae(self, level: int) -> JumpReLUSAE:
         """One level as a plain SAELens SAE with unit-norm decoder rows, for tools that know no forest.
 
-        What the level subtracts from its input is folded into its encoder bias, so that it computes what the stack does.
+        What the level subtracts from its input is folded into its encoder bias, and so it computes what the stack does.
 
         Args:
             level: from 0, the coarsest; negative levels count from the finest.
@@ -188,8 +188,8 @@ class LevelStack(_Base):
         for name, tensor in expected.items():
             if name not in state_dict:
                 raise ValueError(
-                    f"the weights hold no tensor {name!r}, which an SAE of the architecture {self.cfg.architecture()!r} "
-                    f"needs; they hold {sorted(state_dict)}"
+                    f"the weights hold no tensor {name!r}, which the architecture {self.cfg.architecture()!r} needs; "
+                    f"they hold {sorted(state_dict)}"
                 )
             if state_dict[name].shape != tensor.shape:
                 raise ValueError(
@@ -203,8 +203,8 @@ class LevelStack(_Base):
 class HierarchicalSAE(LevelStack, SAE[HierarchicalSAEConfig]):
     """A stack of JumpReLU levels and the forest of their features, for inference (HSAE §3).
 
-    ``encode`` returns the activations of all levels, ``decode`` reconstructs from ``cfg.output_level``. For one level by
-    itself use :meth:`level_sae`, for the forest :attr:`forest`. Loaded by ``SAE.load_from_disk`` and
+    ``encode`` returns the activations of all levels, ``decode`` reconstructs from ``cfg.output_level``. For one level
+    by itself use :meth:`level_sae`, for the forest :attr:`forest`. Loaded by ``SAE.load_from_disk`` and
     ``SAE.from_pretrained`` once ``sae_lens_hsae`` is imported.
     """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 
@@ -53,12 +53,12 @@ class Levels:
 
     @cached_property
     def slices(self) -> tuple[slice, ...]:
-        return tuple(slice(a, b) for a, b in zip(self.offsets, self.offsets[1:]))
+        return tuple(slice(start, stop) for start, stop in pairwise(self.offsets))
 
     @property
     def boundaries(self) -> Iterator[tuple[slice, slice]]:
         """Pairs (parents' slice, children's slice) of adjacent levels, coarse to fine."""
-        return zip(self.slices, self.slices[1:])
+        return pairwise(self.slices)
 
     def level_of(self, features: torch.Tensor) -> torch.Tensor:
         """Level of each flat feature index, same shape as ``features``; no range check."""
@@ -78,7 +78,7 @@ class Levels:
 
     def split(self, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Views of the last dimension, one per level: (…, n_features) → L of (…, n_l)."""
-        return torch.split(values, self.widths, dim=-1)
+        return torch.split(values, list(self.widths), dim=-1)
 
 
 def validated_widths(widths: Sequence[int]) -> tuple[int, ...]:
@@ -88,8 +88,12 @@ def validated_widths(widths: Sequence[int]) -> tuple[int, ...]:
         raise ValueError(f"level_widths={list(widths)} is empty; {example}")
     for width in widths:
         if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-            raise ValueError(f"level_widths={list(widths)} holds {width!r}, which is not a positive whole number; {example}")
-    for coarse, fine in zip(widths, widths[1:]):
+            raise ValueError(
+                f"level_widths={list(widths)} holds {width!r}, which is not a positive whole number; {example}"
+            )
+    for coarse, fine in pairwise(widths):
         if fine <= coarse:
-            raise ValueError(f"level_widths={list(widths)} is not strictly increasing ({coarse} is followed by {fine}); {example}")
+            raise ValueError(
+                f"level_widths={list(widths)} is not strictly increasing ({coarse} is followed by {fine}); {example}"
+            )
     return tuple(widths)

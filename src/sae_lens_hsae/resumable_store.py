@@ -1,7 +1,7 @@
 """SAELens' activation store, able to go on after a stop with exactly the batches that would have come.
 
-SAELens' store saves how many rows of the data set it has read. Lost are the activations waiting in its mixing buffer, the
-random state that shuffles them, tokens carried from one row to the next, and the position in cached activations.
+SAELens' store saves how many rows of the data set it has read. Lost are the activations waiting in its mixing buffer,
+the random state that shuffles them, tokens carried from one row to the next, and the position in cached activations.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from sae_lens.training.activations_store import ActivationsStore
+from safetensors.torch import load_file, save_file
 from typing_extensions import override
 
 STATE_FILENAME = "resumable_store_state.safetensors"
@@ -33,7 +33,10 @@ class MixingBuffer(Iterator[torch.Tensor]):
                 f"the buffer of {buffer_size} activations (n_batches_in_buffer × context_size) is smaller than "
                 f"train_batch_size_tokens={batch_size}; raise n_batches_in_buffer"
             )
-        self.buffer_size, self.batch_size, self.source, self.mix_fraction = buffer_size, batch_size, source, mix_fraction
+        self.buffer_size = buffer_size
+        self.batch_size = batch_size
+        self.source = source
+        self.mix_fraction = mix_fraction
         self.kept: torch.Tensor | None = None
         self.serving: torch.Tensor | None = None
 

@@ -11,19 +11,19 @@ from sae_lens.config import HfDataset, LanguageModelSAERunnerConfig
 from sae_lens.llm_sae_training_runner import LanguageModelSAETrainingRunner
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training._interruption import InterruptedException
+from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.prefetch import PrefetchingIterator
 from sae_lens.training.sae_trainer import SAETrainer
-from transformer_lens.HookedTransformer import HookedRootModule
+from transformer_lens import HookedRootModule
 from typing_extensions import override
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.resumable_store import ResumableActivationsStore
 from sae_lens_hsae.trainer import HierarchicalSAETrainer
-from sae_lens_hsae.training_sae import HierarchicalTrainingSAE
 
 
 class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
-    """Trains a :class:`HierarchicalTrainingSAE` on a language model.
+    """Trains a ``HierarchicalTrainingSAE`` on a language model.
 
     The same batches and losses as SAELens' ``LanguageModelSAETrainingRunner`` for the same seed. Beyond it,
     a run stopped by SIGINT or SIGTERM writes a checkpoint after its current step, and a resumed run sees
@@ -35,9 +35,6 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
     Raises:
         ValueError: if ``cfg.sae`` is of another architecture, or prefetching is on while checkpoints are to be written.
     """
-
-    sae: HierarchicalTrainingSAE
-    activations_store: ResumableActivationsStore
 
     @override
     def __init__(
@@ -58,7 +55,7 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
                 f"checkpoint could not be resumed exactly; set it to False, or n_checkpoints=0"
             )
         super().__init__(cfg, override_dataset, override_model, override_sae)
-        self.activations_store = ResumableActivationsStore.from_config(
+        self.activations_store: ActivationsStore = ResumableActivationsStore.from_config(
             self.model, cfg, override_dataset=self.activations_store.dataset
         )
         self.evaluator.activations_store = self.activations_store

@@ -54,7 +54,7 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
 
     @override
     def _checkpoint_if_needed(self) -> None:
-        # SAELens counts the step after this, so its checkpoints would have the resumed run take the step's number twice.
+        # SAELens counts the step after this; a run resumed from its checkpoint would give two steps the same number.
         self.n_training_steps += 1
         try:
             super()._checkpoint_if_needed()

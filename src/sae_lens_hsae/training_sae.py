@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,16 +49,16 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
     """Trains all levels and their forest together (HSAE §3); any SAELens trainer or runner drives it.
 
     Beyond the tensors of :class:`LevelStack` it keeps what training needs and a checkpoint must hold:
-    ``log_l0_coefficient`` and ``l0_ema`` (L,) of the sparsity control, ``last_step`` () of the schedule,
+    ``log_l0_coefficient`` and ``l0_ema`` (L,) of the sparsity control, ``n_steps`` () taken so far,
     ``reparented_share`` () of the last hierarchy update, and with co-activation similarity one
     ``coactivation_l`` (n_l, n_{l+1}) per level boundary.
     """
 
     log_l0_coefficient: torch.Tensor
     l0_ema: torch.Tensor
-    last_step: torch.Tensor
+    n_steps: torch.Tensor
     reparented_share: torch.Tensor
-    exact_tensors = ("parents", "log_l0_coefficient", "l0_ema", "last_step", "reparented_share", "threshold")
+    exact_tensors = ("parents", "log_l0_coefficient", "l0_ema", "n_steps", "reparented_share", "threshold")
 
     _forest_view: _ForestView | None = None
 
@@ -73,10 +74,11 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         start = max(self.cfg.jumprelu_init_threshold, 1e-3) ** 2
         self.register_buffer("log_l0_coefficient", torch.full((n_levels,), start, **kind).log())
         self.register_buffer("l0_ema", torch.zeros(n_levels, **kind))
-        self.register_buffer("last_step", torch.zeros((), dtype=torch.int64, device=self.device))
+        # SAELens' own count is off by one in a resumed run: its trainer saves a checkpoint before it counts the step.
+        self.register_buffer("n_steps", torch.zeros((), dtype=torch.int64, device=self.device))
         self.register_buffer("reparented_share", torch.zeros((), **kind))
         if self.cfg.hierarchy_similarity == "coactivation":
-            for boundary, (n_parents, n_children) in enumerate(zip(self.levels.widths, self.levels.widths[1:])):
+            for boundary, (n_parents, n_children) in enumerate(pairwise(self.levels.widths)):
                 self.register_buffer(f"coactivation_{boundary}", torch.zeros(n_parents, n_children, **kind))
 
     @override
@@ -120,7 +122,7 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         clean = [own_acts @ rows + bias for own_acts, rows, bias in per_level]
         errors = [
             x.to(exact) - (out if change is None else out + replacement_delta(acts, self.W_dec, change)).to(exact)
-            for out, change in zip(clean, replaced)
+            for out, change in zip(clean, replaced, strict=True)
         ]
         mse = torch.stack([error.square().sum(-1).mean() for error in errors])
         l0 = self._l0(hidden_pre, exact)
@@ -172,15 +174,15 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
 
     @torch.no_grad()
     def finish_training(self) -> None:
-        """Make forest and decoder those of the final parameters: unit rows, and a last hierarchy update unless frozen."""
+        """Make decoder and forest those of the final parameters: unit rows, a last hierarchy update unless frozen."""
         self.project_parameters()
         freeze = self.cfg.freeze_hierarchy_after
-        if freeze is None or int(self.last_step) <= freeze:
+        if freeze is None or int(self.n_steps) <= freeze:
             self.update_hierarchy()
 
     @override
     def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
-        """Finish training and save the :class:`HierarchicalSAE`, so that the saved forest belongs to the saved weights."""
+        """Finish training and save the :class:`HierarchicalSAE`: the saved forest belongs to the saved weights."""
         self.finish_training()
         return super().save_inference_model(path)
 
@@ -214,17 +216,16 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         super().load_weights_from_checkpoint(checkpoint_path)
 
     @torch.no_grad()
-    @torch.compiler.disable
+    @torch.compiler.disable()
     def _begin_step(self, step_input: TrainStepInput) -> list[Replacement | None]:
         """All that comes before the gradients: checks, constraints on parameters, the forest, the draw."""
-        step = step_input.n_training_steps
+        step = int(self.n_steps)
         if not bool(torch.isfinite(step_input.sae_in).all()):
             raise ValueError(
                 f"the activations of training step {step} hold NaN or infinite values; check the model's dtype "
                 f"(float16 overflows in some models) and normalize_activations"
             )
         self.project_parameters()
-        self.last_step.fill_(step)
         cfg = self.cfg
         if is_update_due(step, cfg.hierarchy_first_update, cfg.hierarchy_update_every, cfg.freeze_hierarchy_after):
             self.update_hierarchy()
@@ -238,7 +239,7 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         ]
 
     @torch.no_grad()
-    @torch.compiler.disable
+    @torch.compiler.disable()
     def _l0_coefficients(self) -> torch.Tensor:
         """λ of every level, (L,)."""
         # A compiled graph would keep the buffer itself for its backward pass, which runs after _end_step changed it.
@@ -246,7 +247,8 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
 
     @torch.no_grad()
     def _end_step(self, acts: torch.Tensor, l0: torch.Tensor) -> None:
-        """Steer λ for the next step, and follow co-activation."""
+        """Count the step, steer λ for the next one, and follow co-activation."""
+        self.n_steps += 1
         state = control_sparsity(
             SparsityState(self.log_l0_coefficient, self.l0_ema),
             l0.detach().float(),
@@ -301,7 +303,7 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
             return cosine_similarity(self.W_dec[above], self.W_dec[below])
         return coactivation_similarity(self.get_buffer(f"coactivation_{boundary}"))
 
-    @torch.compiler.disable
+    @torch.compiler.disable()
     def _view(self) -> _ForestView:
         table, view = self.parents, self._forest_view
         if view is None or view.table is not table or view.version != table._version:
@@ -317,10 +319,10 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         mse: torch.Tensor,
         l0: torch.Tensor,
         step_input: TrainStepInput,
-    ) -> dict[str, torch.Tensor | float]:
+    ) -> dict[str, Any]:
         """Per level what SAELens logs for an SAE, and the state of the forest."""
         variance = (x.float() - x.float().mean(0)).square().sum(-1).mean()
-        metrics: dict[str, torch.Tensor | float] = {"reparented_share": self.reparented_share}
+        metrics: dict[str, Any] = {"reparented_share": self.reparented_share}
         for level, own in enumerate(self.levels):
             error = (clean[level].float() - x.float()).square().sum(-1).mean()
             metrics[f"level_{level}_l0"] = l0[level]

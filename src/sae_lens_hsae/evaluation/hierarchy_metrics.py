@@ -83,6 +83,8 @@ class BoundaryEvaluation:
         n_parents_with_children: parents that ``hamming`` counts.
         n_unassigned: features of the children's level without a parent, dead ones included.
         unassigned_share: ``n_unassigned`` over the width of the children's level.
+        parent_given_child: (children's width,) float64, P(parent active | child active) of every child, NaN where
+            it has no parent or one of them never fired; not part of `to_dict`.
     """
 
     parent_level: int
@@ -95,6 +97,7 @@ class BoundaryEvaluation:
     n_parents_with_children: int
     n_unassigned: int
     unassigned_share: float
+    parent_given_child: torch.Tensor = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -299,19 +302,23 @@ class _BoundaryTally:
         children = children[(child_fires[children] > 0) & (parent_fires[self.parent_of[children]] > 0)]
         parents = self.parent_of[children]
         together = _float64(self.together[children])
+        parent_given_child = together / _float64(child_fires[children])
+        per_child = torch.full((len(self.parent_of),), math.nan, dtype=torch.float64)
+        per_child[children.cpu()] = parent_given_child.cpu()
         has_children = torch.zeros_like(parent_fires, dtype=torch.bool)
         has_children[parents] = True
         return BoundaryEvaluation(
             parent_level=self.parent_level,
             hamming=self.disagreements[has_children].sum().item() / n_tokens,
             hamming_all_parents=self.disagreements[parent_fires > 0].sum().item() / n_tokens,
-            p_parent_given_child=(together / _float64(child_fires[children])).mean().item(),
+            p_parent_given_child=parent_given_child.mean().item(),
             p_child_given_parent=(together / _float64(parent_fires[parents])).mean().item(),
             n_pairs=n_pairs,
             n_pairs_left_out=n_pairs - len(children),
             n_parents_with_children=int(has_children.sum()),
             n_unassigned=n_unassigned,
             unassigned_share=n_unassigned / len(self.parent_of),
+            parent_given_child=per_child,
         )
 
 

@@ -1,0 +1,239 @@
+"""Small real models, data and configurations to run SAELens with; no network."""
+
+from __future__ import annotations
+
+import os
+
+# Read when huggingface_hub is imported, so before anything that imports it: a look-up by mistake fails at once.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from sae_lens import SAE, HookedSAETransformer, LanguageModelSAERunnerConfig, LoggingConfig
+from sae_lens.saes.sae import TrainStepOutput
+from sae_lens.training.sae_trainer import SAETrainer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from sae_lens_hsae import HierarchicalSAE, HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig
+
+D_MODEL = 16
+VOCABULARY = 100
+CONTEXT = 32
+WIDTHS = [8, 16, 32]
+HOOK = "blocks.0.hook_resid_post"
+
+
+def _model_config(n_layers: int) -> HookedTransformerConfig:
+    return HookedTransformerConfig(
+        n_layers=n_layers,
+        d_model=D_MODEL,
+        n_ctx=CONTEXT,
+        d_head=8,
+        n_heads=2,
+        d_mlp=32,
+        act_fn="gelu",
+        d_vocab=VOCABULARY,
+        device="cpu",
+        seed=0,
+    )
+
+
+def tiny_model(n_layers: int = 1) -> HookedTransformer:
+    """A TransformerLens model with random weights, always the same, and no tokenizer."""
+    return HookedTransformer(_model_config(n_layers))
+
+
+def tiny_sae_transformer(n_layers: int = 2) -> HookedSAETransformer:
+    """As :func:`tiny_model`, of the class that SAEs can be attached to."""
+    return HookedSAETransformer(_model_config(n_layers))
+
+
+def save_tiny_gpt2(path: Path, n_layers: int = 2) -> Path:
+    """A folder as the hub has them, with a random GPT-2 and a tokenizer of the words ``w1 … w98``."""
+    torch.manual_seed(0)
+    specials = {"<|endoftext|>": 0, "<unk>": VOCABULARY - 1}
+    words = {f"w{i}": i for i in range(1, VOCABULARY - 1)}
+    word_level = Tokenizer(WordLevel({**specials, **words}, unk_token="<unk>"))
+    word_level.pre_tokenizer = Whitespace()  # type: ignore[reportAttributeAccessIssue]
+    end = "<|endoftext|>"
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=word_level, bos_token=end, eos_token=end, pad_token=end, unk_token="<unk>"
+    )
+    tokenizer.save_pretrained(path)
+    config = GPT2Config(
+        vocab_size=VOCABULARY,
+        n_positions=CONTEXT,
+        n_embd=D_MODEL,
+        n_layer=n_layers,
+        n_head=2,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    model = GPT2LMHeadModel(config)
+    for parameter in model.parameters():
+        # GPT-2's initial weights are so small that no layer changes the prediction, and no SAE could either.
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(path)
+    return path
+
+
+def tiny_tokens(n_rows: int = 300) -> torch.Tensor:
+    """(n_rows, CONTEXT) random tokens, always the same."""
+    return torch.randint(0, VOCABULARY, (n_rows, CONTEXT), generator=torch.Generator().manual_seed(1))
+
+
+def tiny_dataset(n_rows: int = 300) -> Dataset:
+    """:func:`tiny_tokens` as a tokenised data set."""
+    return Dataset.from_dict({"tokens": tiny_tokens(n_rows).tolist()})
+
+
+def tiny_config(**overrides: Any) -> HierarchicalTrainingSAEConfig:
+    """Three levels over the tiny models' residual stream, with a hierarchy update at steps 3, 6 and every tenth."""
+    widths = overrides.pop("level_widths", WIDTHS)
+    fields: dict[str, Any] = {
+        "d_in": D_MODEL,
+        "d_sae": sum(widths),
+        "level_widths": list(widths),
+        "target_l0": 3,
+        "hierarchy_first_update": 3,
+        "hierarchy_update_every": 10,
+        "normalize_activations": "expected_average_only_in",
+    }
+    return HierarchicalTrainingSAEConfig(**{**fields, **overrides})
+
+
+def runner_config(tmp_path: Path, **overrides: Any) -> LanguageModelSAERunnerConfig[HierarchicalTrainingSAEConfig]:
+    """Thirty steps of 64 tokens that write to ``tmp_path/out`` and ``tmp_path/checkpoints``."""
+    fields: dict[str, Any] = {
+        "sae": tiny_config(),
+        "model_name": "tiny",
+        "hook_name": HOOK,
+        "context_size": CONTEXT,
+        "training_tokens": 30 * 64,
+        "train_batch_size_tokens": 64,
+        "store_batch_size_prompts": 4,
+        "n_batches_in_buffer": 4,
+        "n_batches_for_norm_estimate": 3,
+        "prepend_bos": False,
+        "adam_beta1": 0.0,
+        "lr": 3e-3,
+        "output_path": str(tmp_path / "out"),
+        "checkpoint_path": str(tmp_path / "checkpoints"),
+        "logger": LoggingConfig(log_to_wandb=False),
+        "verbose": False,
+        # Written into the SAE's metadata, and each SAE made from it then warns to load the model so.
+        "model_from_pretrained_kwargs": {},
+    }
+    return LanguageModelSAERunnerConfig(**{**fields, **overrides})
+
+
+def train(runner_class: Any, cfg: Any, *, seed: int = 1, **overrides: Any) -> Any:
+    """What ``runner_class(cfg).run()`` gives for the seed, on the tiny model and data set unless overridden."""
+    if not overrides:
+        overrides = {"override_model": tiny_model(), "override_dataset": tiny_dataset()}
+    # Now, because TransformerLens sets the seed for its model.
+    torch.manual_seed(seed)
+    with restored_signal_handlers():
+        return runner_class(cfg, **overrides).run()
+
+
+@contextmanager
+def restored_signal_handlers() -> Iterator[None]:
+    """SAELens' runners leave their own handlers behind, which would keep Ctrl-C from ending the tests."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclass
+class RecordedStep:
+    """One training step as it was when it ended.
+
+    Attributes:
+        loss: the step's total loss.
+        losses: its terms.
+        parents: the parent table that the step used.
+        coefficients: λ of every level after the step.
+        row_norms: norms of the decoder rows after the optimizer's step.
+        scale: factor of the activations.
+    """
+
+    loss: float
+    losses: dict[str, float]
+    parents: torch.Tensor
+    coefficients: torch.Tensor
+    row_norms: torch.Tensor
+    scale: float | None
+
+
+@contextmanager
+def recorded_steps() -> Iterator[list[RecordedStep]]:
+    """Record each step that any SAELens trainer takes with a hierarchical SAE."""
+    steps: list[RecordedStep] = []
+    original = SAETrainer.step
+
+    def step(trainer: SAETrainer[Any, Any], batch: torch.Tensor) -> TrainStepOutput:
+        output = original(trainer, batch)
+        sae = trainer.sae
+        if isinstance(sae, HierarchicalTrainingSAE):
+            steps.append(
+                RecordedStep(
+                    loss=output.loss.item(),
+                    losses={name: loss.item() for name, loss in output.losses.items()},
+                    parents=sae.parents.clone(),
+                    coefficients=sae.log_l0_coefficient.exp(),
+                    row_norms=sae.W_dec.detach().float().norm(dim=1),
+                    scale=trainer.activation_scaler.scaling_factor,
+                )
+            )
+        return output
+
+    SAETrainer.step = step
+    try:
+        yield steps
+    finally:
+        SAETrainer.step = original
+
+
+def residual_activations(n_rows: int = 4) -> torch.Tensor:
+    """(n_rows · CONTEXT, D_MODEL): what the tiny model has at :data:`HOOK`."""
+    with torch.no_grad():
+        _, cache = tiny_model().run_with_cache(tiny_tokens(n_rows), names_filter=[HOOK])
+    return cache[HOOK].flatten(0, 1)
+
+
+def assert_saved_as_trained(path: Path | str, trained: SAE[Any], x: torch.Tensor) -> HierarchicalSAE:
+    """Load what a runner saved and check that it is the trained SAE and a proper hierarchical one."""
+    loaded = SAE.load_from_disk(path)
+    assert type(loaded) is HierarchicalSAE
+    assert isinstance(trained, HierarchicalTrainingSAE)
+    assert torch.equal(loaded.parents, trained.parents)
+    assert loaded.parents.dtype == torch.int64
+    assert len(loaded.forest.edges()) > 0
+    with torch.no_grad():
+        x = x.to(loaded.dtype)
+        acts = loaded.encode(x)
+        # Else the outputs would be biases alone, and equal whatever the weights.
+        assert (acts > 0).any()
+        assert torch.equal(acts, trained.encode(x))
+        assert torch.equal(loaded(x), trained(x))
+    # A number of this dtype is within half its epsilon of the true one, and so is each of a row's d_in entries.
+    unit = torch.ones(len(loaded.W_dec))
+    torch.testing.assert_close(loaded.W_dec.float().norm(dim=1), unit, atol=2 * torch.finfo(loaded.dtype).eps, rtol=0)
+    return loaded
