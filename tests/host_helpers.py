@@ -188,9 +188,9 @@ def recorded_steps() -> Iterator[list[RecordedStep]]:
     steps: list[RecordedStep] = []
     original = SAETrainer.step
 
-    def step(trainer: SAETrainer[Any, Any], batch: torch.Tensor) -> TrainStepOutput:
-        output = original(trainer, batch)
-        sae = trainer.sae
+    def step(self: SAETrainer[Any, Any], batch: torch.Tensor) -> TrainStepOutput:
+        output = original(self, batch)
+        sae = self.sae
         if isinstance(sae, HierarchicalTrainingSAE):
             steps.append(
                 RecordedStep(
@@ -199,7 +199,7 @@ def recorded_steps() -> Iterator[list[RecordedStep]]:
                     parents=sae.parents.clone(),
                     coefficients=sae.log_l0_coefficient.exp(),
                     row_norms=sae.W_dec.detach().float().norm(dim=1),
-                    scale=trainer.activation_scaler.scaling_factor,
+                    scale=self.activation_scaler.scaling_factor,
                 )
             )
         return output

@@ -10,7 +10,7 @@ import pytest
 import wandb
 from host_helpers import WIDTHS, recorded_steps, runner_config, train
 from sae_lens import LanguageModelSAETrainingRunner, LoggingConfig
-from wandb.proto import wandb_internal_pb2
+from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[reportAttributeAccessIssue]  # generated
 
 LOG_EVERY = 5
 EVERY_LEVEL = ("l0", "l0_coefficient", "mse", "explained_variance", "dead_features")
@@ -30,7 +30,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     wandb.teardown()
 
 
-def records(path: Path) -> Iterator[wandb_internal_pb2.Record]:
+def records(path: Path) -> Iterator[Record]:
     """The records of a run's file, which is a LevelDB log: chunks that never cross the border of a 32 KiB block."""
     content = path.read_bytes()
     assert content.startswith(b":W&B")
@@ -45,7 +45,7 @@ def records(path: Path) -> Iterator[wandb_internal_pb2.Record]:
         record += content[place - length : place]
         whole, last = 1, 4
         if kind in (whole, last):
-            yield wandb_internal_pb2.Record.FromString(record)
+            yield Record.FromString(record)
             record = b""
 
 

@@ -6,8 +6,11 @@ Importing this package registers the architecture ``"hsae"`` with SAELens.
 from sae_lens.registry import register_sae_class, register_sae_training_class
 
 from sae_lens_hsae.config import ARCHITECTURE, HierarchicalSAEConfig, HierarchicalTrainingSAEConfig
+from sae_lens_hsae.evaluation import evaluate_forest
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
+from sae_lens_hsae.runner import HierarchicalSAETrainingRunner
+from sae_lens_hsae.trainer import HierarchicalSAETrainer
 from sae_lens_hsae.training_sae import HierarchicalTrainingSAE
 
 __version__ = "0.1.0"
@@ -16,8 +19,11 @@ __all__ = [
     "FeatureForest",
     "HierarchicalSAE",
     "HierarchicalSAEConfig",
+    "HierarchicalSAETrainer",
+    "HierarchicalSAETrainingRunner",
     "HierarchicalTrainingSAE",
     "HierarchicalTrainingSAEConfig",
+    "evaluate_forest",
 ]
 
 register_sae_class(ARCHITECTURE, HierarchicalSAE, HierarchicalSAEConfig)

@@ -1,18 +1,14 @@
 """The main job from beginning to end: text → language model → training → saved SAE → forest, read and measured.
 
-:func:`train_and_show` does it for any SAELens config; :func:`minilm_config` and :func:`installed_text` supply a real
-model and real text that any machine has without a network.
+:func:`train_and_show` does it for any SAELens config. :func:`demo` calls it for all-MiniLM-L6-v2, a real language
+model that any machine can install; its text is :mod:`sae_lens_hsae.installed_text`. No network is needed.
 """
 
 from __future__ import annotations
 
-import ast
 import importlib.util
-import random
-import sysconfig
 import warnings
 from collections.abc import Iterator
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +17,18 @@ from datasets import Dataset
 from sae_lens import SAE, LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, LoggingConfig
 from sae_lens.training.activations_store import ActivationsStore
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.evaluation import ForestEvaluation, evaluate_forest
 from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
+from sae_lens_hsae.installed_text import token_rows
 from sae_lens_hsae.interpret import typical_tokens
-from sae_lens_hsae.interpret.tree_text import RULE, choose_trees, draw_tree, edge_lift, shown_features
+from sae_lens_hsae.interpret.tree_text import RULE, choose_trees, draw_tree, edge_scores, shown_features
 
 CONTEXT_SIZE = 128
+BATCH_SIZE = 1024
+STEPS = 720
 SPECIAL_TOKENS = [101, 102]
 """[CLS] and [SEP] of MiniLM's vocabulary."""
 
@@ -67,82 +66,42 @@ def minilm_config(output_path: str = "runs/demo", **overrides: Any) -> LanguageM
         "context_size": CONTEXT_SIZE,
         "prepend_bos": False,
         "exclude_special_tokens": SPECIAL_TOKENS,
-        "training_tokens": 720 * 1024,
-        "train_batch_size_tokens": 1024,
+        "training_tokens": STEPS * BATCH_SIZE,
+        "train_batch_size_tokens": BATCH_SIZE,
         "store_batch_size_prompts": 32,
         "n_batches_in_buffer": 512,
         "n_batches_for_norm_estimate": 20,
-        "lr": 1e-3,
-        "lr_scheduler_name": "cosineannealing",
-        "lr_warm_up_steps": 72,
-        "lr_end": 0.0,
-        "adam_beta1": 0.0,
-        "adam_beta2": 0.995,
         "dead_feature_window": 100,
         "output_path": output_path,
         "checkpoint_path": None,
         "logger": LoggingConfig(log_to_wandb=False),
         "verbose": False,
     }
-    return LanguageModelSAERunnerConfig(**fields | overrides)
+    return LanguageModelSAERunnerConfig(**paper_optimizer(STEPS, lr=1e-3) | fields | overrides)
 
 
-def installed_text() -> Iterator[str]:
-    """READMEs, then docstrings, of the installed Python packages, in a fixed order."""
-    named = sorted(distributions(), key=lambda distribution: distribution.metadata["Name"].lower())
-    for distribution in named:
-        readme = (distribution.read_text("METADATA") or "").partition("\n\n")[2]
-        if readme.strip():
-            yield readme
-    for path in sorted(Path(sysconfig.get_path("purelib")).rglob("*.py")):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about other people's escape sequences
-                tree = ast.parse(path.read_text(encoding="utf-8"))
-        except (SyntaxError, ValueError, OSError, RecursionError):
-            continue
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-                docstring = ast.get_docstring(node)
-                if docstring and len(docstring) > 80:
-                    yield docstring
+def paper_optimizer(n_steps: int, lr: float) -> dict[str, Any]:
+    """The paper's optimizer and schedule as fields of SAELens' config (§3.3, App. A.1); it does not state ``lr``."""
+    return {
+        "lr": lr,
+        "lr_scheduler_name": "cosineannealing",
+        "lr_warm_up_steps": n_steps // 10,
+        "lr_end": 0.0,
+        "adam_beta1": 0.0,
+        "adam_beta2": 0.995,
+    }
 
 
-def token_rows(tokenizer: PreTrainedTokenizerBase, n_tokens: int, seed: int = 0) -> Dataset:
-    """Tokenised rows of ``CONTEXT_SIZE`` from :func:`installed_text`, shuffled, in a column ``tokens``.
-
-    Raises:
-        ValueError: if the installed packages hold less text than that.
-    """
-    ids: list[int] = []
-    progress = tqdm(total=n_tokens, desc="Reading text", unit="tok")
-    for text in installed_text():
-        # A long file is cut so that none dominates; its end is marked as the model knows it, with [SEP].
-        new = tokenizer(text, add_special_tokens=False, truncation=True, max_length=2000)["input_ids"]
-        ids.extend([*new, SPECIAL_TOKENS[-1]])
-        progress.update(min(len(ids), n_tokens) - progress.n)
-        if len(ids) >= n_tokens:
-            break
-    progress.close()
-    if len(ids) < n_tokens:
-        raise ValueError(
-            f"the installed packages hold {len(ids)} tokens of text, {n_tokens} are needed; train on fewer"
-        )
-    rows = [ids[i : i + CONTEXT_SIZE] for i in range(0, n_tokens - CONTEXT_SIZE + 1, CONTEXT_SIZE)]
-    random.Random(seed).shuffle(rows)
-    return Dataset.from_dict({"tokens": rows})
-
-
-def demo() -> None:
-    """Train on all-MiniLM-L6-v2 without a network and show the forest."""
-    cfg = minilm_config()
-    tokenizer = AutoTokenizer.from_pretrained(cfg.model_name)
-    evaluation_rows = 2 * EVALUATION_TOKENS // CONTEXT_SIZE
-    spare = cfg.n_batches_in_buffer * CONTEXT_SIZE + (cfg.n_batches_for_norm_estimate + 1) * 1024
-    n_tokens = int(1.05 * (cfg.training_tokens + spare)) + evaluation_rows * CONTEXT_SIZE
-    rows = token_rows(tokenizer, n_tokens)
-    held_out = rows.select(range(evaluation_rows))
-    train_and_show(cfg, rows.select(range(evaluation_rows, len(rows))), held_out)
+def demo(**overrides: Any) -> HierarchicalSAE:
+    """Train on all-MiniLM-L6-v2 and show the forest; ``overrides`` are fields of SAELens' config."""
+    cfg = minilm_config(**overrides)
+    n_held_out = 2 * EVALUATION_TOKENS // CONTEXT_SIZE
+    n_norm = cfg.n_batches_for_norm_estimate * BATCH_SIZE
+    n_buffer = cfg.n_batches_in_buffer * CONTEXT_SIZE
+    # A little more than is trained on, for the special tokens that are left out.
+    n_tokens = int(1.05 * (cfg.training_tokens + n_norm + n_buffer)) + n_held_out * CONTEXT_SIZE
+    rows = token_rows(AutoTokenizer.from_pretrained(cfg.model_name), n_tokens, CONTEXT_SIZE, SPECIAL_TOKENS[-1])
+    return train_and_show(cfg, rows.select(range(n_held_out, len(rows))), rows.select(range(n_held_out)))
 
 
 def train_and_show(
@@ -224,12 +183,12 @@ def trees(
     tokenizer: Any,
 ) -> str:
     """The trees chosen by ``tree_text.RULE``, every feature with its most typical tokens."""
-    forest, lift = sae.forest, edge_lift(sae.forest, evaluation)
+    forest, scores = sae.forest, edge_scores(sae.forest, evaluation)
     roots = choose_trees(forest, evaluation, TREES_SHOWN)
-    features = [feature for root in roots for feature in shown_features(forest, lift, root)]
+    features = [feature for root in roots for feature in shown_features(forest, scores, root)]
     tokens = typical_tokens(sae.encode, features, pairs, len(tokenizer))
     names = {feature: "  ".join(tokenizer.convert_ids_to_tokens(ids)) for feature, ids in tokens.items()}
-    drawn = [draw_tree(forest, lift, root, names) for root in roots]
+    drawn = [draw_tree(forest, scores, root, names) for root in roots]
     return "\n\n".join(
-        [f"\n{len(roots)} trees: {RULE}.\nlevel/feature  its most typical tokens  (+ that difference)", *drawn]
+        [f"\n{len(roots)} trees: {RULE}.\nlevel/feature  its most typical tokens  (its score as a child)", *drawn]
     )

@@ -11,50 +11,61 @@ from sae_lens_hsae.evaluation import ForestEvaluation
 from sae_lens_hsae.forest import FeatureForest
 
 MIN_LEVELS = 3
+MIN_FEATURES = 6
 MAX_FEATURES = 40
 RULE = (
-    f"of the roots whose trees reach at least {MIN_LEVELS} levels and hold at most {MAX_FEATURES} features, those "
-    "whose edges bind most: highest mean of P(parent|child) − P(parent)"
+    f"of the trees of {MIN_FEATURES} to {MAX_FEATURES} features that reach at least {MIN_LEVELS} levels, those whose "
+    "children narrow their parents most: highest mean of (P(parent|child) − P(parent)) · (1 − P(child|parent))"
 )
 
 
-def edge_lift(forest: FeatureForest, evaluation: ForestEvaluation) -> torch.Tensor:
-    """P(parent | child) − P(parent) of every feature as a child: (n_features,) float64, NaN without living parent."""
+def edge_scores(forest: FeatureForest, evaluation: ForestEvaluation) -> torch.Tensor:
+    """(P(parent|child) − P(parent)) · (1 − P(child|parent)) of every feature as a child; NaN without living parent.
+
+    High where the parent is active with the child and seldom otherwise, and the child is but a part of the parent: a
+    child that is its parent once more has P(child|parent) near 1, and scores nothing.
+
+    Returns:
+        (n_features,) float64.
+    """
     frequency = torch.cat([level.firing_frequency for level in evaluation.levels])
-    lift = torch.full((forest.n_features,), math.nan, dtype=torch.float64)
+    scores = torch.full((forest.n_features,), math.nan, dtype=torch.float64)
     parents = forest.parents
     for (_, children), boundary in zip(forest.levels.boundaries, evaluation.boundaries, strict=True):
-        lift[children] = boundary.parent_given_child - frequency[parents[children]]
-    return lift
+        of_parent = frequency[parents[children]]
+        parent_given_child = boundary.parent_given_child
+        child_given_parent = parent_given_child * frequency[children] / of_parent
+        scores[children] = (parent_given_child - of_parent) * (1 - child_given_parent)
+    return scores
 
 
 def choose_trees(forest: FeatureForest, evaluation: ForestEvaluation, n_trees: int = 3) -> list[int]:
     """Roots of the trees to show, best first, chosen by ``RULE``; fewer if fewer qualify."""
-    lift = edge_lift(forest, evaluation)
-    scored = []
+    scores = edge_scores(forest, evaluation)
+    ranked = []
     for root in forest.roots().tolist():
         tree = torch.tensor(forest.subtree(root))
         n_levels = int(forest.levels.level_of(tree).max()) + 1
-        score = lift[tree[1:]].nanmean().item()
-        if n_levels >= MIN_LEVELS and len(tree) <= MAX_FEATURES and not math.isnan(score):
-            scored.append((score, root))
-    return [root for _, root in sorted(scored, key=lambda pair: (-pair[0], pair[1]))[:n_trees]]
+        score = scores[tree[1:]].nanmean().item()
+        if n_levels >= MIN_LEVELS and MIN_FEATURES <= len(tree) <= MAX_FEATURES and not math.isnan(score):
+            ranked.append((score, root))
+    return [root for _, root in sorted(ranked, key=lambda pair: (-pair[0], pair[1]))[:n_trees]]
 
 
-def shown_children(forest: FeatureForest, lift: torch.Tensor, feature: int, n_children: int = 3) -> list[int]:
-    """Children of highest lift; those with a lift only."""
-    children = [child for child in forest.children(feature) if not math.isnan(lift[child])]
-    return sorted(children, key=lambda child: (-lift[child].item(), child))[:n_children]
+def shown_children(forest: FeatureForest, scores: torch.Tensor, feature: int, n_children: int = 3) -> list[int]:
+    """Children of highest score; those with a score only."""
+    children = [child for child in forest.children(feature) if not math.isnan(scores[child])]
+    return sorted(children, key=lambda child: (-scores[child].item(), child))[:n_children]
 
 
-def shown_features(forest: FeatureForest, lift: torch.Tensor, root: int) -> list[int]:
+def shown_features(forest: FeatureForest, scores: torch.Tensor, root: int) -> list[int]:
     """The features of one drawn tree, in the order of its lines."""
-    below = [shown_features(forest, lift, child) for child in shown_children(forest, lift, root)]
+    below = [shown_features(forest, scores, child) for child in shown_children(forest, scores, root)]
     return [root, *(feature for branch in below for feature in branch)]
 
 
-def draw_tree(forest: FeatureForest, lift: torch.Tensor, root: int, names: Mapping[int, str]) -> str:
-    """One line per feature: its level and number, what it fires on, and its edge's lift; children indented.
+def draw_tree(forest: FeatureForest, scores: torch.Tensor, root: int, names: Mapping[int, str]) -> str:
+    """One line per feature: its level and number, what it fires on, and its edge's score; children indented.
 
     Args:
         names: text for every feature that :func:`shown_features` lists.
@@ -63,9 +74,9 @@ def draw_tree(forest: FeatureForest, lift: torch.Tensor, root: int, names: Mappi
 
     def add(feature: int, lead: str, branch: str, next_lead: str) -> None:
         level = int(forest.levels.level_of(torch.tensor(feature)))
-        strength = "" if math.isnan(lift[feature]) else f"  (+{lift[feature]:.2f})"
+        strength = "" if math.isnan(scores[feature]) else f"  ({scores[feature]:.2f})"
         lines.append(f"{lead}{branch}{level}/{feature - forest.levels.offsets[level]}  {names[feature]}{strength}")
-        children = shown_children(forest, lift, feature)
+        children = shown_children(forest, scores, feature)
         for child in children:
             last = child == children[-1]
             add(child, lead + next_lead, "└─ " if last else "├─ ", "   " if last else "│  ")

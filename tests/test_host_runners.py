@@ -1,0 +1,346 @@
+"""SAELens' own runners, unmodified, train the architecture, and ours takes the same steps."""
+
+import copy
+import itertools
+import shutil
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import pytest
+import torch
+from host_helpers import (
+    CONTEXT,
+    D_MODEL,
+    HOOK,
+    assert_saved_as_trained,
+    recorded_steps,
+    residual_activations,
+    runner_config,
+    save_tiny_gpt2,
+    tiny_config,
+    tiny_dataset,
+    train,
+)
+from sae_lens import (
+    SAE,
+    CacheActivationsRunner,
+    CacheActivationsRunnerConfig,
+    JumpReLUSAE,
+    JumpReLUTrainingSAEConfig,
+    LanguageModelSAETrainingRunner,
+    LoggingConfig,
+    TrainingSAE,
+)
+from sae_lens.llm_sae_training_runner import _parse_cfg_args
+from sae_lens.multi_sae_training_runner import MultiSAETrainingRunner, MultiSAETrainingRunnerConfig
+from sae_lens.synthetic import (
+    SyntheticModel,
+    SyntheticModelConfig,
+    SyntheticSAERunner,
+    SyntheticSAERunnerConfig,
+    ZipfianFiringProbabilityConfig,
+)
+
+from sae_lens_hsae import HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig
+from sae_lens_hsae.runner import HierarchicalSAETrainingRunner
+
+RUNNERS = [LanguageModelSAETrainingRunner, HierarchicalSAETrainingRunner]
+both_runners = pytest.mark.parametrize("runner", RUNNERS)
+
+
+def losses(steps: list[Any]) -> list[float]:
+    return [step.loss for step in steps]
+
+
+def checkpoints(tmp_path: Path) -> dict[str, Path]:
+    """Checkpoints by name; SAELens puts them below a folder of its own for each run."""
+    return {path.name: path for path in (tmp_path / "checkpoints").glob("*/*")}
+
+
+# Every runner: what is saved is what was trained.
+
+
+@both_runners
+def test_language_model_runner(tmp_path, runner):
+    with recorded_steps() as steps:
+        sae = train(runner, runner_config(tmp_path))
+    assert len(steps) == 30
+    loaded = assert_saved_as_trained(tmp_path / "out", sae, residual_activations())
+    # The forest is that of the final weights, and not one that an update during training left.
+    assert not torch.equal(loaded.parents, steps[0].parents)
+    before = sae.parents.clone()
+    sae.update_hierarchy()
+    assert torch.equal(loaded.parents, before)
+    assert torch.equal(sae.parents, before)
+    assert loaded.cfg.metadata.hook_name == HOOK
+    assert loaded.cfg.metadata.training_architecture == "hsae"
+    assert sum(losses(steps)[-5:]) < sum(losses(steps)[:5])
+
+
+@both_runners
+def test_cached_activations(tmp_path, runner):
+    folder = save_tiny_gpt2(tmp_path / "gpt2")
+    common: dict[str, Any] = {
+        "model_name": str(folder),
+        "model_class_name": "AutoModelForCausalLM",
+        "hook_name": "transformer.h.0",
+        "context_size": CONTEXT,
+        "prepend_bos": False,
+    }
+    cached = CacheActivationsRunner(
+        CacheActivationsRunnerConfig(
+            dataset_path="",
+            d_in=D_MODEL,
+            training_tokens=64 * CONTEXT,
+            model_batch_size=4,
+            new_cached_activations_path=str(tmp_path / "cached"),
+            buffer_size_gb=1e-4,
+            device="cpu",
+            model_from_pretrained_kwargs={},
+            **common,
+        ),
+        override_dataset=tiny_dataset(),
+    ).run()
+    with recorded_steps() as steps:
+        sae = train(
+            runner,
+            runner_config(
+                tmp_path, use_cached_activations=True, cached_activations_path=str(tmp_path / "cached"), **common
+            ),
+            override_dataset=tiny_dataset(),
+        )
+    assert len(steps) == 30
+    x = torch.tensor(cached[0]["transformer.h.0"])
+    loaded = assert_saved_as_trained(tmp_path / "out", sae, x)
+    assert loaded.cfg.metadata.model_class_name == "AutoModelForCausalLM"
+
+
+def test_synthetic_runner(tmp_path):
+    torch.manual_seed(0)
+    model = SyntheticModel(
+        SyntheticModelConfig(
+            num_features=32,
+            hidden_dim=D_MODEL,
+            firing_probability=ZipfianFiringProbabilityConfig(max_prob=0.4, min_prob=0.05),
+            seed=0,
+        )
+    )
+    cfg = SyntheticSAERunnerConfig(
+        synthetic_model=model.cfg,
+        sae=tiny_config(),
+        training_samples=30 * 64,
+        batch_size=64,
+        lr=3e-3,
+        eval_samples=256,
+        n_batches_for_norm_estimate=3,
+        output_path=str(tmp_path / "out"),
+        checkpoint_path=None,
+        logger=LoggingConfig(log_to_wandb=False),
+    )
+    with recorded_steps() as steps:
+        result = SyntheticSAERunner(cfg, override_synthetic_model=model).run()
+    assert len(steps) == 30
+    assert_saved_as_trained(tmp_path / "out", result.sae, model.sample(64))
+    assert result.final_eval is not None
+    assert result.final_eval.sae_l0 > 0
+    assert result.final_eval.explained_variance > 0
+
+
+def test_multi_sae_runner_beside_a_plain_sae(tmp_path):
+    plain = JumpReLUTrainingSAEConfig(d_in=D_MODEL, d_sae=24, normalize_activations="expected_average_only_in")
+    cfg = MultiSAETrainingRunnerConfig(
+        saes={"tree": tiny_config(), "plain": plain},
+        hook_names=HOOK,
+        model_name="tiny",
+        context_size=CONTEXT,
+        training_tokens=30 * 64,
+        train_batch_size_tokens=64,
+        store_batch_size_prompts=4,
+        n_batches_in_buffer=4,
+        n_batches_for_norm_estimate=3,
+        prepend_bos=False,
+        lr=3e-3,
+        output_path=str(tmp_path / "out"),
+        checkpoint_path=None,
+        model_from_pretrained_kwargs={},
+        logger=LoggingConfig(log_to_wandb=False),
+    )
+    with recorded_steps() as steps:
+        saes = train(MultiSAETrainingRunner, cfg)
+    assert len(steps) == 30
+    x = residual_activations()
+    assert_saved_as_trained(tmp_path / "out" / "tree", saes["tree"], x)
+    loaded = SAE.load_from_disk(tmp_path / "out" / "plain")
+    assert type(loaded) is JumpReLUSAE
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), saes["plain"](x))
+
+
+def test_command_line():
+    line = "--architecture hsae --d_in 384 --d_sae 896 --level_widths 128 256 512 --target_l0 16 --max_children 2"
+    cfg = _parse_cfg_args(line.split()).sae
+    assert type(cfg) is HierarchicalTrainingSAEConfig
+    assert cfg.level_widths == [128, 256, 512]
+    assert cfg.target_l0_per_level == (16, 16, 16)
+    assert cfg.max_children == 2
+    # What is not on the command line has the class's default.
+    assert cfg == HierarchicalTrainingSAEConfig(
+        d_in=384, d_sae=896, level_widths=[128, 256, 512], target_l0=16, max_children=2, metadata=cfg.metadata
+    )
+
+
+def test_command_line_takes_one_target_per_level_as_json():
+    line = "--architecture hsae --d_in 384 --d_sae 384 --level_widths 128 256 --target_l0"
+    cfg = _parse_cfg_args([*line.split(), "[8, 16.5]"]).sae
+    assert isinstance(cfg, HierarchicalTrainingSAEConfig)
+    assert cfg.target_l0_per_level == (8, 16.5)
+
+
+# Our runner against SAELens'.
+
+
+def test_both_runners_take_the_same_steps(tmp_path):
+    runs = []
+    for runner in RUNNERS:
+        with recorded_steps() as steps:
+            train(runner, runner_config(tmp_path / runner.__name__))
+        runs.append(steps)
+    stock, ours = runs
+    # One Adam is fused and one is not, which rounds differently.
+    torch.testing.assert_close(losses(ours), losses(stock), rtol=1e-5, atol=0)
+    assert all(torch.equal(a.parents, b.parents) for a, b in zip(stock, ours, strict=True))
+    # Equal only because they saw the same batches: other batches give other losses.
+    with recorded_steps() as other:
+        train(HierarchicalSAETrainingRunner, runner_config(tmp_path / "other"), seed=2)
+    assert abs(losses(other)[-1] - losses(stock)[-1]) > 1e-2
+
+
+def test_our_runner_has_unit_decoder_rows_after_every_step(tmp_path):
+    with recorded_steps() as steps:
+        train(HierarchicalSAETrainingRunner, runner_config(tmp_path))
+    norms = torch.stack([step.row_norms for step in steps])
+    torch.testing.assert_close(norms, torch.ones_like(norms), atol=1e-6, rtol=0)
+
+
+# Options.
+
+
+@both_runners
+def test_checkpoints(tmp_path, runner):
+    with recorded_steps() as steps:
+        sae = train(runner, runner_config(tmp_path, n_checkpoints=2, save_final_checkpoint=True))
+    saved = checkpoints(tmp_path)
+    assert len(saved) == 3
+    for name, path in saved.items():
+        loaded = TrainingSAE.load_from_disk(path)
+        assert type(loaded) is HierarchicalTrainingSAE
+        n_steps = int(name.removeprefix("final_")) // 64
+        assert int(loaded.n_steps) == n_steps
+        if not name.startswith("final_"):
+            assert torch.equal(loaded.parents, steps[n_steps - 1].parents)
+        torch.testing.assert_close(loaded.log_l0_coefficient.exp(), steps[n_steps - 1].coefficients)
+    if runner is HierarchicalSAETrainingRunner:
+        final = TrainingSAE.load_from_disk(saved[f"final_{30 * 64}"])
+        for name in ("W_enc", "b_enc", "threshold", "W_dec", "b_dec", "parents"):
+            # Saving scales the decoder rows to unit norm once more, which rounds.
+            torch.testing.assert_close(getattr(final, name), getattr(sae, name), rtol=0, atol=1e-6)
+
+
+@both_runners
+def test_resume(tmp_path, runner):
+    with recorded_steps() as whole:
+        sae = train(runner, runner_config(tmp_path, n_checkpoints=1))
+    [(name, checkpoint)] = checkpoints(tmp_path).items()
+    n_before = int(name) // 64
+    assert 0 < n_before < 30
+    # The seed is another one, so that only the checkpoint can make the runs alike.
+    with recorded_steps() as rest:
+        resumed = train(runner, runner_config(tmp_path / "resumed", resume_from_checkpoint=str(checkpoint)), seed=2)
+    assert len(rest) == 30 - n_before
+    assert rest[0].scale == whole[0].scale
+    assert torch.equal(rest[0].parents, whole[n_before].parents)
+    assert_saved_as_trained(tmp_path / "resumed" / "out", resumed, residual_activations())
+    if runner is HierarchicalSAETrainingRunner:
+        assert losses(rest) == losses(whole)[n_before:]
+        assert torch.equal(resumed.parents, sae.parents)
+    else:
+        # SAELens' store comes back with other batches, but λ goes on from where it was.
+        at_checkpoint = whole[n_before - 1].coefficients
+        torch.testing.assert_close(rest[0].coefficients, at_checkpoint, rtol=0.1, atol=0)
+        fresh = HierarchicalTrainingSAE(tiny_config()).log_l0_coefficient.exp()
+        assert not torch.allclose(at_checkpoint, fresh, rtol=0.2)
+
+
+@both_runners
+@pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
+def test_folding_the_scale_keeps_the_reconstruction(tmp_path, monkeypatch, runner, apply_b_dec_to_input):
+    x = residual_activations()
+    expected = []
+    fold = HierarchicalTrainingSAE.fold_activation_norm_scaling_factor
+
+    def observed_fold(sae: HierarchicalTrainingSAE, scale: float) -> None:
+        finished = copy.deepcopy(sae)
+        finished.project_parameters()
+        with torch.no_grad():
+            expected.append(finished(x * scale) / scale)
+        assert abs(scale - 1) > 0.1
+        fold(sae, scale)
+
+    monkeypatch.setattr(HierarchicalTrainingSAE, "fold_activation_norm_scaling_factor", observed_fold)
+    cfg = tiny_config(apply_b_dec_to_input=apply_b_dec_to_input)
+    sae = train(runner, runner_config(tmp_path, sae=cfg))
+    loaded = assert_saved_as_trained(tmp_path / "out", sae, x)
+    assert loaded.cfg.normalize_activations == "none"
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), expected[0], rtol=1e-4, atol=1e-5)
+
+
+@both_runners
+@pytest.mark.parametrize(("dtype", "autocast"), [("float32", True), ("bfloat16", False)], ids=["autocast", "bfloat16"])
+def test_half_precision(tmp_path, runner, dtype, autocast):
+    with recorded_steps() as exact:
+        train(runner, runner_config(tmp_path / "exact"))
+    cfg = runner_config(tmp_path, sae=tiny_config(dtype=dtype), dtype=dtype, autocast=autocast)
+    with recorded_steps() as steps:
+        sae = train(runner, cfg)
+    # Thresholds and the controller move by steps that half precision would round away.
+    for name in ("threshold", "log_l0_coefficient", "l0_ema"):
+        assert getattr(sae, name).dtype == torch.float32
+    loaded = assert_saved_as_trained(tmp_path / "out", sae, residual_activations())
+    assert {str(getattr(loaded, name).dtype) for name in ("W_enc", "W_dec", "b_dec")} == {f"torch.{dtype}"}
+    # Were the losses equal, half precision would not have been in use.
+    assert losses(steps)[0] != losses(exact)[0]
+    torch.testing.assert_close(losses(steps)[0], losses(exact)[0], rtol=0.02, atol=0)
+    torch.testing.assert_close(mean(losses(steps)), mean(losses(exact)), rtol=0.03, atol=0)
+
+
+@pytest.mark.skipif(
+    shutil.which("g++") is None and shutil.which("clang++") is None,
+    reason="torch.compile's inductor needs a C++ compiler (g++ or clang++) on PATH",
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_compiled_training(tmp_path):
+    # Two levels, and parents replaced in every step: few distinct graphs, of which each takes seconds to compile.
+    cfg = tiny_config(level_widths=[8, 16], perturbation_rate=0.5, hierarchy_first_update=2, hierarchy_update_every=4)
+    runs = []
+    for compile_sae in (False, True):
+        out = tmp_path / str(compile_sae)
+        torch._dynamo.reset()
+        with recorded_steps() as steps:
+            sae = train(
+                LanguageModelSAETrainingRunner,
+                runner_config(out, sae=copy.deepcopy(cfg), training_tokens=14 * 64, compile_sae=compile_sae, lr=1e-2),
+            )
+        assert_saved_as_trained(out / "out", sae, residual_activations())
+        runs.append(steps)
+    plain, compiled = runs
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    torch.testing.assert_close(losses(compiled), losses(plain), rtol=1e-4, atol=0)
+    assert all(torch.equal(a.parents, b.parents) for a, b in zip(plain, compiled, strict=True))
+    changes = [not torch.equal(a.parents, b.parents) for a, b in itertools.pairwise(compiled)]
+    assert sum(changes) >= 3
+    for name in ("structural_loss", "l0_loss", "mse_loss"):
+        torch.testing.assert_close(
+            [step.losses[name] for step in compiled], [step.losses[name] for step in plain], rtol=1e-3, atol=1e-5
+        )
