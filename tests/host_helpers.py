@@ -169,6 +169,7 @@ class RecordedStep:
         loss: the step's total loss.
         losses: its terms.
         parents: the parent table that the step used.
+        coefficients_before: λ of every level that the step used.
         coefficients: λ of every level after the step.
         row_norms: norms of the decoder rows after the optimizer's step.
         scale: factor of the activations.
@@ -177,6 +178,7 @@ class RecordedStep:
     loss: float
     losses: dict[str, float]
     parents: torch.Tensor
+    coefficients_before: torch.Tensor
     coefficients: torch.Tensor
     row_norms: torch.Tensor
     scale: float | None
@@ -189,19 +191,22 @@ def recorded_steps() -> Iterator[list[RecordedStep]]:
     original = SAETrainer.step
 
     def step(self: SAETrainer[Any, Any], batch: torch.Tensor) -> TrainStepOutput:
-        output = original(self, batch)
         sae = self.sae
-        if isinstance(sae, HierarchicalTrainingSAE):
-            steps.append(
-                RecordedStep(
-                    loss=output.loss.item(),
-                    losses={name: loss.item() for name, loss in output.losses.items()},
-                    parents=sae.parents.clone(),
-                    coefficients=sae.log_l0_coefficient.exp(),
-                    row_norms=sae.W_dec.detach().float().norm(dim=1),
-                    scale=self.activation_scaler.scaling_factor,
-                )
+        if not isinstance(sae, HierarchicalTrainingSAE):
+            return original(self, batch)
+        before = sae.log_l0_coefficient.exp()
+        output = original(self, batch)
+        steps.append(
+            RecordedStep(
+                loss=output.loss.item(),
+                losses={name: loss.item() for name, loss in output.losses.items()},
+                parents=sae.parents.clone(),
+                coefficients_before=before,
+                coefficients=sae.log_l0_coefficient.exp(),
+                row_norms=sae.W_dec.detach().float().norm(dim=1),
+                scale=self.activation_scaler.scaling_factor,
             )
+        )
         return output
 
     SAETrainer.step = step

@@ -261,15 +261,13 @@ def test_resume(tmp_path, runner):
     assert rest[0].scale == whole[0].scale
     assert torch.equal(rest[0].parents, whole[n_before].parents)
     assert_saved_as_trained(tmp_path / "resumed" / "out", resumed, residual_activations())
+    # λ goes on from where it was, and has moved by then.
+    assert torch.equal(rest[0].coefficients_before, whole[n_before - 1].coefficients)
+    assert not torch.equal(rest[0].coefficients_before, whole[0].coefficients_before)
+    # SAELens' store comes back with other batches, ours with those that would have come.
+    assert (losses(rest) == losses(whole)[n_before:]) == (runner is HierarchicalSAETrainingRunner)
     if runner is HierarchicalSAETrainingRunner:
-        assert losses(rest) == losses(whole)[n_before:]
         assert torch.equal(resumed.parents, sae.parents)
-    else:
-        # SAELens' store comes back with other batches, but λ goes on from where it was.
-        at_checkpoint = whole[n_before - 1].coefficients
-        torch.testing.assert_close(rest[0].coefficients, at_checkpoint, rtol=0.1, atol=0)
-        fresh = HierarchicalTrainingSAE(tiny_config()).log_l0_coefficient.exp()
-        assert not torch.allclose(at_checkpoint, fresh, rtol=0.2)
 
 
 @both_runners
@@ -339,7 +337,7 @@ def test_compiled_training(tmp_path):
     torch.testing.assert_close(losses(compiled), losses(plain), rtol=1e-4, atol=0)
     assert all(torch.equal(a.parents, b.parents) for a, b in zip(plain, compiled, strict=True))
     changes = [not torch.equal(a.parents, b.parents) for a, b in itertools.pairwise(compiled)]
-    assert sum(changes) >= 3
+    assert sum(changes) >= 2
     for name in ("structural_loss", "l0_loss", "mse_loss"):
         torch.testing.assert_close(
             [step.losses[name] for step in compiled], [step.losses[name] for step in plain], rtol=1e-3, atol=1e-5

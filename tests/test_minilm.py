@@ -1,4 +1,4 @@
-"""Sparsity control and ghost gradients where they must work: a real model, a cold start, one setting for all targets."""
+"""Sparsity control and ghost gradients where they must work: a real model, a cold start, one setting for all."""
 
 from itertools import cycle, islice
 from typing import Any

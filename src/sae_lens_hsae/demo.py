@@ -50,7 +50,7 @@ def minilm_folder() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def minilm_config(output_path: str = "runs/demo", **overrides: Any) -> LanguageModelSAERunnerConfig[Any]:
+def minilm_config(output_path: str | None = "runs/demo", **overrides: Any) -> LanguageModelSAERunnerConfig[Any]:
     """SAELens' config of the demo; ``overrides`` are fields of it."""
     fields: dict[str, Any] = {
         "sae": HierarchicalTrainingSAEConfig(
