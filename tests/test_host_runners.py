@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import os
 import shutil
 from pathlib import Path
 from statistics import mean
@@ -265,8 +266,8 @@ def test_resume(tmp_path, runner):
     assert torch.equal(rest[0].coefficients_before, whole[n_before - 1].coefficients)
     assert not torch.equal(rest[0].coefficients_before, whole[0].coefficients_before)
     # SAELens' store comes back with other batches, ours with those that would have come.
-    assert (losses(rest) == losses(whole)[n_before:]) == (runner is HierarchicalSAETrainingRunner)
     if runner is HierarchicalSAETrainingRunner:
+        assert losses(rest) == losses(whole)[n_before:]
         assert torch.equal(resumed.parents, sae.parents)
 
 
@@ -314,8 +315,8 @@ def test_half_precision(tmp_path, runner, dtype, autocast):
 
 
 @pytest.mark.skipif(
-    shutil.which("g++") is None and shutil.which("clang++") is None,
-    reason="torch.compile's inductor needs a C++ compiler (g++ or clang++) on PATH",
+    shutil.which(os.environ.get("CXX", "g++")) is None,
+    reason="torch.compile's inductor needs a C++ compiler: $CXX, or else g++ on PATH",
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_compiled_training(tmp_path):

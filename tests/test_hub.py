@@ -130,7 +130,8 @@ def client_run(trained: tuple[HierarchicalTrainingSAE, Path], tmp_path_factory: 
     threading.Thread(target=server.serve_forever, daemon=True).start()
     # The endpoint is read when the client is imported, so the client needs a process of its own.
     environment = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
-    environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder / "hf"), "NO_PROXY": "127.0.0.1"}
+    environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder / "hf")}
+    environment |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
     arguments = [REPOSITORY, FOLDER, root / FOLDER, folder / "x.safetensors", folder / "out.safetensors", *DTYPES]
     try:
         done = subprocess.run(
