@@ -7,16 +7,18 @@ gives the same object. Queries about one feature answer in Python ints, queries 
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from sae_lens_hsae.levels import Levels
+from sae_lens_hsae.post_hoc import assign_parents, widths_of
 
 if TYPE_CHECKING:
     import networkx
+    from sae_lens import SAE
 
 NO_PARENT = -1
 SCHEMA = "sae_lens_hsae/feature_forest"
@@ -45,6 +47,29 @@ class FeatureForest:
             raise ValueError(f"parents is not a list of integers ({error}); write {NO_PARENT} for no parent") from error
         validate_parents(table, self._levels)
         self._parents = table.detach().to("cpu", torch.int64, copy=True)
+
+    @classmethod
+    def from_saes(
+        cls,
+        saes: Sequence[SAE[Any]],
+        similarity: Literal["encoder", "decoder", "coactivation"] = "encoder",
+        unassigned_fraction: float = 0.2,
+        max_children: int | None = None,
+        activations: Iterable[torch.Tensor] | None = None,
+    ) -> FeatureForest:
+        """The forest of SAEs that were trained without one, by the rule that HSAE uses (the paper's "post hoc").
+
+        Args:
+            saes: SAELens SAEs of growing width that read the same hook point, of any architectures.
+            similarity: cosine of "encoder" or "decoder" directions, or "coactivation".
+            unassigned_fraction: share of each level's children that stay without a parent.
+            max_children: most children of a parent, or None.
+            activations: (batch, d_in) tensors; "coactivation" needs them, the others do not.
+
+        Raises:
+            ValueError: if the SAEs do not fit together, or an argument is out of range or missing.
+        """
+        return cls(assign_parents(saes, similarity, unassigned_fraction, max_children, activations), widths_of(saes))
 
     @property
     def parents(self) -> torch.Tensor:

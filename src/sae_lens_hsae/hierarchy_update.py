@@ -6,9 +6,11 @@ only a block of it exists at any time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
+
+from sae_lens_hsae.levels import Levels
 
 BLOCK_ELEMENTS = 1 << 24
 """Similarities held in memory at a time: 64 MiB in float32."""
@@ -54,6 +56,30 @@ def coactivation_similarity(coactivation: torch.Tensor) -> SimilarityBlock:
         return together.masked_fill(together == 0, -torch.inf)
 
     return block
+
+
+def parent_table(
+    similarities: Sequence[SimilarityBlock],
+    levels: Levels,
+    unassigned_fraction: float,
+    max_children: int | None = None,
+    device: torch.device | str = "cpu",
+) -> torch.Tensor:
+    """The forest of a stack of levels: :func:`choose_parents` at every boundary.
+
+    Args:
+        similarities: blocks of the similarity of each level boundary, coarse to fine.
+        levels: the levels; one more than ``similarities``.
+
+    Returns:
+        (n_features,) int64, flat index of each feature's parent, −1 where there is none.
+    """
+    parents = torch.full((levels.n_features,), -1, dtype=torch.int64, device=device)
+    for (above, below), similarity in zip(levels.boundaries, similarities, strict=True):
+        n_parents, n_children = above.stop - above.start, below.stop - below.start
+        chosen = choose_parents(similarity, n_parents, n_children, unassigned_fraction, max_children, device)
+        parents[below] = torch.where(chosen < 0, -1, chosen + above.start)
+    return parents
 
 
 def choose_parents(

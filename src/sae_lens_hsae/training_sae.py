@@ -20,10 +20,10 @@ from sae_lens_hsae.ghost_gradients import ghost_gradient_loss
 from sae_lens_hsae.hierarchical_sae import LevelStack
 from sae_lens_hsae.hierarchy_update import (
     SimilarityBlock,
-    choose_parents,
     coactivation_similarity,
     cosine_similarity,
     is_update_due,
+    parent_table,
 )
 from sae_lens_hsae.perturbation import Replacement, draw_replaced, replacement_delta, replacements
 from sae_lens_hsae.sparsity_control import SparsityState, control_sparsity
@@ -158,16 +158,14 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
     def update_hierarchy(self) -> None:
         """Recompute the forest from the parameters as they are (HSAE §3.3)."""
         before = self.parents.clone()
-        for boundary, (above, below) in enumerate(self.levels.boundaries):
-            chosen = choose_parents(
-                self._similarity(boundary, above, below),
-                n_parents=above.stop - above.start,
-                n_children=below.stop - below.start,
-                unassigned_fraction=self.cfg.unassigned_fraction,
-                max_children=self.cfg.max_children,
-                device=self.parents.device,
+        similarities = [
+            self._similarity(boundary, above, below) for boundary, (above, below) in enumerate(self.levels.boundaries)
+        ]
+        self.parents.copy_(
+            parent_table(
+                similarities, self.levels, self.cfg.unassigned_fraction, self.cfg.max_children, self.parents.device
             )
-            self.parents[below] = torch.where(chosen < 0, -1, chosen + above.start)
+        )
         children = self.parents[self.levels.widths[0] :]
         if len(children):
             self.reparented_share.copy_((children != before[self.levels.widths[0] :]).float().mean())

@@ -1,0 +1,92 @@
+"""Post-hoc assignment: parents for features of SAEs that were trained without a forest (HSAE §4.2, the baseline)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, get_args
+
+import torch
+
+from sae_lens_hsae.config import Similarity
+from sae_lens_hsae.hierarchy_update import (
+    SimilarityBlock,
+    coactivation_similarity,
+    cosine_similarity,
+    parent_table,
+)
+from sae_lens_hsae.levels import Levels
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+
+def widths_of(saes: Sequence[SAE[Any]]) -> list[int]:
+    """Features of every SAE."""
+    return [sae.cfg.d_sae for sae in saes]
+
+
+@torch.no_grad()
+def assign_parents(
+    saes: Sequence[SAE[Any]],
+    similarity: Similarity,
+    unassigned_fraction: float,
+    max_children: int | None,
+    activations: Iterable[torch.Tensor] | None,
+) -> torch.Tensor:
+    """The parent table of a stack of SAEs; see ``FeatureForest.from_saes``.
+
+    Returns:
+        (n_features,) int64, flat index of each feature's parent, −1 where there is none.
+    """
+    _check(saes, similarity, unassigned_fraction, max_children, activations)
+    levels = Levels(tuple(widths_of(saes)))
+    if similarity == "coactivation":
+        assert activations is not None  # checked above
+        similarities = _coactivation(saes, activations)
+    else:
+        directions = [sae.W_enc.T if similarity == "encoder" else sae.W_dec for sae in saes]
+        similarities = [cosine_similarity(parents, children) for parents, children in pairwise(directions)]
+    return parent_table(similarities, levels, unassigned_fraction, max_children, saes[0].W_dec.device)
+
+
+def _coactivation(saes: Sequence[SAE[Any]], activations: Iterable[torch.Tensor]) -> list[SimilarityBlock]:
+    together = [
+        torch.zeros(parents.cfg.d_sae, children.cfg.d_sae, device=parents.W_dec.device)
+        for parents, children in pairwise(saes)
+    ]
+    for x in activations:
+        fired = [(sae.encode(x.to(sae.W_dec.device)) > 0).float() for sae in saes]
+        for count, (parents, children) in zip(together, pairwise(fired), strict=True):
+            count += parents.T @ children
+    return [coactivation_similarity(count) for count in together]
+
+
+def _check(
+    saes: Sequence[SAE[Any]],
+    similarity: str,
+    unassigned_fraction: float,
+    max_children: int | None,
+    activations: Iterable[torch.Tensor] | None,
+) -> None:
+    if similarity not in get_args(Similarity):
+        raise ValueError(f"similarity={similarity!r}: choose one of {', '.join(map(repr, get_args(Similarity)))}")
+    if not 0 <= unassigned_fraction < 1:
+        raise ValueError(f"unassigned_fraction={unassigned_fraction!r}: it is a share, at least 0 and below 1")
+    if max_children is not None and max_children < 1:
+        raise ValueError(f"max_children={max_children!r}: use 1 or more, or None for no limit")
+    if similarity == "coactivation" and activations is None:
+        raise ValueError(
+            "activations=None: similarity='coactivation' is measured on activations; pass (batch, d_in) tensors"
+        )
+    widths, d_ins = widths_of(saes), [sae.cfg.d_in for sae in saes]
+    hooks = [sae.cfg.metadata.hook_name for sae in saes]
+    if any(fine <= coarse for coarse, fine in pairwise(widths)):
+        raise ValueError(f"saes have the widths {widths}, which do not grow; give them coarse to fine")
+    if len(set(d_ins)) > 1:
+        raise ValueError(f"saes have different d_in {d_ins}; all levels must read the same activations")
+    if len({hook for hook in hooks if hook is not None}) > 1:
+        raise ValueError(f"saes read different hook points {hooks}; all levels must read the same activations")
+    missing = [type(sae).__name__ for sae in saes if not hasattr(sae, "W_enc")]
+    if similarity == "encoder" and missing:
+        raise ValueError(f"similarity='encoder': {', '.join(missing)} has no W_enc; use 'decoder' or 'coactivation'")

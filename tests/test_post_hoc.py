@@ -1,0 +1,110 @@
+"""Forests for SAEs that were trained without one."""
+
+import pytest
+import torch
+from conftest import make_sae
+from sae_lens import (
+    BatchTopKTrainingSAE,
+    BatchTopKTrainingSAEConfig,
+    GatedSAE,
+    GatedSAEConfig,
+    JumpReLUSAE,
+    JumpReLUSAEConfig,
+    StandardSAE,
+    StandardSAEConfig,
+    TopKSAE,
+    TopKSAEConfig,
+)
+from sae_lens.saes.sae import SAEMetadata
+
+from sae_lens_hsae import FeatureForest, evaluate_forest
+
+
+def sae_of(sae_class, config_class, width, seed, hook_name="hook", d_in=8, **fields):
+    torch.manual_seed(seed)
+    sae = sae_class(config_class(d_in=d_in, d_sae=width, metadata=SAEMetadata(hook_name=hook_name), **fields))
+    for parameter in (sae.W_enc, sae.W_dec):
+        parameter.data = torch.randn_like(parameter)
+    return sae
+
+
+def stack():
+    return [
+        sae_of(StandardSAE, StandardSAEConfig, 4, 0),
+        sae_of(TopKSAE, TopKSAEConfig, 9, 1, k=3),
+        sae_of(GatedSAE, GatedSAEConfig, 15, 2),
+        sae_of(JumpReLUSAE, JumpReLUSAEConfig, 20, 3),
+    ]
+
+
+@pytest.mark.parametrize("similarity", ["encoder", "decoder"])
+def test_architectures_mix_and_every_child_has_its_most_similar_parent(similarity):
+    saes = stack()
+    forest = FeatureForest.from_saes(saes, similarity, unassigned_fraction=0.0)
+    assert forest.level_widths == (4, 9, 15, 20)
+    for (above, below), coarse, fine in zip(forest.levels.boundaries, saes, saes[1:], strict=False):
+        parents, children = [
+            torch.nn.functional.normalize(sae.W_enc.T if similarity == "encoder" else sae.W_dec, dim=1)
+            for sae in (coarse, fine)
+        ]
+        assert torch.equal(forest.parents[below], above.start + (parents @ children.T).argmax(0))
+    assert len(forest.unassigned()) == 0
+    evaluation = evaluate_forest(saes, forest, [torch.randn(50, 8)])
+    assert len(evaluation.boundaries) == 3
+
+
+def test_coactivation_counts_tokens_on_which_both_fire():
+    saes = stack()
+    activations = [torch.randn(40, 8, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    forest = FeatureForest.from_saes(saes, "coactivation", unassigned_fraction=0.0, activations=iter(activations))
+    fired = [(sae.encode(torch.cat(activations)) > 0).float() for sae in saes]
+    for (above, below), parents, children in zip(forest.levels.boundaries, fired, fired[1:], strict=False):
+        together = parents.T @ children
+        chosen = forest.parents[below]
+        for child in range(len(chosen)):
+            if together[:, child].max() == 0:
+                assert chosen[child] == -1
+            else:
+                assert together[chosen[child] - above.start, child] == together[:, child].max()
+
+
+def test_the_levels_of_a_trained_stack_give_its_own_forest():
+    sae = make_sae()
+    sae.update_hierarchy()
+    assert FeatureForest.from_saes([sae.level_sae(level) for level in range(3)]) == sae.forest
+
+
+def test_limited_children_and_the_unassigned_share():
+    forest = FeatureForest.from_saes(stack(), unassigned_fraction=0.4, max_children=2)
+    assert forest.n_children.max() <= 2
+    assert len(forest.unassigned()) >= int(0.4 * 9) + int(0.4 * 15) + int(0.4 * 20)
+
+
+def test_training_saes_of_other_architectures_work_too():
+    torch.manual_seed(0)
+    saes = [BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=8, d_sae=width, k=2)) for width in (4, 8)]
+    assert len(FeatureForest.from_saes(saes).edges()) == 8 - int(0.2 * 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda saes: {"saes": saes[::-1]}, r"saes have the widths \[20, 15, 9, 4\], which do not grow"),
+        (
+            lambda saes: {"saes": [saes[0], sae_of(JumpReLUSAE, JumpReLUSAEConfig, 9, 0, d_in=7)]},
+            r"different d_in \[8, 7\]",
+        ),
+        (
+            lambda saes: {"saes": [saes[0], sae_of(JumpReLUSAE, JumpReLUSAEConfig, 9, 0, hook_name="other")]},
+            "different hook points",
+        ),
+        (lambda saes: {"saes": saes, "similarity": "cosine"}, "similarity='cosine': choose one of 'encoder'"),
+        (lambda saes: {"saes": saes, "similarity": "coactivation"}, "activations=None"),
+        (lambda saes: {"saes": saes, "unassigned_fraction": 1.0}, "unassigned_fraction=1.0"),
+        (lambda saes: {"saes": saes, "max_children": 0}, "max_children=0"),
+        (lambda _: {"saes": []}, "level_widths=\\[\\] is empty"),
+    ],
+)
+def test_saes_that_do_not_fit_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        FeatureForest.from_saes(**change(stack()))
