@@ -4,6 +4,9 @@ Arguments are float64 tensors (or parameters, where gradients are wanted). ``par
 for none, ``slices`` the (start, stop) of every level.
 """
 
+import math
+from fractions import Fraction
+
 import torch
 
 
@@ -68,7 +71,7 @@ def choose_parents(similarity, unassigned_fraction, max_children=None):
         column = [similarity[parent][child] for parent in range(n_parents)]
         best.append((max(column), column.index(max(column))))
     ranked = sorted(range(n_children), key=lambda child: (-best[child][0], child))
-    kept = ranked[: n_children - int(unassigned_fraction * n_children)]
+    kept = ranked[: n_children - math.floor(Fraction(str(unassigned_fraction)) * n_children)]
     kept = [child for child in kept if best[child][0] != float("-inf")]
     chosen = [-1] * n_children
     if max_children is None:

@@ -42,6 +42,8 @@ NAN = float("nan")
         ("hierarchy_first_update", 0, "1 or more"),
         ("max_children", 0, "1 or more, or None"),
         ("freeze_hierarchy_after", -1, "a step, 1 or more, or None"),
+        ("freeze_hierarchy_after", 99, "the first forest is made at step 100"),
+        ("output_level", 0.5, "choose a level from -3 to 2"),
         ("jumprelu_bandwidth", 0.0, "above 0"),
         ("jumprelu_init_threshold", -1.0, "θ must be 0 or more"),
         ("sparsity_rate", 0.0, "above 0"),
@@ -67,7 +69,13 @@ def test_the_inference_config_checks_its_fields_too(field):
 
 def test_limits_are_allowed():
     make_config(target_l0=[4, 9, 20], structural_loss_coefficient=0, perturbation_rate=1, unassigned_fraction=0)
-    make_config(level_widths=[5], output_level=-1, max_children=1, freeze_hierarchy_after=1)
+    make_config(level_widths=[5], output_level=-1, max_children=1, freeze_hierarchy_after=100)
+
+
+def test_the_config_of_an_inference_model_is_no_training_config():
+    saved = make_config().get_inference_sae_cfg_dict()
+    with pytest.raises(ValueError, match=r"target_l0 is missing: .* give a checkpoint instead"):
+        HierarchicalTrainingSAEConfig.from_dict(saved)
 
 
 def test_one_target_stands_for_every_level():

@@ -13,11 +13,11 @@ from sae_lens_hsae.exact_storage import as_bytes, from_bytes
         torch.tensor([-1, 0, 255, 256, 1059, 65_537, 2**40 + 1, -(2**62)]),
         torch.tensor([0.1, -3e38, 1e-30]),
         torch.tensor(123456789),
-        torch.rand(2, 3, dtype=torch.float64),
+        torch.rand(2, 3),
     ],
 )
 def test_round_trip_through_any_dtype(tensor, cast):
-    back = from_bytes(as_bytes(tensor).to(cast), tensor.dtype)
+    back = from_bytes(as_bytes(tensor).to(cast))
     assert back.dtype == tensor.dtype
     assert back.shape == tensor.shape
     assert torch.equal(back, tensor)
@@ -26,7 +26,7 @@ def test_round_trip_through_any_dtype(tensor, cast):
 @pytest.mark.parametrize(
     "damaged",
     [
-        torch.zeros(3, 4),
+        torch.zeros(3, 5),
         torch.full((3, 8), 0.5),
         torch.full((3, 8), 256.0),
         torch.full((3, 8), -1.0),
@@ -35,5 +35,5 @@ def test_round_trip_through_any_dtype(tensor, cast):
     ],
 )
 def test_what_holds_no_bytes_is_refused(damaged):
-    with pytest.raises(ValueError, match=r"does not hold the bytes of torch\.int64"):
-        from_bytes(damaged, torch.int64)
+    with pytest.raises(ValueError, match=r"holds no bytes of int64 or float32 numbers"):
+        from_bytes(damaged)

@@ -87,7 +87,10 @@ def test_a_checkpoint_holds_all_that_training_needs_and_changes_nothing(tmp_path
 def test_a_level_is_a_plain_saelens_sae_with_the_same_outputs(batch, level, apply_b_dec_to_input):
     sae = make_sae(apply_b_dec_to_input=apply_b_dec_to_input)
     sae.cfg.metadata.hook_name = "blocks.3.hook_resid_post"
+    sae.cfg.metadata.l0 = 6.0
+    random_state = torch.get_rng_state()
     single = sae.level_sae(level)
+    assert torch.equal(random_state, torch.get_rng_state())
     acts = sae.encode(batch)
     assert type(single) is JumpReLUSAE
     torch.testing.assert_close(single.encode(batch), acts[:, sae.levels[level]])
@@ -95,6 +98,7 @@ def test_a_level_is_a_plain_saelens_sae_with_the_same_outputs(batch, level, appl
     torch.testing.assert_close(single.W_dec.norm(dim=1), torch.ones(WIDTHS[level]))
     assert single.cfg.metadata.hook_name == "blocks.3.hook_resid_post"
     assert single.cfg.metadata.hsae_level == level % 3
+    assert single.cfg.metadata.l0 is None, "the stack's L0 is not the level's"
     single.b_enc.data.fill_(0)
     assert sae.b_enc.abs().max() > 0, "a level must not share memory with the stack"
 
@@ -149,6 +153,33 @@ def test_decode_reconstructs_from_the_output_level(batch):
 def test_tokens_of_any_batch_shape(batch):
     sae = make_sae()
     torch.testing.assert_close(sae(batch.view(2, 8, D_IN)).view(16, D_IN), sae(batch))
+
+
+@pytest.mark.parametrize("similarity", ["encoder", "coactivation"])
+def test_a_checkpoint_loads_for_inference_too(tmp_path, batch, similarity):
+    sae = make_sae(hierarchy_similarity=similarity)
+    sae.training_forward_pass(step_input(batch))
+    sae.save_model(tmp_path)
+    loaded = HierarchicalSAE.load_from_disk(tmp_path)
+    assert loaded.forest == sae.forest
+    assert torch.equal(loaded(batch), sae(batch))
+    half = TrainingSAE.load_from_disk(tmp_path, dtype="bfloat16")
+    half.training_forward_pass(step_input(batch)).loss.backward()
+
+
+def test_nothing_is_perturbed_after_loading(tmp_path, batch):
+    loaded = SAE.load_from_disk(saved(make_sae(perturbation_rate=1.0), tmp_path)).train()
+    assert torch.equal(loaded(batch), loaded(batch))
+    torch.testing.assert_close(loaded(batch), loaded.decode(loaded.encode(batch)))
+
+
+@pytest.mark.parametrize("factor", [0.0, float("nan"), float("inf"), -1.0])
+def test_a_scale_that_cannot_be_is_refused_and_changes_nothing(factor):
+    sae = make_sae()
+    before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
+    with pytest.raises(ValueError, match=f"scaling_factor={factor} is not a positive number"):
+        sae.fold_activation_norm_scaling_factor(factor)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in sae.state_dict().items())
 
 
 def tampered(path, change):

@@ -20,10 +20,9 @@ def test_perturbed_reconstruction_equals_the_formula(seed, rate):
     replaced = draw_replaced(parents, rate, seed, step=7)
     slices = [(own.start, own.stop) for own in levels]
     names = set(torch.nonzero(replaced).squeeze(1).tolist())
-    for level, (own, change) in enumerate(zip(levels, replacements(replaced, parents, levels), strict=True)):
+    for level, (own, change) in enumerate(zip(levels, replacements(replaced, parents, levels), strict=False)):
         ours = acts[:, own] @ W_dec[own] + b_dec[level]
-        if change is not None:
-            ours = ours + replacement_delta(acts, W_dec, change)
+        ours = ours + replacement_delta(acts, W_dec, change)
         theirs = reference.reconstruction(acts, W_dec, b_dec, parents.tolist(), slices, level, names)
         torch.testing.assert_close(ours, theirs)
         grads = [torch.autograd.grad(out.square().sum(), [acts, W_dec]) for out in (ours, theirs)]
@@ -41,9 +40,12 @@ def test_only_features_with_children_are_replaced_and_rate_one_replaces_all_of_t
 
 
 def test_the_finest_level_and_levels_without_replacement_are_left_alone():
-    _, _, parents = random_case(WIDTHS, 1, 1, seed=3)
-    assert replacements(torch.zeros(sum(WIDTHS), dtype=torch.bool), parents, Levels(WIDTHS)) == [None] * 3
-    assert replacements(draw_replaced(parents, 1.0, 0, 1), parents, Levels(WIDTHS))[-1] is None
+    acts, W_dec, parents = random_case(WIDTHS, 6, 3, seed=3)
+    nothing = replacements(torch.zeros(sum(WIDTHS), dtype=torch.bool), parents, Levels(WIDTHS))
+    assert len(nothing) == len(WIDTHS) - 1
+    for change in nothing:
+        assert len(change.features) == 0
+        assert not replacement_delta(acts, W_dec, change).any()
 
 
 def test_the_rate_is_that_of_replacing_not_of_keeping():

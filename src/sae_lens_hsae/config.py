@@ -108,6 +108,23 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
         _check_training(self)
         super().__post_init__()
 
+    @override
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any]) -> HierarchicalTrainingSAEConfig:
+        """SAELens' ``from_dict``.
+
+        Raises:
+            ValueError: if this is the config of an inference model, which training cannot go on from.
+        """
+        if "target_l0" not in config_dict:
+            raise ValueError(
+                "target_l0 is missing: this is the config of a model saved for inference, which holds no state of "
+                "training; give a checkpoint instead"
+            )
+        config = super().from_dict(config_dict)
+        assert isinstance(config, HierarchicalTrainingSAEConfig)
+        return config
+
     @property
     def target_l0_per_level(self) -> tuple[float, ...]:
         """L̂0 of each level, coarse to fine."""
@@ -132,7 +149,8 @@ def _check_levels(cfg: HierarchicalSAEConfig | HierarchicalTrainingSAEConfig) ->
         f"{levels.n_features}, so set d_sae={levels.n_features}",
     )
     n = len(levels)
-    _check(cfg, "output_level", -n <= cfg.output_level < n, f"choose a level from {-n} to {n - 1}; −1 is the finest")
+    exists = isinstance(cfg.output_level, int) and -n <= cfg.output_level < n
+    _check(cfg, "output_level", exists, f"choose a level from {-n} to {n - 1}; −1 is the finest")
     _check(
         cfg,
         "normalize_activations",
@@ -189,6 +207,13 @@ def _check_training(cfg: HierarchicalTrainingSAEConfig) -> None:
         "freeze_hierarchy_after",
         cfg.freeze_hierarchy_after is None or _is_count(cfg.freeze_hierarchy_after),
         "it is a step, 1 or more, or None to keep updating",
+    )
+    first = min(cfg.hierarchy_first_update, cfg.hierarchy_update_every)
+    _check(
+        cfg,
+        "freeze_hierarchy_after",
+        cfg.freeze_hierarchy_after is None or cfg.freeze_hierarchy_after >= first,
+        f"the first forest is made at step {first}, so no feature would ever have a parent; freeze at {first} or later",
     )
     for name in ("jumprelu_bandwidth", "sparsity_rate", "sparsity_gain"):
         value = getattr(cfg, name)

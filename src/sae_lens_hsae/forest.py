@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from sae_lens_hsae.levels import Levels
+from sae_lens_hsae.levels import NO_PARENT, Levels, children_by_parent
 from sae_lens_hsae.post_hoc import assign_parents, widths_of
 
 if TYPE_CHECKING:
     import networkx
     from sae_lens import SAE
 
-NO_PARENT = -1
 SCHEMA = "sae_lens_hsae/feature_forest"
 SCHEMA_VERSION = 1
 
@@ -162,7 +161,7 @@ class FeatureForest:
     @property
     def n_children(self) -> torch.Tensor:
         """(n_features,) int64: how many children each feature has."""
-        return self._child_offsets.diff()
+        return self._children[1].diff()
 
     @property
     def has_children(self) -> torch.Tensor:
@@ -232,22 +231,15 @@ class FeatureForest:
 
     def _children_of(self, features: torch.Tensor) -> torch.Tensor:
         """Children of several features, concatenated in the features' order."""
-        starts = self._child_offsets[features]
-        counts = self._child_offsets[features + 1] - starts
+        index, offsets = self._children
+        starts = offsets[features]
+        counts = offsets[features + 1] - starts
         within = torch.arange(int(counts.sum())) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-        return self._child_index[starts.repeat_interleave(counts) + within]
+        return index[starts.repeat_interleave(counts) + within]
 
     @cached_property
-    def _child_index(self) -> torch.Tensor:
-        """(n_edges,) all children, grouped by parent; the children of f stand at ``_child_offsets[f : f + 2]``."""
-        n_without_parent = int((self._parents == NO_PARENT).sum())
-        return self._parents.argsort(stable=True)[n_without_parent:]
-
-    @cached_property
-    def _child_offsets(self) -> torch.Tensor:
-        """(n_features + 1,) where each feature's children begin in ``_child_index``, then n_edges."""
-        n_children = torch.bincount(self._parents[self._parents != NO_PARENT], minlength=self.n_features)
-        return torch.cat([n_children.new_zeros(1), n_children.cumsum(0)])
+    def _children(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return children_by_parent(self._parents)
 
     @cached_property
     def _hash(self) -> int:

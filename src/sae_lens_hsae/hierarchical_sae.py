@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +36,11 @@ class LevelStack(_Base):
     b_enc: nn.Parameter
     threshold: nn.Parameter
     parents: torch.Tensor
-    exact_tensors: tuple[str, ...] = ("parents",)
-    """Buffers that keep every bit whatever dtype the SAE is cast, saved or loaded to."""
+
+    @property
+    def exact_tensors(self) -> tuple[str, ...]:
+        """Tensors that keep every bit whatever dtype the SAE is cast, saved or loaded to."""
+        return ("parents",)
 
     @property
     def levels(self) -> Levels:
@@ -65,23 +69,31 @@ class LevelStack(_Base):
             ValueError: if the activations are not ``d_in`` wide.
         """
         sae_in = self.hook_sae_input(self.reshape_fn_in(sae_in.to(self.dtype)))
-        if sae_in.shape[-1] != self.cfg.d_in:
-            raise ValueError(
-                f"activations of shape {tuple(sae_in.shape)} are {sae_in.shape[-1]} wide, but d_in={self.cfg.d_in}; "
-                f"read them from the hook point the SAE was made for ({self.cfg.metadata.hook_name})"
-            )
+        self.check_width(sae_in)
         return self.run_time_activation_norm_fn_in(sae_in)
 
-    def hidden_pre(self, sae_in: torch.Tensor) -> torch.Tensor:
-        """Pre-activations of all levels from one encoder product: (…, d_in) → (…, d_sae)."""
-        return sae_in @ self.W_enc + self.encoder_bias()
+    def check_width(self, x: torch.Tensor) -> None:
+        """Raise a ValueError if activations are not ``d_in`` wide."""
+        if x.shape[-1] != self.cfg.d_in:
+            raise ValueError(
+                f"activations of shape {tuple(x.shape)} are {x.shape[-1]} wide, but d_in={self.cfg.d_in}; "
+                f"read them from the hook point the SAE was made for ({self.cfg.metadata.hook_name})"
+            )
 
-    def encoder_bias(self) -> torch.Tensor:
-        """``b_enc`` less b_dec W per level, if ``apply_b_dec_to_input``: (x − b_dec) W = x W − b_dec W."""
+    def hidden_pre(self, sae_in: torch.Tensor) -> torch.Tensor:
+        """Pre-activations of all levels from one encoder product: (…, d_in) → (…, d_sae).
+
+        With ``apply_b_dec_to_input`` level l encodes x − b_l, b_l being its row of ``b_dec``. For any c that is
+        (x − c) W + b_enc − (b_l − c) W. Here c is the mean of the b_l: a product with x itself, whose mean is large
+        in language models, would cancel with that of b_l and lose its digits in half precision.
+        """
         if not self.cfg.apply_b_dec_to_input:
-            return self.b_enc
-        shifts = [bias @ W for bias, W in zip(self.b_dec, self.levels.split(self.W_enc), strict=True)]
-        return self.b_enc - torch.cat(shifts)
+            return sae_in @ self.W_enc + self.b_enc
+        centre = self.b_dec.detach().mean(0)
+        with torch.autocast(sae_in.device.type, enabled=False):
+            offsets = zip(self.b_dec - centre, self.levels.split(self.W_enc), strict=True)
+            bias = self.b_enc - torch.cat([offset @ columns for offset, columns in offsets])
+        return (sae_in - centre) @ self.W_enc + bias
 
     def decode_level(self, feature_acts: torch.Tensor, level: int) -> torch.Tensor:
         """Reconstruction of x from one level: activations of all levels (…, d_sae) → (…, d_in)."""
@@ -101,8 +113,6 @@ class LevelStack(_Base):
     def level_sae(self, level: int) -> JumpReLUSAE:
         """One level as a plain SAELens SAE with unit-norm decoder rows, for tools that know no forest.
 
-        What the level subtracts from its input is folded into its encoder bias, and so it computes what the stack does.
-
         Args:
             level: from 0, the coarsest; negative levels count from the finest.
 
@@ -114,28 +124,34 @@ class LevelStack(_Base):
             raise IndexError(f"level {level} does not exist; choose one from 0 to {n_levels - 1}")
         level %= n_levels
         own = self.levels[level]
-        metadata = SAEMetadata(**{**self.cfg.metadata.to_dict(), "hsae_level": level})
+        of_all_levels = ("l0", "num_dead_features")
+        metadata = {name: value for name, value in self.cfg.metadata.items() if name not in of_all_levels}
         cfg = JumpReLUSAEConfig(
             d_in=self.cfg.d_in,
             d_sae=own.stop - own.start,
             dtype=self.cfg.dtype,
-            device=self.cfg.device,
-            apply_b_dec_to_input=False,
+            device="meta",  # as SAELens' loader does, so that no weights are drawn only to be replaced
+            apply_b_dec_to_input=self.cfg.apply_b_dec_to_input,
             normalize_activations=self.cfg.normalize_activations,
             reshape_activations=self.cfg.reshape_activations,
-            metadata=metadata,
+            metadata=SAEMetadata(**metadata, hsae_level=level),
         )
         sae = JumpReLUSAE(cfg)
-        sae.load_state_dict(
-            {
-                "W_enc": self.W_enc[:, own],
-                "b_enc": self.encoder_bias()[own],
-                "threshold": self.threshold[own],
-                "W_dec": self.W_dec[own],
-                "b_dec": self.b_dec[level],
-            }
-        )
-        # Rows that are of unit norm to rounding stay as they are, so that outputs stay equal to the bit.
+        tensors = {
+            "W_enc": self.W_enc[:, own],
+            "b_enc": self.b_enc[own],
+            "threshold": self.threshold[own].to(self.dtype),
+            "W_dec": self.W_dec[own],
+            "b_dec": self.b_dec[level],
+        }
+        copies = {
+            name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+        }
+        sae.load_state_dict(copies, assign=True)
+        sae = sae.to(device=self.device)
+        if not self.hook_z_reshaping_mode:
+            sae.turn_off_forward_pass_hook_z_reshaping()
+        # Rows that are of unit norm to rounding stay as they are, so that activations do too.
         if (sae.get_W_dec_norm() - 1).abs().max() > 4 * torch.finfo(self.dtype).eps:
             sae.fold_W_dec_norm()
         return sae
@@ -153,14 +169,23 @@ class LevelStack(_Base):
 
         SAELens puts the factor into ``W_enc`` and its inverse into ``W_dec``. Here both keep their norm and biases and
         thresholds take the factor: the same reconstructions, with feature activations in the units of x.
+
+        Raises:
+            ValueError: if the factor is not a positive number; the SAE stays as it is.
         """
+        if not 0 < scaling_factor < math.inf:
+            raise ValueError(
+                f"scaling_factor={scaling_factor} is not a positive number; the activations it was estimated from hold "
+                f"NaN, infinite or only zero values"
+            )
         for tensor in (self.b_enc, self.threshold, self.b_dec):
             tensor.data.div_(scaling_factor)
         self.cfg.normalize_activations = "none"
 
     @override
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
-        exact = {name: getattr(self, name).detach().clone() for name in self.exact_tensors}
+        exact = {name: getattr(self, name).detach() for name in self.exact_tensors}
+        exact = {name: tensor.clone() if tensor.is_floating_point() else tensor for name, tensor in exact.items()}
         out = super()._apply(fn, recurse)
         for name, before in exact.items():
             after = getattr(self, name)
@@ -181,9 +206,8 @@ class LevelStack(_Base):
         Raises:
             ValueError: if a tensor is missing or of another shape, or the parent table is no forest.
         """
-        for name in self.exact_tensors:
-            if name + SUFFIX in state_dict:
-                state_dict[name] = from_bytes(state_dict.pop(name + SUFFIX), getattr(self, name).dtype)
+        for stored in [name for name in state_dict if name.endswith(SUFFIX)]:
+            state_dict[stored.removesuffix(SUFFIX)] = from_bytes(state_dict.pop(stored))
         expected = self.state_dict()
         for name, tensor in expected.items():
             if name not in state_dict:
@@ -219,3 +243,11 @@ class HierarchicalSAE(LevelStack, SAE[HierarchicalSAEConfig]):
         hidden_pre = self.hook_sae_acts_pre(self.hidden_pre(self.process_sae_in(x)))
         active = (hidden_pre > self.threshold).to(hidden_pre.dtype)
         return self.hook_sae_acts_post(self.activation_fn(hidden_pre) * active)
+
+    @override
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        """As in :class:`LevelStack`; of a training checkpoint, what inference has no use for is left out."""
+        super().process_state_dict_for_loading(state_dict)
+        state_dict["threshold"] = state_dict["threshold"].to(self.dtype)
+        for name in set(state_dict) - set(self.state_dict()):
+            del state_dict[name]

@@ -6,14 +6,18 @@ only a block of it exists at any time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 
-from sae_lens_hsae.levels import Levels
+from sae_lens_hsae.levels import NO_PARENT, Levels
 
 BLOCK_ELEMENTS = 1 << 24
 """Similarities held in memory at a time: 64 MiB in float32."""
+
+COACTIVATION_MOMENTUM = 0.99
+"""Of the running share of tokens on which a parent and a child are both active: about the last 100 batches."""
 
 SimilarityBlock = Callable[[torch.Tensor], torch.Tensor]
 """Maps k child indices to a (n_parents, k) block of similarities; −inf for pairs that cannot be."""
@@ -58,6 +62,19 @@ def coactivation_similarity(coactivation: torch.Tensor) -> SimilarityBlock:
     return block
 
 
+@torch.no_grad()
+def follow_coactivation(running: torch.Tensor, parent_acts: torch.Tensor, child_acts: torch.Tensor) -> None:
+    """Move the running share of tokens on which parent and child are both active on by one batch, in place.
+
+    Args:
+        running: (n_parents, n_children) float32.
+        parent_acts: (batch, n_parents); child_acts: (batch, n_children).
+    """
+    with torch.autocast(running.device.type, enabled=False):
+        together = (parent_acts > 0).float().T @ (child_acts > 0).float() / len(parent_acts)
+        running.lerp_(together, 1 - COACTIVATION_MOMENTUM)
+
+
 def parent_table(
     similarities: Sequence[SimilarityBlock],
     levels: Levels,
@@ -74,11 +91,13 @@ def parent_table(
     Returns:
         (n_features,) int64, flat index of each feature's parent, −1 where there is none.
     """
-    parents = torch.full((levels.n_features,), -1, dtype=torch.int64, device=device)
-    for (above, below), similarity in zip(levels.boundaries, similarities, strict=True):
-        n_parents, n_children = above.stop - above.start, below.stop - below.start
-        chosen = choose_parents(similarity, n_parents, n_children, unassigned_fraction, max_children, device)
-        parents[below] = torch.where(chosen < 0, -1, chosen + above.start)
+    parents = torch.full((levels.n_features,), NO_PARENT, dtype=torch.int64, device=device)
+    # In bfloat16, autocast's, many similarities are equal and the forest is another one.
+    with torch.autocast(torch.device(device).type, enabled=False):
+        for (above, below), similarity in zip(levels.boundaries, similarities, strict=True):
+            n_parents, n_children = above.stop - above.start, below.stop - below.start
+            chosen = choose_parents(similarity, n_parents, n_children, unassigned_fraction, max_children, device)
+            parents[below] = torch.where(chosen == NO_PARENT, NO_PARENT, chosen + above.start)
     return parents
 
 
@@ -113,9 +132,10 @@ def choose_parents(
     no_bar = torch.full((n_parents,), -torch.inf, device=device)
     best, parent = _best_parent(similarity, everyone, no_bar)
     best_first = torch.argsort(best, descending=True, stable=True)
-    n_assigned = n_children - int(unassigned_fraction * n_children)
+    # A little more than the product: 0.29 · 100 is 28.999… in floating point, and its floor must be 29.
+    n_assigned = n_children - math.floor(unassigned_fraction * n_children + 1e-9)
     unassigned = best_first[n_assigned:]
-    parent[unassigned] = -1
+    parent[unassigned] = NO_PARENT
     if max_children is not None:
         _make_room(similarity, best, parent, no_bar, max_children)
     return parent
@@ -132,7 +152,7 @@ def _best_parent(
         block = similarity(children[start : start + step])
         block = block.masked_fill(block <= bar[:, None], -torch.inf)
         best[start : start + step], parent[start : start + step] = block.max(dim=0)
-    parent[best == -torch.inf] = -1
+    parent[best == -torch.inf] = NO_PARENT
     return best, parent
 
 
@@ -141,7 +161,7 @@ def _make_room(
 ) -> None:
     """Deferred acceptance, in place: parents reject all but their ``room`` best, and the rejected ask again."""
     while True:
-        held = torch.nonzero(parent >= 0).squeeze(1)
+        held = torch.nonzero(parent != NO_PARENT).squeeze(1)
         # By parent, most similar child first; equal ones by index.
         order = held[torch.argsort(best[held], descending=True, stable=True)]
         order = order[torch.argsort(parent[order], stable=True)]

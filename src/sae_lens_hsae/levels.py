@@ -13,6 +13,9 @@ from itertools import accumulate, pairwise
 
 import torch
 
+NO_PARENT = -1
+"""In a parent table: this feature has none."""
+
 
 @dataclass(frozen=True)
 class Levels:
@@ -79,6 +82,21 @@ class Levels:
     def split(self, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Views of the last dimension, one per level: (…, n_features) → L of (…, n_l)."""
         return torch.split(values, list(self.widths), dim=-1)
+
+
+def children_by_parent(parents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """All children of a parent table, grouped by parent.
+
+    Args:
+        parents: (n_features,) int64, flat index of each feature's parent or −1.
+
+    Returns:
+        children: (n_edges,) flat indices; those of feature f stand at ``offsets[f] : offsets[f + 1]``, ascending.
+        offsets: (n_features + 1,).
+    """
+    n_children = torch.bincount(parents[parents != NO_PARENT], minlength=len(parents))
+    children = parents.argsort(stable=True)[len(parents) - int(n_children.sum()) :]
+    return children, torch.cat([n_children.new_zeros(1), n_children.cumsum(0)])
 
 
 def validated_widths(widths: Sequence[int]) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from sae_lens_hsae.levels import Levels
+from sae_lens_hsae.levels import NO_PARENT, Levels
 
 
 class Replacement(NamedTuple):
@@ -40,25 +40,25 @@ def draw_replaced(parents: torch.Tensor, rate: float, seed: int, step: int) -> t
     """
     generator = torch.Generator().manual_seed((seed * 0x9E3779B1 + step) & 0x7FFFFFFFFFFFFFFF)
     has_children = torch.zeros(len(parents), dtype=torch.bool)
-    has_children[parents[parents >= 0]] = True
+    has_children[parents[parents != NO_PARENT]] = True
     return has_children & (torch.rand(len(parents), generator=generator) < rate)
 
 
-def replacements(replaced: torch.Tensor, parents: torch.Tensor, levels: Levels) -> list[Replacement | None]:
-    """Turn a draw into one replacement per level, None where nothing is replaced.
+def replacements(replaced: torch.Tensor, parents: torch.Tensor, levels: Levels) -> list[Replacement]:
+    """Turn a draw into one replacement for every level but the finest, empty where nothing is replaced.
 
     Args:
         replaced: (n_features,) bool; parents: (n_features,) int64; both on the CPU.
     """
-    result: list[Replacement | None] = []
+    result = []
     for own, below in levels.boundaries:
         leaving = own.start + torch.nonzero(replaced[own]).squeeze(1)
         of_children = parents[below]
-        standing_in = below.start + torch.nonzero((of_children >= 0) & replaced[of_children]).squeeze(1)
+        standing_in = below.start + torch.nonzero((of_children != NO_PARENT) & replaced[of_children]).squeeze(1)
         features = torch.cat([leaving, standing_in])
         signs = torch.cat([-torch.ones(len(leaving)), torch.ones(len(standing_in))])
-        result.append(Replacement(features, signs) if len(leaving) else None)
-    return [*result, None]
+        result.append(Replacement(features, signs))
+    return result
 
 
 def replacement_delta(acts: torch.Tensor, W_dec: torch.Tensor, replacement: Replacement) -> torch.Tensor:

@@ -25,6 +25,10 @@ MIN_L0 = 1e-3
 """L0 below this counts as this: the logarithm of a level on which nothing fires must stay finite."""
 
 
+MIN_THRESHOLD = 1e-3
+"""A threshold below this counts as this where λ starts, whose logarithm must be finite."""
+
+
 class SparsityState(NamedTuple):
     """State of the controller of all levels; both (n_levels,) float32.
 
@@ -35,6 +39,16 @@ class SparsityState(NamedTuple):
 
     log_coefficient: torch.Tensor
     l0_ema: torch.Tensor
+
+
+def initial_state(n_levels: int, threshold: float, device: torch.device | str) -> SparsityState:
+    """The controller before the first step.
+
+    A feature of activation a takes a² off the squared error and costs λ: λ starts at θ², where a threshold of θ breaks
+    even.
+    """
+    start = torch.full((n_levels,), max(threshold, MIN_THRESHOLD), device=device)
+    return SparsityState(2 * start.log(), torch.zeros(n_levels, device=device))
 
 
 def control_sparsity(

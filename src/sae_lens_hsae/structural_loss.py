@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import torch
 
+from sae_lens_hsae.levels import children_by_parent
+
 
 class Families(NamedTuple):
     """All families of a forest, grouped by size and padded to the largest of their group.
@@ -43,9 +45,8 @@ def families_of(parents: torch.Tensor) -> Families:
     """
     device = parents.device
     parents = parents.cpu()
-    n_children = torch.bincount(parents[parents >= 0], minlength=len(parents))
-    children = torch.argsort(parents, stable=True)[int((parents < 0).sum()) :]
-    first_child = torch.cumsum(n_children, 0) - n_children
+    children, offsets = children_by_parent(parents)
+    first_child, n_children = offsets[:-1], offsets.diff()
     groups: list[tuple[torch.Tensor, torch.Tensor]] = []
     largest = int(n_children.max()) if len(n_children) else 0
     low, high = 0, 1

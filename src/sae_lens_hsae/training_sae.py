@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,18 +23,17 @@ from sae_lens_hsae.hierarchy_update import (
     SimilarityBlock,
     coactivation_similarity,
     cosine_similarity,
+    follow_coactivation,
     is_update_due,
     parent_table,
 )
 from sae_lens_hsae.perturbation import Replacement, draw_replaced, replacement_delta, replacements
-from sae_lens_hsae.sparsity_control import SparsityState, control_sparsity
+from sae_lens_hsae.sparsity_control import SparsityState, control_sparsity, initial_state
 from sae_lens_hsae.structural_loss import Families, families_of, structural_loss
+from sae_lens_hsae.training_metrics import level_metrics
 
 INFERENCE_TENSORS = ("W_enc", "b_enc", "threshold", "W_dec", "b_dec", "parents")
 """What of a training SAE's state the inference SAE has."""
-
-COACTIVATION_MOMENTUM = 0.99
-"""Of the running share of tokens on which a parent and a child are both active: about the last 100 batches."""
 
 
 class _ForestView(NamedTuple):
@@ -58,8 +58,6 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
     l0_ema: torch.Tensor
     n_steps: torch.Tensor
     reparented_share: torch.Tensor
-    exact_tensors = ("parents", "log_l0_coefficient", "l0_ema", "n_steps", "reparented_share", "threshold")
-
     _forest_view: _ForestView | None = None
 
     @override
@@ -70,16 +68,21 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         # θ and the controller move by steps that a half-precision number of their size would round away.
         self.threshold = nn.Parameter(torch.full((self.cfg.d_sae,), self.cfg.jumprelu_init_threshold, **kind))
         n_levels = len(self.levels)
-        # A feature of activation a earns a² of squared error for λ, so λ = θ² is where a threshold θ breaks even.
-        start = max(self.cfg.jumprelu_init_threshold, 1e-3) ** 2
-        self.register_buffer("log_l0_coefficient", torch.full((n_levels,), start, **kind).log())
-        self.register_buffer("l0_ema", torch.zeros(n_levels, **kind))
+        sparsity = initial_state(n_levels, self.cfg.jumprelu_init_threshold, self.device)
+        self.register_buffer("log_l0_coefficient", sparsity.log_coefficient)
+        self.register_buffer("l0_ema", sparsity.l0_ema)
         # SAELens' own count is off by one in a resumed run: its trainer saves a checkpoint before it counts the step.
         self.register_buffer("n_steps", torch.zeros((), dtype=torch.int64, device=self.device))
         self.register_buffer("reparented_share", torch.zeros((), **kind))
         if self.cfg.hierarchy_similarity == "coactivation":
             for boundary, (n_parents, n_children) in enumerate(pairwise(self.levels.widths)):
                 self.register_buffer(f"coactivation_{boundary}", torch.zeros(n_parents, n_children, **kind))
+
+    @property
+    @override
+    def exact_tensors(self) -> tuple[str, ...]:
+        coactivations = tuple(name for name, _ in self.named_buffers() if name.startswith("coactivation_"))
+        return ("parents", "threshold", "log_l0_coefficient", "l0_ema", "n_steps", "reparented_share", *coactivations)
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
@@ -102,6 +105,8 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         """One step's losses (HSAE §3.1): Σ_l (‖x̃_l − x‖² + λ_l L0_l) + ρ Σ L_PC, and ghost gradients.
 
+        In ``eval()`` the same losses without perturbation, and neither forest nor λ move.
+
         Args:
             step_input: SAELens'; ``sae_in`` is (batch, d_in).
 
@@ -110,30 +115,33 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
             (batch, d_sae) are those of all levels.
 
         Raises:
-            ValueError: if activations are NaN or infinite, or not ``d_in`` wide; nothing has changed by then.
+            ValueError: if activations are NaN, infinite or all zero, or not ``d_in`` wide; nothing has changed by then.
         """
         replaced = self._begin_step(step_input)
-        l0_coefficients = self._l0_coefficients()
+        sparsity = self._sparsity()
         x = step_input.sae_in
         acts, hidden_pre = self.encode_with_hidden_pre(x)
         exact = torch.promote_types(hidden_pre.dtype, torch.float32)
         # Split once: slicing level by level would make a gradient as large as all levels for each of them.
         per_level = zip(self.levels.split(acts), self.W_dec.split(self.levels.widths), self.b_dec, strict=True)
         clean = [own_acts @ rows + bias for own_acts, rows, bias in per_level]
-        errors = [
-            x.to(exact) - (out if change is None else out + replacement_delta(acts, self.W_dec, change)).to(exact)
-            for out, change in zip(clean, replaced, strict=True)
-        ]
-        mse = torch.stack([error.square().sum(-1).mean() for error in errors])
+        errors = [x.to(exact) - out.to(exact) for out in self._perturbed(clean, acts, replaced)]
         l0 = self._l0(hidden_pre, exact)
-        losses = {"mse_loss": mse.sum(), "l0_loss": (l0_coefficients * l0).sum()}
+        losses = {
+            "mse_loss": torch.stack([error.square().sum(-1).mean() for error in errors]).sum(),
+            "l0_loss": (sparsity.log_coefficient.exp() * l0).sum(),
+        }
         if self.cfg.structural_loss_coefficient > 0:
-            rho = self.cfg.structural_loss_coefficient
-            losses["structural_loss"] = rho * structural_loss(acts, self.W_dec, self._view().families)
+            losses["structural_loss"] = self.cfg.structural_loss_coefficient * self._structural_loss(acts)
         if self.cfg.ghost_gradients and step_input.dead_neuron_mask is not None:
             losses["ghost_gradient_loss"] = self._ghost_gradients(errors, hidden_pre, step_input.dead_neuron_mask)
-        metrics = self._metrics(x, clean, mse.detach(), l0.detach(), step_input) if step_input.is_logging_step else {}
-        self._end_step(acts, l0)
+        metrics: dict[str, Any] = {}
+        if step_input.is_logging_step:
+            dead = step_input.dead_neuron_mask
+            metrics = level_metrics(self.levels, x, clean, l0.detach(), sparsity, self.parents, dead)
+            metrics["reparented_share"] = self.reparented_share
+        if self.training:
+            self._end_step(acts, l0)
         return TrainStepOutput(
             sae_in=x,
             sae_out=self.hook_sae_recons(clean[self.cfg.output_level]),
@@ -213,42 +221,70 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
                 )
         super().load_weights_from_checkpoint(checkpoint_path)
 
+    # What depends on the forest, the draw or the dead features changes shape from step to step. It stays out of
+    # compiled graphs, which would be compiled again and again until torch gives up on them.
+
     @torch.no_grad()
     @torch.compiler.disable()
-    def _begin_step(self, step_input: TrainStepInput) -> list[Replacement | None]:
+    def _begin_step(self, step_input: TrainStepInput) -> list[Replacement]:
         """All that comes before the gradients: checks, constraints on parameters, the forest, the draw."""
         step = int(self.n_steps)
-        if not bool(torch.isfinite(step_input.sae_in).all()):
-            raise ValueError(
-                f"the activations of training step {step} hold NaN or infinite values; check the model's dtype "
-                f"(float16 overflows in some models) and normalize_activations"
-            )
+        self._check_activations(step_input.sae_in, step)
         self.project_parameters()
         cfg = self.cfg
+        if not self.training:
+            return []
         if is_update_due(step, cfg.hierarchy_first_update, cfg.hierarchy_update_every, cfg.freeze_hierarchy_after):
             self.update_hierarchy()
-        if not self.training or cfg.perturbation_rate == 0:
-            return [None] * len(self.levels)
+        if cfg.perturbation_rate == 0:
+            return []
         parents = self._view().on_cpu
         replaced = draw_replaced(parents, cfg.perturbation_rate, cfg.perturbation_seed, step)
         return [
-            change and Replacement(*(tensor.to(self.parents.device, non_blocking=True) for tensor in change))
+            Replacement(*(tensor.to(self.parents.device, non_blocking=True) for tensor in change))
             for change in replacements(replaced, parents, self.levels)
         ]
 
-    @torch.no_grad()
     @torch.compiler.disable()
-    def _l0_coefficients(self) -> torch.Tensor:
-        """λ of every level, (L,)."""
-        # A compiled graph would keep the buffer itself for its backward pass, which runs after _end_step changed it.
-        return self.log_l0_coefficient.exp()
+    def _perturbed(
+        self, clean: list[torch.Tensor], acts: torch.Tensor, replaced: list[Replacement]
+    ) -> list[torch.Tensor]:
+        """Reconstructions of all levels, the replaced ones in place of the clean."""
+        perturbed = list(clean)
+        for level, change in enumerate(replaced):
+            if len(change.features):
+                perturbed[level] = clean[level] + replacement_delta(acts, self.W_dec, change)
+        return perturbed
+
+    @torch.compiler.disable()
+    def _structural_loss(self, acts: torch.Tensor) -> torch.Tensor:
+        return structural_loss(acts, self.W_dec, self._view().families)
+
+    @torch.compiler.disable()
+    def _ghost_gradients(
+        self, errors: list[torch.Tensor], hidden_pre: torch.Tensor, dead: torch.Tensor
+    ) -> torch.Tensor:
+        per_level = zip(
+            errors,
+            self.levels.split(hidden_pre),
+            self.W_dec.split(self.levels.widths),
+            self.levels.split(dead),
+            strict=True,
+        )
+        return torch.stack([ghost_gradient_loss(*level) for level in per_level]).sum()
+
+    @torch.compiler.disable()
+    def _sparsity(self) -> SparsityState:
+        # Copies, because a compiled graph keeps what it reads for its backward pass, which runs after _end_step.
+        return SparsityState(self.log_l0_coefficient.clone(), self.l0_ema.clone())
 
     @torch.no_grad()
+    @torch.compiler.disable()
     def _end_step(self, acts: torch.Tensor, l0: torch.Tensor) -> None:
         """Count the step, steer λ for the next one, and follow co-activation."""
         self.n_steps += 1
         state = control_sparsity(
-            SparsityState(self.log_l0_coefficient, self.l0_ema),
+            self._sparsity(),
             l0.detach().float(),
             torch.tensor(self.cfg.target_l0_per_level, device=l0.device),
             self.cfg.sparsity_rate,
@@ -258,14 +294,26 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         self.log_l0_coefficient.copy_(state.log_coefficient)
         self.l0_ema.copy_(state.l0_ema)
         if self.cfg.hierarchy_similarity == "coactivation":
-            fired = (acts > 0).float()
-            for boundary, (above, below) in enumerate(self.levels.boundaries):
-                together = fired[:, above].T @ fired[:, below] / len(acts)
-                self.get_buffer(f"coactivation_{boundary}").lerp_(together, 1 - COACTIVATION_MOMENTUM)
+            for boundary, (parent_acts, child_acts) in enumerate(pairwise(self.levels.split(acts))):
+                follow_coactivation(self.get_buffer(f"coactivation_{boundary}"), parent_acts, child_acts)
 
+    def _check_activations(self, x: torch.Tensor, step: int) -> None:
+        self.check_width(x)
+        peak = float(x.detach().abs().amax())
+        if not 0 < peak < math.inf:
+            raise ValueError(
+                f"the activations of training step {step} are "
+                f"{'all zero' if peak == 0 else 'in part NaN or infinite'}; check the model's dtype (float16 overflows "
+                f"in some models) and normalize_activations, whose factor is 0 after an infinite activation"
+            )
+
+    @torch.no_grad()
     def project_parameters(self) -> None:
-        # On .data, so that the optimizer's captured parameters stay the same objects. A negative θ would let negative
-        # pre-activations through.
+        """Bring the parameters back to where they must be: decoder rows to unit norm, thresholds to 0 or more.
+
+        On ``.data``, so that the optimizer's parameters stay the same objects. A negative θ would let negative
+        pre-activations through.
+        """
         self.threshold.data.clamp_(min=0)
         self._normalize_decoder()
 
@@ -282,18 +330,6 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         )
         return torch.stack([own.sum(-1, dtype=dtype).mean() for own in self.levels.split(fired)])
 
-    def _ghost_gradients(
-        self, errors: list[torch.Tensor], hidden_pre: torch.Tensor, dead: torch.Tensor
-    ) -> torch.Tensor:
-        per_level = zip(
-            errors,
-            self.levels.split(hidden_pre),
-            self.W_dec.split(self.levels.widths),
-            self.levels.split(dead),
-            strict=True,
-        )
-        return torch.stack([ghost_gradient_loss(*level) for level in per_level]).sum()
-
     def _similarity(self, boundary: int, above: slice, below: slice) -> SimilarityBlock:
         if self.cfg.hierarchy_similarity == "encoder":
             return cosine_similarity(self.W_enc[:, above].T, self.W_enc[:, below].T)
@@ -301,35 +337,13 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
             return cosine_similarity(self.W_dec[above], self.W_dec[below])
         return coactivation_similarity(self.get_buffer(f"coactivation_{boundary}"))
 
-    @torch.compiler.disable()
     def _view(self) -> _ForestView:
         table, view = self.parents, self._forest_view
         if view is None or view.table is not table or view.version != table._version:
-            view = _ForestView(table, table._version, table.cpu(), families_of(table))
+            view = _ForestView(table, table._version, table.to("cpu", copy=True), families_of(table))
             self._forest_view = view
         return view
 
-    @torch.no_grad()
-    def _metrics(
-        self,
-        x: torch.Tensor,
-        clean: list[torch.Tensor],
-        mse: torch.Tensor,
-        l0: torch.Tensor,
-        step_input: TrainStepInput,
-    ) -> dict[str, Any]:
-        """Per level what SAELens logs for an SAE, and the state of the forest."""
-        variance = (x.float() - x.float().mean(0)).square().sum(-1).mean()
-        metrics: dict[str, Any] = {"reparented_share": self.reparented_share}
-        for level, own in enumerate(self.levels):
-            error = (clean[level].float() - x.float()).square().sum(-1).mean()
-            metrics[f"level_{level}_l0"] = l0[level]
-            metrics[f"level_{level}_l0_ema"] = self.l0_ema[level]
-            metrics[f"level_{level}_l0_coefficient"] = self.log_l0_coefficient[level].exp()
-            metrics[f"level_{level}_mse"] = mse[level]
-            metrics[f"level_{level}_explained_variance"] = 1 - error / variance
-            if step_input.dead_neuron_mask is not None:
-                metrics[f"level_{level}_dead_features"] = step_input.dead_neuron_mask[own].sum()
-            if level > 0:
-                metrics[f"level_{level}_unassigned_share"] = (self.parents[own] < 0).float().mean()
-        return metrics
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy's tensors count their versions anew, and the view would pass for that of another table.
+        return {**self.__dict__, "_forest_view": None}
