@@ -10,7 +10,13 @@ import torch
 from conftest import D_IN, make_sae
 from datasets import Dataset
 from host_helpers import runner_config, tiny_config, tiny_dataset, tiny_model, tiny_tokens, train
-from sae_lens import JumpReLUTrainingSAEConfig, LanguageModelSAETrainingRunner, LoggingConfig
+from sae_lens import (
+    JumpReLUTrainingSAEConfig,
+    LanguageModelSAETrainingRunner,
+    LoggingConfig,
+    StandardTrainingSAE,
+    StandardTrainingSAEConfig,
+)
 from sae_lens.config import SAETrainerConfig
 from sae_lens.training._interruption import InterruptedException
 from sae_lens.training.mixing_buffer import mixing_buffer
@@ -106,6 +112,11 @@ def test_the_mixing_buffer_serves_what_saelens_serves(mix_fraction, batch_size):
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+def test_a_mixing_fraction_that_is_none_is_refused():
+    with pytest.raises(ValueError, match=r"activations_mixing_fraction=1\.5 must be from 0 to 1"):
+        MixingBuffer(50, 6, iter(()), 1.5)
+
+
 def test_a_buffer_smaller_than_a_batch_is_refused():
     with pytest.raises(ValueError, match=r"buffer of 5 .* train_batch_size_tokens=6; raise n_batches_in_buffer"):
         MixingBuffer(5, 6, iter(()), 0.5)
@@ -186,6 +197,86 @@ def test_the_runner_refuses_other_architectures_and_inexact_resumes(tmp_path):
         HierarchicalSAETrainingRunner(runner_config(tmp_path, prefetch_llm_batches=True, n_checkpoints=1))
 
 
+@pytest.mark.parametrize("config", [JumpReLUTrainingSAEConfig, StandardTrainingSAEConfig])
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, config):
+    other = runner_config(tmp_path, sae=config(d_in=16, d_sae=56), n_checkpoints=1)
+    train(LanguageModelSAETrainingRunner, other)
+    (checkpoint,) = Path(str(other.checkpoint_path)).iterdir()
+    with pytest.raises(ValueError, match=r"architecture='(jumprelu|standard)', but this SAE is 'hsae'"):
+        train(HierarchicalSAETrainingRunner, runner_config(tmp_path / "b", resume_from_checkpoint=str(checkpoint)))
+
+
+def test_what_is_no_checkpoint_or_no_hierarchical_sae_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no cfg\.json; give the folder of one checkpoint"):
+        train(HierarchicalSAETrainingRunner, runner_config(tmp_path, resume_from_checkpoint=str(tmp_path)))
+    overrides = {
+        "override_model": tiny_model(),
+        "override_dataset": tiny_dataset(),
+        "override_sae": StandardTrainingSAE(StandardTrainingSAEConfig(d_in=16, d_sae=56)),
+    }
+    with pytest.raises(ValueError, match="override_sae=StandardTrainingSAE is not a HierarchicalTrainingSAE"):
+        train(HierarchicalSAETrainingRunner, runner_config(tmp_path), **overrides)
+
+
+def test_a_model_of_another_width_is_refused(tmp_path):
+    cfg = runner_config(tmp_path, sae=tiny_config(d_in=8))
+    with pytest.raises(ValueError, match=r"activations at hook_name='blocks.0.hook_resid_post' are not d_in=8 wide"):
+        train(HierarchicalSAETrainingRunner, cfg)
+
+
+def test_a_resumed_run_writes_no_checkpoint_that_it_has_passed(tmp_path):
+    cfg = runner_config(tmp_path / "a", n_checkpoints=3)
+    train(HierarchicalSAETrainingRunner, cfg)
+    names = sorted(int(path.name) for path in Path(str(cfg.checkpoint_path)).iterdir())
+    again = runner_config(tmp_path / "b", n_checkpoints=3, resume_from_checkpoint=f"{cfg.checkpoint_path}/{names[1]}")
+    train(HierarchicalSAETrainingRunner, again)
+    assert [int(path.name) for path in Path(str(again.checkpoint_path)).iterdir()] == names[2:]
+
+
+def test_adam_is_fused_also_after_resuming(tmp_path):
+    trainer = new_trainer(HierarchicalSAETrainer)
+    take_steps(trainer, batches(), 2)
+    stock = new_trainer(SAETrainer)
+    take_steps(stock, batches(), 2)
+    stock.save_trainer_state(tmp_path)
+    for ours in (trainer, HierarchicalSAETrainer.taking_over(stock)):
+        ours.load_trainer_state(tmp_path)
+        assert all(group["fused"] for group in ours.optimizer.param_groups)
+        take_steps(ours, batches(), 1)
+
+
+def test_a_checkpoint_that_cannot_be_finished_leaves_nothing_behind(tmp_path):
+    def fail(checkpoint_path):
+        assert checkpoint_path.exists()
+        raise OSError("no space left")
+
+    trainer = new_trainer(HierarchicalSAETrainer)
+    trainer.save_checkpoint_fn = fail
+    with pytest.raises(OSError, match="no space left"):
+        trainer.save_checkpoint("64", base_path=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    trainer.save_checkpoint_fn = None
+    trainer.save_checkpoint("64", base_path=tmp_path)
+    trainer.save_checkpoint("64", base_path=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["64"]
+
+
+@pytest.mark.parametrize("runner", [LanguageModelSAETrainingRunner, HierarchicalSAETrainingRunner])
+def test_an_infinite_activation_in_the_norm_estimate_overwrites_nothing(tmp_path, runner):
+    cfg = runner_config(tmp_path)
+    train(runner, cfg)
+    before = {path: path.read_bytes() for path in Path(str(cfg.output_path)).iterdir()}
+    model = tiny_model()
+
+    def poison(tensor, hook):  # noqa: ARG001 – TransformerLens passes it by name
+        return torch.where(tensor == tensor.max(), torch.inf, tensor)
+
+    model.hook_dict["blocks.0.hook_resid_post"].add_perma_hook(poison)
+    with pytest.raises(ValueError, match="activations of training step 0 are"):
+        train(runner, cfg, override_model=model, override_dataset=tiny_dataset())
+    assert {path: path.read_bytes() for path in Path(str(cfg.output_path)).iterdir()} == before
+
+
 def test_nothing_saved_is_overwritten_when_activations_turn_bad(tmp_path):
     cfg = runner_config(tmp_path, sae=tiny_config(normalize_activations="none"))
     train(HierarchicalSAETrainingRunner, cfg)
@@ -200,6 +291,6 @@ def test_nothing_saved_is_overwritten_when_activations_turn_bad(tmp_path):
         return tensor * (float("nan") if n_calls > 6 else 1)
 
     model.hook_dict["blocks.0.hook_resid_post"].add_perma_hook(poison)
-    with pytest.raises(ValueError, match=r"activations of training step \d+ hold NaN or infinite"):
+    with pytest.raises(ValueError, match=r"activations of training step \d+ are in part NaN"):
         train(HierarchicalSAETrainingRunner, cfg, override_model=model, override_dataset=tiny_dataset())
     assert {path: path.read_bytes() for path in Path(str(cfg.output_path)).iterdir()} == before

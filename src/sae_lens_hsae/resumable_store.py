@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import torch
+from sae_lens.constants import ACTIVATIONS_STORE_STATE_FILENAME
 from sae_lens.training.activations_store import ActivationsStore
 from safetensors.torch import load_file, save_file
 from typing_extensions import override
@@ -28,6 +29,8 @@ class MixingBuffer(Iterator[torch.Tensor]):
     """
 
     def __init__(self, buffer_size: int, batch_size: int, source: Iterator[torch.Tensor], mix_fraction: float) -> None:
+        if not 0 <= mix_fraction <= 1:
+            raise ValueError(f"activations_mixing_fraction={mix_fraction} must be from 0 to 1")
         if buffer_size < batch_size:
             raise ValueError(
                 f"the buffer of {buffer_size} activations (n_batches_in_buffer × context_size) is smaller than "
@@ -76,6 +79,23 @@ class ResumableActivationsStore(ActivationsStore):
             yield sequence
 
     @override
+    def get_activations(self, batch_tokens: torch.Tensor) -> torch.Tensor:
+        """SAELens' activations.
+
+        Raises:
+            ValueError: if they are not ``d_in`` wide.
+        """
+        try:
+            return super().get_activations(batch_tokens)
+        except RuntimeError as error:
+            if "expanded size of the tensor" not in str(error):
+                raise
+            raise ValueError(
+                f"the activations at hook_name={self.hook_name!r} are not d_in={self.d_in} wide ({error}); "
+                f"set d_in and d_sae's widths for this model, or choose another hook point"
+            ) from error
+
+    @override
     def get_data_loader(self) -> MixingBuffer:
         return MixingBuffer(
             self.n_batches_in_buffer * self.training_context_size,
@@ -118,7 +138,7 @@ class ResumableActivationsStore(ActivationsStore):
             )
         state = load_file(path)
         if self.dataset is not None:
-            rows = load_file(Path(checkpoint_path) / "activations_store_state.safetensors")["n_dataset_processed"]
+            rows = load_file(Path(checkpoint_path) / ACTIVATIONS_STORE_STATE_FILENAME)["n_dataset_processed"]
             self.iterable_sequences = self._iterate_tokenized_sequences()
             for _ in range(int(state["n_sequences"])):
                 next(self.iterable_sequences)

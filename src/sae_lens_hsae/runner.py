@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sae_lens import logger
 from sae_lens.config import HfDataset, LanguageModelSAERunnerConfig
+from sae_lens.constants import SAE_CFG_FILENAME
 from sae_lens.llm_sae_training_runner import LanguageModelSAETrainingRunner
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training._interruption import InterruptedException
 from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.prefetch import PrefetchingIterator
 from sae_lens.training.sae_trainer import SAETrainer
-from transformer_lens import HookedRootModule
 from typing_extensions import override
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.resumable_store import ResumableActivationsStore
 from sae_lens_hsae.trainer import HierarchicalSAETrainer
+from sae_lens_hsae.training_sae import HierarchicalTrainingSAE, check_architecture
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedRootModule
 
 
 class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
@@ -54,7 +58,14 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
                 f"prefetch_llm_batches={cfg.prefetch_llm_batches!r}: batches fetched ahead belong to no step yet, so a "
                 f"checkpoint could not be resumed exactly; set it to False, or n_checkpoints=0"
             )
+        if cfg.resume_from_checkpoint is not None:
+            _check_architecture(Path(cfg.resume_from_checkpoint))
         super().__init__(cfg, override_dataset, override_model, override_sae)
+        if not isinstance(self.sae, HierarchicalTrainingSAE):
+            raise ValueError(
+                f"override_sae={type(self.sae).__name__} is not a HierarchicalTrainingSAE; "
+                f"train other architectures with SAELens' LanguageModelSAETrainingRunner"
+            )
         self.activations_store: ActivationsStore = ResumableActivationsStore.from_config(
             self.model, cfg, override_dataset=self.activations_store.dataset
         )
@@ -63,15 +74,7 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
     @override
     def run_trainer_with_interruption_handling(self, trainer: SAETrainer[Any, Any]) -> TrainingSAE[Any]:
         """Train with :class:`HierarchicalSAETrainer` in place of the given trainer."""
-        ours = HierarchicalSAETrainer(
-            cfg=trainer.cfg,
-            sae=trainer.sae,
-            data_provider=trainer.data_provider,
-            evaluator=trainer.evaluator,
-            save_checkpoint_fn=trainer.save_checkpoint_fn,
-        )
-        if self.cfg.resume_from_checkpoint is not None:
-            ours.load_trainer_state(self.cfg.resume_from_checkpoint)
+        ours = HierarchicalSAETrainer.taking_over(trainer)
 
         def stop(signal_number: int, _frame: Any) -> None:
             signal.signal(signal_number, signal.SIG_DFL)  # a second signal ends the process at once
@@ -81,13 +84,30 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         try:
             return ours.fit()
         except InterruptedException:
-            if self.cfg.checkpoint_path is not None and not isinstance(ours.data_provider, PrefetchingIterator):
-                ours.save_checkpoint(checkpoint_name=str(ours.n_training_samples))
-                checkpoint = Path(self.cfg.checkpoint_path) / str(ours.n_training_samples)
-                logger.warning(f"interrupted; resume with resume_from_checkpoint={str(checkpoint)!r}")
+            self._save_interrupted(ours)
             raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-            # The host reads its trainer's statistics once training is over.
-            trainer.__dict__.update(ours.__dict__)
+
+    def _save_interrupted(self, trainer: HierarchicalSAETrainer) -> None:
+        if self.cfg.checkpoint_path is None:
+            logger.warning("interrupted; nothing is saved, because checkpoint_path is None")
+        elif isinstance(trainer.data_provider, PrefetchingIterator):
+            logger.warning("interrupted; nothing is saved, because prefetch_llm_batches is on")
+        else:
+            name = str(trainer.n_training_samples)
+            trainer.save_checkpoint(checkpoint_name=name)
+            checkpoint = Path(self.cfg.checkpoint_path) / name
+            logger.warning(f"interrupted; resume with resume_from_checkpoint={str(checkpoint)!r}")
+
+
+def _check_architecture(checkpoint: Path) -> None:
+    """Refuse a checkpoint that is none, or one of another architecture, before anything is loaded."""
+    cfg_path = checkpoint / SAE_CFG_FILENAME
+    if not cfg_path.exists():
+        raise FileNotFoundError(
+            f"resume_from_checkpoint={str(checkpoint)!r} holds no {SAE_CFG_FILENAME}; "
+            f"give the folder of one checkpoint, which is named after its number of samples"
+        )
+    check_architecture(cfg_path)

@@ -1,8 +1,10 @@
-"""SAELens' trainer with what needs the optimizer; the mathematics is the training SAE's."""
+"""SAELens' trainer with what needs the optimizer or the checkpoint's folder; the mathematics is the training SAE's."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -14,14 +16,17 @@ from typing_extensions import override
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.training_sae import HierarchicalTrainingSAE
 
+FUSED_ADAM_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
 
 class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig]):
-    """Trains a :class:`HierarchicalTrainingSAE` as ``SAETrainer`` does, with four differences.
+    """Trains a :class:`HierarchicalTrainingSAE` as ``SAETrainer`` does, with these differences.
 
-    - Adam runs fused, one kernel for all parameters.
+    - Adam runs fused, one kernel for all parameters, on the devices that have one.
     - Decoder rows are of unit norm after each step, not only before the next: checkpoints and logs see them so.
     - The last hierarchy update comes before the final checkpoint, not only when the inference model is saved.
-    - It can be asked to stop between two steps, by ``stop_requested``.
+    - Training can be asked to stop between two steps, by ``stop_requested``.
+    - A checkpoint appears whole or not at all, and a resumed run does not write again those that it has passed.
     """
 
     stop_requested: bool = False
@@ -31,8 +36,19 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
         super().__init__(*args, **kwargs)
         self._use_fused_adam()
 
+    @classmethod
+    def taking_over(cls, trainer: SAETrainer[Any, Any]) -> HierarchicalSAETrainer:
+        """Go on with the state of another trainer, which sees what becomes of it: they share their attributes."""
+        ours = cls.__new__(cls)
+        ours.__dict__ = trainer.__dict__
+        ours._use_fused_adam()
+        ours._drop_passed_checkpoints()
+        return ours
+
     def _use_fused_adam(self) -> None:
         # Switched on here because the optimizer is SAELens' to construct, and a loaded state brings its own setting.
+        if self.sae.device.type not in FUSED_ADAM_DEVICES:
+            return
         for group in self.optimizer.param_groups:
             group.update(fused=True, foreach=False)
             for parameter in group["params"]:
@@ -40,10 +56,30 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
                 if "step" in state:
                     state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=parameter.device)
 
+    def _drop_passed_checkpoints(self) -> None:
+        self.checkpoint_thresholds = [n for n in self.checkpoint_thresholds if n >= self.n_training_samples]
+
     @override
     def load_trainer_state(self, checkpoint_path: Path | str) -> None:
         super().load_trainer_state(checkpoint_path)
         self._use_fused_adam()
+        self._drop_passed_checkpoints()
+
+    @override
+    def save_checkpoint(
+        self, checkpoint_name: str, base_path: Path | str | None = None, wandb_aliases: list[str] | None = None
+    ) -> None:
+        base = base_path if base_path is not None else self.cfg.checkpoint_path
+        if base is None:
+            super().save_checkpoint(checkpoint_name, None, wandb_aliases)
+            return
+        final = Path(base) / checkpoint_name
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=base, prefix=".unfinished-") as aside:
+            super().save_checkpoint(checkpoint_name, aside, wandb_aliases)
+            if final.exists():
+                shutil.rmtree(final)
+            (Path(aside) / checkpoint_name).rename(final)
 
     @override
     def maybe_reset_sparsity(self) -> dict[str, Any]:

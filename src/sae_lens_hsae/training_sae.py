@@ -211,14 +211,7 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         Raises:
             ValueError: if it is one of another architecture or shape.
         """
-        cfg_path = Path(checkpoint_path) / SAE_CFG_FILENAME
-        if cfg_path.exists():
-            saved = json.loads(cfg_path.read_text()).get("architecture")
-            if saved != ARCHITECTURE:
-                raise ValueError(
-                    f"{cfg_path} has architecture={saved!r}, but this SAE is {ARCHITECTURE!r}; "
-                    f"resume from a checkpoint of this run, or train with the configuration of that one"
-                )
+        check_architecture(Path(checkpoint_path) / SAE_CFG_FILENAME)
         super().load_weights_from_checkpoint(checkpoint_path)
 
     # What depends on the forest, the draw or the dead features changes shape from step to step. It stays out of
@@ -347,3 +340,13 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
     def __getstate__(self) -> dict[str, Any]:
         # A copy's tensors count their versions anew, and the view would pass for that of another table.
         return {**self.__dict__, "_forest_view": None}
+
+
+def check_architecture(cfg_path: Path) -> None:
+    """Raise a ValueError if a saved config is of another architecture."""
+    saved = json.loads(cfg_path.read_text()).get("architecture")
+    if saved != ARCHITECTURE:
+        raise ValueError(
+            f"{cfg_path} has architecture={saved!r}, but this SAE is {ARCHITECTURE!r}; "
+            f"resume from a checkpoint of this run, or train with the configuration of that one"
+        )
