@@ -10,7 +10,7 @@ import torch
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
 
 from sae_lens_hsae import HierarchicalTrainingSAEConfig
-from sae_lens_hsae.demo import paper_optimizer, train_and_show
+from sae_lens_hsae.showcase import paper_optimizer, train_and_show
 
 BATCH_SIZE = 1024
 STEPS = 100_000_000 // BATCH_SIZE
@@ -27,7 +27,6 @@ def config() -> LanguageModelSAERunnerConfig[Any]:
             perturbation_rate=0.05,
             hierarchy_update_every=5000,
             unassigned_fraction=0.2,
-            normalize_activations="expected_average_only_in",
         ),
         model_name="gemma-2-2b",
         hook_name="blocks.13.hook_resid_post",

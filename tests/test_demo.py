@@ -2,14 +2,15 @@
 
 import math
 import re
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from host_helpers import restored_signal_handlers, tiny_dataset
 from sae_lens import SAE
 
-from sae_lens_hsae import FeatureForest, cli, demo
-from sae_lens_hsae.evaluation import BoundaryEvaluation, ForestEvaluation, LevelEvaluation
+from sae_lens_hsae import FeatureForest, cli, demo, showcase
 from sae_lens_hsae.installed_text import token_rows
 from sae_lens_hsae.interpret import typical_tokens
 from sae_lens_hsae.interpret.tree_text import choose_trees, draw_tree, edge_scores, shown_features
@@ -28,7 +29,8 @@ def test_the_main_job_from_text_to_trees(monkeypatch, tmp_path, capsys):
     config = demo.minilm_config(**short)
     config.sae.hierarchy_first_update = 6
     monkeypatch.setattr(demo, "minilm_config", lambda: config)
-    monkeypatch.setattr(demo, "EVALUATION_TOKENS", 4000)
+    for module in (demo, showcase):
+        monkeypatch.setattr(module, "EVALUATION_TOKENS", 4000)
     with restored_signal_handlers():
         cli.main(["demo"])
     out, err = capsys.readouterr()
@@ -36,8 +38,10 @@ def test_the_main_job_from_text_to_trees(monkeypatch, tmp_path, capsys):
     assert re.search(r"Measured on 4,\d{3} tokens that were not trained on", out)
     assert len(re.findall(r"^ +\d +\d+ +0\.\d{3} +\d+\.\d\d \(16\) +\d+$", out, flags=re.MULTILINE)) == 4
     assert len(re.findall(r"^ +\d → \d +\d+\.\d\d +0\.\d{3} +0\.\d{3} +\d+\.\d%$", out, flags=re.MULTILINE)) == 3
-    assert re.search(r"^[1-3] trees: of the trees of", out, flags=re.MULTILINE)
+    assert re.search(r"^3 trees: of the trees of", out, flags=re.MULTILINE)
     assert re.search(r"^0/\d+  \S+", out, flags=re.MULTILINE)
+    drawn = out[out.index("level/feature") :].split("\n\n")[1:4]
+    assert all(re.search(r"^ .*2/\d+  ", tree, flags=re.MULTILINE) for tree in drawn), "three levels deep"
     loading = "\n".join(line.strip() for line in out.splitlines()[-2:])
     namespace = {}
     exec(loading, namespace)
@@ -46,7 +50,7 @@ def test_the_main_job_from_text_to_trees(monkeypatch, tmp_path, capsys):
 
 def test_a_run_that_saves_nothing_is_refused_before_it_starts():
     with pytest.raises(ValueError, match=r"output_path=None: .*give a folder"):
-        demo.train_and_show(demo.minilm_config(output_path=None), tiny_dataset())
+        showcase.train_and_show(demo.minilm_config(output_path=None), tiny_dataset())
 
 
 def test_without_the_models_package_the_remedy_is_named(monkeypatch):
@@ -89,6 +93,14 @@ def test_typical_tokens_fire_regularly_not_once():
     assert typical == {0: [5, 3, 7], 1: []}
 
 
+def evaluation_of(frequency, given_child) -> Any:
+    """What the choice of trees reads of a ForestEvaluation."""
+    levels = [SimpleNamespace(firing_frequency=f.double()) for f in frequency]
+    return SimpleNamespace(
+        levels=levels, boundaries=[SimpleNamespace(parent_given_child=p.double()) for p in given_child]
+    )
+
+
 def hand_made():
     """Two trees of the same shape; in the second, children are their parents once more."""
     forest = FeatureForest([-1, -1, 0, 0, 1, 1, 2, 2, 3, 4, 4, 5, -1], [2, 4, 7])
@@ -98,11 +110,7 @@ def hand_made():
         torch.tensor([0.05] * 3 + [0.4] * 3 + [0]),
     ]
     given_child = [torch.tensor([1.0, 0.5, 1.0, 1.0]), torch.tensor([1.0] * 6 + [math.nan])]
-    levels = [LevelEvaluation(i, len(f), 1.0, 0.5, 0, f.double()) for i, f in enumerate(frequency)]
-    boundaries = [
-        BoundaryEvaluation(i, 0.0, 0.0, 0.0, 0.0, 0, 0, 0, 0, 0.0, p.double()) for i, p in enumerate(given_child)
-    ]
-    return forest, ForestEvaluation(100, tuple(levels), tuple(boundaries))
+    return forest, evaluation_of(frequency, given_child)
 
 
 def test_trees_are_chosen_for_children_that_are_a_part_of_their_parent():
@@ -115,6 +123,16 @@ def test_trees_are_chosen_for_children_that_are_a_part_of_their_parent():
     assert scores[12].isnan()
     assert choose_trees(forest, evaluation) == [0, 1]
     assert choose_trees(forest, evaluation, n_trees=1) == [0]
+
+
+def test_a_tree_must_be_deep_as_drawn_not_only_as_it_is():
+    # Only the fourth child of the root, which is not drawn, has children.
+    forest = FeatureForest([-1, 0, 0, 0, 0, 4, 4, 4, 4, 4, 4], [1, 4, 6])
+    frequency = [torch.tensor([0.5]), torch.full((4,), 0.1), torch.full((6,), 0.05)]
+    given_child = [torch.tensor([1.0, 1.0, 1.0, 0.6]), torch.ones(6)]
+    assert choose_trees(forest, evaluation_of(frequency, given_child)) == []
+    given_child[0] = torch.tensor([0.6, 1.0, 1.0, 1.0])
+    assert choose_trees(forest, evaluation_of(frequency, given_child)) == [0]
 
 
 def test_a_tree_is_drawn_with_its_best_children_first():
@@ -132,3 +150,10 @@ def test_a_tree_is_drawn_with_its_best_children_first():
         "   └─ 2/2  name8",
     ]
     assert lines[1].endswith("(0.45)")
+
+
+def test_saelens_command_line_knows_the_architecture(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["train", "--architecture", "hsae", "--help"])
+    assert end.value.code == 0
+    assert "--structural_loss_coefficient" in capsys.readouterr().out

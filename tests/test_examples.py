@@ -7,7 +7,7 @@ import pytest
 from sae_lens.saes.sae import TrainingSAE
 
 from sae_lens_hsae import HierarchicalTrainingSAE
-from sae_lens_hsae.demo import train_and_show
+from sae_lens_hsae.showcase import train_and_show
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 

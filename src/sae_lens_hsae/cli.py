@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
+
+from sae_lens.llm_sae_training_runner import _run_cli
 
 from sae_lens_hsae.demo import demo
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one subcommand; argparse ends the process with code 2 on a wrong call."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="hsae", description="Hierarchical sparse autoencoders for SAELens.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser(
         "demo", help="train a four-level forest on all-MiniLM-L6-v2, offline, and show some of its trees"
     )
-    parser.parse_args(arguments)
+    commands.add_parser("train", help="SAELens' own command line, which then knows --architecture hsae", add_help=False)
+    chosen, rest = parser.parse_known_args(arguments)
+    if chosen.command == "train":
+        _run_cli(rest)
+        return
+    parser.parse_args(arguments)  # refuses what is left over
     demo()

@@ -70,12 +70,17 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
         sparsity_gain: how strongly λ_l answers to the difference between that velocity and the measured one.
         l0_ema_momentum: momentum of the running mean of each level's L0 (App. A.2).
         ghost_gradients: whether features dead by the trainer's ``dead_feature_window`` receive ghost gradients.
+        normalize_activations: SAELens'; the other defaults are for activations of norm about √d_in, so that it is
+            "expected_average_only_in" (App. A.1); "none" is for activations that are scaled already.
         decoder_init_norm: norm of the decoder rows that the encoder is initialised from.
 
     Raises:
         ValueError: naming the field, its value and the remedy.
     """
 
+    normalize_activations: Literal["none", "expected_average_only_in", "layer_norm", "covariance_whitening"] = (
+        "expected_average_only_in"
+    )
     level_widths: list[int] = field(default_factory=list)
     output_level: int = -1
     # On SAELens' command line a JSON number or list: its parser knows no "number or list" by itself.

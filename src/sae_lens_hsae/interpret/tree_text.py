@@ -14,8 +14,8 @@ MIN_LEVELS = 3
 MIN_FEATURES = 6
 MAX_FEATURES = 40
 RULE = (
-    f"of the trees of {MIN_FEATURES} to {MAX_FEATURES} features that reach at least {MIN_LEVELS} levels, those whose "
-    "children narrow their parents most: highest mean of (P(parent|child) − P(parent)) · (1 − P(child|parent))"
+    f"of the trees of {MIN_FEATURES} to {MAX_FEATURES} features that reach at least {MIN_LEVELS} levels as drawn, those "
+    "whose children narrow their parents most: highest mean of (P(parent|child) − P(parent)) · (1 − P(child|parent))"
 )
 
 
@@ -45,9 +45,10 @@ def choose_trees(forest: FeatureForest, evaluation: ForestEvaluation, n_trees: i
     ranked = []
     for root in forest.roots().tolist():
         tree = torch.tensor(forest.subtree(root))
-        n_levels = int(forest.levels.level_of(tree).max()) + 1
+        shown = torch.tensor(shown_features(forest, scores, root))
+        n_levels = int(forest.levels.level_of(shown).max()) + 1
         score = scores[tree[1:]].nanmean().item()
-        if n_levels >= MIN_LEVELS and MIN_FEATURES <= len(tree) <= MAX_FEATURES and not math.isnan(score):
+        if n_levels >= MIN_LEVELS and MIN_FEATURES <= len(tree) <= MAX_FEATURES:
             ranked.append((score, root))
     return [root for _, root in sorted(ranked, key=lambda pair: (-pair[0], pair[1]))[:n_trees]]
 
