@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from sae_lens.llm_sae_training_runner import _run_cli
 
 from sae_lens_hsae.demo import demo
+from sae_lens_hsae.explorer.command import add_explore, run_explore
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -20,9 +21,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "demo", help="train a four-level forest on all-MiniLM-L6-v2, offline, and show some of its trees"
     )
     commands.add_parser("train", help="SAELens' own command line, which then knows --architecture hsae", add_help=False)
+    add_explore(commands)
     chosen, rest = parser.parse_known_args(arguments)
     if chosen.command == "train":
         _run_cli(rest)
         return
     parser.parse_args(arguments)  # refuses what is left over
+    if chosen.command == "explore":
+        run_explore(chosen)
+        return
     demo()

@@ -14,7 +14,7 @@ MIN_LEVELS = 3
 MIN_FEATURES = 6
 MAX_FEATURES = 40
 RULE = (
-    f"of the trees of {MIN_FEATURES} to {MAX_FEATURES} features that reach at least {MIN_LEVELS} levels as drawn, those "
+    f"of the trees of {MIN_FEATURES} to {MAX_FEATURES} features drawn with at least {MIN_LEVELS} levels, those "
     "whose children narrow their parents most: highest mean of (P(parent|child) − P(parent)) · (1 − P(child|parent))"
 )
 

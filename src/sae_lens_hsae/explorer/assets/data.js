@@ -1,0 +1,136 @@
+// The blocks in the page, decoded when they are first asked for.
+
+const TYPES = {
+  uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array, int32: Int32Array, float32: Float32Array,
+};
+const MAX_BLOCKS = 60; // decoded feature blocks that stay in memory
+
+function bytesOf(base64) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(base64);
+  const raw = atob(base64);
+  const bytes = new Uint8Array(raw.length);
+  for (let i = 0; i < raw.length; i++) bytes[i] = raw.charCodeAt(i);
+  return bytes;
+}
+
+async function decodeBlock(name) {
+  const holder = document.getElementById(`block-${name}`);
+  if (!holder) throw new Error(`this page lacks its part ${name}; write it again`);
+  const stream = new Blob([bytesOf(holder.textContent)]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const buffer = await new Response(stream).arrayBuffer();
+  const headerLength = new DataView(buffer).getUint32(0, true);
+  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, headerLength)));
+  const arrays = {};
+  for (const [key, [type, offset, length]] of Object.entries(header.arrays))
+    arrays[key] = new TYPES[type](buffer, 4 + headerLength + offset, length);
+  return { ...header.plain, ...arrays };
+}
+
+// The forest: the first block's arrays, and what follows from the parents.
+class Forest {
+  constructor(block, tokens) {
+    Object.assign(this, block);
+    this.tokens = tokens;
+    this.n = this.parents.length;
+    this.offsets = [0];
+    for (const width of this.levelWidths) this.offsets.push(this.offsets.at(-1) + width);
+    this.levels = new Uint8Array(this.n);
+    this.levelWidths.forEach((_, level) => this.levels.fill(level, this.offsets[level], this.offsets[level + 1]));
+    this.childStart = new Uint32Array(this.n + 1);
+    for (const parent of this.parents) if (parent >= 0) this.childStart[parent + 1]++;
+    for (let i = 0; i < this.n; i++) this.childStart[i + 1] += this.childStart[i];
+    this.childList = new Uint32Array(this.childStart[this.n]);
+    const next = this.childStart.slice();
+    this.parents.forEach((parent, child) => { if (parent >= 0) this.childList[next[parent]++] = child; });
+    this.size = new Uint32Array(this.n).fill(1);
+    for (let i = this.n - 1; i >= 0; i--) if (this.parents[i] >= 0) this.size[this.parents[i]] += this.size[i];
+    this.maxFrequency = this.frequency.reduce((most, each) => Math.max(most, each), 0);
+    // One firing is the least there can be; below a ten-thousandth of the most frequent all look alike.
+    this.minFrequency = Math.max(this.frequency.reduce((least, each) => (each > 0 ? Math.min(least, each) : least), 1), this.maxFrequency / 10000) * 0.8;
+    this.names = new Array(this.n);
+    this.blocks = new Map();
+  }
+
+  children(feature) { return this.childList.subarray(this.childStart[feature], this.childStart[feature + 1]); }
+  level(feature) { return this.levels[feature]; }
+  flat(level, index) {
+    const feature = this.offsets[level] + index;
+    return level >= 0 && level < this.levelWidths.length && index >= 0 && index < this.levelWidths[level] ? feature : -1;
+  }
+  id(feature) { return `${this.levels[feature]}/${feature - this.offsets[this.levels[feature]]}`; }
+  path(feature) {
+    const path = [feature];
+    while (this.parents[path[0]] >= 0) path.unshift(this.parents[path[0]]);
+    return path;
+  }
+  isUnassigned(feature) { return this.levels[feature] > 0 && this.parents[feature] < 0; }
+  unassigned(level) {
+    const found = [];
+    for (let f = this.offsets[level]; f < this.offsets[level + 1]; f++) if (this.parents[f] < 0) found.push(f);
+    return found;
+  }
+  strongestTokens(feature) {
+    return Array.from(this.strongest.subarray(feature * this.nStrongest, (feature + 1) * this.nStrongest))
+      .filter((token) => token > 0).map((token) => this.tokens[token]);
+  }
+  // Its label, or else the tokens it is strongest on.
+  name(feature) {
+    if (this.names[feature] === undefined) {
+      const tokens = this.strongestTokens(feature).slice(0, 5).map((token) => clipped(token.trim() || token, 24));
+      this.names[feature] = visible(this.labels[feature] ?? "") || tokens.join(" · ")
+        || (this.frequency[feature] > 0 ? "(no token stands out)" : "(never fired)");
+    }
+    return this.names[feature];
+  }
+
+  // What is kept of one feature: views into its block.
+  async feature(feature) {
+    const index = Math.floor(feature / this.perBlock);
+    if (!this.blocks.has(index)) this.blocks.set(index, decodeBlock(`features-${index}`));
+    const pending = this.blocks.get(index);
+    this.blocks.delete(index); // to the end of the order of last use
+    this.blocks.set(index, pending);
+    if (this.blocks.size > MAX_BLOCKS) this.blocks.delete(this.blocks.keys().next().value);
+    return this.view(await pending, feature, index * this.perBlock);
+  }
+
+  view(block, feature, first) {
+    const i = feature - first, window = this.window;
+    const { top, sampled, parent_alone, child_alone } = this.kinds;
+    const nSlots = top + sampled + parent_alone + child_alone, nFamily = top + sampled;
+    const part = (array, size) => array.subarray(i * size, (i + 1) * size);
+    const children = this.children(feature);
+    const firstChild = this.childStart[feature] - this.childStart[first];
+    const bounds = [0, top, nFamily, nFamily + parent_alone, nSlots];
+    const contexts = (kind) => {
+      const found = [];
+      for (let slot = bounds[kind]; slot < bounds[kind + 1]; slot++) {
+        if (block.numbers[i * nSlots + slot] < 0) continue;
+        const from = (i * nSlots + slot) * window;
+        found.push({
+          number: block.numbers[i * nSlots + slot],
+          peak: block.peaks[i * nSlots + slot],
+          tokens: block.tokens.subarray(from, from + window),
+          shades: block.shades.subarray(from, from + window),
+          parentShades: block.parentShades.subarray(from, from + window),
+          childShades: slot >= nFamily ? [] : Array.from(children, (_, j) => {
+            const at = ((firstChild + j) * nFamily + slot) * window;
+            return block.childShades.subarray(at, at + window);
+          }),
+        });
+      }
+      return found;
+    };
+    return {
+      top: contexts(0), sampled: contexts(1), parentAlone: contexts(2), childAlone: contexts(3),
+      histogram: part(block.histogram, this.binEdges.length - 1),
+      quantileValues: part(block.quantiles, this.quantiles.length),
+      nearest: Array.from(part(block.nearest, this.nNearest)).filter((other) => other >= 0),
+      nearestCosines: part(block.nearestCosines, this.nNearest),
+      promoted: this.nPromoted ? this.logits(part(block.promotedTokens, this.nPromoted), part(block.promotedLogits, this.nPromoted)) : null,
+      suppressed: this.nPromoted ? this.logits(part(block.suppressedTokens, this.nPromoted), part(block.suppressedLogits, this.nPromoted)) : null,
+    };
+  }
+
+  logits(tokens, values) { return Array.from(tokens, (token, i) => [this.tokens[token], values[i]]); }
+}

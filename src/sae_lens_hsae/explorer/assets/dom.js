@@ -1,0 +1,71 @@
+// Building elements. Text from the data enters the page here only, as text nodes.
+
+const MAX_SHOWN = 80; // longer tokens are cut until clicked
+
+function element(name, properties = {}, ...children) {
+  const node = document.createElement(name);
+  for (const [key, value] of Object.entries(properties)) {
+    if (value === undefined || value === null) continue;
+    if (key === "class") node.className = value;
+    else if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
+    else node.setAttribute(key, String(value)); // ARIA spells out true and false
+  }
+  node.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  return node;
+}
+
+function drawing(name, properties = {}, ...children) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(properties)) node.setAttribute(key, String(value));
+  node.append(...children);
+  return node;
+}
+
+const INVISIBLE = /[\u0000-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
+
+// Control characters, direction marks and broken pairs as something one sees, so that none acts on the page.
+function visible(text) {
+  return text.replace(INVISIBLE, (character) => {
+    if (character === "\n") return "↵";
+    if (character === "\t") return "⇥";
+    const code = character.charCodeAt(0);
+    if (code < 0x20) return String.fromCharCode(0x2400 + code);
+    return `⟨U+${code.toString(16).toUpperCase().padStart(4, "0")}⟩`;
+  });
+}
+
+function clipped(text, length = MAX_SHOWN) {
+  const shown = visible(text);
+  return shown.length <= length ? shown : `${shown.slice(0, length)}… (${text.length.toLocaleString("en")} characters)`;
+}
+
+function percent(value) {
+  if (!Number.isFinite(value)) return "–";
+  if (value === 0) return "0 %";
+  const shown = 100 * value;
+  return `${shown >= 10 ? shown.toFixed(0) : shown >= 0.1 ? shown.toFixed(1) : shown.toPrecision(1)} %`;
+}
+
+function number(value, digits = 2) {
+  return Number.isFinite(value) ? value.toFixed(digits) : "–";
+}
+
+function significant(value) {
+  return Number.isFinite(value) ? Number(value.toPrecision(3)).toString() : "–";
+}
+
+// A term whose explanation shows when it is pointed at or has the focus.
+let explanations = 0;
+function explained(term, explanation) {
+  const id = `explanation-${explanations++}`;
+  return element(
+    "span",
+    { class: "explained" },
+    element("button", { type: "button", class: "term", "aria-describedby": id }, term),
+    element("span", { class: "explanation", role: "tooltip", id }, explanation),
+  );
+}
+
+function section(title, ...children) {
+  return element("section", {}, element("h2", {}, title), ...children);
+}

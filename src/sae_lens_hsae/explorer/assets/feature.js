@@ -1,0 +1,138 @@
+// One feature.
+
+const MANY = 24; // cards and chips shown before "show all"
+
+const MEANING = {
+  frequency: "Share of all tokens that the feature fires on.",
+  mean: "Mean activation over the tokens it fires on.",
+  maximum: "Highest activation seen.",
+  quantiles: "Half of the tokens it fires on stay below the median; one in ten, or one in a hundred, goes beyond the others.",
+  parentGivenChild: "P(parent | child): of the tokens this feature fires on, the share on which its parent fires too. 100 % means it lies within its parent.",
+  childGivenParent: "P(child | parent): of the tokens the parent fires on, the share on which this feature fires too. Near 100 % with the above near 100 % means that the two are one and the same.",
+  parentCosine: "Cosine between the decoder directions of this feature and its parent.",
+  agreement: "Of the tokens on which the feature or any of its children fires, the share on which both do.",
+  anyChild: "Of the tokens this feature fires on, the share on which at least one of its children fires too. The rest no child accounts for.",
+  size: "Features in the tree below it, itself included.",
+};
+
+function featureLink(forest, feature, view = "f") {
+  return element("a", { href: `#/${view}/${forest.id(feature)}` }, element("span", { class: "id" }, forest.id(feature)), " ", element("bdi", {}, forest.name(feature)));
+}
+
+function pathNode(forest, feature) {
+  const path = forest.path(feature);
+  const start = forest.isUnassigned(path[0]) ? [element("li", { class: "muted" }, "unassigned")] : [];
+  return element("nav", { "aria-label": "Path from the root" }, element("ol", { class: "path" }, start, path.map((each) =>
+    element("li", {}, each === feature ? element("span", { class: "here", "aria-current": "page" }, element("span", { class: "id" }, forest.id(each)), " ", element("bdi", {}, forest.name(each))) : featureLink(forest, each)))));
+}
+
+function metricsNode(forest, feature, data) {
+  const list = element("dl", { class: "metrics" });
+  const add = (term, meaning, value) => list.append(element("div", {}, element("dt", {}, explained(term, meaning)), element("dd", {}, value)));
+  add("Fires on", MEANING.frequency, `${percent(forest.frequency[feature])} of tokens`);
+  if (forest.frequency[feature] > 0) {
+    add("Mean", MEANING.mean, significant(forest.meanActivation[feature]));
+    add("Quantiles", MEANING.quantiles, forest.quantiles.map((at, i) => `${at === 0.5 ? "median" : `${Math.round(100 * at)} %:`} ${significant(data.quantileValues[i])}`).slice(1).join(", "));
+    add("Highest", MEANING.maximum, significant(forest.maximum[feature]));
+  }
+  if (forest.parents[feature] >= 0) {
+    add("Parent, given it", MEANING.parentGivenChild, percent(forest.parentGivenChild[feature]));
+    add("It, given parent", MEANING.childGivenParent, percent(forest.childGivenParent[feature]));
+    add("Cosine with parent", MEANING.parentCosine, number(forest.parentCosine[feature]));
+  }
+  if (forest.children(feature).length) {
+    add("Agreement with children", MEANING.agreement, percent(forest.agreement[feature]));
+    add("Any child, given it", MEANING.anyChild, percent(forest.anyChildGivenParent[feature]));
+    add("Size of its tree", MEANING.size, `${forest.size[feature].toLocaleString("en")} features`);
+  }
+  return list;
+}
+
+function histogramNode(forest, data) {
+  const counts = Array.from(data.histogram);
+  const first = counts.findIndex((count) => count > 0);
+  if (first < 0) return element("p", { class: "muted" }, "It never fired on this text.");
+  const last = counts.findLastIndex((count) => count > 0);
+  const from = Math.max(0, first - 1), to = Math.min(counts.length - 1, last + 1);
+  const shown = counts.slice(from, to + 1), most = Math.max(...shown), total = counts.reduce((a, b) => a + b, 0);
+  const width = 480, height = 110, bar = width / shown.length;
+  const picture = drawing("svg", { viewBox: `0 0 ${width} ${height + 20}`, class: "histogram", role: "img", "aria-label": `Histogram of ${total} activations from ${significant(forest.binEdges[first])} to ${significant(forest.binEdges[last + 1])}, logarithmic` });
+  shown.forEach((count, i) => {
+    const tall = count ? Math.max(1, (count / most) * height) : 0;
+    const rect = drawing("rect", { x: i * bar + 0.5, y: height - tall, width: Math.max(bar - 1, 0.5), height: tall });
+    rect.append(drawing("title"));
+    rect.lastChild.textContent = `${significant(forest.binEdges[from + i])} to ${significant(forest.binEdges[from + i + 1])}: ${count} tokens`;
+    picture.append(rect);
+  });
+  const step = Math.max(1, Math.ceil(shown.length / 6));
+  for (let i = 0; i <= shown.length; i += step) {
+    const text = drawing("text", { x: Math.min(Math.max(i * bar, 14), width - 14), y: height + 15, "text-anchor": "middle" });
+    text.textContent = significant(forest.binEdges[from + i]);
+    picture.append(text);
+  }
+  return picture;
+}
+
+function cardNode(forest, child) {
+  return element("li", { class: "card" },
+    featureLink(forest, child),
+    element("p", { class: "muted" }, `fires on ${percent(forest.frequency[child])} · parent given it ${percent(forest.parentGivenChild[child])} · it given parent ${percent(forest.childGivenParent[child])} · cosine ${number(forest.parentCosine[child])}`));
+}
+
+// A list whose rest is shown on demand.
+function longList(kind, items, make) {
+  const list = element("ul", { class: kind }, items.slice(0, MANY).map(make));
+  if (items.length <= MANY) return [list];
+  const more = element("button", { type: "button", class: "more" }, `Show all ${items.length}`);
+  more.addEventListener("click", () => { list.append(...items.slice(MANY).map(make)); more.remove(); });
+  return [list, more];
+}
+
+// A token by itself: the space that begins a word is shown, since "␣d" and "d" are two tokens.
+function chipText(text) {
+  return clipped(text.replace(/^ /, "␣"), 40);
+}
+
+function tokenChips(tokens) {
+  return element("p", { class: "chips" }, tokens.map((text) => element("a", { class: "chip", href: `#/search/${encodeQuery(text.trim() || text)}` }, element("bdi", {}, chipText(text)))));
+}
+
+function logitsNode(pairs) {
+  return element("p", { class: "chips" }, pairs.map(([text, value]) => element("span", { class: "chip" }, element("bdi", {}, chipText(text)), ` ${value >= 0 ? "+" : ""}${number(value)}`)));
+}
+
+async function featureView(forest, feature, open) {
+  const data = await forest.feature(feature);
+  const byShare = (a, b) => (forest.childGivenParent[b] || 0) - (forest.childGivenParent[a] || 0) || a - b;
+  const children = Array.from(forest.children(feature)).sort(byShare);
+  const parent = forest.parents[feature];
+  const siblings = parent < 0 ? [] : Array.from(forest.children(parent)).filter((each) => each !== feature).sort(byShare);
+  const tokens = forest.strongestTokens(feature);
+  const never = forest.frequency[feature] === 0;
+  const root = forest.path(feature)[0];
+  const parts = [
+    pathNode(forest, feature),
+    element("h1", { tabindex: "-1" }, element("span", { class: "id" }, forest.id(feature)), " ", element("bdi", {}, forest.name(feature))),
+  ];
+  if (never) parts.push(element("p", { class: "notice" }, `This feature fired on none of the ${forest.nTokens.toLocaleString("en")} tokens read. There is nothing to show of what it means; its decoder direction still has neighbours.`));
+  parts.push(metricsNode(forest, feature, data));
+  if (children.length) parts.push(element("p", {}, element("a", { class: "action", href: `#/compare/${forest.id(feature)}` }, `Compare with its ${children.length} ${children.length === 1 ? "child" : "children"} on the same contexts`)));
+  if (tokens.length) parts.push(section("Strongest tokens", element("p", { class: "muted" }, "Highest mean activation over all occurrences; ␣ is the space before a word. Follow one to search for it."), tokenChips(tokens)));
+  if (data.promoted) parts.push(section("Promoted and suppressed tokens", element("p", { class: "muted" }, "Change of the logit per unit of activation, by the direction alone."), logitsNode(data.promoted), logitsNode(data.suppressed)));
+  if (!never) parts.push(
+    section("Strongest contexts", shadingLegend(forest, feature), contextList(forest, feature, data.top, "None was kept.")),
+    section("Contexts across the range of activations", contextList(forest, feature, data.sampled, "None was kept.")),
+  );
+  if (parent >= 0) parts.push(section("Where it and its parent disagree",
+    element("h3", {}, "The parent fires, this feature does not"),
+    contextList(forest, feature, data.parentAlone, "Never in this text."),
+    element("h3", {}, "This feature fires, the parent does not"),
+    contextList(forest, feature, data.childAlone, "Never in this text.")));
+  parts.push(section("Activations", histogramNode(forest, data)));
+  if (children.length) parts.push(section(`Children (${children.length})`, ...longList("cards", children, (child) => cardNode(forest, child))));
+  if (siblings.length) parts.push(section(`Siblings (${siblings.length})`, ...longList("plain", siblings, (each) => element("li", {}, featureLink(forest, each)))));
+  if (data.nearest.length) parts.push(section(`Nearest features of level ${forest.level(feature)}`, element("p", { class: "muted" }, "By cosine of the decoder directions."),
+    element("ul", { class: "plain" }, data.nearest.map((other, i) => element("li", {}, element("span", { class: "cosine" }, number(data.nearestCosines[i])), " ", featureLink(forest, other))))));
+  if (forest.size[root] > 1) parts.push(section("Its tree", icicle(forest, [root], { open, selected: feature, bandHeight: 28, label: `Tree of ${forest.id(root)}: ${forest.size[root]} features. The list of features shows the same.` })));
+  return { title: `${forest.id(feature)} ${forest.name(feature)}`, parts };
+}

@@ -1,0 +1,64 @@
+// Search by token, label and context text.
+
+const MAX_CONTEXTS = 40;
+
+function encodeQuery(text) {
+  // A lone surrogate has no URL form.
+  return encodeURIComponent(text.slice(0, 200).replace(/[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g, "\ufffd"));
+}
+
+function featuresByText(forest, text) {
+  const hits = new Uint8Array(forest.tokens.length);
+  forest.tokens.forEach((token, i) => {
+    const plain = token.trim().toLowerCase();
+    hits[i] = plain === text ? 2 : plain.includes(text) ? 1 : 0;
+  });
+  const found = [];
+  for (let f = 0; f < forest.n; f++) {
+    let score = (forest.labels[f] ?? "").toLowerCase().includes(text) ? 20 : forest.id(f) === text ? 30 : 0;
+    for (let i = 0; i < forest.nStrongest; i++) score = Math.max(score, hits[forest.strongest[f * forest.nStrongest + i]] * (forest.nStrongest - i));
+    if (score) found.push([score, f]);
+  }
+  return found.sort((a, b) => b[0] - a[0] || a[1] - b[1]).map(([, f]) => f);
+}
+
+// Adds contexts to a list as it finds them, block by block, so that the page stays usable meanwhile.
+async function contextsByText(forest, text, isCurrent, report) {
+  const seen = new Set();
+  let found = 0;
+  for (let start = 0; start < forest.n && found < MAX_CONTEXTS; start += forest.perBlock) {
+    const block = await decodeBlock(`features-${start / forest.perBlock}`);
+    if (!isCurrent()) return;
+    for (let f = start; f < Math.min(forest.n, start + forest.perBlock) && found < MAX_CONTEXTS; f++) {
+      const view = forest.view(block, f, start);
+      for (const context of [...view.top, ...view.sampled]) {
+        if (seen.has(context.number)) continue;
+        const joined = Array.from(context.tokens, (token) => forest.tokens[token]).join("").toLowerCase();
+        if (!joined.includes(text)) continue;
+        seen.add(context.number);
+        found += 1;
+        report(f, context);
+        if (found >= MAX_CONTEXTS) break;
+      }
+    }
+    report(null, null, Math.min(1, (start + forest.perBlock) / forest.n), found);
+  }
+  report(null, null, 1, found);
+}
+
+function searchView(forest, query, isCurrent) {
+  const text = query.trim().toLowerCase();
+  const parts = [element("h1", { tabindex: "-1" }, "Search: ", element("bdi", {}, clipped(query)))];
+  if (!text) return { title: "Search", parts: [...parts, element("p", {}, "Type a token, a label or a piece of text.")] };
+  const features = featuresByText(forest, text);
+  parts.push(section(`Features whose label or strongest tokens match (${features.length.toLocaleString("en")})`,
+    ...(features.length ? longList("plain", features, (f) => element("li", {}, featureLink(forest, f), " ", element("span", { class: "muted" }, percent(forest.frequency[f])))) : [element("p", { class: "muted" }, "None.")])));
+  const status = element("p", { role: "status", class: "muted" }, "Searching …");
+  const list = element("ul", { class: "found" });
+  parts.push(section("Contexts", status, list));
+  const finished = contextsByText(forest, text, isCurrent, (f, context, done, found) => {
+    if (context) list.append(element("li", {}, element("p", {}, featureLink(forest, f)), element("ol", { class: "contexts" }, contextNode(forest, f, context))));
+    else status.textContent = done < 1 && found < MAX_CONTEXTS ? `Searched ${percent(done)} of the features: ${found} found` : found >= MAX_CONTEXTS ? `The first ${found} are shown.` : `${found} found.`;
+  });
+  return { title: `Search: ${clipped(query, 40)}`, parts, finished };
+}

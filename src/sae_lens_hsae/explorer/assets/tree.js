@@ -1,0 +1,217 @@
+// The forest as a tree of rows. Only the rows in view are in the page.
+
+const ROW_HEIGHT = 30;
+const FREQUENCIES = [
+  ["any share of tokens", () => true],
+  ["over 10 %", (f) => f > 0.1],
+  ["1 to 10 %", (f) => f > 0.01 && f <= 0.1],
+  ["0.1 to 1 %", (f) => f > 0.001 && f <= 0.01],
+  ["below 0.1 %", (f) => f > 0 && f <= 0.001],
+  ["none (never fired)", (f) => f === 0],
+];
+
+class Tree {
+  constructor(forest, open) {
+    this.forest = forest;
+    this.open = open;
+    this.box = document.getElementById("tree");
+    this.holder = document.getElementById("rows");
+    this.expanded = new Set();
+    this.active = 0;
+    this.selected = -1;
+    this.sorts = [
+      ["frequency", (f) => forest.frequency[f]],
+      ["size of its tree", (f) => forest.size[f]],
+      ["agreement with children", (f) => (Number.isFinite(forest.agreement[f]) ? forest.agreement[f] : -1)],
+      ["number", (f) => -f],
+    ];
+    this.controls();
+    this.box.addEventListener("keydown", (event) => this.key(event));
+    this.box.addEventListener("scroll", () => this.draw());
+    new ResizeObserver(() => this.draw()).observe(this.box);
+    this.rebuild();
+  }
+
+  controls() {
+    const fill = (id, names) => {
+      const select = document.getElementById(id);
+      names.forEach((name, i) => select.append(element("option", { value: i }, name)));
+      select.addEventListener("change", () => this.rebuild());
+      return select;
+    };
+    this.levelFilter = fill("filter-level", ["all", ...this.forest.levelWidths.map((_, level) => `${level}`)]);
+    this.frequencyFilter = fill("filter-frequency", FREQUENCIES.map(([name]) => name));
+    this.sort = fill("sort", this.sorts.map(([name]) => name));
+    this.textFilter = document.getElementById("filter-text");
+    this.textFilter.addEventListener("input", () => this.rebuild());
+  }
+
+  // Features that match, or null if no filter is set; with their ancestors in `this.kept`.
+  match() {
+    const { forest } = this;
+    const text = this.textFilter.value.trim().toLowerCase();
+    const level = Number(this.levelFilter.value) - 1;
+    const [, fits] = FREQUENCIES[Number(this.frequencyFilter.value)];
+    this.kept = null;
+    if (!text && level < 0 && this.frequencyFilter.value === "0") return null;
+    const found = new Set();
+    this.kept = new Set();
+    for (let f = 0; f < forest.n; f++) {
+      if (level >= 0 && forest.level(f) !== level) continue;
+      if (!fits(forest.frequency[f])) continue;
+      if (text && !forest.id(f).includes(text) && !forest.name(f).toLowerCase().includes(text)) continue;
+      found.add(f);
+      for (const each of forest.path(f)) this.kept.add(each);
+    }
+    return found;
+  }
+
+  // While a filter is set the branches that lead to matches are open unless closed by hand; both states are kept.
+  isOpen(key) { return this.kept ? !this.expanded.has(`closed ${key}`) : this.expanded.has(`open ${key}`); }
+  setOpen(key, open) {
+    const name = `${this.kept ? "closed" : "open"} ${key}`;
+    if (open === !this.kept) this.expanded.add(name);
+    else this.expanded.delete(name);
+  }
+
+  rebuild() {
+    const current = this.rows?.[this.active];
+    this.matches = this.match();
+    const { forest, kept } = this;
+    const value = this.sorts[Number(this.sort.value)][1];
+    const ordered = (features) => Array.from(features).filter((f) => !kept || kept.has(f)).sort((a, b) => value(b) - value(a) || a - b);
+    this.rows = [];
+    const add = (features, depth) => features.forEach((feature, i) => {
+      const children = ordered(forest.children(feature));
+      const open = this.isOpen(feature);
+      this.rows.push({ feature, depth, position: i + 1, size: features.length, leaf: !children.length, open });
+      if (children.length && open) add(children, depth + 1);
+    });
+    const top = [];
+    const roots = ordered(Array.from({ length: forest.levelWidths[0] }, (_, i) => i));
+    const groups = forest.levelWidths.slice(1).map((_, i) => [i + 1, ordered(forest.unassigned(i + 1))]).filter(([, of]) => of.length);
+    add(roots, 0);
+    this.rows.forEach((row) => { if (row.depth === 0) { row.size = roots.length + groups.length; } });
+    groups.forEach(([level, features], i) => {
+      const key = `unassigned-${level}`;
+      const open = this.isOpen(key);
+      this.rows.push({ group: key, level, count: features.length, depth: 0, position: roots.length + i + 1, size: roots.length + groups.length, leaf: false, open });
+      if (open) add(features, 1);
+    });
+    const same = current ? this.rows.findIndex((row) => (current.group ? row.group === current.group : row.feature === current.feature)) : 0;
+    this.active = Math.max(0, same);
+    const n = this.matches ? this.matches.size : forest.n;
+    document.getElementById("count").textContent = this.matches
+      ? `${n.toLocaleString("en")} of ${forest.n.toLocaleString("en")} features`
+      : `${forest.levelWidths[0].toLocaleString("en")} trees, ${forest.n.toLocaleString("en")} features`;
+    this.draw();
+  }
+
+  draw() {
+    const { forest } = this;
+    this.holder.style.height = `${this.rows.length * ROW_HEIGHT}px`;
+    const first = Math.max(0, Math.floor(this.box.scrollTop / ROW_HEIGHT) - 5);
+    const last = Math.min(this.rows.length, first + Math.ceil(this.box.clientHeight / ROW_HEIGHT) + 10);
+    const shown = [];
+    for (let i = first; i < last; i++) shown.push(this.row(i));
+    if (this.rows.length && (this.active < first || this.active >= last)) shown.push(this.row(this.active));
+    this.holder.replaceChildren(...shown);
+    if (!this.rows.length) this.holder.replaceChildren(element("p", { class: "muted none" }, forest.n ? "No feature matches the filter." : "The forest is empty."));
+    if (this.rows.length) this.box.setAttribute("aria-activedescendant", `row-${this.active}`);
+    else this.box.removeAttribute("aria-activedescendant");
+  }
+
+  row(i) {
+    const { forest } = this;
+    const row = this.rows[i];
+    const chosen = row.feature !== undefined && row.feature === this.selected;
+    const dim = this.matches && row.feature !== undefined && !this.matches.has(row.feature);
+    const node = element(
+      "div",
+      {
+        id: `row-${i}`, role: "treeitem", "aria-level": row.depth + 1, "aria-posinset": row.position, "aria-setsize": row.size,
+        "aria-expanded": row.leaf ? undefined : row.open, "aria-selected": chosen,
+        class: `row${chosen ? " selected" : ""}${i === this.active ? " active" : ""}${dim ? " dim" : ""}`,
+        onclick: (event) => this.click(i, event),
+      },
+      element("span", { class: `twist${row.leaf ? "" : row.open ? " open" : " shut"}`, "aria-hidden": "true" }),
+    );
+    node.style.top = `${i * ROW_HEIGHT}px`;
+    node.style.paddingLeft = `${6 + row.depth * 16}px`;
+    if (row.group) {
+      node.append(element("span", { class: "name" }, `Unassigned features of level ${row.level}`), element("span", { class: "share" }, row.count.toLocaleString("en")));
+    } else {
+      node.append(
+        element("span", { class: "id" }, forest.id(row.feature)),
+        element("span", { class: "name", dir: "auto" }, forest.name(row.feature)),
+        element("span", { class: "share" }, percent(forest.frequency[row.feature])),
+      );
+    }
+    return node;
+  }
+
+  click(i, event) {
+    this.active = i;
+    const row = this.rows[i];
+    if (row.group || event.target.classList.contains("twist")) this.toggle(i);
+    else this.open(row.feature);
+    this.draw();
+  }
+
+  toggle(i, open) {
+    const row = this.rows[i];
+    if (row.leaf || open === row.open) return;
+    this.setOpen(row.group ?? row.feature, !row.open);
+    this.rebuild();
+  }
+
+  key(event) {
+    const row = this.rows[this.active];
+    if (!row || event.ctrlKey || event.metaKey || event.altKey) return;
+    const page = Math.max(1, Math.floor(this.box.clientHeight / ROW_HEIGHT) - 1);
+    let to = this.active;
+    if (event.key === "ArrowDown") to += 1;
+    else if (event.key === "ArrowUp") to -= 1;
+    else if (event.key === "PageDown") to += page;
+    else if (event.key === "PageUp") to -= page;
+    else if (event.key === "Home") to = 0;
+    else if (event.key === "End") to = this.rows.length - 1;
+    else if (event.key === "ArrowRight") {
+      if (!row.leaf && !row.open) this.toggle(this.active, true);
+      else if (!row.leaf) to += 1;
+    } else if (event.key === "ArrowLeft") {
+      if (!row.leaf && row.open) this.toggle(this.active, false);
+      else while (to > 0 && this.rows[to].depth >= row.depth) to -= 1;
+    } else if (event.key === "Enter" || event.key === " ") {
+      if (row.group) this.toggle(this.active);
+      else this.open(row.feature);
+    } else return;
+    event.preventDefault();
+    this.active = Math.min(Math.max(to, 0), this.rows.length - 1);
+    this.show(this.active);
+  }
+
+  show(i) {
+    const top = i * ROW_HEIGHT;
+    if (top < this.box.scrollTop) this.box.scrollTop = top;
+    else if (top + ROW_HEIGHT > this.box.scrollTop + this.box.clientHeight) this.box.scrollTop = top + ROW_HEIGHT - this.box.clientHeight;
+    this.draw();
+  }
+
+  // Select a feature and open the branches that lead to it; -1 for none.
+  select(feature) {
+    this.selected = feature;
+    if (feature >= 0) {
+      const path = this.forest.path(feature);
+      if (this.forest.isUnassigned(path[0])) this.setOpen(`unassigned-${this.forest.level(path[0])}`, true);
+      path.slice(0, -1).forEach((each) => this.setOpen(each, true));
+      this.rebuild();
+      const at = this.rows.findIndex((row) => row.feature === feature);
+      if (at >= 0) {
+        this.active = at;
+        this.show(at);
+      }
+    }
+    this.draw();
+  }
+}

@@ -1,0 +1,154 @@
+"""``hsae explore``: from a saved SAE to its explorer page."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from sae_lens import SAE
+
+from sae_lens_hsae.explorer.page import write_page
+from sae_lens_hsae.explorer.token_text import token_texts
+from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
+from sae_lens_hsae.installed_text import token_rows
+from sae_lens_hsae.interpret.dashboards import (
+    Dashboards,
+    collect_dashboards,
+    dashboards_folder,
+    fingerprint,
+)
+from sae_lens_hsae.interpret.dashboards.text import load_language_model, tokens_and_activations, unembedding_of
+
+DEFAULT_CONTEXT = 128
+DEFAULT_TOKENS = 200_000
+
+
+def add_explore(commands: Any) -> None:
+    """Add ``explore`` to the subparsers of the command ``hsae``."""
+    parser = commands.add_parser("explore", help="write a saved SAE's explorer page: one HTML file, no server")
+    parser.add_argument("folder", help="where the SAE was saved, such as runs/demo")
+    parser.add_argument("--output", help="the page (default: explorer.html in the folder)")
+    parser.add_argument("--n-tokens", type=int, default=DEFAULT_TOKENS, help="tokens to read (default: %(default)s)")
+    parser.add_argument("--text", help="a text file to read (default: READMEs and docstrings of installed packages)")
+    parser.add_argument("--labels", help="a JSON file with an object from flat feature index to label")
+    parser.add_argument("--renew", action="store_true", help="collect the dashboards again")
+
+
+def run_explore(chosen: argparse.Namespace) -> None:
+    """Write the page and say where it is; bad input ends the process with code 1 and one line."""
+    try:
+        page = explore(chosen.folder, chosen.output, chosen.n_tokens, chosen.text, chosen.labels, chosen.renew)
+    except (OSError, ValueError) as error:
+        sys.exit(f"hsae explore: {error}")
+    sys.stdout.write(f"Open {page.resolve().as_uri()}\n")
+
+
+def explore(
+    folder: str | Path,
+    output: str | Path | None = None,
+    n_tokens: int = DEFAULT_TOKENS,
+    text: str | Path | None = None,
+    labels: str | Path | None = None,
+    renew: bool = False,
+) -> Path:
+    """Write the explorer page of a saved ``HierarchicalSAE``; dashboards that stand beside it are used again.
+
+    Args:
+        folder: where the SAE was saved.
+        output: the page; None puts ``explorer.html`` into the folder.
+        n_tokens: tokens to read for the dashboards.
+        text: a text file to read; None takes the installed packages' READMEs and docstrings.
+        labels: a JSON object from flat feature index to label.
+        renew: collect the dashboards again even where they stand.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        FileNotFoundError: if the folder holds no SAE.
+        ValueError: if it holds another architecture, the dashboards there are of other weights, the labels are no such
+            object, or the text is too short.
+    """
+    folder = Path(folder)
+    if not (folder / "cfg.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no cfg.json, so no saved SAE; give the folder it was saved to")
+    sae = SAE.load_from_disk(folder, device="cpu")
+    if not isinstance(sae, HierarchicalSAE):
+        raise ValueError(
+            f"{folder} holds a {type(sae).__name__}, which has no forest; for other SAEs make a FeatureForest and call "
+            "collect_dashboards() and write_page()"
+        )
+    names = _labels(labels)
+    where = dashboards_folder(folder)
+    if where.exists() and not renew:
+        try:
+            dashboards = Dashboards.load(where, fingerprint(sae, sae.forest))
+        except (ValueError, FileNotFoundError) as error:
+            raise ValueError(f"{error} (hsae explore --renew, or renew=True)") from error
+        tokenizer = _tokenizer(sae)
+    else:
+        model = load_language_model(sae)
+        tokenizer = model.tokenizer
+        rows = _rows(sae, tokenizer, n_tokens, text)
+        dashboards = collect_dashboards(
+            sae,
+            sae.forest,
+            lambda skipped: tokens_and_activations(sae, model, rows, skipped),
+            n_tokens=n_tokens,
+            exclude_tokens=_excluded(sae, tokenizer),
+            unembedding=unembedding_of(sae, model),
+            progress_file=where.with_name(f".{where.name}-{len(rows)}-rows.safetensors"),
+        )
+        dashboards.save(where)
+    texts = token_texts(tokenizer, range(len(tokenizer)))
+    title = f"{folder.resolve().name}: {sae.cfg.metadata.hook_name}"
+    return write_page(dashboards, sae.forest, output or folder / "explorer.html", texts.__getitem__, names, title)
+
+
+def _rows(sae: HierarchicalSAE, tokenizer: Any, n_tokens: int, text: str | Path | None) -> Dataset:
+    """Tokenised rows of the length that the SAE was trained on, from one text file or from the installed packages."""
+    length = sae.cfg.metadata.context_size or DEFAULT_CONTEXT
+    start = [tokenizer.bos_token_id] if sae.cfg.metadata.prepend_bos else []
+    length -= len(start)
+    if text is None:
+        end = next((id_ for id_ in (tokenizer.eos_token_id, tokenizer.sep_token_id) if id_ is not None), 0)
+        rows = token_rows(tokenizer, max(n_tokens, length), length, end)["tokens"]
+    else:
+        ids = tokenizer(Path(text).read_text(encoding="utf-8"), add_special_tokens=False)["input_ids"]
+        if len(ids) < length:
+            raise ValueError(
+                f"text={str(text)!r} holds {len(ids)} tokens, less than one context of {length}; give more"
+            )
+        rows = [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)]
+    return Dataset.from_dict({"tokens": [[*start, *row] for row in rows]})
+
+
+def _tokenizer(sae: HierarchicalSAE) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(sae.cfg.metadata.model_name)
+
+
+def _excluded(sae: HierarchicalSAE, tokenizer: Any) -> list[int]:
+    """Token ids left out in training are left out here."""
+    excluded = sae.cfg.metadata.exclude_special_tokens
+    if isinstance(excluded, (list, tuple)):
+        return list(excluded)
+    return list(tokenizer.all_special_ids) if excluded else []
+
+
+def _labels(path: str | Path | None) -> dict[int, str]:
+    if path is None:
+        return {}
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        return {int(feature): str(label) for feature, label in data.items()}
+    except (ValueError, AttributeError) as error:
+        raise ValueError(
+            f'labels={str(path)!r} is not a JSON object from flat feature index to label, such as {{"12": "dates"}} '
+            f"({error})"
+        ) from error

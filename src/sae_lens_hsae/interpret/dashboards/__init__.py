@@ -1,0 +1,20 @@
+"""Feature dashboards: what every feature fires on, computed in one pass over text and stored beside the model."""
+
+from sae_lens_hsae.interpret.dashboards.collect import collect_dashboards, dashboards_folder
+from sae_lens_hsae.interpret.dashboards.format import (
+    Dashboards,
+    DashboardSettings,
+    fingerprint,
+    load_dashboards,
+    save_dashboards,
+)
+
+__all__ = [
+    "DashboardSettings",
+    "Dashboards",
+    "collect_dashboards",
+    "dashboards_folder",
+    "fingerprint",
+    "load_dashboards",
+    "save_dashboards",
+]

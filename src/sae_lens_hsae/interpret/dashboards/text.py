@@ -1,0 +1,81 @@
+"""Text for dashboards: a saved SAE's own language model on text, as (tokens, activations)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from sae_lens.load_model import load_model
+from sae_lens.training.activations_store import ActivationsStore
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+CONTEXTS_AT_ONCE = 16
+
+
+def load_language_model(sae: SAE[Any]) -> Any:
+    """The model that an SAE's metadata names, as SAELens loads it.
+
+    Raises:
+        ValueError: if the metadata name no model or no hook point.
+    """
+    metadata = sae.cfg.metadata
+    for name in ("model_name", "hook_name"):
+        if not getattr(metadata, name):
+            raise ValueError(
+                f"the SAE's metadata hold no {name}, so its activations cannot be computed; set it in cfg.json"
+            )
+    return load_model(
+        metadata.model_class_name or "HookedTransformer",
+        metadata.model_name,
+        device=str(sae.device),
+        model_from_pretrained_kwargs=metadata.model_from_pretrained_kwargs or {},
+        hook_names=[metadata.hook_name],
+    )
+
+
+def unembedding_of(sae: SAE[Any], model: Any) -> torch.Tensor | None:
+    """(d_in, vocabulary) from the residual stream to logits; None where the model or the SAE has no such place."""
+    unembedding = getattr(model, "W_U", None)
+    if not isinstance(unembedding, torch.Tensor) or unembedding.ndim != 2 or unembedding.shape[0] != sae.cfg.d_in:
+        return None
+    return unembedding.detach() if "resid" in str(sae.cfg.metadata.hook_name) else None
+
+
+def tokens_and_activations(
+    sae: SAE[Any], model: Any, rows: Dataset, skipped: int = 0
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Token ids (batch, context) and the activations (batch, context, d_in) that the SAE reads, row by row.
+
+    Args:
+        sae: with metadata that name the hook point.
+        model: from :func:`load_language_model`.
+        rows: tokenised rows of one length, in a column ``tokens``.
+        skipped: rows to leave out at the beginning.
+    """
+    metadata = sae.cfg.metadata
+    length = len(rows[0]["tokens"])
+    store = ActivationsStore(
+        model=model,
+        dataset=rows,
+        streaming=False,
+        hook_name=metadata.hook_name,
+        hook_head_index=metadata.hook_head_index,
+        context_size=length,
+        d_in=sae.cfg.d_in,
+        n_batches_in_buffer=2,
+        total_training_tokens=0,  # read from below, not through the store's own order of rows
+        store_batch_size_prompts=CONTEXTS_AT_ONCE,
+        train_batch_size_tokens=length,
+        prepend_bos=bool(metadata.prepend_bos),
+        normalize_activations="none",
+        device=sae.device,
+        dtype="float32",
+    )
+    for start in range(skipped, len(rows), CONTEXTS_AT_ONCE):
+        token_ids = torch.as_tensor(rows[start : start + CONTEXTS_AT_ONCE]["tokens"], device=sae.device)
+        with torch.no_grad():
+            yield token_ids, store.get_activations(token_ids)
