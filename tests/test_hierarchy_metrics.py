@@ -2,14 +2,22 @@
 
 import json
 import math
+import pickle
 import re
 from collections.abc import Iterator
-from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hierarchy_reference import (
+    jumprelu,
+    random_forest,
+    random_levels,
+    readout_levels,
+    slow_evaluation,
+    tokens,
+)
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
 
 from sae_lens_hsae.config import HierarchicalSAEConfig
@@ -18,118 +26,22 @@ from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
 
 
-def jumprelu(d_in: int, width: int, dtype: str = "float64") -> JumpReLUSAE:
-    return JumpReLUSAE(JumpReLUSAEConfig(d_in=d_in, d_sae=width, dtype=dtype))
-
-
-def readout_levels(widths: tuple[int, ...]) -> list[JumpReLUSAE]:
-    """Levels whose features read one coordinate of x each, so that x itself says which features are active."""
-    directions = torch.eye(sum(widths), dtype=torch.float64).split(widths)
-    levels = []
-    for width, rows in zip(widths, directions, strict=True):
-        sae = jumprelu(sum(widths), width)
-        sae.W_enc.data, sae.W_dec.data = rows.T.clone(), rows.clone()
-        levels.append(sae)
-    return levels
-
-
-def tokens(n_features: int, *active: list[int]) -> torch.Tensor:
-    x = torch.zeros(len(active), n_features, dtype=torch.float64)
-    for token, features in enumerate(active):
-        x[token, features] = 1.0
-    return x
-
-
-def random_levels(widths: tuple[int, ...], d_in: int, seed: int) -> list[JumpReLUSAE]:
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    levels = []
-    for width in widths:
-        sae = jumprelu(d_in, width)
-        sae.W_enc.data, sae.W_dec.data = normal(d_in, width) / d_in**0.5, normal(width, d_in) / width**0.5
-        sae.b_enc.data, sae.b_dec.data = 0.1 * normal(width), 0.1 * normal(d_in)
-        sae.threshold.data = normal(width).abs()
-        sae.b_enc.data[::5] = -100.0  # dead
-        levels.append(sae)
-    return levels
-
-
-def random_forest(widths: tuple[int, ...], seed: int) -> FeatureForest:
-    generator = torch.Generator().manual_seed(seed)
-    parents, start = [-1] * widths[0], 0
-    for above, here in pairwise(widths):
-        drawn = torch.randint(-1, above, (here,), generator=generator)
-        parents += [p if p == -1 else p + start for p in drawn.tolist()]
-        start += above
-    return FeatureForest(parents, widths)
-
-
-def slow_evaluation(levels: list[JumpReLUSAE], forest: FeatureForest, x: torch.Tensor) -> dict[str, Any]:
-    """The definitions, read off literally: sets of active features per token, one pair at a time."""
-    n = len(x)
-    fired = [[set((acts > 0).nonzero().flatten().tolist()) for acts in sae.encode(x)] for sae in levels]
-    frequency = [[sum(f in token for token in fired[i]) for f in range(w)] for i, w in enumerate(forest.level_widths)]
-    spread = sum(float((row - x.mean(0)).square().sum()) for row in x)
-    result: dict[str, Any] = {"n_tokens": n, "levels": [], "boundaries": []}
-    for i, sae in enumerate(levels):
-        error = sum(float((sae.decode(sae.encode(row)) - row).square().sum()) for row in x)
-        result["levels"].append(
-            {
-                "level": i,
-                "width": forest.level_widths[i],
-                "l0": sum(map(len, fired[i])) / n,
-                "variance_explained": 1 - error / spread,
-                "n_dead": frequency[i].count(0),
-            }
-        )
-    for i in range(len(levels) - 1):
-        pairs = []
-        for child in range(forest.level_widths[i + 1]):
-            parent = forest.parent(forest.levels.flat(i + 1, child))
-            if parent is not None:
-                pairs.append((parent - forest.levels[i].start, child))
-        living = [(p, c) for p, c in pairs if frequency[i][p] and frequency[i + 1][c]]
-        together = [
-            sum(p in up and c in down for up, down in zip(fired[i], fired[i + 1], strict=True)) for p, c in living
-        ]
-        disagreements = {
-            p: sum(
-                (p in up) != any((p, c) in living and c in down for c in down)
-                for up, down in zip(*fired[i : i + 2], strict=True)
-            )
-            for p in range(forest.level_widths[i])
-            if frequency[i][p]
-        }
-        with_children = {p for p, _ in living}
-        n_unassigned = forest.level_widths[i + 1] - len(pairs)
-        result["boundaries"].append(
-            {
-                "parent_level": i,
-                "hamming": sum(d for p, d in disagreements.items() if p in with_children) / n,
-                "hamming_all_parents": sum(disagreements.values()) / n,
-                "p_parent_given_child": sum(t / frequency[i + 1][c] for t, (_, c) in zip(together, living, strict=True))
-                / len(living),
-                "p_child_given_parent": sum(t / frequency[i][p] for t, (p, _) in zip(together, living, strict=True))
-                / len(living),
-                "n_pairs": len(pairs),
-                "n_pairs_left_out": len(pairs) - len(living),
-                "n_parents_with_children": len(with_children),
-                "n_unassigned": n_unassigned,
-                "unassigned_share": n_unassigned / forest.level_widths[i + 1],
-            }
-        )
-    return result
-
-
 def assert_close(actual: dict[str, Any], expected: dict[str, Any]) -> None:
+    """All that ``expected`` holds is found; ``actual`` may hold more."""
     assert actual["n_tokens"] == expected["n_tokens"]
     for part in ("levels", "boundaries"):
         assert len(actual[part]) == len(expected[part])
         for a, e in zip(actual[part], expected[part], strict=True):
-            assert a == pytest.approx(e, rel=1e-9, abs=1e-12)
+            a, e = flat(a), flat(e)
+            assert {name: a[name] for name in e} == pytest.approx(e, rel=1e-9, abs=1e-12, nan_ok=True)
+
+
+def flat(record: dict[str, Any]) -> dict[str, Any]:
+    """Without reasons, with the ends of the intervals; NaN for None."""
+    values = {name: value for name, value in record.items() if name not in ("intervals", "undefined")}
+    for name, ends in record.get("intervals", {}).items():
+        values[f"{name}, low"], values[f"{name}, high"] = ends or (None, None)
+    return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 #   0       1    2     level 0; 2 has no children
@@ -155,6 +67,60 @@ class TestByHand:
         assert boundary.p_child_given_parent == pytest.approx((2 / 3 + 2 / 3 + 1 / 2) / 3)
         assert (boundary.parent_level, boundary.n_pairs, boundary.n_pairs_left_out) == (0, 4, 1)
         assert (boundary.n_unassigned, boundary.unassigned_share, boundary.n_parents_with_children) == (1, 0.2, 2)
+
+    def test_beyond_the_paper(self, evaluation: ForestEvaluation):
+        (boundary,) = evaluation.boundaries
+        # Parent 0 always has an active child, parent 1 on one of two tokens.
+        assert boundary.coverage == pytest.approx(3 / 4)
+        assert boundary.dominance == 0  # all activations are equal
+        # 3 and 4 meet on one token of six and fire on 3 and on 2. Of the five other pairs only (4, 7) meets.
+        assert boundary.n_sibling_pairs == 1
+        assert boundary.sibling_coactivation == pytest.approx((1 / 6) / (3 / 6 * 2 / 6))
+        assert boundary.non_sibling_coactivation == pytest.approx((1 / 6) / ((3 + 3 + 2 + 2 + 1) / 36))
+        assert boundary.sibling_lift == pytest.approx(11 / 6)
+        assert (boundary.mean_children, boundary.max_children, boundary.several_children_share) == (2, 2, 1)
+        assert boundary.n_unassigned_dead == 0
+
+    def test_dominance_compares_contributions(self):
+        x = tokens(8, {0: 2, 3: 1}, {0: 1, 3: 2}, {0: 3, 3: 1, 4: 3}, {3: 4}, {1: 2, 5: 1}, {1: 1})
+        levels = readout_levels(WIDTHS)
+        (boundary,) = evaluate_forest(levels, FOREST, [x]).boundaries
+        assert boundary.dominance == pytest.approx((2 / 3 + 0 / 1 + 1 / 1) / 3)
+        levels[1].W_enc.data /= 8
+        assert evaluate_forest(levels, FOREST, [x]).boundaries[0].dominance == 1
+        levels[1].W_dec.data *= 8
+        assert evaluate_forest(levels, FOREST, [x]).boundaries == (boundary,)
+
+    def test_rank_correlation(self):
+        # Of parent 0 the strongest child falls as it rises; of parent 1 it rises with it, on two tokens without it.
+        falling = [{0: 1 + i, 3 + i % 2: 20 - i, 4 - i % 2: 0.5} for i in range(10)]
+        rising = [{1: i, 5: 1 + i} for i in range(2, 11)]
+        x = tokens(8, *falling, *rising, {5: 1}, {5: 2}, {1: 100}, {2: 1})
+        (boundary,) = evaluate_forest(readout_levels(WIDTHS), FOREST, [x]).boundaries
+        n, without = 11, torch.tensor([0.5, 0.5])  # mean rank of the two silent tokens
+        squares = (torch.tensor([0.0, 1.0]) - without).square().sum() + 0.0
+        ties = n * (n * n - 1) / 12
+        expected = (ties - float(squares)) / (ties * (ties - 0.5)) ** 0.5
+        assert boundary.n_parents_ranked == 2
+        assert boundary.rank_correlation == pytest.approx((-1 + expected) / 2)
+
+    def test_unassigned_features_that_never_fire(self):
+        forest = FeatureForest([-1, -1, -1, 0, 0, 1, -1, -1], WIDTHS)
+        (boundary,) = evaluate_forest(readout_levels(WIDTHS), forest, [X]).boundaries
+        assert (boundary.n_unassigned, boundary.n_unassigned_dead) == (2, 1)
+
+    def test_shape(self):
+        widths = (2, 3, 7)
+        forest = FeatureForest([-1, -1, 0, 0, -1, 2, 2, 2, 3, 4, 4, -1], widths)
+        result = evaluate_forest(readout_levels(widths), forest, [tokens(12, [0, 2, 5])])
+        # Root 0 has three generations, root 1 stands alone, as does 11; the unassigned 4 has two children.
+        assert result.shape is not None
+        assert (result.shape.depth, result.shape.trees_by_depth) == (3, (2, 1, 1))
+        assert result.shape.features_by_depth == (4, 4, 4)
+        upper, lower = result.boundaries
+        assert (upper.mean_children, upper.max_children, upper.several_children_share) == (2, 2, 1)
+        assert (lower.mean_children, lower.max_children) == (2, 3)
+        assert lower.several_children_share == pytest.approx(2 / 3)
 
     def test_levels(self, evaluation: ForestEvaluation):
         coarse, fine = evaluation.levels
@@ -192,8 +158,52 @@ class TestByHand:
         (boundary,) = result.boundaries
         assert math.isnan(boundary.p_parent_given_child)
         assert math.isnan(boundary.p_child_given_parent)
-        assert (boundary.hamming, boundary.hamming_all_parents, boundary.unassigned_share) == (0, 1, 1)
+        assert math.isnan(boundary.hamming)
+        assert (boundary.hamming_all_parents, boundary.unassigned_share) == (1, 1)
         assert result.to_dict()["boundaries"][0]["p_parent_given_child"] is None
+
+    def test_what_is_undefined_has_a_reason(self):
+        nobody = FeatureForest([-1] * 8, WIDTHS)
+        (boundary,) = evaluate_forest(readout_levels(WIDTHS), nobody, [X]).boundaries
+        assert boundary.undefined["hamming"] == "no parent that fires has a child that fires"
+        assert boundary.undefined["p_child_given_parent"] == "of no pair do both members fire"
+        assert boundary.undefined["sibling_coactivation"] == "no parent has two children that fire"
+        assert set(boundary.undefined) == {
+            name for name, value in vars(boundary).items() if isinstance(value, float) and math.isnan(value)
+        } - {"mean_children", "several_children_share"}
+        assert boundary.non_sibling_coactivation > 0
+
+    def test_all_siblings(self):
+        forest = FeatureForest([-1, 0, 0], (1, 2))
+        (boundary,) = evaluate_forest(readout_levels((1, 2)), forest, [tokens(3, [0, 1], [0, 2], [1, 2])]).boundaries
+        assert boundary.sibling_coactivation == pytest.approx((1 / 3) / (2 / 3 * 2 / 3))
+        assert boundary.undefined["non_sibling_coactivation"] == "all features that fire are siblings"
+        assert "no two other features" in boundary.undefined["sibling_lift"]
+
+    @pytest.mark.parametrize("dead", [0, 1])
+    def test_a_dead_level(self, dead: int):
+        levels = readout_levels(WIDTHS)
+        levels[dead].b_enc.data -= 100
+        result = evaluate_forest(levels, FOREST, [X])
+        reason = f"level {dead} is dead: none of its {WIDTHS[dead]} features fires"
+        (boundary,) = result.boundaries
+        assert (result.levels[dead].l0, result.levels[dead].n_dead) == (0, WIDTHS[dead])
+        for name in ("hamming", "p_parent_given_child", "coverage", "dominance", "rank_correlation"):
+            assert math.isnan(getattr(boundary, name))
+            assert boundary.undefined[name] == reason
+        assert str(result).count(reason) == 2
+        # What the dead level has no part in is still there.
+        assert math.isnan(boundary.hamming_all_parents) == (dead == 0)
+        assert math.isnan(boundary.sibling_coactivation) == (dead == 1)
+
+    def test_activations_that_do_not_vary(self):
+        # Of these seven numbers, the mean of several is not always the number itself.
+        x = torch.rand(8, generator=torch.Generator().manual_seed(0), dtype=torch.float64).expand(7, 8)
+        assert (x.mean(0) != x[0]).any()
+        for n in (1, 7):
+            result = evaluate_forest(readout_levels(WIDTHS), FOREST, x[:n].split(3))
+            assert math.isnan(result.levels[0].variance_explained)
+            assert result.levels[0].undefined == {"variance_explained": "the activations do not vary"}
 
     def test_one_level_has_no_boundary(self):
         result = evaluate_forest(readout_levels((4,)), FeatureForest([-1] * 4, (4,)), [tokens(4, [0], [1, 2])])
@@ -235,6 +245,15 @@ class TestAgainstPlainLoops:
 
 
 class TestMemory:
+    def test_nothing_of_the_size_of_both_levels_at_once(self):
+        widths = (20_000, 60_000)  # a table of pairs would take 4.8 GB and more
+        levels = [jumprelu(4, width, "float32") for width in widths]
+        forest = random_forest(widths, 0)
+        for sae in levels:
+            sae.threshold.data += 5 * sae.W_enc.abs().max()
+        (boundary,) = evaluate_forest(levels, forest, [10 * torch.randn(8, 4)]).boundaries
+        assert boundary.n_pairs_left_out < boundary.n_pairs
+
     @pytest.mark.parametrize(("elements", "largest"), [(2**25, 30), (40, 8), (1, 1)])
     def test_wide_levels_get_fewer_tokens_at_once(self, elements: int, largest: int, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(hierarchy_metrics, "MAX_ELEMENTS_AT_ONCE", elements)
@@ -330,28 +349,62 @@ class TestOutput:
         assert frame["hamming"][1] == evaluation.boundaries[0].hamming
         assert frame["l0"].tolist() == [level.l0 for level in evaluation.levels]
 
-    def test_table(self, evaluation: ForestEvaluation):
-        title, *table = str(evaluation).splitlines()
-        assert title == "6 tokens; from unassigned on: the boundary to the level above"
-        assert [re.split(" {2,}", line.strip()) for line in table] == [
-            [
-                "level",
-                "width",
-                "L0",
-                "var. explained",
-                "dead",
-                "unassigned",
-                "Hamming",
-                "(all parents)",
-                "P(p|c)",
-                "P(c|p)",
-                "pairs",
-                "left out",
-            ],
-            ["0", "3", "1.000", "0.143", "0", *"–––––––"],
-            ["1", "5", "1.167", "0.265", "1", "0.200", "0.333", "0.500", "0.889", "0.611", "4", "1"],
+    def test_tables(self, evaluation: ForestEvaluation):
+        title, levels, boundaries, rest = (part.splitlines() for part in str(evaluation).split("\n\n"))
+        assert title == ["6 tokens"]
+        for table in (levels, boundaries):
+            assert len({len(line) for line in table}) == 1
+        assert [re.split(" {2,}", line.strip()) for line in levels] == [
+            ["level", "width", "L0", "var. explained", "dead", "unassigned"],
+            ["0", "3", "1.000", "0.143", "0", "–"],
+            ["1", "5", "1.167", "0.265", "1", "1 (20.0%)"],
         ]
-        assert len({len(line) for line in table}) == 1
+        assert [re.split(" {2,}", line.strip()) for line in boundaries] == [
+            ["levels", "0 → 1"],
+            ["Hamming", "0.333"],
+            ["Hamming, all parents", "0.500"],
+            ["P(parent | child)", "0.889"],
+            ["P(child | parent)", "0.611"],
+            ["coverage", "0.750"],
+            ["dominance", "0.000"],
+            ["rank correlation", "–"],
+            ["sibling co-activation", "1.000"],
+            ["non-sibling co-activation", "0.545"],
+            ["sibling lift", "1.833"],
+            ["pairs (left out)", "4 (1)"],
+            ["parents with children", "2"],
+            ["children per parent (most)", "2.000 (2)"],
+            ["parents with several children", "100.0%"],
+        ]
+        assert rest == [
+            "trees: 2 of depth 1, 2 of depth 2",
+            "no intervals: 6 tokens are fewer than the 20 blocks that they need",
+            "levels 0 → 1: no rank_correlation: "
+            "no parent has 10 tokens with an active child on which both of them vary",
+        ]
+
+    def test_intervals_are_shown(self):
+        x = torch.cat([X, X.flip(0), X[:3]] * 4)
+        result = evaluate_forest(readout_levels(WIDTHS), FOREST, [x])
+        assert (result.n_blocks, result.tokens_per_block) == (30, 2)
+        title, *_ = str(result).splitlines()
+        assert title == "60 tokens; ± is half a 95% confidence interval, from 30 blocks of 2 tokens"
+        interval = result.boundaries[0].intervals["hamming"]
+        assert interval.low < result.boundaries[0].hamming < interval.high
+        shown = f"{result.boundaries[0].hamming:.3f} ± {interval.half_width:.2g}"
+        assert re.search(rf"^Hamming +{re.escape(shown)}$", str(result), re.MULTILINE)
+        data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+        assert data["boundaries"][0]["intervals"]["hamming"] == list(interval)
+        frame = result.to_dataframe()
+        assert (frame["hamming_low"][1], frame["hamming_high"][1]) == interval
+        assert frame["l0_low"][0] == result.levels[0].intervals["l0"].low
+
+    def test_equality_and_pickle_with_nan(self, evaluation: ForestEvaluation):
+        assert math.isnan(evaluation.boundaries[0].rank_correlation)
+        again = pickle.loads(pickle.dumps(evaluation))
+        assert again == evaluation
+        assert again != evaluate_forest(readout_levels(WIDTHS), FOREST, [X[:5]])
+        assert evaluation != 1
 
     def test_results_cannot_be_changed(self, evaluation: ForestEvaluation):
         for record in (evaluation, evaluation.levels[0], evaluation.boundaries[0]):
@@ -396,6 +449,23 @@ class TestErrors:
     def test_levels_over_different_activations(self):
         self.fails(r"different d_in \[8, 9\]", levels=[jumprelu(8, 3), jumprelu(9, 5)])
 
+    def test_levels_at_different_hook_points(self):
+        levels = readout_levels(WIDTHS)
+        levels[0].cfg.metadata.hook_name = "blocks.3.hook_resid_post"
+        evaluate_forest(levels, FOREST, [X])  # the other level does not say where it reads
+        levels[1].cfg.metadata.hook_name = "blocks.4.hook_resid_post"
+        self.fails(
+            r"different cfg.metadata.hook_name: level 0 'blocks.3.hook_resid_post', level 1 'blocks.4", levels=levels
+        )
+        levels[1].cfg.metadata.hook_name = "blocks.3.hook_resid_post"
+        for head, sae in enumerate(levels):
+            sae.cfg.metadata.hook_head_index = head
+        self.fails("different cfg.metadata.hook_head_index: level 0 0, level 1 1", levels=levels)
+
+    def test_no_forest(self):
+        with pytest.raises(TypeError, match=r"forest is a Tensor, not a FeatureForest; take .*\.forest"):
+            evaluate_forest(readout_levels(WIDTHS), FOREST.parents, [X])  # type: ignore[arg-type]
+
     def test_levels_that_reshape(self):
         levels = readout_levels(WIDTHS)
         levels[0].turn_on_forward_pass_hook_z_reshaping()
@@ -409,3 +479,11 @@ class TestErrors:
 
     def test_n_tokens(self):
         self.fails("n_tokens=0 must be at least 1", n_tokens=0)
+
+    def test_blocks_and_confidence(self):
+        for arguments, message in (
+            ({"n_blocks": 1}, "n_blocks=1 must be at least 2"),
+            ({"confidence": 95}, "confidence=95 must be between 0 and 1, for example 0.95"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                evaluate_forest(readout_levels(WIDTHS), FOREST, [X], **arguments)

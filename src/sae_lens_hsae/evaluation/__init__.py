@@ -1,11 +1,18 @@
 """Measures of a hierarchy of features. They need a stack of levels and a `FeatureForest`, however those were made."""
 
-from sae_lens_hsae.evaluation.hierarchy_metrics import (
-    BoundaryEvaluation,
-    ForestEvaluation,
-    LevelEvaluation,
-    evaluate_forest,
-    level_saes,
-)
+from sae_lens_hsae.evaluation.cross_entropy import cross_entropy_recovered
+from sae_lens_hsae.evaluation.hierarchy_metrics import evaluate_forest
+from sae_lens_hsae.evaluation.results import BoundaryEvaluation, ForestEvaluation, LevelEvaluation
+from sae_lens_hsae.evaluation.stability import edge_agreement, seed_stability
+from sae_lens_hsae.evaluation.stacks import level_saes
 
-__all__ = ["BoundaryEvaluation", "ForestEvaluation", "LevelEvaluation", "evaluate_forest", "level_saes"]
+__all__ = [
+    "BoundaryEvaluation",
+    "ForestEvaluation",
+    "LevelEvaluation",
+    "cross_entropy_recovered",
+    "edge_agreement",
+    "evaluate_forest",
+    "level_saes",
+    "seed_stability",
+]

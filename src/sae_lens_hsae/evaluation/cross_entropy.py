@@ -1,0 +1,135 @@
+"""What a language model loses when a level's reconstruction replaces the activation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from sae_lens.evals import EvalConfig, run_evals
+from sae_lens.training.activation_scaler import ActivationScaler
+
+from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack, check_same_input, level_saes, metadata
+
+if TYPE_CHECKING:
+    from sae_lens.training.activations_store import ActivationsStore
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Cross-entropy of next tokens, in nats, with one level in place of the activation.
+
+    Attributes:
+        level: which level.
+        recovered: (ablated − with_level) / (ablated − without): 1 if nothing is lost, 0 if the level is no better than
+            zeros, negative if it is worse.
+        with_level: cross-entropy with the level's reconstruction in place of the activation.
+        without: cross-entropy of the model as it is.
+        ablated: cross-entropy with zeros in place of the activation.
+    """
+
+    level: int
+    recovered: float
+    with_level: float
+    without: float
+    ablated: float
+
+
+def cross_entropy_recovered(
+    levels: Sequence[LevelSAE] | SAEStack,
+    model: Any,
+    activation_store: ActivationsStore,
+    n_batches: int = 10,
+    batch_size_prompts: int | None = None,
+    activation_scaler: ActivationScaler | None = None,
+    exclude_special_tokens: Iterable[int] | bool = True,
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> tuple[CrossEntropy, ...]:
+    """SAELens' ``run_evals`` on each level, cross-entropy alone, all levels on the same tokens.
+
+    Args:
+        levels: one SAE per level, coarse to fine, or one object for all (`HierarchicalSAE`), with a hook name each.
+        model: a TransformerLens model, or what else SAELens hooks into; it must predict next tokens.
+        activation_store: source of the tokens; ``n_batches`` are taken from it once.
+        n_batches: batches of prompts.
+        batch_size_prompts: prompts per batch; None takes the store's.
+        activation_scaler: for SAEs that expect scaled activations.
+        exclude_special_tokens: as ``run_evals`` has it; a model without a tokenizer needs False.
+        model_kwargs: passed to the model.
+
+    Raises:
+        ValueError: if ``n_batches`` is not positive, a level names no hook or another one than the others, or zeros in
+            place of the activation change nothing.
+    """
+    saes = level_saes(levels)
+    check_same_input(saes)
+    for level, sae in enumerate(saes):
+        if metadata(sae, "hook_name") is None:
+            raise ValueError(
+                f"level {level} has no cfg.metadata.hook_name, which says where its reconstruction goes; set it"
+            )
+    if n_batches < 1:
+        raise ValueError(f"n_batches={n_batches} must be at least 1")
+    tokens = _SameTokens(activation_store, n_batches, batch_size_prompts)
+    config = EvalConfig(
+        compute_ce_loss=True,
+        n_eval_reconstruction_batches=n_batches,
+        batch_size_prompts=tokens.store_batch_size_prompts,
+    )
+    found = []
+    for level, sae in enumerate(saes):
+        tokens.rewind()
+        try:
+            metrics, _ = run_evals(
+                sae=cast(Any, sae),
+                activation_store=cast(Any, tokens),
+                model=model,
+                activation_scaler=activation_scaler or ActivationScaler(),
+                eval_config=config,
+                model_kwargs=model_kwargs or {},
+                exclude_special_tokens=exclude_special_tokens,
+            )
+        except ZeroDivisionError as error:
+            raise ValueError(
+                f"zeros at {metadata(sae, 'hook_name')} do not change the model's cross-entropy, so there is nothing "
+                "to recover; take a hook that the prediction depends on"
+            ) from error
+        ce = metrics["model_performance_preservation"]
+        found.append(
+            CrossEntropy(
+                level=level,
+                recovered=ce["ce_loss_score"],
+                with_level=ce["ce_loss_with_sae"],
+                without=ce["ce_loss_without_sae"],
+                ablated=ce["ce_loss_with_ablation"],
+            )
+        )
+    return tuple(found)
+
+
+class _SameTokens:
+    """A store whose next batches are drawn once and given out again for each level.
+
+    The store's own ``reset_input_dataset`` would not do: it leaves the sequences alone that are already on their way,
+    and each level would see other tokens.
+    """
+
+    def __init__(self, store: ActivationsStore, n_batches: int, batch_size_prompts: int | None) -> None:
+        self._store = store
+        self.store_batch_size_prompts = batch_size_prompts or store.store_batch_size_prompts
+        self._batches = [store.get_batch_tokens(self.store_batch_size_prompts) for _ in range(n_batches)]
+        self.rewind()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def rewind(self) -> None:
+        self._left = iter(self._batches)
+
+    def get_batch_tokens(self, batch_size: int | None = None) -> torch.Tensor:
+        assert batch_size == self.store_batch_size_prompts
+        return next(self._left)
+
+    def reset_input_dataset(self) -> None:
+        pass

@@ -1,0 +1,123 @@
+"""A `ForestEvaluation` as tables to read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from sae_lens_hsae.evaluation.results import BoundaryEvaluation, ForestEvaluation, LevelEvaluation
+
+MISSING = "–"
+
+
+def report(evaluation: ForestEvaluation) -> str:
+    """What was found per level, per boundary and of the forest's shape; the reason of whatever is missing."""
+    parts = [_title(evaluation), _levels(evaluation)]
+    if evaluation.boundaries:
+        parts.append(_boundaries(evaluation.boundaries))
+    parts.append("\n".join([*_shape(evaluation), *_notes(evaluation)]))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _title(evaluation: ForestEvaluation) -> str:
+    title = f"{evaluation.n_tokens} tokens"
+    if not evaluation.n_blocks:
+        return title
+    return (
+        f"{title}; ± is half a {evaluation.confidence:.0%} confidence interval, "
+        f"from {evaluation.n_blocks} blocks of {evaluation.tokens_per_block} tokens"
+    )
+
+
+def _levels(evaluation: ForestEvaluation) -> str:
+    unassigned = {b.parent_level + 1: f"{b.n_unassigned} ({b.unassigned_share:.1%})" for b in evaluation.boundaries}
+    rows = [["level", "width", "L0", "var. explained", "dead", "unassigned"]]
+    for level in evaluation.levels:
+        rows.append(
+            [
+                str(level.level),
+                str(level.width),
+                _metric(level, "l0"),
+                _metric(level, "variance_explained"),
+                str(level.n_dead),
+                unassigned.get(level.level, MISSING),
+            ]
+        )
+    return _table(rows)
+
+
+def _boundaries(boundaries: Sequence[BoundaryEvaluation]) -> str:
+    metrics = {
+        "Hamming": "hamming",
+        "Hamming, all parents": "hamming_all_parents",
+        "P(parent | child)": "p_parent_given_child",
+        "P(child | parent)": "p_child_given_parent",
+        "coverage": "coverage",
+        "dominance": "dominance",
+        "rank correlation": "rank_correlation",
+        "sibling co-activation": "sibling_coactivation",
+        "non-sibling co-activation": "non_sibling_coactivation",
+        "sibling lift": "sibling_lift",
+    }
+    rows = [["levels", *(f"{b.parent_level} → {b.parent_level + 1}" for b in boundaries)]]
+    rows += [[label, *(_metric(b, name) for b in boundaries)] for label, name in metrics.items()]
+    rows += [
+        ["pairs (left out)", *(f"{b.n_pairs} ({b.n_pairs_left_out})" for b in boundaries)],
+        ["parents with children", *(str(b.n_parents_with_children) for b in boundaries)],
+        ["children per parent (most)", *(f"{_number(b.mean_children)} ({b.max_children})" for b in boundaries)],
+        ["parents with several children", *(_share(b.several_children_share) for b in boundaries)],
+    ]
+    return _table(rows, left=1)
+
+
+def _shape(evaluation: ForestEvaluation) -> list[str]:
+    if evaluation.shape is None:
+        return []
+    trees = ", ".join(f"{n} of depth {depth}" for depth, n in enumerate(evaluation.shape.trees_by_depth, 1) if n)
+    return [f"trees: {trees}"]
+
+
+def _notes(evaluation: ForestEvaluation) -> list[str]:
+    notes = [f"no {name}: {why}" for name, why in evaluation.undefined.items()]
+    for level in evaluation.levels:
+        if level.n_dead == level.width:
+            notes.append(f"level {level.level} is dead: none of its {level.width} features fires")
+        notes += _reasons(f"level {level.level}", level)
+    for boundary in evaluation.boundaries:
+        notes += _reasons(f"levels {boundary.parent_level} → {boundary.parent_level + 1}", boundary)
+    return notes
+
+
+def _reasons(where: str, record: LevelEvaluation | BoundaryEvaluation) -> list[str]:
+    names: dict[str, list[str]] = {}
+    for name, why in record.undefined.items():
+        names.setdefault(why, []).append(name)
+    return [f"{where}: no {', '.join(of_reason)}: {why}" for why, of_reason in names.items()]
+
+
+def _metric(record: LevelEvaluation | BoundaryEvaluation, name: str) -> str:
+    text, interval = _number(getattr(record, name)), record.intervals.get(name)
+    if interval is None or math.isnan(interval.low):
+        return text
+    return f"{text} ± {interval.half_width:.2g}"
+
+
+def _number(value: float) -> str:
+    return MISSING if math.isnan(value) else f"{value:.3f}"
+
+
+def _share(value: float) -> str:
+    return MISSING if math.isnan(value) else f"{value:.1%}"
+
+
+def _table(rows: list[list[str]], left: int = 0) -> str:
+    """Aligned columns, the first ``left`` of them to the left."""
+    sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(size) if i < left else cell.rjust(size)
+            for i, (cell, size) in enumerate(zip(row, sizes, strict=True))
+        ]
+        lines.append("  ".join(cells))
+    return "\n".join(lines)

@@ -1,0 +1,93 @@
+"""What the measures take for a stack of levels: any SAEs over the same activations, coarse to fine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from sae_lens_hsae.forest import FeatureForest
+
+
+class LevelSAE(Protocol):
+    """What is asked of a level's SAE; every SAELens SAE has it."""
+
+    cfg: Any  # with d_in and d_sae
+    device: torch.device
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor: ...
+    def decode(self, feature_acts: torch.Tensor) -> torch.Tensor: ...
+
+
+class SAEStack(Protocol):
+    """One object that holds all levels, as `HierarchicalSAE` does."""
+
+    cfg: Any  # with level_widths
+
+    def level_sae(self, level: int) -> LevelSAE: ...
+
+
+def level_saes(levels: Sequence[LevelSAE] | SAEStack) -> list[LevelSAE]:
+    """One SAE per level, coarse to fine, from either form that `evaluate_forest` takes.
+
+    Raises:
+        TypeError: if ``levels`` is neither.
+    """
+    if hasattr(levels, "level_sae"):
+        return [levels.level_sae(level) for level in range(len(levels.cfg.level_widths))]  # type: ignore[union-attr]
+    if hasattr(levels, "encode"):
+        raise TypeError(
+            f"levels is a {type(levels).__name__}, which has no level_sae(); pass a list with one SAE per level"
+        )
+    return list(levels)  # type: ignore[arg-type]
+
+
+def check_fit(saes: Sequence[LevelSAE], forest: FeatureForest) -> None:
+    """Check that the SAEs can be the levels of the forest.
+
+    Raises:
+        TypeError: if ``forest`` is no `FeatureForest`.
+        ValueError: if the widths differ from the forest's, or the SAEs do not read the same activations.
+    """
+    if not isinstance(forest, FeatureForest):
+        raise TypeError(
+            f"forest is a {type(forest).__name__}, not a FeatureForest; take a HierarchicalSAE's .forest, "
+            "or FeatureForest(parents, level_widths)"
+        )
+    widths = [sae.cfg.d_sae for sae in saes]
+    if widths != list(forest.level_widths):
+        raise ValueError(
+            f"levels have the widths {widths}, but the forest has level_widths={list(forest.level_widths)}; "
+            "give the SAEs coarse to fine, one per level of the forest"
+        )
+    check_same_input(saes)
+    for level, sae in enumerate(saes):
+        if getattr(sae, "hook_z_reshaping_mode", False):
+            raise ValueError(
+                f"level {level} has reshape_activations='hook_z' and takes (n_heads, d_head) activations; "
+                "call its turn_off_forward_pass_hook_z_reshaping() and give them flat, as (batch, d_in)"
+            )
+
+
+def check_same_input(saes: Sequence[LevelSAE]) -> None:
+    """Check that all levels read the same activations, as far as their configs say.
+
+    Raises:
+        ValueError: if they differ in d_in, or two of them name different hook points or heads.
+    """
+    d_ins = [sae.cfg.d_in for sae in saes]
+    if len(set(d_ins)) > 1:
+        raise ValueError(f"levels have different d_in {d_ins}; all levels must read the same activations")
+    for field in ("hook_name", "hook_head_index"):
+        named = {level: value for level, sae in enumerate(saes) if (value := metadata(sae, field)) is not None}
+        if len(set(named.values())) > 1:
+            listed = ", ".join(f"level {level} {value!r}" for level, value in named.items())
+            raise ValueError(
+                f"levels have different cfg.metadata.{field}: {listed}; all levels must read the same activations"
+            )
+
+
+def metadata(sae: LevelSAE, field: str) -> Any:
+    """A field of the SAE's metadata; None if it is not set, or there is no metadata."""
+    return getattr(getattr(sae.cfg, "metadata", None), field, None)

@@ -1,0 +1,285 @@
+"""Streaming counts of a level and of a level boundary, and the records made of them.
+
+All are kept per block of tokens, so that the intervals can leave one block out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from sae_lens_hsae.evaluation.boundary_metrics import (
+    BoundaryCounts,
+    Pairs,
+    boundary_metrics,
+    float64,
+    living_pairs,
+    n_sibling_pairs,
+    why_undefined,
+)
+from sae_lens_hsae.evaluation.decoding import Decoder, decoder_norms
+from sae_lens_hsae.evaluation.jackknife import Interval, jackknife_interval
+from sae_lens_hsae.evaluation.rank_correlation import RankSample
+from sae_lens_hsae.evaluation.results import BoundaryEvaluation, LevelEvaluation
+from sae_lens_hsae.evaluation.shape import branching
+from sae_lens_hsae.evaluation.stacks import LevelSAE
+from sae_lens_hsae.evaluation.token_blocks import BlockTable, TokenBlocks
+from sae_lens_hsae.forest import NO_PARENT, FeatureForest
+
+
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class Firing:
+    """Which features of one level are active on the tokens of a chunk, and how strongly.
+
+    ``tokens`` and ``features`` list the active (token, feature), about L0 per token, ordered by token. Counting over
+    those instead of over the dense table is what makes wide levels cheap.
+
+    Attributes:
+        decoded: (tokens, features, activations) other than 0. Some architectures have negative activations; those are
+            decoded, but count as silent everywhere else.
+        strengths: norm of each active feature's contribution, a · ‖d‖, in float32 or better.
+    """
+
+    def __init__(self, acts: torch.Tensor, norms: torch.Tensor | None) -> None:
+        self._acts = acts
+        self._norms = norms
+        tokens, features = acts.nonzero(as_tuple=True)
+        values = acts[tokens, features]
+        self.decoded = tokens, features, values
+        positive = values > 0
+        if not positive.all():
+            tokens, features, values = tokens[positive], features[positive], values[positive]
+        self.tokens, self.features, self.strengths = tokens, features, self._strengths(values, features)
+
+    def strengths_of(self, tokens: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """As ``strengths``, of any (token, feature); 0 where silent."""
+        return self._strengths(self._acts[tokens, features].clamp(min=0), features)
+
+    def _strengths(self, acts: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        acts = at_least_float32(acts)
+        return acts if self._norms is None else acts * self._norms[features]
+
+
+class SpreadTally:
+    """Σ‖x − mean‖² over a stream.
+
+    A stretch of tokens is summed around its own mean, and stretches in float64 around the first one's. Subtracting
+    n·mean² from Σx² instead would lose all digits where the mean is large, as in residual streams.
+    """
+
+    def __init__(self, blocks: TokenBlocks, d_in: int) -> None:
+        self._blocks = blocks
+        self._x = blocks.table(d_in, dtype=torch.float64)
+        self._squares = blocks.table(dtype=torch.float64)
+        self._first = self._origin = torch.zeros(0)
+        self._varies = False
+
+    def add(self, x: torch.Tensor) -> None:
+        if not len(self._first):
+            self._first, self._origin = x[0], float64(x.mean(0)).cpu()
+        # Rounding makes the spread of equal numbers a little more than 0.
+        self._varies = self._varies or bool((x != self._first).any())
+        start = 0
+        for block, size in self._blocks.sizes_in_chunk:
+            stretch = x[start : start + size]
+            mean = stretch.mean(0)
+            shift = float64(mean).cpu() - self._origin
+            self._x.add_to(block, shift * size)
+            self._squares.add_to(block, float64((stretch - mean).square().sum()).cpu() + shift.square().sum() * size)
+            start += size
+
+    @property
+    def total(self) -> float:
+        """0 if, and only if, all tokens are equal."""
+        spread = self._squares.total - self._x.total.square().sum() / self._blocks.n_tokens
+        return spread.item() if self._varies else 0.0
+
+    @property
+    def without(self) -> torch.Tensor:
+        """(blocks,) without each block in turn; NaN where nothing is left that varies."""
+        n = self._blocks.n_tokens - self._blocks.sizes
+        x = (self._x.total - self._x.per_block).square().sum(1)
+        spread = self._squares.total - self._squares.per_block - x / n
+        return torch.where(spread > 0, spread, torch.nan)
+
+
+class LevelTally:
+    """What is counted of one level."""
+
+    def __init__(self, blocks: TokenBlocks, level: int, sae: LevelSAE) -> None:
+        self._blocks = blocks
+        self._sae = sae
+        self._decode = Decoder(sae)
+        self._norms = decoder_norms(sae)
+        self.level = level
+        self.device = sae.device
+        self.fires = blocks.table(sae.cfg.d_sae, dtype=torch.int32, device=sae.device)
+        self.meetings = blocks.table(dtype=torch.int64)
+        self._squared_error = blocks.table(dtype=torch.float64)
+
+    def add(self, x: torch.Tensor) -> Firing:
+        acts = self._sae.encode(x)
+        firing = Firing(acts, self._norms)
+        error = at_least_float32(x) - at_least_float32(self._decode(acts, *firing.decoded))
+        self._squared_error.add_chunk(error.square_().sum(1))
+        self.fires.count(firing.tokens, firing.features)
+        n_active = torch.bincount(firing.tokens, minlength=len(x))
+        self.meetings.add_chunk(n_active * (n_active - 1) // 2)
+        return firing
+
+    def result(self, spread: SpreadTally, n_blocks: int, confidence: float) -> LevelEvaluation:
+        error, n = self._squared_error, self._blocks.n_tokens
+        if not math.isfinite(error.total.item()):
+            raise ValueError(f"level {self.level} reconstructs NaN or infinity; check its weights and its dtype")
+        fires, per_block = self.fires.total, self.fires.per_block.sum(1, dtype=torch.int64).cpu()
+        n_fired = int(fires.sum())
+        variance_explained = 1 - error.total.item() / spread.total if spread.total else math.nan
+        without = {
+            "variance_explained": 1 - (error.total - error.per_block) / spread.without,
+            "l0": (n_fired - per_block).double() / (n - self._blocks.sizes),
+        }
+        values = {"variance_explained": variance_explained, "l0": n_fired / n}
+        undefined = {} if spread.total else {"variance_explained": "the activations do not vary"}
+        return LevelEvaluation(
+            level=self.level,
+            width=len(fires),
+            n_dead=int((fires == 0).sum()),
+            firing_frequency=float64(fires).cpu() / n,
+            **values,
+            **_intervals(values, without, undefined, self._blocks.sizes, n_blocks, confidence),
+        )
+
+
+class BoundaryTally:
+    """Counts per parent and per child; who is dead is known, and left out, only at the end."""
+
+    def __init__(self, blocks: TokenBlocks, forest: FeatureForest, parents: LevelTally, children: LevelTally) -> None:
+        self._blocks = blocks
+        self._parents, self._children = parents, children
+        self._branching = branching(forest, parents.level)
+        above, below = forest.levels[parents.level], forest.levels[children.level]
+        n_parents, n_children = above.stop - above.start, below.stop - below.start
+        device = parents.device
+        flat = forest.parents[below].to(device)
+        self._parent_of = torch.where(flat == NO_PARENT, NO_PARENT, flat - above.start)
+        child = (self._parent_of != NO_PARENT).nonzero().flatten()
+        self._pairs = Pairs(self._parent_of[child], child)
+        count: dict[str, Any] = {"dtype": torch.int32, "device": device}
+        self._predicted, self._covered = blocks.table(n_parents, **count), blocks.table(n_parents, **count)
+        self._together, self._dominated = blocks.table(n_children, **count), blocks.table(n_children, **count)
+        self._sibling_meetings = blocks.table(dtype=torch.int64)
+        with_children = self._pairs.parent.unique()
+        self._row_of = torch.full((n_parents,), -1, device=device)
+        self._row_of[with_children] = torch.arange(len(with_children), device=device)
+        self._n_rows = len(with_children)
+        self._sample: RankSample | None = None
+
+    def add(self, parents: Firing, children: Firing, n_tokens: int) -> None:
+        parent = self._parent_of[children.features]
+        assigned = (parent != NO_PARENT).nonzero().flatten()
+        token, parent, child = children.tokens[assigned], parent[assigned], children.features[assigned]
+        strength = children.strengths[assigned]
+        # A family is a parent and a token on which some child of it is active; ordered by parent, then token.
+        key, family, n_active = torch.unique(parent * n_tokens + token, return_inverse=True, return_counts=True)
+        family_parent, family_token = key // n_tokens, key % n_tokens
+        parent_strength = parents.strengths_of(family_token, family_parent)
+        strongest = torch.zeros_like(key, dtype=strength.dtype).scatter_reduce_(0, family, strength, "amax")
+
+        self._predicted.count(family_token, family_parent)
+        covered = parent_strength.nonzero().flatten()
+        self._covered.count(family_token[covered], family_parent[covered])
+        self._sibling_meetings.add(family_token, n_active * (n_active - 1) // 2)
+        of_parent = parent_strength[family]
+        together = of_parent.nonzero().flatten()
+        self._together.count(token[together], child[together])
+        dominated = (of_parent > strength).nonzero().flatten()
+        self._dominated.count(token[dominated], child[dominated])
+        if self._sample is None:
+            dtype = torch.promote_types(parent_strength.dtype, strength.dtype)
+            self._sample = RankSample(self._n_rows, dtype, key.device)
+        self._sample.add(self._row_of[family_parent], self._blocks.in_stream(family_token), parent_strength, strongest)
+
+    def result(self, n_blocks: int, confidence: float) -> BoundaryEvaluation:
+        sizes, counts = self._blocks.sizes, self._counts()
+        assert self._sample is not None
+        correlations = self._sample.correlations(self._blocks.length, len(sizes))
+        mean_correlations = correlations.nanmean(0).tolist()
+        values = boundary_metrics(self._pairs, counts) | {"rank_correlation": mean_correlations[-1]}
+        without: dict[str, list[float]] = {name: [] for name in values}
+        if len(sizes) >= n_blocks:
+            for block, correlation in zip(range(len(sizes)), mean_correlations, strict=False):
+                left_out = counts.less(self._counts(block))
+                metrics = boundary_metrics(self._pairs, left_out) | {"rank_correlation": correlation}
+                for name, value in metrics.items():
+                    without[name].append(value)
+        undefined = {
+            name: why_undefined(name, counts, self._parents.level)
+            for name, value in values.items()
+            if math.isnan(value)
+        }
+        living = living_pairs(self._pairs, counts)
+        given_child = torch.full((len(self._parent_of),), math.nan, dtype=torch.float64)
+        given_child[living.child.cpu()] = (
+            float64(counts.together[living.child]) / float64(counts.child_fires[living.child])
+        ).cpu()
+        no_parent = self._parent_of == NO_PARENT
+        return BoundaryEvaluation(
+            parent_level=self._parents.level,
+            n_pairs=len(self._pairs.child),
+            n_pairs_left_out=len(self._pairs.child) - len(living.child),
+            n_parents_with_children=len(living.parent.unique()),
+            n_unassigned=int(no_parent.sum()),
+            unassigned_share=int(no_parent.sum()) / len(no_parent),
+            parent_given_child=given_child,
+            n_unassigned_dead=int((no_parent & (counts.child_fires == 0)).sum()),
+            n_parents_ranked=int((~correlations[:, -1].isnan()).sum()),
+            n_sibling_pairs=n_sibling_pairs(self._pairs, counts),
+            mean_children=self._branching.mean_children,
+            max_children=self._branching.max_children,
+            several_children_share=self._branching.several_children_share,
+            **values,
+            **_intervals(values, without, undefined, sizes, n_blocks, confidence),
+        )
+
+    def _counts(self, block: int | None = None) -> BoundaryCounts:
+        """Over all tokens, or over one block."""
+
+        def of(table: BlockTable) -> torch.Tensor:
+            return table.total if block is None else table.per_block[block]
+
+        return BoundaryCounts(
+            n_tokens=self._blocks.n_tokens if block is None else int(self._blocks.sizes[block]),
+            parent_fires=of(self._parents.fires),
+            child_fires=of(self._children.fires),
+            predicted=of(self._predicted),
+            covered=of(self._covered),
+            together=of(self._together),
+            dominated=of(self._dominated),
+            sibling_meetings=of(self._sibling_meetings),
+            meetings=of(self._children.meetings),
+        )
+
+
+def _intervals(
+    values: Mapping[str, float],
+    without: Mapping[str, Any],
+    undefined: dict[str, str],
+    sizes: torch.Tensor,
+    n_blocks: int,
+    confidence: float,
+) -> dict[str, Any]:
+    """The fields ``intervals`` and ``undefined`` of a record."""
+    intervals = {}
+    for name, value in values.items():
+        intervals[name] = Interval(math.nan, math.nan)
+        if len(sizes) >= n_blocks and not math.isnan(value):
+            intervals[name] = jackknife_interval(value, without[name], sizes, confidence)
+            if math.isnan(intervals[name].low):
+                undefined[f"interval of {name}"] = "without one of the blocks the metric is undefined"
+    return {"intervals": intervals, "undefined": undefined}

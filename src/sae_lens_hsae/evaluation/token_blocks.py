@@ -1,0 +1,117 @@
+"""Sums over blocks of consecutive tokens, for a stream whose length nobody knows beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+
+class TokenBlocks:
+    """Cuts a stream into blocks of equal length: more than ``n_blocks`` of them and at most twice as many.
+
+    A block begins as one token. Whenever 2 · ``n_blocks`` are full, neighbours are merged and all blocks are twice as
+    long from then on. So memory is bounded, a block is a contiguous stretch of the stream, and where it ends depends on
+    the number of tokens alone, not on the batches they came in. The last block may be shorter. A stream of fewer than
+    ``n_blocks`` tokens has a block per token.
+
+    Attributes:
+        length: tokens per block.
+        n_tokens: tokens so far.
+    """
+
+    def __init__(self, n_blocks: int) -> None:
+        self.capacity = 2 * n_blocks
+        self.length = 1
+        self.n_tokens = 0
+        self._chunk_start = 0
+        self._tables: list[BlockTable] = []
+
+    def table(self, *shape: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> BlockTable:
+        """A new table of zeros with an entry of this shape for every block; made before the first token."""
+        table = BlockTable(self, torch.zeros(self.capacity, *shape, dtype=dtype, device=device))
+        self._tables.append(table)
+        return table
+
+    def extend(self, n_tokens: int) -> None:
+        """Begin a chunk of so many tokens; the tables then number them from 0."""
+        self._chunk_start = self.n_tokens
+        self.n_tokens += n_tokens
+        while self.n_tokens > self.capacity * self.length:
+            for table in self._tables:
+                table.merge_neighbours()
+            self.length *= 2
+
+    def in_stream(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens of the present chunk by their number in the whole stream."""
+        return tokens + self._chunk_start
+
+    def block_of(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Block of each token of the present chunk."""
+        return self.in_stream(tokens) // self.length
+
+    @property
+    def in_chunk(self) -> range:
+        """Blocks that the present chunk touches."""
+        return range(self._chunk_start // self.length, (self.n_tokens - 1) // self.length + 1)
+
+    @property
+    def sizes_in_chunk(self) -> Iterator[tuple[int, int]]:
+        """Each of them, and how many tokens of the chunk it has."""
+        for block in self.in_chunk:
+            first, last = block * self.length, (block + 1) * self.length
+            yield block, min(last, self.n_tokens) - max(first, self._chunk_start)
+
+    @property
+    def sizes(self) -> torch.Tensor:
+        """(blocks,) int64: tokens of each block that has any."""
+        starts = torch.arange(0, self.n_tokens, self.length)
+        return (self.n_tokens - starts).clamp(max=self.length)
+
+
+class BlockTable:
+    """One entry per block, summed over the block's tokens."""
+
+    def __init__(self, blocks: TokenBlocks, entries: torch.Tensor) -> None:
+        self._blocks = blocks
+        self._entries = entries
+
+    def count(self, tokens: torch.Tensor, items: torch.Tensor) -> None:
+        """Add 1 at each (token, item); the entries are (n_items,), the arguments (k,) each."""
+        blocks, n_items, place = self._blocks.in_chunk, self._entries.shape[1], items
+        if len(blocks) > 1:
+            place = (self._blocks.block_of(tokens) - blocks.start) * n_items + items
+        counts = torch.bincount(place, minlength=len(blocks) * n_items).view(len(blocks), n_items)
+        self._entries[blocks.start : blocks.stop] += counts
+
+    def add(self, tokens: torch.Tensor, values: torch.Tensor) -> None:
+        """Add values (k, *shape of an entry) that belong to tokens (k,)."""
+        block = self._blocks.block_of(tokens).to(self._entries.device)
+        self._entries.index_add_(0, block, values.to(self._entries))
+
+    def add_to(self, block: int, value: torch.Tensor) -> None:
+        """Add an entry to one block."""
+        self._entries[block] += value.to(self._entries)
+
+    def add_chunk(self, values: torch.Tensor) -> None:
+        """Add values (tokens, *shape of an entry) of all tokens of the chunk, in their order."""
+        start = 0
+        for block, size in self._blocks.sizes_in_chunk:
+            self.add_to(block, values[start : start + size].sum(0))
+            start += size
+
+    def merge_neighbours(self) -> None:
+        half = len(self._entries) // 2
+        self._entries[:half] = self._entries[0::2] + self._entries[1::2]
+        self._entries[half:] = 0
+
+    @property
+    def per_block(self) -> torch.Tensor:
+        """(blocks, *shape of an entry), of the blocks that have tokens."""
+        return self._entries[: len(self._blocks.sizes)]
+
+    @property
+    def total(self) -> torch.Tensor:
+        """The sum over all blocks; whole numbers in int64."""
+        entries = self.per_block
+        return entries.sum(0, dtype=entries.dtype if entries.is_floating_point() else torch.int64)

@@ -1,0 +1,201 @@
+"""Token blocks and the intervals made from them: values by hand, a plain-loop jackknife, and coverage of the truth."""
+
+import math
+import statistics
+from typing import Any
+
+import pytest
+import scipy.stats
+import torch
+from hierarchy_reference import random_forest, random_levels, readout_levels, slow_evaluation
+
+from sae_lens_hsae.evaluation import evaluate_forest
+from sae_lens_hsae.evaluation.jackknife import jackknife_interval
+from sae_lens_hsae.evaluation.token_blocks import TokenBlocks
+from sae_lens_hsae.forest import FeatureForest
+
+
+class TestTokenBlocks:
+    @pytest.mark.parametrize(
+        ("n_tokens", "length", "n_blocks"),
+        [(1, 1, 1), (19, 1, 19), (20, 1, 20), (40, 1, 40), (41, 2, 21), (80, 2, 40), (81, 4, 21), (1000, 32, 32)],
+    )
+    def test_length(self, n_tokens: int, length: int, n_blocks: int):
+        blocks = TokenBlocks(20)
+        blocks.extend(n_tokens)
+        assert (blocks.length, len(blocks.sizes), int(blocks.sizes.sum())) == (length, n_blocks, n_tokens)
+        assert set(blocks.sizes[:-1].tolist()) <= {length}
+
+    @pytest.mark.parametrize("chunks", [[97], [1] * 97, [3, 50, 1, 43], [40, 57]])
+    def test_sums(self, chunks: list[int]):
+        generator = torch.Generator().manual_seed(0)
+        items = torch.randint(5, (97,), generator=generator)
+        values = torch.randint(100, (97, 2), generator=generator)
+        blocks = TokenBlocks(4)
+        counts, some, every = (blocks.table(n, dtype=torch.int64) for n in (5, 2, 2))
+        start = 0
+        for size in chunks:
+            blocks.extend(size)
+            token = torch.arange(size)
+            assert torch.equal(blocks.in_stream(token), token + start)
+            counts.count(token, items[start:][:size])
+            some.add(token[::2], values[start:][:size][::2])
+            every.add_chunk(values[start:][:size])
+            start += size
+        # Blocks of 16 tokens, the last of one.
+        assert blocks.sizes.tolist() == [16] * 6 + [1]
+        for block, (own_items, own_values) in enumerate(zip(items.split(16), values.split(16), strict=True)):
+            assert torch.equal(counts.per_block[block], torch.bincount(own_items, minlength=5))
+            assert torch.equal(every.per_block[block], own_values.sum(0))
+        assert torch.equal(counts.total, torch.bincount(items, minlength=5))
+        if len(chunks) == 1:
+            assert torch.equal(some.total, values[::2].sum(0))
+
+    def test_memory_does_not_grow(self):
+        blocks = TokenBlocks(3)
+        table = blocks.table(dtype=torch.int64)
+        for _ in range(1000):
+            blocks.extend(7)
+            table.add_chunk(torch.ones(7, dtype=torch.int64))
+            assert len(table.per_block) <= 6
+        assert table.total == 7000
+
+
+class TestJackknife:
+    def test_of_a_mean_it_is_students_interval(self):
+        values = torch.randn(12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        without = [torch.cat([values[:i], values[i + 1 :]]).mean().item() for i in range(12)]
+        interval = jackknife_interval(values.mean().item(), without, torch.full((12,), 5), 0.9)
+        expected = scipy.stats.t.interval(0.9, 11, loc=values.mean(), scale=values.std() / 12**0.5)
+        assert interval == pytest.approx(expected)
+        assert interval.half_width == pytest.approx((expected[1] - expected[0]) / 2)
+
+    def test_unequal_blocks(self):
+        # Delete-m jackknife of Busing et al. (1999), equations as printed there, for a ratio.
+        sizes = [4, 4, 4, 1]
+        up, down = [3.0, 1.0, 2.0, 1.0], [5.0, 6.0, 4.0, 2.0]
+        value = sum(up) / sum(down)
+        without = [(sum(up) - u) / (sum(down) - d) for u, d in zip(up, down, strict=True)]
+        n, g = sum(sizes), len(sizes)
+        center = g * value - sum((1 - m / n) * w for m, w in zip(sizes, without, strict=True))
+        variance = 0.0
+        for m, w in zip(sizes, without, strict=True):
+            h = n / m
+            variance += (h * value - (h - 1) * w - center) ** 2 / (h - 1) / g
+        interval = jackknife_interval(value, without, torch.tensor(sizes), 0.95)
+        assert interval.half_width == pytest.approx(scipy.stats.t.ppf(0.975, 3) * variance**0.5)
+        assert (interval.low + interval.high) / 2 == pytest.approx(value)
+
+    @pytest.mark.parametrize("without", [[1.0], [1.0, math.nan, 2.0]])
+    def test_no_interval(self, without: list[float]):
+        assert all(math.isnan(end) for end in jackknife_interval(1.0, without, torch.ones(len(without)), 0.95))
+
+
+def slow_intervals(
+    levels: Any, forest: FeatureForest, x: torch.Tensor, length: int, part: str
+) -> dict[str, list[float]]:
+    """Half-widths of the first record of ``part``, from the slow evaluation without each block in turn."""
+    blocks = x.split(length)
+    records = [
+        slow_evaluation(levels, forest, torch.cat(blocks[:i] + blocks[i + 1 :]))[part][0] for i in range(len(blocks))
+    ]
+    value, sizes = slow_evaluation(levels, forest, x)[part][0], torch.tensor([len(block) for block in blocks])
+    return {
+        name: list(jackknife_interval(value[name], [record[name] for record in records], sizes, 0.8))
+        for name in value
+        if isinstance(value[name], float)
+        and name not in ("unassigned_share", "mean_children", "several_children_share")
+    }
+
+
+@pytest.mark.parametrize("part", ["levels", "boundaries"])
+def test_the_intervals_equal_a_plain_loop(part: str):
+    widths, d_in = (5, 11), 6
+    levels, forest = random_levels(widths, d_in, 1), random_forest(widths, 1)
+    x = 2 * torch.randn(120, d_in, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with torch.no_grad():
+        expected = slow_intervals(levels, forest, x, 8, part)
+    result = evaluate_forest(levels, forest, x.split(37), n_blocks=10, confidence=0.8)
+    assert (result.n_blocks, result.tokens_per_block) == (15, 8)
+    (record, *_) = result.to_dict()[part]
+    assert set(record["intervals"]) == set(expected)
+    for name, ends in expected.items():
+        assert record["intervals"][name] == pytest.approx(ends, rel=1e-9), name
+        assert ends[0] < record[name] < ends[1]
+
+
+def test_a_metric_that_rests_on_one_block_has_no_interval():
+    x = torch.zeros(60, 3, dtype=torch.float64)
+    x[:, 0] = 1
+    x[7, 1] = x[7, 2] = 1
+    (boundary,) = evaluate_forest(readout_levels((1, 2)), FeatureForest([-1, 0, 0], (1, 2)), [x]).boundaries
+    assert boundary.p_parent_given_child == 1
+    assert math.isnan(boundary.intervals["p_parent_given_child"].low)
+    assert boundary.undefined["interval of p_parent_given_child"] == (
+        "without one of the blocks the metric is undefined"
+    )
+
+
+def test_too_few_tokens_for_intervals():
+    x = torch.eye(3, dtype=torch.float64).repeat(7, 1)
+    levels, forest = readout_levels((1, 2)), FeatureForest([-1, 0, 0], (1, 2))
+    result = evaluate_forest(levels, forest, [x[:19]])
+    assert result.undefined == {"intervals": "19 tokens are fewer than the 20 blocks that they need"}
+    assert all(math.isnan(end) for record in result.levels for pair in record.intervals.values() for end in pair)
+    assert evaluate_forest(levels, forest, [x[:20]]).undefined == {}
+
+
+def markov_tokens(n: int, repeats: int, generator: torch.Generator) -> torch.Tensor:
+    """One parent and two children of known probabilities; every token ``repeats`` times over."""
+    drawn = torch.rand(n // repeats, 3, generator=generator)
+    parent = drawn[:, 0] < 0.4
+    first = drawn[:, 1] < torch.where(parent, 0.5, 0.1)
+    second = drawn[:, 2] < torch.where(parent, 0.2, 0.05)
+    return torch.stack([parent, first, second], dim=1).double().repeat_interleave(repeats, dim=0)
+
+
+TRUTH = {
+    "p_parent_given_child": (0.4 * 0.5 / 0.26 + 0.4 * 0.2 / 0.11) / 2,
+    "p_child_given_parent": (0.5 + 0.2) / 2,
+    "coverage": 1 - 0.5 * 0.8,
+    "hamming": 0.4 * 0.5 * 0.8 + 0.6 * (1 - 0.9 * 0.95),
+    "sibling_coactivation": (0.4 * 0.5 * 0.2 + 0.6 * 0.1 * 0.05) / (0.26 * 0.11),
+}
+
+
+@pytest.mark.parametrize("repeats", [1, 10])
+def test_intervals_cover_the_truth(repeats: int):
+    # With repeats the tokens are not independent, which the blocks of 64 tokens know.
+    levels, forest = readout_levels((1, 2)), FeatureForest([-1, 0, 0], (1, 2))
+    generator, runs = torch.Generator().manual_seed(0), 60
+    covered = dict.fromkeys(TRUTH, 0)
+    widths: dict[str, list[float]] = {name: [] for name in TRUTH}
+    for _ in range(runs):
+        x = markov_tokens(2000, repeats, generator)
+        intervals = evaluate_forest(levels, forest, [x], confidence=0.9).boundaries[0].intervals
+        for name, truth in TRUTH.items():
+            covered[name] += intervals[name].low <= truth <= intervals[name].high
+            widths[name].append(intervals[name].half_width)
+    # 54 expected, with a standard deviation of 2.3 each.
+    assert all(46 <= n <= 60 for n in covered.values()), covered
+    assert sum(covered.values()) / (len(TRUTH) * runs) == pytest.approx(0.9, abs=0.06)
+    assert statistics.mean(widths["coverage"]) == pytest.approx(
+        1.7 * (0.6 * 0.4 / (0.4 * 2000 / repeats)) ** 0.5, rel=0.1
+    )
+
+
+def test_interval_of_variance_explained_covers_the_truth():
+    # Level 0 of the stack sees 2 of 6 independent coordinates, whose variances are 4 and 1: it explains 8 of 12.
+    levels = readout_levels((2, 4))
+    generator, runs, covered = torch.Generator().manual_seed(0), 100, 0
+    for sae in levels:
+        sae.b_enc.data += 100
+        sae.b_dec.data -= 100 * sae.W_dec.data.sum(0)
+        sae.cfg.apply_b_dec_to_input = False
+    for _ in range(runs):
+        x = torch.randn(400, 6, generator=generator, dtype=torch.float64) * torch.tensor([2.0, 2, 1, 1, 1, 1])
+        (level, _) = evaluate_forest(levels, FeatureForest([-1] * 6, (2, 4)), [x]).levels
+        low, high = level.intervals["variance_explained"]
+        assert level.intervals["l0"] == pytest.approx((2, 2))
+        covered += low <= 8 / 12 <= high
+    assert 89 <= covered <= 100
