@@ -86,6 +86,22 @@ def test_what_is_not_the_plain_sum_is_decoded_by_the_sae(sae: Any):
     assert calls == 3
 
 
+def test_normalisation_is_noticed_before_it_shows():
+    normalize: Any = "constant_norm_rescale"
+    sae = filled(
+        JumpReLUSAE(JumpReLUSAEConfig(d_in=D_IN, d_sae=WIDTH, dtype="float64", normalize_activations=normalize))
+    )
+    first, *others = chunks()
+    first *= D_IN**0.5 / first.norm(dim=1, keepdim=True)  # what it is rescaled to anyway
+    decoder = Decoder(sae)
+    for x in (first, *others):
+        with torch.no_grad():
+            expected = sae.decode(sae.encode(x))
+            acts = sae.encode(x)  # once more, as decoding takes back what encoding left behind
+            tokens, features = acts.nonzero(as_tuple=True)
+            torch.testing.assert_close(decoder(acts, tokens, features, acts[tokens, features]), expected)
+
+
 def test_hooks_see_every_reconstruction():
     sae = filled(jumprelu(D_IN, WIDTH))
     seen = []

@@ -201,7 +201,7 @@ class TestByHand:
         x = torch.rand(8, generator=torch.Generator().manual_seed(0), dtype=torch.float64).expand(7, 8)
         assert (x.mean(0) != x[0]).any()
         for n in (1, 7):
-            result = evaluate_forest(readout_levels(WIDTHS), FOREST, x[:n].split(3))
+            result = evaluate_forest(readout_levels(WIDTHS), FOREST, [x[:n]])
             assert math.isnan(result.levels[0].variance_explained)
             assert result.levels[0].undefined == {"variance_explained": "the activations do not vary"}
 
@@ -341,6 +341,7 @@ class TestOutput:
         data = json.loads(json.dumps(evaluation.to_dict(), allow_nan=False))
         assert data == evaluation.to_dict()
         assert "firing_frequency" not in data["levels"][0]
+        assert data["boundaries"][0]["intervals"]["hamming"] is None
 
     def test_dataframe_has_a_row_per_level(self, evaluation: ForestEvaluation):
         frame = evaluation.to_dataframe()

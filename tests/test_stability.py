@@ -114,6 +114,8 @@ class TestSeeds:
         assert upper.kept_adjusted == pytest.approx((2 / 3 - chance) / (1 - chance))
         # Child 9 is not matched. Left are (3; 10), (4; 11), (5; 12, 13) and (4; 10, 11), (5; 13, 14).
         assert (lower.n_edges, lower.n_other_edges, lower.n_common, lower.n_children_in_both) == (4, 4, 2, 3)
+        chance = (1 * 2 + 2 * 2) / 6 / 4
+        assert lower.kept_adjusted == pytest.approx((2 / 4 - chance) / (1 - chance))
 
     def test_other_widths(self):
         keep = [torch.tensor(index) for index in ([0, 2], [0, 1, 2, 4, 5], [1, 2, 3, 4, 5, 6])]
@@ -164,13 +166,14 @@ class TestMatching:
         a, b = self.rows(30, 0), self.rows(50, 1)
         cosine = torch.nn.functional.cosine_similarity(a[:, None], b[None], dim=2)
         expected = [
-            int(row.argmax()) if row.max() >= 0.9 and cosine[:, row.argmax()].argmax() == i else -1
+            int(row.argmax()) if row.max() >= 0.97 and cosine[:, row.argmax()].argmax() == i else -1
             for i, row in enumerate(cosine)
         ]
-        assert 0 < expected.count(-1) < 30
+        mutual = [cosine[:, row.argmax()].argmax() == i for i, row in enumerate(cosine)]
+        assert 0 < 30 - expected.count(-1) < sum(mutual) < 30
         for block in (2**24, 70):
             monkeypatch.setattr(stability, "BLOCK_ELEMENTS", block)
-            match, found = match_decoders(a, b, 0.9, "mutual")
+            match, found = match_decoders(a, b, 0.97, "mutual")
             assert match.tolist() == expected
             torch.testing.assert_close(found[match >= 0], cosine[match >= 0, match[match >= 0]])
 

@@ -191,6 +191,13 @@ def measure(model: str, stream: Stream, x: torch.Tensor, steps: int) -> dict[str
 
 def train(sae: TrainingSAE[Any], x: torch.Tensor, steps: int, seed: int) -> None:
     """Train any SAELens SAE on rows of ``x`` with the paper's optimizer, in an order that the seed decides."""
+    trainer_for(sae, _batches(x, seed), steps).fit()
+    if isinstance(sae, HierarchicalTrainingSAE):
+        sae.finish_training()
+
+
+def trainer_for(sae: TrainingSAE[Any], batches: Iterator[torch.Tensor], steps: int) -> SAETrainer[Any, Any]:
+    """SAELens' own trainer with the paper's optimizer, for ``steps`` batches of activations that are scaled already."""
     cfg = SAETrainerConfig(
         n_checkpoints=0,
         checkpoint_path=None,
@@ -207,9 +214,7 @@ def train(sae: TrainingSAE[Any], x: torch.Tensor, steps: int, seed: int) -> None
         n_batches_for_norm_estimate=1,
         **paper_optimizer(steps, LEARNING_RATE),
     )
-    SAETrainer(cfg=cfg, sae=sae, data_provider=_batches(x, seed)).fit()
-    if isinstance(sae, HierarchicalTrainingSAE):
-        sae.finish_training()
+    return SAETrainer(cfg=cfg, sae=sae, data_provider=batches)
 
 
 def _new_sae(model: str, target_l0: float, d_in: int) -> TrainingSAE[Any]:

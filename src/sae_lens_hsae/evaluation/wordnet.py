@@ -114,15 +114,25 @@ class WordNet:
         start, stop = self._offsets[concept : concept + 2].tolist()
         return self._ancestors[start:stop].tolist()
 
+    def paths_up(self, concepts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The ancestors of many concepts: (n,) which entry of ``concepts``, and (n,) what is above it or itself."""
+        starts, lengths = self._offsets[concepts], self._offsets[concepts + 1] - self._offsets[concepts]
+        within = torch.arange(int(lengths.sum())) - (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+        entries = torch.arange(len(concepts)).repeat_interleave(lengths)
+        return entries, self._ancestors[starts.repeat_interleave(lengths) + within]
+
+    @cached_property
+    def n_under(self) -> torch.Tensor:
+        """(n_concepts,) int64: synsets that are the concept or under it."""
+        return torch.bincount(self._ancestors[: self._offsets[len(self)]], minlength=self.n_concepts)
+
     @cached_property
     def information(self) -> torch.Tensor:
         """(n_concepts,) float64, nats: −log of the share of the synsets that are the concept or under it.
 
         Strictly greater for any concept than for those above it, and 0 for the top.
         """
-        synset_paths = self._ancestors[: self._offsets[len(self)]]
-        n_under = torch.bincount(synset_paths, minlength=self.n_concepts)
-        return math.log(len(self)) - n_under.double().log()
+        return math.log(len(self)) - self.n_under.double().log()
 
     def is_under(self, concepts: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
         """Whether each of ``concepts`` is strictly under the one of ``others`` beside it; False for no concept."""
@@ -159,11 +169,8 @@ class WordNet:
         chosen = torch.full((n_rows,), NO_CONCEPT)
         if not len(row):
             return chosen
-        given = concepts[row, column]
-        starts, lengths = self._offsets[given], self._offsets[given + 1] - self._offsets[given]
-        within = torch.arange(int(lengths.sum())) - (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
-        above = self._ancestors[starts.repeat_interleave(lengths) + within]
-        pairs, n_covered = torch.unique(row.repeat_interleave(lengths) * self.n_concepts + above, return_counts=True)
+        entry, above = self.paths_up(concepts[row, column])
+        pairs, n_covered = torch.unique(row[entry] * self.n_concepts + above, return_counts=True)
         row_of, candidate = pairs // self.n_concepts, pairs % self.n_concepts
 
         # The tolerance keeps 0.7 · 10, which is 7.000000000000001, at 7.

@@ -109,16 +109,17 @@ def relations(wordnet: WordNet, parent_concepts: torch.Tensor, child_concepts: t
 
 
 def _measures(wordnet: WordNet, parent_concepts: torch.Tensor, child_concepts: torch.Tensor) -> torch.Tensor:
-    """(n, len(MEASURES)) float64: what every pair adds to each mean."""
+    """(n, len(MEASURES)) float64: what every pair adds to each mean; NaN where it does not count."""
     relation = relations(wordnet, parent_concepts, child_concepts)
     under, equal = relation == RELATIONS.index("under"), relation == RELATIONS.index("equal")
     common = wordnet.common_hypernyms(torch.stack([parent_concepts, child_concepts], dim=1))
+    more_specific = wordnet.information[child_concepts] > wordnet.information[parent_concepts]
     columns = {
         "under": under,
         "equal": equal,
         "neither": ~(under | equal),
         "subsumed": under | equal,
-        "more_specific": wordnet.information[child_concepts] > wordnet.information[parent_concepts],
+        "more_specific": torch.where(equal, math.nan, more_specific.double()),
         "shared_information": wordnet.information[common],
     }
     return torch.stack([columns[name].double() for name in MEASURES], dim=1)
@@ -156,12 +157,13 @@ class _JudgedPairs:
     def shuffled_measures(self, n_shuffles: int, parents_per_bin: int, generator: torch.Generator) -> torch.Tensor:
         """As ``measures``, with other parents: means over the shuffles, NaN for a child that never got another one."""
         bins = _bins(self.parent, self.level, self.concepts.firing_frequency, parents_per_bin)
-        total, n = torch.zeros_like(self.measures), torch.zeros(len(self.child), 1, dtype=torch.float64)
+        total, n = torch.zeros_like(self.measures), torch.zeros_like(self.measures)
         for _ in range(n_shuffles):
             parent = self.parent[_shuffled_within(bins, generator)]
             changed = parent != self.parent
-            total[changed] += self._measures_with(parent[changed], self.child[changed])
-            n[changed] += 1
+            measures = self._measures_with(parent[changed], self.child[changed])
+            total[changed] += measures.nan_to_num(0.0)
+            n[changed] += (~measures.isnan()).double()
         return total / n
 
     @property

@@ -23,7 +23,8 @@ class PairRates:
         equal: share whose concepts are the same.
         neither: share of the others.
         subsumed: under or equal.
-        more_specific: share whose child's concept has the higher information content, related or not.
+        more_specific: of the pairs whose concepts are not the same, related or not, the share whose child's has the
+            higher information content.
         shared_information: mean information content, in nats, of the lowest concept over both (Resnik 1995). Unlike the
             shares it gives nothing for a parent that means anything.
     """
