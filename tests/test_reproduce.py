@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from sae_lens_hsae import cli
 from sae_lens_hsae import reproduce as experiments
 from sae_lens_hsae.reproduce import MODELS, TABLES, TRADE_OFF, Stream, reproduce
 from sae_lens_hsae.reproduce_tables import markdown, table_of
@@ -78,3 +79,13 @@ def test_tables_hold_means_and_spreads_over_seeds():
     values = "0.500 0.600 ±0.000 | 4.00 4.00 ±0.00 | 0 1 ±0 | 11.00 ±1.00 | 0.700 ±0.000 | 0.300 ±0.000 |"
     assert text[2] == f"| 3 | 4 | HSAE | 2 | {values}"
     assert text[3].startswith("| 3 | 4 | post hoc | 1 | 0.500 0.600 | 4.00 4.00 | 0 1 | 20.00 |")
+
+
+def test_the_command_writes_the_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "minilm_activations", lambda folder: activations)  # noqa: ARG005
+    cli.main(["reproduce", "similarity", "--seeds", "1", "--steps", "2", "--output", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert out.strip() == (tmp_path / "similarity.md").read_text(encoding="utf-8").strip()
+    assert "| 3 | 16 | decoder cosine | 1 |" in out
+    assert (tmp_path / "similarity.csv").read_text().startswith("layer,target_l0,model,measure,place,mean,spread,seeds")
+    assert len(list((tmp_path / "models").glob("*.json"))) == 3

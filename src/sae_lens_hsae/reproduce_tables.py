@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pandas
@@ -16,6 +17,15 @@ SHOWN = {
     "p_child_given_parent": "P(c\\|p)",
 }
 """Measure → column; the first three per level, the others per level boundary."""
+
+
+def write_table(name: str, results: Iterable[Mapping[str, Any]], folder: Path) -> str:
+    """Write a table as ``name.csv`` and ``name.md`` into a folder, and return the Markdown."""
+    table = table_of(results)
+    table.to_csv(folder / f"{name}.csv", index=False)
+    text = markdown(table)
+    (folder / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+    return text
 
 
 def table_of(results: Iterable[Mapping[str, Any]]) -> pandas.DataFrame:
