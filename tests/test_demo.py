@@ -41,7 +41,7 @@ def test_the_main_job_from_text_to_trees(monkeypatch, tmp_path, capsys):
     assert re.search(r"^3 trees: of the trees of", out, flags=re.MULTILINE)
     assert re.search(r"^0/\d+  \S+", out, flags=re.MULTILINE)
     drawn = out[out.index("level/feature") :].split("\n\n")[1:4]
-    assert all(re.search(r"^ .*2/\d+  ", tree, flags=re.MULTILINE) for tree in drawn), "three levels deep"
+    assert all(re.search(r"─ 2/\d+  ", tree) for tree in drawn), "three levels deep"
     loading = "\n".join(line.strip() for line in out.splitlines()[-2:])
     namespace = {}
     exec(loading, namespace)

@@ -64,6 +64,7 @@ def test_levels_and_forest_are_logged(tmp_path, offline):
     logger = LoggingConfig(log_to_wandb=True, wandb_log_frequency=LOG_EVERY, eval_every_n_wandb_logs=2)
     with recorded_steps() as steps:
         sae = train(LanguageModelSAETrainingRunner, runner_config(tmp_path, logger=logger, n_eval_batches=1))
+    wandb.teardown()  # ends the process that writes the file; before that its last record may be missing
     rows = history(offline)
     logged = {step: row for step, row in rows.items() if "losses/overall_loss" in row}
     assert list(logged) == list(range(LOG_EVERY - 1, 30, LOG_EVERY))
