@@ -4,7 +4,9 @@ import itertools
 import json
 import math
 import random
-from collections.abc import Callable, Iterator
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +20,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
 from sae_lens_hsae.evaluation import wordnet as wordnet_module
-from sae_lens_hsae.evaluation import wordnet_concepts
+from sae_lens_hsae.evaluation import wordnet_concepts, wordnet_scores
 from sae_lens_hsae.evaluation.cluster_bootstrap import Estimate, resampled_means
 from sae_lens_hsae.evaluation.wordnet import DEBIAN_FOLDER, NO_CONCEPT, Synset, WordNet, read_wordnet
 from sae_lens_hsae.evaluation.wordnet_concepts import FeatureConcepts, feature_concepts
@@ -136,10 +138,12 @@ def random_wordnet(seed: int, n: int = 60) -> WordNet:
     return WordNet(synsets)
 
 
-def slow_ancestors(wordnet: WordNet, concept: int) -> set[int]:
-    return {concept}.union(*(slow_ancestors(wordnet, above) for above in wordnet.hypernyms(concept)))
+@cache
+def slow_ancestors(wordnet: WordNet, concept: int) -> frozenset[int]:
+    return frozenset({concept}).union(*(slow_ancestors(wordnet, above) for above in wordnet.hypernyms(concept)))
 
 
+@cache
 def slow_information(wordnet: WordNet, concept: int) -> float:
     n_under = sum(concept in slow_ancestors(wordnet, synset) for synset in range(len(wordnet)))
     return -math.log(n_under / len(wordnet))
@@ -428,18 +432,13 @@ def random_glosses(wordnet: WordNet, n_features: int, seed: int) -> tuple[torch.
     return x, torch.tensor([number for number, _ in labels]), torch.tensor([entry for _, entry in labels])
 
 
-def slow_synsets(x: torch.Tensor, synset: torch.Tensor, read: torch.Tensor, score: str, k: int) -> list[list[int]]:
-    """For every feature the k synsets of highest score, strongest first."""
-    kept = []
-    for feature in range(x.shape[1]):
-        scores = []
-        for number in set(synset[read].tolist()):
-            acts = [max(0.0, value) for value in x[read & (synset == number), feature].tolist()]
-            value = max(acts) if score == "peak" else sum(acts) / len(acts)
-            if value > 0:
-                scores.append((value, number))
-        kept.append([number for _, number in sorted(scores, reverse=True)[:k]])
-    return kept
+def slow_scores(acts: torch.Tensor, synset: torch.Tensor, read: torch.Tensor, score: str) -> dict[int, float]:
+    """One feature's score on every synset that is read."""
+    reduced = {"mean": lambda each: sum(each) / len(each), "peak": max, "fires": lambda each: float(max(each) > 0)}
+    return {
+        number: reduced[score]([max(0.0, value) for value in acts[read & (synset == number)].tolist()])
+        for number in sorted(set(synset[read].tolist()))
+    }
 
 
 def cut(tensors: tuple[torch.Tensor, ...], seed: int) -> Iterator[tuple[Any, ...]]:
@@ -452,49 +451,100 @@ def cut(tensors: tuple[torch.Tensor, ...], seed: int) -> Iterator[tuple[Any, ...
         left += size
 
 
+def slow_match(wordnet: WordNet, scores: dict[int, float], min_size: int) -> tuple[int, float]:
+    """The concept whose synsets correlate best with the scores, the more specific of equals, and the correlation."""
+    found, best = NO_CONCEPT, -math.inf
+    for concept in sorted(range(wordnet.n_concepts), key=lambda c: (-round(slow_information(wordnet, c), 9), c)):
+        member = [float(concept in slow_ancestors(wordnet, synset)) for synset in scores]
+        if min_size <= sum(member) < len(member) and len(set(scores.values())) > 1:
+            correlation = statistics.correlation(member, list(scores.values()))
+            if correlation > best + 1e-6:
+                found, best = concept, correlation
+    return found, best if best > -math.inf else math.nan
+
+
 @pytest.mark.parametrize("read", ["entry_word", "gloss"])
-@pytest.mark.parametrize("score", ["mean", "peak"])
+@pytest.mark.parametrize("score", ["mean", "peak", "fires"])
 @pytest.mark.parametrize("seed", range(2))
 def test_concepts_equal_a_loop_over_features_and_synsets(read: Any, score: Any, seed, monkeypatch):
-    monkeypatch.setattr(wordnet_concepts, "MAX_TOKENS_AT_ONCE", 5)
+    monkeypatch.setattr(wordnet_scores, "MAX_TOKENS_AT_ONCE", 5)
+    monkeypatch.setattr(wordnet_concepts, "FEATURES_AT_ONCE", 5)
+    monkeypatch.setattr(wordnet_concepts, "SIGNIFICANCE", 5.0)  # else hardly a random feature has a concept
     wordnet = random_wordnet(seed)
     saes = readout_levels(4, 9)
     x, synset, is_entry_word = random_glosses(wordnet, 13, seed)
-    concepts = feature_concepts(
-        saes, wordnet, cut((x, synset, is_entry_word), seed), read=read, score=score, k=6, min_synsets=3, coverage=0.6
-    )
+    glosses = cut((x, synset, is_entry_word), seed)
+    concepts = feature_concepts(saes, wordnet, glosses, read=read, score=score, min_concept_size=3, k=6)
     wanted = is_entry_word == (read == "entry_word")
-    expected = slow_synsets(x, synset, wanted, score, 6)
-    assert [[s for s in row if s != NO_CONCEPT] for row in concepts.synsets.tolist()] == expected
-    assert concepts.synsets.shape == (13, 6)
-    for feature, kept in enumerate(expected):
-        concept = slow_common_hypernym(wordnet, kept, 0.6) if len(kept) >= 3 else NO_CONCEPT
-        assert concepts.concept[feature] == concept
-        assert concepts.name(feature) == wordnet.name(concept)
-        information = slow_information(wordnet, concept) if concept != NO_CONCEPT else math.nan
-        assert concepts.information[feature].item() == pytest.approx(information, abs=1e-12, nan_ok=True)
+    n_synsets = len(synset[wanted].unique())
+    for feature in range(13):
+        scores = slow_scores(x[:, feature], synset, wanted, score)
+        best, correlation = slow_match(wordnet, scores, 3)
+        n_candidates = sum(
+            3 <= sum(concept in slow_ancestors(wordnet, number) for number in scores) < n_synsets
+            for concept in range(wordnet.n_concepts)
+        )
+        least = statistics.NormalDist().inv_cdf(1 - 5.0 / n_candidates) / math.sqrt(n_synsets)
+        assert concepts.correlation[feature].item() == pytest.approx(correlation, abs=1e-5, nan_ok=True)
+        assert concepts.concept[feature] == (best if correlation >= least else NO_CONCEPT)
     assert concepts.concept[1] == NO_CONCEPT
+    assert (concepts.concept == NO_CONCEPT).sum() < 8
+    assert concepts.information.isnan().equal(concepts.concept == NO_CONCEPT)
     assert concepts.n_tokens == int(wanted.sum())
-    assert concepts.n_synsets == len(synset[wanted].unique())
+    assert concepts.n_synsets == n_synsets
     frequency = (x[wanted] > 0).double().mean(0)
     torch.testing.assert_close(concepts.firing_frequency, frequency, atol=1e-12, rtol=0)
 
-    again = concepts.with_coverage(0.9, min_synsets=1)
-    assert again.concept.tolist() == [slow_common_hypernym(wordnet, kept, 0.9) for kept in expected]
+
+@pytest.mark.parametrize("score", ["mean", "peak"])
+def test_common_hypernyms_of_the_strongest_synsets_equal_a_loop(score: Any, monkeypatch):
+    monkeypatch.setattr(wordnet_scores, "MAX_TOKENS_AT_ONCE", 5)
+    wordnet = random_wordnet(1)
+    x, synset, is_entry_word = random_glosses(wordnet, 13, 1)
+    concepts = feature_concepts(
+        readout_levels(4, 9), wordnet, cut((x, synset, is_entry_word), 1), score=score, min_concept_size=3, k=6
+    )
+    assert concepts.synsets.shape == (13, 6)
+    by_hypernym = concepts.by_common_hypernym(0.6, min_synsets=3)
+    for feature in range(13):
+        scores = slow_scores(x[:, feature], synset, is_entry_word, score)
+        kept = sorted((number for number in scores if scores[number] > 0), key=lambda n: -scores[n])[:6]
+        assert [number for number in concepts.synsets[feature].tolist() if number != NO_CONCEPT] == kept
+        concept = slow_common_hypernym(wordnet, kept, 0.6) if len(kept) >= 3 else NO_CONCEPT
+        assert by_hypernym.concept[feature] == concept
+        assert by_hypernym.name(feature) == wordnet.name(concept)
+        information = slow_information(wordnet, concept) if concept != NO_CONCEPT else math.nan
+        assert by_hypernym.information[feature].item() == pytest.approx(information, abs=1e-12, nan_ok=True)
 
 
-def test_drawing_in_proportion_to_the_score():
-    """Of two synsets with scores 3 and 1, the first of a draw is the former with probability 3/4."""
-    wordnet = WordNet(Synset(f"w{i}.n.01", (f"w{i}",), "g") for i in range(3))
-    n = 4000
-    sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=1, d_sae=n))
-    sae.W_enc.data = torch.ones(1, n)
-    glosses = (torch.tensor([[3.0], [1.0], [-1.0]]), torch.arange(3), torch.ones(3, dtype=torch.bool))
-    concepts = feature_concepts([sae], wordnet, [glosses], choice="proportional", k=3, min_synsets=1)
-    assert (concepts.synsets[:, 0] == 0).double().mean().item() == pytest.approx(0.75, abs=0.03)
-    assert sorted(set(map(tuple, concepts.synsets.tolist()))) == [(0, 1, NO_CONCEPT), (1, 0, NO_CONCEPT)]
-    again = feature_concepts([sae], wordnet, [glosses], choice="proportional", k=3, min_synsets=1)
-    assert torch.equal(concepts.synsets, again.synsets)
+def test_what_could_be_chance_is_no_concept():
+    """Random features have no concept; one that prefers a concept's synsets a little has it."""
+    wordnet = random_wordnet(0, n=600)
+    generator = torch.Generator().manual_seed(0)
+    concept = int((wordnet.n_under == wordnet.n_under[wordnet.n_under < 100].max()).nonzero()[0])
+    x = torch.rand(600, 100, generator=generator)
+    under = torch.tensor([concept in wordnet.ancestors(synset) for synset in range(600)])
+    x[under, 0] += 0.4
+    glosses = [(x, torch.arange(600), torch.ones(600, dtype=torch.bool))]
+    concepts = feature_concepts(readout_levels(100), wordnet, glosses, min_concept_size=10)
+    assert concepts.concept[0] == concept
+    assert (concepts.concept[1:] != NO_CONCEPT).sum() <= 2
+    assert not concepts.correlation.isnan().any()
+    none = feature_concepts(readout_levels(100), wordnet, glosses, min_concept_size=600)
+    assert (none.concept == NO_CONCEPT).all()
+    assert none.correlation.isnan().all()
+
+
+def test_a_concept_must_have_been_read_often_enough(tiny, monkeypatch):
+    """Six of the sixteen synsets are read, of which two are under pet; min_concept_size counts those."""
+    monkeypatch.setattr(wordnet_concepts, "SIGNIFICANCE", 0.5)  # six synsets prove nothing
+    synsets = numbers(tiny, "dog cat food bread run.v.01 big.a.01")
+    x = torch.tensor([[1.0], [1.0], [0.0], [0.0], [0.0], [0.0]])
+    for min_size, expected in ((2, "pet.n.01"), (3, "entity.n.01")):
+        concepts = feature_concepts(
+            readout_levels(1), tiny, [(x, synsets, torch.ones(6, dtype=torch.bool))], min_concept_size=min_size
+        )
+        assert concepts.name(0) == expected
 
 
 def one_batch(**changes: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -514,11 +564,10 @@ def one_batch(**changes: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor,
         (one_batch(x=torch.full((4, 3), math.nan)), {}, "batch 0 holds NaN or infinity"),
         (one_batch(x=torch.ones(4, 5)), {}, r"batch 0 has the shapes \(4, 5\).*expected \(n, 3\)"),
         (one_batch(synset=torch.tensor([0])), {}, r"batch 0 has the shapes \(4, 3\), \(1,\)"),
-        (one_batch(), {"k": 4}, "min_synsets=5 must be 1 … k=4"),
+        (one_batch(), {"k": 0}, "k=0 must be at least 1"),
+        (one_batch(), {"min_concept_size": 0}, "min_concept_size=0 must be at least 1"),
         (one_batch(), {"read": "both"}, "read='both' is unknown"),
         (one_batch(), {"score": "sum"}, "score='sum' is unknown"),
-        (one_batch(), {"choice": "all"}, "choice='all' is unknown"),
-        (one_batch(), {"coverage": 2.0}, "coverage=2.0 must be"),
     ],
 )
 def test_bad_glosses_are_refused(tiny, glosses, options, message):
@@ -533,9 +582,9 @@ def given_concepts(
     wordnet: WordNet, widths: list[int], names: str, frequency: torch.Tensor | None = None
 ) -> FeatureConcepts:
     concept = numbers(wordnet, names)
-    information = torch.where(concept == NO_CONCEPT, math.nan, wordnet.information[concept])
     frequency = torch.full((len(concept),), 0.1).double() if frequency is None else frequency
-    return FeatureConcepts(wordnet, Levels(tuple(widths)), concept[:, None], concept, information, frequency, 100, 16)
+    empty, levels = torch.empty(0), Levels(tuple(widths))
+    return FeatureConcepts(wordnet, levels, empty, empty, empty, empty, frequency, 100, 16).with_concept(concept)
 
 
 def values(rates: PairRates) -> dict[str, float]:
@@ -559,13 +608,13 @@ def test_rates_of_a_forest_by_hand(judged):
     # animal←dog under, animal←animal equal, food←bread under, (anything)←run under; (no concept)←entity left out.
     assert (coarse.parent_level, coarse.n_pairs, coarse.n_pairs_left_out) == (0, 4, 1)
     shared = (2 * info["animal.n.01"] + info["food.n.01"]) / 4
-    expected = {"under": 3 / 4, "equal": 1 / 4, "neither": 0, "subsumed": 1, "more_specific": 3 / 4}
+    expected = {"under": 3 / 4, "equal": 1 / 4, "neither": 0, "subsumed": 1, "more_specific": 1}
     assert values(coarse.forest) == pytest.approx(expected | {"shared_information": shared})
 
-    # dog←rex under, dog←dog equal, dog←cat neither, bread←dog.n.02 neither, bread←food neither (above).
+    # dog←rex under, dog←dog equal, dog←cat neither but more special, bread←dog.n.02 and bread←food neither.
     assert (fine.parent_level, fine.n_pairs, fine.n_pairs_left_out) == (1, 5, 0)
     shared = (2 * info["dog.n.01"] + info["pet.n.01"] + 2 * info["food.n.01"]) / 5
-    expected = {"under": 1 / 5, "equal": 1 / 5, "neither": 3 / 5, "subsumed": 2 / 5, "more_specific": 2 / 5}
+    expected = {"under": 1 / 5, "equal": 1 / 5, "neither": 3 / 5, "subsumed": 2 / 5, "more_specific": 2 / 4}
     assert values(fine.forest) == pytest.approx(expected | {"shared_information": shared})
 
     assert (result.overall.parent_level, result.overall.n_pairs, result.overall.n_pairs_left_out) == (None, 9, 1)
@@ -621,10 +670,16 @@ def exact_control(concepts: FeatureConcepts, forest: FeatureForest, bin_of: Call
             under, equal = p in slow_ancestors(wordnet, c) and p != c, p == c
             shared = slow_information(wordnet, slow_common_hypernym(wordnet, [p, c], 1.0))
             special = slow_information(wordnet, c) > slow_information(wordnet, p) + 1e-9
+            special = math.nan if equal else special
             rows.append([under, equal, not (under or equal), under or equal, special, shared])
         if rows:
-            totals.append([sum(column) / len(rows) for column in zip(*rows, strict=True)])
-    return dict(zip(MEASURES, (sum(column) / len(totals) for column in zip(*totals, strict=True)), strict=True))
+            totals.append([known_mean(column) for column in zip(*rows, strict=True)])
+    return dict(zip(MEASURES, (known_mean(column) for column in zip(*totals, strict=True)), strict=True))
+
+
+def known_mean(numbers: Sequence[float]) -> float:
+    known = [number for number in numbers if not math.isnan(number)]
+    return sum(known) / len(known) if known else math.nan
 
 
 @pytest.fixture
@@ -806,17 +861,21 @@ def test_a_planted_hierarchy_is_found_and_a_wrong_forest_is_told_apart():
         [with_threshold(sae) for sae in readout_levels(8, 24)],
         wordnet,
         gloss_activations(rows, activations_of, rows_at_once=8),
+        min_concept_size=20,
     )
-    assert [concepts.name(feature) for feature in range(8, 32)] == sorts
-    # The strongest of a kind's synsets may be of one sort by chance; it never leaves the kind.
+    assert [concepts.name(feature) for feature in range(32)] == kinds + sorts
+    by_hypernym = concepts.by_common_hypernym(0.8)
+    assert [by_hypernym.name(feature) for feature in range(8, 32)] == sorts
+    # The strongest of a kind's synsets may be of one sort by chance; they never leave the kind.
     for feature, kind in enumerate(kinds):
-        assert wordnet.index(kind) in wordnet.ancestors(int(concepts.concept[feature]))
+        assert wordnet.index(kind) in wordnet.ancestors(int(by_hypernym.concept[feature]))
 
     true = FeatureForest([-1] * 8 + [i // 3 for i in range(24)], [8, 24])
     wrong = FeatureForest([-1] * 8 + [(i // 3 + 1) % 8 for i in range(24)], [8, 24])
     result = judge_forest(concepts, true, (concepts, wrong), parents_per_bin=8)
-    assert result.overall.forest.subsumed.value > 0.9
-    assert result.overall.forest.subsumed.is_apart_from(result.overall.shuffled.subsumed)
+    assert result.overall.forest.under.value == 1
+    assert result.overall.shuffled.subsumed.value == 0
+    assert result.overall.forest.under.is_apart_from(result.overall.shuffled.under)
     assert result.overall.second_forest is not None
     assert result.overall.second_forest.subsumed.value == 0
     assert result.overall.gain.shared_information.low > 1

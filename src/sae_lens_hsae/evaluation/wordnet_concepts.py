@@ -88,9 +88,9 @@ def feature_concepts(
 ) -> FeatureConcepts:
     """Derive every feature's concept from a stream of activations on glosses, in one pass.
 
-    The concept is the best match; see `FeatureConcepts.by_common_hypernym` for the other derivation. A feature whose best
-    correlation could be chance (normal approximation, level 0.01 over all concepts tried) has no concept. Memory is
-    bounded by a table of concepts × features: 1,700 concepts of WordNet have 30 synsets, 0.2 GB for 30,720 features.
+    The concept is the best match; see `FeatureConcepts.by_common_hypernym` for the other derivation. A feature whose
+    best correlation could be chance (normal approximation, level 0.01 over all concepts tried) has no concept. Memory
+    is bounded by a table of concepts × features: 1,721 concepts of WordNet have 30 synsets, 0.2 GB for 30,720 features.
 
     In a causal language model the entry word has not seen its gloss, and all senses of a word look alike there: read
     the gloss.
@@ -189,7 +189,7 @@ class _BestMatch:
         self.total_of_squares += scores.square().sum(0).double().cpu()
 
     def result(self, seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(width,) best candidates, ``NO_CONCEPT`` where it could be chance, and (width,) float64 their correlations."""
+        """(width,) best candidates, ``NO_CONCEPT`` where they could be chance, and (width,) float64 correlations."""
         parts = [self._of_features(part, seen) for part in torch.arange(len(self.total)).split(FEATURES_AT_ONCE)]
         return torch.cat([concept for concept, _ in parts]), torch.cat([correlation for _, correlation in parts])
 
@@ -205,8 +205,8 @@ class _BestMatch:
         variance = self.total_of_squares[features] / n - mean.square()
         covariance = self.per_concept[:, features].cpu()[usable].double() / n - share * mean
         correlation = covariance / (share * (1 - share) * variance).sqrt()
-        # No variance: the feature is dead, or the same everywhere.
-        correlation[:, variance <= 0] = math.nan
+        # The feature is dead or the same everywhere, and what variance there is comes from rounding.
+        correlation[:, variance <= TIE * mean.square()] = math.nan
         best = correlation.amax(0)
         # The last of those that tie: candidates with the same synsets read differ in which is the more specific.
         ties = correlation >= best - TIE
