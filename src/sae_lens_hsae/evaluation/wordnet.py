@@ -37,7 +37,7 @@ class Synset:
     """One meaning.
 
     Attributes:
-        name: first lemma, part of speech and number of its sense, as NLTK writes it: ``dog.n.01``.
+        name: first lemma, part of speech and WordNet's number of the lemma's sense: ``dog.n.01``.
         lemmas: its words, the most usual first; underscores for spaces.
         gloss: its definition and examples.
         hypernyms: names of the synsets right above it.

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from statistics import NormalDist
 
 import torch
 
@@ -89,8 +88,8 @@ def feature_concepts(
     """Derive every feature's concept from a stream of activations on glosses, in one pass.
 
     The concept is the best match; see `FeatureConcepts.by_common_hypernym` for the other derivation. A feature whose
-    best correlation could be chance (normal approximation, level 0.01 over all concepts tried) has no concept. Memory
-    is bounded by a table of concepts × features: 1,721 concepts of WordNet have 30 synsets, 0.2 GB for 30,720 features.
+    best match could be chance (probability above 0.01, over all concepts tried) has no concept. Memory is bounded by a
+    table of concepts × features: 1,721 concepts of WordNet have 30 synsets, 0.2 GB for 30,720 features.
 
     In a causal language model the entry word has not seen its gloss, and all senses of a word look alike there: read
     the gloss.
@@ -212,8 +211,23 @@ class _BestMatch:
         ties = correlation >= best - TIE
         place = (ties * torch.arange(1, len(correlation) + 1)[:, None]).argmax(0)
         concept = self.candidates.concepts[usable][place]
-        least = NormalDist().inv_cdf(1 - SIGNIFICANCE / int(usable.sum())) / math.sqrt(n)
-        return torch.where(best >= least, concept, NO_CONCEPT), best
+        sums = self.per_concept[:, features].cpu()[usable].double().gather(0, place[None])[0]
+        bound = _log_chance(sums, self.total[features], self.total_of_squares[features], share[place, 0])
+        return torch.where(bound <= math.log(SIGNIFICANCE / int(usable.sum())), concept, NO_CONCEPT), best
+
+
+def _log_chance(
+    sums: torch.Tensor, total: torch.Tensor, total_of_squares: torch.Tensor, share: torch.Tensor
+) -> torch.Tensor:
+    """Upper bound of the log probability that a concept over ``share`` of the synsets gets ``sums`` of all scores.
+
+    Chernoff's bound for drawing the synsets at random, the number of draws being the effective sample size
+    (Σ score)² / Σ score²; for scores of 0 and 1 that is how many fire. A normal approximation of the correlation would
+    find concepts by the thousand in random features that fire seldom.
+    """
+    found = (sums / total).clamp(0, 1)
+    divergence = torch.xlogy(found, found / share) + torch.xlogy(1 - found, (1 - found) / (1 - share))
+    return torch.where(found > share, -(total.square() / total_of_squares) * divergence, 0.0)
 
 
 class _StrongestSynsets:
