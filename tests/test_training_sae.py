@@ -13,6 +13,13 @@ from sae_lens.training.sae_trainer import _unwrap_item
 from sae_lens_hsae.perturbation import draw_replaced
 
 
+@pytest.fixture(autouse=True, params=["dense", "entries"])
+def form(request, monkeypatch):
+    """Everything here holds whichever form of the activations the density of a batch would choose."""
+    monkeypatch.setattr("sae_lens_hsae.training_sae.MAX_DENSITY", {"dense": -1.0, "entries": 1.0}[request.param])
+    return request.param
+
+
 def independent_saes(sae):
     """One SAELens JumpReLU SAE per level, with the level's weights."""
     saes = []
@@ -115,6 +122,8 @@ def test_dead_features_of_every_level_receive_ghost_gradients(batch):
     output = sae.training_forward_pass(step_input(batch, dead=dead))
     grad = torch.autograd.grad(output.losses["ghost_gradient_loss"], sae.W_enc)[0]
     assert torch.equal(grad.abs().sum(0) > 0, dead)
+    nothing_dead = make_sae().training_forward_pass(step_input(batch, dead=torch.zeros_like(dead)))
+    assert nothing_dead.losses["ghost_gradient_loss"] == 0
     off = make_sae(ghost_gradients=False)
     assert "ghost_gradient_loss" not in off.training_forward_pass(step_input(batch, dead=dead)).losses
 

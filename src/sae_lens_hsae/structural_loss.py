@@ -16,19 +16,22 @@ from typing import NamedTuple
 
 import torch
 
-from sae_lens_hsae.levels import children_by_parent
+from sae_lens_hsae.levels import NO_PARENT, children_by_parent
+from sae_lens_hsae.row_products import dot_rows
 
 
 class Families(NamedTuple):
     """All families of a forest, grouped by size and padded to the largest of their group.
 
     Attributes:
+        parents: the table they were made of, (n_features,) int64.
         members: flat feature indices, family after family, in each the parent first; (n_members,) int64.
             Padding repeats the parent.
         signs: +1 for a parent, −1 for a child, 0 for padding; (n_members,) float32.
         shapes: (n_families, size) of each group, in the order of ``members``.
     """
 
+    parents: torch.Tensor
     members: torch.Tensor
     signs: torch.Tensor
     shapes: tuple[tuple[int, int], ...]
@@ -43,7 +46,7 @@ def families_of(parents: torch.Tensor) -> Families:
     Returns:
         The families, on the device of ``parents``.
     """
-    device = parents.device
+    table, device = parents, parents.device
     parents = parents.cpu()
     children, offsets = children_by_parent(parents)
     first_child, n_children = offsets[:-1], offsets.diff()
@@ -64,7 +67,7 @@ def families_of(parents: torch.Tensor) -> Families:
     members = [group.flatten() for group, _ in groups] or [torch.zeros(0, dtype=torch.int64)]
     signs = [group.flatten() for _, group in groups] or [torch.zeros(0)]
     shapes = tuple((len(group), group.shape[1]) for group, _ in groups)
-    return Families(torch.cat(members).to(device), torch.cat(signs).to(device), shapes)
+    return Families(table, torch.cat(members).to(device), torch.cat(signs).to(device), shapes)
 
 
 def structural_loss(acts: torch.Tensor, W_dec: torch.Tensor, families: Families) -> torch.Tensor:
@@ -93,3 +96,79 @@ def structural_loss(acts: torch.Tensor, W_dec: torch.Tensor, families: Families)
             else:
                 total = total + (V @ D).square().sum()
     return total / len(acts)
+
+
+def entries_structural_loss(
+    values: torch.Tensor,
+    tokens: torch.Tensor,
+    features: torch.Tensor,
+    W_dec: torch.Tensor,
+    parents: torch.Tensor,
+    batch: int,
+) -> torch.Tensor:
+    """The same loss from the entries of a batch alone: those pairs of a family that meet on a token.
+
+    With the products written out, L_PC,p = a_p² ‖d_p‖² − 2 a_p Σ_j a_j ⟨d_p, d_j⟩ + Σ_j a_j² ‖d_j‖² +
+    2 Σ_{j<k} a_j a_k ⟨d_j, d_k⟩.
+
+    Args:
+        values: activations of the entries, (n,).
+        tokens: (n,) int64, ascending; features: (n,) int64; together they name each entry, once.
+        W_dec: decoder rows of all levels, (n_features, d_in).
+        parents: (n_features,) int64, on the device of ``values``.
+        batch: number of tokens.
+
+    Returns:
+        A scalar of the dtype of ``values``.
+    """
+    n_features = len(parents)
+    is_child = parents != NO_PARENT
+    children = torch.nonzero(is_child).squeeze(1)
+    is_parent = torch.zeros_like(is_child).index_fill(0, parents[children], True)
+    in_families = is_child.to(W_dec.dtype) + is_parent.to(W_dec.dtype)
+    squares = (values.square() * (in_families * W_dec.square().sum(1)).index_select(0, features)).sum()
+
+    place = n_features * tokens + features
+    entry_at = torch.empty(n_features * batch, dtype=torch.int64, device=place.device)  # garbage where there is none
+    entry_at.index_copy_(0, place, torch.arange(len(place), device=place.device))
+    child = torch.nonzero(is_child.index_select(0, features)).squeeze(1)
+    own_feature = features.index_select(0, child)
+    place_of_parent = n_features * tokens.index_select(0, child) + parents.index_select(0, own_feature)
+    parent = entry_at.index_select(0, place_of_parent).clamp(0, max(len(place) - 1, 0))
+    meet = torch.nonzero(place.index_select(0, parent) == place_of_parent).squeeze(1)
+    joined = torch.zeros_like(in_families).index_copy(0, children, dot_rows(W_dec, parents[children], children))
+    products = joined.index_select(0, own_feature.index_select(0, meet))
+    of_child = values.index_select(0, child.index_select(0, meet))
+    of_parent = values.index_select(0, parent.index_select(0, meet))
+    with_parents = (of_child * of_parent * products).sum()
+
+    left, right = _siblings(place_of_parent, child, values)
+    products = dot_rows(W_dec, features.index_select(0, left), features.index_select(0, right))
+    among_siblings = (values.index_select(0, left) * values.index_select(0, right) * products).sum()
+    return (squares + 2 * (among_siblings - with_parents)) / batch
+
+
+def _siblings(family: torch.Tensor, child: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pairs of entries that are children of one family on one token, at least one of them active.
+
+    Args:
+        family: a number for family and token, of each child, (n,).
+        child: its entry, (n,); values: activations of all entries.
+    """
+    family, order = family.sort(stable=True)
+    child = child.index_select(0, order)
+    active = values.detach().index_select(0, child) != 0
+    first, lefts, rights = torch.arange(len(child), device=child.device), [child[:0]], [child[:0]]
+    for distance in range(1, len(child)):
+        # Sorted by family: what has no sibling at this distance has none further on.
+        first = first[: torch.searchsorted(first, len(child) - distance)]
+        other = first + distance
+        same = family.index_select(0, first) == family.index_select(0, other)
+        first = first[same]
+        if len(first) == 0:
+            break
+        other = first + distance
+        seen = torch.nonzero(active.index_select(0, first) | active.index_select(0, other)).squeeze(1)
+        lefts.append(child.index_select(0, first.index_select(0, seen)))
+        rights.append(child.index_select(0, other.index_select(0, seen)))
+    return torch.cat(lefts), torch.cat(rights)

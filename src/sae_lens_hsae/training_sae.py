@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 
 import torch
 from sae_lens.constants import SAE_CFG_FILENAME
-from sae_lens.saes.jumprelu_sae import JumpReLU, Step
+from sae_lens.saes.jumprelu_sae import JumpReLU
 from sae_lens.saes.sae import TrainCoefficientConfig, TrainingSAE, TrainStepInput, TrainStepOutput
 from torch import nn
 from typing_extensions import override
 
+from sae_lens_hsae.active_entries import MAX_DENSITY, ActiveEntries, Encoder
 from sae_lens_hsae.config import ARCHITECTURE, HierarchicalTrainingSAEConfig
+from sae_lens_hsae.dense_activations import DenseActivations
 from sae_lens_hsae.exact_storage import SUFFIX, as_bytes
 from sae_lens_hsae.ghost_gradients import ghost_gradient_loss
 from sae_lens_hsae.hierarchical_sae import LevelStack
@@ -27,9 +29,9 @@ from sae_lens_hsae.hierarchy_update import (
     is_update_due,
     parent_table,
 )
-from sae_lens_hsae.perturbation import Replacement, draw_replaced, replacement_delta, replacements
+from sae_lens_hsae.perturbation import Replacement, draw_replaced, replacements
 from sae_lens_hsae.sparsity_control import SparsityState, control_sparsity, initial_state
-from sae_lens_hsae.structural_loss import Families, families_of, structural_loss
+from sae_lens_hsae.structural_loss import Families, families_of
 from sae_lens_hsae.training_metrics import level_metrics
 
 INFERENCE_TENSORS = ("W_enc", "b_enc", "threshold", "W_dec", "b_dec", "parents")
@@ -120,13 +122,13 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         replaced = self._begin_step(step_input)
         sparsity = self._sparsity()
         x = step_input.sae_in
-        acts, hidden_pre = self.encode_with_hidden_pre(x)
+        sae_in = self.process_sae_in(x)
+        hidden_pre = self.hook_sae_acts_pre(self.hidden_pre(sae_in))
+        acts = self._activations(sae_in, hidden_pre)
+        clean = acts.reconstruct(self.W_dec, self.b_dec)
         exact = torch.promote_types(hidden_pre.dtype, torch.float32)
-        # Split once: slicing level by level would make a gradient as large as all levels for each of them.
-        per_level = zip(self.levels.split(acts), self.W_dec.split(self.levels.widths), self.b_dec, strict=True)
-        clean = [own_acts @ rows + bias for own_acts, rows, bias in per_level]
         errors = [x.to(exact) - out.to(exact) for out in self._perturbed(clean, acts, replaced)]
-        l0 = self._l0(hidden_pre, exact)
+        l0 = acts.l0()
         losses = {
             "mse_loss": torch.stack([error.square().sum(-1).mean() for error in errors]).sum(),
             "l0_loss": (sparsity.log_coefficient.exp() * l0).sum(),
@@ -134,18 +136,19 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         if self.cfg.structural_loss_coefficient > 0:
             losses["structural_loss"] = self.cfg.structural_loss_coefficient * self._structural_loss(acts)
         if self.cfg.ghost_gradients and step_input.dead_neuron_mask is not None:
-            losses["ghost_gradient_loss"] = self._ghost_gradients(errors, hidden_pre, step_input.dead_neuron_mask)
+            losses["ghost_gradient_loss"] = self._ghost_gradients(errors, sae_in, step_input.dead_neuron_mask)
         metrics: dict[str, Any] = {}
         if step_input.is_logging_step:
             dead = step_input.dead_neuron_mask
             metrics = level_metrics(self.levels, x, clean, l0.detach(), sparsity, self.parents, dead)
             metrics["reparented_share"] = self.reparented_share
+        feature_acts = acts.dense()
         if self.training:
-            self._end_step(acts, l0)
+            self._end_step(feature_acts, l0)
         return TrainStepOutput(
             sae_in=x,
             sae_out=self.hook_sae_recons(clean[self.cfg.output_level]),
-            feature_acts=acts,
+            feature_acts=feature_acts,
             hidden_pre=hidden_pre,
             loss=torch.stack(list(losses.values())).sum(),
             losses=losses,
@@ -238,33 +241,55 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
             for change in replacements(replaced, parents, self.levels)
         ]
 
+    def _activations(self, sae_in: torch.Tensor, hidden_pre: torch.Tensor) -> DenseActivations | ActiveEntries:
+        """The activations in the form that is the cheaper one for this batch."""
+        threshold = self.threshold.to(hidden_pre.dtype)
+        straight_through = (self.levels, self.cfg.jumprelu_bandwidth, self.cfg.jumprelu_ste_to_input)
+        if self._may_use_entries(sae_in, hidden_pre):
+            found = hidden_pre.detach() > threshold.detach() - self.cfg.jumprelu_bandwidth / 2
+            if torch.count_nonzero(found) <= MAX_DENSITY * found.numel():
+                encoder = Encoder(self.W_enc, self.b_enc, self.b_dec if self.cfg.apply_b_dec_to_input else None)
+                return ActiveEntries(found, sae_in, hidden_pre, encoder, threshold, *straight_through)
+        values = self.hook_sae_acts_post(JumpReLU.apply(hidden_pre, threshold, *straight_through[1:]))
+        return DenseActivations(values, hidden_pre, threshold, *straight_through)
+
+    def _may_use_entries(self, sae_in: torch.Tensor, hidden_pre: torch.Tensor) -> bool:
+        hooked = any(point.has_hooks() for point in (self.hook_sae_acts_pre, self.hook_sae_acts_post))
+        return (
+            hidden_pre.device.type == "cpu"
+            and hidden_pre.dtype == self.dtype
+            and hidden_pre.dtype in (torch.float32, torch.float64)
+            and not sae_in.requires_grad
+            and not hooked
+            and not torch.compiler.is_compiling()
+        )
+
     @torch.compiler.disable()
     def _perturbed(
-        self, clean: list[torch.Tensor], acts: torch.Tensor, replaced: list[Replacement]
+        self, clean: list[torch.Tensor], acts: DenseActivations | ActiveEntries, replaced: list[Replacement]
     ) -> list[torch.Tensor]:
         """Reconstructions of all levels, the replaced ones in place of the clean."""
         perturbed = list(clean)
         for level, change in enumerate(replaced):
             if len(change.features):
-                perturbed[level] = clean[level] + replacement_delta(acts, self.W_dec, change)
+                perturbed[level] = clean[level] + acts.replacement_delta(self.W_dec, change)
         return perturbed
 
     @torch.compiler.disable()
-    def _structural_loss(self, acts: torch.Tensor) -> torch.Tensor:
-        return structural_loss(acts, self.W_dec, self._view().families)
+    def _structural_loss(self, acts: DenseActivations | ActiveEntries) -> torch.Tensor:
+        return acts.structural_loss(self.W_dec, self._view().families)
 
     @torch.compiler.disable()
-    def _ghost_gradients(
-        self, errors: list[torch.Tensor], hidden_pre: torch.Tensor, dead: torch.Tensor
-    ) -> torch.Tensor:
-        per_level = zip(
-            errors,
-            self.levels.split(hidden_pre),
-            self.W_dec.split(self.levels.widths),
-            self.levels.split(dead),
-            strict=True,
-        )
-        return torch.stack([ghost_gradient_loss(*level) for level in per_level]).sum()
+    def _ghost_gradients(self, errors: list[torch.Tensor], sae_in: torch.Tensor, dead: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros((), dtype=errors[0].dtype, device=dead.device)
+        ghosts = torch.nonzero(dead).squeeze(1)
+        for error, bias, own in zip(errors, self.b_dec, self.levels, strict=True):
+            mine = ghosts[(ghosts >= own.start) & (ghosts < own.stop)]
+            if len(mine):
+                shifted = sae_in - bias if self.cfg.apply_b_dec_to_input else sae_in
+                pre = shifted @ self.W_enc[:, mine] + self.b_enc[mine]
+                total = total + ghost_gradient_loss(error, pre, self.W_dec[mine])
+        return total
 
     @torch.compiler.disable()
     def _sparsity(self) -> SparsityState:
@@ -312,16 +337,6 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
 
     def _normalize_decoder(self) -> None:
         self.W_dec.data.div_(self.get_W_dec_norm().unsqueeze(1))
-
-    def _l0(self, hidden_pre: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Mean L0 of every level, (L,), with the straight-through gradient of JumpReLU."""
-        fired = Step.apply(
-            hidden_pre,
-            self.threshold.to(hidden_pre.dtype),
-            self.cfg.jumprelu_bandwidth,
-            self.cfg.jumprelu_ste_to_input,
-        )
-        return torch.stack([own.sum(-1, dtype=dtype).mean() for own in self.levels.split(fired)])
 
     def _similarity(self, boundary: int, above: slice, below: slice) -> SimilarityBlock:
         if self.cfg.hierarchy_similarity == "encoder":

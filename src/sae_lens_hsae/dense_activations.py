@@ -1,0 +1,62 @@
+"""The activations of a batch in full: the plain form of what training asks of them."""
+
+from __future__ import annotations
+
+import torch
+from sae_lens.saes.jumprelu_sae import Step
+
+from sae_lens_hsae.levels import Levels
+from sae_lens_hsae.perturbation import Replacement, replacement_delta
+from sae_lens_hsae.structural_loss import Families, structural_loss
+
+
+class DenseActivations:
+    """What training asks of the activations of a batch, from all of them; works at any precision, on any device.
+
+    Attributes:
+        values: activations of all levels, (batch, n_features).
+    """
+
+    def __init__(
+        self,
+        values: torch.Tensor,
+        hidden_pre: torch.Tensor,
+        threshold: torch.Tensor,
+        levels: Levels,
+        bandwidth: float,
+        ste_to_input: bool,
+    ) -> None:
+        """Keep what is given.
+
+        Args:
+            values: (batch, n_features); hidden_pre: pre-activations, of the same shape.
+            threshold: θ, (n_features,), of their dtype.
+            levels: of the features.
+            bandwidth: ε; ste_to_input: whether the estimator's gradient reaches the pre-activations.
+        """
+        self.values, self.levels = values, levels
+        self._step = (hidden_pre, threshold, bandwidth, ste_to_input)
+
+    def dense(self) -> torch.Tensor:
+        """(batch, n_features)."""
+        return self.values
+
+    def l0(self) -> torch.Tensor:
+        """Mean L0 of every level, (L,), with the straight-through gradient of JumpReLU."""
+        exact = torch.promote_types(self.values.dtype, torch.float32)
+        fired = self.levels.split(Step.apply(*self._step))
+        return torch.stack([own.sum(-1, dtype=exact).mean() for own in fired])
+
+    def reconstruct(self, W_dec: torch.Tensor, b_dec: torch.Tensor) -> list[torch.Tensor]:
+        """Reconstruction of every level, each (batch, d_in)."""
+        # Split once: slicing level by level would make a gradient as large as all levels for each of them.
+        per_level = zip(self.levels.split(self.values), W_dec.split(self.levels.widths), b_dec, strict=True)
+        return [own_acts @ rows + bias for own_acts, rows, bias in per_level]
+
+    def replacement_delta(self, W_dec: torch.Tensor, replacement: Replacement) -> torch.Tensor:
+        """What a replacement adds to its level's reconstruction, (batch, d_in)."""
+        return replacement_delta(self.values, W_dec, replacement)
+
+    def structural_loss(self, W_dec: torch.Tensor, families: Families) -> torch.Tensor:
+        """Σ_l Σ_i L_PC,(l,i), mean over the batch."""
+        return structural_loss(self.values, W_dec, families)
