@@ -1,19 +1,27 @@
 """The experiments' machinery on random activations: every model trains, cells are kept, tables add up."""
 
+import json
+import os
+
 import pytest
 import torch
 
 from sae_lens_hsae import cli
-from sae_lens_hsae import reproduce as experiments
-from sae_lens_hsae.reproduce import MODELS, TABLES, TRADE_OFF, Stream, reproduce
-from sae_lens_hsae.reproduce_tables import markdown, table_of
+from sae_lens_hsae.reproduce import models, paper_tables
+from sae_lens_hsae.reproduce.kept_cells import Cell, finish_cells
+from sae_lens_hsae.reproduce.models import MATRYOSHKA, MODELS, TRADE_OFF
+from sae_lens_hsae.reproduce.paper_tables import TABLES, Size, Stream, measure, reproduce
+from sae_lens_hsae.reproduce.planted import reproduce_planted
+from sae_lens_hsae.reproduce.tables import meaning_table, paper_table, planted_table
+
+SMALL = Size(steps=3, seeds=2, held_out=500)
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(experiments, "WIDTHS", (20, 30, 45))
-    monkeypatch.setattr(experiments, "HELD_OUT", 500)
-    monkeypatch.setattr(experiments, "BATCH_SIZE", 64)
+    monkeypatch.setattr(models, "WIDTHS", (20, 30, 45))
+    monkeypatch.setattr(models, "BATCH_SIZE", 64)
+    monkeypatch.setattr(paper_tables, "BATCH_SIZE", 64)
 
 
 def activations(layer, n_tokens):
@@ -26,66 +34,129 @@ def activations(layer, n_tokens):
 
 
 @pytest.mark.parametrize("model", [*MODELS, *TRADE_OFF])
-def test_every_model_trains_and_is_measured(model):
-    result = experiments.measure(model, Stream(3, 3, 0), activations(3, 500 + 110 * 64), steps=110)
+def test_every_model_trains_and_is_measured(model, tmp_path):
+    result = measure(model, Stream(3, 3, 0), activations, Size(steps=110, held_out=500), tmp_path)
     assert [level["width"] for level in result["levels"]] == [20, 30, 45]
     assert result["levels"][-1]["variance_explained"] > 0.2
     assert len(result["boundaries"]) == 2
     assert result["boundaries"][0]["n_pairs"] > 0
+    assert len(list(tmp_path.iterdir())) == 1, "the trained model is kept, and nothing else"
 
 
 def test_finished_cells_are_kept_and_only_missing_ones_trained(tmp_path, monkeypatch):
-    first = reproduce("similarity", activations, tmp_path, steps=3, seeds=2)
+    first = reproduce("similarity", activations, tmp_path, SMALL)
     assert [(cell["seed"], cell["model"]) for cell in first] == [
         (seed, model) for seed in range(2) for model in TABLES["similarity"].models
     ]
     gone = next(tmp_path.glob("*seed1*decoder*.json"))
     gone.unlink()
-    trained = []
+    computed = []
 
-    def mark(model, stream, x, steps):
-        assert (len(x), steps) == (500 + 3 * 64, 3)
-        trained.append((model, stream.seed))
+    def measure(model, stream, source, size, folder):
+        assert (source, size, folder) == (activations, SMALL, tmp_path)
+        computed.append((model, stream.seed))
         return {"marked": True}
 
-    monkeypatch.setattr(experiments, "measure", mark)
-    second = reproduce("similarity", activations, tmp_path, steps=3, seeds=2)
-    assert trained == [("decoder cosine", 1)]
+    monkeypatch.setattr(paper_tables, "measure", measure)
+    second = reproduce("similarity", activations, tmp_path, SMALL)
+    assert computed == [("decoder cosine", 1)]
     assert [cell for cell in second if "marked" not in cell] == [*first[:4], first[5]]
 
 
-def test_the_seed_decides_all():
-    x = activations(3, 500 + 10 * 64)
-    results = [experiments.measure("HSAE", Stream(3, 3, seed), x, steps=10) for seed in (0, 0, 1)]
+def test_a_trained_model_is_not_trained_again(tmp_path, monkeypatch):
+    arguments = ("HSAE", Stream(3, 3, 0), activations, SMALL, tmp_path)
+    first = measure(*arguments)
+    monkeypatch.setattr(paper_tables, "train", None)
+    assert measure(*arguments) == first
+
+
+def test_an_interrupted_cell_leaves_nothing_behind(tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(paper_tables, "train", stop)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce("similarity", activations, tmp_path, SMALL)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_seed_decides_all(tmp_path):
+    size, folders = Size(steps=10, held_out=500), [tmp_path / name for name in "abc"]
+    for folder in folders:
+        folder.mkdir()
+    results = [
+        measure("HSAE", Stream(3, 3, seed), activations, size, folder)
+        for seed, folder in zip((0, 0, 1), folders, strict=True)
+    ]
+    for result in results:
+        del result["seed"]
     assert results[0] == results[1] != results[2]
+
+
+def process_id(number):
+    return {"number": number, "process": os.getpid()}
+
+
+def test_workers_are_other_processes_and_results_keep_their_order(tmp_path):
+    cells = [Cell(f"n {number}", process_id, (number,)) for number in range(4)]
+    results = finish_cells(cells, tmp_path, "numbers", workers=2)
+    assert [result["number"] for result in results] == [0, 1, 2, 3]
+    assert os.getpid() not in {result["process"] for result in results}
+    assert json.loads((tmp_path / "n_2.json").read_text()) == results[2]
+    with pytest.raises(ValueError, match="workers=0 must be at least 1"):
+        finish_cells(cells, tmp_path, "numbers", workers=0)
 
 
 def test_an_unknown_table_is_refused(tmp_path):
     with pytest.raises(ValueError, match="table='mane': choose one of main, mechanisms, trees, similarity, tradeoff"):
         reproduce("mane", activations, tmp_path)
+    with pytest.raises(ValueError, match="setting='hard': choose one of standard, easy"):
+        reproduce_planted("hard", tmp_path)
 
 
 def cell(model, seed, hamming):
     levels = [{"level": i, "variance_explained": 0.5 + 0.1 * i, "l0": 4.0, "n_dead": i} for i in range(2)]
-    boundary = {"parent_level": 0, "hamming": hamming, "p_parent_given_child": 0.7, "p_child_given_parent": 0.3}
+    boundary = {"parent_level": 0, "hamming": hamming, "p_parent_given_child": 0.7, "p_child_given_parent": None}
     return {"layer": 3, "target_l0": 4, "model": model, "seed": seed, "levels": levels, "boundaries": [boundary]}
 
 
 def test_tables_hold_means_and_spreads_over_seeds():
-    table = table_of([cell("HSAE", 0, 10.0), cell("HSAE", 1, 12.0), cell("post hoc", 0, 20.0)])
-    hamming = table[(table["measure"] == "hamming") & (table["model"] == "HSAE")].iloc[0]
+    table = paper_table([cell("HSAE", 0, 10.0), cell("HSAE", 1, 12.0), cell("post hoc", 0, 20.0)])
+    values = table.values
+    hamming = values[(values["measure"] == "hamming") & (values["model"] == "HSAE")].iloc[0]
     assert (hamming["mean"], hamming["spread"], hamming["seeds"]) == (11.0, 1.0, 2)
-    text = markdown(table).splitlines()
-    values = "0.500 0.600 ±0.000 | 4.00 4.00 ±0.00 | 0 1 ±0 | 11.00 ±1.00 | 0.700 ±0.000 | 0.300 ±0.000 |"
-    assert text[2] == f"| 3 | 4 | HSAE | 2 | {values}"
+    text = table.markdown().splitlines()
+    assert text[0].startswith("| layer | L0 | model | seeds | variance explained | L0 | dead | Hamming |")
+    shown = "0.500 0.600 ±0.000 | 4.00 4.00 ±0.00 | 0 1 ±0 | 11.00 ±1.00 | 0.700 ±0.000 | –"
+    assert text[2].startswith(f"| 3 | 4 | HSAE | 2 | {shown}")
     assert text[3].startswith("| 3 | 4 | post hoc | 1 | 0.500 0.600 | 4.00 4.00 | 0 1 | 20.00 |")
 
 
+def test_every_model_is_judged_by_planted_trees(tmp_path):
+    results = reproduce_planted("standard", tmp_path, seeds=1, steps=2, n_samples=2000)
+    assert [result["model"] for result in results] == ["HSAE", "HSAE (paper)", "post hoc", MATRYOSHKA]
+    text = planted_table(results).markdown().splitlines()
+    assert text[0].startswith("| model | seeds | precision | recall | F1 |")
+    assert len(text) == 6
+
+
+def estimate(value):
+    return {"value": value, "low": value - 0.1, "high": value + 0.1}
+
+
+def test_the_table_of_meanings():
+    rates = {name: estimate(0.5) for name in ("subsumed", "under", "more_specific")}
+    overall = {"forest": rates, "shuffled": rates | {"subsumed": estimate(0.1)}, "n_pairs": 7}
+    results = [{"model": "HSAE", "seed": 0, "meaning": {"overall": overall}}]
+    assert meaning_table(results).markdown().splitlines()[2] == "| HSAE | 1 | 0.500 | 0.500 | 0.500 | 0.100 | 7 |"
+
+
 def test_the_command_writes_the_table(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "minilm_activations", lambda folder: activations)  # noqa: ARG005
+    monkeypatch.setattr("sae_lens_hsae.reproduce.command.GlossActivations", lambda folder: activations)  # noqa: ARG005
+    monkeypatch.setattr("sae_lens_hsae.reproduce.command.Size", lambda: SMALL)
     cli.main(["reproduce", "similarity", "--seeds", "1", "--steps", "2", "--output", str(tmp_path)])
     out = capsys.readouterr().out
     assert out.strip() == (tmp_path / "similarity.md").read_text(encoding="utf-8").strip()
     assert "| 3 | 16 | decoder cosine | 1 |" in out
-    assert (tmp_path / "similarity.csv").read_text().startswith("layer,target_l0,model,measure,place,mean,spread,seeds")
-    assert len(list((tmp_path / "models").glob("*.json"))) == 3
+    assert (tmp_path / "similarity.csv").read_text().startswith("layer,L0,model,measure,place,mean,spread,seeds")
+    assert len(list((tmp_path / "cells").glob("*.json"))) == 3

@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from sae_lens.llm_sae_training_runner import _run_cli
 
 from sae_lens_hsae.demo import demo
 from sae_lens_hsae.explorer.command import add_explore, run_explore
-from sae_lens_hsae.reproduce import TABLES, minilm_activations, reproduce
-from sae_lens_hsae.reproduce_tables import write_table
+from sae_lens_hsae.reproduce.command import add_reproduce, run_reproduce
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -25,11 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     commands.add_parser("train", help="SAELens' own command line, which then knows --architecture hsae", add_help=False)
     add_explore(commands)
-    tables = commands.add_parser("reproduce", help="train and measure what a table of the paper compares, on MiniLM")
-    tables.add_argument("table", choices=TABLES)
-    tables.add_argument("--seeds", type=int, default=3)
-    tables.add_argument("--steps", type=int, default=1500, help="training steps of every model (default %(default)s)")
-    tables.add_argument("--output", type=Path, default=Path("runs/reproduce"), help="finished models are kept there")
+    add_reproduce(commands)
     chosen, rest = parser.parse_known_args(arguments)
     if chosen.command == "train":
         _run_cli(rest)
@@ -39,8 +33,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run_explore(chosen)
         return
     if chosen.command == "reproduce":
-        source = minilm_activations(chosen.output / "activations")
-        results = reproduce(chosen.table, source, chosen.output / "models", chosen.steps, chosen.seeds)
-        print(write_table(chosen.table, results, chosen.output))
+        run_reproduce(chosen)
         return
     demo()

@@ -1,0 +1,56 @@
+"""``hsae reproduce``: one command for each comparison."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sae_lens_hsae.reproduce.gloss_stream import GlossActivations
+from sae_lens_hsae.reproduce.meaning import EntryWords, reproduce_meaning
+from sae_lens_hsae.reproduce.paper_tables import QUICK, TABLES, Size, reproduce
+from sae_lens_hsae.reproduce.planted import SETTINGS, reproduce_planted
+from sae_lens_hsae.reproduce.tables import meaning_table, paper_table, planted_table, write_table
+
+QUICK_GLOSSES = 2_000
+
+
+def add_reproduce(commands: Any) -> None:
+    """Add the subcommand to ``hsae``'s."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "reproduce",
+        help="train and measure what a table compares",
+        description="Train and measure what a table compares. Finished models and cells are kept in the output folder, "
+        "and a later call does the rest. The paper's tables: main, mechanisms (ablated), trees (their shapes), "
+        "similarity (what makes a parent), tradeoff (ρ and r); all on all-MiniLM-L6-v2 reading WordNet's glosses. "
+        "Ground truths: planted (trees that generated the activations), wordnet (the meaning of parent and child).",
+    )
+    parser.add_argument("table", choices=[*TABLES, "planted", "wordnet"])
+    parser.add_argument("--output", type=Path, default=Path("runs/reproduce"), help="default %(default)s")
+    parser.add_argument("--seeds", type=int, help="default 3; 5 for planted")
+    parser.add_argument("--steps", type=int, help=f"training steps, default {Size().steps}; planted: the setting's")
+    parser.add_argument("--setting", choices=SETTINGS, default="standard", help="of planted, default %(default)s")
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the cores, default %(default)s")
+    parser.add_argument("--quick", action="store_true", help="one seed, few steps: minutes, and no figure to quote")
+
+
+def run_reproduce(chosen: argparse.Namespace) -> None:
+    """Run the subcommand: results into the output folder as Markdown, CSV and plots, Markdown also to the terminal."""
+    size = QUICK if chosen.quick else Size()
+    size = replace(size, steps=chosen.steps or size.steps, seeds=chosen.seeds or size.seeds)
+    cells = chosen.output / "cells"
+    source = GlossActivations(chosen.output / "activations")
+    if chosen.table == "planted":
+        seeds = chosen.seeds or (1 if chosen.quick else 5)
+        steps = chosen.steps or (size.steps if chosen.quick else None)
+        name, table = (
+            f"planted-{chosen.setting}",
+            planted_table(reproduce_planted(chosen.setting, cells, seeds, steps, chosen.workers)),
+        )
+    elif chosen.table == "wordnet":
+        words = EntryWords(source.folder, QUICK_GLOSSES if chosen.quick else None)
+        name, table = "wordnet", meaning_table(reproduce_meaning(source, words, cells, size, chosen.workers))
+    else:
+        name, table = chosen.table, paper_table(reproduce(chosen.table, source, cells, size, chosen.workers))
+    print(write_table(name, table, chosen.output))

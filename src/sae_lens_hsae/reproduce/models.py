@@ -1,0 +1,127 @@
+"""The models that are compared, and their training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from sae_lens import (
+    SAE,
+    JumpReLUSAE,
+    LoggingConfig,
+    MatryoshkaBatchTopKTrainingSAE,
+    MatryoshkaBatchTopKTrainingSAEConfig,
+)
+from sae_lens.config import SAETrainerConfig
+from sae_lens.saes.sae import TrainingSAE
+from sae_lens.training.sae_trainer import SAETrainer
+
+from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
+from sae_lens_hsae.evaluation.matryoshka import groups_and_prefixes
+from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack
+from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
+from sae_lens_hsae.levels import Levels
+from sae_lens_hsae.presets import PAPER
+from sae_lens_hsae.showcase import paper_optimizer
+from sae_lens_hsae.training_sae import HierarchicalTrainingSAE
+
+WIDTHS = (128, 256, 512, 1024)
+BATCH_SIZE = 1024
+LEARNING_RATE = 6e-3
+
+INDEPENDENT: dict[str, Any] = {"structural_loss_coefficient": 0.0, "perturbation_rate": 0.0}
+"""Exactly as many independent SAEs as there are levels; the last update is then the post-hoc assignment (App. F.2)."""
+
+MATRYOSHKA = "matryoshka, post hoc"
+"""SAELens' Matryoshka BatchTopK with the same total L0; its groups are the levels."""
+
+MODELS: dict[str, dict[str, Any]] = {
+    "HSAE": {},
+    "HSAE (paper)": PAPER,
+    "post hoc": INDEPENDENT,
+    "no constraint": PAPER | {"structural_loss_coefficient": 0.0},
+    "no perturbation": PAPER | {"perturbation_rate": 0.0},
+    "full tree": PAPER | {"unassigned_fraction": 0.0},
+    "fixed tree": PAPER | {"freeze_hierarchy_after": 100},  # the first forest is the last
+    "binary tree": PAPER | {"max_children": 2},
+    "decoder cosine": PAPER | {"hierarchy_similarity": "decoder"},
+    "co-activation": PAPER | {"hierarchy_similarity": "coactivation"},
+    MATRYOSHKA: {},
+}
+TRADE_OFF: dict[str, dict[str, Any]] = {
+    f"ρ={rho:g}, r={r:g}": {"structural_loss_coefficient": rho, "perturbation_rate": r}
+    for rho, r in [(0.03, 0.0), (0.1, 0.0), (0.3, 0.0), (1.0, 0.0), (0.0, 0.02), (0.0, 0.1), (0.0, 0.2), (0.1, 0.05)]
+}
+
+
+def new_sae(model: str, target_l0: float, d_in: int) -> TrainingSAE[Any]:
+    """A model before training, by its name in ``MODELS`` or ``TRADE_OFF``."""
+    levels = Levels(WIDTHS)
+    if model == MATRYOSHKA:
+        return new_matryoshka(levels, target_l0 * len(levels), d_in)
+    fields: dict[str, Any] = {
+        "d_in": d_in,
+        "d_sae": levels.n_features,
+        "level_widths": list(WIDTHS),
+        "target_l0": target_l0,
+        "normalize_activations": "none",  # the stream is scaled already
+    }
+    return HierarchicalTrainingSAE(HierarchicalTrainingSAEConfig(**fields | (MODELS | TRADE_OFF)[model]))
+
+
+def new_matryoshka(levels: Levels, total_l0: float, d_in: int, **fields: Any) -> MatryoshkaBatchTopKTrainingSAE:
+    """SAELens' Matryoshka BatchTopK whose groups have the levels' widths."""
+    return MatryoshkaBatchTopKTrainingSAE(
+        MatryoshkaBatchTopKTrainingSAEConfig(
+            d_in=d_in, d_sae=levels.n_features, k=total_l0, matryoshka_widths=list(levels.offsets[1:]), **fields
+        )
+    )
+
+
+def matryoshka_levels(sae: SAE[Any]) -> tuple[list[JumpReLUSAE], list[JumpReLUSAE]]:
+    """Groups and prefixes of a trained Matryoshka SAE as SAELens saves it, by ``WIDTHS``."""
+    assert isinstance(sae, JumpReLUSAE)
+    return groups_and_prefixes(sae, Levels(WIDTHS).offsets[1:])
+
+
+def stack_of(sae: SAE[Any]) -> tuple[Sequence[LevelSAE] | SAEStack, FeatureForest]:
+    """Levels and forest of any trained model; a Matryoshka SAE's by the same similarity as HSAE's."""
+    if isinstance(sae, HierarchicalSAE):
+        return sae, sae.forest
+    groups, _ = matryoshka_levels(sae)
+    return groups, FeatureForest.from_saes(groups)
+
+
+def train(sae: TrainingSAE[Any], x: torch.Tensor, steps: int, seed: int) -> None:
+    """Train any SAELens SAE on rows of ``x`` with the paper's optimizer, in an order that the seed decides."""
+    trainer_for(sae, _batches(x, seed), steps).fit()
+
+
+def trainer_for(sae: TrainingSAE[Any], batches: Iterator[torch.Tensor], steps: int) -> SAETrainer[Any, Any]:
+    """SAELens' own trainer with the paper's optimizer, for ``steps`` batches of activations that are scaled already."""
+    cfg = SAETrainerConfig(
+        n_checkpoints=0,
+        checkpoint_path=None,
+        save_final_checkpoint=False,
+        total_training_samples=steps * BATCH_SIZE,
+        device=str(sae.device),
+        autocast=False,
+        lr_decay_steps=0,
+        n_restart_cycles=1,
+        train_batch_size_samples=BATCH_SIZE,
+        dead_feature_window=100,
+        feature_sampling_window=2000,
+        logger=LoggingConfig(log_to_wandb=False),
+        n_batches_for_norm_estimate=1,
+        **paper_optimizer(steps, LEARNING_RATE),
+    )
+    return SAETrainer(cfg=cfg, sae=sae, data_provider=batches)
+
+
+def _batches(x: torch.Tensor, seed: int) -> Iterator[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        for rows in torch.randperm(len(x), generator=generator)[: len(x) // BATCH_SIZE * BATCH_SIZE].split(BATCH_SIZE):
+            yield x[rows]

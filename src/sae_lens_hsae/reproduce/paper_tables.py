@@ -1,0 +1,173 @@
+"""The paper's comparisons at a size that two cores can run: which models meet on which streams of activations.
+
+One cell is one model trained on one stream: a layer, a target L0, a seed. Cells are shared between tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from sae_lens import SAE
+
+from sae_lens_hsae.evaluation import evaluate_forest
+from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
+from sae_lens_hsae.reproduce.kept_cells import Cell, file_name, finish_cells, missing
+from sae_lens_hsae.reproduce.models import (
+    BATCH_SIZE,
+    MATRYOSHKA,
+    TRADE_OFF,
+    matryoshka_levels,
+    new_sae,
+    stack_of,
+    train,
+)
+
+Activations = Callable[[int, int], torch.Tensor]
+"""(layer, tokens) → that many activations (tokens, d_in), shuffled, of mean norm √d_in."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How long is trained and how much is measured.
+
+    Attributes:
+        steps: training steps of every model.
+        seeds: how many; of the initial weights and of the order of the batches.
+        held_out: tokens measured on, which are not trained on.
+    """
+
+    steps: int = 1000
+    seeds: int = 3
+    held_out: int = 100_000
+
+
+QUICK = Size(steps=150, seeds=1, held_out=20_000)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Where activations come from, and what is asked of the models that read them."""
+
+    layer: int
+    target_l0: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"layer{self.layer}-l0_{self.target_l0:g}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A comparison: these models on these layers and targets."""
+
+    models: tuple[str, ...]
+    places: tuple[tuple[int, float], ...] = ((3, 16),)
+
+    def streams(self, seeds: int) -> list[Stream]:
+        return [Stream(layer, target, seed) for layer, target in self.places for seed in range(seeds)]
+
+
+TABLES = {
+    "main": Table(("HSAE", "HSAE (paper)", "post hoc", MATRYOSHKA), ((3, 16), (1, 16), (5, 16), (3, 8), (3, 32))),
+    "mechanisms": Table(("HSAE (paper)", "no constraint", "no perturbation", "post hoc")),
+    "trees": Table(("HSAE (paper)", "full tree", "fixed tree", "binary tree")),
+    "similarity": Table(("HSAE (paper)", "decoder cosine", "co-activation")),
+    "tradeoff": Table(("HSAE (paper)", "post hoc", *TRADE_OFF)),
+}
+
+
+def reproduce(
+    table: str, activations: Activations, folder: Path, size: Size = QUICK, workers: int = 1
+) -> list[dict[str, Any]]:
+    """Train and measure the cells of a table that ``folder`` does not hold yet; all its cells in the end.
+
+    Args:
+        table: a name in ``TABLES``.
+        activations: where they come from; with several workers, picklable.
+        folder: where trained models and finished cells are kept.
+        size: of training and measuring.
+        workers: processes that share the cores.
+
+    Raises:
+        ValueError: if there is no such table, or ``workers`` is below 1.
+    """
+    if table not in TABLES:
+        raise ValueError(f"table={table!r}: choose one of {', '.join(TABLES)}")
+    chosen = TABLES[table]
+    pairs = [(stream, model) for stream in chosen.streams(size.seeds) for model in chosen.models]
+    return finish_trainings(pairs, measure, activations, folder, f"Table {table}", size, workers)
+
+
+def finish_trainings(
+    pairs: Sequence[tuple[Stream, str]],
+    compute: Callable[..., dict[str, Any]],
+    activations: Activations,
+    folder: Path,
+    title: str,
+    size: Size,
+    workers: int,
+    *more: Any,
+) -> list[dict[str, Any]]:
+    """One cell for each model on each stream: ``compute(model, stream, activations, size, folder, *more)``."""
+    cells = [
+        Cell(
+            f"{compute.__name__}-{_name(model, stream, size)}",
+            compute,
+            (model, stream, activations, size, folder, *more),
+        )
+        for stream, model in pairs
+    ]
+    for layer in {cell.arguments[1].layer for cell in missing(cells, folder)}:
+        activations(layer, n_tokens(size))  # once, before workers ask for it all together
+    return finish_cells(cells, folder, title, workers)
+
+
+def n_tokens(size: Size) -> int:
+    """Activations of one layer that a table needs."""
+    return size.held_out + size.steps * BATCH_SIZE
+
+
+def measure(model: str, stream: Stream, activations: Activations, size: Size, folder: Path) -> dict[str, Any]:
+    """Train one model on all but the last ``size.held_out`` activations of a stream and measure it on those."""
+    sae = trained(model, stream, activations, size, folder)
+    held_out = activations(stream.layer, n_tokens(size))[-size.held_out :].split(BATCH_SIZE)
+    levels, forest = stack_of(sae)
+    result = evaluate_forest(levels, forest, held_out).to_dict()
+    if not isinstance(sae, HierarchicalSAE):
+        # A group of a Matryoshka SAE reconstructs only together with the coarser ones.
+        _, prefixes = matryoshka_levels(sae)
+        of_prefixes = evaluate_forest(prefixes, _no_edges(prefixes), held_out).to_dict()
+        for level, prefix in zip(result["levels"], of_prefixes["levels"], strict=True):
+            level["variance_explained"] = prefix["variance_explained"]
+    return {**asdict(stream), "steps": size.steps, "model": model, **result}
+
+
+def trained(model: str, stream: Stream, activations: Activations, size: Size, folder: Path) -> SAE[Any]:
+    """A model trained on a stream, as loaded from the folder where it is kept; trained now if it is not there."""
+    path = folder / _name(model, stream, size)
+    if not path.exists():
+        x = activations(stream.layer, n_tokens(size))
+        torch.manual_seed(stream.seed)
+        sae = new_sae(model, stream.target_l0, x.shape[1])
+        train(sae, x[: -size.held_out], size.steps, stream.seed)
+        with TemporaryDirectory(dir=folder, prefix=".unfinished-") as aside:
+            sae.save_inference_model(aside)
+            Path(aside).rename(path)
+            Path(aside).mkdir()  # for the context to remove
+    return SAE.load_from_disk(path)
+
+
+def _name(model: str, stream: Stream, size: Size) -> str:
+    return file_name(f"{stream.name}-{size.steps}steps-{model}")
+
+
+def _no_edges(saes: list[Any]) -> FeatureForest:
+    widths = [sae.cfg.d_sae for sae in saes]
+    return FeatureForest(torch.full((sum(widths),), -1), widths)
