@@ -32,6 +32,8 @@ NAN = float("nan")
         ("target_l0", [2, NAN, 2], "level 1"),
         ("structural_loss_coefficient", -0.1, "ρ must be 0 or more"),
         ("structural_loss_coefficient", NAN, "ρ must be 0 or more"),
+        ("structural_loss_decay", [400, 100], "the first before the last"),
+        ("structural_loss_decay", [400], "give two steps"),
         ("perturbation_rate", -0.01, "from 0 to 1"),
         ("perturbation_rate", 1.5, "from 0 to 1"),
         ("unassigned_fraction", -0.2, "at least 0 and below 1"),

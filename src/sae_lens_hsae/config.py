@@ -52,6 +52,7 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
         output_level: the level that ``decode`` and ``forward`` reconstruct from; −1 is the finest.
         target_l0: L̂0, active features per token at every level: one number, or one per level.
         structural_loss_coefficient: ρ, weight of the parent–children loss L_PC (§3.1).
+        structural_loss_decay: steps [first, last] between which ρ falls linearly to 0; None keeps it constant.
         perturbation_rate: r, probability with which a parent's contribution is replaced by its children's in
             the reconstruction of its level, drawn per feature and step (§3.2).
         hierarchy_update_every: steps between two updates of the forest (§3.3).
@@ -86,6 +87,7 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
     # On SAELens' command line a JSON number or list: its parser knows no "number or list" by itself.
     target_l0: float | list[float] = simple_parsing.field(default=50.0, type=json.loads)  # noqa: RUF009
     structural_loss_coefficient: float = 0.01
+    structural_loss_decay: list[int] | None = simple_parsing.field(default=None, type=json.loads)  # noqa: RUF009
     perturbation_rate: float = 0.05
     hierarchy_update_every: int = 5000
     hierarchy_first_update: int = 100
@@ -185,6 +187,13 @@ def _check_training(cfg: HierarchicalTrainingSAEConfig) -> None:
         rho,
         _is_number(cfg.structural_loss_coefficient) and cfg.structural_loss_coefficient >= 0,
         "ρ must be 0 or more",
+    )
+    decay = cfg.structural_loss_decay
+    _check(
+        cfg,
+        "structural_loss_decay",
+        decay is None or (len(decay) == 2 and all(map(_is_number, decay)) and 0 <= decay[0] < decay[1]),
+        "give two steps, the first before the last, or None for a constant ρ",
     )
     _check(cfg, "perturbation_rate", _within(cfg.perturbation_rate, 0, 1), "r is a probability, from 0 to 1")
     _check(cfg, "hierarchy_update_every", _is_count(cfg.hierarchy_update_every), "it counts steps: 1 or more")

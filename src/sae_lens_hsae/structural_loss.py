@@ -12,12 +12,21 @@ anything of shape (batch, features, d_in).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
 from sae_lens_hsae.levels import NO_PARENT, children_by_parent
 from sae_lens_hsae.row_products import dot_rows
+
+
+def decay_factor(step: torch.Tensor, decay: Sequence[int] | None) -> torch.Tensor | float:
+    """What is left of ρ at a step: 1 up to the first step of ``decay``, 0 from the last on, a line between them."""
+    if decay is None:
+        return 1.0
+    first, last = decay
+    return ((last - step) / (last - first)).clamp(0, 1)
 
 
 class Families(NamedTuple):

@@ -31,7 +31,7 @@ from sae_lens_hsae.hierarchy_update import (
 )
 from sae_lens_hsae.perturbation import Replacement, draw_replaced, replacements
 from sae_lens_hsae.sparsity_control import SparsityState, control_sparsity, initial_state
-from sae_lens_hsae.structural_loss import Families, families_of
+from sae_lens_hsae.structural_loss import Families, decay_factor, families_of
 from sae_lens_hsae.training_metrics import level_metrics
 
 INFERENCE_TENSORS = ("W_enc", "b_enc", "threshold", "W_dec", "b_dec", "parents")
@@ -134,7 +134,8 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
             "l0_loss": (sparsity.log_coefficient.exp() * l0).sum(),
         }
         if self.cfg.structural_loss_coefficient > 0:
-            losses["structural_loss"] = self.cfg.structural_loss_coefficient * self._structural_loss(acts)
+            rho = self.cfg.structural_loss_coefficient * decay_factor(self.n_steps, self.cfg.structural_loss_decay)
+            losses["structural_loss"] = rho * self._structural_loss(acts)
         if self.cfg.ghost_gradients and step_input.dead_neuron_mask is not None:
             losses["ghost_gradient_loss"] = self._ghost_gradients(errors, sae_in, step_input.dead_neuron_mask)
         metrics: dict[str, Any] = {}
