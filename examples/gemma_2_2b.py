@@ -10,6 +10,7 @@ import torch
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
 
 from sae_lens_hsae import HierarchicalTrainingSAEConfig
+from sae_lens_hsae.presets import PAPER
 from sae_lens_hsae.showcase import paper_optimizer, train_and_show
 
 BATCH_SIZE = 1024
@@ -23,8 +24,7 @@ def config() -> LanguageModelSAERunnerConfig[Any]:
             d_sae=30_720,
             level_widths=[2048, 4096, 8192, 16_384],
             target_l0=50,
-            structural_loss_coefficient=0.01,
-            perturbation_rate=0.05,
+            **PAPER,
             hierarchy_update_every=5000,
             unassigned_fraction=0.2,
         ),

@@ -7,13 +7,14 @@ import torch
 from sae_lens.saes.sae import TrainStepInput
 
 from sae_lens_hsae import HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig
+from sae_lens_hsae.presets import PAPER
 
 WIDTHS = [4, 9, 20]
 D_IN = 8
 
 
 def make_config(**overrides: Any) -> HierarchicalTrainingSAEConfig:
-    fields: dict[str, Any] = {"d_in": D_IN, "level_widths": WIDTHS, "target_l0": 2.0} | overrides
+    fields: dict[str, Any] = {"d_in": D_IN, "level_widths": WIDTHS, "target_l0": 2.0, **PAPER} | overrides
     fields.setdefault("d_sae", sum(fields["level_widths"]))
     return HierarchicalTrainingSAEConfig(**fields)
 

@@ -27,6 +27,7 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from sae_lens_hsae import HierarchicalSAE, HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig
+from sae_lens_hsae.presets import PAPER
 
 D_MODEL = 16
 VOCABULARY = 100
@@ -111,6 +112,7 @@ def tiny_config(**overrides: Any) -> HierarchicalTrainingSAEConfig:
         "hierarchy_first_update": 3,
         "hierarchy_update_every": 10,
         "normalize_activations": "expected_average_only_in",
+        **PAPER,
     }
     return HierarchicalTrainingSAEConfig(**{**fields, **overrides})
 

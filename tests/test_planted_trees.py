@@ -21,11 +21,11 @@ from sae_lens.synthetic import (
     SyntheticModelConfig,
 )
 
-from sae_lens_hsae.evaluation.absorption import measure_absorption
-from sae_lens_hsae.evaluation.concept_matching import ConceptMatches, match_directions, match_features
-from sae_lens_hsae.evaluation.planted_training import POST_HOC, compare, new_saes, train
-from sae_lens_hsae.evaluation.planted_trees import EASY, STANDARD, PlantedSetting, recover, true_parents
-from sae_lens_hsae.evaluation.tree_recovery import score_recovery
+from sae_lens_hsae.evaluation.planted.absorption import measure_absorption
+from sae_lens_hsae.evaluation.planted.concept_matching import ConceptMatches, match_directions, match_features
+from sae_lens_hsae.evaluation.planted.training import POST_HOC, compare, new_saes, train
+from sae_lens_hsae.evaluation.planted.tree_recovery import score_recovery
+from sae_lens_hsae.evaluation.planted.trees import EASY, STANDARD, PlantedSetting, recover, true_parents
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.levels import Levels
 

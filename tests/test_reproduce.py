@@ -134,10 +134,16 @@ def test_tables_hold_means_and_spreads_over_seeds():
 
 def test_every_model_is_judged_by_planted_trees(tmp_path):
     results = reproduce_planted("standard", tmp_path, seeds=1, steps=2, n_samples=2000)
-    assert [result["model"] for result in results] == ["HSAE", "HSAE (paper)", "post hoc", MATRYOSHKA]
+    assert [result["model"] for result in results] == [
+        "HSAE",
+        "HSAE, constant ρ",
+        "HSAE (paper)",
+        "post hoc",
+        MATRYOSHKA,
+    ]
     text = planted_table(results).markdown().splitlines()
     assert text[0].startswith("| model | seeds | precision | recall | F1 |")
-    assert len(text) == 6
+    assert len(text) == 7
 
 
 def estimate(value):

@@ -19,14 +19,15 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
-from sae_lens_hsae.evaluation import wordnet as wordnet_module
-from sae_lens_hsae.evaluation import wordnet_concepts, wordnet_scores
-from sae_lens_hsae.evaluation.cluster_bootstrap import Estimate, resampled_means
-from sae_lens_hsae.evaluation.wordnet import DEBIAN_FOLDER, NO_CONCEPT, Synset, WordNet, read_wordnet
-from sae_lens_hsae.evaluation.wordnet_concepts import FeatureConcepts, feature_concepts
-from sae_lens_hsae.evaluation.wordnet_judge import MEASURES, judge_forest
-from sae_lens_hsae.evaluation.wordnet_report import PairRates
-from sae_lens_hsae.evaluation.wordnet_text import NO_SYNSET, entry_text, gloss_activations, gloss_rows
+from sae_lens_hsae.evaluation.wordnet import concepts as wordnet_concepts
+from sae_lens_hsae.evaluation.wordnet import database as wordnet_module
+from sae_lens_hsae.evaluation.wordnet import scores as wordnet_scores
+from sae_lens_hsae.evaluation.wordnet.cluster_bootstrap import Estimate, resampled_means
+from sae_lens_hsae.evaluation.wordnet.concepts import FeatureConcepts, feature_concepts
+from sae_lens_hsae.evaluation.wordnet.database import DEBIAN_FOLDER, NO_CONCEPT, Synset, WordNet, read_wordnet
+from sae_lens_hsae.evaluation.wordnet.judge import MEASURES, judge_forest
+from sae_lens_hsae.evaluation.wordnet.report import PairRates
+from sae_lens_hsae.evaluation.wordnet.text import NO_SYNSET, entry_text, gloss_activations, gloss_rows
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.levels import Levels
 
@@ -951,7 +952,7 @@ class TestWordnetBase:
 
 def test_permutations_of_a_small_bin_are_uniform():
     """The exact control above takes it that every pair of a bin is as likely to lend its parent."""
-    from sae_lens_hsae.evaluation.wordnet_judge import _shuffled_within
+    from sae_lens_hsae.evaluation.wordnet.judge import _shuffled_within
 
     bins = torch.tensor([0, 1, 0, 1, 0])
     generator = torch.Generator().manual_seed(0)

@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
 from sae_lens_hsae.demo import CONTEXT_SIZE, SPECIAL_TOKENS, minilm_config
-from sae_lens_hsae.evaluation.wordnet import WordNet, read_wordnet
-from sae_lens_hsae.evaluation.wordnet_text import GlossRows, gloss_rows
+from sae_lens_hsae.evaluation.wordnet.database import WordNet, read_wordnet
+from sae_lens_hsae.evaluation.wordnet.text import GlossRows, gloss_rows
 
 
 @dataclass(frozen=True)

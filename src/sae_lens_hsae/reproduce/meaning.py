@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from sae_lens_hsae.evaluation.wordnet import WordNet, read_wordnet
-from sae_lens_hsae.evaluation.wordnet_concepts import feature_concepts
-from sae_lens_hsae.evaluation.wordnet_judge import judge_forest
-from sae_lens_hsae.evaluation.wordnet_text import gloss_activations
+from sae_lens_hsae.evaluation.wordnet.concepts import feature_concepts
+from sae_lens_hsae.evaluation.wordnet.database import WordNet, read_wordnet
+from sae_lens_hsae.evaluation.wordnet.judge import judge_forest
+from sae_lens_hsae.evaluation.wordnet.text import gloss_activations
 from sae_lens_hsae.reproduce.gloss_stream import gloss_reader
-from sae_lens_hsae.reproduce.models import BATCH_SIZE, stack_of
+from sae_lens_hsae.reproduce.models import BATCH_SIZE, HSAE, stack_of
 from sae_lens_hsae.reproduce.paper_tables import Activations, Size, Stream, finish_trainings, trained
 
-MODELS = ("HSAE", "HSAE (paper)", "post hoc")
+MODELS = (HSAE, "HSAE (paper)", "post hoc")
 PLACE = (3, 16)
 
 

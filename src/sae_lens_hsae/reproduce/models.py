@@ -23,7 +23,7 @@ from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
 from sae_lens_hsae.levels import Levels
-from sae_lens_hsae.presets import PAPER
+from sae_lens_hsae.presets import INDEPENDENT, PAPER, fading
 from sae_lens_hsae.showcase import paper_optimizer
 from sae_lens_hsae.training_sae import HierarchicalTrainingSAE
 
@@ -31,14 +31,15 @@ WIDTHS = (128, 256, 512, 1024)
 BATCH_SIZE = 1024
 LEARNING_RATE = 6e-3
 
-INDEPENDENT: dict[str, Any] = {"structural_loss_coefficient": 0.0, "perturbation_rate": 0.0}
-"""Exactly as many independent SAEs as there are levels; the last update is then the post-hoc assignment (App. F.2)."""
-
 MATRYOSHKA = "matryoshka, post hoc"
 """SAELens' Matryoshka BatchTopK with the same total L0; its groups are the levels."""
 
+HSAE = "HSAE"
+"""With the fields of `fading`; "HSAE, constant ρ" has the defaults."""
+
 MODELS: dict[str, dict[str, Any]] = {
-    "HSAE": {},
+    HSAE: {},
+    "HSAE, constant ρ": {},
     "HSAE (paper)": PAPER,
     "post hoc": INDEPENDENT,
     "no constraint": PAPER | {"structural_loss_coefficient": 0.0},
@@ -52,12 +53,17 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 TRADE_OFF: dict[str, dict[str, Any]] = {
     f"ρ={rho:g}, r={r:g}": {"structural_loss_coefficient": rho, "perturbation_rate": r}
-    for rho, r in [(0.03, 0.0), (0.1, 0.0), (0.3, 0.0), (1.0, 0.0), (0.0, 0.02), (0.0, 0.1), (0.0, 0.2), (0.1, 0.05)]
+    for rho, r in [(0.03, 0.0), (0.3, 0.0), (1.0, 0.0), (0.0, 0.02), (0.0, 0.2), (0.1, 0.05)]
 }
 
 
-def new_sae(model: str, target_l0: float, d_in: int) -> TrainingSAE[Any]:
-    """A model before training, by its name in ``MODELS`` or ``TRADE_OFF``."""
+def fields_of(model: str, steps: int) -> dict[str, Any]:
+    """What sets a model apart, by its name in ``MODELS`` or ``TRADE_OFF``, as fields of HSAE's config."""
+    return fading(steps) if model == HSAE else (MODELS | TRADE_OFF)[model]
+
+
+def new_sae(model: str, target_l0: float, d_in: int, steps: int) -> TrainingSAE[Any]:
+    """A model before training for ``steps``, by its name in ``MODELS`` or ``TRADE_OFF``."""
     levels = Levels(WIDTHS)
     if model == MATRYOSHKA:
         return new_matryoshka(levels, target_l0 * len(levels), d_in)
@@ -68,7 +74,7 @@ def new_sae(model: str, target_l0: float, d_in: int) -> TrainingSAE[Any]:
         "target_l0": target_l0,
         "normalize_activations": "none",  # the stream is scaled already
     }
-    return HierarchicalTrainingSAE(HierarchicalTrainingSAEConfig(**fields | (MODELS | TRADE_OFF)[model]))
+    return HierarchicalTrainingSAE(HierarchicalTrainingSAEConfig(**fields | fields_of(model, steps)))
 
 
 def new_matryoshka(levels: Levels, total_l0: float, d_in: int, **fields: Any) -> MatryoshkaBatchTopKTrainingSAE:

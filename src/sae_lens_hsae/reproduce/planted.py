@@ -10,16 +10,15 @@ from sae_lens.saes.sae import TrainingSAE
 from sae_lens.util import temporary_seed
 
 from sae_lens_hsae.evaluation.matryoshka import groups_and_prefixes, inference_sae
-from sae_lens_hsae.evaluation.planted_training import Stack, compare
-from sae_lens_hsae.evaluation.planted_trees import EASY, N_SAMPLES, STANDARD, PlantedSetting
+from sae_lens_hsae.evaluation.planted.training import Stack, compare
+from sae_lens_hsae.evaluation.planted.trees import EASY, N_SAMPLES, STANDARD, PlantedSetting
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.levels import Levels
-from sae_lens_hsae.presets import PAPER
+from sae_lens_hsae.presets import INDEPENDENT, PAPER, fading
 from sae_lens_hsae.reproduce.kept_cells import Cell, finish_cells
-from sae_lens_hsae.reproduce.models import INDEPENDENT, MATRYOSHKA, new_matryoshka
+from sae_lens_hsae.reproduce.models import HSAE, MATRYOSHKA, new_matryoshka
 
 SETTINGS = {setting.name: setting for setting in (STANDARD, EASY)}
-MODELS: dict[str, dict[str, Any]] = {"HSAE": {}, "HSAE (paper)": PAPER, "post hoc": INDEPENDENT}
 
 
 def reproduce_planted(
@@ -61,7 +60,8 @@ def recovered(setting: str, seed: int, steps: int, n_samples: int) -> dict[str, 
     """All models on one seed, side by side on the same stream."""
     chosen = SETTINGS[setting]
     others: dict[str, TrainingSAE[Any]] = {MATRYOSHKA: _matryoshka(chosen, seed)}
-    results = compare(chosen, seed, MODELS, others, _matryoshka_stack, steps, n_samples)
+    models = {HSAE: fading(steps), "HSAE, constant ρ": {}, "HSAE (paper)": PAPER, "post hoc": INDEPENDENT}
+    results = compare(chosen, seed, models, others, _matryoshka_stack, steps, n_samples)
     return {"models": [result.to_dict() for result in results.values()]}
 
 

@@ -13,10 +13,10 @@ import math
 
 import torch
 
-from sae_lens_hsae.evaluation.cluster_bootstrap import resampled_means
-from sae_lens_hsae.evaluation.wordnet import NO_CONCEPT, WordNet
-from sae_lens_hsae.evaluation.wordnet_concepts import FeatureConcepts
-from sae_lens_hsae.evaluation.wordnet_report import BoundaryMeaning, ForestMeaning, PairRates, TreeMeaning
+from sae_lens_hsae.evaluation.wordnet.cluster_bootstrap import resampled_means
+from sae_lens_hsae.evaluation.wordnet.concepts import FeatureConcepts
+from sae_lens_hsae.evaluation.wordnet.database import NO_CONCEPT, WordNet
+from sae_lens_hsae.evaluation.wordnet.report import BoundaryMeaning, ForestMeaning, PairRates, TreeMeaning
 from sae_lens_hsae.forest import NO_PARENT, FeatureForest
 
 MIN_PAIRS_PER_TREE = 4

@@ -1,7 +1,7 @@
 """Planted trees: activations from a known hierarchy, and how much of it a forest recovers.
 
 Two settings are named and versioned, so that results stay comparable: `EASY` and `STANDARD`. Whatever changes what
-one of them generates, or asks of the levels, makes a new version. Training on them is in `planted_training`.
+one of them generates, or asks of the levels, makes a new version. Training on them is in `training`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from sae_lens.synthetic import (
 from sae_lens.util import temporary_seed
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
-from sae_lens_hsae.evaluation.absorption import measure_absorption
-from sae_lens_hsae.evaluation.concept_matching import FLOOR, Samples, match_directions, match_features
+from sae_lens_hsae.evaluation.planted.absorption import measure_absorption
+from sae_lens_hsae.evaluation.planted.concept_matching import FLOOR, Samples, match_directions, match_features
+from sae_lens_hsae.evaluation.planted.tree_recovery import TreeRecovery, score_recovery
 from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack, check_fit, level_saes
-from sae_lens_hsae.evaluation.tree_recovery import TreeRecovery, score_recovery
 from sae_lens_hsae.forest import NO_PARENT, FeatureForest
 
 BATCH_SIZE = 1024

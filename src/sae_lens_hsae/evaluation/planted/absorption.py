@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import torch
 
-from sae_lens_hsae.evaluation.concept_matching import ConceptMatches, Samples, sample_chunks
+from sae_lens_hsae.evaluation.planted.concept_matching import ConceptMatches, Samples, sample_chunks
 from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack, level_saes
 from sae_lens_hsae.forest import NO_PARENT
 

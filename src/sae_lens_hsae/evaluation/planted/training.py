@@ -13,10 +13,10 @@ from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_lens.util import temporary_seed
 
 from sae_lens_hsae.evaluation.hierarchy_metrics import evaluate_forest
-from sae_lens_hsae.evaluation.planted_trees import BATCH_SIZE, N_SAMPLES, PlantedSetting, PlantedTrees, recover
+from sae_lens_hsae.evaluation.planted.tree_recovery import TreeRecovery
+from sae_lens_hsae.evaluation.planted.trees import BATCH_SIZE, N_SAMPLES, PlantedSetting, PlantedTrees, recover
 from sae_lens_hsae.evaluation.results import ForestEvaluation
 from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack
-from sae_lens_hsae.evaluation.tree_recovery import TreeRecovery
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.training_sae import HierarchicalTrainingSAE
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack, check_same_input, level_saes
-from sae_lens_hsae.evaluation.wordnet import NO_CONCEPT, WordNet
-from sae_lens_hsae.evaluation.wordnet_scores import Glosses, Read, Score, SynsetScores
+from sae_lens_hsae.evaluation.wordnet.database import NO_CONCEPT, WordNet
+from sae_lens_hsae.evaluation.wordnet.scores import Glosses, Read, Score, SynsetScores
 from sae_lens_hsae.levels import Levels
 
 SIGNIFICANCE = 0.01

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from sae_lens_hsae.evaluation.absorption import Absorption, check_parents
-from sae_lens_hsae.evaluation.concept_matching import NO_CONCEPT, ConceptMatches
+from sae_lens_hsae.evaluation.planted.absorption import Absorption, check_parents
+from sae_lens_hsae.evaluation.planted.concept_matching import NO_CONCEPT, ConceptMatches
 from sae_lens_hsae.forest import NO_PARENT, FeatureForest
 
 

@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from sae_lens_hsae.evaluation.wordnet import Synset, WordNet
+from sae_lens_hsae.evaluation.wordnet.database import Synset, WordNet
 
 NO_SYNSET = -1
 GLOSSES_AT_ONCE = 4096
