@@ -4,12 +4,14 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 from sae_lens.saes.sae import TrainingSAE
 
 from sae_lens_hsae import HierarchicalTrainingSAE
 from sae_lens_hsae.showcase import train_and_show
 
-EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
+FOLDER = Path(__file__).parent.parent / "examples"
+EXAMPLES = sorted(path for path in FOLDER.glob("*.py") if path.stem != "gemma_scope")
 
 
 def load(path):
@@ -41,6 +43,13 @@ def test_gemma_has_the_papers_settings():
     assert (cfg.train_batch_size_tokens, cfg.context_size) == (1024, 1024)
     assert (cfg.adam_beta1, cfg.lr_scheduler_name, cfg.lr_end) == (0.0, "cosineannealing", 0.0)
     assert cfg.training_tokens == pytest.approx(100_000_000, rel=1e-4)
+
+
+def test_gemma_scopes_saes_are_those_that_saelens_knows():
+    example = load(FOLDER / "gemma_scope.py")
+    release = get_pretrained_saes_directory()[example.RELEASE]
+    assert set(example.LEVELS) <= set(release.saes_map)
+    assert len({level.split("/")[0] for level in example.LEVELS}) == 1, "all read one hook point"
 
 
 def test_there_are_examples():
