@@ -7,6 +7,8 @@ SAEBench's pins (numpy < 2, datasets < 4) need an environment of their own, from
     .venv-saebench/bin/python benchmarks/saebench.py runs/gpt2 --checks
     .venv-saebench/bin/python benchmarks/saebench.py runs/gpt2
 
+Where torch is a build for the CPU, add ``pip uninstall torchvision``: another build of it breaks transformers' import.
+
 ``--checks`` takes every level through SAEBench's input checks and what of its core evaluation needs no language
 model; without it the core evaluation runs, for which the model and its text are downloaded.
 """
