@@ -110,7 +110,7 @@ def test_workers_are_other_processes_and_results_keep_their_order(tmp_path):
 def test_an_unknown_table_is_refused(tmp_path):
     with pytest.raises(ValueError, match="table='mane': choose one of main, mechanisms, trees, similarity, tradeoff"):
         reproduce("mane", activations, tmp_path)
-    with pytest.raises(ValueError, match="setting='hard': choose one of standard, easy"):
+    with pytest.raises(ValueError, match="setting='hard': choose one of standard, easy, synth-sae-bench-16k"):
         reproduce_planted("hard", tmp_path)
 
 

@@ -32,6 +32,7 @@ def add_reproduce(commands: Any) -> None:
     parser.add_argument("--steps", type=int, help=f"training steps, default {Size().steps}; planted: the setting's")
     parser.add_argument("--setting", choices=SETTINGS, default="standard", help="of planted, default %(default)s")
     parser.add_argument("--workers", type=int, default=1, help="processes that share the cores, default %(default)s")
+    parser.add_argument("--device", default="cpu", help="of planted, default %(default)s")
     parser.add_argument("--quick", action="store_true", help="one seed, few steps: minutes, and no figure to quote")
 
 
@@ -46,7 +47,7 @@ def run_reproduce(chosen: argparse.Namespace) -> None:
         steps = chosen.steps or (size.steps if chosen.quick else None)
         name, table = (
             f"planted-{chosen.setting}",
-            planted_table(reproduce_planted(chosen.setting, cells, seeds, steps, chosen.workers)),
+            planted_table(reproduce_planted(chosen.setting, cells, seeds, steps, chosen.workers, device=chosen.device)),
         )
     elif chosen.table == "wordnet":
         words = EntryWords(source.folder, QUICK_GLOSSES if chosen.quick else None)

@@ -11,14 +11,14 @@ from sae_lens.util import temporary_seed
 
 from sae_lens_hsae.evaluation.matryoshka import groups_and_prefixes, inference_sae
 from sae_lens_hsae.evaluation.planted.training import Stack, compare
-from sae_lens_hsae.evaluation.planted.trees import EASY, N_SAMPLES, STANDARD, PlantedSetting
+from sae_lens_hsae.evaluation.planted.trees import EASY, N_SAMPLES, STANDARD, SYNTH_SAE_BENCH_16K, PlantedSetting
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.levels import Levels
 from sae_lens_hsae.presets import INDEPENDENT, PAPER, fading
 from sae_lens_hsae.reproduce.kept_cells import Cell, finish_cells
 from sae_lens_hsae.reproduce.models import HSAE, MATRYOSHKA, new_matryoshka
 
-SETTINGS = {setting.name: setting for setting in (STANDARD, EASY)}
+SETTINGS = {setting.name: setting for setting in (STANDARD, EASY, SYNTH_SAE_BENCH_16K)}
 
 
 def reproduce_planted(
@@ -28,6 +28,7 @@ def reproduce_planted(
     steps: int | None = None,
     workers: int = 1,
     n_samples: int = N_SAMPLES,
+    device: str = "cpu",
 ) -> list[dict[str, Any]]:
     """Train every model on the planted trees of every seed; one result for each, flat.
 
@@ -38,6 +39,7 @@ def reproduce_planted(
         steps: of training; None takes the setting's.
         workers: processes that share the cores.
         n_samples: to measure on.
+        device: where everything happens.
 
     Raises:
         ValueError: if there is no such setting, or ``workers`` is below 1.
@@ -46,32 +48,29 @@ def reproduce_planted(
         raise ValueError(f"setting={setting!r}: choose one of {', '.join(SETTINGS)}")
     chosen = SETTINGS[setting]
     steps = chosen.n_steps if steps is None else steps
-    cells = [
-        Cell(
-            f"planted-{setting}-v{chosen.version}-seed{seed}-{steps}steps", recovered, (setting, seed, steps, n_samples)
-        )
-        for seed in range(seeds)
-    ]
+    name = f"planted-{setting}-v{chosen.version}-{steps}steps"
+    cells = [Cell(f"{name}-seed{seed}", recovered, (setting, seed, steps, n_samples, device)) for seed in range(seeds)]
     results = finish_cells(cells, folder, f"Planted trees, {setting}", workers)
     return [model for cell in results for model in cell["models"]]
 
 
-def recovered(setting: str, seed: int, steps: int, n_samples: int) -> dict[str, Any]:
+def recovered(setting: str, seed: int, steps: int, n_samples: int, device: str) -> dict[str, Any]:
     """All models on one seed, side by side on the same stream."""
     chosen = SETTINGS[setting]
-    others: dict[str, TrainingSAE[Any]] = {MATRYOSHKA: _matryoshka(chosen, seed)}
+    others: dict[str, TrainingSAE[Any]] = {MATRYOSHKA: _matryoshka(chosen, seed, device)}
     models = {HSAE: fading(steps), "HSAE, constant ρ": {}, "HSAE (paper)": PAPER, "post hoc": INDEPENDENT}
-    results = compare(chosen, seed, models, others, _matryoshka_stack, steps, n_samples)
+    results = compare(chosen, seed, models, others, _matryoshka_stack, steps, n_samples, device)
     return {"models": [result.to_dict() for result in results.values()]}
 
 
-def _matryoshka(setting: PlantedSetting, seed: int) -> TrainingSAE[Any]:
+def _matryoshka(setting: PlantedSetting, seed: int, device: str) -> TrainingSAE[Any]:
     with temporary_seed(seed):
         return new_matryoshka(
             Levels(setting.level_widths),
             sum(setting.target_l0),
             setting.model.hidden_dim,
             normalize_activations="expected_average_only_in",
+            device=device,
         )
 
 

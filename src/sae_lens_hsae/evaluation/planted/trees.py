@@ -55,6 +55,8 @@ class PlantedSetting:
         learning_rate: at its highest.
         n_steps: training steps of `BATCH_SIZE` samples.
         sae_fields: other fields of HSAE's config, for every model trained on the setting.
+        source: a folder or Hugging Face repository that holds the generator; ``model`` then only states its sizes, the
+            trees and directions are the same for every seed, and loading takes a network or the folder.
     """
 
     name: str
@@ -66,6 +68,7 @@ class PlantedSetting:
     learning_rate: float
     n_steps: int
     sae_fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    source: str | None = None
 
     def plant(self, seed: int, device: str = "cpu") -> PlantedTrees:
         """The generator of one seed.
@@ -75,6 +78,11 @@ class PlantedSetting:
         """
         if seed < 0:
             raise ValueError(f"seed={seed} must be 0 or more")
+        if self.source is not None:
+            model = SyntheticModel.load_from_source(self.source, device)
+            if model.hierarchy is None:
+                raise ValueError(f"source={self.source!r} plants no tree: its generator has no hierarchy")
+            return PlantedTrees(self, seed, model, true_parents(model.hierarchy, self.model.num_features))
         if self.model.hierarchy is None:
             raise ValueError(f"setting {self.name!r} plants no tree: model.hierarchy is None")
         hierarchy = generate_hierarchy(self.model.num_features, self.model.hierarchy, seed=self.tree_seed)
@@ -195,6 +203,20 @@ STANDARD = PlantedSetting(
     sae_fields={"unassigned_fraction": 0.2, "sparsity_rate": 0.01},
 )
 """700 concepts, 507 of them in trees, correlated and of unequal frequency: tells true forests from consistent ones."""
+
+
+SYNTH_SAE_BENCH_16K = PlantedSetting(
+    name="synth-sae-bench-16k",
+    version=1,
+    model=SyntheticModelConfig(num_features=16_384, hidden_dim=768),
+    tree_seed=0,
+    level_widths=(256, 1024, 4096),
+    target_l0=(8.0, 14.0, 20.0),
+    learning_rate=3e-4,
+    n_steps=200_000_000 // BATCH_SIZE,
+    source="decoderesearch/synth-sae-bench-16k-v1",
+)
+"""SynthSAEBench-16k (arXiv 2602.14687): 128 roots × 4 × depth 3, 200M samples, width 4,096 at L0 20; asks for a GPU."""
 
 
 def true_parents(hierarchy: Hierarchy, n_concepts: int) -> torch.Tensor:
