@@ -130,8 +130,8 @@ def _update(growth: dict[str, Any]) -> str:
     note = (
         f"Not run but extrapolated by lines through the rows above (time by d · parents · children, R² "
         f"{fits['seconds']['r_squared']:.4f}; memory by d · parents, R² {fits['extra_bytes']['r_squared']:.4f}): "
-        f"{far['parents']:,} × {far['children']:,} at d {far['d_in']} would take {far['seconds'] / 3600:,.1f} hours or more, "
-        f"and {far['extra_bytes'] / 1e9:,.1f} GB beyond the weights."
+        f"{far['parents']:,} × {far['children']:,} at d {far['d_in']} would take {far['seconds'] / 3600:,.1f} hours "
+        f"or more, and {far['extra_bytes'] / 1e9:,.1f} GB beyond the weights."
     )
     return f"## Hierarchy update of one level boundary\n\n{_table(heads, rows)}\n\n{note}"
 
