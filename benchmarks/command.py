@@ -61,7 +61,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         parser.error(f"--rounds {options.rounds}: at least 1; 5 or more to judge by")
-    if torch.device(options.device).type not in ("cpu", "cuda"):
+    if options.device.partition(":")[0] not in ("cpu", "cuda"):
         parser.error(f"--device {options.device}: cpu or cuda")
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error(f"--device {options.device}: torch sees no GPU here; use cpu")

@@ -12,7 +12,7 @@ SMALL = (128, 256, 512, 1024)
 MEDIUM = (512, 1024, 2048, 4096)
 LARGE = (2048, 4096, 8192, 16384)
 PAPERS_D_IN = 2304
-LARGEST_UPDATE = (2304, 1_000_000, 2_000_000)
+LARGEST_UPDATE = (PAPERS_D_IN, 1_000_000, 2_000_000)
 """d_in, parents and children of the level boundary that the time and memory of an update are extrapolated to."""
 
 
@@ -53,7 +53,8 @@ class Plan:
         growth: sizes whose widths grow, at which time and memory are measured.
         evaluation: size of the forest that is evaluated, on each number of ``evaluation_tokens``.
         evaluation_tokens: how many, growing.
-        updates: (d_in, parents, children) of hierarchy updates, of growing parents.
+        updates: (d_in, parents, children) of hierarchy updates, growing; to extrapolate the memory, parents · children
+            must be more than one block of similarities (`hierarchy_update.BLOCK_ELEMENTS`).
         waiting: size of the training on the real language model; its d_in is that model's.
         waiting_steps: how many steps are watched.
     """
@@ -74,7 +75,7 @@ QUICK = Plan(
     growth=GROWTH,
     evaluation=Size(384, MEDIUM, 1024, 16),
     evaluation_tokens=(2048, 4096, 8192, 16384),
-    updates=((2304, 1024, 2048), (2304, 2048, 4096), (2304, 4096, 8192)),
+    updates=((PAPERS_D_IN, 4096, 8192), (PAPERS_D_IN, 6144, 12288), (PAPERS_D_IN, 8192, 16384)),
     waiting=Size(384, SMALL, 1024, 16),
     waiting_steps=48,
 )
@@ -91,7 +92,7 @@ FULL = replace(
         )
     ),
     evaluation_tokens=(8192, 16384, 32768, 65536),
-    updates=(*QUICK.updates, (2304, 8192, 16384), (2304, 16384, 32768)),
+    updates=(*QUICK.updates, (PAPERS_D_IN, 16384, 32768)),
     waiting_steps=200,
 )
 """An hour or more on two cores."""

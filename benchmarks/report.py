@@ -51,7 +51,7 @@ def _size(result: dict[str, Any], record: dict[str, Any]) -> str:
         "",
         f"The floor: the {ENCODER}, and {megabytes:,.0f} MB to move, {ms:,.1f} ms at the speed of a copy here. "
         f"Entries per active feature, by level: {entries}. A hierarchy update takes "
-        f"{_ms(result['hierarchy_update']['seconds'])} ms, {result['hierarchy_update']['share_of_training']:.2%} of "
+        f"{_ms(result['hierarchy_update']['seconds'])} ms, {result['hierarchy_update']['share_of_training']:.3%} of "
         f"training.",
     ]
     if result["l0_differs"]:

@@ -36,7 +36,7 @@ def measure_waiting(size: Size, steps: int, device: str) -> dict[str, Any]:
         of both kinds; or why all was ``left_out``.
     """
     try:
-        cfg = minilm_config(device=device, n_batches_in_buffer=64, train_batch_size_tokens=size.batch)
+        cfg = minilm_config(device=device, n_batches_in_buffer=16, train_batch_size_tokens=size.batch)
     except ModuleNotFoundError as missing:
         return {"left_out": str(missing)}
     model = load_model(cfg.model_class_name, cfg.model_name, device=device, hook_names=[cfg.hook_name])
