@@ -18,10 +18,12 @@ from benchmarks.report import markdown
 from benchmarks.steps import l0_differs, measure_size, unavoidable_bytes
 from benchmarks.timing import REPEATS, alternate, linear_fit, ratio
 from benchmarks.waiting import measure_waiting
+from sae_lens_hsae.active_entries import ActiveEntries
+from sae_lens_hsae.dense_activations import DenseActivations
 from sae_lens_hsae.hierarchy_update import BLOCK_ELEMENTS
 from sae_lens_hsae.structural_loss import families_of, structural_loss
 
-TINY = Size(16, (8, 16, 32), 64, 3)
+TINY = Size(16, (16, 64, 256), 64, 2)  # sparse enough for the fast form
 MEGABYTE = 2**20
 
 
@@ -88,6 +90,11 @@ def test_contestants_begin_with_the_same_weights_and_losses():
     assert losses[HSAE].item() != pytest.approx(losses[NO_HIERARCHY].item(), rel=1e-4)
 
 
+def _activations(contestant: Trained, x: torch.Tensor) -> object:
+    sae = contestant.trainers[0].sae
+    return sae._activations(x, sae.hidden_pre(x))
+
+
 def test_contestants_are_what_their_names_say():
     planted = plant(TINY, "cpu")
     built = {name: build(TINY, planted) for name, build in CONTESTANTS.items()}
@@ -98,6 +105,8 @@ def test_contestants_are_what_their_names_say():
     assert classes[MATRYOSHKA] == ["MatryoshkaBatchTopKTrainingSAE"]
     assert {type(trainer).__name__ for trainer in trained[SAELENS].trainers} == {"SAETrainer"}
     assert {type(trainer).__name__ for trainer in trained[HSAE].trainers} == {"HierarchicalSAETrainer"}
+    forms = {name: type(_activations(trained[name], planted.batches[0])) for name in (HSAE, PLAIN, NAIVE)}
+    assert forms == {HSAE: ActiveEntries, PLAIN: DenseActivations, NAIVE: DenseActivations}
     settings = [
         (group["lr"], group["betas"], group["eps"], group["weight_decay"])
         for each in trained.values()
@@ -107,7 +116,7 @@ def test_contestants_are_what_their_names_say():
     assert len(set(settings)) == 1
     parameters = trained[HSAE].trainers[0].sae.parameters()
     n_parameters = sum(parameter.numel() for parameter in parameters)
-    assert unavoidable_bytes(TINY) == 4 * (8 * n_parameters + 64 * 16)
+    assert unavoidable_bytes(TINY) == 4 * (8 * n_parameters + TINY.batch * TINY.d_in)
 
 
 def test_the_threshold_is_the_quantile_of_the_target():
@@ -115,7 +124,7 @@ def test_the_threshold_is_the_quantile_of_the_target():
     x = planted.batches[0]
     assert x.norm(dim=1).mean().item() == pytest.approx(4)
     for rows, threshold in zip(planted.directions.split(TINY.widths), planted.thresholds, strict=True):
-        assert (x @ rows.T > threshold).sum() == 3 * 64
+        assert (x @ rows.T > threshold).sum() == TINY.l0 * TINY.batch
 
 
 @pytest.mark.parametrize("seed", range(3))
