@@ -1,6 +1,6 @@
 # Python 3.11 or newer; constraints.txt pins releases that need it.
 PYTHON ?= python3
-# Passed on to pytest: make test ARGS='-k forest'
+# Passed on to pytest, or to the benchmark: make test ARGS='-k forest'
 ARGS ?=
 
 SHELL := bash
@@ -11,7 +11,7 @@ INSTALLED := .venv/.installed
 # pyright comes whole from the package index; this stops it from asking there for a newer one.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: demo test test-slow test-all lint format clean
+.PHONY: demo test test-slow test-all bench lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/hsae demo
@@ -27,6 +27,10 @@ test-slow: $(INSTALLED)
 	fi
 
 test-all: test test-slow
+
+# Minutes on two cores that do nothing else; make bench ARGS='--full' for all sizes, '--device cuda' on a GPU
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
