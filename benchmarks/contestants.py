@@ -23,9 +23,11 @@ from benchmarks.plan import Size
 from benchmarks.planted import Planted
 from sae_lens_hsae import HierarchicalSAETrainer, HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.levels import Levels
-from sae_lens_hsae.reproduce import INDEPENDENT, PAPER, trainer_for
+from sae_lens_hsae.presets import INDEPENDENT, PAPER
+from sae_lens_hsae.reproduce import trainer_for
 
 HSAE = "HSAE"
+DEFAULTS = "HSAE, defaults (r = 0)"
 NO_HIERARCHY = "HSAE, ρ = r = 0"
 PLAIN = "HSAE, plain dense form"
 NAIVE = "HSAE, naive structural loss"
@@ -159,6 +161,7 @@ def _widths(size: Size, planted: Planted) -> torch.Tensor:
 
 CONTESTANTS: dict[str, Callable[[Size, Planted], Contestant]] = {
     HSAE: _hsae(HierarchicalTrainingSAE, PAPER),
+    DEFAULTS: _hsae(HierarchicalTrainingSAE, {}),
     NO_HIERARCHY: _hsae(HierarchicalTrainingSAE, INDEPENDENT),
     SAELENS: _saelens_independent,
     MATRYOSHKA: _saelens_matryoshka,

@@ -54,7 +54,7 @@ class Plan:
         evaluation: size of the forest that is evaluated, on each number of ``evaluation_tokens``.
         evaluation_tokens: how many, growing.
         updates: (d_in, parents, children) of hierarchy updates, growing; to extrapolate the memory, parents · children
-            must be more than one block of similarities (`hierarchy_update.BLOCK_ELEMENTS`).
+            must be more than one block of similarities (`hierarchy_update.BLOCK` squared).
         waiting: size of the training on the real language model; its d_in is that model's.
         waiting_steps: how many steps are watched.
     """

@@ -20,7 +20,7 @@ from benchmarks.timing import REPEATS, alternate, linear_fit, ratio
 from benchmarks.waiting import measure_waiting
 from sae_lens_hsae.active_entries import ActiveEntries
 from sae_lens_hsae.dense_activations import DenseActivations
-from sae_lens_hsae.hierarchy_update import BLOCK_ELEMENTS
+from sae_lens_hsae.hierarchy_update import BLOCK
 from sae_lens_hsae.structural_loss import families_of, structural_loss
 
 TINY = Size(16, (16, 64, 256), 64, 2)  # sparse enough for the fast form
@@ -196,7 +196,7 @@ def test_plans_hold_what_is_promised():
     assert {size.precision for size in on_gpu.sizes if size.d_in == 2304} == {"float32", "tf32", "bfloat16"}
     for plan in (full, quick, on_gpu):
         assert plan.growth[-1].n_features == 8 * plan.growth[0].n_features
-        assert all(parents * children > BLOCK_ELEMENTS for _, parents, children in plan.updates)
+        assert all(parents * children > BLOCK**2 for _, parents, children in plan.updates)
         assert all(size.l0 < size.widths[0] for size in (*plan.sizes, *plan.growth, plan.evaluation, plan.waiting))
 
 

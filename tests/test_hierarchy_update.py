@@ -11,7 +11,7 @@ from sae_lens_hsae.hierarchy_update import choose_parents, coactivation_similari
 
 
 def given_matrix(matrix):
-    return lambda index: matrix[:, index].clone()
+    return lambda above, below: matrix[above, below].clone()
 
 
 def matrices(values):
@@ -81,24 +81,27 @@ def test_features_never_active_together_are_no_pair():
 def test_cosine_ignores_lengths_and_equals_the_formula():
     generator = torch.Generator().manual_seed(0)
     parents, children = torch.randn(5, 7, generator=generator), torch.randn(9, 7, generator=generator)
-    block = cosine_similarity(parents * 3, children * torch.rand(9, 1, generator=generator))(torch.arange(9))
+    block = cosine_similarity(parents * 3, children * torch.rand(9, 1, generator=generator))(
+        slice(0, 5), torch.arange(9)
+    )
     expected = torch.nn.functional.cosine_similarity(parents[:, None], children[None], dim=-1)
     torch.testing.assert_close(block, expected)
 
 
 @pytest.mark.parametrize("room", [None, 2])
 def test_blocks_of_any_size_give_the_same_forest(monkeypatch, room):
-    similarity = torch.rand(8, 50, generator=torch.Generator().manual_seed(0))
+    similarity = torch.randint(9, (8, 50), generator=torch.Generator().manual_seed(0)).float()  # with ties
     whole = choose_parents(given_matrix(similarity), 8, 50, 0.2, room)
-    monkeypatch.setattr(hierarchy_update, "BLOCK_ELEMENTS", 24)
+    monkeypatch.setattr(hierarchy_update, "BLOCK", 3)
     asked = []
 
-    def watched(index):
-        asked.append(len(index))
-        return similarity[:, index].clone()
+    def watched(above, below):
+        block = similarity[above, below].clone()
+        asked.append(block.shape)
+        return block
 
     assert torch.equal(choose_parents(watched, 8, 50, 0.2, room), whole)
-    assert max(asked) == 3, "no more than BLOCK_ELEMENTS similarities at a time"
+    assert max(asked) == (3, 3), "no more than BLOCK parents and children at a time"
 
 
 def test_updates_come_at_doubling_intervals_first_then_regularly():

@@ -1,7 +1,7 @@
 """Hierarchy update: with the parameters fixed, every child takes its most similar parent (HSAE §3.3).
 
-A similarity is seen as a pair of matrices whose product it is, one row per parent and one column per child, so that
-only a block of it exists at any time.
+The similarity of all pairs, one row per parent and one column per child, is made and read block by block: at a million
+features it would have no room.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import torch
 
 from sae_lens_hsae.levels import NO_PARENT, Levels
 
-BLOCK_ELEMENTS = 1 << 24
-"""Similarities held in memory at a time: 64 MiB in float32."""
+BLOCK = 4096
+"""Parents and children of a block: 64 MiB in float32."""
 
 COACTIVATION_MOMENTUM = 0.99
 """Of the running share of tokens on which a parent and a child are both active: about the last 100 batches."""
 
-SimilarityBlock = Callable[[torch.Tensor], torch.Tensor]
-"""Maps k child indices to a (n_parents, k) block of similarities; −inf for pairs that cannot be."""
+SimilarityBlock = Callable[[slice, torch.Tensor], torch.Tensor]
+"""Maps a slice of m parents and k child indices to their (m, k) similarities; −inf for pairs that cannot be."""
 
 
 def cosine_similarity(parents: torch.Tensor, children: torch.Tensor) -> SimilarityBlock:
@@ -33,14 +33,13 @@ def cosine_similarity(parents: torch.Tensor, children: torch.Tensor) -> Similari
     Returns:
         The blocks; a direction of norm 0 is similar to nothing (−inf).
     """
-    p_norm, c_norm = parents.float().norm(dim=1), children.float().norm(dim=1)
-    p_unit = parents.float() / p_norm.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
 
-    def block(index: torch.Tensor) -> torch.Tensor:
-        c_unit = children[index].float() / c_norm[index].clamp(min=torch.finfo(torch.float32).tiny)[:, None]
-        similarity = p_unit @ c_unit.T
-        impossible = (p_norm == 0)[:, None] | (c_norm[index] == 0)
-        return similarity.masked_fill_(impossible, -torch.inf)
+    def block(above: slice, below: torch.Tensor) -> torch.Tensor:
+        p, c = parents[above].float(), children[below].float()
+        p_norm, c_norm = p.norm(dim=1), c.norm(dim=1)
+        tiny = torch.finfo(torch.float32).tiny
+        similarity = (p / p_norm.clamp(min=tiny)[:, None]) @ (c / c_norm.clamp(min=tiny)[:, None]).T
+        return similarity.masked_fill_((p_norm == 0)[:, None] | (c_norm == 0), -torch.inf)
 
     return block
 
@@ -55,8 +54,8 @@ def coactivation_similarity(coactivation: torch.Tensor) -> SimilarityBlock:
         The blocks; features that were never active together cannot be a pair (−inf).
     """
 
-    def block(index: torch.Tensor) -> torch.Tensor:
-        together = coactivation[:, index].float()
+    def block(above: slice, below: torch.Tensor) -> torch.Tensor:
+        together = coactivation[above, below].float()
         return together.masked_fill(together == 0, -torch.inf)
 
     return block
@@ -145,14 +144,16 @@ def _best_parent(
     similarity: SimilarityBlock, children: torch.Tensor, bar: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Best similarity of each child above the parents' bar, and that parent (−1 if there is none)."""
-    best = torch.empty(len(children), device=children.device)
-    parent = torch.empty(len(children), dtype=torch.int64, device=children.device)
-    step = max(1, BLOCK_ELEMENTS // len(bar))
-    for start in range(0, len(children), step):
-        block = similarity(children[start : start + step])
-        block = block.masked_fill(block <= bar[:, None], -torch.inf)
-        best[start : start + step], parent[start : start + step] = block.max(dim=0)
-    parent[best == -torch.inf] = NO_PARENT
+    best = torch.full((len(children),), -torch.inf, device=children.device)
+    parent = torch.full_like(children, NO_PARENT)
+    for own in (slice(start, start + BLOCK) for start in range(0, len(children), BLOCK)):
+        for above in (slice(start, start + BLOCK) for start in range(0, len(bar), BLOCK)):
+            block = similarity(above, children[own])
+            block.masked_fill_(block <= bar[above, None], -torch.inf)
+            highest, row = block.max(dim=0)
+            better = highest > best[own]  # of equals the first stays
+            best[own] = torch.where(better, highest, best[own])
+            parent[own] = torch.where(better, above.start + row, parent[own])
     return best, parent
 
 
