@@ -16,7 +16,7 @@ from conftest import D_IN, WIDTHS, make_sae
 from sae_lens_hsae import FeatureForest, cli
 from sae_lens_hsae.demo import minilm_folder
 from sae_lens_hsae.explorer import PageLimits, token_texts, write_page
-from sae_lens_hsae.interpret.dashboards import DashboardSettings, collect_dashboards
+from sae_lens_hsae.interpret.dashboards import DashboardSettings, clarity, collect_dashboards
 
 CHROMIUM = shutil.which("chromium")
 DRIVER = shutil.which("chromedriver")
@@ -320,6 +320,7 @@ def views(forest: FeatureForest) -> list[str]:
         "#/search/plain",
         "#/search/%3C%2Fscript%3E",
         "#/search/",
+        "#/part/1/4",
         "#/f/9/9",
         "#/nonsense",
     ]
@@ -446,7 +447,7 @@ def test_the_tree_is_walked_by_keyboard(opened, sae, dashboards):
 
 
 @pytest.mark.browser
-def test_filters_keep_the_way_to_what_matches(opened, sae):
+def test_filters_keep_the_way_to_what_matches(opened, sae, dashboards):
     forest = sae.forest
     leaf = next(f for f in range(sum(WIDTHS[:2]), forest.n_features) if len(forest.path(f)) == N_LEVELS)
     opened.run("const t = document.getElementById('filter-text'); t.focus()")
@@ -466,14 +467,49 @@ def test_filters_keep_the_way_to_what_matches(opened, sae):
         select.value = arguments[1];
         select.dispatchEvent(new Event("change"));"""
     opened.run(type_, "")
-    opened.run(choose, "filter-frequency", "5")
+    opened.run(choose, "filter-frequency", "never")
     assert f"2/{WIDTHS[2] - 1}" in opened.rows()
-    opened.run(choose, "filter-frequency", "0")
-    opened.run(choose, "sort", "3")
+    opened.run(choose, "filter-frequency", "")
+    opened.run(choose, "sort", "number")
     assert opened.rows()[:4] == ["0/0", "0/1", "0/2", "0/3"]
-    opened.run(choose, "sort", "1")
+    opened.run(choose, "sort", "size")
     sizes = [len(forest.subtree(int(row[2:]))) for row in opened.rows()[:4]]
     assert sizes == sorted(sizes, reverse=True)
+    opened.run(choose, "sort", "clarity")
+    clear = clarity(dashboards)[: WIDTHS[0]]
+    assert opened.rows()[:4] == [f"0/{root}" for root in clear.argsort(descending=True).tolist()]
+
+
+@pytest.mark.browser
+def test_a_link_holds_the_filter_the_order_and_the_colours(opened, page):
+    choose = """const select = document.getElementById(arguments[0]);
+        select.value = arguments[1];
+        select.dispatchEvent(new Event("change"));"""
+    opened.run("document.getElementById('filter-text').focus()")
+    opened.keys("a & b?#=é")
+    opened.run(choose, "filter-level", "0")
+    opened.run(choose, "sort", "clarity")
+    colours = "return document.querySelector('.overview').closest('section').querySelector('select')"
+    opened.run(f"const s = (() => {{ {colours} }})(); s.value = 'agreement'; s.dispatchEvent(new Event('change'))")
+    link = opened.fragment()
+    assert re.fullmatch(r"#/\?text=[^#?&]*&level=0&sort=clarity&colour=agreement", link)
+    opened.run("location.hash = '#/f/0/2'")
+    opened.wait("#/f/0/2")
+    assert opened.fragment() == link.replace("#/?", "#/f/0/2?"), "a link to a feature keeps them"
+    rows = opened.rows()
+
+    opened.open(page, link)
+    assert opened.run("return document.getElementById('filter-text').value") == "a & b?#=é"
+    assert opened.run("return document.getElementById('filter-level').value") == "0"
+    assert opened.run("return document.getElementById('sort').value") == "clarity"
+    assert opened.run(f"{colours}.value") == "agreement"
+    assert opened.rows() == rows
+    opened.open(page, "#/f/0/1?level=nonsense&sort=size&colour=nonsense")
+    assert opened.run("return document.getElementById('filter-level').value") == ""
+    assert opened.fragment() == "#/f/0/1?sort=size"
+    opened.go("#/search/what?")
+    assert opened.run("return document.getElementById('query').value") == "what?"
+    assert opened.errors() == []
 
 
 @pytest.mark.browser
@@ -501,6 +537,7 @@ def test_a_feature_shows_its_numbers(opened, sae, dashboards):
     text = opened.text()
     assert f"{dashboards.parent_given_child[child] * 100:.0f} %" in text
     assert f"{dashboards.parent_cosine[child]:.2f}" in text
+    assert f"Clarity\n{clarity(dashboards)[child]:.2f}" in text
     for heading in (
         "Strongest tokens",
         "Strongest contexts",
@@ -627,12 +664,54 @@ def test_on_a_phone_the_forest_is_behind_a_button(opened):
     assert not opened.run(shown)
 
 
+CLICK = """const canvas = document.querySelector("canvas"), box = canvas.getBoundingClientRect();
+    const place = { clientX: box.left + arguments[0] * box.width, clientY: box.top + arguments[1], bubbles: true };
+    canvas.dispatchEvent(new MouseEvent("click", place));"""
+
+
 @pytest.mark.browser
-def test_the_overview_opens_what_is_clicked(opened):
-    opened.run("""const canvas = document.querySelector("canvas"), box = canvas.getBoundingClientRect();
-        const place = { clientX: box.left + 2, clientY: box.top + 5, bubbles: true };
-        canvas.dispatchEvent(new MouseEvent("click", place));""")
-    opened.until(lambda: opened.fragment().startswith("#/f/0/"), "the feature")
+def test_a_click_in_the_overview_goes_nearer_and_then_opens(opened, sae, dashboards):
+    forest = sae.forest
+    order = sorted(range(WIDTHS[0]), key=lambda f: -dashboards.n_firing[f].item())
+    root = order[0]
+    n_leaves = sum(not forest.children(feature) for feature in forest.subtree(root))
+    assert n_leaves > 1
+    opened.run(CLICK, 0.001, 5)
+    opened.wait(f"#/part/0/{n_leaves}")
+    assert f"Inside {name_of(forest, root)}" in opened.text()
+    opened.run(CLICK, 0.5, 5)
+    opened.wait(f"#/f/{name_of(forest, root)}")
+    opened.driver.back()
+    opened.wait(f"#/part/0/{n_leaves}")
+    opened.run("Array.from(document.querySelectorAll('.zoom a')).find((a) => a.textContent === 'Whole forest').click()")
+    opened.wait("#/")
+    assert "Inside" not in opened.text()
+    opened.go("#/part/9/2")
+    assert "Whole forest" not in opened.text(), "a part that is none is the whole"
+    assert opened.errors() == []
+
+
+@pytest.mark.browser
+def test_where_features_are_too_narrow_a_click_goes_nearer(browser, tmp_path):
+    widths = [2, 3000]
+    wide = make_sae(level_widths=widths)
+    forest = FeatureForest(torch.full((sum(widths),), -1), widths)
+    settings = DashboardSettings(window=2, n_top=1, n_sampled=0, n_counterexamples=0)
+    data = collect_dashboards(wide, forest, stream(2), settings=settings, progress=False)
+    browser.open(write_page(data, forest, tmp_path / "p.html", HOSTILE.__getitem__))
+    browser.run(CLICK, 0.5, 50)
+    browser.until(lambda: browser.fragment().startswith("#/part/"), "the part")
+    first, last = map(int, browser.fragment().split("/")[2:])
+    assert last - first == pytest.approx(3002 / 8, abs=1)
+    assert first < 1501 < last
+    browser.wait(browser.fragment())
+    follow = "Array.from(document.querySelectorAll('.zoom a')).find((a) => a.textContent === arguments[0]).click()"
+    browser.run(follow, "Nearer")
+    browser.until(lambda: len(browser.text()) and browser.fragment() != f"#/part/{first}/{last}", "the nearer part")
+    browser.wait(browser.fragment())
+    browser.run(CLICK, 0.5, 50)
+    browser.until(lambda: browser.fragment().startswith("#/f/1/"), "the feature")
+    assert browser.errors() == []
 
 
 @pytest.mark.browser

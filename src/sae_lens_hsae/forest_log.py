@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sae_lens_hsae.trainer import HierarchicalSAETrainer
 
 TREES_SHOWN = 5
-COLUMNS = ["tree", "feature", "parent", "tokens it fires on", "score as a child"]
+COLUMNS: list[str | int] = ["tree", "feature", "parent", "tokens it fires on", "score as a child"]
 OF_BOUNDARIES = ("hamming", "p_parent_given_child", "p_child_given_parent", "coverage", "sibling_lift")
 
 
