@@ -124,7 +124,7 @@ def run(tmp_path: Path, forest_logging: ForestLogging | None = None, **overrides
     return sae, [step.loss for step in steps]
 
 
-def table(folder: Path, name: str) -> list[dict[str, Any]]:
+def table(folder: Path, name: str) -> list[dict[Any, Any]]:
     """Rows of a table that was logged."""
     [path] = folder.glob(f"wandb/offline-run-*/files/{name}")
     content = json.loads(path.read_text())
