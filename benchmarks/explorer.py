@@ -4,8 +4,8 @@
     python benchmarks/explorer.py --n-tokens 50000     # the page's figures change little, memory not at all
 
 The SAEs are random directions with thresholds at which 50 features fire per token and level, over synthetic
-activations: one vector per token of the vocabulary, plus noise. The page is opened in headless Chromium (Debian's ``chromium`` and
-``chromium-driver``). The limits of the last column are the project's own; the last line is JSON.
+activations: one vector per token of the vocabulary, plus noise. The page is opened in headless Chromium (Debian's
+``chromium`` and ``chromium-driver``). The limits of the last column are the project's own; the last line is JSON.
 """
 
 from __future__ import annotations

@@ -12,11 +12,16 @@ from typing import Any
 import pytest
 import torch
 from conftest import D_IN, WIDTHS, make_sae
+from datasets import Dataset, DatasetDict
+from host_helpers import D_MODEL, VOCABULARY, save_tiny_gpt2
+from sae_lens import SAE
+from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from sae_lens_hsae import FeatureForest, cli
 from sae_lens_hsae.demo import minilm_folder
 from sae_lens_hsae.explorer import PageLimits, token_texts, write_page
-from sae_lens_hsae.interpret.dashboards import DashboardSettings, clarity, collect_dashboards
+from sae_lens_hsae.interpret.dashboards import Dashboards, DashboardSettings, clarity, collect_dashboards
+from sae_lens_hsae.interpret.dashboards.text import load_language_model, unembedding_of
 
 CHROMIUM = shutil.which("chromium")
 DRIVER = shutil.which("chromedriver")
@@ -777,11 +782,22 @@ def test_the_command_goes_from_a_saved_sae_to_its_page(saved, tmp_path, capsys):
         (lambda folder: (folder / "dashboards").mkdir(), "holds no manifest.json, so no complete dashboards"),
         (lambda folder: (folder / "labels.json").write_text("[1]"), "is not a JSON object from flat feature index"),
         (lambda folder: (folder / "text.txt").write_text("too short"), "holds 2 tokens, less than one context of 16"),
+        (lambda folder: Dataset.from_dict({"text": ["short"]}).save_to_disk(folder / "dataset"), "holds 2 tokens"),
+        (
+            lambda folder: Dataset.from_dict({"prose": ["x"], "n": [1]}).save_to_disk(folder / "dataset"),
+            "column='text' holds no text in dataset=",
+        ),
+        (
+            lambda folder: DatasetDict({"test": Dataset.from_dict({"text": ["x"]})}).save_to_disk(folder / "dataset"),
+            "split='train' is not in dataset=",
+        ),
+        (lambda folder: (folder / "dataset").mkdir(), "dataset"),
     ],
 )
 def test_the_command_says_what_is_wrong(saved, change, message):
     change(saved)
-    arguments = [f"--{path.stem}={path}" for path in (saved / "labels.json", saved / "text.txt") if path.exists()]
+    sources = (saved / "labels.json", saved / "text.txt", saved / "dataset")
+    arguments = [f"--{path.stem}={path}" for path in sources if path.exists()]
     with pytest.raises(SystemExit) as end:
         cli.main(["explore", str(saved), *arguments])
     assert message in str(end.value.code)
@@ -793,3 +809,79 @@ def test_dashboards_of_weights_that_have_changed_since_are_not_shown(saved, dash
         cli.main(["explore", str(saved)])
     assert "made for other weights or another forest" in str(end.value.code)
     assert "--renew" in str(end.value.code)
+
+
+SENTENCES = ["The cat sat on the mat.", "A dog ran to the park.", "Birds sing."] * 10
+
+
+@pytest.mark.parametrize("form", ["saved", "jsonl"])
+def test_the_command_reads_a_data_set(saved, tmp_path, form):
+    data, folder = Dataset.from_dict({"prose": SENTENCES}), tmp_path / "data"
+    if form == "saved":
+        DatasetDict({"test": data}).save_to_disk(folder)
+    else:
+        folder.mkdir()
+        data.to_json(folder / "test.jsonl")
+    arguments = ["--dataset", str(folder), "--split", "test", "--column", "prose", "--n-tokens", "64"]
+    cli.main(["explore", str(saved), *arguments])
+    blocks = blocks_of(saved / "explorer.html")
+    # Each sentence ends with [SEP], which training left out and which is not counted.
+    words = [f" {word}" for text in SENTENCES for word in [*re.findall(r"\w+|\.", text.lower()), "[SEP]"]][:64]
+    assert blocks["forest"][0]["plain"]["nTokens"] == sum(word != " [SEP]" for word in words)
+    assert set(blocks["vocabulary"][0]["plain"]["tokens"]) == {"", "[SEP]", *words} - {" [SEP]"}
+
+
+def test_a_file_and_a_data_set_are_one_too_many(saved):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["explore", str(saved), "--text", "a.txt", "--dataset", "b"])
+    assert "text='a.txt' and dataset='b': give one of them" in str(end.value.code)
+
+
+@pytest.fixture
+def causal(tmp_path):
+    """A small random SAE on a block of a random GPT-2, both on disk."""
+    save_tiny_gpt2(tmp_path / "gpt2")
+    sae = make_sae(d_in=D_MODEL)
+    for name, value in {
+        "model_name": str(tmp_path / "gpt2"),
+        "model_class_name": "AutoModelForCausalLM",
+        "hook_name": "transformer.h.0",
+        "context_size": 16,
+        "prepend_bos": False,
+    }.items():
+        setattr(sae.cfg.metadata, name, value)
+    sae.save_inference_model(tmp_path / "causal")
+    (tmp_path / "words.txt").write_text(" ".join(f"w{1 + i * 37 % 98}" for i in range(400)))
+    return tmp_path
+
+
+def test_the_command_shows_what_a_causal_model_promotes(causal):
+    cli.main(["explore", str(causal / "causal"), "--text", str(causal / "words.txt")])
+    dashboards = Dashboards.load(causal / "causal" / "dashboards")
+    sae: Any = SAE.load_from_disk(causal / "causal")
+    head = GPT2LMHeadModel.from_pretrained(causal / "gpt2").lm_head
+    logits = sae.W_dec @ head.weight.T.detach()
+    assert dashboards.promoted_tokens is not None
+    assert torch.equal(dashboards.promoted_tokens.long(), logits.topk(8).indices)
+    assert dashboards.suppressed_logits is not None
+    assert torch.allclose(dashboards.suppressed_logits, logits.topk(8, largest=False).values)
+    blocks = blocks_of(causal / "causal" / "explorer.html")
+    texts = blocks["vocabulary"][0]["plain"]["tokens"]
+    first = array_of(blocks["features-0"], "promotedTokens").view(-1, 8)[0]
+    tokenizer = AutoTokenizer.from_pretrained(causal / "gpt2")
+    assert [texts[token].strip() for token in first] == tokenizer.convert_ids_to_tokens(
+        logits[0].topk(8).indices.tolist()
+    )
+
+
+def test_only_the_residual_stream_of_a_model_with_a_linear_head_is_unembedded(saved, causal):
+    of_bert: Any = SAE.load_from_disk(saved)
+    assert unembedding_of(of_bert, load_language_model(of_bert)) is None
+    sae: Any = SAE.load_from_disk(causal / "causal")
+    sae.cfg.metadata.hook_name = "transformer.h.0.mlp"
+    model = load_language_model(sae)
+    assert unembedding_of(sae, model) is None
+    sae.cfg.metadata.hook_name = "transformer.h.1"
+    unembedding = unembedding_of(sae, model)
+    assert unembedding is not None
+    assert unembedding.shape == (D_MODEL, VOCABULARY)
