@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from sae_lens_hsae import FeatureForest
 from sae_lens_hsae.interpret import typical_tokens
-from sae_lens_hsae.interpret.dashboards import Dashboards, DashboardSettings, collect_dashboards, fingerprint
+from sae_lens_hsae.interpret.dashboards import Dashboards, DashboardSettings, clarity, collect_dashboards, fingerprint
 from sae_lens_hsae.interpret.dashboards import collect as module
 from sae_lens_hsae.interpret.dashboards.statistics import bin_edges, bin_of, quantiles
 
@@ -112,6 +113,44 @@ def test_the_strongest_contexts_are_those_of_a_full_sort(sae, dashboards, everyt
         assert found == best
         for slot, context in enumerate(best, start=slots.start):
             check_window(sae, dashboards, tokens, acts, feature, slot, context, int(positions[context]))
+
+
+def test_clarity_is_the_mean_cosine_of_two_contexts(dashboards):
+    expected = []
+    for feature in range(dashboards.n_features):
+        contexts = {}
+        for slot in range(SETTINGS.n_top + SETTINGS.n_sampled):
+            number = int(dashboards.context_numbers[feature, slot])
+            if number >= 0 and number not in contexts:
+                vector = torch.zeros(VOCABULARY, dtype=torch.float64)
+                for token, act in zip(
+                    dashboards.token_ids[feature, slot], dashboards.activations[feature, slot], strict=True
+                ):
+                    if token >= 0:
+                        vector[token] += act.double()
+                contexts[number] = vector
+        pairs = list(combinations(contexts.values(), 2))
+        cosines = [torch.cosine_similarity(a, b, dim=0).item() for a, b in pairs]
+        expected.append(sum(cosines) / len(cosines) if cosines else math.nan)
+    assert sum(map(math.isfinite, expected)) > 20
+    assert clarity(dashboards).tolist() == pytest.approx(expected, nan_ok=True)
+
+
+def test_clarity_tells_a_feature_of_one_token_from_one_of_many():
+    """Feature 0 fires wherever token 3 stands, feature 1 on any token."""
+    own = FeatureForest([-1, -1], [2])
+    one = make_sae(level_widths=[2]).level_sae(0)
+    one.W_enc.data = torch.eye(D_IN)[:, :2]
+    for tensor in (one.b_enc, one.b_dec, one.threshold):
+        tensor.data.zero_()
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(VOCABULARY, (40, 10), generator=generator)
+    x = torch.zeros(40, 10, D_IN)
+    x[..., 0] = (tokens == 3).float()
+    x[..., 1] = (torch.rand(40, 10, generator=generator) < 0.1).float()
+    found = clarity(collect_dashboards([one], own, [(tokens, x)], settings=SETTINGS, progress=False))
+    assert found[0].item() == pytest.approx(1)
+    assert found[1].item() < 0.5
 
 
 def check_window(sae, dashboards, tokens, acts, feature, slot, context, peak):

@@ -12,11 +12,16 @@ from typing import Any
 import pytest
 import torch
 from conftest import D_IN, WIDTHS, make_sae
+from datasets import Dataset, DatasetDict
+from host_helpers import D_MODEL, VOCABULARY, save_tiny_gpt2
+from sae_lens import SAE
+from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from sae_lens_hsae import FeatureForest, cli
 from sae_lens_hsae.demo import minilm_folder
 from sae_lens_hsae.explorer import PageLimits, token_texts, write_page
-from sae_lens_hsae.interpret.dashboards import DashboardSettings, collect_dashboards
+from sae_lens_hsae.interpret.dashboards import Dashboards, DashboardSettings, clarity, collect_dashboards
+from sae_lens_hsae.interpret.dashboards.text import load_language_model, unembedding_of
 
 CHROMIUM = shutil.which("chromium")
 DRIVER = shutil.which("chromedriver")
@@ -320,6 +325,7 @@ def views(forest: FeatureForest) -> list[str]:
         "#/search/plain",
         "#/search/%3C%2Fscript%3E",
         "#/search/",
+        "#/part/1/4",
         "#/f/9/9",
         "#/nonsense",
     ]
@@ -446,7 +452,7 @@ def test_the_tree_is_walked_by_keyboard(opened, sae, dashboards):
 
 
 @pytest.mark.browser
-def test_filters_keep_the_way_to_what_matches(opened, sae):
+def test_filters_keep_the_way_to_what_matches(opened, sae, dashboards):
     forest = sae.forest
     leaf = next(f for f in range(sum(WIDTHS[:2]), forest.n_features) if len(forest.path(f)) == N_LEVELS)
     opened.run("const t = document.getElementById('filter-text'); t.focus()")
@@ -466,14 +472,49 @@ def test_filters_keep_the_way_to_what_matches(opened, sae):
         select.value = arguments[1];
         select.dispatchEvent(new Event("change"));"""
     opened.run(type_, "")
-    opened.run(choose, "filter-frequency", "5")
+    opened.run(choose, "filter-frequency", "never")
     assert f"2/{WIDTHS[2] - 1}" in opened.rows()
-    opened.run(choose, "filter-frequency", "0")
-    opened.run(choose, "sort", "3")
+    opened.run(choose, "filter-frequency", "")
+    opened.run(choose, "sort", "number")
     assert opened.rows()[:4] == ["0/0", "0/1", "0/2", "0/3"]
-    opened.run(choose, "sort", "1")
+    opened.run(choose, "sort", "size")
     sizes = [len(forest.subtree(int(row[2:]))) for row in opened.rows()[:4]]
     assert sizes == sorted(sizes, reverse=True)
+    opened.run(choose, "sort", "clarity")
+    clear = clarity(dashboards)[: WIDTHS[0]]
+    assert opened.rows()[:4] == [f"0/{root}" for root in clear.argsort(descending=True).tolist()]
+
+
+@pytest.mark.browser
+def test_a_link_holds_the_filter_the_order_and_the_colours(opened, page):
+    choose = """const select = document.getElementById(arguments[0]);
+        select.value = arguments[1];
+        select.dispatchEvent(new Event("change"));"""
+    opened.run("document.getElementById('filter-text').focus()")
+    opened.keys("a & b?#=é")
+    opened.run(choose, "filter-level", "0")
+    opened.run(choose, "sort", "clarity")
+    colours = "return document.querySelector('.overview').closest('section').querySelector('select')"
+    opened.run(f"const s = (() => {{ {colours} }})(); s.value = 'agreement'; s.dispatchEvent(new Event('change'))")
+    link = opened.fragment()
+    assert re.fullmatch(r"#/\?text=[^#?&]*&level=0&sort=clarity&colour=agreement", link)
+    opened.run("location.hash = '#/f/0/2'")
+    opened.wait("#/f/0/2")
+    assert opened.fragment() == link.replace("#/?", "#/f/0/2?"), "a link to a feature keeps them"
+    rows = opened.rows()
+
+    opened.open(page, link)
+    assert opened.run("return document.getElementById('filter-text').value") == "a & b?#=é"
+    assert opened.run("return document.getElementById('filter-level').value") == "0"
+    assert opened.run("return document.getElementById('sort').value") == "clarity"
+    assert opened.run(f"{colours}.value") == "agreement"
+    assert opened.rows() == rows
+    opened.open(page, "#/f/0/1?level=nonsense&sort=size&colour=nonsense")
+    assert opened.run("return document.getElementById('filter-level').value") == ""
+    assert opened.fragment() == "#/f/0/1?sort=size"
+    opened.go("#/search/what?")
+    assert opened.run("return document.getElementById('query').value") == "what?"
+    assert opened.errors() == []
 
 
 @pytest.mark.browser
@@ -501,6 +542,7 @@ def test_a_feature_shows_its_numbers(opened, sae, dashboards):
     text = opened.text()
     assert f"{dashboards.parent_given_child[child] * 100:.0f} %" in text
     assert f"{dashboards.parent_cosine[child]:.2f}" in text
+    assert f"Clarity\n{clarity(dashboards)[child]:.2f}" in text
     for heading in (
         "Strongest tokens",
         "Strongest contexts",
@@ -627,12 +669,54 @@ def test_on_a_phone_the_forest_is_behind_a_button(opened):
     assert not opened.run(shown)
 
 
+CLICK = """const canvas = document.querySelector("canvas"), box = canvas.getBoundingClientRect();
+    const place = { clientX: box.left + arguments[0] * box.width, clientY: box.top + arguments[1], bubbles: true };
+    canvas.dispatchEvent(new MouseEvent("click", place));"""
+
+
 @pytest.mark.browser
-def test_the_overview_opens_what_is_clicked(opened):
-    opened.run("""const canvas = document.querySelector("canvas"), box = canvas.getBoundingClientRect();
-        const place = { clientX: box.left + 2, clientY: box.top + 5, bubbles: true };
-        canvas.dispatchEvent(new MouseEvent("click", place));""")
-    opened.until(lambda: opened.fragment().startswith("#/f/0/"), "the feature")
+def test_a_click_in_the_overview_goes_nearer_and_then_opens(opened, sae, dashboards):
+    forest = sae.forest
+    order = sorted(range(WIDTHS[0]), key=lambda f: -dashboards.n_firing[f].item())
+    root = order[0]
+    n_leaves = sum(not forest.children(feature) for feature in forest.subtree(root))
+    assert n_leaves > 1
+    opened.run(CLICK, 0.001, 5)
+    opened.wait(f"#/part/0/{n_leaves}")
+    assert f"Inside {name_of(forest, root)}" in opened.text()
+    opened.run(CLICK, 0.5, 5)
+    opened.wait(f"#/f/{name_of(forest, root)}")
+    opened.driver.back()
+    opened.wait(f"#/part/0/{n_leaves}")
+    opened.run("Array.from(document.querySelectorAll('.zoom a')).find((a) => a.textContent === 'Whole forest').click()")
+    opened.wait("#/")
+    assert "Inside" not in opened.text()
+    opened.go("#/part/9/2")
+    assert "Whole forest" not in opened.text(), "a part that is none is the whole"
+    assert opened.errors() == []
+
+
+@pytest.mark.browser
+def test_where_features_are_too_narrow_a_click_goes_nearer(browser, tmp_path):
+    widths = [2, 3000]
+    wide = make_sae(level_widths=widths)
+    forest = FeatureForest(torch.full((sum(widths),), -1), widths)
+    settings = DashboardSettings(window=2, n_top=1, n_sampled=0, n_counterexamples=0)
+    data = collect_dashboards(wide, forest, stream(2), settings=settings, progress=False)
+    browser.open(write_page(data, forest, tmp_path / "p.html", HOSTILE.__getitem__))
+    browser.run(CLICK, 0.5, 50)
+    browser.until(lambda: browser.fragment().startswith("#/part/"), "the part")
+    first, last = map(int, browser.fragment().split("/")[2:])
+    assert last - first == pytest.approx(3002 / 8, abs=1)
+    assert first < 1501 < last
+    browser.wait(browser.fragment())
+    follow = "Array.from(document.querySelectorAll('.zoom a')).find((a) => a.textContent === arguments[0]).click()"
+    browser.run(follow, "Nearer")
+    browser.until(lambda: len(browser.text()) and browser.fragment() != f"#/part/{first}/{last}", "the nearer part")
+    browser.wait(browser.fragment())
+    browser.run(CLICK, 0.5, 50)
+    browser.until(lambda: browser.fragment().startswith("#/f/1/"), "the feature")
+    assert browser.errors() == []
 
 
 @pytest.mark.browser
@@ -698,11 +782,22 @@ def test_the_command_goes_from_a_saved_sae_to_its_page(saved, tmp_path, capsys):
         (lambda folder: (folder / "dashboards").mkdir(), "holds no manifest.json, so no complete dashboards"),
         (lambda folder: (folder / "labels.json").write_text("[1]"), "is not a JSON object from flat feature index"),
         (lambda folder: (folder / "text.txt").write_text("too short"), "holds 2 tokens, less than one context of 16"),
+        (lambda folder: Dataset.from_dict({"text": ["short"]}).save_to_disk(folder / "dataset"), "holds 2 tokens"),
+        (
+            lambda folder: Dataset.from_dict({"prose": ["x"], "n": [1]}).save_to_disk(folder / "dataset"),
+            "column='text' holds no text in dataset=",
+        ),
+        (
+            lambda folder: DatasetDict({"test": Dataset.from_dict({"text": ["x"]})}).save_to_disk(folder / "dataset"),
+            "split='train' is not in dataset=",
+        ),
+        (lambda folder: (folder / "dataset").mkdir(), "dataset"),
     ],
 )
 def test_the_command_says_what_is_wrong(saved, change, message):
     change(saved)
-    arguments = [f"--{path.stem}={path}" for path in (saved / "labels.json", saved / "text.txt") if path.exists()]
+    sources = (saved / "labels.json", saved / "text.txt", saved / "dataset")
+    arguments = [f"--{path.stem}={path}" for path in sources if path.exists()]
     with pytest.raises(SystemExit) as end:
         cli.main(["explore", str(saved), *arguments])
     assert message in str(end.value.code)
@@ -714,3 +809,79 @@ def test_dashboards_of_weights_that_have_changed_since_are_not_shown(saved, dash
         cli.main(["explore", str(saved)])
     assert "made for other weights or another forest" in str(end.value.code)
     assert "--renew" in str(end.value.code)
+
+
+SENTENCES = ["The cat sat on the mat.", "A dog ran to the park.", "Birds sing."] * 10
+
+
+@pytest.mark.parametrize("form", ["saved", "jsonl"])
+def test_the_command_reads_a_data_set(saved, tmp_path, form):
+    data, folder = Dataset.from_dict({"prose": SENTENCES}), tmp_path / "data"
+    if form == "saved":
+        DatasetDict({"test": data}).save_to_disk(folder)
+    else:
+        folder.mkdir()
+        data.to_json(folder / "test.jsonl")
+    arguments = ["--dataset", str(folder), "--split", "test", "--column", "prose", "--n-tokens", "64"]
+    cli.main(["explore", str(saved), *arguments])
+    blocks = blocks_of(saved / "explorer.html")
+    # Each sentence ends with [SEP], which training left out and which is not counted.
+    words = [f" {word}" for text in SENTENCES for word in [*re.findall(r"\w+|\.", text.lower()), "[SEP]"]][:64]
+    assert blocks["forest"][0]["plain"]["nTokens"] == sum(word != " [SEP]" for word in words)
+    assert set(blocks["vocabulary"][0]["plain"]["tokens"]) == {"", "[SEP]", *words} - {" [SEP]"}
+
+
+def test_a_file_and_a_data_set_are_one_too_many(saved):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["explore", str(saved), "--text", "a.txt", "--dataset", "b"])
+    assert "text='a.txt' and dataset='b': give one of them" in str(end.value.code)
+
+
+@pytest.fixture
+def causal(tmp_path):
+    """A small random SAE on a block of a random GPT-2, both on disk."""
+    save_tiny_gpt2(tmp_path / "gpt2")
+    sae = make_sae(d_in=D_MODEL)
+    for name, value in {
+        "model_name": str(tmp_path / "gpt2"),
+        "model_class_name": "AutoModelForCausalLM",
+        "hook_name": "transformer.h.0",
+        "context_size": 16,
+        "prepend_bos": False,
+    }.items():
+        setattr(sae.cfg.metadata, name, value)
+    sae.save_inference_model(tmp_path / "causal")
+    (tmp_path / "words.txt").write_text(" ".join(f"w{1 + i * 37 % 98}" for i in range(400)))
+    return tmp_path
+
+
+def test_the_command_shows_what_a_causal_model_promotes(causal):
+    cli.main(["explore", str(causal / "causal"), "--text", str(causal / "words.txt")])
+    dashboards = Dashboards.load(causal / "causal" / "dashboards")
+    sae: Any = SAE.load_from_disk(causal / "causal")
+    head = GPT2LMHeadModel.from_pretrained(causal / "gpt2").lm_head
+    logits = sae.W_dec @ head.weight.T.detach()
+    assert dashboards.promoted_tokens is not None
+    assert torch.equal(dashboards.promoted_tokens.long(), logits.topk(8).indices)
+    assert dashboards.suppressed_logits is not None
+    assert torch.allclose(dashboards.suppressed_logits, logits.topk(8, largest=False).values)
+    blocks = blocks_of(causal / "causal" / "explorer.html")
+    texts = blocks["vocabulary"][0]["plain"]["tokens"]
+    first = array_of(blocks["features-0"], "promotedTokens").view(-1, 8)[0]
+    tokenizer = AutoTokenizer.from_pretrained(causal / "gpt2")
+    assert [texts[token].strip() for token in first] == tokenizer.convert_ids_to_tokens(
+        logits[0].topk(8).indices.tolist()
+    )
+
+
+def test_only_the_residual_stream_of_a_model_with_a_linear_head_is_unembedded(saved, causal):
+    of_bert: Any = SAE.load_from_disk(saved)
+    assert unembedding_of(of_bert, load_language_model(of_bert)) is None
+    sae: Any = SAE.load_from_disk(causal / "causal")
+    sae.cfg.metadata.hook_name = "transformer.h.0.mlp"
+    model = load_language_model(sae)
+    assert unembedding_of(sae, model) is None
+    sae.cfg.metadata.hook_name = "transformer.h.1"
+    unembedding = unembedding_of(sae, model)
+    assert unembedding is not None
+    assert unembedding.shape == (D_MODEL, VOCABULARY)

@@ -87,3 +87,10 @@ def test_invalid_widths_are_named_with_an_example(widths: tuple[int, ...], fault
     with pytest.raises(ValueError, match=fault) as error:
         Levels(widths)
     assert "for example level_widths=[2048, 4096, 8192, 16384]" in str(error.value)
+
+
+def test_a_feature_is_named_by_its_level_and_number():
+    levels = Levels((2, 3, 5))
+    assert [levels.name(feature) for feature in range(10)] == [
+        f"{level}/{number}" for level, width in enumerate(levels.widths) for number in range(width)
+    ]

@@ -106,6 +106,11 @@ class FeatureForest:
             f"{n_edges} edges, {self.n_features - n_roots - n_edges} unassigned)"
         )
 
+    def _repr_html_(self) -> str:
+        from sae_lens_hsae.forest_html import forest_html
+
+        return forest_html(self)
+
     # One feature. All raise IndexError for a feature that does not exist.
 
     def parent(self, feature: int) -> int | None:

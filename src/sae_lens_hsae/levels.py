@@ -6,6 +6,7 @@ coarse to fine: level 0 owns features ``0 … n_0 - 1``, level 1 the next ``n_1`
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,6 +68,11 @@ class Levels:
         """Level of each flat feature index, same shape as ``features``; no range check."""
         starts = torch.tensor(self.offsets[1:], device=features.device)
         return torch.bucketize(features, starts, right=True)
+
+    def name(self, feature: int) -> str:
+        """A feature's level and its number there, as the explorer's links write them: ``2/17``; no range check."""
+        level = bisect_right(self.offsets[1:], feature)
+        return f"{level}/{feature - self.offsets[level]}"
 
     def flat(self, level: int, feature: int) -> int:
         """Flat index of ``feature`` within ``level``.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from sae_lens import logger
 from sae_lens.config import HfDataset, LanguageModelSAERunnerConfig
 from sae_lens.constants import SAE_CFG_FILENAME
@@ -18,6 +20,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 from typing_extensions import override
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
+from sae_lens_hsae.forest_log import ForestLog, ForestLogging
 from sae_lens_hsae.resumable_store import ResumableActivationsStore
 from sae_lens_hsae.trainer import HierarchicalSAETrainer
 from sae_lens_hsae.training_sae import HierarchicalTrainingSAE, check_architecture
@@ -35,9 +38,11 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
 
     Args:
         cfg: SAELens' config with a :class:`HierarchicalTrainingSAEConfig` in ``sae``.
+        forest_logging: what of the forest goes to W&B, beyond the curves; None is nothing.
 
     Raises:
-        ValueError: if ``cfg.sae`` is of another architecture, or prefetching is on while checkpoints are to be written.
+        ValueError: if ``cfg.sae`` is of another architecture, prefetching is on while checkpoints are to be written, or
+            the forest cannot be logged as asked for.
     """
 
     @override
@@ -47,6 +52,7 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         override_dataset: HfDataset | None = None,
         override_model: HookedRootModule | None = None,
         override_sae: TrainingSAE[Any] | None = None,
+        forest_logging: ForestLogging | None = None,
     ) -> None:
         if not isinstance(cfg.sae, HierarchicalTrainingSAEConfig):
             raise ValueError(
@@ -58,6 +64,8 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
                 f"prefetch_llm_batches={cfg.prefetch_llm_batches!r}: batches fetched ahead belong to no step yet, so a "
                 f"checkpoint could not be resumed exactly; set it to False, or n_checkpoints=0"
             )
+        self.forest_logging = forest_logging or ForestLogging()
+        self.forest_logging.check(cfg)
         if cfg.resume_from_checkpoint is not None:
             _check_architecture(Path(cfg.resume_from_checkpoint))
         super().__init__(cfg, override_dataset, override_model, override_sae)
@@ -75,6 +83,8 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
     def run_trainer_with_interruption_handling(self, trainer: SAETrainer[Any, Any]) -> TrainingSAE[Any]:
         """Train with :class:`HierarchicalSAETrainer` in place of the given trainer."""
         ours = HierarchicalSAETrainer.taking_over(trainer)
+        if self.forest_logging.trees:
+            ours.after_update = self._forest_log.after_update
 
         def stop(signal_number: int, _frame: Any) -> None:
             signal.signal(signal_number, signal.SIG_DFL)  # a second signal ends the process at once
@@ -89,6 +99,19 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    @override
+    def save_final_sae(
+        self, sae: TrainingSAE[Any], output_path: str, log_feature_sparsity: torch.Tensor | None = None
+    ) -> None:
+        """SAELens', and the explorer page if ``forest_logging`` asks for it."""
+        super().save_final_sae(sae, output_path, log_feature_sparsity)
+        if self.forest_logging.explorer:
+            self._forest_log.explorer(output_path)
+
+    @cached_property
+    def _forest_log(self) -> ForestLog:
+        return ForestLog(self.forest_logging, self.model, self.cfg, self.activations_store.dataset)
 
     def _save_interrupted(self, trainer: HierarchicalSAETrainer) -> None:
         if self.cfg.checkpoint_path is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,10 +27,12 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
     - Decoder rows are of unit norm after each step, not only before the next: checkpoints and logs see them so.
     - The last hierarchy update comes before the final checkpoint, not only when the inference model is saved.
     - Training can be asked to stop between two steps, by ``stop_requested``.
+    - ``after_update`` is called whenever the forest has been updated.
     - A checkpoint appears whole or not at all, and a resumed run does not write again those that it has passed.
     """
 
     stop_requested: bool = False
+    after_update: Callable[[HierarchicalSAETrainer], None] | None = None
 
     @override
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -99,11 +102,20 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
 
     @override
     def _train_step(self, sae: HierarchicalTrainingSAE, sae_in: torch.Tensor) -> TrainStepOutput:
+        version = sae.parents._version
         output = super()._train_step(sae, sae_in)
         sae.project_parameters()
+        self._tell_update(version)
         return output
 
     @override
     def set_final_sae_metadata(self) -> None:
+        version = self.sae.parents._version
         self.sae.finish_training()
+        self._tell_update(version)
         super().set_final_sae_metadata()
+
+    def _tell_update(self, version_before: int) -> None:
+        # The table's version counts the writes to it, and is known without waiting for a device.
+        if self.after_update is not None and self.sae.parents._version != version_before:
+            self.after_update(self)

@@ -75,7 +75,7 @@ def evaluate_forest(
     of_boundary = [BoundaryTally(blocks, forest, *of_level[i : i + 2]) for i in range(len(saes) - 1)]
     tokens_at_once = max(1, min(MAX_TOKENS_AT_ONCE, MAX_ELEMENTS_AT_ONCE // forest.level_widths[-1]))
 
-    for x in _chunks(activations, d_in, n_tokens, tokens_at_once):
+    for x in token_chunks(activations, d_in, n_tokens, tokens_at_once):
         x = x.to(device)
         blocks.extend(len(x))
         spread.add(at_least_float32(x))
@@ -102,7 +102,7 @@ def evaluate_forest(
     )
 
 
-def _chunks(
+def token_chunks(
     activations: Iterable[torch.Tensor], d_in: int, n_tokens: int | None, tokens_at_once: int
 ) -> Iterator[torch.Tensor]:
     """The checked batches, cut to at most ``tokens_at_once`` rows and, in sum, to ``n_tokens``."""

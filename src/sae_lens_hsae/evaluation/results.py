@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -155,6 +156,9 @@ class ForestEvaluation(_Record):
         from sae_lens_hsae.evaluation.report import report
 
         return report(self)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
 
 
 def _plain(value: Any) -> Any:

@@ -8,13 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from sae_lens import SAE
 
 from sae_lens_hsae.explorer.page import write_page
+from sae_lens_hsae.explorer.rows import TextSource, digest, text_rows
 from sae_lens_hsae.explorer.token_text import token_texts
 from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
-from sae_lens_hsae.installed_text import token_rows
 from sae_lens_hsae.interpret.dashboards import (
     Dashboards,
     collect_dashboards,
@@ -23,7 +22,6 @@ from sae_lens_hsae.interpret.dashboards import (
 )
 from sae_lens_hsae.interpret.dashboards.text import load_language_model, tokens_and_activations, unembedding_of
 
-DEFAULT_CONTEXT = 128
 DEFAULT_TOKENS = 200_000
 
 
@@ -34,6 +32,9 @@ def add_explore(commands: Any) -> None:
     parser.add_argument("--output", help="the page (default: explorer.html in the folder)")
     parser.add_argument("--n-tokens", type=int, default=DEFAULT_TOKENS, help="tokens to read (default: %(default)s)")
     parser.add_argument("--text", help="a text file to read (default: READMEs and docstrings of installed packages)")
+    parser.add_argument("--dataset", help="or a Hugging Face data set: its name, or a local folder")
+    parser.add_argument("--split", default="train", help="of the data set (default: %(default)s)")
+    parser.add_argument("--column", default="text", help="of the data set, with the text (default: %(default)s)")
     parser.add_argument("--labels", help="a JSON file with an object from flat feature index to label")
     parser.add_argument("--renew", action="store_true", help="collect the dashboards again")
 
@@ -41,7 +42,8 @@ def add_explore(commands: Any) -> None:
 def run_explore(chosen: argparse.Namespace) -> None:
     """Write the page and say where it is; bad input ends the process with code 1 and one line."""
     try:
-        page = explore(chosen.folder, chosen.output, chosen.n_tokens, chosen.text, chosen.labels, chosen.renew)
+        source = TextSource(chosen.text, chosen.dataset, chosen.split, chosen.column)
+        page = explore(chosen.folder, chosen.output, chosen.n_tokens, source, chosen.labels, chosen.renew)
     except (OSError, ValueError) as error:
         sys.exit(f"hsae explore: {error}")
     sys.stdout.write(f"Open {page.resolve().as_uri()}\n")
@@ -51,7 +53,7 @@ def explore(
     folder: str | Path,
     output: str | Path | None = None,
     n_tokens: int = DEFAULT_TOKENS,
-    text: str | Path | None = None,
+    text: TextSource | None = None,
     labels: str | Path | None = None,
     renew: bool = False,
 ) -> Path:
@@ -61,7 +63,7 @@ def explore(
         folder: where the SAE was saved.
         output: the page; None puts ``explorer.html`` into the folder.
         n_tokens: tokens to read for the dashboards.
-        text: a text file to read; None takes the installed packages' READMEs and docstrings.
+        text: what to read; None takes the installed packages' READMEs and docstrings.
         labels: a JSON object from flat feature index to label.
         renew: collect the dashboards again even where they stand.
 
@@ -69,7 +71,7 @@ def explore(
         The page's path.
 
     Raises:
-        FileNotFoundError: if the folder holds no SAE.
+        FileNotFoundError: if the folder holds no SAE, or there is no such text.
         ValueError: if it holds another architecture, the dashboards there are of other weights, the labels are no such
             object, or the text is too short.
     """
@@ -93,7 +95,7 @@ def explore(
     else:
         model = load_language_model(sae)
         tokenizer = model.tokenizer
-        rows = _rows(sae, tokenizer, n_tokens, text)
+        rows = text_rows(text or TextSource(), sae.cfg.metadata, tokenizer, n_tokens)
         dashboards = collect_dashboards(
             sae,
             sae.forest,
@@ -101,30 +103,12 @@ def explore(
             n_tokens=n_tokens,
             exclude_tokens=_excluded(sae, tokenizer),
             unembedding=unembedding_of(sae, model),
-            progress_file=where.with_name(f".{where.name}-{len(rows)}-rows.safetensors"),
+            progress_file=where.with_name(f".{where.name}-{digest(rows)}.safetensors"),
         )
         dashboards.save(where)
     texts = token_texts(tokenizer, range(len(tokenizer)))
     title = f"{folder.resolve().name}: {sae.cfg.metadata.hook_name}"
     return write_page(dashboards, sae.forest, output or folder / "explorer.html", texts.__getitem__, names, title)
-
-
-def _rows(sae: HierarchicalSAE, tokenizer: Any, n_tokens: int, text: str | Path | None) -> Dataset:
-    """Tokenised rows of the length that the SAE was trained on, from one text file or from the installed packages."""
-    length = sae.cfg.metadata.context_size or DEFAULT_CONTEXT
-    start = [tokenizer.bos_token_id] if sae.cfg.metadata.prepend_bos else []
-    length -= len(start)
-    if text is None:
-        end = next((id_ for id_ in (tokenizer.eos_token_id, tokenizer.sep_token_id) if id_ is not None), 0)
-        rows = token_rows(tokenizer, max(n_tokens, length), length, end)["tokens"]
-    else:
-        ids = tokenizer(Path(text).read_text(encoding="utf-8"), add_special_tokens=False)["input_ids"]
-        if len(ids) < length:
-            raise ValueError(
-                f"text={str(text)!r} holds {len(ids)} tokens, less than one context of {length}; give more"
-            )
-        rows = [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)]
-    return Dataset.from_dict({"tokens": [[*start, *row] for row in rows]})
 
 
 def _tokenizer(sae: HierarchicalSAE) -> Any:

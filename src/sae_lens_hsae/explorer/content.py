@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sae_lens_hsae.forest import FeatureForest
-from sae_lens_hsae.interpret.dashboards import Dashboards
+from sae_lens_hsae.interpret.dashboards import Dashboards, clarity
 from sae_lens_hsae.interpret.dashboards.statistics import bin_edges, quantiles
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ class PageContent:
             "meanActivation": _array(data.mean_activation, np.float32),
             "maximum": _array(data.max_activation, np.float32),
             "agreement": _array(data.agreement, np.float32),
+            "clarity": _array(clarity(data), np.float32),
             "anyChildGivenParent": _array(data.n_with_any_child / data.n_firing, np.float32),
             "parentGivenChild": _array(data.parent_given_child, np.float32),
             "childGivenParent": _array(data.child_given_parent, np.float32),

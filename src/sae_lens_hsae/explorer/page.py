@@ -21,10 +21,12 @@ SCRIPTS = (
     "data.js",
     "tree.js",
     "icicle.js",
+    "link.js",
     "contexts.js",
     "feature.js",
     "compare.js",
     "search.js",
+    "overview.js",
     "app.js",
 )
 STYLES = ("page.css",)

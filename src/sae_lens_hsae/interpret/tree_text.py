@@ -74,9 +74,8 @@ def draw_tree(forest: FeatureForest, scores: torch.Tensor, root: int, names: Map
     lines: list[str] = []
 
     def add(feature: int, lead: str, branch: str, next_lead: str) -> None:
-        level = int(forest.levels.level_of(torch.tensor(feature)))
         strength = "" if math.isnan(scores[feature]) else f"  ({scores[feature]:.2f})"
-        lines.append(f"{lead}{branch}{level}/{feature - forest.levels.offsets[level]}  {names[feature]}{strength}")
+        lines.append(f"{lead}{branch}{forest.levels.name(feature)}  {names[feature]}{strength}")
         children = shown_children(forest, scores, feature)
         for child in children:
             last = child == children[-1]

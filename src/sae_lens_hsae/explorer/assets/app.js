@@ -2,44 +2,34 @@
 
 const main = document.getElementById("main");
 
-function overviewView(forest, open) {
-  const unassigned = forest.levelWidths.map((_, level) => (level ? forest.unassigned(level) : []));
-  const nUnassigned = unassigned.flat().length;
-  const tops = [...Array.from({ length: forest.levelWidths[0] }, (_, i) => i).sort((a, b) => forest.frequency[b] - forest.frequency[a]), ...unassigned.flat()];
-  const label = `Overview of ${forest.n} features in ${forest.levelWidths.length} levels. The list of features shows the same.`;
-  const choice = element("select", {}, COLOURINGS.map(([name], i) => element("option", { value: i }, name)));
-  const holder = element("div");
-  const draw = () => holder.replaceChildren(icicle(forest, tops, { open, colouring: Number(choice.value), label }));
-  choice.addEventListener("change", draw);
-  draw();
-  const rows = forest.levelWidths.map((width, level) => {
-    const own = forest.frequency.subarray(forest.offsets[level], forest.offsets[level + 1]);
-    const silent = own.reduce((sum, each) => sum + (each === 0), 0);
-    return element("tr", {}, [level, width, unassigned[level].length, silent, own.reduce((sum, each) => sum + each, 0).toFixed(1)].map((value) => element("td", { class: "value" }, value.toLocaleString("en"))));
-  });
-  return {
-    title: "",
-    parts: [
-      element("h1", { tabindex: "-1" }, forest.title),
-      element("p", {}, `${forest.n.toLocaleString("en")} features in ${forest.levelWidths.length} levels, read on ${forest.nTokens.toLocaleString("en")} tokens. Every feature has at most one parent, one level up; ${nUnassigned.toLocaleString("en")} are unassigned. Open a feature in the list, in the picture or by search.`),
-      forest.n ? section("Overview", element("p", { class: "tools" }, element("label", {}, "Coloured by ", choice), element("span", { class: "ramp", "aria-hidden": "true" }), element("span", { class: "muted" }, "low to high; frequency on a logarithmic scale. Rows are levels, coarse to fine. Trees from the most to the least frequent root, then the unassigned features.")), holder) : element("p", { class: "notice" }, "The forest is empty."),
-      section("Levels", element("table", {}, element("thead", {}, element("tr", {}, ["Level", "Features", "Unassigned", "Never fired", "Active per token"].map((name) => element("th", { scope: "col", class: "value" }, name)))), element("tbody", {}, rows))),
-      section("Keys", element("p", {}, element("kbd", {}, "/"), " search; in the list ", element("kbd", {}, "↑"), " ", element("kbd", {}, "↓"), " move, ", element("kbd", {}, "→"), " ", element("kbd", {}, "←"), " open and close, ", element("kbd", {}, "Enter"), " shows the feature.")),
-    ],
-  };
-}
-
 async function start() {
   const [block, vocabulary] = await Promise.all([decodeBlock("forest"), decodeBlock("vocabulary")]);
   const forest = new Forest(block, vocabulary.tokens);
   const open = (feature) => { location.hash = `#/f/${forest.id(feature)}`; };
-  const tree = new Tree(forest, open);
-  let current = 0;
+  let current = 0, colour = "";
+  // The link that stands in the address bar says what is shown; filtering makes no new entry to go back to.
+  const note = () => {
+    const { path } = readLink(location.hash);
+    const link = writeLink(path, { ...tree.state(), colour });
+    if (link !== location.hash) history.replaceState(null, "", link);
+  };
+  const recolour = (key) => {
+    colour = key;
+    note();
+  };
+  const tree = new Tree(forest, open, note);
 
   const show = async () => {
     const mine = ++current;
     const isCurrent = () => mine === current;
-    const [, view, first = "", ...rest] = location.hash.split("/");
+    const asked = location.hash;
+    const { path, state } = readLink(asked);
+    if (state) {
+      colour = COLOURINGS.some(([key]) => key === state.colour) ? state.colour : "";
+      tree.restore(state);
+    }
+    note();
+    const [, view, first = "", ...rest] = path.split("/");
     let feature = -1, shown;
     if (view === "f" || view === "compare") {
       feature = /^\d+$/.test(first) && /^\d+$/.test(rest[0] ?? "") ? forest.flat(Number(first), Number(rest[0])) : -1;
@@ -50,7 +40,7 @@ async function start() {
       try { query = decodeURIComponent(query); } catch { /* a link with a stray %: search for it as it stands */ }
       document.getElementById("query").value = query;
       shown = searchView(forest, query, isCurrent);
-    } else shown = overviewView(forest, open);
+    } else shown = overviewView(forest, open, view === "part" ? [first, rest[0]] : [], colour, recolour);
     if (!isCurrent()) return;
     main.replaceChildren(...shown.parts);
     main.scrollTop = 0;
@@ -58,9 +48,9 @@ async function start() {
     document.title = shown.title ? `${shown.title} – ${forest.title}` : forest.title;
     menu(false);
     tree.select(feature);
-    main.dataset.view = location.hash;
+    main.dataset.view = asked;
     await shown.finished;
-    if (isCurrent()) main.dataset.finished = location.hash;
+    if (isCurrent()) main.dataset.finished = asked;
   };
   const guarded = () => show().catch((error) => main.replaceChildren(element("h1", {}, "This view cannot be shown"), element("p", { class: "notice" }, String(error.message))));
   window.addEventListener("hashchange", (event) => {

@@ -7,6 +7,7 @@ const MEANING = {
   mean: "Mean activation over the tokens it fires on.",
   maximum: "Highest activation seen.",
   quantiles: "Half of the tokens it fires on stay below the median; one in ten, or one in a hundred, goes beyond the others.",
+  clarity: "How much alike the contexts are that it fires on, by tokens alone: the mean cosine between two of them, each taken as the feature's activation on every token. 1 means always the same tokens, 0 never the same. A feature of many words with one meaning scores low.",
   parentGivenChild: "P(parent | child): of the tokens this feature fires on, the share on which its parent fires too. 100 % means it lies within its parent.",
   childGivenParent: "P(child | parent): of the tokens the parent fires on, the share on which this feature fires too. Near 100 % with the above near 100 % means that the two are one and the same.",
   parentCosine: "Cosine between the decoder directions of this feature and its parent.",
@@ -35,6 +36,7 @@ function metricsNode(forest, feature, data) {
     add("Quantiles", MEANING.quantiles, forest.quantiles.map((at, i) => `${at === 0.5 ? "median" : `${Math.round(100 * at)} %:`} ${significant(data.quantileValues[i])}`).slice(1).join(", "));
     add("Highest", MEANING.maximum, significant(forest.maximum[feature]));
   }
+  if (Number.isFinite(forest.clarity[feature])) add("Clarity", MEANING.clarity, number(forest.clarity[feature]));
   if (forest.parents[feature] >= 0) {
     add("Parent, given it", MEANING.parentGivenChild, percent(forest.parentGivenChild[feature]));
     add("It, given parent", MEANING.childGivenParent, percent(forest.childGivenParent[feature]));
@@ -133,6 +135,6 @@ async function featureView(forest, feature, open) {
   if (siblings.length) parts.push(section(`Siblings (${siblings.length})`, ...longList("plain", siblings, (each) => element("li", {}, featureLink(forest, each)))));
   if (data.nearest.length) parts.push(section(`Nearest features of level ${forest.level(feature)}`, element("p", { class: "muted" }, "By cosine of the decoder directions."),
     element("ul", { class: "plain" }, data.nearest.map((other, i) => element("li", {}, element("span", { class: "cosine" }, number(data.nearestCosines[i])), " ", featureLink(forest, other))))));
-  if (forest.size[root] > 1) parts.push(section("Its tree", icicle(forest, [root], { open, selected: feature, bandHeight: 28, label: `Tree of ${forest.id(root)}: ${forest.size[root]} features. The list of features shows the same.` })));
+  if (forest.size[root] > 1) parts.push(section("Its tree", icicle(forest, layout(forest, [root]), { open, selected: feature, bandHeight: 28, label: `Tree of ${forest.id(root)}: ${forest.size[root]} features. The list of features shows the same.` })));
   return { title: `${forest.id(feature)} ${forest.name(feature)}`, parts };
 }

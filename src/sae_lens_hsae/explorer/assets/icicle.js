@@ -1,11 +1,15 @@
 // The overview: one band per level, every feature above its children, as wide as the leaves below it.
 
 const BAND_HEIGHT = 42;
+const TO_HIT = 6; // pixels; narrower features are not opened by a click, which goes nearer instead
+const TO_NAME = 60;
+const NEARER = 8;
 const COLOURINGS = [
-  ["frequency", (forest, f) => (forest.frequency[f] > 0 ? Math.log(forest.frequency[f] / forest.minFrequency) / Math.log(forest.maxFrequency / forest.minFrequency) : NaN)],
-  ["agreement with children", (forest, f) => forest.agreement[f]],
-  ["P(parent | child)", (forest, f) => forest.parentGivenChild[f]],
-  ["P(child | parent)", (forest, f) => forest.childGivenParent[f]],
+  ["", "frequency", (forest, f) => (forest.frequency[f] > 0 ? Math.log(forest.frequency[f] / forest.minFrequency) / Math.log(forest.maxFrequency / forest.minFrequency) : NaN)],
+  ["clarity", "clarity", (forest, f) => forest.clarity[f]],
+  ["agreement", "agreement with children", (forest, f) => forest.agreement[f]],
+  ["parent", "P(parent | child)", (forest, f) => forest.parentGivenChild[f]],
+  ["child", "P(child | parent)", (forest, f) => forest.childGivenParent[f]],
 ];
 
 // Features with their place: x and width in leaves.
@@ -35,14 +39,27 @@ function layout(forest, tops) {
   return { places, width };
 }
 
-function icicle(forest, tops, { open, selected = -1, colouring = 0, bandHeight = BAND_HEIGHT, label }) {
-  const { places, width } = layout(forest, tops);
+function channels(colour) {
+  return [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16));
+}
+
+// Whichever of two inks stands out more from a colour.
+function inkOn(colour, one, other) {
+  const light = ([r, g, b]) => 0.3 * r + 0.59 * g + 0.11 * b;
+  const paper = light(colour);
+  return Math.abs(light(channels(one)) - paper) > Math.abs(light(channels(other)) - paper) ? one : other;
+}
+
+// `part` is what of the width is shown, in leaves, and `zoom` is told where a click goes nearer; both are the overview's.
+function icicle(forest, { places, width }, { open, selected = -1, colouring = COLOURINGS[0], bandHeight = BAND_HEIGHT, label, part = [0, width], zoom = null }) {
   const first = places.findIndex((band) => band.length);
   const bands = places.slice(first).filter((band) => band.length);
   const height = bands.length * bandHeight;
   const canvas = element("canvas", { class: "icicle", role: "img", "aria-label": label });
-  const hint = element("p", { class: "hint muted", "aria-hidden": "true" }, "Point at a feature; click to open it.");
-  const value = COLOURINGS[colouring][1];
+  const advice = zoom ? "Point at a feature; click to go nearer, and once more to open it." : "Point at a feature; click to open it.";
+  const hint = element("p", { class: "hint muted", "aria-hidden": "true" }, advice);
+  const [, , value] = colouring;
+  const [from, to] = part;
 
   const draw = () => {
     const wide = canvas.clientWidth, ratio = window.devicePixelRatio || 1;
@@ -51,14 +68,18 @@ function icicle(forest, tops, { open, selected = -1, colouring = 0, bandHeight =
     canvas.height = height * ratio;
     canvas.style.height = `${height}px`;
     const style = getComputedStyle(document.documentElement);
-    const [low, high, none, mark, paper] = ["--low", "--high", "--none", "--accent", "--paper"].map((name) => style.getPropertyValue(name).trim());
+    const [low, high, none, mark, paper, ink] = ["--low", "--high", "--none", "--accent", "--paper", "--ink"].map((name) => style.getPropertyValue(name).trim());
     const pen = canvas.getContext("2d");
     pen.scale(ratio, ratio);
-    const scale = wide / Math.max(1, width);
+    const scale = wide / Math.max(1, to - from);
+    pen.font = `12px ${getComputedStyle(document.body).fontFamily}`;
+    pen.textBaseline = "middle";
+    pen.direction = "ltr";
     bands.forEach((band, row) => {
       for (const [f, x, w] of band) {
+        if (x + w <= from || x >= to) continue;
         const shown = value(forest, f);
-        const left = x * scale, size = w * scale, top = row * bandHeight;
+        const left = Math.max(0, (x - from) * scale), size = Math.min(wide, (x + w - from) * scale) - left, top = row * bandHeight;
         const gap = size > 3 ? 1 : 0;
         pen.globalAlpha = 1;
         pen.fillStyle = Number.isFinite(shown) ? low : none;
@@ -69,6 +90,17 @@ function icicle(forest, tops, { open, selected = -1, colouring = 0, bandHeight =
           pen.fillRect(left, top, Math.max(size - gap, 0.5), bandHeight - 1);
         }
         pen.globalAlpha = 1;
+        if (zoom && size > TO_NAME) {
+          const strength = Number.isFinite(shown) ? Math.min(Math.max(shown, 0), 1) : 0;
+          const under = channels(Number.isFinite(shown) ? low : none), over = channels(high);
+          pen.save();
+          pen.beginPath();
+          pen.rect(left, top, size - gap - 3, bandHeight - 1);
+          pen.clip();
+          pen.fillStyle = inkOn(under.map((c, i) => c + strength * (over[i] - c)), ink, paper);
+          pen.fillText(`${forest.id(f)}  ${forest.name(f)}`, left + 5, top + bandHeight / 2);
+          pen.restore();
+        }
         if (f === selected) {
           pen.strokeStyle = paper;
           pen.lineWidth = 5;
@@ -83,17 +115,30 @@ function icicle(forest, tops, { open, selected = -1, colouring = 0, bandHeight =
   const at = (event) => {
     const box = canvas.getBoundingClientRect();
     const band = bands[Math.floor((event.clientY - box.top) / bandHeight)];
-    const x = ((event.clientX - box.left) / box.width) * width;
-    const hit = band?.findLast(([, from]) => from <= x);
-    return hit && x < hit[1] + hit[2] ? hit[0] : -1;
+    const x = from + ((event.clientX - box.left) / box.width) * (to - from);
+    const hit = band?.findLast(([, left]) => left <= x);
+    return hit && x < hit[1] + hit[2] ? { f: hit[0], left: hit[1], right: hit[1] + hit[2], x, pixels: (hit[2] * box.width) / (to - from) } : null;
   };
   canvas.addEventListener("mousemove", (event) => {
-    const f = at(event);
-    canvas.classList.toggle("over", f >= 0);
-    hint.textContent = f < 0 ? "Point at a feature; click to open it." : `${forest.id(f)}  ${forest.name(f)}  (fires on ${percent(forest.frequency[f])} of tokens)`;
+    const f = at(event)?.f;
+    canvas.classList.toggle("over", f !== undefined);
+    hint.textContent = f === undefined ? advice : `${forest.id(f)}  ${forest.name(f)}  (fires on ${percent(forest.frequency[f])} of tokens)`;
   });
-  canvas.addEventListener("click", (event) => { if (at(event) >= 0) open(at(event)); });
+  canvas.addEventListener("click", (event) => {
+    const hit = at(event);
+    if (!hit) return;
+    if (zoom && hit.pixels < TO_HIT) zoom(...around(hit.x, (to - from) / NEARER, width));
+    else if (zoom && hit.right - hit.left > 1 && hit.right - hit.left < to - from) zoom(hit.left, hit.right);
+    else open(hit.f);
+  });
   new ResizeObserver(draw).observe(canvas);
   document.addEventListener("theme", draw);
   return element("div", { class: "overview" }, canvas, hint);
+}
+
+// A part of the given size with `x` in its middle, in whole leaves, within the picture.
+function around(x, size, width) {
+  const whole = Math.min(width, Math.max(2, Math.round(size)));
+  const from = Math.min(Math.max(0, Math.round(x - whole / 2)), width - whole);
+  return [from, from + whole];
 }

@@ -1,29 +1,32 @@
 // The forest as a tree of rows. Only the rows in view are in the page.
 
 const ROW_HEIGHT = 30;
+// Key in links, name, and what it means; the first is the choice at first, which links leave out.
 const FREQUENCIES = [
-  ["any share of tokens", () => true],
-  ["over 10 %", (f) => f > 0.1],
-  ["1 to 10 %", (f) => f > 0.01 && f <= 0.1],
-  ["0.1 to 1 %", (f) => f > 0.001 && f <= 0.01],
-  ["below 0.1 %", (f) => f > 0 && f <= 0.001],
-  ["none (never fired)", (f) => f === 0],
+  ["", "any share of tokens", () => true],
+  ["over-10", "over 10 %", (f) => f > 0.1],
+  ["1-10", "1 to 10 %", (f) => f > 0.01 && f <= 0.1],
+  ["0.1-1", "0.1 to 1 %", (f) => f > 0.001 && f <= 0.01],
+  ["below-0.1", "below 0.1 %", (f) => f > 0 && f <= 0.001],
+  ["never", "none (never fired)", (f) => f === 0],
 ];
 
 class Tree {
-  constructor(forest, open) {
+  constructor(forest, open, changed) {
     this.forest = forest;
     this.open = open;
+    this.changed = changed;
     this.box = document.getElementById("tree");
     this.holder = document.getElementById("rows");
     this.expanded = new Set();
     this.active = 0;
     this.selected = -1;
     this.sorts = [
-      ["frequency", (f) => forest.frequency[f]],
-      ["size of its tree", (f) => forest.size[f]],
-      ["agreement with children", (f) => (Number.isFinite(forest.agreement[f]) ? forest.agreement[f] : -1)],
-      ["number", (f) => -f],
+      ["", "frequency", (f) => forest.frequency[f]],
+      ["size", "size of its tree", (f) => forest.size[f]],
+      ["clarity", "clarity", (f) => (Number.isFinite(forest.clarity[f]) ? forest.clarity[f] : -1)],
+      ["agreement", "agreement with children", (f) => (Number.isFinite(forest.agreement[f]) ? forest.agreement[f] : -1)],
+      ["number", "number", (f) => -f],
     ];
     this.controls();
     this.box.addEventListener("keydown", (event) => this.key(event));
@@ -33,27 +36,45 @@ class Tree {
   }
 
   controls() {
-    const fill = (id, names) => {
+    const change = () => {
+      this.rebuild();
+      this.changed();
+    };
+    const fill = (id, choices) => {
       const select = document.getElementById(id);
-      names.forEach((name, i) => select.append(element("option", { value: i }, name)));
-      select.addEventListener("change", () => this.rebuild());
+      choices.forEach(([key, name]) => select.append(element("option", { value: key }, name)));
+      select.addEventListener("change", change);
       return select;
     };
-    this.levelFilter = fill("filter-level", ["all", ...this.forest.levelWidths.map((_, level) => `${level}`)]);
-    this.frequencyFilter = fill("filter-frequency", FREQUENCIES.map(([name]) => name));
-    this.sort = fill("sort", this.sorts.map(([name]) => name));
+    this.levelFilter = fill("filter-level", [["", "all"], ...this.forest.levelWidths.map((_, level) => [`${level}`, `${level}`])]);
+    this.frequencyFilter = fill("filter-frequency", FREQUENCIES);
+    this.sort = fill("sort", this.sorts);
     this.textFilter = document.getElementById("filter-text");
-    this.textFilter.addEventListener("input", () => this.rebuild());
+    this.textFilter.addEventListener("input", change);
+  }
+
+  // How the list is filtered and sorted, for links.
+  state() {
+    return { text: this.textFilter.value.trim(), level: this.levelFilter.value, fires: this.frequencyFilter.value, sort: this.sort.value };
+  }
+
+  restore(state) {
+    this.textFilter.value = state.text ?? "";
+    for (const [select, value] of [[this.levelFilter, state.level], [this.frequencyFilter, state.fires], [this.sort, state.sort]]) {
+      select.value = value ?? "";
+      if (select.selectedIndex < 0) select.value = ""; // a link may say anything
+    }
+    this.rebuild();
   }
 
   // Features that match, or null if no filter is set; with their ancestors in `this.kept`.
   match() {
     const { forest } = this;
     const text = this.textFilter.value.trim().toLowerCase();
-    const level = Number(this.levelFilter.value) - 1;
-    const [, fits] = FREQUENCIES[Number(this.frequencyFilter.value)];
+    const level = this.levelFilter.value === "" ? -1 : Number(this.levelFilter.value);
+    const [, , fits] = FREQUENCIES[this.frequencyFilter.selectedIndex];
     this.kept = null;
-    if (!text && level < 0 && this.frequencyFilter.value === "0") return null;
+    if (!text && level < 0 && this.frequencyFilter.value === "") return null;
     const found = new Set();
     this.kept = new Set();
     for (let f = 0; f < forest.n; f++) {
@@ -78,7 +99,7 @@ class Tree {
     const current = this.rows?.[this.active];
     this.matches = this.match();
     const { forest, kept } = this;
-    const value = this.sorts[Number(this.sort.value)][1];
+    const value = this.sorts[this.sort.selectedIndex][2];
     const ordered = (features) => Array.from(features).filter((f) => !kept || kept.has(f)).sort((a, b) => value(b) - value(a) || a - b);
     this.rows = [];
     const add = (features, depth) => features.forEach((feature, i) => {

@@ -1,5 +1,7 @@
 """Feature dashboards: what every feature fires on, computed in one pass over text and stored beside the model."""
 
+from sae_lens_hsae.interpret.dashboards.card import FeatureCard
+from sae_lens_hsae.interpret.dashboards.clarity import clarity
 from sae_lens_hsae.interpret.dashboards.collect import collect_dashboards, dashboards_folder
 from sae_lens_hsae.interpret.dashboards.format import (
     Dashboards,
@@ -12,6 +14,8 @@ from sae_lens_hsae.interpret.dashboards.format import (
 __all__ = [
     "DashboardSettings",
     "Dashboards",
+    "FeatureCard",
+    "clarity",
     "collect_dashboards",
     "dashboards_folder",
     "fingerprint",
