@@ -8,11 +8,12 @@ import torch
 
 from sae_lens_hsae import cli
 from sae_lens_hsae.reproduce import models, paper_tables
+from sae_lens_hsae.reproduce.figures import figures_of
 from sae_lens_hsae.reproduce.kept_cells import Cell, finish_cells
 from sae_lens_hsae.reproduce.models import MATRYOSHKA, MODELS, TRADE_OFF
 from sae_lens_hsae.reproduce.paper_tables import TABLES, Size, Stream, measure, reproduce
 from sae_lens_hsae.reproduce.planted import reproduce_planted
-from sae_lens_hsae.reproduce.tables import meaning_table, paper_table, planted_table
+from sae_lens_hsae.reproduce.tables import meaning_table, named_trees, paper_table, planted_table
 
 SMALL = Size(steps=3, seeds=2, held_out=500)
 
@@ -157,6 +158,27 @@ def test_the_table_of_meanings():
     assert meaning_table(results).markdown().splitlines()[2] == "| HSAE | 1 | 0.500 | 0.500 | 0.500 | 0.100 | 7 |"
 
 
+def test_trees_are_named():
+    tree = {"root": 3, "score": 1.5, "n_subsumed": 2, "n_pairs": 4, "concept": "animal.n.01", "children": ["dog.n.01"]}
+    meaning = {"best_trees": [tree], "worst_trees": [], "n_trees": 9}
+    text = named_trees([{"model": "HSAE", "meaning": meaning}, {"model": "HSAE", "meaning": None}])
+    assert "## HSAE: best 1 of 9 trees" in text
+    assert "| 3 | 1.50 | 2/4 | animal.n.01 | dog.n.01 |" in text
+
+
+def test_figures_show_the_first_place_of_a_table():
+    cells = [cell("HSAE", 0, 10.0), cell("post hoc", 0, 20.0), {**cell("HSAE", 0, 99.0), "layer": 5}]
+    for other in cells:
+        other["boundaries"][0]["p_child_given_parent"] = 0.2
+    cells[0]["levels"][1]["variance_explained"] = 0.4
+    figures = figures_of(paper_table(cells))
+    bars = {bar["name"]: list(bar["y"]) for bar in figures["boundaries"].to_dict()["data"][:2]}
+    assert bars == {"HSAE": [10.0], "post hoc": [20.0]}
+    (points,) = figures["cost"].to_dict()["data"]
+    assert dict(zip(points["text"], points["y"], strict=True)) == pytest.approx({"HSAE": -0.1, "post hoc": 0})
+    assert "cost" not in figures_of(paper_table(cells[:1]))
+
+
 def test_the_command_writes_the_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sae_lens_hsae.reproduce.command.GlossActivations", lambda folder: activations)  # noqa: ARG005
     monkeypatch.setattr("sae_lens_hsae.reproduce.command.Size", lambda: SMALL)
@@ -166,3 +188,4 @@ def test_the_command_writes_the_table(tmp_path, monkeypatch, capsys):
     assert "| 3 | 16 | decoder cosine | 1 |" in out
     assert (tmp_path / "similarity.csv").read_text().startswith("layer,L0,model,measure,place,mean,spread,seeds")
     assert len(list((tmp_path / "cells").glob("*.json"))) == 3
+    assert "Plotly" in (tmp_path / "similarity-boundaries.html").read_text(encoding="utf-8")

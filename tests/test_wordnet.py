@@ -19,10 +19,10 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
+from sae_lens_hsae.evaluation.cluster_bootstrap import Estimate, resampled_means
 from sae_lens_hsae.evaluation.wordnet import concepts as wordnet_concepts
 from sae_lens_hsae.evaluation.wordnet import database as wordnet_module
 from sae_lens_hsae.evaluation.wordnet import scores as wordnet_scores
-from sae_lens_hsae.evaluation.wordnet.cluster_bootstrap import Estimate, resampled_means
 from sae_lens_hsae.evaluation.wordnet.concepts import FeatureConcepts, feature_concepts
 from sae_lens_hsae.evaluation.wordnet.database import DEBIAN_FOLDER, NO_CONCEPT, Synset, WordNet, read_wordnet
 from sae_lens_hsae.evaluation.wordnet.judge import MEASURES, judge_forest

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sae_lens_hsae.reproduce.figures import figures_of
 from sae_lens_hsae.reproduce.gloss_stream import GlossActivations
 from sae_lens_hsae.reproduce.meaning import EntryWords, reproduce_meaning
 from sae_lens_hsae.reproduce.paper_tables import QUICK, TABLES, Size, reproduce
 from sae_lens_hsae.reproduce.planted import SETTINGS, reproduce_planted
-from sae_lens_hsae.reproduce.tables import meaning_table, paper_table, planted_table, write_table
+from sae_lens_hsae.reproduce.tables import meaning_table, named_trees, paper_table, planted_table, write_table
 
 QUICK_GLOSSES = 2_000
 
@@ -37,7 +38,7 @@ def add_reproduce(commands: Any) -> None:
 
 
 def run_reproduce(chosen: argparse.Namespace) -> None:
-    """Run the subcommand: results into the output folder as Markdown, CSV and plots, Markdown also to the terminal."""
+    """Run the subcommand: results into the output folder as Markdown, CSV and figures, Markdown also to stdout."""
     size = QUICK if chosen.quick else Size()
     size = replace(size, steps=chosen.steps or size.steps, seeds=chosen.seeds or size.seeds)
     cells = chosen.output / "cells"
@@ -51,7 +52,11 @@ def run_reproduce(chosen: argparse.Namespace) -> None:
         )
     elif chosen.table == "wordnet":
         words = EntryWords(source.folder, QUICK_GLOSSES if chosen.quick else None)
-        name, table = "wordnet", meaning_table(reproduce_meaning(source, words, cells, size, chosen.workers))
+        results = reproduce_meaning(source, words, cells, size, chosen.workers)
+        name, table = "wordnet", meaning_table(results)
+        (chosen.output / "wordnet-trees.md").write_text(named_trees(results), encoding="utf-8")
     else:
         name, table = chosen.table, paper_table(reproduce(chosen.table, source, cells, size, chosen.workers))
     print(write_table(name, table, chosen.output))
+    for title, figure in figures_of(table).items():
+        figure.write_html(chosen.output / f"{name}-{title}.html")

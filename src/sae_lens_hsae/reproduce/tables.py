@@ -9,6 +9,8 @@ from typing import Any
 
 import pandas
 
+from sae_lens_hsae.evaluation.wordnet.report import CHILDREN_SHOWN
+
 Result = Mapping[str, Any]
 
 
@@ -114,6 +116,27 @@ def meaning_table(results: Iterable[Result]) -> ComparisonTable:
         values |= {"shuffled_subsumed": overall["shuffled"]["subsumed"]["value"], "n_pairs": overall["n_pairs"]}
         rows += [{"model": cell["model"], "measure": m, "place": 0, "value": v} for m, v in values.items()]
     return ComparisonTable(_over_seeds(rows, ["model"]), ("model",), MEANING_COLUMNS)
+
+
+def named_trees(results: Iterable[Result]) -> str:
+    """The best and the worst trees of every model's first seed, by the names of their concepts, as Markdown."""
+    lines = ["# Trees by their meaning", ""]
+    shown: set[str] = set()
+    for cell in results:
+        if cell["model"] in shown:
+            continue
+        shown.add(cell["model"])
+        meaning = cell["meaning"]
+        for which in ("best", "worst"):
+            trees = meaning[f"{which}_trees"]
+            lines += [f"## {cell['model']}: {which} {len(trees)} of {meaning['n_trees']} trees", ""]
+            lines += ["| root | score | subsumed | the root's concept | its children's |", "|---|---|---|---|---|"]
+            for tree in trees:
+                children = ", ".join(tree["children"][:CHILDREN_SHOWN])
+                subsumed = f"{tree['n_subsumed']}/{tree['n_pairs']}"
+                lines.append(f"| {tree['root']} | {tree['score']:.2f} | {subsumed} | {tree['concept']} | {children} |")
+            lines.append("")
+    return "\n".join(lines)
 
 
 def write_table(name: str, table: ComparisonTable, folder: Path) -> str:

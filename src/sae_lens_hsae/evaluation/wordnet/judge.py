@@ -13,7 +13,7 @@ import math
 
 import torch
 
-from sae_lens_hsae.evaluation.wordnet.cluster_bootstrap import resampled_means
+from sae_lens_hsae.evaluation.cluster_bootstrap import resampled_means
 from sae_lens_hsae.evaluation.wordnet.concepts import FeatureConcepts
 from sae_lens_hsae.evaluation.wordnet.database import NO_CONCEPT, WordNet
 from sae_lens_hsae.evaluation.wordnet.report import BoundaryMeaning, ForestMeaning, PairRates, TreeMeaning

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sae_lens_hsae.evaluation.wordnet.cluster_bootstrap import Estimate
+from sae_lens_hsae.evaluation.cluster_bootstrap import Estimate
 
 CHILDREN_SHOWN = 4
 
