@@ -39,7 +39,7 @@ def boundary_bars(table: ComparisonTable) -> go.Figure:
             cells = values[(values["model"] == model) & (values["measure"] == measure)]
             figure.add_bar(
                 x=[f"{place} → {place + 1}" for place in cells["place"]],
-                y=cells["mean"],
+                y=cells["mean"].tolist(),
                 error_y={"array": cells["spread"]},
                 name=model,
                 legendgroup=model,
@@ -66,7 +66,7 @@ def trade_off(table: ComparisonTable) -> go.Figure:
     figure = go.Figure(
         go.Scatter(
             x=mean["hamming"],
-            y=mean["variance_explained"] - mean.loc[BASELINE, "variance_explained"],
+            y=(mean["variance_explained"] - mean.loc[BASELINE, "variance_explained"]).tolist(),
             error_x={"array": spread["hamming"]},
             error_y={"array": spread["variance_explained"]},
             text=mean.index,
