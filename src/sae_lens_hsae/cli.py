@@ -7,12 +7,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sae_lens.llm_sae_training_runner import _run_cli
+from sae_lens.llm_sae_training_runner import LanguageModelSAETrainingRunner, _parse_cfg_args
 
+from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.demo import demo
 from sae_lens_hsae.explorer.command import add_explore, run_explore
 from sae_lens_hsae.reproduce import TABLES, minilm_activations, reproduce
 from sae_lens_hsae.reproduce_tables import write_table
+from sae_lens_hsae.runner import HierarchicalSAETrainingRunner
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tables.add_argument("--output", type=Path, default=Path("runs/reproduce"), help="finished models are kept there")
     chosen, rest = parser.parse_known_args(arguments)
     if chosen.command == "train":
-        _run_cli(rest)
+        _train(rest)
         return
     parser.parse_args(arguments)  # refuses what is left over
     if chosen.command == "explore":
@@ -44,3 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(write_table(chosen.table, results, chosen.output))
         return
     demo()
+
+
+def _train(arguments: Sequence[str]) -> None:
+    """Train what SAELens' command line describes, an HSAE with our runner."""
+    parser = argparse.ArgumentParser(prog="hsae train", add_help=False, allow_abbrev=False)
+    parser.add_argument("--max_bad_batches", type=int, default=0)
+    parser.add_argument("--keep_checkpoints", type=int)
+    ours, rest = parser.parse_known_args(arguments)
+    cfg = _parse_cfg_args(rest)
+    if isinstance(cfg.sae, HierarchicalTrainingSAEConfig):
+        HierarchicalSAETrainingRunner(cfg, **vars(ours)).run()
+    else:
+        LanguageModelSAETrainingRunner(cfg).run()
