@@ -11,7 +11,10 @@ from sae_lens_hsae.levels import Levels
 
 
 class BadBatchError(ValueError):
-    """A batch that cannot be trained on; nothing has changed by then, so the next one can be."""
+    """A batch that cannot be trained on.
+
+    Nothing has changed by then, unless decoder rows were brought to unit norm: the next batch can follow.
+    """
 
 
 def check_activations(x: torch.Tensor, step: int) -> None:

@@ -80,7 +80,9 @@ def verify(checkpoint: Path) -> Manifest:
             f"{str(path)!r}: format_version={about.get('format_version')!r} cannot be read, only {FORMAT_VERSION}; "
             f"resume with the version of sae-lens-hsae that wrote it"
         )
-    n, finished, files = (about.get(name) for name in ("n_training_samples", "finished", "files"))
+    n: Any = about.get("n_training_samples")
+    finished: Any = about.get("finished")
+    files: Any = about.get("files")
     if not is_count(n) or not isinstance(finished, bool) or not isinstance(files, dict) or not files:
         raise ValueError(f"{str(path)!r} is damaged; resume from another checkpoint")
     for name, expected in files.items():

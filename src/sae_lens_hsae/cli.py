@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sae_lens.llm_sae_training_runner import LanguageModelSAETrainingRunner, _parse_cfg_args
 
@@ -54,7 +55,7 @@ def _train(arguments: Sequence[str]) -> None:
     parser.add_argument("--max_bad_batches", type=int, default=0)
     parser.add_argument("--keep_checkpoints", type=int)
     ours, rest = parser.parse_known_args(arguments)
-    cfg = _parse_cfg_args(rest)
+    cfg: Any = _parse_cfg_args(rest)
     if isinstance(cfg.sae, HierarchicalTrainingSAEConfig):
         HierarchicalSAETrainingRunner(cfg, **vars(ours)).run()
     else:

@@ -104,6 +104,7 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
     def run(self) -> TrainingSAE[Any]:
         if self.cfg.resume_from_checkpoint is not None:
             # Before SAELens' trainer reads the files, which takes them as they are.
+            assert isinstance(self.sae, HierarchicalTrainingSAE)
             trainer = HierarchicalSAETrainer(
                 cfg=self.cfg.to_sae_trainer_config(), sae=self.sae, data_provider=self.activations_store
             )

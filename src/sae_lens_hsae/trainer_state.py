@@ -81,11 +81,12 @@ def _check_archive(path: Path) -> None:
 
 def _check_optimizer(state: Any, optimizer: torch.optim.Optimizer) -> None:
     groups = optimizer.state_dict()["param_groups"]
-    saved = state.get("param_groups") if isinstance(state, dict) else None
+    _check(isinstance(state, dict), "optimizer", state)
+    saved: Any = state.get("param_groups")
     fits = isinstance(saved, list) and _fits(saved, groups)
     fits = fits and all(group.get("params") == own["params"] for group, own in zip(saved, groups, strict=True))
     _check(fits, "optimizer's param_groups", saved)
-    moments = state.get("state")
+    moments: Any = state.get("state")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     _check(isinstance(moments, dict) and set(moments) <= set(range(len(parameters))), "optimizer's state", moments)
     for i, of_one in moments.items():
