@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from host_helpers import runner_config, tiny_dataset, tiny_model
+from host_helpers import runner_config, tiny_dataset, tiny_model  # type: ignore[reportMissingImports] – on the path only now
 from safetensors.torch import load_file
 
 from sae_lens_hsae import HierarchicalSAETrainingRunner

@@ -18,7 +18,7 @@ from sae_lens_hsae.training_watch import EVERY, FIRST_LOOK, TrainingWatch, is_lo
 TARGETS = (2.0, 2.0, 2.0)
 
 
-def healthy() -> dict[str, Any]:
+def healthy(**changes: Any) -> dict[str, Any]:
     """Arguments of a look at which nothing is wrong: children spread over all parents, one in 20 features dead."""
     levels = Levels(tuple(WIDTHS))
     parents = torch.full((levels.n_features,), -1)
@@ -32,6 +32,7 @@ def healthy() -> dict[str, Any]:
         "dead": dead,
         "parents": parents,
         "variance_explained": [0.5, 0.6, 0.7],
+        **changes,
     }
 
 
@@ -70,10 +71,10 @@ def test_each_fault_is_warned_of_once_with_its_remedy(caplog, what, said):
 def test_falling_variance_explained_is_warned_of_but_noise_is_not(caplog):
     watch = TrainingWatch(Levels(tuple(WIDTHS)), TARGETS)
     for i in range(20):
-        watch.look(**healthy() | {"variance_explained": [0.5, 0.6 + 0.1 * (-1) ** i, 0.7]})
+        watch.look(**healthy(variance_explained=[0.5, 0.6 + 0.1 * (-1) ** i, 0.7]))
     assert caplog.messages == []
     for i in range(10):
-        watch.look(**healthy() | {"step": 2000 + i, "variance_explained": [0.5, 0.6, 0.6]})
+        watch.look(**healthy(step=2000 + i, variance_explained=[0.5, 0.6, 0.6]))
     (message,) = caplog.messages
     assert re.match(r"level 2, step 2002: variance explained has fallen from 0\.700 to 0\.640; lower lr", message)
 

@@ -15,13 +15,13 @@ def read_json_object(path: Path) -> dict[str, Any]:
         ValueError: if it holds no JSON, or JSON that is no object.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{str(path)!r} is missing")
+        raise FileNotFoundError(f"{path} is missing")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{str(path)!r} is damaged: it holds no JSON ({error})") from error
+        raise ValueError(f"{path} is damaged: it holds no JSON ({error})") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{str(path)!r} is damaged: it holds no JSON object, but {type(value).__name__}")
+        raise ValueError(f"{path} is damaged: it holds no JSON object, but {type(value).__name__}")
     return value
 
 

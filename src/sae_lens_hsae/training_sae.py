@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from sae_lens.constants import SAE_CFG_FILENAME
+from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.saes.jumprelu_sae import JumpReLU
 from sae_lens.saes.sae import TrainCoefficientConfig, TrainingSAE, TrainStepInput, TrainStepOutput
 from torch import nn
@@ -29,6 +29,7 @@ from sae_lens_hsae.hierarchy_update import (
     parent_table,
 )
 from sae_lens_hsae.json_files import read_json_object
+from sae_lens_hsae.model_files import check_tensor_file
 from sae_lens_hsae.perturbation import Replacement, draw_replaced, replacements
 from sae_lens_hsae.sparsity_control import SparsityState, control_sparsity, initial_state
 from sae_lens_hsae.structural_loss import Families, families_of
@@ -208,6 +209,11 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
     @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_loading(state_dict)
+        if unknown := sorted(set(state_dict) - set(self.state_dict())):
+            raise ValueError(
+                f"the weights hold {', '.join(map(repr, unknown))}, which this configuration has no use for; "
+                f"resume with the configuration of the checkpoint"
+            )
         self._forest_view = None
 
     @override
@@ -218,6 +224,7 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
             ValueError: if it is one of another architecture or shape.
         """
         check_architecture(Path(checkpoint_path) / SAE_CFG_FILENAME)
+        check_tensor_file(Path(checkpoint_path) / SAE_WEIGHTS_FILENAME)
         super().load_weights_from_checkpoint(checkpoint_path)
 
     # What depends on the forest, the draw or the dead features changes shape from step to step. It stays out of
