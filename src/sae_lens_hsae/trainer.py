@@ -96,8 +96,8 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
         state = read_trainer_state(folder / TRAINER_STATE_FILENAME)
         check_trainer_state(state, self.optimizer, self.lr_scheduler.state_dict(), self.sae.cfg.d_sae)
         scaler = read_json_object(folder / ACTIVATION_SCALER_CFG_FILENAME)
-        factor = scaler.get("scaling_factor")
-        positive = isinstance(factor, (int, float)) and 0 < factor < math.inf
+        factor = scaler.get("scaling_factor", "missing")
+        positive = isinstance(factor, (int, float)) and not isinstance(factor, bool) and 0 < factor < math.inf
         if not (factor is None or positive) or scaler.get("has_whitening") is not False:
             raise ValueError(
                 f"{str(folder / ACTIVATION_SCALER_CFG_FILENAME)!r} is damaged: scaling_factor={factor!r} must be a "

@@ -269,7 +269,7 @@ def load_dashboards(folder: str | Path, expected_fingerprint: str | None = None)
     required = [name for name, meta in _tensor_fields().items() if not meta["optional"]]
     missing = [name for name in plain if name not in manifest] + [name for name in required if name not in tensors]
     named = manifest.get("tensors")
-    missing += [str(name) for name in named if name not in tensors] if isinstance(named, list) else ["tensors"]
+    missing += [str(name) for name in named if str(name) not in tensors] if isinstance(named, list) else ["tensors"]
     if missing:
         raise ValueError(f"{folder} lacks {', '.join(dict.fromkeys(missing))}; collect the dashboards again")
     values: dict[str, Any] = {name: manifest[name] for name in plain}
