@@ -15,7 +15,7 @@ from typing import Any
 from sae_lens import logger
 from sae_lens.constants import RUNNER_CFG_FILENAME
 
-from sae_lens_hsae.json_files import is_count, read_json_object
+from sae_lens_hsae.json_files import is_count, printable, read_json_object
 from sae_lens_hsae.whole_files import delete_whole
 
 MANIFEST = "manifest.json"
@@ -106,10 +106,12 @@ def newest_valid(root: Path, runner_config: dict[str, Any]) -> Path | None:
             manifest = verify(checkpoint)
             other = differences(read_json_object(checkpoint / RUNNER_CFG_FILENAME), runner_config)
         except (OSError, ValueError) as error:
-            logger.warning(f"checkpoint {str(checkpoint)!r} is passed over: {error}")
+            logger.warning(f"checkpoint {str(checkpoint)!r} is passed over: {printable(error)}")
             continue
         if other:
-            logger.warning(f"checkpoint {str(checkpoint)!r} is passed over: its run has another {', '.join(other)}")
+            logger.warning(
+                f"checkpoint {str(checkpoint)!r} is passed over: its run has another {printable(', '.join(other))}"
+            )
         elif not manifest.finished:
             found.append((manifest.n_training_samples, checkpoint))
     return max(found)[1] if found else None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import simple_parsing
+import torch
 from sae_lens.constants import DTYPE_MAP
 from sae_lens.saes.sae import SAEConfig, SAEMetadata, TrainingSAEConfig
 from typing_extensions import override
@@ -192,7 +193,7 @@ def _check_common(cfg: HierarchicalSAEConfig | HierarchicalTrainingSAEConfig) ->
     large = f"with d_sae={cfg.d_sae} no memory holds the weights; give the widths of the model and of the levels"
     _check(cfg, "d_in", cfg.d_in * cfg.d_sae < MAX_WEIGHTS, large)
     _check(cfg, "dtype", isinstance(cfg.dtype, str) and cfg.dtype in DTYPE_MAP, f"choose one of {', '.join(DTYPE_MAP)}")
-    _check(cfg, "device", isinstance(cfg.device, str), 'give its name, such as "cpu"')
+    _check(cfg, "device", _is_device(cfg.device), 'give the name of one, such as "cpu" or "cuda:0"')
     _check(cfg, "apply_b_dec_to_input", isinstance(cfg.apply_b_dec_to_input, bool), "use True or False")
     reshape = cfg.reshape_activations in ("none", "hook_z")
     _check(cfg, "reshape_activations", reshape, 'use "none" or "hook_z"')
@@ -302,6 +303,13 @@ def _check_training(cfg: HierarchicalTrainingSAEConfig) -> None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_device(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and bool(torch.device(value))
+    except RuntimeError:
+        return False
 
 
 def _within(value: Any, low: float, high: float) -> bool:

@@ -1,4 +1,4 @@
-"""JSON files that may come from anybody."""
+"""JSON files, and text from files, that may come from anybody."""
 
 from __future__ import annotations
 
@@ -28,3 +28,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def is_count(value: Any) -> bool:
     """Whether a value is a whole number of 0 or more."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def printable(text: object) -> str:
+    """Text for a message, with what would steer a terminal (escapes, reversed writing) spelled out."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(text))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
+from sae_lens.loading.pretrained_sae_loaders import handle_config_defaulting
 from safetensors import SafetensorError, safe_open
 
 from sae_lens_hsae.config import HierarchicalSAEConfig
 from sae_lens_hsae.exact_storage import SUFFIX
-from sae_lens_hsae.json_files import read_json_object
+from sae_lens_hsae.json_files import printable, read_json_object
 
 
 def check_model_files(folder: Path) -> None:
@@ -20,13 +21,12 @@ def check_model_files(folder: Path) -> None:
         ValueError: if one is damaged, or they do not belong together.
     """
     saved = read_json_object(folder / SAE_CFG_FILENAME)
-    # SAELens looks here for its version before it hands the rest to this architecture.
-    for name, value in (("sae_lens_version", saved.get("sae_lens_version")), ("metadata", saved.get("metadata", {}))):
-        if not isinstance(value, dict if name == "metadata" else (str, type(None))):
-            raise ValueError(f"{folder / SAE_CFG_FILENAME} is damaged: {name}={value!r}")
-    version = saved.get("metadata", {}).get("sae_lens_version")
-    if not isinstance(version, (str, type(None))):
-        raise ValueError(f"{folder / SAE_CFG_FILENAME} is damaged: sae_lens_version={version!r}")
+    try:
+        saved = handle_config_defaulting(saved)
+    except Exception as error:  # SAELens takes the types of what it reads for granted
+        raise ValueError(f"{folder / SAE_CFG_FILENAME} is damaged ({printable(error)})") from error
+    if "dtype" not in saved:
+        raise ValueError(f"{folder / SAE_CFG_FILENAME} is damaged: it has no dtype")
     cfg = HierarchicalSAEConfig.from_dict(saved)
     shapes = check_tensor_file(folder / SAE_WEIGHTS_FILENAME)
     n, d_in = cfg.d_sae, cfg.d_in
@@ -55,4 +55,4 @@ def check_tensor_file(path: Path) -> dict[str, tuple[int, ...]]:
         with safe_open(path, framework="pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - it is no dict
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged ({error}); save or download it again") from error
+        raise ValueError(f"{path} is damaged ({printable(error)}); save or download it again") from error

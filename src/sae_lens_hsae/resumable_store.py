@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from typing_extensions import override
 
+from sae_lens_hsae.json_files import printable
+
 STATE_FILENAME = "resumable_store_state.safetensors"
 BUFFER = ("kept", "serving")
 
@@ -205,4 +207,6 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{str(path)!r} is missing or damaged ({error}); resume from another checkpoint") from error
+        raise ValueError(
+            f"{str(path)!r} is missing or damaged ({printable(error)}); resume from another checkpoint"
+        ) from error

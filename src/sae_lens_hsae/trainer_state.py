@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from sae_lens_hsae.json_files import is_count
+from sae_lens_hsae.json_files import is_count, printable
 
 GLOBALS = {"torch._utils _rebuild_tensor_v2", "collections OrderedDict"}
 """All that a trainer state needs, beside torch's storages."""
@@ -35,7 +35,7 @@ def read_trainer_state(path: Path) -> dict[str, Any]:
         _check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile, pickletools and torch each have their own
-        raise ValueError(f"{str(path)!r} is damaged ({error}); resume from another checkpoint") from error
+        raise ValueError(f"{str(path)!r} is damaged ({printable(error)}); resume from another checkpoint") from error
     if not isinstance(state, dict):
         raise ValueError(f"{str(path)!r} holds no trainer state, but {type(state).__name__}")
     return state

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from sae_lens_hsae.evaluation import level_saes
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.dashboards.checks import check_numbers, check_tensors
-from sae_lens_hsae.json_files import read_json_object
+from sae_lens_hsae.json_files import printable, read_json_object
 from sae_lens_hsae.whole_files import folder_written_whole
 
 if TYPE_CHECKING:
@@ -258,20 +258,20 @@ def load_dashboards(folder: str | Path, expected_fingerprint: str | None = None)
     found = manifest.get("fingerprint")
     if expected_fingerprint is not None and found != expected_fingerprint:
         raise ValueError(
-            f"{folder} was made for other weights or another forest (fingerprint {str(found)[:12]}…, expected "
+            f"{folder} was made for other weights or another forest (fingerprint {printable(found)[:12]}…, expected "
             f"{expected_fingerprint[:12]}…); collect the dashboards again"
         )
     try:
         tensors = load_file(folder / TENSORS)
     except Exception as error:
-        raise ValueError(f"{folder / TENSORS} is damaged ({error}); collect the dashboards again") from error
+        raise ValueError(f"{folder / TENSORS} is damaged ({printable(error)}); collect the dashboards again") from error
     plain = [f.name for f in fields(Dashboards) if not f.metadata]
     required = [name for name, meta in _tensor_fields().items() if not meta["optional"]]
     missing = [name for name in plain if name not in manifest] + [name for name in required if name not in tensors]
     named = manifest.get("tensors")
     missing += [str(name) for name in named if str(name) not in tensors] if isinstance(named, list) else ["tensors"]
     if missing:
-        raise ValueError(f"{folder} lacks {', '.join(dict.fromkeys(missing))}; collect the dashboards again")
+        raise ValueError(f"{folder} lacks {printable(', '.join(dict.fromkeys(missing)))}; collect the dashboards again")
     values: dict[str, Any] = {name: manifest[name] for name in plain}
     levels = check_numbers(folder, values)
     try:
