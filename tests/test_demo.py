@@ -157,3 +157,28 @@ def test_saelens_command_line_knows_the_architecture(capsys):
         cli.main(["train", "--architecture", "hsae", "--help"])
     assert end.value.code == 0
     assert "--structural_loss_coefficient" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("architecture", "expected"), [("hsae", "ours"), ("jumprelu", "SAELens'")])
+def test_the_command_line_trains_each_architecture_with_its_runner(monkeypatch, architecture, expected):
+    started = []
+
+    class Recorder:
+        def __init__(self, name):
+            self.name = name
+
+        def __call__(self, cfg, **options):
+            started.append((self.name, cfg.resume_from_checkpoint, options))
+            return self
+
+        def run(self):
+            pass
+
+    monkeypatch.setattr(cli, "HierarchicalSAETrainingRunner", Recorder("ours"))
+    monkeypatch.setattr(cli, "LanguageModelSAETrainingRunner", Recorder("SAELens'"))
+    line = f"train --architecture {architecture} --d_in 8 --d_sae 12 --resume_from_checkpoint auto"
+    if architecture == "hsae":
+        line += " --level_widths 4 8 --target_l0 2 --max_bad_batches 3 --keep_checkpoints 2"
+    cli.main(line.split())
+    options = {"max_bad_batches": 3, "keep_checkpoints": 2} if architecture == "hsae" else {}
+    assert started == [(expected, "auto", options)]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from sae_lens.llm_sae_training_runner import _run_cli
+from sae_lens.llm_sae_training_runner import LanguageModelSAETrainingRunner, _parse_cfg_args
 
+from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.demo import demo
 from sae_lens_hsae.explorer.command import add_explore, run_explore
 from sae_lens_hsae.reproduce.command import add_reproduce, run_reproduce
+from sae_lens_hsae.runner import HierarchicalSAETrainingRunner
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -26,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_reproduce(commands)
     chosen, rest = parser.parse_known_args(arguments)
     if chosen.command == "train":
-        _run_cli(rest)
+        _train(rest)
         return
     parser.parse_args(arguments)  # refuses what is left over
     if chosen.command == "explore":
@@ -36,3 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run_reproduce(chosen)
         return
     demo()
+
+
+def _train(arguments: Sequence[str]) -> None:
+    """Train what SAELens' command line describes, an HSAE with our runner."""
+    parser = argparse.ArgumentParser(prog="hsae train", add_help=False, allow_abbrev=False)
+    parser.add_argument("--max_bad_batches", type=int, default=0)
+    parser.add_argument("--keep_checkpoints", type=int)
+    ours, rest = parser.parse_known_args(arguments)
+    cfg: Any = _parse_cfg_args(rest)
+    if isinstance(cfg.sae, HierarchicalTrainingSAEConfig):
+        HierarchicalSAETrainingRunner(cfg, **vars(ours)).run()
+    else:
+        LanguageModelSAETrainingRunner(cfg).run()

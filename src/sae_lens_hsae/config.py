@@ -9,12 +9,17 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import simple_parsing
-from sae_lens.saes.sae import SAEConfig, TrainingSAEConfig
+import torch
+from sae_lens.constants import DTYPE_MAP
+from sae_lens.saes.sae import SAEConfig, SAEMetadata, TrainingSAEConfig
 from typing_extensions import override
 
+from sae_lens_hsae.json_files import is_count
 from sae_lens_hsae.levels import Levels
 
 ARCHITECTURE = "hsae"
+MAX_WEIGHTS = 2**48
+"""Entries of the encoder beyond which sizes are nonsense; below it they can be computed with."""
 Similarity = Literal["encoder", "decoder", "coactivation"]
 
 
@@ -39,8 +44,22 @@ class HierarchicalSAEConfig(SAEConfig):
         return ARCHITECTURE
 
     def __post_init__(self) -> None:
+        _check_common(self)
         super().__post_init__()
         _check_levels(self)
+
+    @override
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any]) -> HierarchicalSAEConfig:
+        """SAELens' ``from_dict``, for a dict that may come from anybody.
+
+        Raises:
+            ValueError: naming the field that is wrong or missing, and the remedy.
+        """
+        _check_dict(config_dict)
+        config = super().from_dict(config_dict)
+        assert isinstance(config, HierarchicalSAEConfig)
+        return config
 
 
 @dataclass(kw_only=True)
@@ -111,6 +130,7 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
         return ARCHITECTURE
 
     def __post_init__(self) -> None:
+        _check_common(self)
         _check_levels(self)
         _check_training(self)
         super().__post_init__()
@@ -121,8 +141,10 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
         """SAELens' ``from_dict``.
 
         Raises:
-            ValueError: if this is the config of an inference model, which training cannot go on from.
+            ValueError: naming the field that is wrong or missing, or if this is the config of an inference model, which
+                training cannot go on from.
         """
+        _check_dict(config_dict)
         if "target_l0" not in config_dict:
             raise ValueError(
                 "target_l0 is missing: this is the config of a model saved for inference, which holds no state of "
@@ -143,6 +165,42 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
 def _check(cfg: object, name: str, holds: bool, remedy: str) -> None:
     if not holds:
         raise ValueError(f"{name}={getattr(cfg, name)!r}: {remedy}")
+
+
+def _check_dict(config_dict: Any) -> None:
+    """Refuse what SAELens' ``from_dict`` would answer with an error that names no field."""
+    if not isinstance(config_dict, dict):
+        raise ValueError(f"a configuration is a dict, not {type(config_dict).__name__}; pass what to_dict() gave")
+    if config_dict.get("architecture") != ARCHITECTURE:
+        raise ValueError(f"architecture={config_dict.get('architecture')!r} is not {ARCHITECTURE!r}")
+    if missing := [name for name in ("d_in", "d_sae") if name not in config_dict]:
+        raise ValueError(f"{' and '.join(missing)} missing; pass what to_dict() gave, unshortened")
+    _check_metadata(config_dict.get("metadata", {}))
+
+
+def _check_metadata(metadata: Any) -> None:
+    # SAELens hands them over as a dict first, and makes each entry an attribute, which must not hide a method.
+    if isinstance(metadata, SAEMetadata):
+        return
+    if not isinstance(metadata, dict):
+        raise ValueError(f"metadata={metadata!r} is no dict; pass what to_dict() gave")
+    taken = [name for name in metadata if not isinstance(name, str) or name == "self" or hasattr(SAEMetadata, name)]
+    if taken:
+        raise ValueError(f"metadata has an entry {taken[0]!r}, which is no name for one; leave it out")
+
+
+def _check_common(cfg: HierarchicalSAEConfig | HierarchicalTrainingSAEConfig) -> None:
+    _check(cfg, "d_in", _is_count(cfg.d_in), "it is the width of the activations: 1 or more")
+    _check(cfg, "d_sae", _is_count(cfg.d_sae), "it is the number of features of all levels together")
+    large = f"with d_sae={cfg.d_sae} no memory holds the weights; give the widths of the model and of the levels"
+    _check(cfg, "d_in", cfg.d_in * cfg.d_sae < MAX_WEIGHTS, large)
+    _check(cfg, "dtype", isinstance(cfg.dtype, str) and cfg.dtype in DTYPE_MAP, f"choose one of {', '.join(DTYPE_MAP)}")
+    _check(cfg, "device", _is_device(cfg.device), 'give the name of one, such as "cpu" or "cuda:0"')
+    _check(cfg, "apply_b_dec_to_input", isinstance(cfg.apply_b_dec_to_input, bool), "use True or False")
+    reshape = cfg.reshape_activations in ("none", "hook_z")
+    _check(cfg, "reshape_activations", reshape, 'use "none" or "hook_z"')
+    _check_metadata(cfg.metadata)
+    _check(cfg, "level_widths", isinstance(cfg.level_widths, (list, tuple)), "give a list of the levels' widths")
 
 
 def _check_levels(cfg: HierarchicalSAEConfig | HierarchicalTrainingSAEConfig) -> None:
@@ -229,6 +287,12 @@ def _check_training(cfg: HierarchicalTrainingSAEConfig) -> None:
         cfg.freeze_hierarchy_after is None or cfg.freeze_hierarchy_after >= first,
         f"the first forest is made at step {first}, so no feature would ever have a parent; freeze at {first} or later",
     )
+    for name in ("jumprelu_ste_to_input", "ghost_gradients"):
+        _check(cfg, name, isinstance(getattr(cfg, name), bool), "use True or False")
+    seed = cfg.perturbation_seed
+    _check(cfg, "perturbation_seed", is_count(seed) and seed < 2**63, "give a whole number from 0 on, below 2^63")
+    norm = cfg.decoder_init_norm
+    _check(cfg, "decoder_init_norm", norm is None or (_is_number(norm) and norm > 0), "it must be above 0, or None")
     for name in ("jumprelu_bandwidth", "sparsity_rate", "sparsity_gain"):
         value = getattr(cfg, name)
         _check(cfg, name, _is_number(value) and value > 0, "it must be above 0")
@@ -248,6 +312,13 @@ def _check_training(cfg: HierarchicalTrainingSAEConfig) -> None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_device(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and bool(torch.device(value))
+    except RuntimeError:
+        return False
 
 
 def _within(value: Any, low: float, high: float) -> bool:

@@ -200,6 +200,8 @@ class FeatureForest:
         Raises:
             ValueError: if ``data`` is no such description, is of a newer version, or holds invalid parents.
         """
+        if not isinstance(data, Mapping):
+            raise ValueError(f"a {type(data).__name__} describes no forest; pass what FeatureForest.to_dict() gave")
         if data.get("schema") != SCHEMA:
             raise ValueError(f"schema={data.get('schema')!r} is not {SCHEMA!r}; pass what FeatureForest.to_dict() gave")
         if data.get("schema_version") != SCHEMA_VERSION:
@@ -209,6 +211,8 @@ class FeatureForest:
             )
         if missing := [key for key in ("level_widths", "parents") if key not in data]:
             raise ValueError(f"{' and '.join(missing)} missing; pass what FeatureForest.to_dict() gave, unshortened")
+        if not all(isinstance(data[key], (list, tuple)) for key in ("level_widths", "parents")):
+            raise ValueError("level_widths and parents must be lists; pass what FeatureForest.to_dict() gave")
         return cls(data["parents"], data["level_widths"])
 
     def to_networkx(self) -> networkx.DiGraph:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,7 @@ from sae_lens_hsae.config import HierarchicalSAEConfig
 from sae_lens_hsae.exact_storage import SUFFIX, as_bytes, from_bytes
 from sae_lens_hsae.forest import FeatureForest, validate_parents
 from sae_lens_hsae.levels import Levels
+from sae_lens_hsae.model_files import check_model_files
 
 if TYPE_CHECKING:
     _Base = SAE[Any]
@@ -204,7 +206,7 @@ class LevelStack(_Base):
         """Restore the exact tensors and check the rest.
 
         Raises:
-            ValueError: if a tensor is missing or of another shape, or the parent table is no forest.
+            ValueError: if a tensor is missing or of another shape or kind, or the parent table is no forest.
         """
         for stored in [name for name in state_dict if name.endswith(SUFFIX)]:
             state_dict[stored.removesuffix(SUFFIX)] = from_bytes(state_dict.pop(stored))
@@ -221,6 +223,11 @@ class LevelStack(_Base):
                     f"{self.cfg.level_widths} and d_in={self.cfg.d_in} need {tuple(tensor.shape)}; "
                     f"load it with the configuration it was saved with"
                 )
+            exact = name in self.exact_tensors
+            if state_dict[name].dtype != tensor.dtype if exact else not state_dict[name].is_floating_point():
+                raise ValueError(
+                    f"{name} is {state_dict[name].dtype} in the file, which is no {tensor.dtype}; the file is damaged"
+                )
         validate_parents(state_dict["parents"], self.levels)
 
 
@@ -229,8 +236,21 @@ class HierarchicalSAE(LevelStack, SAE[HierarchicalSAEConfig]):
 
     ``encode`` returns the activations of all levels, ``decode`` reconstructs from ``cfg.output_level``. For one level
     by itself use :meth:`level_sae`, for the forest :attr:`forest`. Loaded by ``SAE.load_from_disk`` and
-    ``SAE.from_pretrained`` once ``sae_lens_hsae`` is imported.
+    ``SAE.from_pretrained`` once ``sae_lens_hsae`` is imported. ``HierarchicalSAE.load_from_disk`` also checks the files
+    before anything of them is read into memory: use it for files of unknown origin.
     """
+
+    @override
+    @classmethod
+    def load_from_disk(cls, path: str | Path, *args: Any, **kwargs: Any) -> HierarchicalSAE:
+        """SAELens' ``load_from_disk``, for files that may come from anybody.
+
+        Raises:
+            FileNotFoundError: if a file is missing.
+            ValueError: naming the file, or the field or tensor, that is damaged.
+        """
+        check_model_files(Path(path))
+        return super().load_from_disk(path, *args, **kwargs)
 
     @override
     def initialize_weights(self) -> None:

@@ -7,15 +7,20 @@ the random state that shuffles them, tokens carried from one row to the next, an
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
 from sae_lens.constants import ACTIVATIONS_STORE_STATE_FILENAME
 from sae_lens.training.activations_store import ActivationsStore
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from typing_extensions import override
 
+from sae_lens_hsae.json_files import printable
+
 STATE_FILENAME = "resumable_store_state.safetensors"
+BUFFER = ("kept", "serving")
 
 
 class MixingBuffer(Iterator[torch.Tensor]):
@@ -117,7 +122,7 @@ class ResumableActivationsStore(ActivationsStore):
             "n_sequences": torch.tensor(self.n_sequences),
             "current_row_idx": torch.tensor(getattr(self, "current_row_idx", 0)),
         }
-        for name in ("kept", "serving"):
+        for name in BUFFER:
             tensor = getattr(buffer, name)
             if tensor is not None:
                 state[name] = tensor.contiguous().clone()
@@ -129,29 +134,79 @@ class ResumableActivationsStore(ActivationsStore):
 
         Raises:
             FileNotFoundError: if the checkpoint is one of SAELens' own runner, which holds no mixing buffer.
+            ValueError: if the state is damaged, or of other activations or another data set.
         """
-        path = Path(checkpoint_path) / STATE_FILENAME
-        if not path.exists():
-            raise FileNotFoundError(
-                f"{path} is missing, so the next batches cannot be those of an uninterrupted run; resume this "
-                f"checkpoint with SAELens' LanguageModelSAETrainingRunner, which made it"
-            )
-        state = load_file(path)
+        state = self._read_state(Path(checkpoint_path))
         if self.dataset is not None:
-            rows = load_file(Path(checkpoint_path) / ACTIVATIONS_STORE_STATE_FILENAME)["n_dataset_processed"]
-            self.iterable_sequences = self._iterate_tokenized_sequences()
-            for _ in range(int(state["n_sequences"])):
-                next(self.iterable_sequences)
-            self.n_dataset_processed = int(rows)
+            n_sequences = int(state["n_sequences"])
+            sequences = self._iterate_tokenized_sequences()
+            if sum(1 for _ in islice(sequences, n_sequences)) < n_sequences:
+                raise ValueError(
+                    f"{str(checkpoint_path)!r} has read {n_sequences} sequences, but the data set ends before; "
+                    f"resume with the data set of the checkpoint"
+                )
+            self.iterable_sequences = sequences
+            self.n_dataset_processed = int(state["n_dataset_processed"])
         if self.cached_activation_dataset is not None:
             self.current_row_idx = int(state["current_row_idx"])
         buffer = self._mixing_buffer()
-        for name in ("kept", "serving"):
+        for name in BUFFER:
             setattr(buffer, name, state[name].to(self.device) if name in state else None)
-        torch.set_rng_state(state["rng_state"])
+        try:
+            torch.set_rng_state(state["rng_state"])
+        except RuntimeError as error:
+            raise ValueError(
+                f"{str(checkpoint_path)!r} is damaged ({error}); resume from another checkpoint"
+            ) from error
+
+    def _read_state(self, checkpoint: Path) -> dict[str, torch.Tensor]:
+        """The store's state in a checkpoint, every tensor checked."""
+        check_resumable(checkpoint)
+        path = checkpoint / STATE_FILENAME
+        state = _load(path)
+        if self.dataset is not None:
+            state |= _load(checkpoint / ACTIVATIONS_STORE_STATE_FILENAME)
+            names = ("n_sequences", "current_row_idx", "n_dataset_processed")
+        else:
+            names = ("n_sequences", "current_row_idx")
+        for name in names:
+            number = state.get(name)
+            if number is None or number.shape != () or number.is_floating_point() or number < 0:
+                raise ValueError(f"{str(path)!r} is damaged: {name} is no number; resume from another checkpoint")
+        random = state.get("rng_state")
+        expected = torch.get_rng_state()
+        if random is None or random.shape != expected.shape or random.dtype != expected.dtype:
+            raise ValueError(f"{str(path)!r} is damaged: rng_state is none; resume from another checkpoint")
+        for name in BUFFER:
+            held = state.get(name)
+            if held is not None and (held.ndim != 2 or held.shape[1] != self.d_in or not held.is_floating_point()):
+                raise ValueError(
+                    f"{str(path)!r}: {name} is {held.dtype} of shape {tuple(held.shape)}, but d_in={self.d_in}; "
+                    f"resume with the configuration of the checkpoint"
+                )
+        return state
 
     def _mixing_buffer(self) -> MixingBuffer:
         if self._dataloader is None:
             self._dataloader = self.get_data_loader()
         assert isinstance(self._dataloader, MixingBuffer)
         return self._dataloader
+
+
+def check_resumable(checkpoint: Path) -> None:
+    """Raise a FileNotFoundError if a checkpoint lacks what decides the next batches."""
+    path = checkpoint / STATE_FILENAME
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} is missing, so the next batches cannot be those of an uninterrupted run; resume this "
+            f"checkpoint with SAELens' LanguageModelSAETrainingRunner, which made it"
+        )
+
+
+def _load(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"{str(path)!r} is missing or damaged ({printable(error)}); resume from another checkpoint"
+        ) from error

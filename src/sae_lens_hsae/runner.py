@@ -19,14 +19,21 @@ from sae_lens.training.prefetch import PrefetchingIterator
 from sae_lens.training.sae_trainer import SAETrainer
 from typing_extensions import override
 
+from sae_lens_hsae.checkpoints import newest_valid, verify
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.forest_log import ForestLog, ForestLogging
-from sae_lens_hsae.resumable_store import ResumableActivationsStore
+from sae_lens_hsae.json_files import is_count
+from sae_lens_hsae.resumable_store import ResumableActivationsStore, check_resumable
 from sae_lens_hsae.trainer import HierarchicalSAETrainer
 from sae_lens_hsae.training_sae import HierarchicalTrainingSAE, check_architecture
+from sae_lens_hsae.whole_files import check_writable, delete_unfinished, files_written_whole
 
 if TYPE_CHECKING:
     from transformer_lens import HookedRootModule
+
+
+AUTO = "auto"
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
@@ -34,15 +41,21 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
 
     The same batches and losses as SAELens' ``LanguageModelSAETrainingRunner`` for the same seed. Beyond it,
     a run stopped by SIGINT or SIGTERM writes a checkpoint after its current step, and a resumed run sees
-    the batches and takes the steps that the uninterrupted one would have.
+    the batches and takes the steps that the uninterrupted one would have. With ``resume_from_checkpoint="auto"``
+    it goes on from the newest whole checkpoint of the same configuration in ``checkpoint_path``, in whose folder
+    it then writes its own, or begins if there is none.
 
     Args:
         cfg: SAELens' config with a :class:`HierarchicalTrainingSAEConfig` in ``sae``.
         forest_logging: what of the forest goes to W&B, beyond the curves; None is nothing.
+        max_bad_batches: batches of NaN or infinite numbers to skip before one ends the run.
+        keep_checkpoints: how many checkpoints of the run stay, the newest; None keeps all.
 
     Raises:
-        ValueError: if ``cfg.sae`` is of another architecture, prefetching is on while checkpoints are to be written, or
-            the forest cannot be logged as asked for.
+        ValueError: if ``cfg.sae`` is of another architecture, prefetching is on while checkpoints are to be written,
+            the checkpoint to resume is damaged or of another run, or the forest cannot be logged as asked for.
+        OSError: if ``output_path`` or ``checkpoint_path`` cannot be written to.
+        Interrupted: from :meth:`run`, once the checkpoint is written.
     """
 
     @override
@@ -52,7 +65,10 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         override_dataset: HfDataset | None = None,
         override_model: HookedRootModule | None = None,
         override_sae: TrainingSAE[Any] | None = None,
+        *,
         forest_logging: ForestLogging | None = None,
+        max_bad_batches: int = 0,
+        keep_checkpoints: int | None = None,
     ) -> None:
         if not isinstance(cfg.sae, HierarchicalTrainingSAEConfig):
             raise ValueError(
@@ -66,8 +82,19 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
             )
         self.forest_logging = forest_logging or ForestLogging()
         self.forest_logging.check(cfg)
+        if not is_count(max_bad_batches):
+            raise ValueError(f"max_bad_batches={max_bad_batches!r} must be a whole number, 0 or more")
+        if keep_checkpoints is not None and not (is_count(keep_checkpoints) and keep_checkpoints > 0):
+            raise ValueError(f"keep_checkpoints={keep_checkpoints!r} must be 1 or more, or None to keep all")
+        self.max_bad_batches, self.keep_checkpoints = max_bad_batches, keep_checkpoints
+        if cfg.output_path is not None:
+            check_writable("output_path", Path(cfg.output_path))
+        if cfg.checkpoint_path is not None and cfg.n_checkpoints > 0:
+            check_writable("checkpoint_path", Path(cfg.checkpoint_path))
+        if cfg.resume_from_checkpoint == AUTO:
+            _resume_newest(cfg)
         if cfg.resume_from_checkpoint is not None:
-            _check_architecture(Path(cfg.resume_from_checkpoint))
+            _check_checkpoint(Path(cfg.resume_from_checkpoint))
         super().__init__(cfg, override_dataset, override_model, override_sae)
         if not isinstance(self.sae, HierarchicalTrainingSAE):
             raise ValueError(
@@ -80,22 +107,40 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         self.evaluator.activations_store = self.activations_store
 
     @override
+    def run(self) -> TrainingSAE[Any]:
+        if self.cfg.resume_from_checkpoint is not None:
+            # Before SAELens' trainer reads the files, which takes them as they are.
+            assert isinstance(self.sae, HierarchicalTrainingSAE)
+            trainer = HierarchicalSAETrainer(
+                cfg=self.cfg.to_sae_trainer_config(), sae=self.sae, data_provider=self.activations_store
+            )
+            trainer.check_trainer_state(self.cfg.resume_from_checkpoint)
+        return super().run()
+
+    @override
     def run_trainer_with_interruption_handling(self, trainer: SAETrainer[Any, Any]) -> TrainingSAE[Any]:
         """Train with :class:`HierarchicalSAETrainer` in place of the given trainer."""
         ours = HierarchicalSAETrainer.taking_over(trainer)
         if self.forest_logging.trees:
             ours.after_update = self._forest_log.after_update
+        ours.max_bad_batches, ours.keep_checkpoints = self.max_bad_batches, self.keep_checkpoints
+        received: list[int] = []
 
         def stop(signal_number: int, _frame: Any) -> None:
-            signal.signal(signal_number, signal.SIG_DFL)  # a second signal ends the process at once
+            for number in STOPPING:
+                signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
+            received.append(signal_number)
             ours.stop_requested = True
+            if not ours.training_began:
+                raise Interrupted(signal_number)
 
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, stop) for number in STOPPING}
         try:
             return ours.fit()
-        except InterruptedException:
-            self._save_interrupted(ours)
-            raise
+        except InterruptedException as stopped:
+            if ours.training_began:
+                self._save_interrupted(ours)
+            raise Interrupted(received[0]) from stopped
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -105,7 +150,8 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         self, sae: TrainingSAE[Any], output_path: str, log_feature_sparsity: torch.Tensor | None = None
     ) -> None:
         """SAELens', and the explorer page if ``forest_logging`` asks for it."""
-        super().save_final_sae(sae, output_path, log_feature_sparsity)
+        with files_written_whole(Path(output_path), SAE_CFG_FILENAME) as aside:
+            super().save_final_sae(sae, str(aside), log_feature_sparsity)
         if self.forest_logging.explorer:
             self._forest_log.explorer(output_path)
 
@@ -122,15 +168,43 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
             name = str(trainer.n_training_samples)
             trainer.save_checkpoint(checkpoint_name=name)
             checkpoint = Path(self.cfg.checkpoint_path) / name
-            logger.warning(f"interrupted; resume with resume_from_checkpoint={str(checkpoint)!r}")
+            logger.warning(f"interrupted; resume with resume_from_checkpoint={str(checkpoint)!r}, or {AUTO!r}")
 
 
-def _check_architecture(checkpoint: Path) -> None:
-    """Refuse a checkpoint that is none, or one of another architecture, before anything is loaded."""
+class Interrupted(InterruptedException, SystemExit):
+    """A run was stopped by a signal; uncaught, it ends the process with the conventional code, 128 + the signal."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.code = 128 + signal_number
+
+
+def _resume_newest(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+    """Have a run go on from the newest whole checkpoint, in the folder where that stands."""
+    if cfg.checkpoint_path is None:
+        raise ValueError(f"resume_from_checkpoint={AUTO!r} needs a checkpoint_path, where to look")
+    root = Path(cfg.checkpoint_path).parent  # SAELens appends the run's own folder to what was given
+    newest = newest_valid(root, cfg.to_dict())
+    cfg.resume_from_checkpoint = None
+    if newest is None:
+        logger.warning(f"no checkpoint of this configuration in {str(root)!r}; training begins")
+        return
+    delete_unfinished(newest.parent)
+    cfg.resume_from_checkpoint, cfg.checkpoint_path = str(newest), str(newest.parent)
+
+
+def _check_checkpoint(checkpoint: Path) -> None:
+    """Refuse what is no checkpoint, or one of another architecture, or not whole, before anything is loaded."""
     cfg_path = checkpoint / SAE_CFG_FILENAME
     if not cfg_path.exists():
         raise FileNotFoundError(
             f"resume_from_checkpoint={str(checkpoint)!r} holds no {SAE_CFG_FILENAME}; "
-            f"give the folder of one checkpoint, which is named after its number of samples"
+            f"give the folder of one checkpoint, which is named after its number of samples, or {AUTO!r}"
         )
     check_architecture(cfg_path)
+    check_resumable(checkpoint)
+    if verify(checkpoint).finished:
+        raise ValueError(
+            f"resume_from_checkpoint={str(checkpoint)!r} is of a finished run, whose activation scale is folded into "
+            f"the weights; take an earlier checkpoint"
+        )

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import shutil
+import math
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from sae_lens import logger
+from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME, TRAINER_STATE_FILENAME
 from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training._interruption import InterruptedException
 from sae_lens.training.sae_trainer import SAETrainer
+from safetensors import SafetensorError
 from typing_extensions import override
 
+from sae_lens_hsae.bad_batches import BadBatchError, check_parameters
+from sae_lens_hsae.checkpoints import Manifest, delete_older, write_manifest
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
+from sae_lens_hsae.json_files import read_json_object
+from sae_lens_hsae.sparsity_control import SparsityState
+from sae_lens_hsae.trainer_state import check_trainer_state, read_trainer_state
 from sae_lens_hsae.training_sae import HierarchicalTrainingSAE
+from sae_lens_hsae.training_watch import TrainingWatch, is_look_due, variance_explained
+from sae_lens_hsae.whole_files import folder_written_whole
 
 FUSED_ADAM_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
@@ -28,11 +37,29 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
     - The last hierarchy update comes before the final checkpoint, not only when the inference model is saved.
     - Training can be asked to stop between two steps, by ``stop_requested``.
     - ``after_update`` is called whenever the forest has been updated.
-    - A checkpoint appears whole or not at all, and a resumed run does not write again those that it has passed.
+    - A checkpoint appears whole or not at all, with a manifest of its files, and never with NaN or infinite parameters.
+      A resumed run does not write again those that it has passed.
+    - What a file holds is checked before anything is changed by it.
+    - Batches that cannot be trained on may be skipped, up to ``max_bad_batches``.
+    - Training that goes wrong without failing is warned of, see ``training_watch``.
+
+    Attributes:
+        stop_requested: have training end before its next step.
+        after_update: called with the trainer.
+        max_bad_batches: batches to skip before one ends training; counted from the start or the resume.
+        keep_checkpoints: how many checkpoints of the run stay, the newest; None keeps all.
+        n_bad_batches: batches skipped so far.
+        training_began: whether training is past its preparations.
     """
 
     stop_requested: bool = False
     after_update: Callable[[HierarchicalSAETrainer], None] | None = None
+    max_bad_batches: int = 0
+    keep_checkpoints: int | None = None
+    n_bad_batches: int = 0
+    training_began: bool = False
+    _finished: bool = False
+    _watch: TrainingWatch | None = None
 
     @override
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -62,8 +89,28 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
     def _drop_passed_checkpoints(self) -> None:
         self.checkpoint_thresholds = [n for n in self.checkpoint_thresholds if n >= self.n_training_samples]
 
+    def check_trainer_state(self, checkpoint_path: Path | str) -> None:
+        """Check that a checkpoint's state of the trainer and of the activation scale fits; nothing is changed.
+
+        Raises:
+            FileNotFoundError: if a file is missing.
+            ValueError: if a file is damaged, or of another run.
+        """
+        folder = Path(checkpoint_path)
+        state = read_trainer_state(folder / TRAINER_STATE_FILENAME)
+        check_trainer_state(state, self.optimizer, self.lr_scheduler.state_dict(), self.sae.cfg.d_sae)
+        scaler = read_json_object(folder / ACTIVATION_SCALER_CFG_FILENAME)
+        factor = scaler.get("scaling_factor", "missing")
+        positive = isinstance(factor, (int, float)) and not isinstance(factor, bool) and 0 < factor < math.inf
+        if not (factor is None or positive) or scaler.get("has_whitening") is not False:
+            raise ValueError(
+                f"{str(folder / ACTIVATION_SCALER_CFG_FILENAME)!r} is damaged: scaling_factor={factor!r} must be a "
+                f"positive number or null, and has_whitening false; resume from another checkpoint"
+            )
+
     @override
     def load_trainer_state(self, checkpoint_path: Path | str) -> None:
+        self.check_trainer_state(checkpoint_path)
         super().load_trainer_state(checkpoint_path)
         self._use_fused_adam()
         self._drop_passed_checkpoints()
@@ -76,19 +123,62 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
         if base is None:
             super().save_checkpoint(checkpoint_name, None, wandb_aliases)
             return
+        self._check_parameters()
         final = Path(base) / checkpoint_name
-        final.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=base, prefix=".unfinished-") as aside:
-            super().save_checkpoint(checkpoint_name, aside, wandb_aliases)
-            if final.exists():
-                shutil.rmtree(final)
-            (Path(aside) / checkpoint_name).rename(final)
+        try:
+            with folder_written_whole(final) as new:
+                super().save_checkpoint(checkpoint_name, new.parent, wandb_aliases)
+                write_manifest(new, Manifest(self.n_training_samples, self._finished))
+        # A full disk is an OSError of Python, a SafetensorError of safetensors and a RuntimeError of torch.
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise OSError(
+                f"the checkpoint {str(final)!r} could not be written ({error}); those written before are as they were. "
+                f'Make room, or choose another checkpoint_path, and go on with resume_from_checkpoint="auto"'
+            ) from error
+        if self.keep_checkpoints is not None:
+            delete_older(Path(base), self.keep_checkpoints)
+
+    def _check_parameters(self) -> None:
+        check_parameters(
+            dict(self.sae.named_parameters()), self.sae.levels, f"after training step {self.n_training_steps}"
+        )
+
+    @override
+    def step(self, batch: torch.Tensor) -> TrainStepOutput:
+        n_training_samples = self.n_training_samples
+        while True:
+            try:
+                return super().step(batch)
+            except BadBatchError as error:
+                self.n_training_samples = n_training_samples
+                self._skip(error)
+                batch = next(self.data_provider)
+
+    def _skip(self, error: BadBatchError) -> None:
+        """Count a batch as skipped, or raise the error if no more may be."""
+        if self.n_bad_batches >= self.max_bad_batches:
+            if self.max_bad_batches == 0:
+                raise error
+            raise BadBatchError(f"{error} (max_bad_batches={self.max_bad_batches} batches were skipped)") from error
+        self.n_bad_batches += 1
+        logger.warning(f"skipped bad batch {self.n_bad_batches} of at most {self.max_bad_batches}: {error}")
+
+    def _estimate_scale_again(self) -> None:
+        """If bad batches may be skipped, one in the estimate of the activation scale must not spoil all that follow."""
+        while (factor := self.activation_scaler.scaling_factor) is not None and not 0 < factor < math.inf:
+            self._skip(BadBatchError(f"the activations' mean norm makes a scale of {factor}: some are NaN or infinite"))
+            self.activation_scaler.estimate_scaling_factor(
+                self.sae.cfg.d_in, self.data_provider, self.cfg.n_batches_for_norm_estimate
+            )
 
     @override
     def maybe_reset_sparsity(self) -> dict[str, Any]:
         # SAELens calls this between steps, before it takes the next batch: whatever is saved now is consistent.
         if self.stop_requested:
             raise InterruptedException
+        if not self.training_began and self.max_bad_batches > 0:
+            self._estimate_scale_again()
+        self.training_began = True
         return super().maybe_reset_sparsity()
 
     @override
@@ -106,10 +196,33 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
         output = super()._train_step(sae, sae_in)
         sae.project_parameters()
         self._tell_update(version)
+        if is_look_due(int(sae.n_steps)):
+            self._look(output)
         return output
+
+    @torch.no_grad()
+    def _look(self, output: TrainStepOutput) -> None:
+        sae = self.sae
+        if self._watch is None:
+            self._watch = TrainingWatch(sae.levels, sae.cfg.target_l0_per_level)
+        reconstructions = [sae.decode_level(output.feature_acts, level) for level in range(len(sae.levels))]
+        self._watch.look(
+            int(sae.n_steps),
+            SparsityState(sae.log_l0_coefficient, sae.l0_ema),
+            self.dead_neurons,
+            sae.parents,
+            [variance_explained(output.sae_in, reconstruction) for reconstruction in reconstructions],
+        )
+
+    @override
+    def build_train_step_log_dict(self, output: TrainStepOutput, n_training_samples: int) -> dict[str, Any]:
+        log = super().build_train_step_log_dict(output, n_training_samples)
+        return {**log, "metrics/bad_batches": self.n_bad_batches} if self.max_bad_batches else log
 
     @override
     def set_final_sae_metadata(self) -> None:
+        self._check_parameters()
+        self._finished = True
         version = self.sae.parents._version
         self.sae.finish_training()
         self._tell_update(version)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from sae_lens.constants import SAE_CFG_FILENAME
+from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.saes.jumprelu_sae import JumpReLU
 from sae_lens.saes.sae import TrainCoefficientConfig, TrainingSAE, TrainStepInput, TrainStepOutput
 from torch import nn
 from typing_extensions import override
 
 from sae_lens_hsae.active_entries import MAX_DENSITY, ActiveEntries, Encoder
+from sae_lens_hsae.bad_batches import check_activations, check_losses
 from sae_lens_hsae.config import ARCHITECTURE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.dense_activations import DenseActivations
 from sae_lens_hsae.exact_storage import SUFFIX, as_bytes
@@ -29,6 +28,8 @@ from sae_lens_hsae.hierarchy_update import (
     is_update_due,
     parent_table,
 )
+from sae_lens_hsae.json_files import read_json_object
+from sae_lens_hsae.model_files import check_tensor_file
 from sae_lens_hsae.perturbation import Replacement, draw_replaced, replacements
 from sae_lens_hsae.sparsity_control import SparsityState, control_sparsity, initial_state
 from sae_lens_hsae.structural_loss import Families, decay_factor, families_of
@@ -117,7 +118,8 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
             (batch, d_sae) are those of all levels.
 
         Raises:
-            ValueError: if activations are NaN, infinite or all zero, or not ``d_in`` wide; nothing has changed by then.
+            BadBatchError: if activations are NaN, infinite or all zero, or losses overflow; the next batch can follow.
+            ValueError: if activations are not ``d_in`` wide, or parameters are NaN or infinite.
         """
         replaced = self._begin_step(step_input)
         sparsity = self._sparsity()
@@ -129,8 +131,9 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         exact = torch.promote_types(hidden_pre.dtype, torch.float32)
         errors = [x.to(exact) - out.to(exact) for out in self._perturbed(clean, acts, replaced)]
         l0 = acts.l0()
+        squared_errors = torch.stack([error.square().sum(-1).mean() for error in errors])
         losses = {
-            "mse_loss": torch.stack([error.square().sum(-1).mean() for error in errors]).sum(),
+            "mse_loss": squared_errors.sum(),
             "l0_loss": (sparsity.log_coefficient.exp() * l0).sum(),
         }
         if self.cfg.structural_loss_coefficient > 0:
@@ -145,6 +148,7 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
             metrics["reparented_share"] = self.reparented_share
         feature_acts = acts.dense()
         if self.training:
+            self._check_losses(losses, squared_errors, x)
             self._end_step(feature_acts, l0)
         return TrainStepOutput(
             sae_in=x,
@@ -206,6 +210,11 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
     @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_loading(state_dict)
+        if unknown := sorted(set(state_dict) - set(self.state_dict())):
+            raise ValueError(
+                f"the weights hold {', '.join(map(repr, unknown))}, which this configuration has no use for; "
+                f"resume with the configuration of the checkpoint"
+            )
         self._forest_view = None
 
     @override
@@ -216,6 +225,7 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
             ValueError: if it is one of another architecture or shape.
         """
         check_architecture(Path(checkpoint_path) / SAE_CFG_FILENAME)
+        check_tensor_file(Path(checkpoint_path) / SAE_WEIGHTS_FILENAME)
         super().load_weights_from_checkpoint(checkpoint_path)
 
     # What depends on the forest, the draw or the dead features changes shape from step to step. It stays out of
@@ -226,7 +236,8 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
     def _begin_step(self, step_input: TrainStepInput) -> list[Replacement]:
         """All that comes before the gradients: checks, constraints on parameters, the forest, the draw."""
         step = int(self.n_steps)
-        self._check_activations(step_input.sae_in, step)
+        self.check_width(step_input.sae_in)
+        check_activations(step_input.sae_in, step)
         self.project_parameters()
         cfg = self.cfg
         if not self.training:
@@ -316,15 +327,10 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
             for boundary, (parent_acts, child_acts) in enumerate(pairwise(self.levels.split(acts))):
                 follow_coactivation(self.get_buffer(f"coactivation_{boundary}"), parent_acts, child_acts)
 
-    def _check_activations(self, x: torch.Tensor, step: int) -> None:
-        self.check_width(x)
-        peak = float(x.detach().abs().amax())
-        if not 0 < peak < math.inf:
-            raise ValueError(
-                f"the activations of training step {step} are "
-                f"{'all zero' if peak == 0 else 'in part NaN or infinite'}; check the model's dtype (float16 overflows "
-                f"in some models) and normalize_activations, whose factor is 0 after an infinite activation"
-            )
+    @torch.no_grad()
+    @torch.compiler.disable()
+    def _check_losses(self, losses: dict[str, torch.Tensor], squared_errors: torch.Tensor, x: torch.Tensor) -> None:
+        check_losses(losses, squared_errors, x, dict(self.named_parameters()), self.levels, int(self.n_steps))
 
     @torch.no_grad()
     def project_parameters(self) -> None:
@@ -360,7 +366,7 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
 
 def check_architecture(cfg_path: Path) -> None:
     """Raise a ValueError if a saved config is of another architecture."""
-    saved = json.loads(cfg_path.read_text()).get("architecture")
+    saved = read_json_object(cfg_path).get("architecture")
     if saved != ARCHITECTURE:
         raise ValueError(
             f"{cfg_path} has architecture={saved!r}, but this SAE is {ARCHITECTURE!r}; "

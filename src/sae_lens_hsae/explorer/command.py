@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sae_lens import SAE
-
+from sae_lens_hsae.config import ARCHITECTURE
 from sae_lens_hsae.explorer.page import write_page
 from sae_lens_hsae.explorer.rows import TextSource, digest, text_rows
 from sae_lens_hsae.explorer.token_text import token_texts
@@ -21,6 +20,7 @@ from sae_lens_hsae.interpret.dashboards import (
     fingerprint,
 )
 from sae_lens_hsae.interpret.dashboards.text import load_language_model, tokens_and_activations, unembedding_of
+from sae_lens_hsae.json_files import read_json_object
 
 DEFAULT_TOKENS = 200_000
 
@@ -78,12 +78,13 @@ def explore(
     folder = Path(folder)
     if not (folder / "cfg.json").is_file():
         raise FileNotFoundError(f"{folder} holds no cfg.json, so no saved SAE; give the folder it was saved to")
-    sae = SAE.load_from_disk(folder, device="cpu")
-    if not isinstance(sae, HierarchicalSAE):
+    architecture = read_json_object(folder / "cfg.json").get("architecture")
+    if architecture != ARCHITECTURE:
         raise ValueError(
-            f"{folder} holds a {type(sae).__name__}, which has no forest; for other SAEs make a FeatureForest and call "
-            "collect_dashboards() and write_page()"
+            f"{folder} holds an SAE of architecture={architecture!r}, which has no forest; for others make a "
+            "FeatureForest and call collect_dashboards() and write_page()"
         )
+    sae = HierarchicalSAE.load_from_disk(folder, device="cpu")
     names = _labels(labels)
     where = dashboards_folder(folder)
     if where.exists() and not renew:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from sae_lens_hsae.evaluation import level_saes
 from sae_lens_hsae.forest import FeatureForest
-from sae_lens_hsae.interpret.dashboards.statistics import N_BINS
+from sae_lens_hsae.interpret.dashboards.checks import check_numbers, check_tensors
+from sae_lens_hsae.json_files import printable, read_json_object
+from sae_lens_hsae.whole_files import folder_written_whole
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -61,7 +61,7 @@ class DashboardSettings:
     def __post_init__(self) -> None:
         least = {"n_top": 1, "window": 1, "n_strongest_tokens": 1, "min_token_count": 1}
         for name, value in asdict(self).items():
-            if not isinstance(value, int) or value < least.get(name, 0):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least.get(name, 0):
                 raise ValueError(f"{name}={value!r} must be a whole number, at least {least.get(name, 0)}")
         if self.n_candidate_tokens < self.n_strongest_tokens:
             raise ValueError(
@@ -218,26 +218,16 @@ def fingerprint(levels: Sequence[SAE[Any]] | LevelStack, forest: FeatureForest) 
 def save_dashboards(dashboards: Dashboards, folder: str | Path) -> None:
     """Write both files to a folder beside the target, then put it in the target's place."""
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    before = aside.with_name(aside.name + "-before")
-    try:
+    if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
+        raise FileExistsError(f"{folder} holds something else than dashboards; give an empty or a new folder")
+    with folder_written_whole(folder) as new:
         tensors = {name: getattr(dashboards, name) for name in _tensor_fields()}
-        save_file({name: t.contiguous() for name, t in tensors.items() if t is not None}, aside / TENSORS)
+        save_file({name: t.contiguous() for name, t in tensors.items() if t is not None}, new / TENSORS)
         plain = {f.name: getattr(dashboards, f.name) for f in fields(dashboards) if not f.metadata}
         plain["settings"] = asdict(dashboards.settings)
         names = [name for name, tensor in tensors.items() if tensor is not None]
         manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, **plain, "tensors": names}
-        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        aside.chmod(0o755)
-        if folder.exists():
-            if any(folder.iterdir()) and not (folder / MANIFEST).exists():
-                raise FileExistsError(f"{folder} holds something else than dashboards; give an empty or a new folder")
-            folder.replace(before)
-        aside.replace(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(before, ignore_errors=True)
+        (new / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
 def load_dashboards(folder: str | Path, expected_fingerprint: str | None = None) -> Dashboards:
@@ -255,10 +245,10 @@ def load_dashboards(folder: str | Path, expected_fingerprint: str | None = None)
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} holds no {name}, so no complete dashboards; collect them again")
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json_object(folder / MANIFEST)
     except ValueError as error:
-        raise ValueError(f"{folder / MANIFEST} is damaged ({error}); collect the dashboards again") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ValueError(f"{error}; collect the dashboards again") from error
+    if manifest.get("format") != FORMAT:
         raise ValueError(f"{folder / MANIFEST} does not describe dashboards (format {FORMAT!r})")
     if manifest.get("format_version") != FORMAT_VERSION:
         raise ValueError(
@@ -268,46 +258,31 @@ def load_dashboards(folder: str | Path, expected_fingerprint: str | None = None)
     found = manifest.get("fingerprint")
     if expected_fingerprint is not None and found != expected_fingerprint:
         raise ValueError(
-            f"{folder} was made for other weights or another forest (fingerprint {str(found)[:12]}…, expected "
+            f"{folder} was made for other weights or another forest (fingerprint {printable(found)[:12]}…, expected "
             f"{expected_fingerprint[:12]}…); collect the dashboards again"
         )
     try:
         tensors = load_file(folder / TENSORS)
     except Exception as error:
-        raise ValueError(f"{folder / TENSORS} is damaged ({error}); collect the dashboards again") from error
+        raise ValueError(f"{folder / TENSORS} is damaged ({printable(error)}); collect the dashboards again") from error
     plain = [f.name for f in fields(Dashboards) if not f.metadata]
     required = [name for name, meta in _tensor_fields().items() if not meta["optional"]]
     missing = [name for name in plain if name not in manifest] + [name for name in required if name not in tensors]
-    missing += [name for name in manifest.get("tensors", []) if name not in tensors and name not in missing]
+    named = manifest.get("tensors")
+    missing += [str(name) for name in named if str(name) not in tensors] if isinstance(named, list) else ["tensors"]
     if missing:
-        raise ValueError(f"{folder} lacks {', '.join(missing)}; collect the dashboards again")
+        raise ValueError(f"{folder} lacks {printable(', '.join(dict.fromkeys(missing)))}; collect the dashboards again")
     values: dict[str, Any] = {name: manifest[name] for name in plain}
-    values["settings"] = DashboardSettings(**values["settings"])
-    values["level_widths"] = tuple(values["level_widths"])
-    _check_shapes(folder, values["settings"], sum(values["level_widths"]), tensors)
+    levels = check_numbers(folder, values)
+    try:
+        values["settings"] = DashboardSettings(**values["settings"])
+    except TypeError as error:
+        raise ValueError(f"{folder}: settings={values['settings']!r} are none; collect the dashboards again") from error
+    values["level_widths"] = levels.widths
+    check_tensors(folder, _tensor_fields(), values["settings"], levels, tensors)
     values |= {name: tensors.get(name) for name in _tensor_fields()}
     return Dashboards(**values)
 
 
 def _tensor_fields() -> dict[str, Any]:
     return {f.name: f.metadata for f in fields(Dashboards) if f.metadata}
-
-
-def _check_shapes(folder: Path, settings: DashboardSettings, n: int, tensors: dict[str, torch.Tensor]) -> None:
-    sizes = {
-        "features": n, "bins": N_BINS, "slots": settings.n_slots, "family_slots": settings.n_family_slots,
-        "window": settings.window, "strongest": settings.n_strongest_tokens, "nearest": settings.n_nearest,
-    }  # fmt: skip
-    for name, meta in _tensor_fields().items():
-        if name not in tensors:
-            continue
-        tensor = tensors[name]
-        expected = [sizes.get(size) for size in meta["shape"]]
-        fits = len(expected) == tensor.ndim and all(
-            size in (None, actual) for size, actual in zip(expected, tensor.shape, strict=True)
-        )
-        if not fits or tensor.dtype != meta["dtype"]:
-            raise ValueError(
-                f"{folder}: {name} is {tensor.dtype} of shape {tuple(tensor.shape)}, expected {meta['dtype']} of "
-                f"({', '.join(meta['shape'])}) = {expected}; collect the dashboards again"
-            )

@@ -11,6 +11,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from sae_lens_hsae.json_files import is_count
+
 RANDOM_STATE = "random_state"
 
 
@@ -54,6 +56,8 @@ def load_progress(path: Path, parts: Mapping[str, Any], about: Mapping[str, Any]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
     except Exception:  # a torn file: safetensors raises its own errors
         return False
+    if not _fits(parts, tensors, numbers):
+        return False
     for part, accumulator in parts.items():
         for name, value in vars(accumulator).items():
             if isinstance(value, torch.Tensor):
@@ -62,4 +66,23 @@ def load_progress(path: Path, parts: Mapping[str, Any], about: Mapping[str, Any]
                 value.set_state(tensors[f"{part}.{name}.{RANDOM_STATE}"])
             elif isinstance(value, int):
                 setattr(accumulator, name, numbers[f"{part}.{name}"])
+    return True
+
+
+def _fits(parts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], numbers: Any) -> bool:
+    """Whether a file holds all of the accumulators' state, in tensors of their kind; those that grow are empty now."""
+    for part, accumulator in parts.items():
+        for name, value in vars(accumulator).items():
+            if isinstance(value, torch.Tensor):
+                found = tensors.get(f"{part}.{name}")
+                if found is None or found.dtype != value.dtype or found.ndim != value.ndim:
+                    return False
+                if value.numel() and found.shape != value.shape:
+                    return False
+            elif isinstance(value, torch.Generator):
+                found = tensors.get(f"{part}.{name}.{RANDOM_STATE}")
+                if found is None or found.dtype != torch.uint8 or found.shape != value.get_state().shape:
+                    return False
+            elif isinstance(value, int) and not (isinstance(numbers, dict) and is_count(numbers.get(f"{part}.{name}"))):
+                return False
     return True

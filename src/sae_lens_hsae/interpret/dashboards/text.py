@@ -17,13 +17,26 @@ if TYPE_CHECKING:
 CONTEXTS_AT_ONCE = 16
 BLOCK = re.compile(r"(^|\.)(h|layers?|blocks?)\.\d+$")
 """Names that Hugging Face gives to a transformer's blocks."""
+MODEL_OPTIONS = {
+    "center_unembed",
+    "center_writing_weights",
+    "default_padding_side",
+    "default_prepend_bos",
+    "dtype",
+    "fold_ln",
+    "fold_value_biases",
+    "n_ctx",
+    "refactor_factored_attn_matrices",
+    "torch_dtype",
+}
+"""Options of loading a language model that an SAE's metadata may set."""
 
 
 def load_language_model(sae: SAE[Any]) -> Any:
     """The model that an SAE's metadata names, as SAELens loads it.
 
     Raises:
-        ValueError: if the metadata name no model or no hook point.
+        ValueError: if the metadata name no model or no hook point, or ask for more than a way of loading it.
     """
     metadata = sae.cfg.metadata
     for name in ("model_name", "hook_name"):
@@ -31,11 +44,18 @@ def load_language_model(sae: SAE[Any]) -> Any:
             raise ValueError(
                 f"the SAE's metadata hold no {name}, so its activations cannot be computed; set it in cfg.json"
             )
+    # An SAE may come from anybody, and trust_remote_code among these would run what its maker likes.
+    options = metadata.model_from_pretrained_kwargs or {}
+    if not isinstance(options, dict) or not options.keys() <= MODEL_OPTIONS:
+        raise ValueError(
+            f"the SAE's metadata have model_from_pretrained_kwargs={options!r}, of which only "
+            f"{', '.join(sorted(MODEL_OPTIONS))} are passed on; load the model yourself and call collect_dashboards()"
+        )
     return load_model(
         metadata.model_class_name or "HookedTransformer",
         metadata.model_name,
         device=str(sae.device),
-        model_from_pretrained_kwargs=metadata.model_from_pretrained_kwargs or {},
+        model_from_pretrained_kwargs=options,
         hook_names=[metadata.hook_name],
     )
 

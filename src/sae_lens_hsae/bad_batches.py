@@ -1,0 +1,84 @@
+"""What is wrong with a training step whose numbers are not finite: which level, and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+
+from sae_lens_hsae.levels import Levels
+
+
+class BadBatchError(ValueError):
+    """A batch that cannot be trained on.
+
+    Nothing has changed by then, unless decoder rows were brought to unit norm: the next batch can follow.
+    """
+
+
+def check_activations(x: torch.Tensor, step: int) -> None:
+    """Raise a BadBatchError if activations (batch, d_in) are NaN, infinite or all zero."""
+    peak = float(x.detach().abs().amax())
+    if 0 < peak < math.inf:
+        return
+    if peak == 0:
+        fault = "all zero"
+    else:
+        nan, infinite = int(x.isnan().any(-1).sum()), int(x.isinf().any(-1).sum())
+        fault = f"in part NaN or infinite (of {len(x)} tokens, {nan} have NaN and {infinite} infinite entries)"
+    raise BadBatchError(
+        f"the activations of training step {step} are {fault}; check the model's dtype (float16 overflows "
+        f"in some models) and normalize_activations, whose factor is 0 after an infinite activation"
+    )
+
+
+def check_losses(
+    losses: Mapping[str, torch.Tensor],
+    squared_errors: torch.Tensor,
+    x: torch.Tensor,
+    parameters: Mapping[str, torch.Tensor],
+    levels: Levels,
+    step: int,
+) -> None:
+    """Check that a step's losses are finite.
+
+    Args:
+        losses: the terms, each ().
+        squared_errors: mean squared error of every level, (n_levels,).
+        x: activations, (batch, d_in).
+        parameters: of the SAE, by name.
+
+    Raises:
+        ValueError: if parameters are NaN or infinite: training has diverged, and no other batch would help.
+        BadBatchError: if they are not, so that numbers overflow with this batch alone.
+    """
+    if math.isfinite(float(torch.stack(list(losses.values())).sum())):
+        return
+    check_parameters(parameters, levels, f"before training step {step}")
+    terms = ", ".join(name for name, loss in losses.items() if not loss.isfinite())
+    bad = (~squared_errors.isfinite()).nonzero().flatten().tolist()
+    where = f" at level {', '.join(map(str, bad))}" if bad else ""
+    raise BadBatchError(
+        f"{terms or 'the sum of the losses'} of training step {step} overflows{where}, though activations (up to "
+        f"{float(x.abs().amax()):.3g}) and parameters are finite; scale the activations with "
+        f'normalize_activations="expected_average_only_in", or leave out such text'
+    )
+
+
+def check_parameters(parameters: Mapping[str, torch.Tensor], levels: Levels, when: str) -> None:
+    """Raise a ValueError naming the first parameter that is NaN or infinite, its levels and the remedy."""
+    for name, parameter in parameters.items():
+        finite = parameter.detach().isfinite()
+        if bool(finite.all()):
+            continue
+        if name == "W_enc":
+            finite = finite.T
+        rows = ~finite.reshape(len(finite), -1).all(1)
+        per_level = [rows[level : level + 1] for level in range(len(levels))] if name == "b_dec" else None
+        own = per_level or [rows[features] for features in levels]
+        bad = [str(level) for level, of_level in enumerate(own) if bool(of_level.any())]
+        raise ValueError(
+            f"training has diverged: {when}, {name} is NaN or infinite in {int((~finite).sum())} places, at level "
+            f"{', '.join(bad)}; resume from the last checkpoint with a lower lr"
+        )

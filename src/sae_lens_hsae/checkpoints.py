@@ -1,0 +1,163 @@
+"""Which checkpoints there are, whether they are whole, and which are kept.
+
+Every checkpoint has a manifest with the size and SHA-256 of each of its files, written last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sae_lens import logger
+from sae_lens.constants import RUNNER_CFG_FILENAME
+
+from sae_lens_hsae.json_files import is_count, printable, read_json_object
+from sae_lens_hsae.whole_files import delete_whole
+
+MANIFEST = "manifest.json"
+FORMAT = "sae_lens_hsae/checkpoint"
+FORMAT_VERSION = 1
+NOT_OF_THE_RUN = {
+    "act_store_device",
+    "checkpoint_path",
+    "device",
+    "llm_device",
+    "logger",
+    "n_checkpoints",
+    "output_path",
+    "resume_from_checkpoint",
+    "save_final_checkpoint",
+    "verbose",
+    "sae.device",
+    "sae.metadata",
+}
+"""Fields of SAELens' configuration that decide where a run runs and writes, not what it computes."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint says of itself.
+
+    Attributes:
+        n_training_samples: activations trained on.
+        finished: whether training was over, so that there is nothing to go on with.
+    """
+
+    n_training_samples: int
+    finished: bool
+
+
+def write_manifest(checkpoint: Path, manifest: Manifest) -> None:
+    """Write the manifest of a checkpoint whose files are all there."""
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(checkpoint.iterdir())
+    }
+    about = {"format": FORMAT, "format_version": FORMAT_VERSION, **vars(manifest), "files": files}
+    (checkpoint / MANIFEST).write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+
+def verify(checkpoint: Path) -> Manifest:
+    """Check every file of a checkpoint against its manifest.
+
+    Raises:
+        FileNotFoundError: if there is no manifest, or a file is missing.
+        ValueError: if the manifest is damaged or newer than this package, or a file is not the one that was written.
+    """
+    path = checkpoint / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{str(path)!r} is missing, so nothing tells whether the checkpoint is whole; take another"
+        )
+    about = read_json_object(path)
+    if about.get("format") != FORMAT:
+        raise ValueError(f"{str(path)!r} describes no checkpoint (format {FORMAT!r})")
+    if about.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{str(path)!r}: format_version={about.get('format_version')!r} cannot be read, only {FORMAT_VERSION}; "
+            f"resume with the version of sae-lens-hsae that wrote it"
+        )
+    n: Any = about.get("n_training_samples")
+    finished: Any = about.get("finished")
+    files: Any = about.get("files")
+    if not is_count(n) or not isinstance(finished, bool) or not isinstance(files, dict) or not files:
+        raise ValueError(f"{str(path)!r} is damaged; resume from another checkpoint")
+    for name, expected in files.items():
+        _verify_file(checkpoint, name, expected)
+    return Manifest(n, finished)
+
+
+def newest_valid(root: Path, runner_config: dict[str, Any]) -> Path | None:
+    """The checkpoint of a run that has been trained longest, of those that are whole; None if there is none.
+
+    By the number of activations trained on, as clocks may jump. Those passed over are named with the reason.
+
+    Args:
+        root: folder of runs; each has a folder of checkpoints.
+        runner_config: SAELens' configuration as a dict. A checkpoint of a run that computed something else is passed
+            over; see :data:`NOT_OF_THE_RUN`.
+    """
+    found: list[tuple[int, Path]] = []
+    for checkpoint in sorted(path.parent for path in root.glob(f"[!.]*/[!.]*/{MANIFEST}")):
+        try:
+            manifest = verify(checkpoint)
+            other = differences(read_json_object(checkpoint / RUNNER_CFG_FILENAME), runner_config)
+        except (OSError, ValueError) as error:
+            logger.warning(f"checkpoint {str(checkpoint)!r} is passed over: {printable(error)}")
+            continue
+        if other:
+            logger.warning(
+                f"checkpoint {str(checkpoint)!r} is passed over: its run has another {printable(', '.join(other))}"
+            )
+        elif not manifest.finished:
+            found.append((manifest.n_training_samples, checkpoint))
+    return max(found)[1] if found else None
+
+
+def delete_older(folder: Path, keep: int) -> None:
+    """Delete all but the ``keep`` checkpoints of a run that have been trained longest; the finished one stays too."""
+    manifests = {path.parent: read_json_object(path) for path in folder.glob(f"[!.]*/{MANIFEST}")}
+    unfinished = [checkpoint for checkpoint, about in manifests.items() if not about["finished"]]
+    unfinished.sort(key=lambda checkpoint: manifests[checkpoint]["n_training_samples"])
+    for checkpoint in unfinished[: max(0, len(unfinished) - keep)]:
+        delete_whole(checkpoint)
+
+
+def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """Names of the fields by which two of SAELens' configurations describe different computations."""
+    ours, theirs = (dict(_flat(json.loads(json.dumps(config)))) for config in (current, saved))
+    names = {name for name in ours.keys() | theirs.keys() if "version" not in name} - NOT_OF_THE_RUN
+    return sorted(name for name in names if ours.get(name) != theirs.get(name))
+
+
+def _flat(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if name == "sae" and isinstance(value, dict):
+            yield from ((f"sae.{field}", entry) for field, entry in value.items())
+        else:
+            yield name, value
+
+
+def _verify_file(checkpoint: Path, name: str, expected: Any) -> None:
+    if not name or Path(name).name != name or not isinstance(expected, dict):
+        raise ValueError(f"{str(checkpoint / MANIFEST)!r} is damaged; resume from another checkpoint")
+    path = checkpoint / name
+    if not path.is_file():
+        raise FileNotFoundError(f"{str(path)!r} is missing; resume from another checkpoint")
+    size = path.stat().st_size
+    if size != expected.get("bytes") or _sha256(path) != expected.get("sha256"):
+        raise ValueError(
+            f"{str(path)!r} is not the file that was written ({size} bytes, of {expected.get('bytes')!r}); "
+            f"resume from another checkpoint"
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,123 @@
+"""Warnings of training that goes wrong without failing; each is given once, with the remedy."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+import torch
+from sae_lens import logger
+
+from sae_lens_hsae.levels import NO_PARENT, Levels
+from sae_lens_hsae.sparsity_control import LOG_COEFFICIENT_BOUND, SparsityState
+
+EVERY = 100
+"""Steps between two looks."""
+FIRST_LOOK = 1000
+"""Steps before the first: in fewer, L0 need not have come near its target, nor features have found their use."""
+L0_BAND = 0.25
+DEAD_SHARE = 0.1
+FAMILY_SHARE = 0.5
+MIN_PARENTS, MIN_CHILDREN = 4, 8
+"""With fewer, one large family means nothing."""
+VARIANCE_DROP = 0.05
+VARIANCE_LOOKS = 5
+
+
+class TrainingWatch:
+    """Looks at training now and then, and logs a warning for each thing that is wrong, the first time it is.
+
+    Args:
+        levels: the levels trained.
+        target_l0: L̂0 of each level.
+    """
+
+    def __init__(self, levels: Levels, target_l0: tuple[float, ...]) -> None:
+        self._levels = levels
+        self._targets = target_l0
+        self._said: set[tuple[str, int]] = set()
+        self._recent = [deque[float](maxlen=VARIANCE_LOOKS) for _ in levels]
+        self._best = [-math.inf] * len(levels)
+
+    @torch.no_grad()
+    def look(
+        self,
+        step: int,
+        sparsity: SparsityState,
+        dead: torch.Tensor,
+        parents: torch.Tensor,
+        variance_explained: list[float],
+    ) -> None:
+        """Compare the state after a step with what it should be.
+
+        Args:
+            step: steps taken.
+            sparsity: of the controller.
+            dead: (n_features,) bool.
+            parents: (n_features,) int64.
+            variance_explained: of every level, on one batch.
+        """
+        for level, own in enumerate(self._levels):
+            self._look_at_sparsity(step, level, float(sparsity.l0_ema[level]), float(sparsity.log_coefficient[level]))
+            share = float(dead[own].float().mean())
+            if share > DEAD_SHARE:
+                self._say(
+                    "dead features", level, step, f"{share:.0%} of the features are dead; "
+                    "raise target_l0, lower lr, or keep ghost_gradients on",
+                )  # fmt: skip
+            self._look_at_family(step, level, parents[own])
+            self._look_at_variance(step, level, variance_explained[level])
+
+    def _look_at_sparsity(self, step: int, level: int, l0: float, log_coefficient: float) -> None:
+        target = self._targets[level]
+        if abs(l0 / target - 1) > L0_BAND:
+            self._say(
+                "L0", level, step, f"L0 is {l0:.3g}, its target {target:g}; train longer, raise sparsity_rate, "
+                "or check that activations have norm about √d_in (normalize_activations)",
+            )  # fmt: skip
+        if abs(log_coefficient) >= LOG_COEFFICIENT_BOUND:
+            self._say(
+                "λ", level, step, f"λ is at its bound {math.exp(log_coefficient):.0e}, so L0 is steered no "
+                "more; choose a target_l0 that the level can reach, or check the scale of the activations",
+            )  # fmt: skip
+
+    def _look_at_family(self, step: int, level: int, parents: torch.Tensor) -> None:
+        assigned = parents[parents != NO_PARENT]
+        if level == 0 or self._levels.widths[level - 1] < MIN_PARENTS or len(assigned) < MIN_CHILDREN:
+            return
+        largest = int(assigned.bincount().max())
+        if largest > FAMILY_SHARE * len(assigned):
+            self._say(
+                "one parent", level, step, f"{largest} of {len(assigned)} children are under one parent; "
+                "set max_children, or another hierarchy_similarity",
+            )  # fmt: skip
+
+    def _look_at_variance(self, step: int, level: int, variance_explained: float) -> None:
+        recent = self._recent[level]
+        recent.append(variance_explained)
+        if len(recent) < VARIANCE_LOOKS:
+            return
+        mean = sum(recent) / len(recent)
+        self._best[level] = max(self._best[level], mean)
+        if mean < self._best[level] - VARIANCE_DROP:
+            self._say(
+                "variance", level, step, f"variance explained has fallen from {self._best[level]:.3f} to "
+                f"{mean:.3f}; lower lr or structural_loss_coefficient, and resume from an earlier checkpoint",
+            )  # fmt: skip
+
+    def _say(self, what: str, level: int, step: int, message: str) -> None:
+        if (what, level) not in self._said:
+            self._said.add((what, level))
+            logger.warning(f"level {level}, step {step}: {message}")
+
+
+def is_look_due(step: int) -> bool:
+    """Whether training is to be looked at after so many steps."""
+    return step >= FIRST_LOOK and step % EVERY == 0
+
+
+@torch.no_grad()
+def variance_explained(x: torch.Tensor, reconstruction: torch.Tensor) -> float:
+    """1 − ‖x̃ − x‖² / ‖x − mean x‖² over a batch, both (batch, d_in)."""
+    x = x.float()
+    return float(1 - (reconstruction.float() - x).square().sum() / (x - x.mean(0)).square().sum())

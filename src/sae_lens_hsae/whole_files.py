@@ -1,0 +1,113 @@
+"""Files that appear whole or not at all: written aside, flushed to the disk, then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import mkdtemp
+
+UNFINISHED = ".unfinished-"
+"""Folders whose name begins so were being written, or deleted, when a process was killed; they mean nothing."""
+
+
+@contextmanager
+def folder_written_whole(folder: Path) -> Iterator[Path]:
+    """A new folder to write to, which takes the place of ``folder`` if the block ends well.
+
+    Whatever ends the block otherwise, be it a kill, ``folder`` is what it was before.
+    """
+    with _aside(folder.parent) as aside:
+        new, replaced = aside / folder.name, aside / "replaced"
+        new.mkdir()
+        yield new
+        flush(new)
+        if folder.exists():
+            folder.rename(replaced)
+        try:
+            new.rename(folder)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(folder)
+            raise
+        _flush_entries(folder.parent)
+
+
+@contextmanager
+def files_written_whole(folder: Path, key: str) -> Iterator[Path]:
+    """A new folder to write to, whose files take their places in ``folder``, beside what else is there.
+
+    Several files cannot be exchanged at once. So the one without which the others mean nothing goes first and comes
+    last: at no moment is there an old one with new ones.
+
+    Args:
+        folder: made if it does not exist.
+        key: name of that file.
+    """
+    with _aside(folder) as aside:
+        yield aside
+        flush(aside)
+        if (aside / key).exists():
+            (folder / key).unlink(missing_ok=True)
+        for file in sorted(aside.iterdir(), key=lambda file: file.name == key):
+            file.replace(folder / file.name)
+        _flush_entries(folder)
+
+
+def delete_whole(folder: Path) -> None:
+    """Delete a folder so that at no moment a part of it stands under its name."""
+    with _aside(folder.parent) as aside:
+        folder.rename(aside / folder.name)
+
+
+def delete_unfinished(parent: Path) -> None:
+    """Delete what killed processes left in a folder; no other process may be writing there."""
+    for left in parent.glob(UNFINISHED + "*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def flush(folder: Path) -> None:
+    """Have the disk take what was written: without it a power cut may leave a renamed folder of empty files."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+    for path in (*filter(Path.is_dir, folder.rglob("*")), folder):
+        _flush_entries(path)
+
+
+def check_writable(name: str, folder: Path) -> None:
+    """Check that files can be made in a folder, or in what it would be made in; nothing is written.
+
+    Raises:
+        OSError: naming the setting, its value and the remedy.
+    """
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise NotADirectoryError(f"{name}={str(folder)!r}: {str(existing)!r} is no folder; give another path")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(f"{name}={str(folder)!r}: {str(existing)!r} cannot be written to; give another path")
+
+
+@contextmanager
+def _aside(parent: Path) -> Iterator[Path]:
+    parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(mkdtemp(prefix=UNFINISHED, dir=parent))
+    try:
+        yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _flush_entries(folder: Path) -> None:
+    if not hasattr(os, "O_DIRECTORY"):  # Windows cannot open folders
+        return
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
