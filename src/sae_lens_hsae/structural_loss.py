@@ -138,12 +138,13 @@ def entries_structural_loss(
     squares = (values.square() * (in_families * W_dec.square().sum(1)).index_select(0, features)).sum()
 
     place = n_features * tokens + features
-    entry_at = torch.empty(n_features * batch, dtype=torch.int64, device=place.device)  # garbage where there is none
-    entry_at.index_copy_(0, place, torch.arange(len(place), device=place.device))
+    # Garbage where there is none; 32 bits, because it is the largest table here.
+    entry_at = torch.empty(n_features * batch, dtype=torch.int32, device=place.device)
+    entry_at.index_copy_(0, place, torch.arange(len(place), dtype=torch.int32, device=place.device))
     child = torch.nonzero(is_child.index_select(0, features)).squeeze(1)
     own_feature = features.index_select(0, child)
     place_of_parent = n_features * tokens.index_select(0, child) + parents.index_select(0, own_feature)
-    parent = entry_at.index_select(0, place_of_parent).clamp(0, max(len(place) - 1, 0))
+    parent = entry_at.index_select(0, place_of_parent).long().clamp(0, max(len(place) - 1, 0))
     meet = torch.nonzero(place.index_select(0, parent) == place_of_parent).squeeze(1)
     joined = torch.zeros_like(in_families).index_copy(0, children, dot_rows(W_dec, parents[children], children))
     products = joined.index_select(0, own_feature.index_select(0, meet))
