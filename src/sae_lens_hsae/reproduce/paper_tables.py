@@ -41,14 +41,16 @@ class Size:
         steps: training steps of every model.
         seeds: how many; of the initial weights and of the order of the batches.
         held_out: tokens measured on, which are not trained on.
+        places: how many of a table's layers and targets, from the first on; None takes all.
     """
 
     steps: int = 1000
     seeds: int = 3
     held_out: int = 100_000
+    places: int | None = None
 
 
-QUICK = Size(steps=150, seeds=1, held_out=20_000)
+QUICK = Size(steps=150, seeds=1, held_out=20_000, places=1)
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,9 @@ class Table:
     models: tuple[str, ...]
     places: tuple[tuple[int, float], ...] = ((3, 16),)
 
-    def streams(self, seeds: int) -> list[Stream]:
-        return [Stream(layer, target, seed) for layer, target in self.places for seed in range(seeds)]
+    def streams(self, size: Size) -> list[Stream]:
+        places = self.places[: size.places]
+        return [Stream(layer, target, seed) for layer, target in places for seed in range(size.seeds)]
 
 
 TABLES = {
@@ -102,7 +105,7 @@ def reproduce(
     if table not in TABLES:
         raise ValueError(f"table={table!r}: choose one of {', '.join(TABLES)}")
     chosen = TABLES[table]
-    pairs = [(stream, model) for stream in chosen.streams(size.seeds) for model in chosen.models]
+    pairs = [(stream, model) for stream in chosen.streams(size) for model in chosen.models]
     return finish_trainings(pairs, measure, activations, folder, f"Table {table}", size, workers)
 
 
