@@ -362,7 +362,7 @@ def test_states_of_the_store(scratch):
     @given(st.data())
     def check(data):
         path = with_one_broken(data, whole, scratch / "store", [STATE_FILENAME])
-        with memory_limited(), suppress(CLEAR):  # type: ignore[arg-type]
+        with memory_limited(), suppress(*CLEAR):
             store.load_from_checkpoint(path.parent)
         for held in (buffer.kept, buffer.serving):
             assert held is None or held.shape[1] == D_IN

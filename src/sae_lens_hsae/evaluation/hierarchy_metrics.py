@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
+from tqdm.auto import tqdm
 
 from sae_lens_hsae.evaluation.results import ForestEvaluation
 from sae_lens_hsae.evaluation.shape import forest_shape
@@ -28,6 +29,7 @@ def evaluate_forest(
     *,
     n_blocks: int = 20,
     confidence: float = 0.95,
+    progress: bool = False,
 ) -> ForestEvaluation:
     """Measure a stack of levels and its forest on a stream of activations (HSAE §4.2 and arXiv 2606.22994).
 
@@ -49,6 +51,7 @@ def evaluate_forest(
         n_blocks: blocks that the intervals need at least. The stream is cut in so many to twice as many; if it has
             fewer tokens, the intervals are NaN.
         confidence: of the intervals.
+        progress: whether to show a progress bar.
 
     Returns:
         What cannot be measured is NaN there, with the reason in the record's ``undefined``.
@@ -75,16 +78,18 @@ def evaluate_forest(
     of_boundary = [BoundaryTally(blocks, forest, *of_level[i : i + 2]) for i in range(len(saes) - 1)]
     tokens_at_once = max(1, min(MAX_TOKENS_AT_ONCE, MAX_ELEMENTS_AT_ONCE // forest.level_widths[-1]))
 
-    for x in token_chunks(activations, d_in, n_tokens, tokens_at_once):
-        x = x.to(device)
-        blocks.extend(len(x))
-        spread.add(at_least_float32(x))
-        above: Firing | None = None
-        for i, tally in enumerate(of_level):
-            firing = tally.add(x)
-            if above is not None:
-                of_boundary[i - 1].add(above, firing, len(x))
-            above = firing
+    with tqdm(total=n_tokens, desc="Measuring", unit="tok", disable=not progress) as bar:
+        for x in token_chunks(activations, d_in, n_tokens, tokens_at_once):
+            x = x.to(device)
+            blocks.extend(len(x))
+            spread.add(at_least_float32(x))
+            above: Firing | None = None
+            for i, tally in enumerate(of_level):
+                firing = tally.add(x)
+                if above is not None:
+                    of_boundary[i - 1].add(above, firing, len(x))
+                above = firing
+            bar.update(len(x))
 
     if not blocks.n_tokens:
         raise ValueError("activations held no token; pass (batch, d_in) tensors, and no iterator that is used up")

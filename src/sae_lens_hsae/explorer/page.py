@@ -5,11 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+
+from tqdm.auto import tqdm
 
 from sae_lens_hsae.explorer.blocks import pack
 from sae_lens_hsae.explorer.content import PageContent
@@ -89,10 +92,14 @@ def write_page(
     unknown = [feature for feature in labels or {} if not 0 <= feature < forest.n_features]
     if unknown:
         raise ValueError(f"labels: feature {unknown[0]} does not exist; the forest has 0 … {forest.n_features - 1}")
-    content = PageContent(dashboards, forest, text_of, labels or {}, limits or PageLimits.for_features(len(forest)))
+    limits = limits or PageLimits.for_features(len(forest))
+    content = PageContent(dashboards, forest, text_of, labels or {}, limits)
     # The vocabulary grows while the others are made, and so comes last.
     blocks = {"forest": pack(*content.forest_block(title))}
-    blocks |= {f"features-{i}": pack(*block) for i, block in enumerate(content.feature_blocks())}
+    n_blocks = math.ceil(len(forest) / limits.features_per_block)
+    is_quick = len(forest) <= MANY_FEATURES
+    of_features = tqdm(content.feature_blocks(), total=n_blocks, desc="Page", unit="block", disable=is_quick)
+    blocks |= {f"features-{i}": pack(*block) for i, block in enumerate(of_features)}
     blocks["vocabulary"] = pack(*content.vocabulary_block())
 
     path = Path(path)
