@@ -481,9 +481,10 @@ class TestErrors:
         self.fails("n_tokens=0 must be at least 1", n_tokens=0)
 
     def test_blocks_and_confidence(self):
-        for arguments, message in (
+        bad: list[tuple[dict[str, Any], str]] = [
             ({"n_blocks": 1}, "n_blocks=1 must be at least 2"),
             ({"confidence": 95}, "confidence=95 must be between 0 and 1, for example 0.95"),
-        ):
+        ]
+        for arguments, message in bad:
             with pytest.raises(ValueError, match=message):
                 evaluate_forest(readout_levels(WIDTHS), FOREST, [X], **arguments)
