@@ -155,7 +155,7 @@ def test_tokens_of_any_batch_shape(batch):
     torch.testing.assert_close(sae(batch.view(2, 8, D_IN)).view(16, D_IN), sae(batch))
 
 
-@pytest.mark.parametrize("similarity", ["encoder", "coactivation"])
+@pytest.mark.parametrize("similarity", ["encoder", "coactivation", "conditional"])
 def test_a_checkpoint_loads_for_inference_too(tmp_path, batch, similarity):
     sae = make_sae(hierarchy_similarity=similarity)
     sae.training_forward_pass(step_input(batch))

@@ -7,7 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_lens_hsae import hierarchy_update
-from sae_lens_hsae.hierarchy_update import choose_parents, coactivation_similarity, cosine_similarity, is_update_due
+from sae_lens_hsae.hierarchy_update import (
+    choose_parents,
+    coactivation_similarity,
+    conditional_similarity,
+    cosine_similarity,
+    is_update_due,
+)
 
 
 def given_matrix(matrix):
@@ -76,6 +82,14 @@ def test_a_feature_without_direction_is_neither_parent_nor_child():
 def test_features_never_active_together_are_no_pair():
     together = torch.tensor([[0.1, 0.0, 0.0], [0.2, 0.0, 0.3]])
     assert choose_parents(coactivation_similarity(together), 2, 3, 0.0).tolist() == [1, -1, 1]
+
+
+def test_conditional_takes_the_parent_that_a_child_makes_likeliest():
+    # The first parent fires nearly always, so that its share of the second child's tokens says nothing.
+    together = torch.tensor([[0.10, 0.09, 0.0], [0.01, 0.08, 0.0]])
+    similarity = conditional_similarity(together, torch.tensor([0.9, 0.1]), torch.tensor([0.1, 0.1, 0.1]))
+    torch.testing.assert_close(similarity(slice(0, 2), torch.arange(2)), torch.tensor([[0.1, 0.0], [0.0, 0.7]]))
+    assert choose_parents(similarity, 2, 3, 0.0).tolist() == [0, 1, -1]
 
 
 def test_cosine_ignores_lengths_and_equals_the_formula():

@@ -53,6 +53,20 @@ def test_architectures_mix_and_every_child_has_its_most_similar_parent(similarit
     assert len(evaluation.boundaries) == 3
 
 
+def test_conditional_is_measured_on_activations():
+    saes = stack()
+    activations = [torch.randn(40, 8, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    forest = FeatureForest.from_saes(saes, "conditional", unassigned_fraction=0.0, activations=iter(activations))
+    fired = [(sae.encode(torch.cat(activations)) > 0).double() for sae in saes]
+    for (above, below), parents, children in zip(forest.levels.boundaries, fired, fired[1:], strict=False):
+        for child in torch.nonzero(children.any(0)).squeeze(1).tolist():
+            tokens = children[:, child] > 0
+            raised = parents[tokens].mean(0) - parents.mean(0)
+            raised[~(parents[tokens] > 0).any(0)] = -torch.inf
+            if raised.max() > -torch.inf:
+                assert raised[forest.parents[below][child] - above.start] == pytest.approx(raised.max().item())
+
+
 def test_coactivation_counts_tokens_on_which_both_fire():
     saes = stack()
     activations = [torch.randn(40, 8, generator=torch.Generator().manual_seed(i)) for i in range(2)]

@@ -73,7 +73,7 @@ def take_steps(trainer, data, n_steps):
 
 
 @pytest.mark.parametrize("trainer_class", [SAETrainer, HierarchicalSAETrainer])
-@pytest.mark.parametrize("similarity", ["encoder", "coactivation"])
+@pytest.mark.parametrize("similarity", ["encoder", "coactivation", "conditional"])
 def test_given_the_same_batches_a_resumed_trainer_takes_the_same_steps(tmp_path, trainer_class, similarity):
     whole = new_trainer(trainer_class, hierarchy_similarity=similarity)
     data = batches()

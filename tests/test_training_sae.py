@@ -197,6 +197,12 @@ def most_similar(sae, similarity):
         if similarity == "coactivation":
             matrix = sae.get_buffer(f"coactivation_{boundary}")
             matrix = torch.where(matrix > 0, matrix, -torch.inf)
+        elif similarity == "conditional":
+            together = sae.get_buffer(f"coactivation_{boundary}").double()
+            fires = sae.firing_frequency.double()
+            # The running means began at 0, with momentum 0.99.
+            raised = together / fires[below] - fires[above, None] / (1 - 0.99 ** int(sae.n_steps))
+            matrix = torch.where(together > 0, raised, -torch.inf)
         else:
             unit = torch.nn.functional.normalize(rows[similarity], dim=1)
             matrix = unit[above] @ unit[below].T
@@ -205,7 +211,7 @@ def most_similar(sae, similarity):
     return table
 
 
-@pytest.mark.parametrize("similarity", ["encoder", "decoder", "coactivation"])
+@pytest.mark.parametrize("similarity", ["encoder", "decoder", "coactivation", "conditional"])
 def test_updates_follow_the_schedule_and_the_similarity(batch, similarity):
     sae = make_sae(hierarchy_similarity=similarity, hierarchy_first_update=2, hierarchy_update_every=5)
     sae.parents.fill_(-1)
@@ -215,7 +221,7 @@ def test_updates_follow_the_schedule_and_the_similarity(batch, similarity):
             sae.W_enc.copy_(torch.randn_like(sae.W_enc))
             sae.W_dec.copy_(torch.randn_like(sae.W_dec))
         sae.project_parameters()
-        expected = most_similar(sae, similarity)
+        expected = most_similar(sae, similarity) if step else None
         sae.training_forward_pass(step_input(batch))
         if step in (2, 4, 5, 10):
             assert sae.parents.tolist() == expected
@@ -273,6 +279,13 @@ def test_coactivation_is_the_running_share_of_tokens_with_both_active(batch):
         )
 
 
+def test_firing_frequency_is_the_running_share_of_tokens(batch):
+    sae = make_sae(hierarchy_similarity="conditional")
+    fired = [(sae.training_forward_pass(step_input(x)).feature_acts > 0).double().mean(0) for x in (batch, -batch)]
+    running = 0.99 * 0.01 * fired[0] + 0.01 * fired[1]
+    torch.testing.assert_close(sae.firing_frequency.double(), running, rtol=1e-4, atol=1e-8)
+
+
 def test_a_frozen_forest_never_changes_again(batch):
     sae = make_sae(hierarchy_first_update=1, hierarchy_update_every=1, freeze_hierarchy_after=3)
     frozen = sae.parents
@@ -318,7 +331,7 @@ def test_metrics_are_those_of_the_levels(batch):
     assert sae.training_forward_pass(step_input(batch)).metrics == {}
 
 
-@pytest.mark.parametrize("similarity", ["encoder", "coactivation"])
+@pytest.mark.parametrize("similarity", ["encoder", "coactivation", "conditional"])
 def test_half_precision_keeps_thresholds_and_controller_in_float32(batch, similarity):
     sae = make_sae(dtype="bfloat16", hierarchy_similarity=similarity)
     output = sae.training_forward_pass(step_input(batch))

@@ -20,7 +20,9 @@ from sae_lens_hsae.levels import Levels
 ARCHITECTURE = "hsae"
 MAX_WEIGHTS = 2**48
 """Entries of the encoder beyond which sizes are nonsense; below it they can be computed with."""
-Similarity = Literal["encoder", "decoder", "coactivation"]
+Similarity = Literal["encoder", "decoder", "coactivation", "conditional"]
+MEASURED_ON_ACTIVATIONS = ("coactivation", "conditional")
+"""Similarities that parameters alone do not give."""
 
 
 @dataclass
@@ -77,7 +79,8 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
         hierarchy_update_every: steps between two updates of the forest (§3.3).
         hierarchy_first_update: step of the first forest; until ``hierarchy_update_every`` the interval doubles.
         hierarchy_similarity: what makes a parent similar to a child: cosine of their "encoder" or "decoder"
-            directions, or "coactivation", the share of tokens on which both are active (§3.3).
+            directions, or "coactivation", the share of tokens on which both are active (§3.3), or "conditional",
+            P(parent | child) − P(parent).
         unassigned_fraction: share of each level's children, those least similar to any parent, that stay
             without one (§3.3, partial tree).
         max_children: most children a parent may have; 2 gives binary trees, None sets no limit.

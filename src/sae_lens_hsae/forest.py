@@ -9,10 +9,11 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sae_lens_hsae.config import Similarity
 from sae_lens_hsae.levels import NO_PARENT, Levels, children_by_parent
 from sae_lens_hsae.post_hoc import assign_parents, widths_of
 
@@ -51,7 +52,7 @@ class FeatureForest:
     def from_saes(
         cls,
         saes: Sequence[SAE[Any]],
-        similarity: Literal["encoder", "decoder", "coactivation"] = "encoder",
+        similarity: Similarity = "encoder",
         unassigned_fraction: float = 0.2,
         max_children: int | None = None,
         activations: Iterable[torch.Tensor] | None = None,
@@ -60,10 +61,11 @@ class FeatureForest:
 
         Args:
             saes: SAELens SAEs of growing width that read the same hook point, of any architectures.
-            similarity: cosine of "encoder" or "decoder" directions, or "coactivation".
+            similarity: cosine of "encoder" or "decoder" directions, "coactivation", or "conditional"
+                (P(parent | child) − P(parent)).
             unassigned_fraction: share of each level's children that stay without a parent.
             max_children: most children of a parent, or None.
-            activations: (batch, d_in) tensors; "coactivation" needs them, the others do not.
+            activations: (batch, d_in) tensors; the last two need them, the others do not.
 
         Raises:
             ValueError: if the SAEs do not fit together, or an argument is out of range or missing.

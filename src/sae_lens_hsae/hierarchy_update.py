@@ -61,6 +61,29 @@ def coactivation_similarity(coactivation: torch.Tensor) -> SimilarityBlock:
     return block
 
 
+def conditional_similarity(
+    coactivation: torch.Tensor, parent_frequency: torch.Tensor, child_frequency: torch.Tensor
+) -> SimilarityBlock:
+    """P(parent | child) − P(parent): how much likelier the parent is where the child fires (not in the paper).
+
+    Unlike co-activation it does not favour the parents that fire most.
+
+    Args:
+        coactivation: share of tokens on which both are active, (n_parents, n_children).
+        parent_frequency: share of tokens on which each parent is active, (n_parents,); child_frequency: (n_children,).
+
+    Returns:
+        The blocks; features that were never active together cannot be a pair (−inf).
+    """
+
+    def block(above: slice, below: torch.Tensor) -> torch.Tensor:
+        together = coactivation[above, below].float()
+        raised = together / child_frequency[below] - parent_frequency[above, None]
+        return raised.masked_fill_(together == 0, -torch.inf)
+
+    return block
+
+
 @torch.no_grad()
 def follow_coactivation(running: torch.Tensor, parent_acts: torch.Tensor, child_acts: torch.Tensor) -> None:
     """Move the running share of tokens on which parent and child are both active on by one batch, in place.
@@ -72,6 +95,16 @@ def follow_coactivation(running: torch.Tensor, parent_acts: torch.Tensor, child_
     with torch.autocast(running.device.type, enabled=False):
         together = (parent_acts > 0).float().T @ (child_acts > 0).float() / len(parent_acts)
         running.lerp_(together, 1 - COACTIVATION_MOMENTUM)
+
+
+@torch.no_grad()
+def follow_frequency(running: torch.Tensor, acts: torch.Tensor) -> None:
+    """Move the running share of tokens on which each feature is active on by one batch, in place.
+
+    Args:
+        running: (n_features,) float32; acts: (batch, n_features).
+    """
+    running.lerp_((acts > 0).float().mean(0), 1 - COACTIVATION_MOMENTUM)
 
 
 def parent_table(

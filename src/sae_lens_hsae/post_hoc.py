@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
-from sae_lens_hsae.config import Similarity
+from sae_lens_hsae.config import MEASURED_ON_ACTIVATIONS, Similarity
 from sae_lens_hsae.hierarchy_update import (
     SimilarityBlock,
     coactivation_similarity,
+    conditional_similarity,
     cosine_similarity,
     parent_table,
 )
@@ -41,25 +42,38 @@ def assign_parents(
     """
     _check(saes, similarity, unassigned_fraction, max_children, activations)
     levels = Levels(tuple(widths_of(saes)))
-    if similarity == "coactivation":
+    if similarity in MEASURED_ON_ACTIVATIONS:
         assert activations is not None  # checked above
-        similarities = _coactivation(saes, activations)
+        similarities = _measured(saes, similarity, activations)
     else:
         directions = [sae.W_enc.T if similarity == "encoder" else sae.W_dec for sae in saes]
         similarities = [cosine_similarity(parents, children) for parents, children in pairwise(directions)]
     return parent_table(similarities, levels, unassigned_fraction, max_children, saes[0].W_dec.device)
 
 
-def _coactivation(saes: Sequence[SAE[Any]], activations: Iterable[torch.Tensor]) -> list[SimilarityBlock]:
+def _measured(
+    saes: Sequence[SAE[Any]], similarity: Similarity, activations: Iterable[torch.Tensor]
+) -> list[SimilarityBlock]:
     together = [
         torch.zeros(parents.cfg.d_sae, children.cfg.d_sae, device=parents.W_dec.device)
         for parents, children in pairwise(saes)
     ]
+    alone = [torch.zeros(sae.cfg.d_sae, device=sae.W_dec.device) for sae in saes]
+    n_tokens = 0
     for x in activations:
         fired = [(sae.encode(x.to(sae.W_dec.device)) > 0).float() for sae in saes]
+        n_tokens += len(x)
+        for count, of_level in zip(alone, fired, strict=True):
+            count += of_level.sum(0)
         for count, (parents, children) in zip(together, pairwise(fired), strict=True):
             count += parents.T @ children
-    return [coactivation_similarity(count) for count in together]
+    if similarity == "coactivation":
+        return [coactivation_similarity(count) for count in together]
+    shares = [count / max(1, n_tokens) for count in alone]
+    return [
+        conditional_similarity(count / max(1, n_tokens), *pair)
+        for count, pair in zip(together, pairwise(shares), strict=True)
+    ]
 
 
 def _check(
@@ -75,9 +89,9 @@ def _check(
         raise ValueError(f"unassigned_fraction={unassigned_fraction!r}: it is a share, at least 0 and below 1")
     if max_children is not None and max_children < 1:
         raise ValueError(f"max_children={max_children!r}: use 1 or more, or None for no limit")
-    if similarity == "coactivation" and activations is None:
+    if similarity in MEASURED_ON_ACTIVATIONS and activations is None:
         raise ValueError(
-            "activations=None: similarity='coactivation' is measured on activations; pass (batch, d_in) tensors"
+            f"activations=None: similarity={similarity!r} is measured on activations; pass (batch, d_in) tensors"
         )
     widths, d_ins = widths_of(saes), [sae.cfg.d_in for sae in saes]
     hooks = [sae.cfg.metadata.hook_name for sae in saes]
@@ -89,4 +103,4 @@ def _check(
         raise ValueError(f"saes read different hook points {hooks}; all levels must read the same activations")
     missing = [type(sae).__name__ for sae in saes if not hasattr(sae, "W_enc")]
     if similarity == "encoder" and missing:
-        raise ValueError(f"similarity='encoder': {', '.join(missing)} has no W_enc; use 'decoder' or 'coactivation'")
+        raise ValueError(f"similarity='encoder': {', '.join(missing)} has no W_enc; use another")

@@ -15,16 +15,19 @@ from typing_extensions import override
 
 from sae_lens_hsae.active_entries import MAX_DENSITY, ActiveEntries, Encoder
 from sae_lens_hsae.bad_batches import check_activations, check_losses
-from sae_lens_hsae.config import ARCHITECTURE, HierarchicalTrainingSAEConfig
+from sae_lens_hsae.config import ARCHITECTURE, MEASURED_ON_ACTIVATIONS, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.dense_activations import DenseActivations
 from sae_lens_hsae.exact_storage import SUFFIX, as_bytes
 from sae_lens_hsae.ghost_gradients import ghost_gradient_loss
 from sae_lens_hsae.hierarchical_sae import LevelStack
 from sae_lens_hsae.hierarchy_update import (
+    COACTIVATION_MOMENTUM,
     SimilarityBlock,
     coactivation_similarity,
+    conditional_similarity,
     cosine_similarity,
     follow_coactivation,
+    follow_frequency,
     is_update_due,
     parent_table,
 )
@@ -54,13 +57,14 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
     Beyond the tensors of :class:`LevelStack` it keeps what training needs and a checkpoint must hold:
     ``log_l0_coefficient`` and ``l0_ema`` (L,) of the sparsity control, ``n_steps`` () taken so far,
     ``reparented_share`` () of the last hierarchy update, and with co-activation similarity one
-    ``coactivation_l`` (n_l, n_{l+1}) per level boundary.
+    ``coactivation_l`` (n_l, n_{l+1}) per level boundary, with the conditional one ``firing_frequency`` (d_sae,) too.
     """
 
     log_l0_coefficient: torch.Tensor
     l0_ema: torch.Tensor
     n_steps: torch.Tensor
     reparented_share: torch.Tensor
+    firing_frequency: torch.Tensor
     _forest_view: _ForestView | None = None
 
     @override
@@ -77,15 +81,18 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         # SAELens' own count is off by one in a resumed run: its trainer saves a checkpoint before it counts the step.
         self.register_buffer("n_steps", torch.zeros((), dtype=torch.int64, device=self.device))
         self.register_buffer("reparented_share", torch.zeros((), **kind))
-        if self.cfg.hierarchy_similarity == "coactivation":
+        if self.cfg.hierarchy_similarity == "conditional":
+            self.register_buffer("firing_frequency", torch.zeros(self.cfg.d_sae, **kind))
+        if self.cfg.hierarchy_similarity in MEASURED_ON_ACTIVATIONS:
             for boundary, (n_parents, n_children) in enumerate(pairwise(self.levels.widths)):
                 self.register_buffer(f"coactivation_{boundary}", torch.zeros(n_parents, n_children, **kind))
 
     @property
     @override
     def exact_tensors(self) -> tuple[str, ...]:
-        coactivations = tuple(name for name, _ in self.named_buffers() if name.startswith("coactivation_"))
-        return ("parents", "threshold", "log_l0_coefficient", "l0_ema", "n_steps", "reparented_share", *coactivations)
+        measured = ("coactivation_", "firing_frequency")
+        followed = tuple(name for name, _ in self.named_buffers() if name.startswith(measured))
+        return ("parents", "threshold", "log_l0_coefficient", "l0_ema", "n_steps", "reparented_share", *followed)
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
@@ -323,7 +330,9 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         )
         self.log_l0_coefficient.copy_(state.log_coefficient)
         self.l0_ema.copy_(state.l0_ema)
-        if self.cfg.hierarchy_similarity == "coactivation":
+        if self.cfg.hierarchy_similarity == "conditional":
+            follow_frequency(self.firing_frequency, acts)
+        if self.cfg.hierarchy_similarity in MEASURED_ON_ACTIVATIONS:
             for boundary, (parent_acts, child_acts) in enumerate(pairwise(self.levels.split(acts))):
                 follow_coactivation(self.get_buffer(f"coactivation_{boundary}"), parent_acts, child_acts)
 
@@ -350,7 +359,13 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
             return cosine_similarity(self.W_enc[:, above].T, self.W_enc[:, below].T)
         if self.cfg.hierarchy_similarity == "decoder":
             return cosine_similarity(self.W_dec[above], self.W_dec[below])
-        return coactivation_similarity(self.get_buffer(f"coactivation_{boundary}"))
+        coactivation = self.get_buffer(f"coactivation_{boundary}")
+        if self.cfg.hierarchy_similarity == "coactivation":
+            return coactivation_similarity(coactivation)
+        # The running means began at 0, and hold so much of the truth by now; in the quotient it cancels.
+        reached = 1 - COACTIVATION_MOMENTUM ** max(1, int(self.n_steps))
+        frequency = self.firing_frequency
+        return conditional_similarity(coactivation / reached, frequency[above] / reached, frequency[below] / reached)
 
     def _view(self) -> _ForestView:
         table, view = self.parents, self._forest_view
