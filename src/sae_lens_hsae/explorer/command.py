@@ -22,6 +22,7 @@ from sae_lens_hsae.interpret.dashboards import (
     fingerprint,
 )
 from sae_lens_hsae.interpret.dashboards.text import load_language_model, tokens_and_activations, unembedding_of
+from sae_lens_hsae.interpret.labels import token_labels
 
 DEFAULT_CONTEXT = 128
 DEFAULT_TOKENS = 200_000
@@ -34,7 +35,7 @@ def add_explore(commands: Any) -> None:
     parser.add_argument("--output", help="the page (default: explorer.html in the folder)")
     parser.add_argument("--n-tokens", type=int, default=DEFAULT_TOKENS, help="tokens to read (default: %(default)s)")
     parser.add_argument("--text", help="a text file to read (default: READMEs and docstrings of installed packages)")
-    parser.add_argument("--labels", help="a JSON file with an object from flat feature index to label")
+    parser.add_argument("--labels", help="a JSON object from flat feature index to label (others: their tokens)")
     parser.add_argument("--renew", action="store_true", help="collect the dashboards again")
 
 
@@ -62,7 +63,7 @@ def explore(
         output: the page; None puts ``explorer.html`` into the folder.
         n_tokens: tokens to read for the dashboards.
         text: a text file to read; None takes the installed packages' READMEs and docstrings.
-        labels: a JSON object from flat feature index to label.
+        labels: a JSON object from flat feature index to label; other features are named by their distinctive tokens.
         renew: collect the dashboards again even where they stand.
 
     Returns:
@@ -105,6 +106,7 @@ def explore(
         )
         dashboards.save(where)
     texts = token_texts(tokenizer, range(len(tokenizer)))
+    names = token_labels(dashboards, texts.__getitem__) | names
     title = f"{folder.resolve().name}: {sae.cfg.metadata.hook_name}"
     return write_page(dashboards, sae.forest, output or folder / "explorer.html", texts.__getitem__, names, title)
 
