@@ -20,6 +20,7 @@ from sae_lens_hsae.interpret.dashboards import (
     fingerprint,
 )
 from sae_lens_hsae.interpret.dashboards.text import load_language_model, tokens_and_activations, unembedding_of
+from sae_lens_hsae.interpret.labels import token_labels
 from sae_lens_hsae.json_files import read_json_object
 
 DEFAULT_TOKENS = 200_000
@@ -35,7 +36,7 @@ def add_explore(commands: Any) -> None:
     parser.add_argument("--dataset", help="or a Hugging Face data set: its name, or a local folder")
     parser.add_argument("--split", default="train", help="of the data set (default: %(default)s)")
     parser.add_argument("--column", default="text", help="of the data set, with the text (default: %(default)s)")
-    parser.add_argument("--labels", help="a JSON file with an object from flat feature index to label")
+    parser.add_argument("--labels", help="a JSON object from flat feature index to label (others: their tokens)")
     parser.add_argument("--renew", action="store_true", help="collect the dashboards again")
 
 
@@ -64,7 +65,7 @@ def explore(
         output: the page; None puts ``explorer.html`` into the folder.
         n_tokens: tokens to read for the dashboards.
         text: what to read; None takes the installed packages' READMEs and docstrings.
-        labels: a JSON object from flat feature index to label.
+        labels: a JSON object from flat feature index to label; other features are named by their distinctive tokens.
         renew: collect the dashboards again even where they stand.
 
     Returns:
@@ -108,6 +109,7 @@ def explore(
         )
         dashboards.save(where)
     texts = token_texts(tokenizer, range(len(tokenizer)))
+    names = token_labels(dashboards, texts.__getitem__) | names
     title = f"{folder.resolve().name}: {sae.cfg.metadata.hook_name}"
     return write_page(dashboards, sae.forest, output or folder / "explorer.html", texts.__getitem__, names, title)
 

@@ -1,0 +1,184 @@
+"""`contrast`: which features differ between two sets of texts, and at which granularity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from datasets import Dataset
+from scipy.stats import false_discovery_control, mannwhitneyu
+
+from sae_lens_hsae.evaluation import level_saes
+from sae_lens_hsae.evaluation.stacks import check_fit
+from sae_lens_hsae.forest import NO_PARENT, FeatureForest
+from sae_lens_hsae.interpret.contrast.findings import Finding, roll_up
+from sae_lens_hsae.interpret.dashboards.text import tokens_and_activations
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+MIN_TEXTS = 8
+"""The p-values are asymptotic; with fewer texts in a set they are not to be trusted."""
+FEATURES_AT_ONCE = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Contrast:
+    """How two sets of texts differ. All tensors are (n_features,), features flat, coarse to fine.
+
+    Attributes:
+        forest: of the features.
+        n_a, n_b: texts of each set.
+        mean_a, mean_b: mean over the texts of a feature's mean activation on a text.
+        effect: (mean_a − mean_b) / pooled standard deviation over texts (Cohen's d); 0 where nothing varies.
+        auc: P(a text of A has the higher activation), ties counted half.
+        p_value: Mann-Whitney, two-sided.
+        q_value: ``p_value`` corrected for the number of features (Benjamini-Hochberg).
+        significant: ``q_value`` ≤ alpha.
+        share_of_parent: share of the parent's difference of means that lies on tokens where the feature fires.
+        findings: the significant features, one entry per cause, strongest first.
+    """
+
+    forest: FeatureForest
+    n_a: int
+    n_b: int
+    mean_a: torch.Tensor = field(repr=False)
+    mean_b: torch.Tensor = field(repr=False)
+    effect: torch.Tensor = field(repr=False)
+    auc: torch.Tensor = field(repr=False)
+    p_value: torch.Tensor = field(repr=False)
+    q_value: torch.Tensor = field(repr=False)
+    significant: torch.Tensor = field(repr=False)
+    share_of_parent: torch.Tensor = field(repr=False)
+    findings: tuple[Finding, ...]
+
+    def to_frame(self, labels: Mapping[int, str] | None = None) -> pd.DataFrame:
+        """One row per feature, with its level, its parent and its label if one is given."""
+        names = ("mean_a", "mean_b", "effect", "auc", "p_value", "q_value", "significant", "share_of_parent")
+        features = torch.arange(len(self.forest))
+        frame = pd.DataFrame({name: getattr(self, name).numpy() for name in names})
+        frame.insert(0, "level", self.forest.levels.level_of(features).numpy())
+        frame.insert(1, "parent", self.forest.parents.numpy())
+        frame.insert(2, "label", [(labels or {}).get(feature, "") for feature in features.tolist()])
+        return frame.rename_axis("feature")
+
+
+@torch.no_grad()
+def contrast(
+    levels: Sequence[SAE[Any]] | SAE[Any],
+    forest: FeatureForest,
+    a: Iterable[torch.Tensor],
+    b: Iterable[torch.Tensor],
+    alpha: float = 0.05,
+    localising_share: float = 0.8,
+) -> Contrast:
+    """Compare the features' activations on two sets of texts, and roll the differences up the forest.
+
+    A text counts once however many tokens it has, since the tokens of one text are not independent. Where the sets
+    are drawn from the same source, at most about a share ``alpha`` of comparisons find anything at all.
+
+    Args:
+        levels: one SAE per level, coarse to fine, or one object for all (``HierarchicalSAE``).
+        forest: who is whose parent among their features.
+        a, b: the sets; each item holds the activations of one text, (tokens, d_in) or (d_in,), as
+            :func:`text_activations` gives them. A tensor (n, d_in) is n texts of one token.
+        alpha: rate of false discoveries among the significant features.
+        localising_share: least share of a parent's difference for which a child alone stands for it.
+
+    Raises:
+        ValueError: if levels and forest do not fit, a set has fewer than 8 texts, both sets are the same, a text is
+            empty, of another width or holds NaN or infinity, or a rate is not between 0 and 1.
+    """
+    for name, value in (("alpha", alpha), ("localising_share", localising_share)):
+        if not 0 < value < 1:
+            raise ValueError(f"{name}={value} must lie between 0 and 1")
+    saes: list[Any] = list(level_saes(levels))  # type: ignore[arg-type]
+    check_fit(saes, forest)
+    (own_a, with_child_a), (own_b, with_child_b) = (_per_text(saes, forest, *each) for each in (("a", a), ("b", b)))
+    if own_a.shape == own_b.shape and own_a.equal(own_b):
+        raise ValueError("a and b hold the same texts in the same order; give two different sets")
+
+    auc, p_value = _mann_whitney(own_a, own_b)
+    q_value = torch.from_numpy(false_discovery_control(p_value.numpy()))
+    mean_a, mean_b = own_a.mean(0), own_b.mean(0)
+    n_a, n_b = len(own_a), len(own_b)
+    pooled = (((n_a - 1) * own_a.var(0) + (n_b - 1) * own_b.var(0)) / (n_a + n_b - 2)).sqrt()
+    effect = torch.where(pooled > 0, (mean_a - mean_b) / pooled, 0)
+    parents = forest.parents
+    of_parent = (mean_a - mean_b)[parents.clamp(min=0)]
+    share = (with_child_a.mean(0) - with_child_b.mean(0)) / of_parent
+    share[parents == NO_PARENT] = torch.nan
+    significant = q_value <= alpha
+    return Contrast(
+        forest=forest,
+        n_a=n_a,
+        n_b=n_b,
+        mean_a=mean_a,
+        mean_b=mean_b,
+        effect=effect,
+        auc=auc,
+        p_value=p_value,
+        q_value=q_value,
+        significant=significant,
+        share_of_parent=share,
+        findings=tuple(roll_up(forest, significant, auc, share, localising_share)),
+    )
+
+
+def text_activations(sae: SAE[Any], model: Any, texts: Iterable[str], max_tokens: int = 128) -> Iterator[torch.Tensor]:
+    """Activations of each text (tokens, d_in) at the hook point that the SAE names.
+
+    Args:
+        sae: with metadata that name the hook point.
+        model: from ``load_language_model``, or any model that SAELens hooks into, with a tokenizer.
+        texts: not empty; each is cut to ``max_tokens``.
+
+    Raises:
+        ValueError: if a text has no token.
+    """
+    tokenizer, metadata = model.tokenizer, sae.cfg.metadata
+    start = [tokenizer.bos_token_id] if metadata.prepend_bos else []
+    for i, text in enumerate(texts):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"][: max_tokens - len(start)]
+        if not ids:
+            raise ValueError(f"texts: number {i} ({text!r}) has no token; leave it out")
+        rows = Dataset.from_dict({"tokens": [[*start, *ids]]})
+        for _, x in tokens_and_activations(sae, model, rows):
+            yield x[0, len(start) :]
+
+
+def _per_text(
+    saes: Sequence[Any], forest: FeatureForest, name: str, texts: Iterable[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(texts, n_features) float64: mean activation on each text, and that of the parent where the feature fires."""
+    if isinstance(texts, str) or (isinstance(texts, (list, tuple)) and texts and isinstance(texts[0], str)):
+        raise ValueError(f"{name} holds text; pass its activations: text_activations(sae, model, texts)")
+    d_in, above = saes[0].cfg.d_in, forest.parents.clamp(min=0)
+    own, with_child = [], []
+    for i, x in enumerate(texts):
+        x = x[None] if x.ndim == 1 else x
+        if x.ndim != 2 or x.shape[1] != d_in or not len(x):
+            raise ValueError(
+                f"{name}: text {i} has activations of shape {tuple(x.shape)}; expected (tokens, {d_in}) or ({d_in},)"
+            )
+        if not x.isfinite().all():
+            raise ValueError(f"{name}: text {i} holds NaN or infinity; leave it out")
+        acts = torch.cat([sae.encode(x.to(sae.device)).cpu() for sae in saes], dim=1).double().clamp(min=0)
+        own.append(acts.mean(0))
+        with_child.append((acts[:, above] * (acts > 0)).mean(0))
+    if len(own) < MIN_TEXTS:
+        raise ValueError(f"{name} holds {len(own)} texts; give at least {MIN_TEXTS}, and no iterator that is used up")
+    return torch.stack(own), torch.stack(with_child)
+
+
+def _mann_whitney(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """AUC and p-value per feature, by scipy; ½ and 1 where all texts are equal."""
+    aucs, p_values = [], []
+    for own, other in zip(a.split(FEATURES_AT_ONCE, dim=1), b.split(FEATURES_AT_ONCE, dim=1), strict=True):
+        found = mannwhitneyu(own.numpy(), other.numpy(), axis=0, method="asymptotic")
+        aucs.append(torch.from_numpy(found.statistic) / (len(a) * len(b)))
+        p_values.append(torch.from_numpy(found.pvalue).nan_to_num(nan=1.0).clamp(0, 1))
+    return torch.cat(aucs), torch.cat(p_values)

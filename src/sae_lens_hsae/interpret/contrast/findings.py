@@ -1,0 +1,68 @@
+"""Rolling differences up the forest: one finding per cause, with its coarsest and its finest feature."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from sae_lens_hsae.forest import FeatureForest
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One difference between the sets, wherever in the forest it shows.
+
+    Attributes:
+        coarsest: the topmost feature that carries it.
+        finest: the deepest feature below that still holds nearly all of it.
+        path: from the coarsest down to the finest.
+        n_features: features that differ in the same direction and hang together with these.
+        more_in_a: whether the activation is higher in the first set.
+    """
+
+    coarsest: int
+    finest: int
+    path: tuple[int, ...]
+    n_features: int
+    more_in_a: bool
+
+
+def roll_up(
+    forest: FeatureForest,
+    significant: torch.Tensor,
+    auc: torch.Tensor,
+    share_of_parent: torch.Tensor,
+    localising_share: float,
+) -> list[Finding]:
+    """Findings, strongest first by the AUC of their coarsest feature.
+
+    Features that differ in the same direction and are linked by edges are one finding. From its topmost feature the
+    way leads down to the child that holds the largest share of the parent's difference, as long as that share is at
+    least ``localising_share``; a difference that several children make together stays with their parent.
+
+    Args:
+        forest: who is whose parent.
+        significant: (n_features,) bool, which features differ.
+        auc: (n_features,) P(a text of the first set has the higher activation).
+        share_of_parent: (n_features,) share of the parent's difference that lies on tokens where the feature fires.
+        localising_share: between 0 and 1.
+    """
+    parents = forest.parents
+    higher = auc > 0.5
+    above = parents.clamp(min=0)
+    linked = significant & (parents >= 0) & significant[above] & (higher == higher[above])
+    findings = []
+    for top in (significant & ~linked).nonzero().flatten().tolist():
+        path = [top]
+        while below := [child for child in forest.children(path[-1]) if linked[child]]:
+            child = max(below, key=lambda each: share_of_parent[each].item())
+            if not share_of_parent[child] >= localising_share:
+                break
+            path.append(child)
+        members, n_members = [top], 0
+        while members:
+            n_members += 1
+            members += [child for child in forest.children(members.pop()) if linked[child]]
+        findings.append(Finding(top, path[-1], tuple(path), n_members, bool(higher[top])))
+    return sorted(findings, key=lambda each: (-abs(auc[each.coarsest].item() - 0.5), each.coarsest))
