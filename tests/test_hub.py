@@ -1,19 +1,16 @@
 """Loading: from the Hugging Face hub's client against a local server, and from disk, at every dtype."""
 
 import copy
-import hashlib
 import json
-import os
 import subprocess
 import sys
-import threading
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from host_helpers import recorded_steps, residual_activations, runner_config, tiny_config, train
+from loopback_hub import Hub, running_hub
 from sae_lens import SAE, LanguageModelSAETrainingRunner
 from safetensors.torch import load_file, save_file
 
@@ -21,7 +18,6 @@ from sae_lens_hsae import HierarchicalSAE, HierarchicalSAEConfig, HierarchicalTr
 
 REPOSITORY = "someone/forest"
 FOLDER = "layer_0/width_4800"
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 DTYPES = ["float32", "float16", "bfloat16"]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
@@ -53,49 +49,10 @@ print(json.dumps(report))
 """
 
 
-@dataclass
-class Hub:
-    """A server of one repository in the hub's URL scheme, and what it was asked for."""
-
-    endpoint: str
-    requests: list[tuple[str, str, int]] = field(default_factory=list)
-
-
-def serve(root: Path, hub: Hub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.answer(with_body=False)
-
-        def do_GET(self) -> None:
-            self.answer(with_body=True)
-
-        def answer(self, *, with_body: bool) -> None:
-            prefix = f"/{REPOSITORY}/resolve/main/"
-            file = root / self.path.removeprefix(prefix).split("?")[0]
-            found = self.path.startswith(prefix) and file.is_file()
-            hub.requests.append((self.command, file.name, 200 if found else 404))
-            content = file.read_bytes() if found else b""
-            self.send_response(200 if found else 404)
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("Content-Length", str(len(content)))
-            if found:
-                self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-            else:
-                self.send_header("X-Error-Code", "EntryNotFound")
-            self.end_headers()
-            if with_body:
-                self.wfile.write(content)
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            """Nothing, where the base class writes to stderr."""
-
-    return Handler
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[HierarchicalTrainingSAE, Path]:
     """A trained SAE and the folder it was saved to, with parents that neither half-precision dtype can hold."""
-    path = tmp_path_factory.mktemp("trained")
+    path = tmp_path_factory.mktemp("trained") / REPOSITORY
     cfg = runner_config(
         path,
         sae=tiny_config(level_widths=[1500, 1600, 1700]),
@@ -124,27 +81,17 @@ def client_run(trained: tuple[HierarchicalTrainingSAE, Path], tmp_path_factory: 
     root = trained[1]
     folder = tmp_path_factory.mktemp("client")
     save_file({"x": residual_activations()}, folder / "x.safetensors")
-    hub = Hub("")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), serve(root, hub))
-    hub.endpoint = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     # The endpoint is read when the client is imported, so the client needs a process of its own.
-    environment = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
-    environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder / "hf")}
-    environment |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
     arguments = [REPOSITORY, FOLDER, root / FOLDER, folder / "x.safetensors", folder / "out.safetensors", *DTYPES]
-    try:
+    with running_hub(root.parent.parent) as hub:
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", CLIENT, *map(str, arguments)],
-            env=environment,
+            env=hub.client_environment(folder / "hf"),
             capture_output=True,
             text=True,
             timeout=300,
             check=False,
         )
-    finally:
-        server.shutdown()
-        server.server_close()
     assert done.returncode == 0, done.stderr
     return ClientRun(hub, json.loads(done.stdout.splitlines()[-1]), load_file(folder / "out.safetensors"))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sae_lens.llm_sae_training_runner import LanguageModelSAETrainingRunner, _parse_cfg_args
@@ -14,31 +14,48 @@ from sae_lens_hsae.demo import demo
 from sae_lens_hsae.explorer.command import add_explore, run_explore
 from sae_lens_hsae.reproduce.command import add_reproduce, run_reproduce
 from sae_lens_hsae.runner import HierarchicalSAETrainingRunner
+from sae_lens_hsae.sharing.command import add_convert, add_push, run_convert, run_push
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], Any]] = {
+    "demo": lambda _: demo(),
+    "explore": run_explore,
+    "reproduce": run_reproduce,
+    "push": run_push,
+    "convert": run_convert,
+}
+DEBUG = "--debug"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one subcommand; argparse ends the process with code 2 on a wrong call."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """Run one subcommand.
+
+    Exit codes: 0, 1 where bad input or the machine kept it from being done, 2 on a wrong call. An error that a user
+    can mend is one line on stderr; ``--debug``, anywhere on the line, shows its traceback instead.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = DEBUG in arguments
+    arguments = [argument for argument in arguments if argument != DEBUG]
     parser = argparse.ArgumentParser(prog="hsae", description="Hierarchical sparse autoencoders for SAELens.")
+    parser.add_argument(DEBUG, action="store_true", help="show the traceback of an error, with any command")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser(
         "demo", help="train a four-level forest on all-MiniLM-L6-v2, offline, and show some of its trees"
     )
-    commands.add_parser("train", help="SAELens' own command line, which then knows --architecture hsae", add_help=False)
-    add_explore(commands)
-    add_reproduce(commands)
+    commands.add_parser("train", help="train on a language model; SAELens' fields are flags", add_help=False)
+    for add in (add_explore, add_reproduce, add_push, add_convert):
+        add(commands)
     chosen, rest = parser.parse_known_args(arguments)
-    if chosen.command == "train":
-        _train(rest)
-        return
-    parser.parse_args(arguments)  # refuses what is left over
-    if chosen.command == "explore":
-        run_explore(chosen)
-        return
-    if chosen.command == "reproduce":
-        run_reproduce(chosen)
-        return
-    demo()
+    if chosen.command != "train":
+        parser.parse_args(arguments)  # refuses what is left over
+    try:
+        if chosen.command == "train":
+            _train(rest)
+        else:
+            COMMANDS[chosen.command](chosen)
+    except (OSError, ValueError, ImportError) as error:
+        if debug:
+            raise
+        sys.exit(f"hsae {chosen.command}: {error}")
 
 
 def _train(arguments: Sequence[str]) -> None:

@@ -1,0 +1,98 @@
+"""A forest as a file for other tools: JSON, GraphML, a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.levels import NO_PARENT
+
+if TYPE_CHECKING:
+    import pandas
+
+
+def forest_table(forest: FeatureForest) -> pandas.DataFrame:
+    """One row per feature, in the flat numbering, which is the index ``feature``.
+
+    Columns: ``level``, ``number`` (within the level), ``parent`` (flat; missing where there is none), ``n_children``.
+    """
+    import pandas
+    import torch
+
+    features = torch.arange(forest.n_features)
+    level = forest.levels.level_of(features)
+    parents = forest.parents.numpy()
+    return pandas.DataFrame(
+        {
+            "level": level.numpy(),
+            "number": (features - torch.tensor(forest.levels.offsets)[level]).numpy(),
+            "parent": pandas.Series(parents, dtype="Int64").mask(parents == NO_PARENT),
+            "n_children": forest.n_children.numpy(),
+        }
+    ).rename_axis("feature")
+
+
+def _write_json(forest: FeatureForest, path: Path) -> None:
+    path.write_text(json.dumps(forest.to_dict()), encoding="utf-8")
+
+
+def _write_graphml(forest: FeatureForest, path: Path) -> None:
+    graph = forest.to_networkx()
+    import networkx
+
+    networkx.write_graphml(graph, path)
+
+
+def _write_csv(forest: FeatureForest, path: Path) -> None:
+    forest_table(forest).to_csv(path)
+
+
+FORMATS: dict[str, Callable[[FeatureForest, Path], None]] = {
+    ".json": _write_json,
+    ".graphml": _write_graphml,
+    ".csv": _write_csv,
+}
+"""By the file's ending."""
+
+
+def write_forest(forest: FeatureForest, path: str | Path) -> Path:
+    """Write a forest in the format that the file's ending names; the file appears whole or not at all.
+
+    Args:
+        forest: who is whose parent.
+        path: ends in ``.json`` (the schema in docs/sharing.md; `read_forest` reads it), ``.graphml`` or ``.csv``
+            (`forest_table`).
+
+    Raises:
+        ValueError: if there is no format of that ending.
+        ImportError: if it is GraphML and networkx is not installed.
+    """
+    path = Path(path)
+    if path.suffix not in FORMATS:
+        raise ValueError(f"output={str(path)!r} ends in {path.suffix!r}; choose one of {', '.join(FORMATS)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        FORMATS[path.suffix](forest, unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def read_forest(path: str | Path) -> FeatureForest:
+    """Read the JSON of `write_forest`.
+
+    Raises:
+        ValueError: if the file holds no JSON, or no forest.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} holds no JSON ({error}); give what write_forest wrote") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds no JSON object; give what write_forest wrote")
+    return FeatureForest.from_dict(data)

@@ -1,0 +1,56 @@
+"""``hsae push`` and ``hsae convert``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from sae_lens_hsae.forest_files import FORMATS, read_forest, write_forest
+from sae_lens_hsae.sharing.push import push, save_levels
+from sae_lens_hsae.sharing.saved_model import load_hierarchical_sae
+
+
+def add_push(commands: Any) -> None:
+    """Add ``push`` to the subparsers of the command ``hsae``."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "push",
+        help="upload a saved HSAE to the Hugging Face hub, with a model card",
+        description="Upload a saved HSAE to the Hugging Face hub, so that SAE.from_pretrained(REPOSITORY, PATH) loads "
+        "it. Log in first: hf auth login, or set HF_TOKEN.",
+    )
+    parser.add_argument("folder", help="where the SAE was saved, such as runs/demo")
+    parser.add_argument("repository", help="owner/name; made if it does not exist")
+    parser.add_argument("--path", help="the model's folder in the repository (default: the name of FOLDER)")
+    parser.add_argument("--levels", action="store_true", help="also push each level as an ordinary SAELens SAE")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+
+
+def run_push(chosen: argparse.Namespace) -> None:
+    """Push, and print the commit's address."""
+    print(push(chosen.folder, chosen.repository, chosen.path, levels=chosen.levels, private=chosen.private))
+
+
+def add_convert(commands: Any) -> None:
+    """Add ``convert`` to the subparsers of the command ``hsae``."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "convert",
+        help="write a forest as JSON, GraphML or CSV, or every level as an ordinary SAE",
+        description="Write a forest for other tools. The output's ending decides: .json, .graphml or .csv; a name "
+        "without ending is a folder, which gets every level as an ordinary SAELens SAE.",
+    )
+    parser.add_argument("source", type=Path, help="a saved HSAE's folder, or a forest's .json")
+    parser.add_argument("output", type=Path, help=f"ends in {', '.join(FORMATS)}, or is a folder")
+
+
+def run_convert(chosen: argparse.Namespace) -> None:
+    """Convert, and print what was written."""
+    source, output = chosen.source, chosen.output
+    if output.suffix:
+        forest = read_forest(source) if source.is_file() else load_hierarchical_sae(source).forest
+        print(write_forest(forest, output))
+        return
+    if source.is_file():
+        raise ValueError(f"output={str(output)!r} names a folder for the levels, but {source} holds a forest alone")
+    for name in save_levels(load_hierarchical_sae(source), output):
+        print(output / name)

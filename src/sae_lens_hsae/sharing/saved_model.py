@@ -1,0 +1,62 @@
+"""A saved model with its evaluation beside it, as other people will get it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sae_lens import SAE
+from sae_lens.constants import SAE_CFG_FILENAME
+
+from sae_lens_hsae.evaluation import ForestEvaluation
+from sae_lens_hsae.hierarchical_sae import HierarchicalSAE, LevelStack
+from sae_lens_hsae.interpret.dashboards import fingerprint
+
+EVALUATION_FILENAME = "evaluation.json"
+
+
+def load_hierarchical_sae(folder: str | Path) -> HierarchicalSAE:
+    """The model that was saved to ``folder``, on the CPU.
+
+    Raises:
+        FileNotFoundError: if the folder holds no SAE.
+        ValueError: if it holds one of another architecture.
+    """
+    folder = Path(folder)
+    if not (folder / SAE_CFG_FILENAME).is_file():
+        raise FileNotFoundError(f"{folder} holds no {SAE_CFG_FILENAME}, so no saved SAE; give the folder it is in")
+    sae = SAE.load_from_disk(folder, device="cpu")
+    if not isinstance(sae, HierarchicalSAE):
+        raise ValueError(f"{folder} holds a {type(sae).__name__}, which has no forest; give an HSAE's folder")
+    return sae
+
+
+def save_evaluation(evaluation: ForestEvaluation, sae: LevelStack, folder: str | Path) -> Path:
+    """Write ``evaluation.json`` beside the model: ``weights``, which ties it to them, and ``evaluation``."""
+    path = Path(folder) / EVALUATION_FILENAME
+    record = {"weights": fingerprint(sae, sae.forest), "evaluation": evaluation.to_dict()}
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    unfinished.replace(path)
+    return path
+
+
+def load_evaluation(sae: HierarchicalSAE, folder: str | Path) -> dict[str, Any] | None:
+    """`ForestEvaluation.to_dict` as `save_evaluation` wrote it; None if there is none.
+
+    Raises:
+        ValueError: if it belongs to other weights, or is no such file.
+    """
+    path = Path(folder) / EVALUATION_FILENAME
+    if not path.exists():
+        return None
+    remedy = "delete it, or measure again with hsae evaluate"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        weights, evaluation = record["weights"], record["evaluation"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not what hsae evaluate writes ({error!r}); {remedy}") from error
+    if weights != fingerprint(sae, sae.forest):
+        raise ValueError(f"{path} belongs to other weights than those beside it; {remedy}")
+    return evaluation
