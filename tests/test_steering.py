@@ -85,7 +85,8 @@ def test_a_spread_push_has_the_norm_of_the_direct_one():
     typical = torch.arange(33).float() + 1
     x = read(model, HOOK)
     with torch.no_grad():
-        for on, reached in (("children", [4, 5]), ("subtree", [5, 13, 14])):
+        cases: list[tuple[Any, list[int]]] = [("children", [4, 5]), ("subtree", [5, 13, 14])]
+        for on, reached in cases:
             direction = sum(typical[f] * sae.W_dec[f] for f in reached)
             assert isinstance(direction, torch.Tensor)
             with steer(model, sae, [add(0, 2.0, on=on)], typical=typical):
@@ -95,8 +96,7 @@ def test_a_spread_push_has_the_norm_of_the_direct_one():
 
 def test_hooks_are_removed_after_an_exception_and_others_stay():
     model, sae = tiny_sae_transformer(), stack(HOOK)
-    seen = []
-    model.add_hook(HOOK, lambda x, hook: seen.append(x))  # noqa: ARG005
+    model.add_hook(HOOK, lambda tensor, *, hook: None)  # noqa: ARG005
     n_hooks = len(model.hook_dict[HOOK].fwd_hooks)
     with pytest.raises(RuntimeError, match="inside"), steer(model, sae, [ablate(0)]):
         raise RuntimeError("inside")
@@ -127,6 +127,7 @@ def test_effects_equal_plain_computation():
     assert min(found.n_on, found.n_off) > 0
     assert found.norm == pytest.approx(4.0, rel=1e-4)
     assert found.loss_on == pytest.approx((changed - clean)[on[:, :-1]].mean().item(), rel=1e-3, abs=1e-6)
+    with torch.no_grad():
         without = model(tokens)
     p, q = (torch.distributions.Categorical(logits=each) for each in (without, logits))
     kl = torch.distributions.kl_divergence(p, q)

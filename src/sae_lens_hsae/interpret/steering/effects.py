@@ -56,8 +56,8 @@ def effect_of(
 ) -> Effect:
     """Run the model on ``tokens`` with and without the edits and compare, on and off the target.
 
-    To compare a coarse with a fine intervention, give both the same ``target`` and, for pushes, the same amount: decoder
-    directions have norm 1, so both changes of x have the same ``norm``.
+    To compare a coarse with a fine intervention, give both the same ``target`` and, for pushes, the same amount:
+    decoder directions have norm 1, so both changes of x have the same ``norm``.
 
     Args:
         model, levels, edits, forest, typical: as for :func:`steer`.

@@ -85,8 +85,8 @@ def hook_point(model: Any, saes: Sequence[Any]) -> str:
     if name not in model.hook_dict and resolve(name) not in model.hook_dict:
         some = ", ".join(list(model.hook_dict)[:5])
         raise ValueError(
-            f"the model has no hook point {name!r}, which the SAEs read; load their model, or detach an SAE that stands "
-            f"there (it has {some}, …)"
+            f"the model has no hook point {name!r}, which the SAEs read; load their model, or detach an SAE "
+            f"that stands there (it has {some}, …)"
         )
     return name
 
