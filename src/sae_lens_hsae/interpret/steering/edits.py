@@ -1,0 +1,135 @@
+"""What is done to a feature, and to which features of its family.
+
+A parent is the sum of its children (HSAE §3.1), and every level reconstructs x anew. An edit of a whole subtree
+therefore acts on the subtree's leaves alone: to act on their ancestors as well would do the same thing twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from sae_lens_hsae.forest import FeatureForest
+
+On = Literal["feature", "children", "subtree"]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One change; see :func:`add`, :func:`scale`, :func:`clamp` and :func:`ablate`.
+
+    Raises:
+        ValueError: if a field has an unknown or infinite value, or a clamp is meant for several features.
+    """
+
+    feature: int
+    kind: Literal["add", "scale", "clamp"]
+    value: float
+    on: On = "feature"
+
+    def __post_init__(self) -> None:
+        if self.on not in ("feature", "children", "subtree"):
+            raise ValueError(f"on={self.on!r} must be 'feature', 'children' or 'subtree'")
+        if not math.isfinite(self.value):
+            raise ValueError(f"{self.kind} of feature {self.feature}: value={self.value} must be a finite number")
+        if self.kind == "clamp" and self.on != "feature":
+            raise ValueError(f"clamp of feature {self.feature}: on={self.on!r}; clamp each feature by itself")
+
+
+def add(feature: int, amount: float, on: On = "feature") -> Edit:
+    """Raise the feature's activation by ``amount``, on every token.
+
+    With ``on="children"`` or ``"subtree"`` a push of the same norm goes along the children (the leaves of the subtree)
+    together, each in proportion to its typical activation.
+    """
+    return Edit(feature, "add", amount, on)
+
+
+def scale(feature: int, factor: float, on: On = "feature") -> Edit:
+    """Multiply the activation of the feature, of each of its children, or of each leaf of its subtree."""
+    return Edit(feature, "scale", factor, on)
+
+
+def clamp(feature: int, value: float) -> Edit:
+    """Set the feature's activation to ``value`` on every token."""
+    return Edit(feature, "clamp", value)
+
+
+def ablate(feature: int, on: On = "feature") -> Edit:
+    """Set to 0 the activation of the feature, of each of its children, or of each leaf of its subtree."""
+    return scale(feature, 0.0, on)
+
+
+@dataclass(frozen=True)
+class Step:
+    """An edit of features of one level: their numbers within it and a value for each."""
+
+    level: int
+    kind: Literal["add", "scale", "clamp"]
+    features: torch.Tensor
+    values: torch.Tensor
+
+
+def steps_of(
+    edits: Sequence[Edit], saes: Sequence[Any], forest: FeatureForest, typical: torch.Tensor | None
+) -> list[Step]:
+    """Edits as steps on single levels, in the order of the edits.
+
+    Args:
+        saes: one per level, coarse to fine.
+        typical: (n_features,) typical activations, such as ``Dashboards.mean_activation``; spreading a push needs them.
+
+    Raises:
+        IndexError: if a feature does not exist.
+        ValueError: if there is no edit, an edit is meant for children that do not exist, or ``typical``, needed to
+            spread a push, is missing, of another length or 0 for all of them.
+    """
+    if not edits:
+        raise ValueError("edits is empty; give at least one, such as [ablate(12)]")
+    steps = []
+    for edit in edits:
+        features = torch.tensor(_reached(edit, forest))
+        values = torch.full((len(features),), float(edit.value))
+        if edit.kind == "add" and edit.on != "feature":
+            values = _spread(edit, features, saes, forest, typical)
+        level_of = forest.levels.level_of(features)
+        for level in level_of.unique().tolist():
+            own = level_of == level
+            steps.append(Step(level, edit.kind, features[own] - forest.levels.offsets[level], values[own]))
+    return steps
+
+
+def _reached(edit: Edit, forest: FeatureForest) -> list[int]:
+    children = forest.children(edit.feature)
+    if edit.on == "feature":
+        return [edit.feature]
+    if edit.on == "children":
+        if not children:
+            raise ValueError(f"feature {edit.feature} has no children; use on='feature'")
+        return children
+    return [feature for feature in forest.subtree(edit.feature) if not forest.children(feature)]
+
+
+def _spread(
+    edit: Edit, features: torch.Tensor, saes: Sequence[Any], forest: FeatureForest, typical: torch.Tensor | None
+) -> torch.Tensor:
+    if typical is None or typical.shape != (len(forest),):
+        raise ValueError(
+            f"add(…, on={edit.on!r}) is spread by typical activations; pass typical of shape ({len(forest)},), such as "
+            "Dashboards.mean_activation"
+        )
+    weights = typical[features].float()
+    pushed = torch.stack([_direction(feature, saes, forest) for feature in features.tolist()])
+    norm = (weights[:, None] * pushed).sum(0).norm()
+    if not norm > 0:
+        raise ValueError(f"typical is 0 for all of {features.tolist()[:5]}, so nothing says how to spread the push")
+    return edit.value * _direction(edit.feature, saes, forest).norm() * weights / norm
+
+
+def _direction(feature: int, saes: Sequence[Any], forest: FeatureForest) -> torch.Tensor:
+    level = int(forest.levels.level_of(torch.tensor(feature)))
+    return saes[level].W_dec[feature - forest.levels.offsets[level]].detach().float().cpu()

@@ -1,0 +1,119 @@
+"""`steer`: edits of features while a model runs, as a context manager over SAELens' hooked models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sae_lens_hsae.evaluation import level_saes
+from sae_lens_hsae.evaluation.stacks import check_fit, metadata
+from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.interpret.steering.edits import Edit, Step, steps_of
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+
+@contextmanager
+def steer(
+    model: Any,
+    levels: Sequence[SAE[Any]] | SAE[Any],
+    edits: Sequence[Edit],
+    forest: FeatureForest | None = None,
+    typical: torch.Tensor | None = None,
+) -> Iterator[None]:
+    """While this is open, the model runs with edited features; whatever happens inside, its hooks are then removed.
+
+    Each edited feature moves the activation x along its decoder direction by the change of its activation. What the
+    SAE does not reconstruct stays in x, as with SAELens' error term, and so do all other features. Several
+    edits of one feature act one after the other. Contexts may be nested; the inner one reads what the outer one left.
+
+    Args:
+        model: ``HookedSAETransformer``, ``SAETransformerBridge``, or what ``load_language_model`` gives; without
+            an SAE attached at the hook point.
+        levels: one SAE per level, coarse to fine, or one object for all (``HierarchicalSAE``), with a hook name.
+        edits: what to do.
+        forest: of their features; None takes ``levels.forest``.
+        typical: (n_features,) typical activations, for a push that is spread over children.
+
+    Raises:
+        IndexError: if a feature does not exist.
+        ValueError: if the model has no such hook point, or levels, forest and edits do not fit together.
+    """
+    saes, forest = stack_of(levels, forest)
+    steps = steps_of(edits, saes, forest, typical)
+
+    def change(x: torch.Tensor, hook: Any) -> torch.Tensor:  # noqa: ARG001
+        return edited(x, saes, steps)
+
+    with model.hooks(fwd_hooks=[(hook_point(model, saes), change)]):
+        yield
+
+
+def stack_of(levels: Sequence[SAE[Any]] | SAE[Any], forest: FeatureForest | None) -> tuple[list[Any], FeatureForest]:
+    """One SAE per level that takes flat activations, and the forest.
+
+    Raises:
+        ValueError: if there is no forest, or it is not the levels'.
+    """
+    forest = getattr(levels, "forest", None) if forest is None else forest
+    if forest is None:
+        raise ValueError("forest is missing; pass FeatureForest.from_saes(levels)")
+    saes: list[Any] = list(level_saes(levels))  # type: ignore[arg-type]
+    if hasattr(levels, "level_sae"):
+        for sae in saes:  # copies, so the caller's stack keeps its own setting
+            sae.turn_off_forward_pass_hook_z_reshaping()
+    check_fit(saes, forest)
+    return saes, forest
+
+
+def hook_point(model: Any, saes: Sequence[Any]) -> str:
+    """The model's hook point that the SAEs read.
+
+    Raises:
+        ValueError: if the SAEs name none, a single head of one, or one that the model lacks.
+    """
+    name = metadata(saes[0], "hook_name")
+    if name is None:
+        raise ValueError("the SAEs name no hook point; set cfg.metadata.hook_name")
+    if metadata(saes[0], "hook_head_index") is not None:
+        raise ValueError(f"the SAEs read a single head of {name}; steering such SAEs is not supported")
+    resolve = getattr(model, "_resolve_hook_name", lambda given: given)
+    if name not in model.hook_dict and resolve(name) not in model.hook_dict:
+        some = ", ".join(list(model.hook_dict)[:5])
+        raise ValueError(
+            f"the model has no hook point {name!r}, which the SAEs read; load their model, or detach an SAE "
+            f"that stands there (it has {some}, …)"
+        )
+    return name
+
+
+def edited(x: torch.Tensor, saes: Sequence[Any], steps: Sequence[Step]) -> torch.Tensor:
+    """x, (…, d_in) or (…, heads, d_head), with the steps' changes added.
+
+    Raises:
+        ValueError: if the activations are not ``d_in`` wide.
+    """
+    d_in = saes[0].cfg.d_in
+    flat = x if x.shape[-1] == d_in else x.flatten(-2)
+    if flat.shape[-1] != d_in:
+        raise ValueError(f"activations of shape {tuple(x.shape)} do not fit d_in={d_in}; load the SAEs' own model")
+    change = torch.zeros_like(flat)
+    for level in sorted({step.level for step in steps}):
+        sae = saes[level]
+        before = sae.encode(flat.to(sae.device, sae.dtype))
+        after = before.clone()
+        for step in (step for step in steps if step.level == level):
+            features, values = step.features.to(after.device), step.values.to(after)
+            if step.kind == "add":
+                after[..., features] += values
+            elif step.kind == "scale":
+                after[..., features] *= values
+            else:
+                after[..., features] = values
+        touched = torch.cat([step.features for step in steps if step.level == level]).unique().to(after.device)
+        change += ((after - before)[..., touched] @ sae.W_dec[touched]).to(change)
+    return x + change.view_as(x)
