@@ -10,6 +10,7 @@ from sae_lens.llm_sae_training_runner import _run_cli
 
 from sae_lens_hsae.demo import demo
 from sae_lens_hsae.explorer.command import add_explore, run_explore
+from sae_lens_hsae.label_command import add_label_and_judge, run_label_or_judge
 from sae_lens_hsae.reproduce.command import add_reproduce, run_reproduce
 
 
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     commands.add_parser("train", help="SAELens' own command line, which then knows --architecture hsae", add_help=False)
     add_explore(commands)
+    add_label_and_judge(commands)
     add_reproduce(commands)
     chosen, rest = parser.parse_known_args(arguments)
     if chosen.command == "train":
@@ -31,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.parse_args(arguments)  # refuses what is left over
     if chosen.command == "explore":
         run_explore(chosen)
+        return
+    if chosen.command in ("label", "judge"):
+        run_label_or_judge(chosen)
         return
     if chosen.command == "reproduce":
         run_reproduce(chosen)
