@@ -12,6 +12,7 @@ from sae_lens.llm_sae_training_runner import LanguageModelSAETrainingRunner, _pa
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.demo import demo
 from sae_lens_hsae.explorer.command import add_explore, run_explore
+from sae_lens_hsae.label_command import add_label_and_judge, run_label_or_judge
 from sae_lens_hsae.reproduce.command import add_reproduce, run_reproduce
 from sae_lens_hsae.runner import HierarchicalSAETrainingRunner
 from sae_lens_hsae.sharing.command import add_convert, add_push, run_convert, run_push
@@ -19,6 +20,8 @@ from sae_lens_hsae.sharing.command import add_convert, add_push, run_convert, ru
 COMMANDS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "demo": lambda _: demo(),
     "explore": run_explore,
+    "label": run_label_or_judge,
+    "judge": run_label_or_judge,
     "reproduce": run_reproduce,
     "push": run_push,
     "convert": run_convert,
@@ -42,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "demo", help="train a four-level forest on all-MiniLM-L6-v2, offline, and show some of its trees"
     )
     commands.add_parser("train", help="train on a language model; SAELens' fields are flags", add_help=False)
-    for add in (add_explore, add_reproduce, add_push, add_convert):
+    for add in (add_explore, add_label_and_judge, add_reproduce, add_push, add_convert):
         add(commands)
     chosen, rest = parser.parse_known_args(arguments)
     if chosen.command != "train":

@@ -1,0 +1,261 @@
+"""Questions to an OpenAI-compatible endpoint: many at once, kept on disk, and nothing guessed from a bad answer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+URL_VARIABLE = "OPENAI_BASE_URL"
+CHARACTERS_PER_TOKEN = 3.5
+"""Rough, for estimates; fewer than in plain English, since contexts are full of marks."""
+
+Parse = Callable[[dict[str, Any]], Any]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question.
+
+    Attributes:
+        system, user: the messages.
+        repetition: tells apart questions that are asked several times on purpose.
+    """
+
+    system: str
+    user: str
+    repetition: int = 0
+
+
+@dataclass
+class Replies:
+    """Answers in the order of the requests, and what it took.
+
+    Attributes:
+        answers: parsed; None where no well-formed answer came.
+        n_cached: answers that stood on disk.
+        n_malformed: answers that could not be used, those that were asked again included.
+        errors: for each request without an answer, by its number, why.
+        prompt_tokens, completion_tokens: as the endpoint counted them.
+    """
+
+    answers: list[Any]
+    n_cached: int = 0
+    n_malformed: int = 0
+    errors: dict[int, str] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An OpenAI-compatible endpoint. Address and key come from OPENAI_BASE_URL and OPENAI_API_KEY; the key stays there.
+
+    Attributes:
+        model: name of the language model.
+        cache: a file for the answers; one that exists goes on being used.
+        concurrency: questions on their way at once.
+        attempts: times a question is asked until its answer is well-formed.
+        max_retries: times the client sends a request again, with back-off, after 429, 5xx, or a broken connection.
+        timeout: seconds for one request.
+        max_tokens: most tokens of an answer.
+        temperature: of the sampling.
+
+    Raises:
+        ValueError: if there is no key, or a number is too small.
+        ImportError: if the client is not installed.
+    """
+
+    model: str
+    cache: Path
+    concurrency: int = 8
+    attempts: int = 3
+    max_retries: int = 6
+    timeout: float = 60.0
+    max_tokens: int = 200
+    temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("concurrency", "attempts", "max_tokens", "timeout"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
+        if not os.environ.get(KEY_VARIABLE):
+            raise ValueError(
+                f"{KEY_VARIABLE} is not set; export the endpoint's key, or any word if it asks for none, "
+                f"and {URL_VARIABLE} for another endpoint than OpenAI's"
+            )
+        _openai()
+
+    def estimate(self, requests: Sequence[Request]) -> tuple[int, int, int]:
+        """How many requests the cache lacks, their prompt tokens (roughly), and the most tokens of their answers."""
+        with closing(self._open()) as stored:
+            new = [request for request in requests if _stored(stored, self._key(request)) is None]
+        characters = sum(len(request.system) + len(request.user) for request in new)
+        return len(new), round(characters / CHARACTERS_PER_TOKEN), len(new) * self.max_tokens
+
+    def ask(self, requests: Sequence[Request], parse: Parse, progress: str | None = None) -> Replies:
+        """Ask all; every answer is kept as soon as it comes, so that an interrupted call goes on where it was.
+
+        Args:
+            requests: the questions.
+            parse: the answer's JSON object → what it says; raises KeyError, TypeError or ValueError if it is malformed.
+            progress: name of the progress bar, None for no bar.
+
+        Raises:
+            ConnectionError: if the very first question finds no endpoint.
+            ValueError: if the endpoint refuses the key, the model or the request.
+        """
+        replies = Replies([None] * len(requests))
+        with closing(self._open()) as stored:
+            open_ones = []
+            for i, request in enumerate(requests):
+                text = _stored(stored, self._key(request))
+                if text is None:
+                    open_ones.append(i)
+                else:
+                    replies.answers[i] = parse(_object(text))
+                    replies.n_cached += 1
+            if not open_ones:
+                return replies
+            with (
+                self._client() as client,
+                ThreadPoolExecutor(self.concurrency) as pool,
+                tqdm(total=len(open_ones), desc=progress, disable=progress is None) as bar,
+            ):
+
+                def keep(i: int, answer: _Answer) -> None:
+                    replies.n_malformed += answer.n_malformed
+                    replies.prompt_tokens += answer.prompt_tokens
+                    replies.completion_tokens += answer.completion_tokens
+                    if answer.text is None:
+                        replies.errors[i] = answer.error
+                    else:
+                        replies.answers[i] = parse(_object(answer.text))
+                        with stored:
+                            stored.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)",
+                                           (self._key(requests[i]), answer.text))  # fmt: skip
+                    bar.update()
+
+                # The first alone: what is wrong with all of them shows before many are sent.
+                first, *rest = open_ones
+                keep(first, self._one(client, requests[first], parse, first=True))
+                futures = {pool.submit(self._one, client, requests[i], parse): i for i in rest}
+                try:
+                    for future in as_completed(futures):
+                        keep(futures[future], future.result())
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+        return replies
+
+    def _one(self, client: Any, request: Request, parse: Parse, first: bool = False) -> _Answer:
+        openai = _openai()
+        answer = _Answer()
+        messages = [{"role": "system", "content": request.system}, {"role": "user", "content": request.user}]
+        for _ in range(self.attempts):
+            try:
+                completion = client.chat.completions.create(
+                    model=self.model, messages=messages, temperature=self.temperature, max_tokens=self.max_tokens
+                )
+            except (
+                openai.AuthenticationError,
+                openai.PermissionDeniedError,
+                openai.NotFoundError,
+                openai.BadRequestError,
+            ) as error:
+                raise ValueError(
+                    f"the endpoint refused the request (HTTP {error.status_code}); check {KEY_VARIABLE}, "
+                    f"{URL_VARIABLE} and model={self.model!r}"
+                ) from None  # the original may quote the key
+            except openai.APIConnectionError as error:
+                answer.error = type(error).__name__
+                if first and not isinstance(error, openai.APITimeoutError):
+                    raise ConnectionError(
+                        f"no endpoint answers at {client.base_url}; start it, or set {URL_VARIABLE}"
+                    ) from None
+                return answer
+            except openai.APIStatusError as error:
+                answer.error = f"HTTP {error.status_code}"
+                return answer
+            except (openai.OpenAIError, ValueError) as error:  # a body that is no JSON
+                answer.n_malformed += 1
+                answer.error = f"unreadable response ({type(error).__name__})"
+                continue
+            try:
+                usage = getattr(completion, "usage", None)
+                answer.prompt_tokens += getattr(usage, "prompt_tokens", None) or 0
+                answer.completion_tokens += getattr(usage, "completion_tokens", None) or 0
+                choice = completion.choices[0]
+                if choice.finish_reason == "length":
+                    raise ValueError(f"cut off after max_tokens={self.max_tokens}")
+                parse(_object(choice.message.content))
+            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+                answer.n_malformed += 1
+                answer.error = f"malformed answer ({error})"
+                continue
+            answer.text = choice.message.content
+            return answer
+        return answer
+
+    def _client(self) -> Any:
+        return _openai().OpenAI(
+            api_key=os.environ[KEY_VARIABLE],
+            base_url=os.environ.get(URL_VARIABLE),
+            max_retries=self.max_retries,
+            timeout=self.timeout,
+        )
+
+    def _open(self) -> sqlite3.Connection:
+        self.cache.parent.mkdir(parents=True, exist_ok=True)
+        stored = sqlite3.connect(self.cache)
+        try:
+            stored.execute("CREATE TABLE IF NOT EXISTS answers (request TEXT PRIMARY KEY, answer TEXT)")
+        except sqlite3.DatabaseError as error:
+            stored.close()
+            raise ValueError(f"cache={str(self.cache)!r} is no cache of answers ({error}); give another file") from None
+        return stored
+
+    def _key(self, request: Request) -> str:
+        parts = [os.environ.get(URL_VARIABLE), self.model, self.temperature, self.max_tokens]
+        text = json.dumps([*parts, request.system, request.user, request.repetition])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass
+class _Answer:
+    text: str | None = None
+    error: str = ""
+    n_malformed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+def _stored(stored: sqlite3.Connection, key: str) -> str | None:
+    row = stored.execute("SELECT answer FROM answers WHERE request = ?", (key,)).fetchone()
+    return None if row is None else row[0]
+
+
+def _object(text: str) -> dict[str, Any]:
+    """The JSON object that an answer is, with or without a code fence around it."""
+    data = json.loads(text.strip().removeprefix("```json").removeprefix("```").removesuffix("```"))
+    if not isinstance(data, dict):
+        raise ValueError("no JSON object")
+    return data
+
+
+def _openai() -> Any:
+    try:
+        import openai
+    except ImportError as error:
+        raise ImportError("a language model is asked through openai: pip install 'sae-lens-hsae[judge]'") from error
+    return openai

@@ -1,0 +1,137 @@
+"""Is an edge real? A language model judges pairs of features (HSAE App. C), edges beside controls.
+
+Controls, drawn for every edge: *random*, the child with a feature of the parent's level that fires about as often as
+the parent; *sibling*, two children of one parent; *swapped*, the edge with parent and child exchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from scipy.stats import binomtest
+
+from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.interpret.dashboards import Dashboards
+from sae_lens_hsae.interpret.language_model.endpoint import Endpoint, Replies, Request
+from sae_lens_hsae.interpret.language_model.prompts import JUDGE, contexts, listed
+
+KINDS = ("edge", "random", "sibling", "swapped")
+
+
+@dataclass(frozen=True, eq=False)
+class Judgements:
+    """What was judged.
+
+    Attributes:
+        pairs: one row per pair and repetition: kind, broad, narrow, repetition, special_case (None without an answer),
+            confidence.
+        replies: what it took.
+    """
+
+    pairs: pd.DataFrame
+    replies: Replies
+
+    def rates(self) -> pd.DataFrame:
+        """Per kind of pair: share judged a special case in the first repetition, with Wilson's 95 % interval."""
+        rows = {}
+        first = self.pairs["repetition"] == 0
+        for kind in KINDS:
+            judged = self.pairs.loc[first & (self.pairs["kind"] == kind), "special_case"].dropna()
+            n, n_yes = len(judged), int(judged.astype(bool).sum())
+            low, high = binomtest(n_yes, n).proportion_ci(method="wilson") if n else (float("nan"),) * 2
+            rows[kind] = {"n": n, "rate": n_yes / n if n else float("nan"), "low": low, "high": high}
+        return pd.DataFrame.from_dict(rows, orient="index")
+
+    def agreement(self) -> float:
+        """Share of the pairs with several answers whose answers are all the same; NaN if there are none."""
+        by_pair = self.pairs.dropna(subset="special_case").groupby(["kind", "broad", "narrow"])["special_case"]
+        repeated = by_pair.nunique()[by_pair.size() > 1]
+        return float((repeated == 1).mean()) if len(repeated) else float("nan")
+
+
+def sample_pairs(dashboards: Dashboards, n_edges: int = 5000, seed: int = 0) -> list[tuple[str, int, int]]:
+    """Pairs (kind, broad, narrow): edges between features that fired, drawn without repetition, and their controls.
+
+    Raises:
+        ValueError: if ``n_edges`` is not positive, or no parent and child ever fired.
+    """
+    if n_edges < 1:
+        raise ValueError(f"n_edges={n_edges} must be at least 1")
+    forest = FeatureForest(dashboards.parents, dashboards.level_widths)
+    fired = dashboards.n_firing > 0
+    edges = forest.edges()
+    edges = edges[fired[edges].all(1)]
+    if not len(edges):
+        raise ValueError("no parent fired together with a child of its own; collect the dashboards on more text")
+    generator = torch.Generator().manual_seed(seed)
+    drawn = edges[torch.randperm(len(edges), generator=generator)[:n_edges]]
+    pairs: list[tuple[str, int, int]] = []
+    for parent, child in drawn.tolist():
+        pairs += [("edge", parent, child), ("swapped", child, parent)]
+        level = forest.levels[int(forest.levels.level_of(torch.tensor(parent)))]
+        others = torch.tensor([f for f in range(level.start, level.stop) if f != parent and fired[f]])
+        if len(others):
+            distance = (dashboards.n_firing[others].double().log() - dashboards.n_firing[parent].double().log()).abs()
+            near = others[distance.argsort(stable=True)[:5]]
+            pairs.append(("random", int(near[torch.randint(len(near), (), generator=generator)]), child))
+        siblings = [other for other in forest.siblings(child) if fired[other]]
+        if siblings:
+            pairs.append(("sibling", siblings[int(torch.randint(len(siblings), (), generator=generator))], child))
+    return pairs
+
+
+def judge_requests(
+    dashboards: Dashboards, pairs: list[tuple[str, int, int]], text_of: Callable[[int], str], n_repetitions: int = 1
+) -> list[Request]:
+    """The questions, all pairs of one repetition after the other; the kind of a pair does not show."""
+    texts = {f: contexts(dashboards, f, text_of) for f in {f for _, *both in pairs for f in both}}
+    users = [
+        f"{listed('Feature A is active on:', texts[broad])}\n\n{listed('Feature B is active on:', texts[narrow])}"
+        for _, broad, narrow in pairs
+    ]
+    return [Request(JUDGE, user, repetition) for repetition in range(n_repetitions) for user in users]
+
+
+def judge_pairs(
+    dashboards: Dashboards,
+    pairs: list[tuple[str, int, int]],
+    text_of: Callable[[int], str],
+    endpoint: Endpoint,
+    n_repetitions: int = 1,
+    progress: bool = True,
+) -> Judgements:
+    """Have every pair judged; see :func:`sample_pairs`.
+
+    Args:
+        dashboards: of the features.
+        pairs: (kind, broad, narrow).
+        text_of: text of a token id.
+        endpoint: who is asked.
+        n_repetitions: times each pair is judged; for several give the endpoint a temperature.
+        progress: whether to show a bar.
+    """
+    replies = endpoint.ask(
+        judge_requests(dashboards, pairs, text_of, n_repetitions), parse_judgement, "Judging" if progress else None
+    )
+    rows = [
+        (*pair, repetition, *(answer or (None, None)))
+        for (repetition, pair), answer in zip(
+            ((repetition, pair) for repetition in range(n_repetitions) for pair in pairs), replies.answers, strict=True
+        )
+    ]
+    columns = ["kind", "broad", "narrow", "repetition", "special_case", "confidence"]
+    return Judgements(pd.DataFrame(rows, columns=columns).astype({"special_case": object}), replies)
+
+
+def parse_judgement(answer: dict[str, Any]) -> tuple[bool, float]:
+    """Verdict and confidence of an answer; a ValueError if it is none."""
+    verdict, confidence = answer["special_case"], answer["confidence"]
+    if not isinstance(verdict, bool):
+        raise ValueError("special_case must be true or false")
+    if isinstance(confidence, bool) or not isinstance(confidence, (int, float)) or not 0 <= confidence <= 1:
+        raise ValueError("confidence must be a number from 0 to 1")
+    return verdict, float(confidence)

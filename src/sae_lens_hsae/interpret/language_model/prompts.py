@@ -1,0 +1,56 @@
+"""What a language model is shown: contexts with marked tokens, and the questions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sae_lens_hsae.interpret.dashboards import Dashboards
+
+MARKED_FROM = 0.3
+"""A token is marked if the feature's activation on it is at least this share of the context's highest."""
+
+NAME = """You name features of a neural network. You are shown pieces of text on which a feature is active; the tokens \
+on which it is active stand in «these marks». Say in at most eight words what these tokens, in their contexts, have in \
+common. If a broader feature is given, name what is particular to this one within it, and what sets it apart from its \
+siblings. Answer with a JSON object and nothing else: {"label": "..."}"""
+
+JUDGE = """You compare two features of a neural network. For each you are shown pieces of text on which it is active; \
+the tokens on which it is active stand in «these marks». Decide whether what feature B stands for is a special case, a \
+part or an aspect of what feature A stands for. That both are merely related, or are the same, is not enough. Answer \
+with a JSON object and nothing else: {"special_case": true or false, "confidence": a number from 0 to 1}"""
+
+
+def contexts(
+    dashboards: Dashboards, feature: int, text_of: Callable[[int], str], n_strongest: int = 10, n_sampled: int = 5
+) -> list[str]:
+    """A feature's contexts as text, the strongest and then those from across the range, as far as they are kept."""
+    top, sampled = dashboards.settings.kinds[:2]
+    wanted = [*range(top.start, top.stop)[:n_strongest], *range(sampled.start, sampled.stop)[:n_sampled]]
+    shown: dict[int, str] = {}
+    for slot in wanted:
+        number = int(dashboards.context_numbers[feature, slot])
+        if number >= 0 and number not in shown:
+            acts = dashboards.activations[feature, slot].float()
+            tokens = dashboards.token_ids[feature, slot].tolist()
+            marks = (acts >= MARKED_FROM * acts.max()).tolist()
+            shown[number] = marked([text_of(id_) for id_ in tokens if id_ >= 0], marks)
+    return list(shown.values())
+
+
+def marked(texts: list[str], marks: list[bool]) -> str:
+    """Tokens joined to one line, runs of marked ones between « and », with the space before a word outside."""
+    line, inside = "", False
+    for text, mark in zip(texts, marks, strict=False):
+        if inside and not mark:
+            line += "»"
+        if mark and not inside:
+            line += text[: len(text) - len(text.lstrip())] + "«" + text.lstrip()
+        else:
+            line += text
+        inside = mark
+    return " ".join((line + "»" * inside).split())
+
+
+def listed(heading: str, lines: list[str]) -> str:
+    """A heading and a numbered list."""
+    return "\n".join([heading, *(f"{i}. {line}" for i, line in enumerate(lines, start=1))])
