@@ -7,22 +7,23 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sae_lens.llm_sae_training_runner import LanguageModelSAETrainingRunner, _parse_cfg_args
-
-from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.demo import demo
+from sae_lens_hsae.evaluate_command import add_evaluate, run_evaluate
 from sae_lens_hsae.explorer.command import add_explore, run_explore
 from sae_lens_hsae.label_command import add_label_and_judge, run_label_or_judge
+from sae_lens_hsae.local_sweep import add_sweep, run_sweep_command
 from sae_lens_hsae.reproduce.command import add_reproduce, run_reproduce
-from sae_lens_hsae.runner import HierarchicalSAETrainingRunner
 from sae_lens_hsae.sharing.command import add_convert, add_push, run_convert, run_push
+from sae_lens_hsae.train_command import train
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "demo": lambda _: demo(),
+    "evaluate": run_evaluate,
     "explore": run_explore,
     "label": run_label_or_judge,
     "judge": run_label_or_judge,
     "reproduce": run_reproduce,
+    "sweep": run_sweep_command,
     "push": run_push,
     "convert": run_convert,
 }
@@ -45,30 +46,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "demo", help="train a four-level forest on all-MiniLM-L6-v2, offline, and show some of its trees"
     )
     commands.add_parser("train", help="train on a language model; SAELens' fields are flags", add_help=False)
-    for add in (add_explore, add_label_and_judge, add_reproduce, add_push, add_convert):
+    for add in (
+        add_evaluate,
+        add_explore,
+        add_label_and_judge,
+        add_reproduce,
+        add_sweep,
+        add_push,
+        add_convert,
+    ):
         add(commands)
-    chosen, rest = parser.parse_known_args(arguments)
-    if chosen.command != "train":
-        parser.parse_args(arguments)  # refuses what is left over
+    # Its flags are SAELens' and many; it reads them itself, its own --help included.
+    trains = arguments[:1] == ["train"]
+    chosen = parser.parse_args(arguments[:1] if trains else arguments)
     try:
-        if chosen.command == "train":
-            _train(rest)
+        if trains:
+            train(arguments[1:])
         else:
             COMMANDS[chosen.command](chosen)
     except (OSError, ValueError, ImportError) as error:
         if debug:
             raise
         sys.exit(f"hsae {chosen.command}: {error}")
-
-
-def _train(arguments: Sequence[str]) -> None:
-    """Train what SAELens' command line describes, an HSAE with our runner."""
-    parser = argparse.ArgumentParser(prog="hsae train", add_help=False, allow_abbrev=False)
-    parser.add_argument("--max_bad_batches", type=int, default=0)
-    parser.add_argument("--keep_checkpoints", type=int)
-    ours, rest = parser.parse_known_args(arguments)
-    cfg: Any = _parse_cfg_args(rest)
-    if isinstance(cfg.sae, HierarchicalTrainingSAEConfig):
-        HierarchicalSAETrainingRunner(cfg, **vars(ours)).run()
-    else:
-        LanguageModelSAETrainingRunner(cfg).run()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from sae_lens_hsae.flags import as_flags
 
 PAPER: dict[str, Any] = {"structural_loss_coefficient": 0.01, "perturbation_rate": 0.05}
 """ρ and r as published (HSAE §4.1), where the package's defaults differ."""
@@ -25,3 +28,72 @@ def fading(training_steps: int) -> dict[str, Any]:
         "structural_loss_decay": [round(0.28 * training_steps), round(0.88 * training_steps)],
         "perturbation_rate": 0.0,
     }
+
+
+def _language_model(
+    model_name: str, layer: int, d_in: int, level_widths: list[int], context_size: int, target_l0: int
+) -> dict[str, Any]:
+    return {
+        "model_name": model_name,
+        "hook_name": f"blocks.{layer}.hook_resid_post",
+        "d_in": d_in,
+        "level_widths": level_widths,
+        "target_l0": target_l0,
+        "context_size": context_size,
+        "dataset_path": "JeanKaddour/minipile",
+        "is_dataset_tokenized": False,
+        "exclude_special_tokens": True,
+        "train_batch_size_tokens": 1024,
+        "n_batches_for_norm_estimate": 100,
+        "lr": 3e-4,
+        "adam_beta1": 0.0,
+        "adam_beta2": 0.995,
+    }
+
+
+LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
+    "gpt2": _language_model("gpt2", 8, 768, [1024, 2048, 4096, 8192], 256, 32),
+    **{
+        f"gemma-2-2b-layer-{layer}": _language_model("gemma-2-2b", layer, 2304, [2048, 4096, 8192, 16384], 1024, 50)
+        for layer in (6, 13, 20)
+    },
+    "qwen3-4b-layer-18": _language_model("Qwen/Qwen3-4B", 18, 2560, [2048, 4096, 8192, 16384], 1024, 50),
+}
+"""Flags of ``hsae train`` for gpt2 and the paper's models. L̂0, widths and hook of Qwen follow Gemma's."""
+
+
+_SETS: dict[str, dict[str, Any]] = {"paper": PAPER, "independent": INDEPENDENT, **LANGUAGE_MODELS}
+
+
+def preset_names() -> list[str]:
+    """The presets of ``hsae train``."""
+    return [*_SETS, "fading"]
+
+
+def preset_flags(names: Sequence[str], given: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """The flags of presets, later ones over earlier ones.
+
+    Args:
+        names: "paper", "independent", "fading" or a language model's.
+        given: flags that go over the presets'; "fading" reads from them how many steps there are.
+
+    Raises:
+        ValueError: if there is no such preset, or "fading" does not know the steps.
+    """
+    values: dict[str, Any] = {}
+    for name in names:
+        if name == "fading":
+            sizes = as_flags(values) | dict(given)
+            try:
+                tokens, batch = (int(sizes[flag][0]) for flag in ("training_tokens", "train_batch_size_tokens"))
+            except (KeyError, ValueError) as error:
+                raise ValueError(
+                    "preset='fading' falls over the steps of the run; give --training_tokens and "
+                    "--train_batch_size_tokens as whole numbers"
+                ) from error
+            values |= fading(tokens // batch)
+        elif name in _SETS:
+            values |= _SETS[name]
+        else:
+            raise ValueError(f"preset={name!r}: choose one of {', '.join(preset_names())}")
+    return as_flags(values)

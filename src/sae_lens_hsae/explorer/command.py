@@ -103,7 +103,7 @@ def explore(
             sae.forest,
             lambda skipped: tokens_and_activations(sae, model, rows, skipped),
             n_tokens=n_tokens,
-            exclude_tokens=_excluded(sae, tokenizer),
+            exclude_tokens=excluded_tokens(sae, tokenizer),
             unembedding=unembedding_of(sae, model),
             progress_file=where.with_name(f".{where.name}-{digest(rows)}.safetensors"),
         )
@@ -120,7 +120,7 @@ def _tokenizer(sae: HierarchicalSAE) -> Any:
     return AutoTokenizer.from_pretrained(sae.cfg.metadata.model_name)
 
 
-def _excluded(sae: HierarchicalSAE, tokenizer: Any) -> list[int]:
+def excluded_tokens(sae: HierarchicalSAE, tokenizer: Any) -> list[int]:
     """Token ids left out in training are left out here."""
     excluded = sae.cfg.metadata.exclude_special_tokens
     if isinstance(excluded, (list, tuple)):

@@ -1,0 +1,69 @@
+"""``hsae evaluate``: measure a saved SAE's forest on text."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sae_lens_hsae.evaluation import ForestEvaluation, evaluate_forest
+from sae_lens_hsae.explorer.command import excluded_tokens
+from sae_lens_hsae.explorer.rows import TextSource, text_rows
+from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
+from sae_lens_hsae.interpret.dashboards.text import load_language_model, tokens_and_activations
+from sae_lens_hsae.sharing.saved_model import load_hierarchical_sae, save_evaluation
+
+DEFAULT_TOKENS = 50_000
+
+
+def add_evaluate(commands: Any) -> None:
+    """Add ``evaluate`` to the subparsers of the command ``hsae``."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "evaluate",
+        help="measure a saved SAE's levels and forest, and keep the result beside it",
+        description="Measure a saved SAE on text with its own language model: per level L0, variance explained and "
+        "dead features; per level boundary Hamming, P(parent|child), P(child|parent) and more. The result is also "
+        "written to evaluation.json in FOLDER, where hsae push finds it.",
+    )
+    parser.add_argument("folder", help="where the SAE was saved, such as runs/demo")
+    parser.add_argument("--n-tokens", type=int, default=DEFAULT_TOKENS, help="tokens to read (default: %(default)s)")
+    parser.add_argument("--text", help="a text file to read (default: READMEs and docstrings of installed packages)")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
+
+
+def run_evaluate(chosen: argparse.Namespace) -> None:
+    """Measure, and print the result."""
+    evaluation = evaluate(chosen.folder, chosen.n_tokens, chosen.text)
+    print(json.dumps(evaluation.to_dict()) if chosen.json else evaluation)
+
+
+def evaluate(folder: str | Path, n_tokens: int = DEFAULT_TOKENS, text: str | Path | None = None) -> ForestEvaluation:
+    """Measure a saved `HierarchicalSAE` on text, and write ``evaluation.json`` beside it.
+
+    Args:
+        folder: where the SAE was saved.
+        n_tokens: how many tokens to measure on; those left out in training are left out here too.
+        text: a text file to read; None takes the installed packages' READMEs and docstrings.
+
+    Raises:
+        FileNotFoundError: if the folder holds no SAE.
+        ValueError: if it holds another architecture, ``n_tokens`` is below 1, or the text is too short.
+    """
+    if n_tokens < 1:
+        raise ValueError(f"n_tokens={n_tokens} must be at least 1; {DEFAULT_TOKENS} is a good number")
+    sae = load_hierarchical_sae(folder)
+    evaluation = evaluate_forest(sae, sae.forest, _activations(sae, n_tokens, text), n_tokens)
+    save_evaluation(evaluation, sae, folder)
+    return evaluation
+
+
+def _activations(sae: HierarchicalSAE, n_tokens: int, text: str | Path | None) -> Iterator[torch.Tensor]:
+    model = load_language_model(sae)
+    excluded = torch.tensor(excluded_tokens(sae, model.tokenizer), dtype=torch.long, device=sae.device)
+    rows = text_rows(TextSource(file=text), sae.cfg.metadata, model.tokenizer, n_tokens)
+    for token_ids, x in tokens_and_activations(sae, model, rows):
+        yield x[~torch.isin(token_ids, excluded)]

@@ -1,0 +1,76 @@
+"""Flags of ``hsae train`` from files, presets and the command line, brought into one line for SAELens' own parser."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Flags = dict[str, list[str]]
+"""Values of each flag, by its name without dashes."""
+
+OF_JSON = ("target_l0", "structural_loss_decay")
+"""Fields that SAELens' parser reads as one JSON value, not as several words."""
+
+
+def read_flags(path: str | Path) -> Flags:
+    """Flags from a YAML or JSON file: one mapping from a flag's name to its value; null takes the flag's ``None``.
+
+    Raises:
+        ValueError: if it is no such file.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))  # JSON is YAML, too
+    except yaml.YAMLError as error:
+        raise ValueError(f"config={str(path)!r} is neither YAML nor JSON: {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise ValueError(f"config={str(path)!r} must map names of flags to values, such as 'target_l0: 32'")
+    return as_flags(content)
+
+
+def as_flags(values: Mapping[str, Any]) -> Flags:
+    """Python values as words of a command line."""
+    flags = Flags()
+    for name, value in values.items():
+        if isinstance(value, dict):
+            raise ValueError(f"{name}={value!r}: flags are flat; write its entries as flags of their own")
+        if name in OF_JSON:
+            flags[name] = [json.dumps(value)]
+        else:
+            flags[name] = [str(item) for item in value] if isinstance(value, (list, tuple)) else [str(value)]
+    return flags
+
+
+def parse_flags(words: Sequence[str]) -> Flags:
+    """Flags of a command line: ``--name value …`` or ``--name=value``, where a value may be a list such as [8, 16].
+
+    Raises:
+        ValueError: if the line begins with a value.
+    """
+    flags, current = Flags(), None
+    for word in words:
+        if word.startswith("--"):
+            name, given, value = word[2:].partition("=")
+            current = flags[name] = [value] if given else []
+        elif current is None:
+            raise ValueError(f"{word!r} belongs to no flag; write --name {word}")
+        else:
+            current.append(word)
+    return {name: values if name in OF_JSON else _spread(values) for name, values in flags.items()}
+
+
+def command_line(flags: Flags) -> list[str]:
+    """The words that `parse_flags` reads."""
+    return [word for name, values in flags.items() for word in (f"--{name}", *values)]
+
+
+def _spread(values: list[str]) -> list[str]:
+    if len(values) == 1 and values[0].startswith("["):
+        try:
+            return [str(item) for item in json.loads(values[0])]
+        except ValueError:
+            return values
+    return values

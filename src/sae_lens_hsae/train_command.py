@@ -1,0 +1,134 @@
+"""``hsae train``: SAELens' own flags, from files, presets and the command line, and one call of our runner."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from typing import Any
+
+from sae_lens.llm_sae_training_runner import LanguageModelSAETrainingRunner, _parse_cfg_args
+from transformers import set_seed
+
+from sae_lens_hsae.config import ARCHITECTURE, HierarchicalTrainingSAEConfig
+from sae_lens_hsae.evaluation import ForestEvaluation
+from sae_lens_hsae.flags import Flags, command_line, parse_flags, read_flags
+from sae_lens_hsae.measured_runner import MeasuredTrainingRunner
+from sae_lens_hsae.presets import preset_flags, preset_names
+from sae_lens_hsae.runner import HierarchicalSAETrainingRunner
+from sae_lens_hsae.training_estimate import estimate
+
+HELP = {"-h", "--help"}
+EPILOG = """Every field of SAELens' LanguageModelSAERunnerConfig and of HierarchicalTrainingSAEConfig is a flag too:
+they follow below. --architecture is hsae unless you say otherwise, --d_sae the sum of the level widths. Lists are
+written --level_widths 128 256 or "--level_widths=[128, 256]"."""
+
+
+def _sources() -> argparse.ArgumentParser:
+    """Where flags come from, beside the command line."""
+    parser = argparse.ArgumentParser(prog="hsae train", add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML or JSON: flags, flat")
+    parser.add_argument("--preset", action="append", default=[], help=f"one of {', '.join(preset_names())}")
+    parser.add_argument("--dry-run", action="store_true", help="print the config and what training will take, and stop")
+    return parser
+
+
+def _beyond_saelens() -> argparse.ArgumentParser:
+    """Flags that go with SAELens' own, in files too."""
+    parser = argparse.ArgumentParser(prog="hsae train", add_help=False, allow_abbrev=False)
+    parser.add_argument(
+        "--evaluation_tokens", type=int, default=0, help="tokens to measure the forest on afterwards (default: none)"
+    )
+    parser.add_argument(
+        "--variance_floor",
+        type=float,
+        default=0.0,
+        help="mean variance explained below which forest/hamming_at_matched_variance pays (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max_bad_batches", type=int, default=0, help="batches of NaN or infinite numbers to skip (default: none)"
+    )
+    parser.add_argument("--keep_checkpoints", type=int, help="how many stay, the newest (default: all)")
+    return parser
+
+
+def _print_help(arguments: Sequence[str]) -> None:
+    """Our flags, then those of SAELens' parser, which ends the process."""
+    argparse.ArgumentParser(
+        prog="hsae train",
+        parents=[_sources(), _beyond_saelens()],
+        usage="hsae train [--preset NAME] [--config FILE] [--FLAG VALUE …]",
+        description="Train an SAE on a language model. Presets come first, then files, then the other flags; the last "
+        "one that sets a flag wins.",
+        epilog=EPILOG,
+    ).print_help()
+    words = [word for word in arguments if word not in HELP]
+    architecture = parse_flags(_sources().parse_known_args(words)[1]).get("architecture", [ARCHITECTURE])
+    _parse_cfg_args(["--architecture", *architecture, "--help"])
+
+
+def merged_flags(presets: Sequence[str], files: Sequence[str], given: Flags) -> Flags:
+    """One value for each flag: presets, then files, then those given.
+
+    Raises:
+        ValueError: if a preset does not exist, or a file cannot be read.
+    """
+    flags = Flags()
+    for file in files:
+        flags |= read_flags(file)
+    flags |= given
+    flags = preset_flags(presets, flags) | flags
+    flags.setdefault("architecture", [ARCHITECTURE])
+    if flags["architecture"] == [ARCHITECTURE] and "level_widths" in flags and "d_sae" not in flags:
+        widths = flags["level_widths"]
+        if all(width.isdigit() for width in widths):  # else the config says what is wrong
+            flags["d_sae"] = [str(sum(map(int, widths)))]
+    return flags
+
+
+def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
+    """Our own flags (``dry_run``, ``evaluation_tokens`` and so on) and SAELens' config.
+
+    Raises:
+        ValueError: if a flag or its value is refused.
+    """
+    own, given = _sources().parse_known_args(list(arguments))
+    flags = merged_flags(own.preset, own.config, parse_flags(given))
+    _, rest = _beyond_saelens().parse_known_args(command_line(flags), own)
+    said = io.StringIO()
+    try:
+        # Of a flag that it does not know it prints its whole usage, and ends the process.
+        with redirect_stderr(said):
+            return own, _parse_cfg_args(rest)
+    except (argparse.ArgumentError, SystemExit) as error:
+        what = error if isinstance(error, argparse.ArgumentError) else said.getvalue().rpartition("error: ")[2].strip()
+        raise ValueError(f"{what}; hsae train --help lists every flag") from error
+
+
+def train(arguments: Sequence[str]) -> ForestEvaluation | None:
+    """Run the subcommand; the measurement, where one was asked for.
+
+    Raises:
+        ValueError: if a flag or its value is refused.
+    """
+    if not arguments or HELP & set(arguments):
+        _print_help(arguments)
+    own, cfg = parse(arguments)
+    if own.dry_run:
+        print(json.dumps({"config": cfg.to_dict(), "estimate": estimate(cfg)}, indent=1, ensure_ascii=False))
+        return None
+    set_seed(cfg.seed)  # SAELens seeds neither the weights nor the order of the activations
+    if not isinstance(cfg.sae, HierarchicalTrainingSAEConfig):
+        LanguageModelSAETrainingRunner(cfg).run()
+        return None
+    faults = {"max_bad_batches": own.max_bad_batches, "keep_checkpoints": own.keep_checkpoints}
+    if not own.evaluation_tokens:
+        HierarchicalSAETrainingRunner(cfg, **faults).run()
+        return None
+    runner = MeasuredTrainingRunner(
+        cfg, evaluation_tokens=own.evaluation_tokens, variance_floor=own.variance_floor, **faults
+    )
+    runner.run()
+    return runner.evaluation

@@ -1,0 +1,147 @@
+"""``hsae train`` and ``hsae evaluate``: where flags come from, what is refused, what is printed."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from host_helpers import restored_signal_handlers, runner_config, save_tiny_gpt2, tiny_dataset, train
+from sae_lens import LanguageModelSAETrainingRunner
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sae_lens_hsae import HierarchicalTrainingSAE, cli, evaluate_forest
+from sae_lens_hsae.flags import as_flags
+from sae_lens_hsae.presets import LANGUAGE_MODELS, fading, preset_flags, preset_names
+from sae_lens_hsae.sharing.saved_model import load_evaluation, load_hierarchical_sae
+from sae_lens_hsae.train_command import merged_flags, parse
+from sae_lens_hsae.training_estimate import estimate
+
+
+def test_later_sources_win_and_d_sae_follows_from_the_widths(tmp_path):
+    (tmp_path / "a.yaml").write_text("d_in: 8\nlevel_widths: [4, 8]\ntarget_l0: [2, 3]\nlr: 0.1\nstreaming: false\n")
+    (tmp_path / "b.json").write_text('{"lr": 0.2, "level_widths": [4, 16]}')
+    files = [str(tmp_path / "a.yaml"), str(tmp_path / "b.json")]
+    flags = merged_flags(["paper", "gpt2"], files, {"perturbation_rate": ["0.5"]})
+    assert flags["d_in"] == ["8"]
+    assert flags["lr"] == ["0.2"]
+    assert flags["d_sae"] == ["20"]
+    assert flags["structural_loss_coefficient"] == ["0.01"]
+    assert flags["perturbation_rate"] == ["0.5"]
+    own, cfg = parse(["--preset", "paper", "--config", files[0], "--config", files[1], "--perturbation_rate=0.5"])
+    assert (cfg.sae.target_l0, cfg.sae.level_widths, cfg.streaming) == ([2, 3], [4, 16], False)
+    assert (cfg.sae.structural_loss_coefficient, cfg.sae.perturbation_rate) == (0.01, 0.5)
+    assert (own.evaluation_tokens, own.dry_run) == (0, False)
+
+
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
+def test_language_models_presets_are_whole_configs(name):
+    _, cfg = parse(["--preset", name])
+    assert {"gpt2": "gpt2", "gemm": "gemma-2-2b", "qwen": "Qwen/Qwen3-4B"}[name[:4]] == cfg.model_name
+    assert name == "gpt2" or cfg.hook_name == f"blocks.{name.rpartition('-')[2]}.hook_resid_post"
+    assert cfg.sae.d_sae == sum(cfg.sae.level_widths)
+    cfg.sae.device = "meta"
+    HierarchicalTrainingSAE(cfg.sae)
+
+
+def test_fading_falls_over_the_steps_of_the_run():
+    given = {"training_tokens": ["102400"], "train_batch_size_tokens": ["1024"]}
+    assert preset_flags(["fading"], given) == as_flags(fading(100))
+    assert preset_flags(["gpt2", "fading"], {"training_tokens": ["102400"]})["structural_loss_decay"] == ["[28, 88]"]
+    with pytest.raises(ValueError, match="give --training_tokens"):
+        preset_flags(["fading"], {})
+    assert preset_names()[-1] == "fading"
+
+
+def test_a_dry_run_says_what_it_would_do(capsys):
+    cli.main(["train", "--preset", "gpt2", "--training_tokens", "1024000", "--dry-run"])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["config"]["sae"]["level_widths"] == [1024, 2048, 4096, 8192]
+    assert printed["estimate"]["steps"] == 1000
+    assert printed["estimate"]["sae_teraflop"] == pytest.approx(6 * 2 * 768 * 15360 * 1024000 / 1e12)
+
+
+def test_the_estimate_counts_what_there_is(tmp_path):
+    cfg = runner_config(tmp_path)
+    sae = HierarchicalTrainingSAE(cfg.sae)
+    found = estimate(cfg)
+    assert found["parameters"] == sum(p.numel() for p in sae.parameters())
+    assert found["coactivation_gb"] == 0
+    cfg.sae.hierarchy_similarity = "coactivation"
+    assert estimate(cfg)["coactivation_gb"] == (8 * 16 + 16 * 32) * 4 / 1e9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--level_widths", "4", "8", "--target_l0", "2", "--d_inn", "4"], "d_inn 4; hsae train --help"),
+        (["--level_widths", "8", "4"], "not strictly increasing"),
+        (["--level_widths", "4", "eight"], "eight.*hsae train --help"),
+        (["--d_in"], "d_in.*hsae train --help"),
+        (["4"], "belongs to no flag"),
+        (["--preset", "big"], "preset='big': choose one of paper"),
+        (["--config", "missing.yaml"], "missing.yaml"),
+        (["--config", "list.yaml"], "must map names of flags to values"),
+        (["--config", "broken.yaml"], "neither YAML nor JSON"),
+        (["--config", "nested.yaml"], "flags are flat"),
+        (["--level_widths=[4, 8]", "--target_l0", "2", "--perturbation_rate", "2"], "r is a probability"),
+    ],
+)
+def test_a_wrong_call_is_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    for name, text in {"list": "[1]", "broken": "a: [", "nested": "sae: {d_in: 4}"}.items():
+        Path(f"{name}.yaml").write_text(text)
+    with pytest.raises(SystemExit, match=message) as end:
+        cli.main(["train", *arguments])
+    assert str(end.value).startswith("hsae train: ")
+    assert capsys.readouterr().err == ""
+    with pytest.raises((ValueError, OSError)):
+        cli.main(["train", *arguments, "--debug"])
+
+
+@pytest.mark.parametrize("command", ["demo", "explore", "reproduce", "evaluate", "sweep", "push", "convert"])
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main([command, "--help"])
+    assert end.value.code == 0
+    assert f"usage: hsae {command}" in capsys.readouterr().out
+
+
+def test_help_of_train_has_our_flags_and_the_papers_symbols(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["train", "--help"])
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    for wanted in ("--preset", "--dry-run", "--variance_floor", "--lr_scheduler_name", "ρ", "L̂0", "n_l"):
+        assert wanted in printed
+
+
+def test_evaluate_measures_what_evaluate_forest_does(tmp_path, capsys):
+    save_tiny_gpt2(tmp_path / "gpt2")
+    name = "transformer.h.0"
+    cfg = runner_config(
+        tmp_path, model_name=str(tmp_path / "gpt2"), model_class_name="AutoModelForCausalLM", hook_name=name
+    )
+    with restored_signal_handlers():
+        train(LanguageModelSAETrainingRunner, cfg, override_dataset=tiny_dataset())
+    (tmp_path / "text.txt").write_text(" ".join(f"w{1 + i % 97}" for i in range(320)))
+    folder = str(tmp_path / "out")
+    cli.main(["evaluate", folder, "--text", str(tmp_path / "text.txt"), "--n-tokens", "300", "--json"])
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    sae = load_hierarchical_sae(folder)
+    assert printed == load_evaluation(sae, folder)
+    # The same by hand: transformers' own model on the same rows of 32.
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "gpt2")
+    ids = AutoTokenizer.from_pretrained(tmp_path / "gpt2")((tmp_path / "text.txt").read_text())["input_ids"]
+    with torch.no_grad():
+        x = model(torch.tensor(ids).view(-1, 32), output_hidden_states=True).hidden_states[1]
+    expected = evaluate_forest(sae, sae.forest, x.flatten(0, 1), 300)
+    assert printed["n_tokens"] == 300
+    for found, level in zip(printed["levels"], expected.levels, strict=True):
+        assert found["variance_explained"] == pytest.approx(level.variance_explained, rel=1e-4)
+    for found, boundary in zip(printed["boundaries"], expected.boundaries, strict=True):
+        assert found["hamming"] == pytest.approx(boundary.hamming, rel=1e-4)
+
+
+def test_evaluate_refuses_no_tokens(tmp_path):
+    with pytest.raises(SystemExit, match="n_tokens=0 must be at least 1"):
+        cli.main(["evaluate", str(tmp_path), "--n-tokens", "0"])
