@@ -1,5 +1,6 @@
 """Small SAEs that many tests share."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -48,6 +49,15 @@ def at_step(sae: HierarchicalTrainingSAE, step: int) -> HierarchicalTrainingSAE:
 
 def step_input(x: torch.Tensor, dead: torch.Tensor | None = None, logging: bool = False) -> TrainStepInput:
     return TrainStepInput(sae_in=x, coefficients={}, dead_neuron_mask=dead, n_training_steps=0, is_logging_step=logging)
+
+
+@pytest.fixture(autouse=True)
+def _gradients_stay_on() -> Iterator[None]:
+    """No code may leave the process without gradients, as a generator can that is left inside ``no_grad``."""
+    yield
+    left_on = torch.is_grad_enabled()
+    torch.set_grad_enabled(True)
+    assert left_on
 
 
 @pytest.fixture

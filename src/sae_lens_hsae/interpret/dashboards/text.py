@@ -112,5 +112,7 @@ def tokens_and_activations(
     )
     for start in range(skipped, len(rows), CONTEXTS_AT_ONCE):
         token_ids = torch.as_tensor(rows[start : start + CONTEXTS_AT_ONCE]["tokens"], device=sae.device)
+        # Not around the yield: whoever stops reading would be left without gradients.
         with torch.no_grad():
-            yield token_ids, store.get_activations(token_ids)
+            x = store.get_activations(token_ids)
+        yield token_ids, x
