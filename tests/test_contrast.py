@@ -58,11 +58,11 @@ def test_a_difference_of_all_children_stays_with_the_parent(planted):
     assert findings == [(0, 0, 4, False)]
 
 
-def test_opposite_differences_are_two_findings(planted):
-    findings, result = found(planted, {0: 0.4, 1: 0.05, 2: 0.3}, {0: 0.05, 1: 0.4, 2: 0.02})
+def test_opposite_differences_are_two_findings_also_within_a_tree(planted):
+    findings, result = found(planted, {0: 0.6, 1: 0.05, 2: 0.3}, {0: 0.1, 1: 0.3, 2: 0.02})
     by_top = {each[0]: each[1:] for each in findings}
-    assert by_top == {4: (13, 2, True), 5: (5, 1, False), 1: (6, 2, True)}
-    assert not result.significant[0]
+    assert by_top == {0: (13, 3, True), 5: (5, 1, False), 1: (6, 2, True)}
+    assert result.significant[0], "else 5 would be apart from its parent anyway"
 
 
 def test_measures_equal_plain_counting(planted):

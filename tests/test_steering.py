@@ -1,12 +1,15 @@
 """Steering SAELens' hooked models: what is added to x, and that nothing stays behind."""
 
 import math
+import runpy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import make_sae
 from host_helpers import CONTEXT, D_MODEL, HOOK, save_tiny_gpt2, tiny_sae_transformer, tiny_tokens
+from sae_lens import SAE
 from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 from sae_lens.load_model import load_model
 
@@ -172,3 +175,23 @@ def test_a_model_without_the_hook_point_and_wrong_edits_are_refused():
         add(0, float("nan"))
     with pytest.raises(ValueError, match="clamp each feature by itself"):
         Edit(0, "clamp", 1.0, "children")
+
+
+def test_the_example_steers_a_causal_model(gpt2, tmp_path, capsys, monkeypatch):
+    sae = stack("transformer.h.0")
+    sae.cfg.metadata.model_name = str(gpt2)
+    sae.cfg.metadata.model_class_name = "AutoModelForCausalLM"
+    sae.save_inference_model(tmp_path / "sae")
+    example = runpy.run_path(str(Path(__file__).parent.parent / "examples" / "steer.py"))
+    arguments = ["steer.py", str(tmp_path / "sae"), "13", "--amount", "50", "--prompt", "w1 w2 w3", "--n-tokens", "4"]
+    monkeypatch.setattr("sys.argv", arguments)
+    example["main"]()
+    lines = capsys.readouterr().out.splitlines()
+    names, texts = zip(*(line.split(":") for line in lines[:2]), strict=True)
+    assert names == ("as it is", "pushed")
+    assert all(text.strip().startswith("w1 w2 w3 ") for text in texts)
+    assert texts[0].strip() != texts[1].strip()
+    loaded: Any = SAE.load_from_disk(tmp_path / "sae")
+    path = loaded.forest.path(13)
+    assert len(path) > 1
+    assert [int(line.split()[1]) for line in lines[3:]] == path, "coarse to fine"

@@ -1,0 +1,53 @@
+"""Push a feature of a saved forest while its language model writes, and compare with pushing its ancestors.
+
+python examples/steer.py runs/gpt2 4321 --amount 40 --prompt "The weather today"
+"""
+
+import argparse
+from typing import Any
+
+import torch
+from sae_lens import SAE
+
+from sae_lens_hsae import HierarchicalSAE
+from sae_lens_hsae.interpret.dashboards.text import load_language_model
+from sae_lens_hsae.interpret.steering import add, effect_of, steer
+
+
+def write(model: Any, tokens: torch.Tensor, n_tokens: int) -> str:
+    """The most likely continuation, after the prompt."""
+    with torch.no_grad():
+        for _ in range(n_tokens):
+            tokens = torch.cat([tokens, model(tokens)[:, -1].argmax(-1)[:, None]], dim=1)
+    return model.tokenizer.decode(tokens[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", help="where the SAE was saved")
+    parser.add_argument("feature", type=int, help="flat index of the feature")
+    parser.add_argument("--amount", type=float, default=20.0, help="by how much its activation rises")
+    parser.add_argument("--prompt", default="I think that")
+    parser.add_argument("--n-tokens", type=int, default=30)
+    chosen = parser.parse_args()
+
+    sae = SAE.load_from_disk(chosen.folder)
+    assert isinstance(sae, HierarchicalSAE)
+    model = load_language_model(sae)
+    ids = model.tokenizer(chosen.prompt, add_special_tokens=False)["input_ids"]
+    tokens = torch.tensor([ids], device=sae.device)
+
+    print("as it is:", write(model, tokens, chosen.n_tokens))
+    with steer(model, sae, [add(chosen.feature, chosen.amount)]):
+        print("pushed:  ", write(model, tokens, chosen.n_tokens))
+
+    print("pushing     norm    KL    share of the change in the feature's ancestors and subtree")
+    for feature in sae.forest.path(chosen.feature):
+        effect = effect_of(model, sae, [add(feature, chosen.amount)], tokens, target=chosen.feature)
+        n_on, n_off = effect.n_on, effect.n_off
+        kl = ((effect.kl_on * n_on if n_on else 0) + (effect.kl_off * n_off if n_off else 0)) / (n_on + n_off)
+        print(f"feature {feature:<7} {effect.norm:<7.2f} {kl:<7.3f} {effect.family_share:.1%}")
+
+
+if __name__ == "__main__":
+    main()
