@@ -246,5 +246,10 @@ def test_the_picture_puts_children_below_their_parents():
             assert bars[parent][1] < y
             assert bars[parent][0] <= x + 0.01
             assert x + width <= bars[parent][0] + bars[parent][2] + 0.02
+    for one in bars.values():
+        for other in bars.values():
+            if one[1] == other[1] and one[0] < other[0]:
+                assert one[0] + one[2] <= other[0] + 0.02, "bars of a level stand side by side"
+    assert len({bar[:2] for bar in bars.values()}) == len(bars)
     assert sum(width for x, y, width in bars.values() if y == 0) == pytest.approx(960, abs=0.1)
     assert list(ElementTree.fromstring(forest_svg(FeatureForest([-1, -1, -1], [1, 2])))) == []

@@ -19,7 +19,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args, load_sweep_
 from sae_lens_hsae import evaluate_forest
 from sae_lens_hsae.evaluation.objective import hamming_at_matched_variance
 from sae_lens_hsae.flags import as_flags, command_line, parse_flags
-from sae_lens_hsae.local_sweep import arguments_of, configurations, read_sweep, run_sweep
+from sae_lens_hsae.local_sweep import arguments_of, configurations, measured, read_sweep, run_sweep
 from sae_lens_hsae.measured_runner import MeasuredTrainingRunner, summary
 from sae_lens_hsae.sharing.saved_model import load_evaluation, load_hierarchical_sae
 from sae_lens_hsae.train_command import parse
@@ -143,6 +143,11 @@ def test_two_configurations_run_to_the_end(tmp_path):
     assert len(pandas.read_csv(tmp_path / "out/rho_r.csv")) == 2
     for folder in (tmp_path / "out/models").iterdir():
         assert load_evaluation(load_hierarchical_sae(folder), folder) is not None
+    # A seed is a run: once more gives the same numbers, where another seed gave others.
+    [first, *_] = configurations(read_sweep(SWEEPS[0]), 2)
+    words = [*arguments_of(read_sweep(SWEEPS[0]), first), *further, "--seed=1", "--log_to_wandb=False"]
+    with restored_signal_handlers():
+        assert measured([*words, f"--output_path={tmp_path / 'again'}"], first) in cells
     # Finished runs are kept: the same call trains nothing, and gives the same.
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
     again = run_sweep(SWEEPS[0], tmp_path / "out", seeds=2, runs=2, further=further)

@@ -41,12 +41,9 @@ def add_explore(commands: Any) -> None:
 
 
 def run_explore(chosen: argparse.Namespace) -> None:
-    """Write the page and say where it is; bad input ends the process with code 1 and one line."""
-    try:
-        source = TextSource(chosen.text, chosen.dataset, chosen.split, chosen.column)
-        page = explore(chosen.folder, chosen.output, chosen.n_tokens, source, chosen.labels, chosen.renew)
-    except (OSError, ValueError) as error:
-        sys.exit(f"hsae explore: {error}")
+    """Write the page and say where it is."""
+    source = TextSource(chosen.text, chosen.dataset, chosen.split, chosen.column)
+    page = explore(chosen.folder, chosen.output, chosen.n_tokens, source, chosen.labels, chosen.renew)
     sys.stdout.write(f"Open {page.resolve().as_uri()}\n")
 
 
