@@ -10,7 +10,7 @@ import torch
 from host_helpers import restored_signal_handlers, tiny_dataset
 from sae_lens import SAE
 
-from sae_lens_hsae import FeatureForest, cli, demo, showcase
+from sae_lens_hsae import FeatureForest, cli, demo, showcase, train_command
 from sae_lens_hsae.installed_text import token_rows
 from sae_lens_hsae.interpret import typical_tokens
 from sae_lens_hsae.interpret.tree_text import choose_trees, draw_tree, edge_scores, shown_features
@@ -174,8 +174,8 @@ def test_the_command_line_trains_each_architecture_with_its_runner(monkeypatch, 
         def run(self):
             pass
 
-    monkeypatch.setattr(cli, "HierarchicalSAETrainingRunner", Recorder("ours"))
-    monkeypatch.setattr(cli, "LanguageModelSAETrainingRunner", Recorder("SAELens'"))
+    monkeypatch.setattr(train_command, "HierarchicalSAETrainingRunner", Recorder("ours"))
+    monkeypatch.setattr(train_command, "LanguageModelSAETrainingRunner", Recorder("SAELens'"))
     line = f"train --architecture {architecture} --d_in 8 --d_sae 12 --resume_from_checkpoint auto"
     if architecture == "hsae":
         line += " --level_widths 4 8 --target_l0 2 --max_bad_batches 3 --keep_checkpoints 2"

@@ -202,6 +202,12 @@ def _check_common(cfg: HierarchicalSAEConfig | HierarchicalTrainingSAEConfig) ->
     _check(cfg, "apply_b_dec_to_input", isinstance(cfg.apply_b_dec_to_input, bool), "use True or False")
     reshape = cfg.reshape_activations in ("none", "hook_z")
     _check(cfg, "reshape_activations", reshape, 'use "none" or "hook_z"')
+    _check(
+        cfg,
+        "normalize_activations",
+        cfg.normalize_activations in ("none", "expected_average_only_in"),
+        'the levels share one constant scale of the activations; use "none" or "expected_average_only_in"',
+    )
     _check_metadata(cfg.metadata)
     _check(cfg, "level_widths", isinstance(cfg.level_widths, (list, tuple)), "give a list of the levels' widths")
 
@@ -219,12 +225,6 @@ def _check_levels(cfg: HierarchicalSAEConfig | HierarchicalTrainingSAEConfig) ->
     n = len(levels)
     exists = isinstance(cfg.output_level, int) and -n <= cfg.output_level < n
     _check(cfg, "output_level", exists, f"choose a level from {-n} to {n - 1}; −1 is the finest")
-    _check(
-        cfg,
-        "normalize_activations",
-        cfg.normalize_activations in ("none", "expected_average_only_in"),
-        'the levels share one constant scale of the activations; use "none" or "expected_average_only_in"',
-    )
 
 
 def _check_training(cfg: HierarchicalTrainingSAEConfig) -> None:
