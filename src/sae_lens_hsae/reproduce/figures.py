@@ -71,7 +71,7 @@ def trade_off(table: ComparisonTable) -> go.Figure:
             error_y={"array": spread["variance_explained"]},
             text=mean.index,
             mode="markers+text",
-            textposition="top center",
+            textposition="top right",
         )
     )
     figure.update_xaxes(title_text="Hamming, mean over boundaries (less is better)")
