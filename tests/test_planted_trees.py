@@ -23,11 +23,12 @@ from sae_lens.synthetic import (
 
 from sae_lens_hsae.evaluation.planted.absorption import measure_absorption
 from sae_lens_hsae.evaluation.planted.concept_matching import ConceptMatches, match_directions, match_features
-from sae_lens_hsae.evaluation.planted.training import POST_HOC, compare, new_saes, train
+from sae_lens_hsae.evaluation.planted.training import compare, new_saes, train
 from sae_lens_hsae.evaluation.planted.tree_recovery import score_recovery
 from sae_lens_hsae.evaluation.planted.trees import EASY, STANDARD, PlantedSetting, recover, true_parents
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.levels import Levels
+from sae_lens_hsae.presets import INDEPENDENT
 
 # Concepts 0 and 1 are roots, 2 and 3 under 0, 4 and 5 under 1, 6 under 2, and 7 is in no tree.
 TRUTH = torch.tensor([-1, -1, 0, 0, 1, 1, 2, -1])
@@ -439,7 +440,7 @@ TINY = PlantedSetting(
 
 @pytest.fixture(scope="module")
 def tiny_results() -> dict[str, Any]:
-    other = new_saes(TINY.plant(0), {"twin": POST_HOC})
+    other = new_saes(TINY.plant(0), {"twin": INDEPENDENT})
     return compare(
         TINY,
         0,
@@ -468,13 +469,13 @@ def test_models_start_alike_and_see_the_same_stream(tiny_results):
     assert tiny_results["twin"].recovery.to_dict() == tiny_results["post hoc"].recovery.to_dict()
     assert tiny_results["twin"].evaluation.to_dict() == tiny_results["post hoc"].evaluation.to_dict()
     assert tiny_results["HSAE"].evaluation.to_dict() != tiny_results["post hoc"].evaluation.to_dict()
-    alone = compare(TINY, 0, {"post hoc": POST_HOC}, n_samples=20_000)["post hoc"]
+    alone = compare(TINY, 0, {"post hoc": INDEPENDENT}, n_samples=20_000)["post hoc"]
     assert alone.evaluation.to_dict() == tiny_results["post hoc"].evaluation.to_dict()
 
 
 def test_a_trained_sae_reads_activations_as_they_are():
     trees = TINY.plant(0)
-    sae = train(trees, new_saes(trees, {"post hoc": POST_HOC}), n_steps=20)["post hoc"]
+    sae = train(trees, new_saes(trees, {"post hoc": INDEPENDENT}), n_steps=20)["post hoc"]
     assert sae.cfg.normalize_activations == "none"
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(32))
     before = sae.parents.clone()  # type: ignore[attr-defined]

@@ -198,7 +198,7 @@ def test_the_quick_form_on_the_real_model(tmp_path, monkeypatch):
 
 def test_the_command_writes_the_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sae_lens_hsae.reproduce.command.GlossActivations", lambda folder: activations)  # noqa: ARG005
-    monkeypatch.setattr("sae_lens_hsae.reproduce.command.Size", lambda: SMALL)
+    monkeypatch.setattr("sae_lens_hsae.reproduce.command.FULL", SMALL)
     cli.main(["reproduce", "similarity", "--seeds", "1", "--steps", "2", "--output", str(tmp_path)])
     out = capsys.readouterr().out
     assert out.strip() == (tmp_path / "similarity.md").read_text(encoding="utf-8").strip()

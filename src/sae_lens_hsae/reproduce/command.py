@@ -10,7 +10,7 @@ from typing import Any
 from sae_lens_hsae.reproduce.figures import figures_of
 from sae_lens_hsae.reproduce.gloss_stream import GlossActivations
 from sae_lens_hsae.reproduce.meaning import EntryWords, reproduce_meaning
-from sae_lens_hsae.reproduce.paper_tables import QUICK, TABLES, Size, reproduce
+from sae_lens_hsae.reproduce.paper_tables import FULL, QUICK, TABLES, reproduce
 from sae_lens_hsae.reproduce.planted import SETTINGS, reproduce_planted
 from sae_lens_hsae.reproduce.tables import meaning_table, named_trees, paper_table, planted_table, write_table
 
@@ -30,7 +30,7 @@ def add_reproduce(commands: Any) -> None:
     parser.add_argument("table", choices=[*TABLES, "planted", "wordnet"])
     parser.add_argument("--output", type=Path, default=Path("runs/reproduce"), help="default %(default)s")
     parser.add_argument("--seeds", type=int, help="default 3; 5 for planted")
-    parser.add_argument("--steps", type=int, help=f"training steps, default {Size().steps}; planted: the setting's")
+    parser.add_argument("--steps", type=int, help=f"training steps, default {FULL.steps}; planted: the setting's")
     parser.add_argument("--setting", choices=SETTINGS, default="standard", help="of planted, default %(default)s")
     parser.add_argument("--workers", type=int, default=1, help="processes that share the cores, default %(default)s")
     parser.add_argument("--device", default="cpu", help="of planted, default %(default)s")
@@ -39,7 +39,7 @@ def add_reproduce(commands: Any) -> None:
 
 def run_reproduce(chosen: argparse.Namespace) -> None:
     """Run the subcommand: results into the output folder as Markdown, CSV and figures, Markdown also to stdout."""
-    size = QUICK if chosen.quick else Size()
+    size = QUICK if chosen.quick else FULL
     size = replace(size, steps=chosen.steps or size.steps, seeds=chosen.seeds or size.seeds)
     cells = chosen.output / "cells"
     source = GlossActivations(chosen.output / "activations")

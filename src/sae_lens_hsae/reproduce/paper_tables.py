@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from sae_lens_hsae.reproduce.models import (
     stack_of,
     train,
 )
+from sae_lens_hsae.whole_files import folder_written_whole
 
 Activations = Callable[[int, int], torch.Tensor]
 """(layer, tokens) → that many activations (tokens, d_in), shuffled, of mean norm √d_in."""
@@ -50,6 +50,7 @@ class Size:
     places: int | None = None
 
 
+FULL = Size()
 QUICK = Size(steps=150, seeds=1, held_out=20_000, places=1)
 
 
@@ -88,7 +89,7 @@ TABLES = {
 
 
 def reproduce(
-    table: str, activations: Activations, folder: Path, size: Size = QUICK, workers: int = 1
+    table: str, activations: Activations, folder: Path, size: Size = FULL, workers: int = 1
 ) -> list[dict[str, Any]]:
     """Train and measure the cells of a table that ``folder`` does not hold yet; all its cells in the end.
 
@@ -161,10 +162,8 @@ def trained(model: str, stream: Stream, activations: Activations, size: Size, fo
         torch.manual_seed(stream.seed)
         sae = new_sae(model, stream.target_l0, x.shape[1], size.steps)
         train(sae, x[: -size.held_out], size.steps, stream.seed)
-        with TemporaryDirectory(dir=folder, prefix=".unfinished-") as aside:
-            sae.save_inference_model(aside)
-            Path(aside).rename(path)
-            Path(aside).mkdir()  # for the context to remove
+        with folder_written_whole(path) as new:
+            sae.save_inference_model(new)
     return SAE.load_from_disk(path)
 
 

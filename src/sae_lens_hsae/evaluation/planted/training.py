@@ -18,12 +18,10 @@ from sae_lens_hsae.evaluation.planted.trees import BATCH_SIZE, N_SAMPLES, Plante
 from sae_lens_hsae.evaluation.results import ForestEvaluation
 from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack
 from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.presets import INDEPENDENT
 from sae_lens_hsae.training_sae import HierarchicalTrainingSAE
 
-POST_HOC: dict[str, Any] = {"structural_loss_coefficient": 0.0, "perturbation_rate": 0.0}
-"""Makes HSAE independent SAEs, and its last forest an assignment after training (HSAE App. F.2)."""
-
-MODELS: dict[str, dict[str, Any]] = {"HSAE": {}, "post hoc": POST_HOC}
+MODELS: dict[str, dict[str, Any]] = {"HSAE": {}, "post hoc": INDEPENDENT}
 """What `compare` trains unless told otherwise: fields of HSAE's config, by name of the model."""
 
 Stack = tuple[Sequence[LevelSAE] | SAEStack, FeatureForest]

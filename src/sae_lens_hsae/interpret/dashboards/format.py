@@ -106,7 +106,7 @@ class Dashboards:
         n_any_child: tokens any of its children fires on.
         n_with_any_child: tokens it and any of its children fire on.
         mean_activation, max_activation: over the tokens it fires on.
-        histogram: tokens per bin of activation, edges in ``dashboards_statistics.bin_edges``.
+        histogram: tokens per bin of activation, edges in ``statistics.bin_edges``.
         context_numbers: a slot's context, by its number in the stream.
         peaks: highest activation of a slot; for counter-examples of parent without child, of the parent.
         peak_positions: where in the window that is.
