@@ -29,7 +29,7 @@ from host_helpers import runner_config, tiny_dataset, tiny_model  # type: ignore
 from safetensors.torch import load_file
 
 from sae_lens_hsae import HierarchicalSAETrainingRunner
-from sae_lens_hsae.whole_files import UNFINISHED
+from sae_lens_hsae.storage.whole_files import UNFINISHED
 
 KILLS_PER_TRIAL = 3
 N_CHECKPOINTS = 12

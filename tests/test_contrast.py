@@ -8,7 +8,7 @@ from conftest import D_IN, make_sae
 from sae_lens.load_model import load_model
 
 from sae_lens_hsae import FeatureForest
-from sae_lens_hsae.demo import minilm_folder
+from sae_lens_hsae.commands.demo import minilm_folder
 from sae_lens_hsae.interpret.contrast import contrast, text_activations
 
 # Feature 0 fires on concepts 0 and 1, its children 4 and 5 on one each; 13 repeats 4. Concept 7 has no feature.

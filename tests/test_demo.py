@@ -10,7 +10,9 @@ import torch
 from host_helpers import restored_signal_handlers, tiny_dataset
 from sae_lens import SAE
 
-from sae_lens_hsae import FeatureForest, cli, demo, showcase, train_command
+from sae_lens_hsae import FeatureForest, cli, showcase
+from sae_lens_hsae.commands import demo
+from sae_lens_hsae.commands import train as train_command
 from sae_lens_hsae.installed_text import token_rows
 from sae_lens_hsae.interpret import typical_tokens
 from sae_lens_hsae.interpret.tree_text import choose_trees, draw_tree, edge_scores, shown_features

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sae_lens_hsae.exact_storage import as_bytes, from_bytes
+from sae_lens_hsae.storage.exact_storage import as_bytes, from_bytes
 
 
 @pytest.mark.parametrize("cast", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8])

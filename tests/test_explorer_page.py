@@ -18,7 +18,7 @@ from sae_lens import SAE
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from sae_lens_hsae import FeatureForest, cli
-from sae_lens_hsae.demo import minilm_folder
+from sae_lens_hsae.commands.demo import minilm_folder
 from sae_lens_hsae.explorer import PageLimits, token_texts, write_page
 from sae_lens_hsae.interpret.dashboards import Dashboards, DashboardSettings, clarity, collect_dashboards
 from sae_lens_hsae.interpret.dashboards.text import load_language_model, unembedding_of

@@ -18,11 +18,11 @@ from host_helpers import recorded_steps, runner_config, tiny_config, tiny_datase
 from sae_lens import SAE
 from test_resume import BATCH, assert_equal_states, batches, new_trainer, take_steps
 
-from sae_lens_hsae.bad_batches import BadBatchError
-from sae_lens_hsae.checkpoints import MANIFEST, newest_valid, verify
-from sae_lens_hsae.runner import HierarchicalSAETrainingRunner
-from sae_lens_hsae.trainer import HierarchicalSAETrainer
-from sae_lens_hsae.whole_files import check_writable, files_written_whole, folder_written_whole
+from sae_lens_hsae.storage.whole_files import check_writable, files_written_whole, folder_written_whole
+from sae_lens_hsae.training.bad_batches import BadBatchError
+from sae_lens_hsae.training.checkpoints import MANIFEST, newest_valid, verify
+from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
+from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 
 
 def run_ours(tmp_path, name="run", model=None, options=None, **overrides):

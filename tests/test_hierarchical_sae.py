@@ -13,7 +13,7 @@ from sae_lens.saes.sae import TrainingSAE
 from safetensors.torch import load_file, save_file
 
 from sae_lens_hsae import HierarchicalSAE, HierarchicalSAEConfig, HierarchicalTrainingSAE
-from sae_lens_hsae.exact_storage import as_bytes
+from sae_lens_hsae.storage.exact_storage import as_bytes
 
 DTYPES = ["float32", "float16", "bfloat16"]
 

@@ -44,7 +44,7 @@ from sae_lens.synthetic import (
 )
 
 from sae_lens_hsae import HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig
-from sae_lens_hsae.runner import HierarchicalSAETrainingRunner
+from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
 
 RUNNERS = [LanguageModelSAETrainingRunner, HierarchicalSAETrainingRunner]
 both_runners = pytest.mark.parametrize("runner", RUNNERS)

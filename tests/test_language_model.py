@@ -17,7 +17,7 @@ from sae_lens import SAE
 pytest.importorskip("openai")
 
 from sae_lens_hsae import FeatureForest, cli
-from sae_lens_hsae.demo import minilm_folder
+from sae_lens_hsae.commands.demo import minilm_folder
 from sae_lens_hsae.interpret.dashboards import Dashboards, collect_dashboards, dashboards_folder
 from sae_lens_hsae.interpret.language_model import Endpoint, Request, judge_pairs, label_features, sample_pairs
 from sae_lens_hsae.interpret.language_model.naming import parse_label

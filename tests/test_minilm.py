@@ -9,7 +9,7 @@ from sae_lens.training.activations_store import ActivationsStore
 from transformers import AutoTokenizer
 
 from sae_lens_hsae import HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig, evaluate_forest
-from sae_lens_hsae.demo import CONTEXT_SIZE, SPECIAL_TOKENS, minilm_config
+from sae_lens_hsae.commands.demo import CONTEXT_SIZE, SPECIAL_TOKENS, minilm_config
 from sae_lens_hsae.installed_text import token_rows
 from sae_lens_hsae.reproduce import BATCH_SIZE, trainer_for
 

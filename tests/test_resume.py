@@ -22,9 +22,9 @@ from sae_lens.training._interruption import InterruptedException
 from sae_lens.training.mixing_buffer import mixing_buffer
 from sae_lens.training.sae_trainer import SAETrainer
 
-from sae_lens_hsae.resumable_store import STATE_FILENAME, MixingBuffer
-from sae_lens_hsae.runner import HierarchicalSAETrainingRunner
-from sae_lens_hsae.trainer import HierarchicalSAETrainer
+from sae_lens_hsae.training.resumable_store import STATE_FILENAME, MixingBuffer
+from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
+from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 
 BATCH = 32
 

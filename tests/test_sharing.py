@@ -16,7 +16,7 @@ from sae_lens import SAE, JumpReLUSAE
 from safetensors.torch import load_file, save_file
 
 from sae_lens_hsae import FeatureForest, HierarchicalSAE, cli, evaluate_forest
-from sae_lens_hsae.forest_files import forest_table, read_forest, write_forest
+from sae_lens_hsae.forest.files import forest_table, read_forest, write_forest
 from sae_lens_hsae.sharing.picture import forest_svg
 from sae_lens_hsae.sharing.push import repository_path, stage
 from sae_lens_hsae.sharing.saved_model import load_evaluation, save_evaluation

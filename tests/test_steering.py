@@ -14,7 +14,7 @@ from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 from sae_lens.load_model import load_model
 
 from sae_lens_hsae import FeatureForest
-from sae_lens_hsae.demo import minilm_folder
+from sae_lens_hsae.commands.demo import minilm_folder
 from sae_lens_hsae.interpret.steering import Edit, ablate, add, clamp, effect_of, scale, steer
 
 MODELS = ["sae_transformer", "bridge", "proxy"]

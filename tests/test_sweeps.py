@@ -17,12 +17,12 @@ from wandb.apis.public.sweeps import _validate_config_and_fill_distribution
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args, load_sweep_config
 
 from sae_lens_hsae import evaluate_forest
+from sae_lens_hsae.commands.flags import as_flags, command_line, parse_flags
+from sae_lens_hsae.commands.measured_runner import MeasuredTrainingRunner, summary
+from sae_lens_hsae.commands.sweep import arguments_of, configurations, measured, read_sweep, run_sweep
+from sae_lens_hsae.commands.train import parse
 from sae_lens_hsae.evaluation.objective import hamming_at_matched_variance
-from sae_lens_hsae.flags import as_flags, command_line, parse_flags
-from sae_lens_hsae.local_sweep import arguments_of, configurations, measured, read_sweep, run_sweep
-from sae_lens_hsae.measured_runner import MeasuredTrainingRunner, summary
 from sae_lens_hsae.sharing.saved_model import load_evaluation, load_hierarchical_sae
-from sae_lens_hsae.train_command import parse
 
 ROOT = Path(__file__).parent.parent
 SWEEPS = sorted(path for path in (ROOT / "examples/sweeps").glob("*.yaml") if path.stem != "base")

@@ -10,11 +10,11 @@ from sae_lens import LanguageModelSAETrainingRunner
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sae_lens_hsae import HierarchicalTrainingSAE, cli, evaluate_forest
-from sae_lens_hsae.flags import as_flags
-from sae_lens_hsae.presets import LANGUAGE_MODELS, fading, preset_flags, preset_names
+from sae_lens_hsae.commands.flags import as_flags, preset_flags, preset_names
+from sae_lens_hsae.commands.train import merged_flags, parse
+from sae_lens_hsae.commands.training_estimate import estimate
+from sae_lens_hsae.presets import LANGUAGE_MODELS, fading
 from sae_lens_hsae.sharing.saved_model import load_evaluation, load_hierarchical_sae
-from sae_lens_hsae.train_command import merged_flags, parse
-from sae_lens_hsae.training_estimate import estimate
 
 
 def test_later_sources_win_and_d_sae_follows_from_the_widths(tmp_path):

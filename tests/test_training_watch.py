@@ -9,11 +9,11 @@ import torch
 from conftest import WIDTHS
 from test_resume import batches, new_trainer
 
-from sae_lens_hsae import training_watch
 from sae_lens_hsae.levels import Levels
 from sae_lens_hsae.sparsity_control import LOG_COEFFICIENT_BOUND, SparsityState
-from sae_lens_hsae.trainer import HierarchicalSAETrainer
-from sae_lens_hsae.training_watch import EVERY, FIRST_LOOK, TrainingWatch, is_look_due, variance_explained
+from sae_lens_hsae.training import watch as training_watch
+from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
+from sae_lens_hsae.training.watch import EVERY, FIRST_LOOK, TrainingWatch, is_look_due, variance_explained
 
 TARGETS = (2.0, 2.0, 2.0)
 

@@ -23,7 +23,6 @@ from sae_lens import SAE
 from test_resume import batches, new_trainer, take_steps
 
 from sae_lens_hsae import FeatureForest, HierarchicalSAE, HierarchicalSAEConfig, HierarchicalTrainingSAEConfig
-from sae_lens_hsae.checkpoints import MANIFEST, Manifest, verify, write_manifest
 from sae_lens_hsae.explorer.content import PageContent
 from sae_lens_hsae.explorer.page import PageLimits
 from sae_lens_hsae.forest import validate_parents
@@ -31,8 +30,9 @@ from sae_lens_hsae.interpret.dashboards import Dashboards, collect_dashboards
 from sae_lens_hsae.interpret.dashboards.resume import load_progress, save_progress
 from sae_lens_hsae.interpret.dashboards.statistics import FiringStatistics
 from sae_lens_hsae.interpret.dashboards.text import load_language_model
-from sae_lens_hsae.resumable_store import STATE_FILENAME, MixingBuffer, ResumableActivationsStore
-from sae_lens_hsae.trainer import HierarchicalSAETrainer
+from sae_lens_hsae.training.checkpoints import MANIFEST, Manifest, verify, write_manifest
+from sae_lens_hsae.training.resumable_store import STATE_FILENAME, MixingBuffer, ResumableActivationsStore
+from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 
 fuzzed = settings(
     max_examples=int(os.environ.get("HSAE_FUZZ_EXAMPLES", "250")),

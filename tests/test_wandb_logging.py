@@ -24,8 +24,8 @@ from sae_lens import SAE, LanguageModelSAETrainingRunner, LoggingConfig
 from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[reportAttributeAccessIssue]  # generated
 
 from sae_lens_hsae import ForestLogging, HierarchicalSAETrainingRunner, evaluate_forest
-from sae_lens_hsae.forest_log import COLUMNS
 from sae_lens_hsae.interpret.dashboards import Dashboards, fingerprint
+from sae_lens_hsae.training.forest_log import COLUMNS
 
 LOG_EVERY = 5
 EVERY_LEVEL = ("l0", "l0_coefficient", "mse", "explained_variance", "dead_features")
@@ -193,7 +193,7 @@ def test_a_log_that_fails_does_not_cost_the_training(tmp_path, offline, monkeypa
     def fail(*_: Any) -> None:
         raise RuntimeError("the tables are full")
 
-    monkeypatch.setattr("sae_lens_hsae.forest_log.evaluate_forest", fail)
+    monkeypatch.setattr("sae_lens_hsae.training.forest_log.evaluate_forest", fail)
     _, losses = run(tmp_path, ForestLogging(trees=True, n_tokens=100))
     assert len(losses) == 30
     assert "the forest could not be logged" in caplog.text

@@ -7,14 +7,14 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sae_lens_hsae.demo import demo
-from sae_lens_hsae.evaluate_command import add_evaluate, run_evaluate
+from sae_lens_hsae.commands.demo import demo
+from sae_lens_hsae.commands.evaluate import add_evaluate, run_evaluate
+from sae_lens_hsae.commands.label import add_label_and_judge, run_label_or_judge
+from sae_lens_hsae.commands.sweep import add_sweep, run_sweep_command
+from sae_lens_hsae.commands.train import train
 from sae_lens_hsae.explorer.command import add_explore, run_explore
-from sae_lens_hsae.label_command import add_label_and_judge, run_label_or_judge
-from sae_lens_hsae.local_sweep import add_sweep, run_sweep_command
 from sae_lens_hsae.reproduce.command import add_reproduce, run_reproduce
 from sae_lens_hsae.sharing.command import add_convert, add_push, run_convert, run_push
-from sae_lens_hsae.train_command import train
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "demo": lambda _: demo(),

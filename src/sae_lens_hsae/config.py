@@ -14,8 +14,8 @@ from sae_lens.constants import DTYPE_MAP
 from sae_lens.saes.sae import SAEConfig, SAEMetadata, TrainingSAEConfig
 from typing_extensions import override
 
-from sae_lens_hsae.json_files import is_count
 from sae_lens_hsae.levels import Levels
+from sae_lens_hsae.storage.json_files import is_count
 
 ARCHITECTURE = "hsae"
 MAX_WEIGHTS = 2**48

@@ -14,10 +14,10 @@ from torch import nn
 from typing_extensions import override
 
 from sae_lens_hsae.config import HierarchicalSAEConfig
-from sae_lens_hsae.exact_storage import SUFFIX, as_bytes, from_bytes
 from sae_lens_hsae.forest import FeatureForest, validate_parents
 from sae_lens_hsae.levels import Levels
-from sae_lens_hsae.model_files import check_model_files
+from sae_lens_hsae.storage.exact_storage import SUFFIX, as_bytes, from_bytes
+from sae_lens_hsae.storage.model_files import check_model_files
 
 if TYPE_CHECKING:
     _Base = SAE[Any]

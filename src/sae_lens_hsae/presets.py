@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
-
-from sae_lens_hsae.flags import as_flags
 
 PAPER: dict[str, Any] = {"structural_loss_coefficient": 0.01, "perturbation_rate": 0.05}
 """ρ and r as published (HSAE §4.1), where the package's defaults differ."""
@@ -60,40 +57,3 @@ LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
     "qwen3-4b-layer-18": _language_model("Qwen/Qwen3-4B", 18, 2560, [2048, 4096, 8192, 16384], 1024, 50),
 }
 """Flags of ``hsae train`` for gpt2 and the paper's models. L̂0, widths and hook of Qwen follow Gemma's."""
-
-
-_SETS: dict[str, dict[str, Any]] = {"paper": PAPER, "independent": INDEPENDENT, **LANGUAGE_MODELS}
-
-
-def preset_names() -> list[str]:
-    """The presets of ``hsae train``."""
-    return [*_SETS, "fading"]
-
-
-def preset_flags(names: Sequence[str], given: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    """The flags of presets, later ones over earlier ones.
-
-    Args:
-        names: "paper", "independent", "fading" or a language model's.
-        given: flags that go over the presets'; "fading" reads from them how many steps there are.
-
-    Raises:
-        ValueError: if there is no such preset, or "fading" does not know the steps.
-    """
-    values: dict[str, Any] = {}
-    for name in names:
-        if name == "fading":
-            sizes = as_flags(values) | dict(given)
-            try:
-                tokens, batch = (int(sizes[flag][0]) for flag in ("training_tokens", "train_batch_size_tokens"))
-            except (KeyError, ValueError) as error:
-                raise ValueError(
-                    "preset='fading' falls over the steps of the run; give --training_tokens and "
-                    "--train_batch_size_tokens as whole numbers"
-                ) from error
-            values |= fading(tokens // batch)
-        elif name in _SETS:
-            values |= _SETS[name]
-        else:
-            raise ValueError(f"preset={name!r}: choose one of {', '.join(preset_names())}")
-    return as_flags(values)

@@ -14,10 +14,8 @@ from torch import nn
 from typing_extensions import override
 
 from sae_lens_hsae.active_entries import MAX_DENSITY, ActiveEntries, Encoder
-from sae_lens_hsae.bad_batches import check_activations, check_losses
 from sae_lens_hsae.config import ARCHITECTURE, MEASURED_ON_ACTIVATIONS, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.dense_activations import DenseActivations
-from sae_lens_hsae.exact_storage import SUFFIX, as_bytes
 from sae_lens_hsae.ghost_gradients import ghost_gradient_loss
 from sae_lens_hsae.hierarchical_sae import LevelStack
 from sae_lens_hsae.hierarchy_update import (
@@ -31,11 +29,13 @@ from sae_lens_hsae.hierarchy_update import (
     is_update_due,
     parent_table,
 )
-from sae_lens_hsae.json_files import read_json_object
-from sae_lens_hsae.model_files import check_tensor_file
 from sae_lens_hsae.perturbation import Replacement, draw_replaced, replacements
 from sae_lens_hsae.sparsity_control import SparsityState, control_sparsity, initial_state
+from sae_lens_hsae.storage.exact_storage import SUFFIX, as_bytes
+from sae_lens_hsae.storage.json_files import read_json_object
+from sae_lens_hsae.storage.model_files import check_tensor_file
 from sae_lens_hsae.structural_loss import Families, decay_factor, families_of
+from sae_lens_hsae.training.bad_batches import check_activations, check_losses
 from sae_lens_hsae.training_metrics import level_metrics
 
 INFERENCE_TENSORS = ("W_enc", "b_enc", "threshold", "W_dec", "b_dec", "parents")

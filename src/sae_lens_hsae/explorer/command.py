@@ -21,7 +21,7 @@ from sae_lens_hsae.interpret.dashboards import (
 )
 from sae_lens_hsae.interpret.dashboards.text import load_language_model, tokens_and_activations, unembedding_of
 from sae_lens_hsae.interpret.labels import token_labels
-from sae_lens_hsae.json_files import read_json_object
+from sae_lens_hsae.storage.json_files import read_json_object
 
 DEFAULT_TOKENS = 200_000
 

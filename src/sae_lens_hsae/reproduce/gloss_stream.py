@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
-from sae_lens_hsae.demo import CONTEXT_SIZE, SPECIAL_TOKENS, minilm_config
+from sae_lens_hsae.commands.demo import CONTEXT_SIZE, SPECIAL_TOKENS, minilm_config
 from sae_lens_hsae.evaluation.wordnet.database import WordNet, read_wordnet
 from sae_lens_hsae.evaluation.wordnet.text import GlossRows, gloss_rows
 

@@ -27,7 +27,7 @@ from sae_lens_hsae.reproduce.models import (
     stack_of,
     train,
 )
-from sae_lens_hsae.whole_files import folder_written_whole
+from sae_lens_hsae.storage.whole_files import folder_written_whole
 
 Activations = Callable[[int, int], torch.Tensor]
 """(layer, tokens) → that many activations (tokens, d_in), shuffled, of mean norm √d_in."""

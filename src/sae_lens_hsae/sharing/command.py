@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sae_lens_hsae.forest_files import FORMATS, read_forest, write_forest
+from sae_lens_hsae.forest.files import FORMATS, read_forest, write_forest
 from sae_lens_hsae.sharing.push import push, save_levels
 from sae_lens_hsae.sharing.saved_model import load_hierarchical_sae
 

@@ -12,7 +12,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.utils import validate_repo_id
 from sae_lens.constants import RUNNER_CFG_FILENAME, SPARSITY_FILENAME
 
-from sae_lens_hsae.forest_files import write_forest
+from sae_lens_hsae.forest.files import write_forest
 from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
 from sae_lens_hsae.sharing.model_card import model_card
 from sae_lens_hsae.sharing.picture import forest_svg

@@ -10,8 +10,8 @@ import torch
 
 from sae_lens_hsae.forest import validate_parents
 from sae_lens_hsae.interpret.dashboards.statistics import N_BINS
-from sae_lens_hsae.json_files import is_count
 from sae_lens_hsae.levels import Levels
+from sae_lens_hsae.storage.json_files import is_count
 
 MAX_TOKEN = 2**24 - 1
 """No vocabulary has more; tables as long as the largest token id are made of them."""

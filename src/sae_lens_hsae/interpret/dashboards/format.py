@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from sae_lens_hsae.evaluation import level_saes
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.dashboards.checks import check_numbers, check_tensors
-from sae_lens_hsae.json_files import printable, read_json_object
-from sae_lens_hsae.whole_files import folder_written_whole
+from sae_lens_hsae.storage.json_files import printable, read_json_object
+from sae_lens_hsae.storage.whole_files import folder_written_whole
 
 if TYPE_CHECKING:
     from sae_lens import SAE

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from sae_lens_hsae.json_files import is_count
+from sae_lens_hsae.storage.json_files import is_count
 
 RANDOM_STATE = "random_state"
 

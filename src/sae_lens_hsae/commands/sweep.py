@@ -13,11 +13,11 @@ from typing import Any
 import pandas
 import yaml
 
+from sae_lens_hsae.commands.flags import as_flags, command_line
+from sae_lens_hsae.commands.measured_runner import summary
+from sae_lens_hsae.commands.train import parse, train
 from sae_lens_hsae.evaluation import ForestEvaluation
-from sae_lens_hsae.flags import as_flags, command_line
-from sae_lens_hsae.measured_runner import summary
 from sae_lens_hsae.reproduce.kept_cells import Cell, finish_cells
-from sae_lens_hsae.train_command import parse, train
 
 ARGUMENTS = "${args}"
 EVALUATION_TOKENS = 50_000
@@ -80,7 +80,7 @@ def run_sweep(
 
     Returns:
         One row per configuration, best first: its parameters, the mean of each number of
-        `sae_lens_hsae.measured_runner.summary` over the seeds, and ``…_spread``, half its range.
+        `sae_lens_hsae.commands.measured_runner.summary` over the seeds, and ``…_spread``, half its range.
 
     Raises:
         ValueError: if the file or a flag is refused, before anything is trained.

@@ -17,8 +17,8 @@ from typing_extensions import override
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.evaluation import ForestEvaluation, evaluate_forest
 from sae_lens_hsae.evaluation.objective import hamming_at_matched_variance, mean_hamming, mean_variance_explained
-from sae_lens_hsae.runner import HierarchicalSAETrainingRunner
 from sae_lens_hsae.sharing.saved_model import save_evaluation
+from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
 from sae_lens_hsae.training_sae import HierarchicalTrainingSAE
 
 

@@ -15,8 +15,8 @@ from typing import Any
 from sae_lens import logger
 from sae_lens.constants import RUNNER_CFG_FILENAME
 
-from sae_lens_hsae.json_files import is_count, printable, read_json_object
-from sae_lens_hsae.whole_files import delete_whole
+from sae_lens_hsae.storage.json_files import is_count, printable, read_json_object
+from sae_lens_hsae.storage.whole_files import delete_whole
 
 MANIFEST = "manifest.json"
 FORMAT = "sae_lens_hsae/checkpoint"

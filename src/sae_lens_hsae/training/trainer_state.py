@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from sae_lens_hsae.json_files import is_count, printable
+from sae_lens_hsae.storage.json_files import is_count, printable
 
 GLOBALS = {"torch._utils _rebuild_tensor_v2", "collections OrderedDict"}
 """All that a trainer state needs, beside torch's storages."""

@@ -22,7 +22,7 @@ from sae_lens_hsae.interpret.dashboards.text import unembedding_of
 from sae_lens_hsae.interpret.tree_text import choose_trees, edge_scores, shown_features
 
 if TYPE_CHECKING:
-    from sae_lens_hsae.trainer import HierarchicalSAETrainer
+    from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 
 TREES_SHOWN = 5
 COLUMNS: list[str | int] = ["tree", "feature", "parent", "tokens it fires on", "score as a child"]

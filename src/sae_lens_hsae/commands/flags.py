@@ -9,11 +9,16 @@ from typing import Any
 
 import yaml
 
+from sae_lens_hsae.presets import INDEPENDENT, LANGUAGE_MODELS, PAPER, fading
+
 Flags = dict[str, list[str]]
 """Values of each flag, by its name without dashes."""
 
 OF_JSON = ("target_l0", "structural_loss_decay")
 """Fields that SAELens' parser reads as one JSON value, not as several words."""
+
+
+_SETS: dict[str, dict[str, Any]] = {"paper": PAPER, "independent": INDEPENDENT, **LANGUAGE_MODELS}
 
 
 def read_flags(path: str | Path) -> Flags:
@@ -60,6 +65,40 @@ def parse_flags(words: Sequence[str]) -> Flags:
         else:
             current.append(word)
     return {name: values if name in OF_JSON else _spread(values) for name, values in flags.items()}
+
+
+def preset_names() -> list[str]:
+    """The presets of ``hsae train``."""
+    return [*_SETS, "fading"]
+
+
+def preset_flags(names: Sequence[str], given: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """The flags of presets, later ones over earlier ones.
+
+    Args:
+        names: "paper", "independent", "fading" or a language model's.
+        given: flags that go over the presets'; "fading" reads from them how many steps there are.
+
+    Raises:
+        ValueError: if there is no such preset, or "fading" does not know the steps.
+    """
+    values: dict[str, Any] = {}
+    for name in names:
+        if name == "fading":
+            sizes = as_flags(values) | dict(given)
+            try:
+                tokens, batch = (int(sizes[flag][0]) for flag in ("training_tokens", "train_batch_size_tokens"))
+            except (KeyError, ValueError) as error:
+                raise ValueError(
+                    "preset='fading' falls over the steps of the run; give --training_tokens and "
+                    "--train_batch_size_tokens as whole numbers"
+                ) from error
+            values |= fading(tokens // batch)
+        elif name in _SETS:
+            values |= _SETS[name]
+        else:
+            raise ValueError(f"preset={name!r}: choose one of {', '.join(preset_names())}")
+    return as_flags(values)
 
 
 def command_line(flags: Flags) -> list[str]:

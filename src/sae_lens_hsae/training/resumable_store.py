@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from typing_extensions import override
 
-from sae_lens_hsae.json_files import printable
+from sae_lens_hsae.storage.json_files import printable
 
 STATE_FILENAME = "resumable_store_state.safetensors"
 BUFFER = ("kept", "serving")

@@ -109,7 +109,7 @@ class FeatureForest:
         )
 
     def _repr_html_(self) -> str:
-        from sae_lens_hsae.forest_html import forest_html
+        from sae_lens_hsae.forest.html import forest_html
 
         return forest_html(self)
 

@@ -19,14 +19,14 @@ from sae_lens.training.prefetch import PrefetchingIterator
 from sae_lens.training.sae_trainer import SAETrainer
 from typing_extensions import override
 
-from sae_lens_hsae.checkpoints import newest_valid, verify
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
-from sae_lens_hsae.forest_log import ForestLog, ForestLogging
-from sae_lens_hsae.json_files import is_count
-from sae_lens_hsae.resumable_store import ResumableActivationsStore, check_resumable
-from sae_lens_hsae.trainer import HierarchicalSAETrainer
+from sae_lens_hsae.storage.json_files import is_count
+from sae_lens_hsae.storage.whole_files import check_writable, delete_unfinished, files_written_whole
+from sae_lens_hsae.training.checkpoints import newest_valid, verify
+from sae_lens_hsae.training.forest_log import ForestLog, ForestLogging
+from sae_lens_hsae.training.resumable_store import ResumableActivationsStore, check_resumable
+from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 from sae_lens_hsae.training_sae import HierarchicalTrainingSAE, check_architecture
-from sae_lens_hsae.whole_files import check_writable, delete_unfinished, files_written_whole
 
 if TYPE_CHECKING:
     from transformer_lens import HookedRootModule

@@ -16,15 +16,15 @@ from sae_lens.training.sae_trainer import SAETrainer
 from safetensors import SafetensorError
 from typing_extensions import override
 
-from sae_lens_hsae.bad_batches import BadBatchError, check_parameters
-from sae_lens_hsae.checkpoints import Manifest, delete_older, write_manifest
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
-from sae_lens_hsae.json_files import read_json_object
 from sae_lens_hsae.sparsity_control import SparsityState
-from sae_lens_hsae.trainer_state import check_trainer_state, read_trainer_state
+from sae_lens_hsae.storage.json_files import read_json_object
+from sae_lens_hsae.storage.whole_files import folder_written_whole
+from sae_lens_hsae.training.bad_batches import BadBatchError, check_parameters
+from sae_lens_hsae.training.checkpoints import Manifest, delete_older, write_manifest
+from sae_lens_hsae.training.trainer_state import check_trainer_state, read_trainer_state
+from sae_lens_hsae.training.watch import TrainingWatch, is_look_due, variance_explained
 from sae_lens_hsae.training_sae import HierarchicalTrainingSAE
-from sae_lens_hsae.training_watch import TrainingWatch, is_look_due, variance_explained
-from sae_lens_hsae.whole_files import folder_written_whole
 
 FUSED_ADAM_DEVICES = ("cpu", "cuda", "mps", "xpu")
 

@@ -12,13 +12,12 @@ from typing import Any
 from sae_lens.llm_sae_training_runner import LanguageModelSAETrainingRunner, _parse_cfg_args
 from transformers import set_seed
 
+from sae_lens_hsae.commands.flags import Flags, command_line, parse_flags, preset_flags, preset_names, read_flags
+from sae_lens_hsae.commands.measured_runner import MeasuredTrainingRunner
+from sae_lens_hsae.commands.training_estimate import estimate
 from sae_lens_hsae.config import ARCHITECTURE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.evaluation import ForestEvaluation
-from sae_lens_hsae.flags import Flags, command_line, parse_flags, read_flags
-from sae_lens_hsae.measured_runner import MeasuredTrainingRunner
-from sae_lens_hsae.presets import preset_flags, preset_names
-from sae_lens_hsae.runner import HierarchicalSAETrainingRunner
-from sae_lens_hsae.training_estimate import estimate
+from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
 
 HELP = {"-h", "--help"}
 EPILOG = """Every field of SAELens' LanguageModelSAERunnerConfig and of HierarchicalTrainingSAEConfig is a flag too:

@@ -9,8 +9,8 @@ from sae_lens.loading.pretrained_sae_loaders import handle_config_defaulting
 from safetensors import SafetensorError, safe_open
 
 from sae_lens_hsae.config import HierarchicalSAEConfig
-from sae_lens_hsae.exact_storage import SUFFIX
-from sae_lens_hsae.json_files import printable, read_json_object
+from sae_lens_hsae.storage.exact_storage import SUFFIX
+from sae_lens_hsae.storage.json_files import printable, read_json_object
 
 
 def check_model_files(folder: Path) -> None:

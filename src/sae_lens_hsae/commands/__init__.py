@@ -1,0 +1,1 @@
+"""Subcommands of ``hsae`` that have no package of their own."""

@@ -1,0 +1,1 @@
+"""What SAELens' trainer, runner and activation store lack: checkpoints, exact resuming, watching."""
