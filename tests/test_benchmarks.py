@@ -91,8 +91,7 @@ def test_contestants_begin_with_the_same_weights_and_losses():
 
 
 def _activations(contestant: Trained, x: torch.Tensor) -> object:
-    sae = contestant.trainers[0].sae
-    return sae._activations(x, sae.hidden_pre(x))
+    return contestant.trainers[0].sae._activations(x)
 
 
 def test_contestants_are_what_their_names_say():

@@ -13,7 +13,7 @@ from sae_lens.saes.sae import TrainCoefficientConfig, TrainingSAE, TrainStepInpu
 from torch import nn
 from typing_extensions import override
 
-from sae_lens_hsae.active_entries import MAX_DENSITY, ActiveEntries, Encoder
+from sae_lens_hsae.active_entries import MAX_DENSITY, ActiveEntries, Encoder, PreActivations, places_of
 from sae_lens_hsae.config import ARCHITECTURE, MEASURED_ON_ACTIVATIONS, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.dense_activations import DenseActivations
 from sae_lens_hsae.ghost_gradients import ghost_gradient_loss
@@ -31,6 +31,7 @@ from sae_lens_hsae.hierarchy_update import (
 )
 from sae_lens_hsae.perturbation import Replacement, draw_replaced, replacements
 from sae_lens_hsae.sparsity_control import SparsityState, control_sparsity, initial_state
+from sae_lens_hsae.step_output import EntriesStepOutput
 from sae_lens_hsae.storage.exact_storage import SUFFIX, as_bytes
 from sae_lens_hsae.storage.json_files import read_json_object
 from sae_lens_hsae.storage.model_files import check_tensor_file
@@ -132,11 +133,10 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         sparsity = self._sparsity()
         x = step_input.sae_in
         sae_in = self.process_sae_in(x)
-        hidden_pre = self.hook_sae_acts_pre(self.hidden_pre(sae_in))
-        acts = self._activations(sae_in, hidden_pre)
-        clean = acts.reconstruct(self.W_dec, self.b_dec)
-        exact = torch.promote_types(hidden_pre.dtype, torch.float32)
-        errors = [x.to(exact) - out.to(exact) for out in self._perturbed(clean, acts, replaced)]
+        acts = self._activations(sae_in)
+        clean, perturbed = acts.reconstruct(self.W_dec, self.b_dec, replaced)
+        exact = torch.promote_types(clean[0].dtype, torch.float32)
+        errors = [x.to(exact) - out.to(exact) for out in perturbed]
         l0 = acts.l0()
         squared_errors = torch.stack([error.square().sum(-1).mean() for error in errors])
         losses = {
@@ -153,19 +153,19 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
             dead = step_input.dead_neuron_mask
             metrics = level_metrics(self.levels, x, clean, l0.detach(), sparsity, self.parents, dead)
             metrics["reparented_share"] = self.reparented_share
-        feature_acts = acts.dense()
         if self.training:
             self._check_losses(losses, squared_errors, x)
-            self._end_step(feature_acts, l0)
-        return TrainStepOutput(
-            sae_in=x,
-            sae_out=self.hook_sae_recons(clean[self.cfg.output_level]),
-            feature_acts=feature_acts,
-            hidden_pre=hidden_pre,
-            loss=torch.stack(list(losses.values())).sum(),
-            losses=losses,
-            metrics=metrics,
-        )
+            self._end_step(acts, l0)
+        common: dict[str, Any] = {
+            "sae_in": x,
+            "sae_out": self.hook_sae_recons(clean[self.cfg.output_level]),
+            "loss": torch.stack(list(losses.values())).sum(),
+            "losses": losses,
+            "metrics": metrics,
+        }
+        if isinstance(acts, ActiveEntries):
+            return EntriesStepOutput(acts, **common)
+        return TrainStepOutput(feature_acts=acts.values, hidden_pre=acts.hidden_pre, **common)
 
     @override
     def calculate_aux_loss(
@@ -260,39 +260,36 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
             for change in replacements(replaced, parents, self.levels)
         ]
 
-    def _activations(self, sae_in: torch.Tensor, hidden_pre: torch.Tensor) -> DenseActivations | ActiveEntries:
+    def _activations(self, sae_in: torch.Tensor) -> DenseActivations | ActiveEntries:
         """The activations in the form that is the cheaper one for this batch."""
-        threshold = self.threshold.to(hidden_pre.dtype)
         straight_through = (self.levels, self.cfg.jumprelu_bandwidth, self.cfg.jumprelu_ste_to_input)
-        if self._may_use_entries(sae_in, hidden_pre):
-            found = hidden_pre.detach() > threshold.detach() - self.cfg.jumprelu_bandwidth / 2
-            if torch.count_nonzero(found) <= MAX_DENSITY * found.numel():
+        if self._may_use_entries(sae_in):
+            centre, bias = self.centre_and_bias()
+            product = self.W_enc.T @ (sae_in - centre).T
+            pre = PreActivations(product.detach(), bias.detach())
+            found = pre.above(self.threshold.detach().to(product.dtype) - self.cfg.jumprelu_bandwidth / 2)
+            places = places_of(found)
+            if len(places) <= MAX_DENSITY * found.numel():
                 encoder = Encoder(self.W_enc, self.b_enc, self.b_dec if self.cfg.apply_b_dec_to_input else None)
-                return ActiveEntries(found, sae_in, hidden_pre, encoder, threshold, *straight_through)
+                threshold = self.threshold.to(product.dtype)
+                return ActiveEntries(found, places, sae_in, pre, encoder, threshold, *straight_through)
+            hidden_pre = product.T + bias
+        else:
+            hidden_pre = self.hook_sae_acts_pre(self.hidden_pre(sae_in))
+        threshold = self.threshold.to(hidden_pre.dtype)
         values = self.hook_sae_acts_post(JumpReLU.apply(hidden_pre, threshold, *straight_through[1:]))
         return DenseActivations(values, hidden_pre, threshold, *straight_through)
 
-    def _may_use_entries(self, sae_in: torch.Tensor, hidden_pre: torch.Tensor) -> bool:
+    def _may_use_entries(self, sae_in: torch.Tensor) -> bool:
         hooked = any(point.has_hooks() for point in (self.hook_sae_acts_pre, self.hook_sae_acts_post))
         return (
-            hidden_pre.device.type == "cpu"
-            and hidden_pre.dtype == self.dtype
-            and hidden_pre.dtype in (torch.float32, torch.float64)
+            not torch.compiler.is_compiling()
+            and sae_in.device.type == "cpu"
+            and self.dtype in (torch.float32, torch.float64)
+            and not torch.is_autocast_enabled("cpu")
             and not sae_in.requires_grad
             and not hooked
-            and not torch.compiler.is_compiling()
         )
-
-    @torch.compiler.disable()
-    def _perturbed(
-        self, clean: list[torch.Tensor], acts: DenseActivations | ActiveEntries, replaced: list[Replacement]
-    ) -> list[torch.Tensor]:
-        """Reconstructions of all levels, the replaced ones in place of the clean."""
-        perturbed = list(clean)
-        for level, change in enumerate(replaced):
-            if len(change.features):
-                perturbed[level] = clean[level] + acts.replacement_delta(self.W_dec, change)
-        return perturbed
 
     @torch.compiler.disable()
     def _structural_loss(self, acts: DenseActivations | ActiveEntries) -> torch.Tensor:
@@ -317,7 +314,7 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
 
     @torch.no_grad()
     @torch.compiler.disable()
-    def _end_step(self, acts: torch.Tensor, l0: torch.Tensor) -> None:
+    def _end_step(self, acts: DenseActivations | ActiveEntries, l0: torch.Tensor) -> None:
         """Count the step, steer λ for the next one, and follow co-activation."""
         self.n_steps += 1
         state = control_sparsity(
@@ -330,11 +327,13 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         )
         self.log_l0_coefficient.copy_(state.log_coefficient)
         self.l0_ema.copy_(state.l0_ema)
+        if self.cfg.hierarchy_similarity not in MEASURED_ON_ACTIVATIONS:
+            return
+        values = acts.dense()
         if self.cfg.hierarchy_similarity == "conditional":
-            follow_frequency(self.firing_frequency, acts)
-        if self.cfg.hierarchy_similarity in MEASURED_ON_ACTIVATIONS:
-            for boundary, (parent_acts, child_acts) in enumerate(pairwise(self.levels.split(acts))):
-                follow_coactivation(self.get_buffer(f"coactivation_{boundary}"), parent_acts, child_acts)
+            follow_frequency(self.firing_frequency, values)
+        for boundary, (parent_acts, child_acts) in enumerate(pairwise(self.levels.split(values))):
+            follow_coactivation(self.get_buffer(f"coactivation_{boundary}"), parent_acts, child_acts)
 
     @torch.no_grad()
     @torch.compiler.disable()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from sae_lens import logger
 from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME, TRAINER_STATE_FILENAME
-from sae_lens.saes.sae import TrainStepOutput
+from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from sae_lens.training._interruption import InterruptedException
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors import SafetensorError
@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.sparsity_control import SparsityState
+from sae_lens_hsae.step_output import EntriesStepOutput
 from sae_lens_hsae.storage.json_files import read_json_object
 from sae_lens_hsae.storage.whole_files import folder_written_whole
 from sae_lens_hsae.training.bad_batches import BadBatchError, check_parameters
@@ -193,12 +194,45 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
     @override
     def _train_step(self, sae: HierarchicalTrainingSAE, sae_in: torch.Tensor) -> TrainStepOutput:
         version = sae.parents._version
-        output = super()._train_step(sae, sae_in)
+        output = self._stepped(sae, sae_in)
         sae.project_parameters()
         self._tell_update(version)
         if is_look_due(int(sae.n_steps)):
             self._look(output)
         return output
+
+    def _stepped(self, sae: HierarchicalTrainingSAE, sae_in: torch.Tensor) -> TrainStepOutput:
+        """SAELens' step, in which the activations are not written out in full for their count."""
+        sae.train()
+        with self.autocast_if_enabled:
+            output = sae.training_forward_pass(
+                TrainStepInput(
+                    sae_in=sae_in,
+                    dead_neuron_mask=self.dead_neurons,
+                    coefficients=self.get_coefficients(),
+                    n_training_steps=self.n_training_steps,
+                    is_logging_step=self._is_logging_step(),
+                )
+            )
+        self._count_firing(output)
+        output.loss.backward()
+        torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.lr_scheduler.step()
+        for scheduler in self.coefficient_schedulers.values():
+            scheduler.step()
+        return output
+
+    @torch.no_grad()
+    def _count_firing(self, output: TrainStepOutput) -> None:
+        if isinstance(output, EntriesStepOutput):
+            times = output.times_fired()
+        else:
+            times = output.feature_acts.count_nonzero(0).float()
+        self.n_forward_passes_since_fired.add_(1).masked_fill_(times > 0, 0)
+        self.act_freq_scores += times
+        self.n_frac_active_samples += self.cfg.train_batch_size_samples
 
     @torch.no_grad()
     def _look(self, output: TrainStepOutput) -> None:
