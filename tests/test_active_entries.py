@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_structural_loss import random_case
 
 from sae_lens_hsae import training_sae
-from sae_lens_hsae.active_entries import places_of
+from sae_lens_hsae.places import places_of
 from sae_lens_hsae.structural_loss import entries_structural_loss
 
 
@@ -28,7 +28,8 @@ def test_the_structural_loss_of_entries_equals_the_formula(widths, batch, seed, 
     # Entries without value, between θ − ε/2 and θ, are none of the loss, and their gradient is the formula's.
     listed = (acts > 0) | (torch.rand(acts.shape, generator=generator) < inactive_share)
     found = listed.T.contiguous()
-    ours = entries_structural_loss(acts.T[found], places_of(found), found, W_dec, parents)
+    places = places_of(found)
+    ours = entries_structural_loss(acts.T[found], places, (places // batch).int(), found, W_dec, parents)
     theirs = reference.structural_loss(acts, W_dec, parents.tolist())
     torch.testing.assert_close(ours, theirs)
     if not (parents >= 0).any():

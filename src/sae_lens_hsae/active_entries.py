@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from sae_lens.saes.jumprelu_sae import JumpReLU, Step
 
@@ -55,12 +54,6 @@ class PreActivations(NamedTuple):
         return (self.product + self.bias[:, None]).T
 
 
-def places_of(found: torch.Tensor) -> torch.Tensor:
-    """Flat indices, ascending, of what is true in a tensor on the CPU, (n,) int64."""
-    # NumPy's, because it skips what is false eight at a time; torch.nonzero looks at each.
-    return torch.from_numpy(np.flatnonzero(found.numpy()))
-
-
 class ActiveEntries:
     """What training asks of the activations of a batch, from their active entries.
 
@@ -97,8 +90,9 @@ class ActiveEntries:
         self._found, self._places = found, places
         n_features, batch = found.shape
         self.features = (places // batch).int()
-        self.tokens = (places % batch).int()
-        self._first = torch.searchsorted(places, batch * torch.arange(n_features + 1))
+        self.tokens = (places - batch * self.features.long()).int()
+        counts = torch.bincount(self.features, minlength=n_features)
+        self._first = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         self._n_entries = self._first[list(levels.offsets)].diff()
         # One sum per level and token.
         self._bags = self.tokens + torch.repeat_interleave(
@@ -155,7 +149,7 @@ class ActiveEntries:
 
     def structural_loss(self, W_dec: torch.Tensor, families: Families) -> torch.Tensor:
         """Σ_l Σ_i L_PC,(l,i), mean over the batch."""
-        return entries_structural_loss(self.values, self._places, self._found, W_dec, families.parents)
+        return entries_structural_loss(self.values, self._places, self.features, self._found, W_dec, families.parents)
 
 
 class _PreActivationsAt(torch.autograd.Function):

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch.nn.functional import embedding_bag
 
+from sae_lens_hsae.places import places_of
+
 
 def sum_rows(
     weights: torch.Tensor, table: torch.Tensor, rows: torch.Tensor, bags: torch.Tensor, n_bags: int
@@ -56,7 +58,7 @@ def sum_sorted_rows(
 class _SumRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weights: Any, table: Any, rows: Any, bags: Any, n_bags: int) -> torch.Tensor:
-        counted = torch.nonzero(weights).squeeze(1)
+        counted = places_of(weights != 0)
         terms = tuple(tensor.index_select(0, counted) for tensor in (weights, rows, bags))
         ctx.save_for_backward(table, rows, bags, *terms)
         return _gather(terms[0], table, terms[1], terms[2], n_bags)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 
 from sae_lens_hsae.levels import NO_PARENT, children_by_parent
+from sae_lens_hsae.places import places_of, positions_in
 from sae_lens_hsae.row_products import dot_rows
 
 
@@ -108,7 +109,12 @@ def structural_loss(acts: torch.Tensor, W_dec: torch.Tensor, families: Families)
 
 
 def entries_structural_loss(
-    values: torch.Tensor, places: torch.Tensor, found: torch.Tensor, W_dec: torch.Tensor, parents: torch.Tensor
+    values: torch.Tensor,
+    places: torch.Tensor,
+    features: torch.Tensor,
+    found: torch.Tensor,
+    W_dec: torch.Tensor,
+    parents: torch.Tensor,
 ) -> torch.Tensor:
     """The same loss from the entries of a batch alone: those pairs of a family that meet on a token.
 
@@ -119,6 +125,7 @@ def entries_structural_loss(
     Args:
         values: activations of the entries, (n,).
         places: the entries, ascending flat indices of ``found``, (n,) int64.
+        features: of each entry, (n,) int32.
         found: where they are, (n_features, batch) bool.
         W_dec: decoder rows of all levels, (n_features, d_in).
         parents: (n_features,) int64, on the device of ``values``.
@@ -127,7 +134,6 @@ def entries_structural_loss(
         A scalar of the dtype of ``values``.
     """
     n_features, batch = found.shape
-    features = places // batch
     is_child = parents != NO_PARENT
     children = torch.nonzero(is_child).squeeze(1)
     is_parent = torch.zeros_like(is_child).index_fill(0, parents[children], True)
@@ -136,22 +142,22 @@ def entries_structural_loss(
     per_feature = torch.zeros(n_features, dtype=values.dtype, device=values.device)
     squares = n_families * per_feature.index_add(0, features, values.square())
 
-    child = torch.nonzero(is_child.index_select(0, features)).squeeze(1)
+    child = places_of(is_child.index_select(0, features))
     own_feature = features.index_select(0, child)
     # Where the parent would be: a number for family and token.
     family = places.index_select(0, child) + batch * (parents.index_select(0, own_feature) - own_feature)
-    meet = torch.nonzero(found.view(-1).index_select(0, family)).squeeze(1)
-    parent = torch.searchsorted(places, family.index_select(0, meet))
+    meet = places_of(found.view(-1).index_select(0, family))
+    parent = positions_in(places, family.index_select(0, meet))
     together = values.index_select(0, child.index_select(0, meet)) * values.index_select(0, parent)
     with_parents = per_feature.index_add(0, own_feature.index_select(0, meet), together)
 
     left, right = _siblings(family, child, values)
     among_siblings = values.index_select(0, left) * values.index_select(0, right)
-    one = torch.cat([kin, children, features.index_select(0, left)])
-    other = torch.cat([kin, parents[children], features.index_select(0, right)])
+    one = torch.cat([kin.int(), children.int(), features.index_select(0, left)])
+    other = torch.cat([kin.int(), parents[children].int(), features.index_select(0, right)])
     squares, with_parents = squares.index_select(0, kin), with_parents.index_select(0, children)
     weights = torch.cat([squares, -2 * with_parents, 2 * among_siblings])
-    return (weights * dot_rows(W_dec, one.int(), other.int())).sum() / batch
+    return (weights * dot_rows(W_dec, one, other)).sum() / batch
 
 
 def _siblings(family: torch.Tensor, child: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -170,11 +176,11 @@ def _siblings(family: torch.Tensor, child: torch.Tensor, values: torch.Tensor) -
         first = first[: torch.searchsorted(first, len(child) - distance)]
         other = first + distance
         same = family.index_select(0, first) == family.index_select(0, other)
-        first = first[same]
+        first = first.index_select(0, places_of(same))
         if len(first) == 0:
             break
         other = first + distance
-        seen = torch.nonzero(active.index_select(0, first) | active.index_select(0, other)).squeeze(1)
+        seen = places_of(active.index_select(0, first) | active.index_select(0, other))
         lefts.append(child.index_select(0, first.index_select(0, seen)))
         rights.append(child.index_select(0, other.index_select(0, seen)))
     return torch.cat(lefts), torch.cat(rights)

@@ -13,9 +13,10 @@ from sae_lens.saes.sae import TrainCoefficientConfig, TrainingSAE, TrainStepInpu
 from torch import nn
 from typing_extensions import override
 
-from sae_lens_hsae.active_entries import MAX_DENSITY, ActiveEntries, Encoder, PreActivations, places_of
+from sae_lens_hsae.active_entries import MAX_DENSITY, ActiveEntries, Encoder, PreActivations
 from sae_lens_hsae.config import ARCHITECTURE, MEASURED_ON_ACTIVATIONS, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.dense_activations import DenseActivations
+from sae_lens_hsae.encoder_product import product_of_rows
 from sae_lens_hsae.ghost_gradients import ghost_gradient_loss
 from sae_lens_hsae.hierarchical_sae import LevelStack
 from sae_lens_hsae.hierarchy_update import (
@@ -30,6 +31,7 @@ from sae_lens_hsae.hierarchy_update import (
     parent_table,
 )
 from sae_lens_hsae.perturbation import Replacement, draw_replaced, replacements
+from sae_lens_hsae.places import places_of
 from sae_lens_hsae.sparsity_control import SparsityState, control_sparsity, initial_state
 from sae_lens_hsae.step_output import EntriesStepOutput
 from sae_lens_hsae.storage.exact_storage import SUFFIX, as_bytes
@@ -264,18 +266,15 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         """The activations in the form that is the cheaper one for this batch."""
         straight_through = (self.levels, self.cfg.jumprelu_bandwidth, self.cfg.jumprelu_ste_to_input)
         if self._may_use_entries(sae_in):
-            centre, bias = self.centre_and_bias()
-            product = self.W_enc.T @ (sae_in - centre).T
-            pre = PreActivations(product.detach(), bias.detach())
-            found = pre.above(self.threshold.detach().to(product.dtype) - self.cfg.jumprelu_bandwidth / 2)
+            centre, bias = (tensor.detach() for tensor in self.centre_and_bias())
+            pre = PreActivations(product_of_rows(self.W_enc.T, sae_in - centre), bias)
+            threshold = self.threshold.to(bias.dtype)
+            found = pre.above(threshold.detach() - self.cfg.jumprelu_bandwidth / 2)
             places = places_of(found)
             if len(places) <= MAX_DENSITY * found.numel():
                 encoder = Encoder(self.W_enc, self.b_enc, self.b_dec if self.cfg.apply_b_dec_to_input else None)
-                threshold = self.threshold.to(product.dtype)
                 return ActiveEntries(found, places, sae_in, pre, encoder, threshold, *straight_through)
-            hidden_pre = product.T + bias
-        else:
-            hidden_pre = self.hook_sae_acts_pre(self.hidden_pre(sae_in))
+        hidden_pre = self.hook_sae_acts_pre(self.hidden_pre(sae_in))
         threshold = self.threshold.to(hidden_pre.dtype)
         values = self.hook_sae_acts_post(JumpReLU.apply(hidden_pre, threshold, *straight_through[1:]))
         return DenseActivations(values, hidden_pre, threshold, *straight_through)
