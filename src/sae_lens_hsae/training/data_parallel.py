@@ -73,6 +73,9 @@ class DataParallelTrainer(HierarchicalSAETrainer):
         except BadBatchError as error:
             if not isinstance(error, BadElsewhereError):
                 self._agree(sae.l0_ema, bad=True)
+            # Those whose part was good have gone further, and have normalised the decoder and updated the forest.
+            parameters = [parameter.data for parameter in sae.parameters()]
+            self.ranks.take_from_first([*parameters, sae.parents, sae.reparented_share])
             raise
         finally:
             self.act_freq_scores += counted

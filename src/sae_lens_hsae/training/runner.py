@@ -129,12 +129,13 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         self.activations_store: ActivationsStore = self._own_store()
         self.evaluator.activations_store = self.activations_store
 
-    def _own_store(self) -> ResumableActivationsStore:
+    def _own_store(self) -> ActivationsStore:
         if self.ranks is None:
             return ResumableActivationsStore.from_config(self.model, self.cfg, override_dataset=self._whole_dataset)
         own = copy(self.cfg)
         own.train_batch_size_tokens //= self.ranks.n_ranks
         store = ResumableActivationsStore.from_config(self.model, own, override_dataset=self._whole_dataset)
+        assert isinstance(store, ResumableActivationsStore)
         store.divide(self.ranks.rank, self.ranks.n_ranks)
         if not self.ranks.is_first:
             # All have begun with one seed and thus equal weights; they need not shuffle their text alike.
@@ -190,7 +191,9 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         self, sae: TrainingSAE[Any], output_path: str, log_feature_sparsity: torch.Tensor | None = None
     ) -> None:
         """SAELens', and the explorer page if ``forest_logging`` asks for it; by rank 0."""
+        assert isinstance(sae, HierarchicalTrainingSAE)
         if not self.is_first:
+            sae.finish_training()  # as saving does, so that all ranks return the SAE that is saved
             return
         with files_written_whole(Path(output_path), SAE_CFG_FILENAME) as aside:
             super().save_final_sae(sae, str(aside), log_feature_sparsity)

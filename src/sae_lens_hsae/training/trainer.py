@@ -14,7 +14,7 @@ from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training._interruption import InterruptedException
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors import SafetensorError
-from typing_extensions import override
+from typing_extensions import Self, override
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.sparsity_control import SparsityState
@@ -67,7 +67,7 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
         self._use_fused_adam()
 
     @classmethod
-    def taking_over(cls, trainer: SAETrainer[Any, Any]) -> HierarchicalSAETrainer:
+    def taking_over(cls, trainer: SAETrainer[Any, Any]) -> Self:
         """Go on with the state of another trainer, which sees what becomes of it: they share their attributes."""
         ours = cls.__new__(cls)
         ours.__dict__ = trainer.__dict__
