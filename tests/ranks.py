@@ -18,14 +18,13 @@ FORK = multiprocessing.get_context("fork") if "fork" in multiprocessing.get_all_
 SECONDS = 120
 
 
-def on_ranks(n_ranks: int, folder: Path, action: Callable[[int], Any], *, patient: bool = True) -> list[Any]:
+def on_ranks(n_ranks: int, folder: Path, action: Callable[[int], Any], *, hanging: int | None = None) -> list[Any]:
     """What ``action(rank)`` gives in each of so many processes; an exception is given as itself.
 
     Args:
         folder: for the processes' results.
         action: gives what ``torch.save`` can write.
-        patient: whether to wait for all; otherwise only for those that end by themselves within seconds of the first,
-            and the others, which are killed, give None.
+        hanging: a rank that is not waited for; it is killed when the others have ended, and gives None.
     """
     assert FORK is not None
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,10 +43,9 @@ def on_ranks(n_ranks: int, folder: Path, action: Callable[[int], Any], *, patien
         process.start()
         processes.append(process)
     limit = time.monotonic() + SECONDS
-    while any(process.is_alive() for process in processes) and time.monotonic() < limit:
-        time.sleep(0.05)
-        if not patient and any(not process.is_alive() for process in processes):
-            limit, patient = time.monotonic() + 30, True
+    for rank, process in enumerate(processes):
+        if rank != hanging:
+            process.join(max(0.0, limit - time.monotonic()))
     for process in processes:
         if process.is_alive():
             process.kill()

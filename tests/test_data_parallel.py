@@ -179,7 +179,9 @@ def test_a_bad_batch_of_one_rank_is_skipped_by_all_or_ends_all(tmp_path):
     assert "activations of training step" in str(other)
 
 
-def test_a_rank_that_hangs_is_named_in_time(tmp_path):
+def test_a_rank_that_hangs_is_named_in_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("sae_lens_hsae.training.ranks.ROLL_CALL_SECONDS", 3)
+
     def hang(tensor):
         time.sleep(SECONDS)
         return tensor
@@ -188,7 +190,7 @@ def test_a_rank_that_hangs_is_named_in_time(tmp_path):
         model = hooked_model(hang, at=5) if rank == 1 else None
         return watched_run(tmp_path, model, {"rank_timeout": 2}, train_batch_size_tokens=96)
 
-    one, hanging, third = on_ranks(3, tmp_path / "a", run, patient=False)
+    one, hanging, third = on_ranks(3, tmp_path / "a", run, hanging=1)
     assert hanging is None
     assert isinstance(third, RuntimeError)
     assert isinstance(one, RuntimeError)
