@@ -15,6 +15,7 @@ from sae_lens_hsae.commands.train import train
 from sae_lens_hsae.explorer.command import add_explore, run_explore
 from sae_lens_hsae.reproduce.command import add_reproduce, run_reproduce
 from sae_lens_hsae.sharing.command import add_convert, add_push, run_convert, run_push
+from sae_lens_hsae.training.ranks import n_launched
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "demo": lambda _: demo(),
@@ -59,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Its flags are SAELens' and many; it reads them itself, its own --help included.
     trains = arguments[:1] == ["train"]
     chosen = parser.parse_args(arguments[:1] if trains else arguments)
+    if not trains and n_launched() > 1:
+        parser.error(f"{chosen.command} is for one process, but {n_launched()} were started; torchrun is for train")
     try:
         if trains:
             train(arguments[1:])

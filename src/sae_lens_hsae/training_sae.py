@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,6 +69,8 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
     n_steps: torch.Tensor
     reparented_share: torch.Tensor
     firing_frequency: torch.Tensor
+    whole_batch_l0: Callable[[torch.Tensor], torch.Tensor] | None = None
+    """Where processes share a batch: L0 of every level over all of it, of the L0 over this one's part, both (L,)."""
     _forest_view: _ForestView | None = None
 
     @override
@@ -93,9 +96,22 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
     @property
     @override
     def exact_tensors(self) -> tuple[str, ...]:
-        measured = ("coactivation_", "firing_frequency")
-        followed = tuple(name for name, _ in self.named_buffers() if name.startswith(measured))
+        followed = self._names_of_running_means()
         return ("parents", "threshold", "log_l0_coefficient", "l0_ema", "n_steps", "reparented_share", *followed)
+
+    def _names_of_running_means(self) -> tuple[str, ...]:
+        measured = ("coactivation_", "firing_frequency")
+        return tuple(name for name, _ in self.named_buffers() if name.startswith(measured))
+
+    def running_means(self) -> list[torch.Tensor]:
+        """The buffers that follow the activations, linear in them: means over batches, of which means may be taken."""
+        return [self.get_buffer(name) for name in self._names_of_running_means()]
+
+    def update_is_due(self) -> bool:
+        """Whether the next training step begins with a hierarchy update."""
+        cfg = self.cfg
+        step = int(self.n_steps)
+        return is_update_due(step, cfg.hierarchy_first_update, cfg.hierarchy_update_every, cfg.freeze_hierarchy_after)
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
@@ -251,7 +267,7 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         cfg = self.cfg
         if not self.training:
             return []
-        if is_update_due(step, cfg.hierarchy_first_update, cfg.hierarchy_update_every, cfg.freeze_hierarchy_after):
+        if self.update_is_due():
             self.update_hierarchy()
         if cfg.perturbation_rate == 0:
             return []
@@ -315,10 +331,13 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
     @torch.compiler.disable()
     def _end_step(self, acts: DenseActivations | ActiveEntries, l0: torch.Tensor) -> None:
         """Count the step, steer λ for the next one, and follow co-activation."""
+        l0 = l0.detach().float()
+        if self.whole_batch_l0 is not None:
+            l0 = self.whole_batch_l0(l0)
         self.n_steps += 1
         state = control_sparsity(
             self._sparsity(),
-            l0.detach().float(),
+            l0,
             torch.tensor(self.cfg.target_l0_per_level, device=l0.device),
             self.cfg.sparsity_rate,
             self.cfg.sparsity_gain,

@@ -14,7 +14,7 @@ from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from sae_lens.training._interruption import InterruptedException
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors import SafetensorError
-from typing_extensions import override
+from typing_extensions import Self, override
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.sparsity_control import SparsityState
@@ -68,7 +68,7 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
         self._use_fused_adam()
 
     @classmethod
-    def taking_over(cls, trainer: SAETrainer[Any, Any]) -> HierarchicalSAETrainer:
+    def taking_over(cls, trainer: SAETrainer[Any, Any]) -> Self:
         """Go on with the state of another trainer, which sees what becomes of it: they share their attributes."""
         ours = cls.__new__(cls)
         ours.__dict__ = trainer.__dict__
@@ -129,6 +129,7 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
         try:
             with folder_written_whole(final) as new:
                 super().save_checkpoint(checkpoint_name, new.parent, wandb_aliases)
+                self._complete_checkpoint(new)
                 write_manifest(new, Manifest(self.n_training_samples, self._finished))
         # A full disk is an OSError of Python, a SafetensorError of safetensors and a RuntimeError of torch.
         except (OSError, SafetensorError, RuntimeError) as error:
@@ -138,6 +139,9 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
             ) from error
         if self.keep_checkpoints is not None:
             delete_older(Path(base), self.keep_checkpoints)
+
+    def _complete_checkpoint(self, folder: Path) -> None:
+        """Write what else belongs to a checkpoint, before its files are listed; here nothing."""
 
     def _check_parameters(self) -> None:
         check_parameters(
@@ -175,12 +179,15 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
     @override
     def maybe_reset_sparsity(self) -> dict[str, Any]:
         # SAELens calls this between steps, before it takes the next batch: whatever is saved now is consistent.
-        if self.stop_requested:
+        if self._must_stop():
             raise InterruptedException
         if not self.training_began and self.max_bad_batches > 0:
             self._estimate_scale_again()
         self.training_began = True
         return super().maybe_reset_sparsity()
+
+    def _must_stop(self) -> bool:
+        return self.stop_requested
 
     @override
     def _checkpoint_if_needed(self) -> None:
@@ -196,6 +203,7 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
         version = sae.parents._version
         output = self._stepped(sae, sae_in)
         sae.project_parameters()
+        self._after_step(forest_is_new=sae.parents._version != version)
         self._tell_update(version)
         if is_look_due(int(sae.n_steps)):
             self._look(output)
@@ -233,6 +241,9 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
         self.n_forward_passes_since_fired.add_(1).masked_fill_(times > 0, 0)
         self.act_freq_scores += times
         self.n_frac_active_samples += self.cfg.train_batch_size_samples
+
+    def _after_step(self, *, forest_is_new: bool) -> None:
+        """What follows a step before anyone looks at it; here nothing."""
 
     @torch.no_grad()
     def _look(self, output: TrainStepOutput) -> None:
