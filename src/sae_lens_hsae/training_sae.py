@@ -18,9 +18,19 @@ from sae_lens_hsae.active_entries import MAX_DENSITY, ActiveEntries, Encoder, Pr
 from sae_lens_hsae.config import ARCHITECTURE, MEASURED_ON_ACTIVATIONS, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.dense_activations import DenseActivations
 from sae_lens_hsae.encoder_product import product_of_rows
+from sae_lens_hsae.encoder_whitening import (
+    REFINED_AT,
+    Whitening,
+    change_coordinates,
+    first_encoder,
+    follow_moments,
+    unwhitened,
+    whitening_of,
+)
 from sae_lens_hsae.ghost_gradients import ghost_gradient_loss
 from sae_lens_hsae.hierarchical_sae import LevelStack
 from sae_lens_hsae.hierarchy_update import (
+    COACTIVATION_EVERY,
     COACTIVATION_MOMENTUM,
     SimilarityBlock,
     coactivation_similarity,
@@ -62,6 +72,8 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
     ``log_l0_coefficient`` and ``l0_ema`` (L,) of the sparsity control, ``n_steps`` () taken so far,
     ``reparented_share`` () of the last hierarchy update, and with co-activation similarity one
     ``coactivation_l`` (n_l, n_{l+1}) per level boundary, with the conditional one ``firing_frequency`` (d_sae,) too.
+    With a whitened encoder ``W_enc`` and ``b_enc`` are in whitened coordinates, z = (x − ``whitening_mean``) @
+    ``whitening_matrix``, which come from the running means ``moment_1`` (d_in,) and ``moment_2`` (d_in, d_in).
     """
 
     log_l0_coefficient: torch.Tensor
@@ -69,6 +81,10 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
     n_steps: torch.Tensor
     reparented_share: torch.Tensor
     firing_frequency: torch.Tensor
+    whitening_mean: torch.Tensor
+    whitening_matrix: torch.Tensor
+    moment_1: torch.Tensor
+    moment_2: torch.Tensor
     whole_batch_l0: Callable[[torch.Tensor], torch.Tensor] | None = None
     """Where processes share a batch: L0 of every level over all of it, of the L0 over this one's part, both (L,)."""
     _forest_view: _ForestView | None = None
@@ -87,6 +103,14 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         # SAELens' own count is off by one in a resumed run: its trainer saves a checkpoint before it counts the step.
         self.register_buffer("n_steps", torch.zeros((), dtype=torch.int64, device=self.device))
         self.register_buffer("reparented_share", torch.zeros((), **kind))
+        if self.cfg.whiten_encoder:
+            d_in = self.cfg.d_in
+            self.register_buffer("whitening_mean", torch.zeros(d_in, **kind))
+            self.register_buffer("whitening_matrix", torch.eye(d_in, **kind))
+            # A covariance is a small difference of large moments.
+            exact: dict[str, Any] = kind | {"dtype": torch.float32 if self.device.type == "mps" else torch.float64}
+            self.register_buffer("moment_1", torch.zeros(d_in, **exact))
+            self.register_buffer("moment_2", torch.zeros(d_in, d_in, **exact))
         if self.cfg.hierarchy_similarity == "conditional":
             self.register_buffer("firing_frequency", torch.zeros(self.cfg.d_sae, **kind))
         if self.cfg.hierarchy_similarity in MEASURED_ON_ACTIVATIONS:
@@ -97,10 +121,12 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
     @override
     def exact_tensors(self) -> tuple[str, ...]:
         followed = self._names_of_running_means()
-        return ("parents", "threshold", "log_l0_coefficient", "l0_ema", "n_steps", "reparented_share", *followed)
+        whitening = ("whitening_mean", "whitening_matrix") if self.cfg.whiten_encoder else ()
+        steered = ("threshold", "log_l0_coefficient", "l0_ema", "n_steps", "reparented_share")
+        return ("parents", *steered, *whitening, *followed)
 
     def _names_of_running_means(self) -> tuple[str, ...]:
-        measured = ("coactivation_", "firing_frequency")
+        measured = ("coactivation_", "firing_frequency", "moment_")
         return tuple(name for name, _ in self.named_buffers() if name.startswith(measured))
 
     def running_means(self) -> list[torch.Tensor]:
@@ -112,6 +138,43 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         cfg = self.cfg
         step = int(self.n_steps)
         return is_update_due(step, cfg.hierarchy_first_update, cfg.hierarchy_update_every, cfg.freeze_hierarchy_after)
+
+    def running_means_are_due(self) -> bool:
+        """Whether the next training step begins by reading the running means."""
+        return self.update_is_due() or self._whitening_is_due()
+
+    def _whitening_is_due(self) -> bool:
+        return self.cfg.whiten_encoder and int(self.n_steps) in REFINED_AT
+
+    @property
+    def _whitening(self) -> Whitening:
+        return Whitening(self.whitening_mean, self.whitening_matrix)
+
+    @override
+    def process_sae_in(self, sae_in: torch.Tensor) -> torch.Tensor:
+        """What the encoder reads: activations as :class:`LevelStack` prepares them, whitened if the encoder is."""
+        sae_in = super().process_sae_in(sae_in)
+        if not self.cfg.whiten_encoder:
+            return sae_in
+        with torch.autocast(sae_in.device.type, enabled=False):
+            mean, matrix = self._whitening
+            exact = torch.promote_types(sae_in.dtype, matrix.dtype)
+            return ((sae_in.to(exact) - mean) @ matrix.to(exact)).to(sae_in.dtype)
+
+    @override
+    @torch.no_grad()
+    def encoder(self) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.cfg.whiten_encoder:
+            return super().encoder()
+        weights, bias = unwhitened(self.W_enc, self.b_enc, self._whitening)
+        return weights.to(self.dtype), bias.to(self.dtype)
+
+    @override
+    @torch.no_grad()
+    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
+        super().fold_activation_norm_scaling_factor(scaling_factor)
+        if self.cfg.whiten_encoder:
+            self.whitening_mean.div_(scaling_factor)
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
@@ -173,7 +236,7 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
             metrics["reparented_share"] = self.reparented_share
         if self.training:
             self._check_losses(losses, squared_errors, x)
-            self._end_step(acts, l0)
+            self._end_step(acts, l0, x)
         common: dict[str, Any] = {
             "sae_in": x,
             "sae_out": self.hook_sae_recons(clean[self.cfg.output_level]),
@@ -204,7 +267,12 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         ]
         self.parents.copy_(
             parent_table(
-                similarities, self.levels, self.cfg.unassigned_fraction, self.cfg.max_children, self.parents.device
+                similarities,
+                self.levels,
+                self.cfg.unassigned_fraction,
+                self.cfg.max_children,
+                self.cfg.minimum_similarity,
+                self.parents.device,
             )
         )
         children = self.parents[self.levels.widths[0] :]
@@ -227,6 +295,7 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
 
     @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
+        state_dict["W_enc"], state_dict["b_enc"] = (tensor.contiguous() for tensor in self.encoder())
         for name in set(state_dict) - set(INFERENCE_TENSORS):
             del state_dict[name]
         state_dict["threshold"] = state_dict["threshold"].to(self.dtype)
@@ -267,6 +336,8 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         cfg = self.cfg
         if not self.training:
             return []
+        if self._whitening_is_due():
+            self._refine_whitening(is_first=step == REFINED_AT[0])
         if self.update_is_due():
             self.update_hierarchy()
         if cfg.perturbation_rate == 0:
@@ -277,6 +348,19 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
             Replacement(*(tensor.to(self.parents.device, non_blocking=True) for tensor in change))
             for change in replacements(replaced, parents, self.levels)
         ]
+
+    def _refine_whitening(self, *, is_first: bool) -> None:
+        old, new = self._whitening, whitening_of(self.moment_1, self.moment_2)
+        if is_first:
+            # Hardly anything has been learned by then that would be lost.
+            encoder, bias = first_encoder(self.W_dec, new), torch.zeros_like(self.b_enc)
+            self.b_dec.data.copy_(new.mean.expand_as(self.b_dec))
+        else:
+            encoder, bias = change_coordinates(self.W_enc, self.b_enc, Whitening(*(t.to(new.mean) for t in old)), new)
+        self.W_enc.data.copy_(encoder)
+        self.b_enc.data.copy_(bias)
+        self.whitening_mean.copy_(new.mean)
+        self.whitening_matrix.copy_(new.matrix)
 
     def _activations(self, sae_in: torch.Tensor) -> DenseActivations | ActiveEntries:
         """The activations in the form that is the cheaper one for this batch."""
@@ -329,8 +413,11 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
 
     @torch.no_grad()
     @torch.compiler.disable()
-    def _end_step(self, acts: DenseActivations | ActiveEntries, l0: torch.Tensor) -> None:
-        """Count the step, steer λ for the next one, and follow co-activation."""
+    def _end_step(self, acts: DenseActivations | ActiveEntries, l0: torch.Tensor, x: torch.Tensor) -> None:
+        """Count the step, steer λ for the next one, and follow moments and co-activation."""
+        step = int(self.n_steps)
+        if self.cfg.whiten_encoder and step < REFINED_AT[-1]:
+            follow_moments(self.moment_1, self.moment_2, x, step)
         l0 = l0.detach().float()
         if self.whole_batch_l0 is not None:
             l0 = self.whole_batch_l0(l0)
@@ -345,7 +432,7 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         )
         self.log_l0_coefficient.copy_(state.log_coefficient)
         self.l0_ema.copy_(state.l0_ema)
-        if self.cfg.hierarchy_similarity not in MEASURED_ON_ACTIVATIONS:
+        if self.cfg.hierarchy_similarity not in MEASURED_ON_ACTIVATIONS or step % COACTIVATION_EVERY:
             return
         values = acts.dense()
         if self.cfg.hierarchy_similarity == "conditional":
@@ -380,7 +467,8 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         if self.cfg.hierarchy_similarity == "coactivation":
             return coactivation_similarity(coactivation)
         # The running means began at 0, and hold so much of the truth by now; in the quotient it cancels.
-        reached = 1 - COACTIVATION_MOMENTUM ** max(1, int(self.n_steps))
+        n_counted = -(-int(self.n_steps) // COACTIVATION_EVERY)
+        reached = 1 - COACTIVATION_MOMENTUM ** max(1, n_counted)
         frequency = self.firing_frequency
         return conditional_similarity(coactivation / reached, frequency[above] / reached, frequency[below] / reached)
 

@@ -106,7 +106,7 @@ class DataParallelTrainer(HierarchicalSAETrainer):
         if forest_is_new:
             # Already equal, but for rounding where ranks have GPUs of different kinds.
             self.ranks.take_from_first([sae.parents, sae.reparented_share])
-        if sae.update_is_due():
+        if sae.running_means_are_due():
             self.ranks.average(sae.running_means())
 
     @override
