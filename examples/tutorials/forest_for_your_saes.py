@@ -1,0 +1,5 @@
+# %% [markdown]
+# # forest_for_your_saes
+
+# %%
+print(1)

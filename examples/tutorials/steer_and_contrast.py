@@ -1,0 +1,5 @@
+# %% [markdown]
+# # steer_and_contrast
+
+# %%
+print(1)

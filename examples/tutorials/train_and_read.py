@@ -1,0 +1,5 @@
+# %% [markdown]
+# # train_and_read
+
+# %%
+print(1)
