@@ -43,6 +43,7 @@ def train(width: int) -> SAE:
         total_training_samples=STEPS * BATCH,
         train_batch_size_samples=BATCH,
         lr=5e-3,
+        lr_end=0.0,
         lr_decay_steps=STEPS // 2,
         n_batches_for_norm_estimate=1,
     )
