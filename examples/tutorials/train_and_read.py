@@ -8,11 +8,10 @@
 from collections.abc import Iterator
 
 import torch
-from sae_lens import SAE
 from sae_lens.config import SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 
-from sae_lens_hsae import HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig, evaluate_forest
+from sae_lens_hsae import HierarchicalSAE, HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig, evaluate_forest
 from sae_lens_hsae.presets import fading
 from sae_lens_hsae.showcase import paper_optimizer
 
@@ -68,10 +67,10 @@ sae.save_inference_model("runs/tutorial")
 # %% [markdown]
 # ## Load and measure
 #
-# What SAELens loads is a `HierarchicalSAE`: a stack of levels and a forest.
+# A `HierarchicalSAE` is a stack of levels and a forest. SAELens' own `SAE.load_from_disk` gives the same.
 
 # %%
-forest_sae = SAE.load_from_disk("runs/tutorial")
+forest_sae = HierarchicalSAE.load_from_disk("runs/tutorial")
 forest = forest_sae.forest
 print(forest)
 
