@@ -52,6 +52,12 @@ def test_fading_falls_over_the_steps_of_the_run():
     assert preset_names()[-1] == "fading"
 
 
+@pytest.mark.parametrize("flags", [["--preset", "fading"], ["--structural_loss_decay", "[280, 880]"]])
+def test_a_falling_rho_reaches_the_config(flags):
+    _, cfg = parse(["--preset", "gpt2", "--training_tokens", "1024000", *flags])
+    assert cfg.sae.structural_loss_decay == [280, 880]
+
+
 def test_a_dry_run_says_what_it_would_do(capsys):
     cli.main(["train", "--preset", "gpt2", "--training_tokens", "1024000", "--dry-run"])
     printed = json.loads(capsys.readouterr().out)

@@ -82,14 +82,17 @@ class FeatureForest:
 
     @property
     def levels(self) -> Levels:
+        """The levels, and the flat numbering of their features."""
         return self._levels
 
     @property
     def level_widths(self) -> tuple[int, ...]:
+        """Features of each level, coarse to fine."""
         return self._levels.widths
 
     @property
     def n_features(self) -> int:
+        """Features of all levels together."""
         return self._parents.numel()
 
     def __len__(self) -> int:

@@ -29,6 +29,7 @@ from sae_lens_hsae.training_sae import HierarchicalTrainingSAE
 
 WIDTHS = (128, 256, 512, 1024)
 BATCH_SIZE = 1024
+"""Activations per training step, as in the paper (HSAE App. A.1)."""
 LEARNING_RATE = 6e-3
 
 MATRYOSHKA = "matryoshka, post hoc"

@@ -86,6 +86,7 @@ TABLES = {
     "similarity": Table(("HSAE (paper)", "decoder cosine", "co-activation")),
     "tradeoff": Table((HSAE, "HSAE, constant ρ", "HSAE (paper)", "post hoc", *TRADE_OFF)),
 }
+"""The comparisons that `reproduce` makes, by name."""
 
 
 def reproduce(

@@ -60,9 +60,13 @@ def effect_of(
     decoder directions have norm 1, so both changes of x have the same ``norm``.
 
     Args:
-        model, levels, edits, forest, typical: as for :func:`steer`.
+        model: as for :func:`steer`, like the other arguments that both have.
+        levels: one SAE per level, or one object for all.
+        edits: what to do.
         tokens: (batch, context).
         target: the feature that says which tokens are on target.
+        forest: of their features; None takes ``levels.forest``.
+        typical: (n_features,) typical activations, for a push that is spread over children.
         read_at: a hook point to read instead of the logits, such as the last layer of a model of embeddings.
 
     Raises:
