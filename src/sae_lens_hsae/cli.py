@@ -9,6 +9,7 @@ from typing import Any
 
 from sae_lens_hsae.commands.demo import demo
 from sae_lens_hsae.commands.evaluate import add_evaluate, run_evaluate
+from sae_lens_hsae.commands.explain import add_explain, run_explain
 from sae_lens_hsae.commands.label import add_label_and_judge, run_label_or_judge
 from sae_lens_hsae.commands.sweep import add_sweep, run_sweep_command
 from sae_lens_hsae.commands.train import train
@@ -19,6 +20,7 @@ from sae_lens_hsae.sharing.command import add_convert, add_push, run_convert, ru
 COMMANDS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "demo": lambda _: demo(),
     "evaluate": run_evaluate,
+    "explain": run_explain,
     "explore": run_explore,
     "label": run_label_or_judge,
     "judge": run_label_or_judge,
@@ -48,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands.add_parser("train", help="train on a language model; SAELens' fields are flags", add_help=False)
     for add in (
         add_evaluate,
+        add_explain,
         add_explore,
         add_label_and_judge,
         add_reproduce,

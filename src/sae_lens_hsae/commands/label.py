@@ -12,13 +12,13 @@ from typing import Any
 
 from sae_lens import SAE
 
-from sae_lens_hsae.explorer.token_text import token_texts
 from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
 from sae_lens_hsae.interpret.dashboards import Dashboards, dashboards_folder, fingerprint
 from sae_lens_hsae.interpret.labels import token_labels
 from sae_lens_hsae.interpret.language_model import Endpoint, Replies, Request, judge_pairs, label_features, sample_pairs
 from sae_lens_hsae.interpret.language_model.judging import judge_requests
 from sae_lens_hsae.interpret.language_model.naming import firing_by_level, label_requests
+from sae_lens_hsae.interpret.token_text import token_texts
 
 JUDGE_TEMPERATURE = 0.7
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 from sae_lens_hsae.config import ARCHITECTURE
 from sae_lens_hsae.explorer.page import write_page
 from sae_lens_hsae.explorer.rows import TextSource, digest, text_rows
-from sae_lens_hsae.explorer.token_text import token_texts
 from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
 from sae_lens_hsae.interpret.dashboards import (
     Dashboards,
@@ -21,6 +19,8 @@ from sae_lens_hsae.interpret.dashboards import (
 )
 from sae_lens_hsae.interpret.dashboards.text import load_language_model, tokens_and_activations, unembedding_of
 from sae_lens_hsae.interpret.labels import token_labels
+from sae_lens_hsae.interpret.labels.files import read_labels
+from sae_lens_hsae.interpret.token_text import token_texts
 from sae_lens_hsae.storage.json_files import read_json_object
 
 DEFAULT_TOKENS = 200_000
@@ -83,7 +83,7 @@ def explore(
             "FeatureForest and call collect_dashboards() and write_page()"
         )
     sae = HierarchicalSAE.load_from_disk(folder, device="cpu")
-    names = _labels(labels)
+    names = {} if labels is None else read_labels(labels)
     where = dashboards_folder(folder)
     if where.exists() and not renew:
         try:
@@ -123,16 +123,3 @@ def excluded_tokens(sae: HierarchicalSAE, tokenizer: Any) -> list[int]:
     if isinstance(excluded, (list, tuple)):
         return list(excluded)
     return list(tokenizer.all_special_ids) if excluded else []
-
-
-def _labels(path: str | Path | None) -> dict[int, str]:
-    if path is None:
-        return {}
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-        return {int(feature): str(label) for feature, label in data.items()}
-    except (ValueError, AttributeError) as error:
-        raise ValueError(
-            f'labels={str(path)!r} is not a JSON object from flat feature index to label, such as {{"12": "dates"}} '
-            f"({error})"
-        ) from error
