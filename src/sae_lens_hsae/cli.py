@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sae_lens_hsae.commands.clarity import add_clarity, run_clarity
 from sae_lens_hsae.commands.demo import demo
 from sae_lens_hsae.commands.evaluate import add_evaluate, run_evaluate
 from sae_lens_hsae.commands.explain import add_explain, run_explain
@@ -20,6 +21,7 @@ from sae_lens_hsae.sharing.command import add_convert, add_push, run_convert, ru
 COMMANDS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "demo": lambda _: demo(),
     "evaluate": run_evaluate,
+    "clarity": run_clarity,
     "explain": run_explain,
     "explore": run_explore,
     "label": run_label_or_judge,
@@ -50,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands.add_parser("train", help="train on a language model; SAELens' fields are flags", add_help=False)
     for add in (
         add_evaluate,
+        add_clarity,
         add_explain,
         add_explore,
         add_label_and_judge,

@@ -56,9 +56,7 @@ class Explanation:
         by_end = {feature: tuple(self.forest.path(feature)) for feature in firing}
         inner = {feature for path in by_end.values() for feature in path[:-1]}
         strength = {
-            path: sum(shares.get(feature, 0.0) for feature in path)
-            for end, path in by_end.items()
-            if end not in inner
+            path: sum(shares.get(feature, 0.0) for feature in path) for end, path in by_end.items() if end not in inner
         }
         return sorted(strength, key=lambda path: (-strength[path], path))
 
