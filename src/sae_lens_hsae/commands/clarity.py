@@ -47,8 +47,7 @@ def run_clarity(chosen: argparse.Namespace) -> None:
     with files_written_whole(output.parent, output.name) as aside:
         frame.to_csv(aside / output.name)
     print(f"Every feature is in {output}. Detection by tokens, balanced accuracy, ½ is chance:")
-    scored = frame.groupby("level")["detection"].agg(["count", "mean", "median"])
-    print(scored.rename(columns={"count": "features with a score"}).round(3))
+    print(frame.groupby("level")["detection"].agg(["count", "mean", "median"]).round(3))
     print(f"\nRoots, detection by tokens, 95 % intervals over roots\n{branching(forest, detection.score)}")
     if verdicts is not None:
         print(f"\nRoots, share of their edges judged real\n{branching(forest, verdicts)}")

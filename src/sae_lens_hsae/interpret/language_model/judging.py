@@ -156,7 +156,7 @@ def parent_verdicts(pairs: pd.DataFrame, n_features: int) -> torch.Tensor:
     Raises:
         ValueError: if an edge is of a feature that the forest has not.
     """
-    edges = pairs[pairs["kind"] == "edge"].dropna(subset="special_case")
+    edges = pairs[(pairs["kind"] == "edge") & pairs["special_case"].notna()]
     unknown = edges.loc[~edges["broad"].between(0, n_features - 1), "broad"]
     if len(unknown):
         raise ValueError(f"pairs: feature {unknown.iloc[0]} does not exist; the forest has 0 … {n_features - 1}")
