@@ -33,8 +33,8 @@ def explain(
 
     1 for a perfect reconstruction, 0 for one no better than b, below 0 for a worse one. The part of a single feature,
     which adds s_f, is ⟨s_f, 2 (x − b) − s⟩ / ‖x − b‖². It is the feature's Shapley value: the mean of what it adds to
-    the share over all orders in which the features could be added. So the parts of a level add up to its share; a
-    feature that the others of its level make superfluous has a part near or below 0.
+    the share over all orders in which the features could be added. So the parts of a level add up to its share; that
+    of a feature that makes the reconstruction worse is below 0.
 
     Args:
         levels: one SAE per level, coarse to fine, or one object for all (``HierarchicalSAE``), with a hook name.
