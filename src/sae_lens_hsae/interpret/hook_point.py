@@ -80,8 +80,13 @@ def ids_of_text(model: Any, sae: Any, text: str) -> tuple[list[int], list[int]]:
         sae: with metadata that say whether a text begins with the model's first token.
 
     Raises:
-        ValueError: if the model has no tokenizer, or lacks the first token that the SAE's metadata ask for.
+        ValueError: if the text is no Unicode, the model has no tokenizer, or that lacks the first token that the SAE's
+            metadata ask for.
     """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:  # tokenizers answer it with a TypeError that says nothing
+        raise ValueError(f"text={text!r} is no proper Unicode ({error.reason}); give it in UTF-8") from error
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise ValueError("the model has no tokenizer; load it with one, or set model.tokenizer")
