@@ -118,7 +118,8 @@ def test_heads_are_edited_as_one_vector():
 @pytest.mark.parametrize("pushed", [4, 13])
 def test_effects_of_coarse_and_fine_pushes_of_one_norm_equal_plain_computation(pushed):
     """Feature 4 is the parent of 13; both are pushed by the same norm and judged by the same target."""
-    model, sae = tiny_sae_transformer(), stack(HOOK)
+    model: Any = tiny_sae_transformer()
+    sae = stack(HOOK)
     tokens = tiny_tokens(3)
     found = effect_of(model, sae, [add(pushed, 4.0)], tokens, target=4)
     with torch.no_grad():
