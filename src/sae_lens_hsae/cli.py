@@ -7,8 +7,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sae_lens_hsae.commands.clarity import add_clarity, run_clarity
 from sae_lens_hsae.commands.demo import demo
 from sae_lens_hsae.commands.evaluate import add_evaluate, run_evaluate
+from sae_lens_hsae.commands.explain import add_explain, run_explain
 from sae_lens_hsae.commands.label import add_label_and_judge, run_label_or_judge
 from sae_lens_hsae.commands.sweep import add_sweep, run_sweep_command
 from sae_lens_hsae.commands.train import train
@@ -20,6 +22,8 @@ from sae_lens_hsae.training.ranks import n_launched
 COMMANDS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "demo": lambda _: demo(),
     "evaluate": run_evaluate,
+    "clarity": run_clarity,
+    "explain": run_explain,
     "explore": run_explore,
     "label": run_label_or_judge,
     "judge": run_label_or_judge,
@@ -49,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands.add_parser("train", help="train on a language model; SAELens' fields are flags", add_help=False)
     for add in (
         add_evaluate,
+        add_clarity,
+        add_explain,
         add_explore,
         add_label_and_judge,
         add_reproduce,

@@ -10,14 +10,12 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
-from sae_lens import SAE
-
-from sae_lens_hsae.explorer.token_text import token_texts
-from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
-from sae_lens_hsae.interpret.dashboards import Dashboards, dashboards_folder, fingerprint
+from sae_lens_hsae.commands.collected import read_collected
+from sae_lens_hsae.interpret.dashboards import Dashboards
 from sae_lens_hsae.interpret.labels import token_labels
+from sae_lens_hsae.interpret.labels.files import LABELS_FILENAME
 from sae_lens_hsae.interpret.language_model import Endpoint, Replies, Request, judge_pairs, label_features, sample_pairs
-from sae_lens_hsae.interpret.language_model.judging import judge_requests
+from sae_lens_hsae.interpret.language_model.judging import JUDGEMENTS_FILENAME, judge_requests
 from sae_lens_hsae.interpret.language_model.naming import firing_by_level, label_requests
 
 JUDGE_TEMPERATURE = 0.7
@@ -27,7 +25,7 @@ def add_label_and_judge(commands: Any) -> None:
     """Add ``label`` and ``judge`` to the subparsers of the command ``hsae``."""
     label = commands.add_parser("label", help="have a language model name the features of a saved SAE")
     judge = commands.add_parser("judge", help="have a language model judge edges of a saved SAE's forest, and controls")
-    for parser, output in ((label, "labels.json"), (judge, "judgements.csv")):
+    for parser, output in ((label, LABELS_FILENAME), (judge, JUDGEMENTS_FILENAME)):
         parser.add_argument("folder", help="where the SAE was saved and hsae explore has collected its dashboards")
         parser.add_argument(
             "--model", required=True, help="the language model's name at OPENAI_BASE_URL; the key is OPENAI_API_KEY"
@@ -50,7 +48,7 @@ def run_label_or_judge(chosen: argparse.Namespace) -> None:
             chosen.concurrency,
             temperature=JUDGE_TEMPERATURE if chosen.command == "judge" and chosen.repetitions > 1 else 0.0,
         )
-        dashboards, text_of = _read(folder)
+        dashboards, text_of = read_collected(folder)
         if chosen.command == "label":
             _label(chosen, folder, endpoint, dashboards, text_of)
         else:
@@ -68,7 +66,7 @@ def _label(
     if not _go_on(chosen, endpoint, label_requests(dashboards, features, text_of, {}, by_tokens)):
         return
     labels, replies = label_features(dashboards, text_of, endpoint)
-    output = Path(chosen.output or folder / "labels.json")
+    output = Path(chosen.output or folder / LABELS_FILENAME)
     _write(output, json.dumps({str(feature): label for feature, label in labels.items()}, indent=1, ensure_ascii=False))
     print(f"{len(labels)} of {len(features)} features named in {output}; hsae explore --labels {output} shows them")
     for each in replies:
@@ -84,7 +82,7 @@ def _judge(
     if not _go_on(chosen, endpoint, judge_requests(dashboards, pairs, text_of, chosen.repetitions)):
         return
     found = judge_pairs(dashboards, pairs, text_of, endpoint, chosen.repetitions)
-    output = Path(chosen.output or folder / "judgements.csv")
+    output = Path(chosen.output or folder / JUDGEMENTS_FILENAME)
     _write(output, found.pairs.to_csv(index=False))
     print(f"Judged a special case, with 95 % intervals; every pair in {output}\n{found.rates().round(3)}")
     if chosen.repetitions > 1:
@@ -109,21 +107,6 @@ def _report(replies: Replies) -> None:
     )
     for i, error in list(replies.errors.items())[:5]:
         print(f"  question {i}: {error}")
-
-
-def _read(folder: Path) -> tuple[Dashboards, Callable[[int], str]]:
-    from transformers import AutoTokenizer
-
-    if not (folder / "cfg.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no cfg.json, so no saved SAE; give the folder it was saved to")
-    if not dashboards_folder(folder).is_dir():
-        raise FileNotFoundError(f"{folder} holds no dashboards; collect them: hsae explore {folder}")
-    sae = SAE.load_from_disk(folder, device="cpu")
-    if not isinstance(sae, HierarchicalSAE):
-        raise ValueError(f"{folder} holds a {type(sae).__name__}, which has no forest; call label_features() instead")
-    dashboards = Dashboards.load(dashboards_folder(folder), fingerprint(sae, sae.forest))
-    tokenizer: Any = AutoTokenizer.from_pretrained(sae.cfg.metadata.model_name)
-    return dashboards, token_texts(tokenizer, range(len(tokenizer))).__getitem__
 
 
 def _write(path: Path, text: str) -> None:

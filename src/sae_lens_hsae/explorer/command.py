@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sae_lens_hsae.config import ARCHITECTURE
 from sae_lens_hsae.explorer.page import write_page
 from sae_lens_hsae.explorer.rows import TextSource, digest, text_rows
-from sae_lens_hsae.explorer.token_text import token_texts
 from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
 from sae_lens_hsae.interpret.dashboards import (
     Dashboards,
@@ -20,7 +19,10 @@ from sae_lens_hsae.interpret.dashboards import (
     fingerprint,
 )
 from sae_lens_hsae.interpret.dashboards.text import load_language_model, tokens_and_activations, unembedding_of
+from sae_lens_hsae.interpret.explain import explain
 from sae_lens_hsae.interpret.labels import token_labels
+from sae_lens_hsae.interpret.labels.files import read_labels
+from sae_lens_hsae.interpret.token_text import token_texts
 from sae_lens_hsae.storage.json_files import read_json_object
 
 DEFAULT_TOKENS = 200_000
@@ -37,13 +39,16 @@ def add_explore(commands: Any) -> None:
     parser.add_argument("--split", default="train", help="of the data set (default: %(default)s)")
     parser.add_argument("--column", default="text", help="of the data set, with the text (default: %(default)s)")
     parser.add_argument("--labels", help="a JSON object from flat feature index to label (others: their tokens)")
+    parser.add_argument(
+        "--explain", action="append", default=[], metavar="TEXT", help="also show this text, token by token; repeatable"
+    )
     parser.add_argument("--renew", action="store_true", help="collect the dashboards again")
 
 
 def run_explore(chosen: argparse.Namespace) -> None:
     """Write the page and say where it is."""
     source = TextSource(chosen.text, chosen.dataset, chosen.split, chosen.column)
-    page = explore(chosen.folder, chosen.output, chosen.n_tokens, source, chosen.labels, chosen.renew)
+    page = explore(chosen.folder, chosen.output, chosen.n_tokens, source, chosen.labels, chosen.renew, chosen.explain)
     sys.stdout.write(f"Open {page.resolve().as_uri()}\n")
 
 
@@ -54,6 +59,7 @@ def explore(
     text: TextSource | None = None,
     labels: str | Path | None = None,
     renew: bool = False,
+    explained: Sequence[str] = (),
 ) -> Path:
     """Write the explorer page of a saved ``HierarchicalSAE``; dashboards that stand beside it are used again.
 
@@ -64,6 +70,7 @@ def explore(
         text: what to read; None takes the installed packages' READMEs and docstrings.
         labels: a JSON object from flat feature index to label; other features are named by their distinctive tokens.
         renew: collect the dashboards again even where they stand.
+        explained: texts to show token by token; for these the language model is loaded in any case.
 
     Returns:
         The page's path.
@@ -71,7 +78,7 @@ def explore(
     Raises:
         FileNotFoundError: if the folder holds no SAE, or there is no such text.
         ValueError: if it holds another architecture, the dashboards there are of other weights, the labels are no such
-            object, or the text is too short.
+            object, the text is too short, or one to explain is empty or longer than the model takes.
     """
     folder = Path(folder)
     if not (folder / "cfg.json").is_file():
@@ -83,17 +90,20 @@ def explore(
             "FeatureForest and call collect_dashboards() and write_page()"
         )
     sae = HierarchicalSAE.load_from_disk(folder, device="cpu")
-    names = _labels(labels)
+    names = {} if labels is None else read_labels(labels)
     where = dashboards_folder(folder)
+    dashboards = model = None
     if where.exists() and not renew:
         try:
             dashboards = Dashboards.load(where, fingerprint(sae, sae.forest))
         except (ValueError, FileNotFoundError) as error:
             raise ValueError(f"{error} (hsae explore --renew, or renew=True)") from error
-        tokenizer = _tokenizer(sae)
-    else:
+    if dashboards is None or explained:
         model = load_language_model(sae)
-        tokenizer = model.tokenizer
+    # First, so that a text that cannot be explained costs no collection.
+    explanations = [explain(sae, model, each) for each in explained]
+    tokenizer = _tokenizer(sae) if model is None else model.tokenizer
+    if dashboards is None:
         rows = text_rows(text or TextSource(), sae.cfg.metadata, tokenizer, n_tokens)
         dashboards = collect_dashboards(
             sae,
@@ -108,7 +118,8 @@ def explore(
     texts = token_texts(tokenizer, range(len(tokenizer)))
     names = token_labels(dashboards, texts.__getitem__) | names
     title = f"{folder.resolve().name}: {sae.cfg.metadata.hook_name}"
-    return write_page(dashboards, sae.forest, output or folder / "explorer.html", texts.__getitem__, names, title)
+    path = output or folder / "explorer.html"
+    return write_page(dashboards, sae.forest, path, texts.__getitem__, names, title=title, explanations=explanations)
 
 
 def _tokenizer(sae: HierarchicalSAE) -> Any:
@@ -123,16 +134,3 @@ def excluded_tokens(sae: HierarchicalSAE, tokenizer: Any) -> list[int]:
     if isinstance(excluded, (list, tuple)):
         return list(excluded)
     return list(tokenizer.all_special_ids) if excluded else []
-
-
-def _labels(path: str | Path | None) -> dict[int, str]:
-    if path is None:
-        return {}
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-        return {int(feature): str(label) for feature, label in data.items()}
-    except (ValueError, AttributeError) as error:
-        raise ValueError(
-            f'labels={str(path)!r} is not a JSON object from flat feature index to label, such as {{"12": "dates"}} '
-            f"({error})"
-        ) from error
