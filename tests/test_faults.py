@@ -18,7 +18,12 @@ from host_helpers import recorded_steps, runner_config, tiny_config, tiny_datase
 from sae_lens import SAE
 from test_resume import BATCH, assert_equal_states, batches, new_trainer, take_steps
 
-from sae_lens_hsae.storage.whole_files import check_writable, files_written_whole, folder_written_whole
+from sae_lens_hsae.storage.whole_files import (
+    check_writable,
+    file_written_whole,
+    files_written_whole,
+    folder_written_whole,
+)
 from sae_lens_hsae.training.bad_batches import BadBatchError
 from sae_lens_hsae.training.checkpoints import MANIFEST, newest_valid, verify
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
@@ -309,6 +314,25 @@ def test_files_appear_whole_or_not_at_all(tmp_path):
         assert (target / "key").read_text() == "first"
         assert [path.name for path in target.iterdir()] == ["key"]
         assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "file"
+    with file_written_whole(path) as aside:
+        aside.write_text("first")
+        assert not path.exists()
+    for error, fault in ((FileNotFoundError, lambda aside: aside.unlink()), (ValueError, lambda aside: int("x"))):  # noqa: ARG005
+        with pytest.raises(error), file_written_whole(path) as aside:  # noqa: PT012 – the block is what is tested
+            aside.write_text("second")
+            fault(aside)
+        assert path.read_text() == "first"
+    with file_size_limited_to(5), pytest.raises(OSError, match="too large"), file_written_whole(path) as aside:
+        aside.write_text("second")
+    assert path.read_text() == "first"
+    with file_written_whole(path) as aside:
+        aside.write_text("second")
+    assert path.read_text() == "second"
+    assert [each.name for each in path.parent.iterdir()] == ["file"]
 
 
 # Numbers that are not finite.

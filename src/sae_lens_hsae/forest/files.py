@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.levels import NO_PARENT
+from sae_lens_hsae.storage.whole_files import file_written_whole
 
 if TYPE_CHECKING:
     import pandas
@@ -73,13 +74,8 @@ def write_forest(forest: FeatureForest, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix not in FORMATS:
         raise ValueError(f"output={str(path)!r} ends in {path.suffix!r}; choose one of {', '.join(FORMATS)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        FORMATS[path.suffix](forest, unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with file_written_whole(path) as aside:
+        FORMATS[path.suffix](forest, aside)
     return path
 
 

@@ -139,9 +139,7 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
             delete_older(Path(base), self.keep_checkpoints)
 
     def _check_parameters(self) -> None:
-        check_parameters(
-            dict(self.sae.named_parameters()), self.sae.levels, f"after training step {self.n_training_steps}"
-        )
+        check_parameters(self.sae.named_parameters(), self.sae.levels, f"after training step {self.n_training_steps}")
 
     @override
     def step(self, batch: torch.Tensor) -> TrainStepOutput:
