@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -129,9 +128,8 @@ def _labels(path: str | Path | None) -> dict[int, str]:
     if path is None:
         return {}
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-        return {int(feature): str(label) for feature, label in data.items()}
-    except (ValueError, AttributeError) as error:
+        return {int(feature): str(label) for feature, label in read_json_object(Path(path)).items()}
+    except ValueError as error:
         raise ValueError(
             f'labels={str(path)!r} is not a JSON object from flat feature index to label, such as {{"12": "dates"}} '
             f"({error})"
