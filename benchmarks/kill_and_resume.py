@@ -27,7 +27,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from host_helpers import runner_config, tiny_dataset, tiny_model  # type: ignore[reportMissingImports] – on the path only now
 from safetensors.torch import load_file
-from tqdm.auto import trange
 
 from sae_lens_hsae import HierarchicalSAETrainingRunner
 from sae_lens_hsae.storage.whole_files import UNFINISHED
@@ -148,8 +147,7 @@ def main() -> None:
         n_operations = int(undisturbed.with_suffix(".operations").read_text())
         expected = final_state(undisturbed)
         n_killed = 0
-        progress = trange(chosen.trials, desc="Runs", unit="run")
-        for trial in progress:
+        for trial in range(chosen.trials):
             folder = Path(temporary) / f"trial-{trial}"
             n_killed += run_trial(folder, draw, seconds, n_operations)
             reached = final_state(folder)
@@ -157,7 +155,8 @@ def main() -> None:
             if different or reached.keys() != expected.keys():
                 raise SystemExit(f"trial {trial} ended otherwise: {', '.join(different)}")
             shutil.rmtree(folder)
-            progress.set_postfix(kills=n_killed)
+            # No progress bar: the runs would share its lock, and one that is killed holding it would stop all others.
+            print(f"{trial + 1} of {chosen.trials} runs, killed {n_killed} times", file=sys.stderr, flush=True)
         print(f"{chosen.trials} runs killed {n_killed} times: all ended equal to the bit to the undisturbed run")
 
 
