@@ -1,5 +1,6 @@
 """Damaged, missing and half-written files, full disks, signals, and numbers that are not finite."""
 
+import itertools
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,6 +56,10 @@ def damage(path, how):
         path.write_bytes(content)
     elif how == "cut":
         path.write_bytes(path.read_bytes()[:-1])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "zeros":  # the length is there and the content never was: what a power cut leaves of unflushed files
+        path.write_bytes(bytes(path.stat().st_size))
     else:
         path.unlink()
 
@@ -61,7 +67,7 @@ def damage(path, how):
 # Manifests.
 
 
-@pytest.mark.parametrize("how", ["flip", "cut", "remove"])
+@pytest.mark.parametrize("how", ["flip", "cut", "empty", "zeros", "remove"])
 def test_damage_to_any_file_of_a_checkpoint_is_found(tmp_path, how):
     trainer = new_trainer(HierarchicalSAETrainer)
     take_steps(trainer, batches(), 2)
@@ -127,6 +133,27 @@ def test_auto_takes_the_newest_whole_checkpoint_whatever_the_clock_says(tmp_path
     verify(third)
     assert "third" not in caplog.text
     assert f"checkpoint {str(third)!r} is passed over" in caplog.text
+
+
+def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
+    options = {"n_checkpoints": 5, "options": {"keep_checkpoints": 2}}
+    undisturbed, whole = run_ours(tmp_path, **options)
+    jumps = itertools.cycle([0.0, 4e9, 1e6, 2e9])
+    monkeypatch.setattr(time, "time", lambda: next(jumps))
+    original = HierarchicalSAETrainer.save_checkpoint
+
+    def save(trainer, checkpoint_name, *args, **kwargs):
+        original(trainer, checkpoint_name, *args, **kwargs)
+        for path in Path(str(trainer.cfg.checkpoint_path)).rglob("*"):
+            os.utime(path, (at := next(jumps), at))
+
+    monkeypatch.setattr(HierarchicalSAETrainer, "save_checkpoint", save)
+    cfg, disturbed = run_ours(tmp_path, "jumps", **options)
+    assert_equal_states(disturbed, whole)
+    assert [path.name for path in checkpoints_of(cfg)] == [path.name for path in checkpoints_of(undisturbed)]
+    again, resumed = run_ours(tmp_path, "jumps", resume_from_checkpoint="auto", **options)
+    assert again.resume_from_checkpoint == str(checkpoints_of(cfg)[-1])
+    assert_equal_states(resumed, whole)
 
 
 def test_auto_begins_where_there_is_nothing_to_resume(tmp_path, caplog):
@@ -314,6 +341,38 @@ def test_files_appear_whole_or_not_at_all(tmp_path):
         assert (target / "key").read_text() == "first"
         assert [path.name for path in target.iterdir()] == ["key"]
         assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no inodes")
+def test_what_takes_its_place_is_on_the_disk_by_then(tmp_path, monkeypatch):
+    flushed = set()
+    original = os.fsync
+
+    def fsync(file):
+        flushed.add(os.fstat(file).st_ino)
+        original(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    renamed = []
+
+    def watch(event, arguments):
+        if event == "os.rename" and str(tmp_path) in str(arguments[0]):
+            path = Path(arguments[0])
+            parts = [path, *path.rglob("*")]
+            renamed.append((path.name, [part.name for part in parts if part.stat().st_ino not in flushed]))
+
+    sys.addaudithook(watch)  # which cannot be taken away, but sees nothing of other tests' folders
+    with folder_written_whole(tmp_path / "folder") as new:
+        (new / "below").mkdir()
+        (new / "below" / "a").write_text("1")
+        (new / "b").write_text("2")
+    with files_written_whole(tmp_path / "files", "b") as new:
+        (new / "a").write_text("1")
+        (new / "b").write_text("2")
+    with file_written_whole(tmp_path / "file") as aside:
+        aside.write_text("1")
+    assert renamed == [("folder", []), ("a", []), ("b", []), ("file", [])]
+    assert {path.stat().st_ino for path in (tmp_path, tmp_path / "files")} <= flushed
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
