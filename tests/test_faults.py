@@ -305,11 +305,18 @@ def test_a_vanished_folder_is_made_again_and_an_impossible_one_is_an_error(tmp_p
         trainer.save_checkpoint("0", base_path=base)
 
 
-@pytest.mark.parametrize("field", ["output_path", "checkpoint_path"])
-def test_a_place_that_cannot_be_written_to_is_refused_before_training(tmp_path, field):
+@pytest.mark.parametrize(
+    ("field", "overrides"),
+    [
+        ("output_path", {}),
+        ("checkpoint_path", {"n_checkpoints": 1}),
+        ("checkpoint_path", {"n_checkpoints": 0, "save_final_checkpoint": True}),
+    ],
+)
+def test_a_place_that_cannot_be_written_to_is_refused_before_training(tmp_path, field, overrides):
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match=rf"{field}=.*file' is no folder; give another path"):
-        run_ours(tmp_path, n_checkpoints=1, **{field: str(tmp_path / "file" / "below")})
+        run_ours(tmp_path, **{field: str(tmp_path / "file" / "below")}, **overrides)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="asks for POSIX permissions")

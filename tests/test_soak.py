@@ -60,7 +60,7 @@ def test_what_grows_is_seen(tmp_path):
     assert record["samples"][-1]["trained"] == 30 * 64
     assert 4 <= sound["checkpoints"] <= N_CHECKPOINTS + 1
     for name in ("handles", "threads"):
-        assert sound[name]["last_window"] == sound[name]["first_window"]
+        assert sound[name]["last_window"] <= sound[name]["first_window"]
 
     leaking, code = soak(leaking_training, MINUTES, path)
     assert code == json.loads(path.read_text())["exit_code"] == 3

@@ -91,7 +91,7 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         self.max_bad_batches, self.keep_checkpoints = max_bad_batches, keep_checkpoints
         if cfg.output_path is not None:
             check_writable("output_path", Path(cfg.output_path))
-        if cfg.checkpoint_path is not None and cfg.n_checkpoints > 0:
+        if cfg.checkpoint_path is not None and (cfg.n_checkpoints > 0 or cfg.save_final_checkpoint):
             check_writable("checkpoint_path", Path(cfg.checkpoint_path))
         if cfg.resume_from_checkpoint == AUTO:
             _resume_newest(cfg)
