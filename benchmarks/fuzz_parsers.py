@@ -12,6 +12,7 @@ see it again: ``python -m benchmarks.fuzz_parsers --parser forest --input crash-
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import re
 import subprocess
@@ -21,8 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import atheris  # type: ignore[reportMissingImports] – it has wheels for few systems, so nothing installs it
-
+atheris: Any = importlib.import_module("atheris")  # it has wheels for few systems, so nothing installs it
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 with atheris.instrument_imports(include=["sae_lens_hsae"]):
     import test_untrusted_files as tested  # type: ignore[reportMissingImports] – on the path only now
@@ -144,9 +144,12 @@ def fuzz_all(seconds: int) -> dict[str, Any]:
         command = [sys.executable, "-m", "benchmarks.fuzz_parsers", "--parser", name, "--seconds", str(seconds)]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         counted = re.search(r"^Done (\d+) runs", done.stderr, flags=re.MULTILINE)
-        found = done.returncode != 0 or counted is None
-        inputs[name] = None if found else int(counted[1])
-        print(f"{name:<24} {done.stderr[-4000:] if found else f'{inputs[name]:,} inputs'}", flush=True)
+        if done.returncode == 0 and counted is not None:
+            inputs[name] = int(counted[1])
+            print(f"{name:<24} {inputs[name]:,} inputs", flush=True)
+        else:
+            inputs[name] = None
+            print(f"{name:<24} {done.stderr[-4000:]}", flush=True)
     return inputs
 
 

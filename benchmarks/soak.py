@@ -190,7 +190,7 @@ def memory_slope(samples: list[Sample]) -> dict[str, float]:
     """Theil and Sen's slope of resident memory, in MB per hour, with its 95 % interval; by means of equal stretches."""
     parts = [part for part in np.array_split(np.array([[s.seconds, s.resident] for s in samples]), MEANS) if len(part)]
     seconds, resident = np.array([part.mean(0) for part in parts]).T
-    fit = theilslopes(resident / 1e6, seconds / 3600)
+    fit: Any = theilslopes(resident / 1e6, seconds / 3600)
     return {"estimate": float(fit.slope), "low": float(fit.low_slope), "high": float(fit.high_slope)}
 
 

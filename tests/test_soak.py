@@ -23,8 +23,8 @@ def tiny_training(folder, minutes, at_checkpoint=lambda: None):
     """Ten checkpoints with a pause after each, so that all are seen."""
     original = HierarchicalSAETrainer.save_checkpoint
 
-    def save(trainer, checkpoint_name, *args, **kwargs):
-        original(trainer, checkpoint_name, *args, **kwargs)
+    def save(self, checkpoint_name, base_path=None, wandb_aliases=None):
+        original(self, checkpoint_name, base_path, wandb_aliases)
         at_checkpoint()
         time.sleep(60 * minutes / 12)
 
