@@ -144,6 +144,7 @@ def test_what_misbehaves_once_is_asked_again(server, tmp_path):
         ('{"label": 3}', "label must be", 3),
         ('{"label": ""}', "label must be", 3),
         ('["label"]', "no JSON object", 3),
+        ("[" * 100_000, "malformed", 3),
         ("cut", "cut off after max_tokens=200", 3),
     ],
 )

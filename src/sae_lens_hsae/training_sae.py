@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from numpy.typing import NDArray
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.saes.jumprelu_sae import JumpReLU
 from sae_lens.saes.sae import TrainCoefficientConfig, TrainingSAE, TrainStepInput, TrainStepOutput
@@ -249,6 +250,17 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         return TrainStepOutput(feature_acts=acts.values, hidden_pre=acts.hidden_pre, **common)
 
     @override
+    def log_histograms(self) -> dict[str, NDArray[Any]]:
+        """What SAELens logs with its evaluations: thresholds and encoder biases.
+
+        Not the decoder's norms, as for other architectures: they are all 1. In float64, because a histogram cannot be
+        made of numbers that differ in the last bits alone, and one that fails ends the training.
+        """
+        return {
+            f"weights/{name}": getattr(self, name).detach().double().cpu().numpy() for name in ("threshold", "b_enc")
+        }
+
+    @override
     def calculate_aux_loss(
         self,
         step_input: TrainStepInput,
@@ -443,7 +455,7 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
     @torch.no_grad()
     @torch.compiler.disable()
     def _check_losses(self, losses: dict[str, torch.Tensor], squared_errors: torch.Tensor, x: torch.Tensor) -> None:
-        check_losses(losses, squared_errors, x, dict(self.named_parameters()), self.levels, int(self.n_steps))
+        check_losses(losses, squared_errors, x, self.named_parameters(), self.levels, int(self.n_steps))
 
     @torch.no_grad()
     def project_parameters(self) -> None:

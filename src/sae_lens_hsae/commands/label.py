@@ -7,7 +7,6 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 from sae_lens_hsae.commands.collected import read_collected
@@ -17,6 +16,7 @@ from sae_lens_hsae.interpret.labels.files import LABELS_FILENAME
 from sae_lens_hsae.interpret.language_model import Endpoint, Replies, Request, judge_pairs, label_features, sample_pairs
 from sae_lens_hsae.interpret.language_model.judging import JUDGEMENTS_FILENAME, judge_requests
 from sae_lens_hsae.interpret.language_model.naming import firing_by_level, label_requests
+from sae_lens_hsae.storage.whole_files import file_written_whole
 
 JUDGE_TEMPERATURE = 0.7
 
@@ -110,7 +110,5 @@ def _report(replies: Replies) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
-        file.write(text)
-    Path(file.name).replace(path)
+    with file_written_whole(path) as aside:
+        aside.write_text(text, encoding="utf-8")

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
@@ -20,6 +19,7 @@ from sae_lens_hsae.explorer.content import PageContent
 from sae_lens_hsae.explorer.explained import explained_block
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.dashboards import Dashboards
+from sae_lens_hsae.storage.whole_files import file_written_whole
 
 if TYPE_CHECKING:
     from sae_lens_hsae.interpret.explain import Explanation
@@ -118,16 +118,9 @@ def write_page(
     blocks["vocabulary"] = pack(*content.vocabulary_block())
 
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
-        aside = Path(file.name)
-        try:
-            file.write(_html(title, blocks))
-        except BaseException:
-            aside.unlink()
-            raise
-    aside.chmod(0o644)
-    return aside.replace(path)
+    with file_written_whole(path) as aside:
+        aside.write_text(_html(title, blocks), encoding="utf-8")
+    return path
 
 
 def _html(title: str, blocks: Mapping[str, str]) -> str:

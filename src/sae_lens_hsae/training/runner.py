@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import wandb
 from sae_lens import logger
 from sae_lens.config import HfDataset, LanguageModelSAERunnerConfig
 from sae_lens.constants import SAE_CFG_FILENAME
@@ -62,7 +63,8 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
     Raises:
         ValueError: if ``cfg.sae`` is of another architecture, prefetching is on while checkpoints are to be written,
             the checkpoint to resume is damaged or of another run, the forest cannot be logged as asked for, or the
-            batch, the text or the GPUs cannot be divided among the processes.
+            batch, the text or the GPUs cannot be divided among the processes; from :meth:`run`, if W&B would refuse the
+            name of the artifacts.
         OSError: if ``output_path`` or ``checkpoint_path`` cannot be written to.
         Interrupted: from :meth:`run`, once the checkpoint is written.
     """
@@ -105,7 +107,7 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
             )
         if cfg.output_path is not None:
             check_writable("output_path", Path(cfg.output_path))
-        if cfg.checkpoint_path is not None and cfg.n_checkpoints > 0:
+        if cfg.checkpoint_path is not None and (cfg.n_checkpoints > 0 or cfg.save_final_checkpoint):
             check_writable("checkpoint_path", Path(cfg.checkpoint_path))
         self.ranks = join(cfg.device, rank_timeout)
         if self.ranks is not None:
@@ -145,6 +147,8 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
 
     @override
     def run(self) -> TrainingSAE[Any]:
+        if self.cfg.logger.log_to_wandb:
+            self._check_artifact_name()
         if self.cfg.resume_from_checkpoint is not None:
             # Before SAELens' trainer reads the files, which takes them as they are.
             assert isinstance(self.sae, HierarchicalTrainingSAE)
@@ -215,6 +219,18 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
     @cached_property
     def _forest_log(self) -> ForestLog:
         return ForestLog(self.forest_logging, self.model, self.cfg, self._whole_dataset)
+
+    def _check_artifact_name(self) -> None:
+        """Refuse a name that W&B would refuse at the first checkpoint, and end the run there."""
+        self._set_sae_metadata()  # as SAELens does; the name is made of it
+        name = self.sae.get_name().replace("/", "__")
+        try:
+            wandb.Artifact(f"{name}_log_feature_sparsity", type="log_feature_sparsity")
+        except ValueError as error:
+            raise ValueError(
+                f"model_name={self.cfg.model_name!r}: W&B cannot take the artifacts that SAELens names after it "
+                f"({error}); link the model's folder to a short path, or set log_to_wandb=False"
+            ) from error
 
     def _save_interrupted(self, trainer: HierarchicalSAETrainer) -> None:
         if self.cfg.checkpoint_path is None:

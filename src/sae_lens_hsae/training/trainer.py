@@ -144,9 +144,7 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
         """Write what else belongs to a checkpoint, before its files are listed; here nothing."""
 
     def _check_parameters(self) -> None:
-        check_parameters(
-            dict(self.sae.named_parameters()), self.sae.levels, f"after training step {self.n_training_steps}"
-        )
+        check_parameters(self.sae.named_parameters(), self.sae.levels, f"after training step {self.n_training_steps}")
 
     @override
     def step(self, batch: torch.Tensor) -> TrainStepOutput:
