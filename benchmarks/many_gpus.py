@@ -116,14 +116,14 @@ def layouts(d_in: int, n_features: int, n_levels: int, batch: int, n_ranks: int)
     hop = (n_ranks - 1) / n_ranks
     finest = 2**-1 / (1 - 2**-n_levels)  # share of the finest level, where widths double
     reconstructions = all_reduce_bytes(FLOAT * n_ranks * batch * n_levels * d_in, n_ranks)
-    gathered = FLOAT * (n_ranks - 1) * batch * d_in
+    gathered, gathered_by_levels = (FLOAT * (n - 1) * batch * d_in for n in (n_ranks, n_levels))
     return [
         Layout("replicas (as built)", 4 * whole + activations, step_bytes(d_in, n_features, n_levels, n_ranks)),
         Layout("optimizer sharded", 2 * whole + 2 * whole / n_ranks + activations, 2 * hop * whole),
         Layout("FSDP2, by level", 4 * whole / n_ranks + finest * whole + activations, 3 * hop * whole),
         # A rank computes its features for the batches of all ranks.
         Layout("dictionary sharded", 4 * whole / n_ranks + activations, gathered + reconstructions),
-        Layout("one level per rank", finest * (4 * whole + n_levels * activations), FLOAT * (n_levels - 1) * batch * d_in),
+        Layout("one level per rank", finest * (4 * whole + n_levels * activations), gathered_by_levels),
     ]
 
 
