@@ -40,9 +40,18 @@ LANGUAGE_MODEL = 1.3e9
 FLOPS = 2e14
 """That a GPU reaches per second, not what its maker states."""
 BANDWIDTHS = {"NVLink, 450 GB/s": 450e9, "400 Gbit/s": 50e9, "100 Gbit/s": 12.5e9}
-DENSE_COPIES = 4.5
-"""Of (batch, features) float32 numbers at the peak of a step in the dense form, which GPUs use; see the check."""
-CHECKED = (Size(256, (256, 512, 1024, 2048), 64, 16), Size(256, (256, 512, 1024, 2048), 1024, 16))
+PARAMETER_COPIES = 7
+"""At the peak of a step: parameters, gradients, Adam's two moments, and three while gradients are added up and
+arranged."""
+DENSE_COPIES = 23
+"""Of (batch, features) float32 numbers at the peak of a step in the dense form, which GPUs use. Both numbers were
+chosen to fit the check, on a CPU."""
+CHECKED = (
+    Size(256, (256, 512, 1024, 2048), 64, 16),
+    Size(256, (256, 512, 1024, 2048), 1024, 16),
+    Size(512, (512, 1024, 2048, 4096), 512, 16),
+    Size(1024, (512, 1024, 2048, 4096), 64, 16),
+)
 STEPS = 4
 
 
@@ -68,8 +77,8 @@ def update_bytes(widths: Sequence[int], n_ranks: int) -> float:
 
 
 def replica_bytes(d_in: int, n_features: int, n_levels: int, batch: int) -> float:
-    """Memory of a rank: parameters, gradients, Adam's two moments, and what a batch needs; without language model."""
-    return 4 * FLOAT * parameters(d_in, n_features, n_levels) + DENSE_COPIES * FLOAT * batch * n_features
+    """Memory of a rank at the peak of a step; without the language model and SAELens' buffer."""
+    return PARAMETER_COPIES * FLOAT * parameters(d_in, n_features, n_levels) + DENSE_COPIES * FLOAT * batch * n_features
 
 
 class Times(NamedTuple):
@@ -112,18 +121,19 @@ class Layout:
 def layouts(d_in: int, n_features: int, n_levels: int, batch: int, n_ranks: int) -> list[Layout]:
     """Memory and bytes per step of each rank: as built, and what sharding would make of them."""
     whole = FLOAT * parameters(d_in, n_features, n_levels)
+    state = PARAMETER_COPIES * whole
     activations = DENSE_COPIES * FLOAT * batch * n_features
     hop = (n_ranks - 1) / n_ranks
     finest = 2**-1 / (1 - 2**-n_levels)  # share of the finest level, where widths double
     reconstructions = all_reduce_bytes(FLOAT * n_ranks * batch * n_levels * d_in, n_ranks)
     gathered, gathered_by_levels = (FLOAT * (n - 1) * batch * d_in for n in (n_ranks, n_levels))
     return [
-        Layout("replicas (as built)", 4 * whole + activations, step_bytes(d_in, n_features, n_levels, n_ranks)),
-        Layout("optimizer sharded", 2 * whole + 2 * whole / n_ranks + activations, 2 * hop * whole),
-        Layout("FSDP2, by level", 4 * whole / n_ranks + finest * whole + activations, 3 * hop * whole),
+        Layout("replicas (as built)", state + activations, step_bytes(d_in, n_features, n_levels, n_ranks)),
+        Layout("optimizer sharded", state - 2 * whole * hop + activations, 2 * hop * whole),
+        Layout("FSDP2, by level", state / n_ranks + finest * whole + activations, 3 * hop * whole),
         # A rank computes its features for the batches of all ranks.
-        Layout("dictionary sharded", 4 * whole / n_ranks + activations, gathered + reconstructions),
-        Layout("one level per rank", finest * (4 * whole + n_levels * activations), gathered_by_levels),
+        Layout("dictionary sharded", state / n_ranks + activations, gathered + reconstructions),
+        Layout("one level per rank", finest * (state + n_levels * activations), gathered_by_levels),
     ]
 
 
