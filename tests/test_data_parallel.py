@@ -247,7 +247,7 @@ def test_features_that_never_fire_keep_nobody_waiting(tmp_path):
     ("dataset", "message"),
     [
         (tiny_dataset(2), "has 2 rows, fewer than the 3 ranks; start fewer"),
-        (DatasetDict(train=tiny_dataset(9)), "DatasetDict cannot be divided among 3 ranks; give one split"),
+        (DatasetDict({"train": tiny_dataset(9)}), "DatasetDict cannot be divided among 3 ranks; give one split"),
     ],
 )
 def test_text_that_cannot_be_divided_is_refused(dataset, message):

@@ -165,7 +165,8 @@ def join(device: str, timeout: float) -> Ranks | None:
     if begins_here:
         store, rank, n_ranks = next(rendezvous("env://", timeout=limit))
         # torchrun keeps its store when it starts the processes again, and gloo would read there where the former were.
-        store = dist.PrefixStore(f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{n_ranks}", store)
+        name = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{n_ranks}"
+        store = dist.PrefixStore(name, store)  # type: ignore[reportPrivateImportUsage]
         backend = "cpu:gloo,cuda:nccl" if own.startswith("cuda") else "gloo"
         # The large groups wait longer, so that who is missing is found out in the small one, which can name it.
         dist.init_process_group(backend, store=store, rank=rank, world_size=n_ranks, timeout=2 * limit)
