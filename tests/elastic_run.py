@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import torch
-from host_helpers import HOOK, runner_config, tiny_dataset, tiny_model
+from host_helpers import HOOK, runner_config, tiny_config, tiny_dataset, tiny_model
 
 from sae_lens_hsae import HierarchicalSAETrainingRunner
 
@@ -31,6 +31,8 @@ def main() -> None:
         model.hook_dict[HOOK].add_perma_hook(kill)
     cfg = runner_config(
         chosen.folder,
+        sae=tiny_config(dtype="float64"),
+        dtype="float64",
         training_tokens=60 * 128,
         train_batch_size_tokens=128,
         n_checkpoints=8,

@@ -121,7 +121,13 @@ def test_several_processes_take_the_steps_of_one(tmp_path, n_ranks, similarity):
 
 
 def test_all_stop_together_and_any_number_of_ranks_goes_on_without_reading_text_twice(tmp_path):
-    settings = {"train_batch_size_tokens": 96, "training_tokens": 60 * 96, "n_batches_in_buffer": 8}
+    settings = {
+        "train_batch_size_tokens": 96,
+        "training_tokens": 60 * 96,
+        "n_batches_in_buffer": 8,
+        "dtype": "float64",
+        "sae": sae_with("encoder"),
+    }
 
     def interrupt(tensor):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -132,17 +138,17 @@ def test_all_stop_together_and_any_number_of_ranks_goes_on_without_reading_text_
         model = hooked_model(interrupt, at=12) if rank == 1 else None
         return watched_run(tmp_path / "stopped", model, **settings)
 
-    before = on_ranks(2, tmp_path / "a", stopped)
+    before = on_ranks(3, tmp_path / "a", stopped)
     assert_all_ended(before)
-    assert [rank["stopped"] for rank in before] == [143, 143]
-    assert len(before[0]["steps"]) == len(before[1]["steps"]) > 10
+    assert [rank["stopped"] for rank in before] == [143] * 3
+    assert len(before[0]["steps"]) == len(before[1]["steps"]) == len(before[2]["steps"]) > 10
     (checkpoint,) = Path(before[0]["checkpoint_path"]).iterdir()
     assert int(checkpoint.name) == 96 * len(before[0]["steps"])
     assert before[1]["checkpoint_path"] == before[0]["checkpoint_path"]
     assert verify(checkpoint).n_training_samples == int(checkpoint.name)
 
-    undisturbed = on_ranks(2, tmp_path / "b", lambda _: watched_run(tmp_path / "whole", **settings))
-    for n_ranks in (2, 3, 1):
+    undisturbed = on_ranks(3, tmp_path / "b", lambda _: watched_run(tmp_path / "whole", **settings))
+    for n_ranks in (3, 2, 1):
         again = {**settings, "resume_from_checkpoint": str(checkpoint)}
         folder = tmp_path / f"resumed-by-{n_ranks}"
         if n_ranks == 1:
@@ -154,9 +160,10 @@ def test_all_stop_together_and_any_number_of_ranks_goes_on_without_reading_text_
         read = [row for run in (before, after) for rank in run for row in rank["sequences"]]
         assert len(set(read)) == len(read), n_ranks
         assert len(read) < N_ROWS  # else they would be read twice by right
-        if n_ranks == 2:
+        if n_ranks == 3:
+            # Not to the bit: torch adds up the first gradients after a start in another order. With two there is one.
             for name, tensor in after[0]["state"].items():
-                assert torch.equal(tensor, undisturbed[0]["state"][name]), name
+                torch.testing.assert_close(tensor, undisturbed[0]["state"][name], rtol=1e-4, atol=1e-7)
 
 
 def test_a_bad_batch_of_one_rank_is_skipped_by_all_or_ends_all(tmp_path):
@@ -231,11 +238,16 @@ def test_rows_go_round_and_what_waits_is_dealt_out():
     assert [share is not None and len(share) for share in shares] == [4, 4, 4]
 
 
+def test_features_that_never_fire_keep_nobody_waiting(tmp_path):
+    sae = tiny_config(jumprelu_init_threshold=1e4, ghost_gradients=False)
+    assert_all_ended(on_ranks(2, tmp_path, lambda _: watched_run(tmp_path / "run", sae=sae)))
+
+
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
         (tiny_dataset(2), "has 2 rows, fewer than the 3 ranks; start fewer"),
-        (DatasetDict(train=tiny_dataset(9)), "DatasetDict cannot be divided among 3 ranks; give one split"),
+        (DatasetDict({"train": tiny_dataset(9)}), "DatasetDict cannot be divided among 3 ranks; give one split"),
     ],
 )
 def test_text_that_cannot_be_divided_is_refused(dataset, message):

@@ -35,7 +35,7 @@ from sae_lens_hsae.interpret.dashboards.statistics import FiringStatistics
 from sae_lens_hsae.interpret.dashboards.text import load_language_model
 from sae_lens_hsae.sharing.saved_model import load_evaluation
 from sae_lens_hsae.training.checkpoints import MANIFEST, Manifest, verify, write_manifest
-from sae_lens_hsae.training.resumable_store import STATE_FILENAME, MixingBuffer, ResumableActivationsStore
+from sae_lens_hsae.training.resumable_store import COUNTS, STATE_FILENAME, MixingBuffer, ResumableActivationsStore
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 
 fuzzed = settings(
@@ -364,7 +364,7 @@ def test_states_of_the_store(scratch):
     whole = scratch / "store-whole"
     whole.mkdir()
     state = {"kept": torch.ones(3, D_IN), "serving": torch.ones(2, D_IN), "rng_state": torch.get_rng_state()}
-    save_file({**state, "n_sequences": torch.tensor(3), "current_row_idx": torch.tensor(0)}, whole / STATE_FILENAME)
+    save_file({**state, **{name: torch.tensor(1) for name in COUNTS}}, whole / STATE_FILENAME)
     store.load_from_checkpoint(whole)
     random_state = torch.get_rng_state()
 

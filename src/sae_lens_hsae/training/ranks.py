@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 
@@ -162,8 +163,13 @@ def join(device: str, timeout: float) -> Ranks | None:
     limit = timedelta(seconds=timeout)
     begins_here = not dist.is_initialized()
     if begins_here:
+        store, rank, n_ranks = next(rendezvous("env://", timeout=limit))
+        # torchrun keeps its store when it starts the processes again, and gloo would read there where the former were.
+        name = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{n_ranks}"
+        store = dist.PrefixStore(name, store)  # type: ignore[reportPrivateImportUsage]
+        backend = "cpu:gloo,cuda:nccl" if own.startswith("cuda") else "gloo"
         # The large groups wait longer, so that who is missing is found out in the small one, which can name it.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if own.startswith("cuda") else "gloo", timeout=2 * limit)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=n_ranks, timeout=2 * limit)
     return Ranks(
         dist.get_rank(),
         dist.get_world_size(),

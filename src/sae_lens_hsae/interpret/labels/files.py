@@ -16,9 +16,8 @@ def read_labels(path: str | Path) -> dict[int, str]:
         ValueError: if it holds anything else.
     """
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-        return {int(feature): str(label) for feature, label in data.items()}
-    except (ValueError, AttributeError) as error:
+        return {int(feature): str(label) for feature, label in read_json_object(Path(path)).items()}
+    except ValueError as error:
         raise ValueError(
             f'labels={str(path)!r} is not a JSON object from flat feature index to label, such as {{"12": "dates"}} '
             f"({error})"
