@@ -23,7 +23,7 @@ from sae_lens_hsae.perturbation import Replacement
 from sae_lens_hsae.row_products import sum_rows, sum_sorted_rows
 from sae_lens_hsae.structural_loss import Families, entries_structural_loss
 
-MAX_DENSITY = 0.15
+MAX_DENSITY = 0.35
 """Above this share of entries the dense products are the faster ones."""
 
 
