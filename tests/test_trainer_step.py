@@ -15,7 +15,8 @@ def test_a_step_counts_and_moves_as_saelens_does(monkeypatch, density):
     ours, theirs = new_trainer(HierarchicalSAETrainer), new_trainer(SAETrainer)
     for trainer in (ours, theirs):
         trainer.sae.threshold.data[::3] = 50  # these never fire
-    losses = [take_steps(trainer, batches(), 6) for trainer in (ours, theirs)]
+    # So few tokens that some features fire on one alone.
+    losses = [take_steps(trainer, (x[:2] for x in batches()), 6) for trainer in (ours, theirs)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert ours.n_forward_passes_since_fired.max() == 6
     for name in ("act_freq_scores", "n_forward_passes_since_fired"):
