@@ -12,6 +12,7 @@ one level, stays in the cache.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from sae_lens_hsae.perturbation import Replacement
 from sae_lens_hsae.row_products import sum_rows, sum_sorted_rows
 from sae_lens_hsae.structural_loss import Families, entries_structural_loss
 
-MAX_DENSITY = 0.15
+MAX_DENSITY = 0.35
 """Above this share of entries the dense products are the faster ones."""
 
 
@@ -118,24 +119,20 @@ class ActiveEntries:
         return torch.stack([own.sum() for own in self._fired.split(self._n_entries.tolist())]) / self._found.shape[1]
 
     def reconstruct(
-        self, W_dec: torch.Tensor, b_dec: torch.Tensor, replaced: list[Replacement]
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Reconstructions of every level, each (batch, d_in): those without and those with the replacements."""
-        n_levels, batch = len(self.levels), self._found.shape[1]
-        weights, features, bags, n_sums = self.values, self.features, self._bags, n_levels
+        self, W_dec: torch.Tensor, b_dec: torch.Tensor, replaced: Sequence[Replacement] = ()
+    ) -> torch.Tensor:
+        """Reconstructions of all levels with the replacements, (L, batch, d_in)."""
+        batch = self._found.shape[1]
+        weights, features, bags = self.values, self.features, self._bags
         if any(len(change.features) for change in replaced):
-            # What replacements add are sums of their own, so that one pass makes all, and one leads all gradients back.
             entries, signs, changed = self._changes(replaced)
             weights = torch.cat([weights, weights.index_select(0, entries) * signs.to(weights.dtype)])
             features = torch.cat([features, features.index_select(0, entries)])
-            bags = torch.cat([bags, batch * (n_levels + changed) + self.tokens.index_select(0, entries)])
-            n_sums += len(replaced)
-        sums = sum_rows(weights, W_dec, features, bags, n_sums * batch).split(batch)
-        clean = [own + bias for own, bias in zip(sums, b_dec, strict=False)]
-        perturbed = [own + delta for own, delta in zip(clean, sums[n_levels:], strict=False)]
-        return clean, perturbed + clean[len(perturbed) :]
+            bags = torch.cat([bags, batch * changed + self.tokens.index_select(0, entries)])
+        sums = sum_rows(weights, W_dec, features, bags, len(b_dec) * batch)
+        return sums.view(len(b_dec), batch, -1) + b_dec[:, None]
 
-    def _changes(self, replaced: list[Replacement]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _changes(self, replaced: Sequence[Replacement]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Entries of the features that are replaced or stand in, their signs, and the level each adds to; (n,) all."""
         features, signs = (torch.cat(tensors) for tensors in zip(*replaced, strict=True))
         sizes = torch.tensor([len(change.features) for change in replaced])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from sae_lens.saes.jumprelu_sae import Step
 
@@ -49,18 +51,18 @@ class DenseActivations:
         return torch.stack([own.sum(-1, dtype=exact).mean() for own in fired])
 
     def reconstruct(
-        self, W_dec: torch.Tensor, b_dec: torch.Tensor, replaced: list[Replacement]
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Reconstructions of every level, each (batch, d_in): those without and those with the replacements."""
+        self, W_dec: torch.Tensor, b_dec: torch.Tensor, replaced: Sequence[Replacement] = ()
+    ) -> torch.Tensor:
+        """Reconstructions of all levels with the replacements, (L, batch, d_in)."""
         # Split once: slicing level by level would make a gradient as large as all levels for each of them.
         per_level = zip(self.levels.split(self.values), W_dec.split(self.levels.widths), b_dec, strict=True)
         clean = [own_acts @ rows + bias for own_acts, rows, bias in per_level]
-        return clean, self._perturbed(clean, W_dec, replaced)
+        return torch.stack(self._perturbed(clean, W_dec, replaced))
 
     # What is replaced changes shape from step to step: a compiled graph of it would be compiled again and again.
     @torch.compiler.disable()
     def _perturbed(
-        self, clean: list[torch.Tensor], W_dec: torch.Tensor, replaced: list[Replacement]
+        self, clean: list[torch.Tensor], W_dec: torch.Tensor, replaced: Sequence[Replacement]
     ) -> list[torch.Tensor]:
         perturbed = list(clean)
         for level, change in enumerate(replaced):

@@ -151,7 +151,8 @@ def entries_structural_loss(
     together = values.index_select(0, child.index_select(0, meet)) * values.index_select(0, parent)
     with_parents = per_feature.index_add(0, own_feature.index_select(0, meet), together)
 
-    left, right = _siblings(family, child, values)
+    # Short numbers take fewer passes to sort.
+    left, right = _siblings(family.int() if found.numel() < 2**31 else family, child, values)
     among_siblings = values.index_select(0, left) * values.index_select(0, right)
     one = torch.cat([kin.int(), children.int(), features.index_select(0, left)])
     other = torch.cat([kin.int(), parents[children].int(), features.index_select(0, right)])

@@ -216,11 +216,11 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         x = step_input.sae_in
         sae_in = self.process_sae_in(x)
         acts = self._activations(sae_in)
-        clean, perturbed = acts.reconstruct(self.W_dec, self.b_dec, replaced)
-        exact = torch.promote_types(clean[0].dtype, torch.float32)
-        errors = [x.to(exact) - out.to(exact) for out in perturbed]
+        perturbed = acts.reconstruct(self.W_dec, self.b_dec, replaced)
+        exact = torch.promote_types(perturbed.dtype, torch.float32)
+        errors = x.to(exact) - perturbed.to(exact)
         l0 = acts.l0()
-        squared_errors = torch.stack([error.square().sum(-1).mean() for error in errors])
+        squared_errors = errors.square().sum(-1).mean(-1)
         losses = {
             "mse_loss": squared_errors.sum(),
             "l0_loss": (sparsity.log_coefficient.exp() * l0).sum(),
@@ -230,6 +230,7 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
             losses["structural_loss"] = rho * self._structural_loss(acts)
         if self.cfg.ghost_gradients and step_input.dead_neuron_mask is not None:
             losses["ghost_gradient_loss"] = self._ghost_gradients(errors, sae_in, step_input.dead_neuron_mask)
+        clean = self._clean(perturbed, acts, replaced, step_input.is_logging_step)
         metrics: dict[str, Any] = {}
         if step_input.is_logging_step:
             dead = step_input.dead_neuron_mask
@@ -403,12 +404,28 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         )
 
     @torch.compiler.disable()
+    def _clean(
+        self,
+        perturbed: torch.Tensor,
+        acts: DenseActivations | ActiveEntries,
+        replaced: list[Replacement],
+        all_levels: bool,
+    ) -> torch.Tensor:
+        """Reconstructions without replacements, (L, batch, d_in); made again only where they differ and are read."""
+        output_level = self.cfg.output_level % len(self.levels)
+        differ = [level for level, change in enumerate(replaced) if len(change.features)]
+        if (all_levels and differ) or output_level in differ:
+            with torch.no_grad():
+                return acts.reconstruct(self.W_dec, self.b_dec)
+        return perturbed
+
+    @torch.compiler.disable()
     def _structural_loss(self, acts: DenseActivations | ActiveEntries) -> torch.Tensor:
         return acts.structural_loss(self.W_dec, self._view().families)
 
     @torch.compiler.disable()
-    def _ghost_gradients(self, errors: list[torch.Tensor], sae_in: torch.Tensor, dead: torch.Tensor) -> torch.Tensor:
-        total = torch.zeros((), dtype=errors[0].dtype, device=dead.device)
+    def _ghost_gradients(self, errors: torch.Tensor, sae_in: torch.Tensor, dead: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros((), dtype=errors.dtype, device=dead.device)
         ghosts = torch.nonzero(dead).squeeze(1)
         for error, bias, own in zip(errors, self.b_dec, self.levels, strict=True):
             mine = ghosts[(ghosts >= own.start) & (ghosts < own.stop)]
