@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+from sae_lens_hsae.storage.json_files import read_json_object
 
 LABELS_FILENAME = "labels.json"
 
