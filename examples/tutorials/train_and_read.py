@@ -12,7 +12,6 @@ from sae_lens.config import SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_lens_hsae import HierarchicalSAE, HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig, evaluate_forest
-from sae_lens_hsae.presets import fading
 from sae_lens_hsae.showcase import paper_optimizer
 
 D_IN, TOPICS, SUBJECTS = 64, 8, 4
@@ -51,7 +50,6 @@ cfg = HierarchicalTrainingSAEConfig(
     target_l0=TOPICS * 0.15,
     hierarchy_first_update=50,
     unassigned_fraction=0.0,  # here every subject has a topic
-    **fading(STEPS),
 )
 sae = HierarchicalTrainingSAE(cfg)
 trainer_cfg = SAETrainerConfig(

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-REFINED_AT = (1, 8, 64)
-"""Steps at which the whitening is made from all batches so far; after the last it stays."""
+REFINED_AT = (16, 64)
+"""Steps at which the whitening is made from all batches so far: early in a warm-up, and once more; then it stays."""
 
 SHRINKAGE = 0.1
 """Share of the mean variance that is added along every direction: those that hardly vary are not blown up."""
