@@ -11,7 +11,7 @@ AS_PUBLISHED: dict[str, Any] = {
     "whiten_encoder": False,
     "jumprelu_bandwidth": 1.0,
 }
-"""Parents and encoder as published (HSAE §3.3), where the defaults differ. The bandwidth is our choice: none is stated."""
+"""Parents and encoder as published (HSAE §3.3), where the defaults differ; the bandwidth is ours, as none is stated."""
 
 PAPER: dict[str, Any] = AS_PUBLISHED | {"structural_loss_coefficient": 0.01, "perturbation_rate": 0.05}
 """The published method with its ρ and r (HSAE §4.1)."""
