@@ -96,6 +96,19 @@ def test_conditional_takes_the_parent_that_a_child_makes_likeliest():
     assert choose_parents(similarity, 2, 3, 0.0).tolist() == [0, 1, -1]
 
 
+def test_a_parent_fires_at_least_as_often_as_its_child():
+    together = torch.tensor([[0.10], [0.05]])
+    similarity = conditional_similarity(together, torch.tensor([0.10, 0.2]), torch.tensor([0.1001]))
+    assert choose_parents(similarity, 2, 1, 0.0).tolist() == [1]
+    assert choose_parents(similarity, 2, 1, 0.0, minimum_similarity=0.3).tolist() == [-1]
+
+
+def test_the_bar_holds_for_the_next_best_parent_too():
+    matrix = torch.tensor([[0.9, 0.8, 0.7], [0.1, 0.5, 0.3]])
+    chosen = choose_parents(given_matrix(matrix), 2, 3, 0.0, max_children=1, minimum_similarity=0.4)
+    assert chosen.tolist() == [0, 1, -1]
+
+
 def test_cosine_ignores_lengths_and_equals_the_formula():
     generator = torch.Generator().manual_seed(0)
     parents, children = torch.randn(5, 7, generator=generator), torch.randn(9, 7, generator=generator)

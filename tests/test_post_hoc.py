@@ -63,8 +63,23 @@ def test_conditional_is_measured_on_activations():
             tokens = children[:, child] > 0
             raised = parents[tokens].mean(0) - parents.mean(0)
             raised[~(parents[tokens] > 0).any(0)] = -torch.inf
+            raised[parents.mean(0) < tokens.double().mean()] = -torch.inf
             if raised.max() > -torch.inf:
                 assert raised[forest.parents[below][child] - above.start] == pytest.approx(raised.max().item())
+            else:
+                assert forest.parents[below][child] == -1
+
+
+def test_a_bar_leaves_children_without_parent():
+    saes = stack()
+    everyone = FeatureForest.from_saes(saes, unassigned_fraction=0.0)
+    some = FeatureForest.from_saes(saes, unassigned_fraction=0.0, minimum_similarity=0.4)
+    directions = [torch.nn.functional.normalize(sae.W_enc, dim=0) for sae in saes]
+    for (_, below), upper, lower in zip(everyone.levels.boundaries, directions, directions[1:], strict=False):
+        best = (upper.T @ lower).max(0).values
+        assert 0 < (best > 0.4).sum() < len(best)
+        expected = torch.where(best > 0.4, everyone.parents[below], -1)
+        assert torch.equal(some.parents[below], expected)
 
 
 def test_coactivation_counts_tokens_on_which_both_fire():

@@ -217,9 +217,10 @@ class LevelStack(_Base):
         Raises:
             ValueError: if a tensor is missing or of another shape or kind, or the parent table is no forest.
         """
-        for stored in [name for name in state_dict if name.endswith(SUFFIX)]:
-            state_dict[stored.removesuffix(SUFFIX)] = from_bytes(state_dict.pop(stored))
         expected = self.state_dict()
+        for stored in [name for name in state_dict if name.endswith(SUFFIX)]:
+            name, values = stored.removesuffix(SUFFIX), state_dict.pop(stored)
+            state_dict[name] = from_bytes(values, expected[name].dtype) if name in expected else values
         for name, tensor in expected.items():
             if name not in state_dict:
                 raise ValueError(

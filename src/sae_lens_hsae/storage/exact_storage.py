@@ -9,24 +9,26 @@ from __future__ import annotations
 import torch
 
 SUFFIX = "_bytes"
-DTYPES = {dtype.itemsize: dtype for dtype in (torch.int64, torch.float32)}
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """Bytes of a tensor: (…,) of int64 or float32 → (…, 8 or 4) uint8."""
+    """Bytes of a tensor: (…,) of b-byte numbers → (…, b) uint8."""
     return tensor.detach().contiguous().unsqueeze(-1).view(torch.uint8)
 
 
-def from_bytes(stored: torch.Tensor) -> torch.Tensor:
+def from_bytes(stored: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Inverse of :func:`as_bytes`, whatever floating dtype the bytes were cast to meanwhile.
 
+    Args:
+        stored: (…, b).
+        dtype: of the numbers, b bytes each.
+
     Raises:
-        ValueError: if the numbers are not bytes, or not as many as an int64 or a float32 has.
+        ValueError: if the numbers are not bytes, or not as many as ``dtype`` has.
     """
     bytes_ = stored.to(torch.uint8)
-    dtype = DTYPES.get(stored.shape[-1]) if stored.ndim else None
-    if dtype is None or not torch.equal(bytes_.to(stored.dtype), stored):
+    if not stored.ndim or stored.shape[-1] != dtype.itemsize or not torch.equal(bytes_.to(stored.dtype), stored):
         raise ValueError(
-            f"a tensor of shape {tuple(stored.shape)} holds no bytes of int64 or float32 numbers; the file is damaged"
+            f"a tensor of shape {tuple(stored.shape)} holds no bytes of {dtype} numbers; the file is damaged"
         )
     return bytes_.contiguous().view(dtype).squeeze(-1)
