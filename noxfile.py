@@ -28,7 +28,7 @@ def built(session: nox.Session) -> str:
 
 
 def check(session: nox.Session) -> None:
-    """Use the installed wheel from a folder where no source can be found by mistake; then the tests that were asked for."""
+    """Use the wheel from a folder where no source can be found by mistake; then run the tests that were asked for."""
     session.run("python", "-m", "pip", "list", "--disable-pip-version-check")
     folder = session.create_tmp()
     with session.chdir(folder):

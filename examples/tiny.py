@@ -1,7 +1,7 @@
 """Everything from training to the explorer page in seconds, without a network: a random GPT-2 of 16 dimensions.
 
-Run it with `python examples/tiny.py runs/tiny`. Nothing can be learned about language from it; it shows the calls, and that
-an installation works.
+Run it with `python examples/tiny.py runs/tiny`. Nothing can be learned about language from it; it shows the calls, and
+that an installation works.
 """
 
 import sys

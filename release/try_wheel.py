@@ -40,7 +40,9 @@ def main(folder: str) -> None:
     said = hsae("--version")
     assert version("sae-lens-hsae") in said, said
     assert "--level_widths" in hsae("train", "--help")
-    config = json.loads(hsae("train", "--preset", "gpt2", "--preset", "fading", "--training_tokens", "1024000", "--dry-run"))
+    config = json.loads(
+        hsae("train", "--preset", "gpt2", "--preset", "fading", "--training_tokens", "1024000", "--dry-run")
+    )
     assert config["config"]["sae"]["structural_loss_decay"] == [280, 880]
     hsae("convert", folder, str(Path(folder, "forest.csv")))
     assert len(Path(folder, "forest.csv").read_text().splitlines()) == 1 + 8 + 16 + 32

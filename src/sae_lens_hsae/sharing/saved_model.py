@@ -12,6 +12,7 @@ from sae_lens.constants import SAE_CFG_FILENAME
 from sae_lens_hsae.evaluation import ForestEvaluation
 from sae_lens_hsae.hierarchical_sae import HierarchicalSAE, LevelStack
 from sae_lens_hsae.interpret.dashboards import fingerprint
+from sae_lens_hsae.storage.whole_files import write_whole
 
 EVALUATION_FILENAME = "evaluation.json"
 
@@ -36,9 +37,7 @@ def save_evaluation(evaluation: ForestEvaluation, sae: LevelStack, folder: str |
     """Write ``evaluation.json`` beside the model: ``weights``, which ties it to them, and ``evaluation``."""
     path = Path(folder) / EVALUATION_FILENAME
     record = {"weights": fingerprint(sae, sae.forest), "evaluation": evaluation.to_dict()}
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    unfinished.replace(path)
+    write_whole(path, json.dumps(record, indent=1))
     return path
 
 

@@ -56,6 +56,14 @@ def files_written_whole(folder: Path, key: str) -> Iterator[Path]:
         _flush_entries(folder)
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, which takes the place of an old one once it is whole; its folder is made if there is none."""
+    with _aside(path.parent) as aside:
+        unfinished = aside / path.name
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+
+
 def delete_whole(folder: Path) -> None:
     """Delete a folder so that at no moment a part of it stands under its name."""
     with _aside(folder.parent) as aside:
