@@ -34,8 +34,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Outcome]] = {
 }
 DEBUG = "--debug"
 CALL_ERROR, INTERRUPTED = 2, 130
-EPILOG = """Results go to stdout, everything else to stderr, progress bars only to a terminal. Exit codes: 0; 1 where bad
-input or the machine kept it from being done; 2 on a wrong call; 130, 143 on SIGINT, SIGTERM."""
+EPILOG = """Results go to stdout, everything else to stderr, progress bars only to a terminal. Exit codes: 0; 1 where
+bad input or the machine kept it from being done; 2 on a wrong call; 130 on SIGINT, 143 on SIGTERM."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

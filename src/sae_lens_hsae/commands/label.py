@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sae_lens_hsae.commands.outcome import Outcome, add_json, records
+from sae_lens_hsae.commands.outcome import Outcome, add_json
 from sae_lens_hsae.explorer.token_text import token_texts
 from sae_lens_hsae.interpret.dashboards import Dashboards, dashboards_folder, fingerprint
 from sae_lens_hsae.interpret.labels import token_labels
@@ -91,7 +91,7 @@ def _judge(
     lines = [f"Judged a special case, with 95 % intervals; every pair in {output}\n{rates.round(3)}"]
     data = {
         "output": str(output),
-        "rates": records(rates.rename_axis("kind").reset_index()),
+        "rates": rates.to_dict("index"),
         "replies": _counts(found.replies),
     }
     if chosen.repetitions > 1:

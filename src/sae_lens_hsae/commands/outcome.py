@@ -7,10 +7,7 @@ import json
 import os
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import pandas
+from typing import Any
 
 
 class CallError(ValueError):
@@ -41,11 +38,6 @@ class Outcome:
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add ``--json``, with which a command prints `Outcome.data`."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-
-
-def records(table: pandas.DataFrame) -> list[dict[str, Any]]:
-    """A table's rows, ready for JSON."""
-    return json.loads(table.to_json(orient="records", double_precision=15))
 
 
 def _without_nan(data: Any) -> Any:

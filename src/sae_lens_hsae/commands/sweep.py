@@ -15,7 +15,7 @@ import yaml
 
 from sae_lens_hsae.commands.flags import as_flags, command_line
 from sae_lens_hsae.commands.measured_runner import summary
-from sae_lens_hsae.commands.outcome import Outcome, add_json, records
+from sae_lens_hsae.commands.outcome import Outcome, add_json
 from sae_lens_hsae.commands.train import parse, train
 from sae_lens_hsae.evaluation import ForestEvaluation
 from sae_lens_hsae.reproduce.kept_cells import Cell, finish_cells
@@ -140,4 +140,4 @@ def add_sweep(commands: Any) -> None:
 def run_sweep_command(chosen: argparse.Namespace) -> Outcome:
     """Sweep; the table."""
     table = run_sweep(chosen.file, chosen.output, chosen.seeds, chosen.runs, chosen.further, chosen.workers)
-    return Outcome(table.to_string(index=False), records(table))
+    return Outcome(table.to_string(index=False), table.to_dict("records"))

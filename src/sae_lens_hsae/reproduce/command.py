@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sae_lens_hsae.commands.outcome import Outcome, add_json, records
+from sae_lens_hsae.commands.outcome import Outcome, add_json
 from sae_lens_hsae.reproduce.figures import figures_of
 from sae_lens_hsae.reproduce.gloss_stream import GlossActivations
 from sae_lens_hsae.reproduce.meaning import EntryWords, reproduce_meaning
@@ -62,4 +62,4 @@ def run_reproduce(chosen: argparse.Namespace) -> Outcome:
     text = write_table(name, table, chosen.output)
     for title, figure in figures_of(table).items():
         figure.write_html(chosen.output / f"{name}-{title}.html")
-    return Outcome(text, records(table.values))
+    return Outcome(text, table.values.to_dict("records"))
