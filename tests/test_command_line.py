@@ -1,11 +1,14 @@
 """What all commands of ``hsae`` share: help, results on stdout, everything else on stderr, exit codes."""
 
+import fcntl
 import io
 import json
 import os
 import pty
+import struct
 import subprocess
 import sys
+import termios
 from contextlib import suppress
 from pathlib import Path
 
@@ -88,6 +91,7 @@ def test_the_result_alone_is_on_stdout(monkeypatch, capsys):
 
 def test_bars_are_shown_on_a_terminal_and_come_back(monkeypatch):
     ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))  # without a width it shows nothing
     with os.fdopen(theirs, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
         with bars_on_terminals_only():
@@ -117,7 +121,8 @@ def test_a_process_ends_as_others_do(tmp_path):
         said = process.stderr.read()
     assert (process.returncode, said) == (0, "")
     assert (tmp_path / "forest.csv").is_file()
-    done = subprocess.run([*HSAE, "train", "--d_inn", "4"], capture_output=True, text=True, check=False)
+    wrong = ["train", "--level_widths", "4", "8", "--target_l0", "2", "--d_inn", "4"]
+    done = subprocess.run([*HSAE, *wrong], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert "d_inn 4" in done.stderr
     assert "Traceback" not in done.stderr
