@@ -142,7 +142,7 @@ def trained(tmp_path_factory) -> Path:
     )
     train(LanguageModelSAETrainingRunner, cfg, override_dataset=tiny_dataset())
     generator = torch.Generator().manual_seed(0)
-    for name, low, high in (("a", 1, 50), ("b", 49, 98)):
+    for name, low, high in (("a", 1, 8), ("b", 90, 98)):
         rows = torch.randint(low, high, (20, 12), generator=generator).tolist()
         (folder / f"{name}.txt").write_text("\n\n".join(" ".join(f"w{i}" for i in row) for row in rows) + "\n")
     return folder

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except CallError as error:
         if debug:
             raise
-        print(f"hsae {chosen.command}: {error}", file=sys.stderr)
+        print(f"hsae {chosen.command}: {_message(error)}", file=sys.stderr)
         sys.exit(CALL_ERROR)
     except Exception as error:
         if debug:
@@ -82,10 +82,11 @@ def _run(chosen: argparse.Namespace, arguments: Sequence[str]) -> Outcome | None
 
 
 def _message(error: Exception) -> str:
+    line = " ".join(str(error).split())
     if isinstance(error, (OSError, ValueError, ImportError)):
-        return str(error)
+        return line
     # Not one that we foresaw: its text alone may say nothing, as that of a KeyError.
-    return f"{type(error).__name__}: {error} ({DEBUG} shows where)"
+    return f"{type(error).__name__}: {line} ({DEBUG} shows where)"
 
 
 def _parser() -> argparse.ArgumentParser:
