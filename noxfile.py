@@ -10,7 +10,7 @@ from pathlib import Path
 import nox
 
 nox.needs_version = ">=2025.2.9"
-nox.options.default_venv_backend = "venv"
+nox.options.default_venv_backend = "uv|venv"  # several times faster where there is uv
 nox.options.sessions = ["build"]
 
 ROOT = Path(__file__).parent
@@ -29,7 +29,6 @@ def built(session: nox.Session) -> str:
 
 def check(session: nox.Session) -> None:
     """Use the wheel from a folder where no source can be found by mistake; then run the tests that were asked for."""
-    session.run("python", "-m", "pip", "list", "--disable-pip-version-check")
     folder = session.create_tmp()
     with session.chdir(folder):
         session.run("python", "-W", "ignore", str(ROOT / "release" / "try_wheel.py"), "tried")
@@ -68,5 +67,5 @@ def newest(session: nox.Session) -> None:
 def oldest(session: nox.Session) -> None:
     """The wheel alone, beside the oldest versions that it allows."""
     session.install("uv")
-    session.run("uv", "pip", "install", "--resolution", "lowest-direct", built(session))
+    session.run("uv", "pip", "install", "--python", "python", "--resolution", "lowest-direct", built(session))
     check(session)

@@ -39,7 +39,6 @@ def main(folder: str) -> None:
 
     said = hsae("--version")
     assert version("sae-lens-hsae") in said, said
-    assert "--level_widths" in hsae("train", "--help")
     config = json.loads(
         hsae("train", "--preset", "gpt2", "--preset", "fading", "--training_tokens", "1024000", "--dry-run")
     )

@@ -109,7 +109,7 @@ def test_an_sdist_holds_what_git_tracks(checkout):
 
 
 def test_pages_with_plotly_keep_its_notice(tmp_path):
-    """As `hsae reproduce` writes them: plotly.js goes into the page, and its licence asks that the notice goes along."""
+    """As `hsae reproduce` writes them: plotly.js goes into the page, and its licence asks for the notice."""
     go.Figure().write_html(tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert re.search(r"plotly\.js v[\d.]+\s+\* Copyright 2012-\d{4}, Plotly, Inc\.", page)
