@@ -53,6 +53,25 @@ def test_fading_falls_over_the_steps_of_the_run():
     assert preset_names()[-1] == "fading"
 
 
+@pytest.mark.parametrize(
+    ("words", "decay", "target_l0"),
+    [
+        (["--preset", "fading"], [280, 880], 32),
+        (["--preset", "fading", "--config", "null.yaml"], None, 32),
+        (["--structural_loss_decay", "280", "880"], [280, 880], 32),
+        (["--structural_loss_decay=[280, 880]"], [280, 880], 32),
+        (["--target_l0", "8", "16", "24", "32"], None, [8, 16, 24, 32]),
+        (["--target_l0=[8, 16, 24, 32]"], None, [8, 16, 24, 32]),
+        (["--target_l0", "16.5"], None, 16.5),
+    ],
+)
+def test_fields_of_several_numbers_arrive(tmp_path, monkeypatch, words, decay, target_l0):
+    monkeypatch.chdir(tmp_path)
+    Path("null.yaml").write_text("structural_loss_decay: null\n")
+    _, cfg = parse(["--preset", "gpt2", "--training_tokens", "1024000", *words])
+    assert (cfg.sae.structural_loss_decay, cfg.sae.target_l0) == (decay, target_l0)
+
+
 def test_a_dry_run_says_what_it_would_do(capsys):
     cli.main(["train", "--preset", "gpt2", "--training_tokens", "1024000", "--dry-run"])
     printed = json.loads(capsys.readouterr().out)

@@ -65,7 +65,7 @@ def parse_flags(words: Sequence[str]) -> Flags:
             raise CallError(f"{word!r} belongs to no flag; write --name {word}")
         else:
             current.append(word)
-    return {name: values if name in OF_JSON else _spread(values) for name, values in flags.items()}
+    return {name: _joined(values) if name in OF_JSON else _spread(values) for name, values in flags.items()}
 
 
 def preset_names() -> list[str]:
@@ -105,6 +105,10 @@ def preset_flags(names: Sequence[str], given: Mapping[str, list[str]]) -> dict[s
 def command_line(flags: Flags) -> list[str]:
     """The words that `parse_flags` reads."""
     return [word for name, values in flags.items() for word in (f"--{name}", *values)]
+
+
+def _joined(values: list[str]) -> list[str]:
+    return values if len(values) < 2 else [f"[{', '.join(values)}]"]
 
 
 def _spread(values: list[str]) -> list[str]:
