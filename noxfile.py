@@ -67,5 +67,5 @@ def newest(session: nox.Session) -> None:
 def oldest(session: nox.Session) -> None:
     """The wheel alone, beside the oldest versions that it allows."""
     session.install("uv")
-    session.run("uv", "pip", "install", "--python", "python", "--resolution", "lowest-direct", built(session))
+    session.run_install("uv", "pip", "install", "--python", "python", "--resolution", "lowest-direct", built(session))
     check(session)
