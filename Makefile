@@ -11,7 +11,7 @@ INSTALLED := .venv/.installed
 # pyright comes whole from the package index; this stops it from asking there for a newer one.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: demo test test-slow test-all bench lint format clean
+.PHONY: demo test test-slow test-all bench lint docs format clean
 
 demo: $(INSTALLED)
 	$(BIN)/hsae demo
@@ -37,12 +37,16 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
+# Strict: a broken link, anchor or reference fails. The pages in site/ open from disk.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist site
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so an install that was interrupted is done again.

@@ -22,6 +22,7 @@ from benchmarks.naive import NaiveHSAE, PlainHSAE
 from benchmarks.plan import Size
 from benchmarks.planted import Planted
 from sae_lens_hsae import HierarchicalSAETrainer, HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig
+from sae_lens_hsae.encoder_product import product_of_rows
 from sae_lens_hsae.levels import Levels
 from sae_lens_hsae.presets import INDEPENDENT, PAPER
 from sae_lens_hsae.reproduce import trainer_for
@@ -29,6 +30,7 @@ from sae_lens_hsae.reproduce import trainer_for
 HSAE = "HSAE"
 DEFAULTS = "HSAE, defaults (r = 0)"
 NO_HIERARCHY = "HSAE, ρ = r = 0"
+STOCK = "HSAE in SAELens' trainer"
 PLAIN = "HSAE, plain dense form"
 NAIVE = "HSAE, naive structural loss"
 SAELENS = "SAELens, independent SAEs"
@@ -67,13 +69,16 @@ class Trained:
 
 @dataclass
 class EncoderProduct:
-    """What no training step can do without: x @ W_enc, of all levels at once and with no gradient."""
+    """What no training step can do without: x @ W_enc, of all levels at once and with no gradient, as HSAE forms it."""
 
     W_enc: torch.Tensor
     autocast: bool
 
     @torch.no_grad()
     def step(self, batch: torch.Tensor) -> None:
+        if batch.device.type == "cpu":
+            product_of_rows(self.W_enc.T, batch)
+            return
         with torch.autocast(batch.device.type, torch.bfloat16, enabled=self.autocast):
             torch.mm(batch, self.W_enc)
 
@@ -90,7 +95,11 @@ def _trainer_config(sae: TrainingSAE[Any], size: Size) -> SAETrainerConfig:
     )
 
 
-def _hsae(kind: type[HierarchicalTrainingSAE], fields: dict[str, Any]) -> Callable[[Size, Planted], Trained]:
+def _hsae(
+    kind: type[HierarchicalTrainingSAE],
+    fields: dict[str, Any],
+    trainer_kind: type[SAETrainer[Any, Any]] = HierarchicalSAETrainer,
+) -> Callable[[Size, Planted], Trained]:
     def build(size: Size, planted: Planted) -> Trained:
         cfg = HierarchicalTrainingSAEConfig(
             d_in=size.d_in,
@@ -108,7 +117,7 @@ def _hsae(kind: type[HierarchicalTrainingSAE], fields: dict[str, Any]) -> Callab
         sae.threshold.data.copy_(planted.thresholds.repeat_interleave(_widths(size, planted)))
         sae.log_l0_coefficient.copy_(2 * planted.thresholds.clamp(min=1e-3).log())
         sae.update_hierarchy()
-        trainer = HierarchicalSAETrainer(cfg=_trainer_config(sae, size), sae=sae, data_provider=iter(()))
+        trainer = trainer_kind(cfg=_trainer_config(sae, size), sae=sae, data_provider=iter(()))
         return Trained([trainer], size.widths)
 
     return build
@@ -163,6 +172,7 @@ CONTESTANTS: dict[str, Callable[[Size, Planted], Contestant]] = {
     HSAE: _hsae(HierarchicalTrainingSAE, PAPER),
     DEFAULTS: _hsae(HierarchicalTrainingSAE, {}),
     NO_HIERARCHY: _hsae(HierarchicalTrainingSAE, INDEPENDENT),
+    STOCK: _hsae(HierarchicalTrainingSAE, PAPER, SAETrainer),
     SAELENS: _saelens_independent,
     MATRYOSHKA: _saelens_matryoshka,
     PLAIN: _hsae(PlainHSAE, PAPER),

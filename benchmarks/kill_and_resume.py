@@ -155,6 +155,8 @@ def main() -> None:
             if different or reached.keys() != expected.keys():
                 raise SystemExit(f"trial {trial} ended otherwise: {', '.join(different)}")
             shutil.rmtree(folder)
+            # No progress bar: the runs would share its lock, and one that is killed holding it would stop all others.
+            print(f"{trial + 1} of {chosen.trials} runs, killed {n_killed} times", file=sys.stderr, flush=True)
         print(f"{chosen.trials} runs killed {n_killed} times: all ended equal to the bit to the undisturbed run")
 
 

@@ -17,7 +17,7 @@ class PlainHSAE(HierarchicalTrainingSAE):
     """Always in the plain dense form, `DenseActivations`."""
 
     @override
-    def _may_use_entries(self, sae_in: torch.Tensor, hidden_pre: torch.Tensor) -> bool:
+    def _may_use_entries(self, sae_in: torch.Tensor) -> bool:
         return False
 
 

@@ -12,9 +12,20 @@ from typing import Any
 
 import torch
 
-from benchmarks.contestants import BANDWIDTH, CONTESTANTS, HSAE, NAIVE, Contestant, Trained, matrix_precision
+from benchmarks.contestants import (
+    BANDWIDTH,
+    CONTESTANTS,
+    HSAE,
+    NAIVE,
+    NO_HIERARCHY,
+    Contestant,
+    Trained,
+    matrix_precision,
+)
+from benchmarks.goals import outcomes
 from benchmarks.memory import in_fresh_process, peak_bytes
 from benchmarks.naive import available_bytes, naive_bytes
+from benchmarks.parts import seconds_by_part
 from benchmarks.plan import Size
 from benchmarks.planted import Planted, plant
 from benchmarks.timing import alternate, ratio, spread
@@ -23,6 +34,7 @@ GIB = 2**30
 L0_TOLERANCE = 0.1
 MEMORY_STEPS = 2
 """The second one has Adam's state from the beginning."""
+PROFILED_STEPS = 8
 
 WARM_UP = Size(8, (4, 8), 16, 2)
 
@@ -39,7 +51,8 @@ def measure_size(size: Size, names: Sequence[str], rounds: int, device: str) -> 
     Returns:
         ``contestants``, by name: ``seconds`` per step, ``peak_bytes``, ``activations_per_second``, ``l0`` per level
         and ``hsae_as_multiple``, HSAE's time divided by this one's; or why it was ``left_out``. Beside them
-        the ``hierarchy_update``'s seconds and share of training, and what the report tells of the floor and of L0.
+        the ``hierarchy_update``'s seconds and share of training, ``seconds_by_part`` of HSAE with and without
+        hierarchy, what became of the ``goals``, and what the report tells of the floor and of L0.
     """
     results: dict[str, dict[str, Any]] = {name: {} for name in names}
     available = available_bytes(device)
@@ -61,6 +74,11 @@ def measure_size(size: Size, names: Sequence[str], rounds: int, device: str) -> 
                 results[name]["hsae_as_multiple"] = ratio(seconds[HSAE], seconds[name])
             if isinstance(contestant, Trained):
                 results[name]["l0"] = contestant.l0(planted.batches[0])
+        parts = {
+            name: seconds_by_part(contestant, planted.batches, PROFILED_STEPS, device)
+            for name, contestant in contestants.items()
+            if name in (HSAE, NO_HIERARCHY) and isinstance(contestant, Trained)
+        }
         update = _hierarchy_update(contestants[HSAE], results[HSAE]["seconds"]["median"], rounds, device)
         del contestants, actions, planted, batches
     gc.collect()
@@ -75,6 +93,11 @@ def measure_size(size: Size, names: Sequence[str], rounds: int, device: str) -> 
         "unavoidable_bytes": unavoidable_bytes(size),
         "l0_differs": l0_differs(results),
         "hierarchy_update": update,
+        "seconds_by_part": parts,
+        "goals": [
+            {**outcome.goal._asdict(), "multiple": outcome.multiple, "missed": outcome.missed}
+            for outcome in outcomes(size, results)
+        ],
         "contestants": results,
     }
 

@@ -50,14 +50,14 @@ def _turn(action: Callable[[], object], device: str) -> float:
 
 
 def _seconds(action: Callable[[], object], device: str) -> float:
-    _wait_for(device)
+    wait_for(device)
     start = time.perf_counter()
     action()
-    _wait_for(device)
+    wait_for(device)
     return time.perf_counter() - start
 
 
-def _wait_for(device: str) -> None:
+def wait_for(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
 

@@ -10,7 +10,6 @@ import torch
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
 
 from sae_lens_hsae import HierarchicalTrainingSAEConfig
-from sae_lens_hsae.presets import fading
 from sae_lens_hsae.showcase import paper_optimizer, train_and_show
 
 BATCH_SIZE = 1024
@@ -24,7 +23,6 @@ def config() -> LanguageModelSAERunnerConfig[Any]:
             d_sae=15_360,
             level_widths=[1024, 2048, 4096, 8192],
             target_l0=32,
-            **fading(STEPS),
         ),
         model_name="gpt2",
         hook_name="blocks.8.hook_resid_post",

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from test_structural_loss import random_case
 
 from sae_lens_hsae import training_sae
+from sae_lens_hsae.places import places_of
 from sae_lens_hsae.structural_loss import entries_structural_loss
 
 
@@ -26,10 +27,9 @@ def test_the_structural_loss_of_entries_equals_the_formula(widths, batch, seed, 
     generator = torch.Generator().manual_seed(seed)
     # Entries without value, between θ − ε/2 and θ, are none of the loss, and their gradient is the formula's.
     listed = (acts > 0) | (torch.rand(acts.shape, generator=generator) < inactive_share)
-    tokens, features = torch.nonzero(listed).unbind(1)
-    shuffled = torch.randperm(len(tokens), generator=generator)
-    tokens, features = tokens[shuffled], features[shuffled]
-    ours = entries_structural_loss(acts[tokens, features], tokens, features, W_dec, parents, batch)
+    found = listed.T.contiguous()
+    places = places_of(found)
+    ours = entries_structural_loss(acts.T[found], places, (places // batch).int(), found, W_dec, parents)
     theirs = reference.structural_loss(acts, W_dec, parents.tolist())
     torch.testing.assert_close(ours, theirs)
     if not (parents >= 0).any():
@@ -90,8 +90,7 @@ def test_a_batch_on_which_nothing_fires(batch):
 
 def taken(sae, x):
     """The form that a step takes, by its class's name."""
-    hidden_pre = sae.hidden_pre(sae.process_sae_in(x))
-    return type(sae._activations(sae.process_sae_in(x), hidden_pre)).__name__
+    return type(sae._activations(sae.process_sae_in(x))).__name__
 
 
 def test_density_decides(batch):

@@ -9,10 +9,23 @@ from conftest import make_sae
 
 from benchmarks import steps
 from benchmarks.command import main
-from benchmarks.contestants import CONTESTANTS, ENCODER, HSAE, MATRYOSHKA, NAIVE, NO_HIERARCHY, PLAIN, SAELENS, Trained
+from benchmarks.contestants import (
+    CONTESTANTS,
+    ENCODER,
+    HSAE,
+    MATRYOSHKA,
+    NAIVE,
+    NO_HIERARCHY,
+    PLAIN,
+    SAELENS,
+    STOCK,
+    Trained,
+)
+from benchmarks.goals import outcomes
 from benchmarks.memory import in_fresh_process, peak_bytes
 from benchmarks.naive import naive_structural_loss
-from benchmarks.plan import Plan, Size, plan_for
+from benchmarks.parts import PARTS, _Clock, seconds_by_part
+from benchmarks.plan import MEDIUM, Plan, Size, plan_for
 from benchmarks.planted import plant
 from benchmarks.report import markdown
 from benchmarks.steps import l0_differs, measure_size, unavoidable_bytes
@@ -58,6 +71,13 @@ def test_a_run_writes_what_it_measured(tmp_path, capsys):
         assert result["peak_bytes"] >= 0
         assert ("hsae_as_multiple" in result) == (name != HSAE)
     assert 0 < size["hierarchy_update"]["share_of_training"] < 1
+    by_part = size["seconds_by_part"]
+    assert set(by_part) == {HSAE, NO_HIERARCHY}
+    assert {part for part, seconds in by_part[HSAE].items() if seconds == 0} == set()
+    assert {part for part, seconds in by_part[NO_HIERARCHY].items() if seconds == 0} == {
+        "structural loss and its gradients",
+        "perturbation",
+    }
 
     assert [row["size"]["n_features"] for row in record["step_growth"]["sizes"]] == [12, 24, 48]
     assert [row["n_tokens"] for row in record["evaluation_growth"]["rows"]] == [64, 100, 200]
@@ -72,6 +92,8 @@ def test_a_run_writes_what_it_measured(tmp_path, capsys):
     assert all(f"| {name} |" in text for name in CONTESTANTS)
     assert text.count("\n## ") == 5
     assert "more than a tenth" not in text
+    assert "| the rest |" in text
+    assert "SAELens' own trainer takes" in text
     page = (folder / "growth.html").read_text()
     assert SAELENS in page
     assert 'src="plotly.min.js"' in page
@@ -91,8 +113,7 @@ def test_contestants_begin_with_the_same_weights_and_losses():
 
 
 def _activations(contestant: Trained, x: torch.Tensor) -> object:
-    sae = contestant.trainers[0].sae
-    return sae._activations(x, sae.hidden_pre(x))
+    return contestant.trainers[0].sae._activations(x)
 
 
 def test_contestants_are_what_their_names_say():
@@ -105,6 +126,8 @@ def test_contestants_are_what_their_names_say():
     assert classes[MATRYOSHKA] == ["MatryoshkaBatchTopKTrainingSAE"]
     assert {type(trainer).__name__ for trainer in trained[SAELENS].trainers} == {"SAETrainer"}
     assert {type(trainer).__name__ for trainer in trained[HSAE].trainers} == {"HierarchicalSAETrainer"}
+    assert {type(trainer).__name__ for trainer in trained[STOCK].trainers} == {"SAETrainer"}
+    assert classes[STOCK] == classes[HSAE]
     forms = {name: type(_activations(trained[name], planted.batches[0])) for name in (HSAE, PLAIN, NAIVE)}
     assert forms == {HSAE: ActiveEntries, PLAIN: DenseActivations, NAIVE: DenseActivations}
     settings = [
@@ -148,6 +171,40 @@ def test_what_does_not_fit_is_left_out_with_the_reason(monkeypatch):
     result = measure_size(Size(8, (4, 8), 16, 2), (HSAE, NAIVE), 1, "cpu")
     assert set(result["contestants"][NAIVE]) == {"left_out"}
     assert result["contestants"][NAIVE]["left_out"].startswith("needs about")
+
+
+def test_a_goal_is_missed_by_its_slowest_round_and_by_peak_memory():
+    measured = {
+        HSAE: {"peak_bytes": 110},
+        SAELENS: {"peak_bytes": 100, "hsae_as_multiple": {"median": 0.3, "slowest": 0.34}},
+        NO_HIERARCHY: {"peak_bytes": 100, "hsae_as_multiple": {"median": 1.0, "slowest": 1.05}},
+    }
+    at_the_size_of_the_goal = outcomes(Size(384, MEDIUM, 1024, 16), measured)
+    assert [(outcome.goal.against, outcome.goal.measure, outcome.missed) for outcome in at_the_size_of_the_goal] == [
+        (SAELENS, "time", True),
+        (NO_HIERARCHY, "time", False),
+        (NO_HIERARCHY, "peak memory", False),
+        (SAELENS, "peak memory", True),
+    ]
+    assert len(outcomes(TINY, measured)) == 3
+
+
+def test_time_belongs_to_the_part_entered_last(monkeypatch):
+    now = iter([1.0, 3.0, 7.0, 15.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(now))
+    clock = _Clock("cpu")
+    with clock.on("outer"), clock.on("inner"):
+        pass
+    assert clock.seconds == {"outer": 2 + 8, "inner": 4}
+
+
+def test_nothing_stays_watched():
+    before = [vars(owner)[name] for functions in PARTS.values() for owner, name in functions]
+    planted = plant(TINY, "cpu")
+    contestant = CONTESTANTS[HSAE](TINY, planted)
+    assert isinstance(contestant, Trained)
+    seconds_by_part(contestant, planted.batches, 1, "cpu")
+    assert [vars(owner)[name] for functions in PARTS.values() for owner, name in functions] == before
 
 
 def test_another_l0_is_noticed():

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from sae_lens_hsae.commands.demo import minilm_folder
 from sae_lens_hsae.explorer import PageLimits, token_texts, write_page
 from sae_lens_hsae.interpret.dashboards import Dashboards, DashboardSettings, clarity, collect_dashboards
 from sae_lens_hsae.interpret.dashboards.text import load_language_model, unembedding_of
+from sae_lens_hsae.interpret.explain import Explanation, explain
+from sae_lens_hsae.interpret.labels import label_detection
 
 CHROMIUM = shutil.which("chromium")
 DRIVER = shutil.which("chromedriver")
@@ -69,10 +72,31 @@ def dashboards(sae):
 
 
 @pytest.fixture(scope="module")
-def page(sae, dashboards, tmp_path_factory):
+def explanation(sae):
+    """The hostile tokens as a text; nothing fires on the last."""
+    acts = sae.encode(stream()[0][1][0, : len(HOSTILE)]).detach()
+    acts[-1] = 0
+    positions, features = (acts > 0).nonzero(as_tuple=True)
+    parents = sae.forest.parents[features]
+    generator = torch.Generator().manual_seed(4)
+    return Explanation(
+        forest=sae.forest,
+        text="".join(HOSTILE),
+        tokens=tuple(HOSTILE),
+        level_shares=torch.linspace(-0.5, 1, len(HOSTILE) * N_LEVELS).double().view(-1, N_LEVELS),
+        positions=positions,
+        features=features,
+        activations=acts[positions, features],
+        shares=torch.rand(len(features), generator=generator).double() - 0.2,
+        without_parent=(parents >= 0) & (acts[positions, parents.clamp(min=0)] == 0),
+    )
+
+
+@pytest.fixture(scope="module")
+def page(sae, dashboards, explanation, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "explorer.html"
-    limits = PageLimits(features_per_block=7)
-    return write_page(dashboards, sae.forest, path, HOSTILE.__getitem__, LABELS, "Forest <1> & “2”", limits)
+    limits, title = PageLimits(features_per_block=7), "Forest <1> & “2”"
+    return write_page(dashboards, sae.forest, path, HOSTILE.__getitem__, LABELS, title, limits, [explanation])
 
 
 # Without a browser.
@@ -100,7 +124,7 @@ def array_of(block: tuple[Any, bytes], name: str) -> torch.Tensor:
 def test_the_blocks_hold_what_the_dashboards_hold(sae, dashboards, page):
     blocks = blocks_of(page)
     n = sae.forest.n_features
-    assert set(blocks) == {"forest", "vocabulary", *(f"features-{i}" for i in range(-(-n // 7)))}
+    assert set(blocks) == {"forest", "vocabulary", "text-0", *(f"features-{i}" for i in range(-(-n // 7)))}
     texts = blocks["vocabulary"][0]["plain"]["tokens"]
     assert set(texts) <= {"", *HOSTILE}
     forest = blocks["forest"]
@@ -151,12 +175,15 @@ def test_only_hashed_scripts_and_styles_may_run(page):
     assert "http" not in written.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
 
 
-def test_dashboards_of_another_forest_and_unknown_labels_are_refused(dashboards, sae, tmp_path):
+def test_what_is_of_another_forest_and_unknown_labels_are_refused(dashboards, explanation, sae, tmp_path):
     other = FeatureForest(torch.full((sum(WIDTHS),), -1), WIDTHS)
     with pytest.raises(ValueError, match="collect them for this forest"):
         write_page(dashboards, other, tmp_path / "p.html", str)
     with pytest.raises(ValueError, match="labels: feature 99 does not exist"):
         write_page(dashboards, sae.forest, tmp_path / "p.html", str, {99: "x"})
+    of_another = replace(explanation, forest=other)
+    with pytest.raises(ValueError, match="explanations: number 0 is of another forest"):
+        write_page(dashboards, sae.forest, tmp_path / "p.html", str, explanations=[of_another])
     assert not list(tmp_path.iterdir())
 
 
@@ -326,6 +353,10 @@ def views(forest: FeatureForest) -> list[str]:
         "#/search/%3C%2Fscript%3E",
         "#/search/",
         "#/part/1/4",
+        *(f"#/text/0/{position}" for position in range(len(HOSTILE))),
+        "#/text/0",
+        "#/text/0/99",
+        "#/text/1",
         "#/f/9/9",
         "#/nonsense",
     ]
@@ -483,6 +514,9 @@ def test_filters_keep_the_way_to_what_matches(opened, sae, dashboards):
     opened.run(choose, "sort", "clarity")
     clear = clarity(dashboards)[: WIDTHS[0]]
     assert opened.rows()[:4] == [f"0/{root}" for root in clear.argsort(descending=True).tolist()]
+    opened.run(choose, "sort", "detection")
+    detected = label_detection(dashboards, HOSTILE.__getitem__).score[: WIDTHS[0]].nan_to_num(-1)
+    assert opened.rows()[:4] == [f"0/{root}" for root in detected.argsort(descending=True, stable=True).tolist()]
 
 
 @pytest.mark.browser
@@ -543,6 +577,9 @@ def test_a_feature_shows_its_numbers(opened, sae, dashboards):
     assert f"{dashboards.parent_given_child[child] * 100:.0f} %" in text
     assert f"{dashboards.parent_cosine[child]:.2f}" in text
     assert f"Clarity\n{clarity(dashboards)[child]:.2f}" in text
+    detection = label_detection(dashboards, HOSTILE.__getitem__)
+    counts = f"on {detection.n_firing[child]} firing and {detection.n_silent[child]} silent tokens"
+    assert f"Detection by tokens\n{detection.score[child]:.2f} {counts}" in text
     for heading in (
         "Strongest tokens",
         "Strongest contexts",
@@ -611,6 +648,56 @@ def expected_shares(dashboards, forest, parent) -> dict[str, float]:
     return shares | {"none": 1 - sum(shares.values())}
 
 
+@pytest.mark.browser
+def test_a_text_shows_its_paths_and_what_each_level_explains(opened, sae, explanation):
+    opened.run("document.querySelector('a[href=\"#/text/0\"]').click()")
+    opened.wait("#/text/0")
+    seen = opened.run("return document.querySelector('.context').textContent")
+    assert HOSTILE[1] in seen
+    assert "⟨U+202E⟩right" in seen
+    assert "… (10,000 characters)" in seen
+    assert opened.run("return window.ran") is None
+    n_alone = 0
+    for position in range(len(HOSTILE)):
+        opened.go(f"#/text/0/{position}")
+        assert opened.run("return document.querySelector('.context [aria-current]').title") is not None
+        firing, paths = explanation.entries(position), explanation.paths(position)
+        if not firing:
+            assert "No feature fires on this token." in opened.text()
+            continue
+        if len(paths) > 8:
+            opened.run("document.querySelector('button.more').click()")
+        rows = opened.run("""return Array.from(document.querySelectorAll(".paths li"), (item) => {
+            let path = [], node = item;
+            while (node) {
+                path.unshift(node.querySelector(":scope > a .id").textContent);
+                node = node.parentElement.closest("li");
+            }
+            const own = Array.from(item.childNodes).filter((each) => each.tagName !== "UL");
+            return [path, own.map((each) => each.textContent).join("")];
+        })""")
+        shown = {tuple(path): text for path, text in rows}
+        names = [[name_of(sae.forest, feature) for feature in path] for path in paths]
+        assert set(shown) == {tuple(path[: i + 1]) for path in names for i in range(len(path))}
+        assert next(path for path, _ in rows if path in names) == names[0]
+        for path, text in shown.items():
+            level, number = map(int, path[-1].split("/"))
+            feature = sae.forest.levels.flat(level, number)
+            assert text.endswith(" silent") == (feature not in firing)
+            if feature in firing:
+                share = explanation.shares[firing[feature]].item()
+                assert f"share {round(100 * share)} %".replace("-", "−") in text
+                alone = explanation.without_parent[firing[feature]].item()
+                assert text.endswith("without its parent") == alone
+                n_alone += alone
+        cells = opened.run(
+            "return Array.from(document.querySelectorAll('tbody tr'), (row) => row.children[1].textContent)"
+        )
+        assert cells == [f"{100 * s:.0f} %".replace("-", "−") for s in explanation.level_shares[position].tolist()]
+    assert n_alone > 0
+    assert opened.errors() == []
+
+
 CONTRAST = """
 const linear = (c) => (c /= 255) <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
 const luminance = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
@@ -639,7 +726,7 @@ return bad;"""
 def test_text_is_legible_and_nothing_overflows(opened, scheme, width):
     opened.size(width, 850)
     opened.scheme(scheme)
-    for view in ("#/", "#/f/0/2", "#/f/1/3", "#/compare/0/1", "#/search/plain"):
+    for view in ("#/", "#/f/0/2", "#/f/1/3", "#/compare/0/1", "#/search/plain", "#/text/0", "#/text/0/3"):
         opened.go(view)
         assert opened.run(CONTRAST) == [], view
         page_overflow = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
@@ -769,6 +856,15 @@ def test_the_command_goes_from_a_saved_sae_to_its_page(saved, tmp_path, capsys):
     assert (saved / "dashboards" / "manifest.json").stat().st_mtime_ns == before, "dashboards are used again"
     assert blocks_of(tmp_path / "again.html")["vocabulary"] == blocks_of(page)["vocabulary"]
 
+    cli.main(["explore", str(saved), "--explain", "The cat sat.", "--explain", "Birds"])
+    blocks = blocks_of(page)
+    assert blocks["forest"][0]["plain"]["texts"] == ["The cat sat.", "Birds"]
+    assert blocks["text-0"][0]["plain"]["tokens"] == [" the", " cat", " sat", " ."]
+    sae: Any = SAE.load_from_disk(saved)
+    expected = explain(sae, load_language_model(sae), "Birds")
+    assert torch.equal(array_of(blocks["text-1"], "features"), expected.features.int())
+    assert torch.allclose(array_of(blocks["text-1"], "levelShares"), expected.level_shares.float().flatten())
+
     (tmp_path / "text.txt").write_text("The cat sat on the mat. " * 20)
     cli.main(["explore", str(saved), "--text", str(tmp_path / "text.txt"), "--renew"])
     words = set(blocks_of(page)["vocabulary"][0]["plain"]["tokens"])
@@ -802,6 +898,12 @@ def test_the_command_says_what_is_wrong(saved, change, message):
     with pytest.raises(SystemExit) as end:
         cli.main(["explore", str(saved), *arguments])
     assert message in str(end.value.code)
+
+
+def test_a_text_that_cannot_be_explained_costs_no_collection(saved):
+    with pytest.raises(SystemExit, match="text=' ' has no token"):
+        cli.main(["explore", str(saved), "--explain", " "])
+    assert not (saved / "dashboards").exists()
 
 
 def test_dashboards_of_weights_that_have_changed_since_are_not_shown(saved, dashboards):

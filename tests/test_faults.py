@@ -1,5 +1,6 @@
 """Damaged, missing and half-written files, full disks, signals, and numbers that are not finite."""
 
+import itertools
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +20,12 @@ from host_helpers import recorded_steps, runner_config, tiny_config, tiny_datase
 from sae_lens import SAE
 from test_resume import BATCH, assert_equal_states, batches, new_trainer, take_steps
 
-from sae_lens_hsae.storage.whole_files import check_writable, files_written_whole, folder_written_whole
+from sae_lens_hsae.storage.whole_files import (
+    check_writable,
+    file_written_whole,
+    files_written_whole,
+    folder_written_whole,
+)
 from sae_lens_hsae.training.bad_batches import BadBatchError
 from sae_lens_hsae.training.checkpoints import MANIFEST, newest_valid, verify
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
@@ -49,6 +56,10 @@ def damage(path, how):
         path.write_bytes(content)
     elif how == "cut":
         path.write_bytes(path.read_bytes()[:-1])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "zeros":  # the length is there and the content never was: what a power cut leaves of unflushed files
+        path.write_bytes(bytes(path.stat().st_size))
     else:
         path.unlink()
 
@@ -56,7 +67,7 @@ def damage(path, how):
 # Manifests.
 
 
-@pytest.mark.parametrize("how", ["flip", "cut", "remove"])
+@pytest.mark.parametrize("how", ["flip", "cut", "empty", "zeros", "remove"])
 def test_damage_to_any_file_of_a_checkpoint_is_found(tmp_path, how):
     trainer = new_trainer(HierarchicalSAETrainer)
     take_steps(trainer, batches(), 2)
@@ -122,6 +133,27 @@ def test_auto_takes_the_newest_whole_checkpoint_whatever_the_clock_says(tmp_path
     verify(third)
     assert "third" not in caplog.text
     assert f"checkpoint {str(third)!r} is passed over" in caplog.text
+
+
+def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
+    options = {"n_checkpoints": 5, "options": {"keep_checkpoints": 2}}
+    undisturbed, whole = run_ours(tmp_path, **options)
+    jumps = itertools.count(4e9, -1e6)  # far ahead, and with every look at it twelve days back
+    monkeypatch.setattr(time, "time", lambda: next(jumps))
+    original = HierarchicalSAETrainer.save_checkpoint
+
+    def save(trainer, checkpoint_name, *args, **kwargs):
+        original(trainer, checkpoint_name, *args, **kwargs)
+        for path in Path(str(trainer.cfg.checkpoint_path)).rglob("*"):
+            os.utime(path, (at := next(jumps), at))
+
+    monkeypatch.setattr(HierarchicalSAETrainer, "save_checkpoint", save)
+    cfg, disturbed = run_ours(tmp_path, "jumps", **options)
+    assert_equal_states(disturbed, whole)
+    assert [path.name for path in checkpoints_of(cfg)] == [path.name for path in checkpoints_of(undisturbed)]
+    again, resumed = run_ours(tmp_path, "jumps", resume_from_checkpoint="auto", **options)
+    assert again.resume_from_checkpoint == str(checkpoints_of(cfg)[-1])
+    assert_equal_states(resumed, whole)
 
 
 def test_auto_begins_where_there_is_nothing_to_resume(tmp_path, caplog):
@@ -273,11 +305,18 @@ def test_a_vanished_folder_is_made_again_and_an_impossible_one_is_an_error(tmp_p
         trainer.save_checkpoint("0", base_path=base)
 
 
-@pytest.mark.parametrize("field", ["output_path", "checkpoint_path"])
-def test_a_place_that_cannot_be_written_to_is_refused_before_training(tmp_path, field):
+@pytest.mark.parametrize(
+    ("field", "overrides"),
+    [
+        ("output_path", {}),
+        ("checkpoint_path", {"n_checkpoints": 1}),
+        ("checkpoint_path", {"n_checkpoints": 0, "save_final_checkpoint": True}),
+    ],
+)
+def test_a_place_that_cannot_be_written_to_is_refused_before_training(tmp_path, field, overrides):
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match=rf"{field}=.*file' is no folder; give another path"):
-        run_ours(tmp_path, n_checkpoints=1, **{field: str(tmp_path / "file" / "below")})
+        run_ours(tmp_path, **{field: str(tmp_path / "file" / "below")}, **overrides)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="asks for POSIX permissions")
@@ -309,6 +348,57 @@ def test_files_appear_whole_or_not_at_all(tmp_path):
         assert (target / "key").read_text() == "first"
         assert [path.name for path in target.iterdir()] == ["key"]
         assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no inodes")
+def test_what_takes_its_place_is_on_the_disk_by_then(tmp_path, monkeypatch):
+    flushed = set()
+    original = os.fsync
+
+    def fsync(file):
+        flushed.add(os.fstat(file).st_ino)
+        original(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    renamed = []
+
+    def watch(event, arguments):
+        if event == "os.rename" and str(tmp_path) in str(arguments[0]):
+            path = Path(arguments[0])
+            parts = [path, *path.rglob("*")]
+            renamed.append((path.name, [part.name for part in parts if part.stat().st_ino not in flushed]))
+
+    sys.addaudithook(watch)  # which cannot be taken away, but sees nothing of other tests' folders
+    with folder_written_whole(tmp_path / "folder") as new:
+        (new / "below").mkdir()
+        (new / "below" / "a").write_text("1")
+        (new / "b").write_text("2")
+    with files_written_whole(tmp_path / "files", "b") as new:
+        (new / "a").write_text("1")
+        (new / "b").write_text("2")
+    with file_written_whole(tmp_path / "file") as aside:
+        aside.write_text("1")
+    assert renamed == [("folder", []), ("a", []), ("b", []), ("file", [])]
+    assert {path.stat().st_ino for path in (tmp_path, tmp_path / "files")} <= flushed
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "file"
+    with file_written_whole(path) as aside:
+        aside.write_text("first")
+        assert not path.exists()
+    for error, fault in ((FileNotFoundError, lambda aside: aside.unlink()), (ValueError, lambda aside: int("x"))):  # noqa: ARG005
+        with pytest.raises(error), file_written_whole(path) as aside:  # noqa: PT012 – the block is what is tested
+            aside.write_text("second")
+            fault(aside)
+        assert path.read_text() == "first"
+    with file_size_limited_to(5), pytest.raises(OSError, match="too large"), file_written_whole(path) as aside:
+        aside.write_text("second")
+    assert path.read_text() == "first"
+    with file_written_whole(path) as aside:
+        aside.write_text("second")
+    assert path.read_text() == "second"
+    assert [each.name for each in path.parent.iterdir()] == ["file"]
 
 
 # Numbers that are not finite.

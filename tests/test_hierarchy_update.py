@@ -5,6 +5,8 @@ import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sae_lens_hsae import hierarchy_update
 from sae_lens_hsae.hierarchy_update import (
@@ -13,7 +15,9 @@ from sae_lens_hsae.hierarchy_update import (
     conditional_similarity,
     cosine_similarity,
     is_update_due,
+    parent_table,
 )
+from sae_lens_hsae.levels import Levels
 
 
 def given_matrix(matrix):
@@ -116,6 +120,34 @@ def test_blocks_of_any_size_give_the_same_forest(monkeypatch, room):
 
     assert torch.equal(choose_parents(watched, 8, 50, 0.2, room), whole)
     assert max(asked) == (3, 3), "no more than BLOCK parents and children at a time"
+
+
+class LargestTensor(TorchDispatchMode):
+    """Bytes of the largest tensor that any operation made."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        given = {tensor.data_ptr() for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, torch.Tensor)}
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in given:
+                self.largest = max(self.largest, tensor.numel() * tensor.element_size())
+        return made
+
+
+@pytest.mark.parametrize("room", [None, 2])
+@pytest.mark.parametrize("source", ["encoder", "decoder"])
+def test_no_more_than_a_block_is_in_memory(monkeypatch, source, room):
+    monkeypatch.setattr(hierarchy_update, "BLOCK", 64)
+    levels, d_in = Levels((700, 1500)), 48
+    weights = torch.randn(d_in, levels.n_features, generator=torch.Generator().manual_seed(0))
+    rows = weights.T if source == "encoder" else weights.T.contiguous()
+    above, below = levels
+    with LargestTensor() as watched:
+        parent_table([cosine_similarity(rows[above], rows[below])], levels, 0.2, room)
+    # A block of similarities, or a number per feature. The whole matrix would be 4 MB, a copy of a level's rows 288 kB.
+    assert watched.largest <= max(4 * 64 * 64, 8 * levels.n_features)
 
 
 def test_updates_come_at_doubling_intervals_first_then_regularly():

@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -65,7 +66,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def reply(self, answer: Any) -> None:
         if isinstance(answer, int):
-            self.send(answer, b'{"error": {"message": "no"}}')
+            # Some endpoints quote the key that they refuse.
+            self.send(answer, json.dumps({"error": {"message": f"no {self.headers['Authorization']}"}}).encode())
         elif answer == "garbage":
             self.send(200, b"<html>not JSON")
         elif answer == "half":
@@ -142,6 +144,7 @@ def test_what_misbehaves_once_is_asked_again(server, tmp_path):
         ('{"label": 3}', "label must be", 3),
         ('{"label": ""}', "label must be", 3),
         ('["label"]', "no JSON object", 3),
+        ("[" * 100_000, "malformed", 3),
         ("cut", "cut off after max_tokens=200", 3),
     ],
 )
@@ -152,6 +155,7 @@ def test_what_always_misbehaves_is_reported_and_never_guessed(server, tmp_path, 
     assert replies.answers == ["fine", None]
     assert list(replies.errors) == [1]
     assert any(part in replies.errors[1] for part in error.split("|"))
+    assert KEY not in replies.errors[1]
     assert server.asked["bad"] == times
     server.answer = lambda *_: label("now")
     again = endpoint.ask(requests("good", "bad"), parse_label)
@@ -159,13 +163,22 @@ def test_what_always_misbehaves_is_reported_and_never_guessed(server, tmp_path, 
     assert again.n_cached == 1
 
 
+def test_an_endpoint_that_is_always_too_slow_is_reported(server, tmp_path):
+    server.answer = lambda *_: "slow"
+    replies = Endpoint("m", tmp_path / "answers", max_retries=1, timeout=0.2).ask(requests("bad"), parse_label)
+    assert replies.answers == [None]
+    assert replies.errors == {0: "APITimeoutError"}
+    assert server.asked["bad"] == 2
+
+
 def test_an_interrupted_run_goes_on_and_a_repeated_one_costs_nothing(server, tmp_path):
     users = [f"text {i}" for i in range(12)]
     server.answer = lambda user, _: 401 if user == "text 7" else label(user)
     endpoint = Endpoint("m", tmp_path / "answers", concurrency=1)
     assert endpoint.estimate(requests(*users))[0] == 12
-    with pytest.raises(ValueError, match=r"HTTP 401.*OPENAI_API_KEY"):
+    with pytest.raises(ValueError, match=r"HTTP 401.*OPENAI_API_KEY") as refused:
         endpoint.ask(requests(*users), parse_label)
+    assert KEY not in "".join(traceback.format_exception(refused.value))
     assert endpoint.estimate(requests(*users))[0] < 12
 
     server.answer = lambda user, _: label(user)
@@ -257,6 +270,35 @@ def test_edges_and_controls_are_judged(server, tmp_path, dashboards):
     silent = judge_pairs(dashboards, pairs, TEXTS.__getitem__, Endpoint("other", tmp_path / "answers"), progress=False)
     assert silent.rates().n.tolist() == [0, 0, 0, 0]
     assert len(silent.replies.errors) == 8
+
+
+def test_random_controls_are_of_the_parents_level_and_fire_about_as_often():
+    sae = make_sae(level_widths=[30, 40, 60])
+    sae.threshold.data.mul_(torch.rand(130, generator=torch.Generator().manual_seed(1)) * 3)
+    sae.threshold.data[:3] = 1e9
+    x = torch.randn(60, 8, D_IN, generator=torch.Generator().manual_seed(0)) * 2
+    found = collect_dashboards(sae, sae.forest, [(torch.zeros(60, 8, dtype=torch.int64), x)], progress=False)
+    assert (found.n_firing == 0).any(), "some never fire"
+    n_random = 0
+    edge = (-1, -1)
+    for kind, broad, narrow in sample_pairs(found):
+        if kind == "edge":
+            edge = (broad, narrow)
+            assert sae.forest.parent(narrow) == broad
+        elif kind == "sibling":
+            assert narrow == edge[1] != broad
+            assert broad in sae.forest.siblings(narrow)
+        elif kind == "random":
+            n_random += 1
+            assert narrow == edge[1]
+            level = sae.levels[int(sae.levels.level_of(torch.tensor(edge[0])))]
+            assert level.start <= broad < level.stop
+            counts = found.n_firing[level].double()
+            away = (counts.log() - found.n_firing[edge[0]].double().log()).abs()
+            away[edge[0] - level.start] = torch.inf
+            assert away[broad - level.start] <= away.sort().values[4]
+        assert (found.n_firing[[broad, narrow]] > 0).all()
+    assert n_random > 50
 
 
 def test_marks_enclose_runs_of_tokens():

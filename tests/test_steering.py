@@ -115,26 +115,37 @@ def test_heads_are_edited_as_one_vector():
     torch.testing.assert_close(moved.flatten(2), (3 * sae.W_dec[5]).expand(2, CONTEXT, -1), rtol=1e-4, atol=1e-5)
 
 
-def test_effects_equal_plain_computation():
-    model, sae = tiny_sae_transformer(), stack(HOOK)
+@pytest.mark.parametrize("pushed", [4, 13])
+def test_effects_of_coarse_and_fine_pushes_of_one_norm_equal_plain_computation(pushed):
+    """Feature 4 is the parent of 13; both are pushed by the same norm and judged by the same target."""
+    model: Any = tiny_sae_transformer()
+    sae = stack(HOOK)
     tokens = tiny_tokens(3)
-    found = effect_of(model, sae, [add(13, 4.0)], tokens, target=4)
+    found = effect_of(model, sae, [add(pushed, 4.0)], tokens, target=4)
     with torch.no_grad():
-        _, cache = model.run_with_cache(tokens)
+        without, cache = model.run_with_cache(tokens)
         on = sae.level_sae(1).encode(cache[HOOK])[..., 0] > 0
         clean = model(tokens, return_type="loss", loss_per_token=True)
-        with steer(model, sae, [add(13, 4.0)]):
+        with steer(model, sae, [add(pushed, 4.0)]):
             changed = model(tokens, return_type="loss", loss_per_token=True)
-            logits = model(tokens)
+            logits, cache_after = model.run_with_cache(tokens)
     assert (found.n_on, found.n_off) == (int(on.sum()), int((~on).sum()))
     assert min(found.n_on, found.n_off) > 0
     assert found.norm == pytest.approx(4.0, rel=1e-4)
-    assert found.loss_on == pytest.approx((changed - clean)[on[:, :-1]].mean().item(), rel=1e-3, abs=1e-6)
-    with torch.no_grad():
-        without = model(tokens)
     p, q = (torch.distributions.Categorical(logits=each) for each in (without, logits))
     kl = torch.distributions.kl_divergence(p, q)
-    assert found.kl_off == pytest.approx(kl[~on].mean().item(), rel=1e-3)
+    change = (logits - without).norm(dim=-1) / without.norm(dim=-1)
+    for tokens_of, name in ((on, "on"), (~on, "off")):
+        rise = (changed - clean)[tokens_of[:, :-1]].mean().item()
+        assert getattr(found, f"loss_{name}") == pytest.approx(rise, rel=1e-3, abs=1e-6)
+        assert getattr(found, f"kl_{name}") == pytest.approx(kl[tokens_of].mean().item(), rel=1e-3)
+        assert getattr(found, f"change_{name}") == pytest.approx(change[tokens_of].mean().item(), rel=1e-3)
+    moved = torch.zeros(33)
+    for level, own in enumerate(sae.levels):
+        before, after = (sae.level_sae(level).encode(each[HOOK]).detach() for each in (cache, cache_after))
+        moved[own] = (after - before).abs().flatten(0, 1).sum(0)
+    family = [0, 4, 13, 14]  # the target's parent, itself, its children
+    assert found.family_share == pytest.approx((moved[family].sum() / moved.sum()).item(), rel=1e-3)
     assert 0 < found.family_share < 1
 
 

@@ -7,6 +7,7 @@ import copy
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import struct
@@ -23,15 +24,18 @@ from sae_lens import SAE
 from test_resume import batches, new_trainer, take_steps
 
 from sae_lens_hsae import FeatureForest, HierarchicalSAE, HierarchicalSAEConfig, HierarchicalTrainingSAEConfig
+from sae_lens_hsae.explorer.command import _labels
 from sae_lens_hsae.explorer.content import PageContent
 from sae_lens_hsae.explorer.page import PageLimits
 from sae_lens_hsae.forest import validate_parents
+from sae_lens_hsae.forest.files import read_forest
 from sae_lens_hsae.interpret.dashboards import Dashboards, collect_dashboards
 from sae_lens_hsae.interpret.dashboards.resume import load_progress, save_progress
 from sae_lens_hsae.interpret.dashboards.statistics import FiringStatistics
 from sae_lens_hsae.interpret.dashboards.text import load_language_model
+from sae_lens_hsae.sharing.saved_model import load_evaluation
 from sae_lens_hsae.training.checkpoints import MANIFEST, Manifest, verify, write_manifest
-from sae_lens_hsae.training.resumable_store import STATE_FILENAME, MixingBuffer, ResumableActivationsStore
+from sae_lens_hsae.training.resumable_store import COUNTS, STATE_FILENAME, MixingBuffer, ResumableActivationsStore
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 
 fuzzed = settings(
@@ -250,11 +254,14 @@ def test_configurations(of):
     check()
 
 
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
+def whole_model(folder):
     make_sae().save_inference_model(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    return whole_model(tmp_path_factory.mktemp("model"))
 
 
 def assert_whole(sae):
@@ -290,14 +297,17 @@ def test_models(model_folder, scratch, loader):
     check()
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint")
+def whole_checkpoint(folder):
     trainer = new_trainer(HierarchicalSAETrainer)
     take_steps(trainer, batches(), 3)
     trainer.save_checkpoint("96", base_path=folder)
     (folder / "96" / "activations_store_state.safetensors").unlink(missing_ok=True)
     return folder / "96"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return whole_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 def test_manifests(checkpoint, scratch):
@@ -354,7 +364,7 @@ def test_states_of_the_store(scratch):
     whole = scratch / "store-whole"
     whole.mkdir()
     state = {"kept": torch.ones(3, D_IN), "serving": torch.ones(2, D_IN), "rng_state": torch.get_rng_state()}
-    save_file({**state, "n_sequences": torch.tensor(3), "current_row_idx": torch.tensor(0)}, whole / STATE_FILENAME)
+    save_file({**state, **{name: torch.tensor(1) for name in COUNTS}}, whole / STATE_FILENAME)
     store.load_from_checkpoint(whole)
     random_state = torch.get_rng_state()
 
@@ -371,18 +381,21 @@ def test_states_of_the_store(scratch):
     torch.set_rng_state(random_state)
 
 
-@pytest.fixture(scope="module")
-def dashboards_folder(tmp_path_factory):
+def whole_dashboards(folder):
     sae = make_sae()
     cfg = HierarchicalSAEConfig(d_in=D_IN, d_sae=sum(WIDTHS), level_widths=WIDTHS)
     inference = HierarchicalSAE(cfg)
     inference.load_state_dict({name: sae.state_dict()[name] for name in inference.state_dict()})
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, 50, (8, 6), generator=generator)
-    folder = tmp_path_factory.mktemp("dashboards") / "whole"
     x = torch.randn(8, 6, D_IN, generator=generator) * 2
     collect_dashboards(inference, inference.forest, [(tokens, x)], progress=False).save(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def dashboards_folder(tmp_path_factory):
+    return whole_dashboards(tmp_path_factory.mktemp("dashboards") / "whole")
 
 
 def test_dashboards(dashboards_folder, scratch):
@@ -463,6 +476,26 @@ def test_a_hostile_trainer_state_does_nothing(checkpoint, tmp_path, how):
     with memory_limited(), pytest.raises(ValueError, match=r"trainer_state\.pt' is damaged"):
         trainer.load_trainer_state(tmp_path / "0")
     assert not made.exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a":' * 100_000, "[1]", '"\\ud800', "9" * 5000], ids=lambda text: text[:5]
+)
+def test_json_of_any_kind_is_an_object_or_a_clear_error(model_folder, tmp_path, text):
+    whole = HierarchicalSAE.load_from_disk(model_folder)
+    readers = {
+        "forest.json": read_forest,
+        "labels.json": _labels,
+        "evaluation.json": lambda path: load_evaluation(whole, path.parent),
+        "cfg.json": lambda path: HierarchicalSAE.load_from_disk(path.parent),
+        "manifest.json": lambda path: verify(path.parent),
+    }
+    for name, read in readers.items():
+        path = tmp_path / name
+        path.write_text(text)
+        with pytest.raises(ValueError, match=re.escape(name)) as caught:
+            read(path)
+        check_message(caught.value)
 
 
 def test_metadata_cannot_have_code_run():

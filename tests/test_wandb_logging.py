@@ -109,6 +109,18 @@ def test_levels_and_forest_are_logged(tmp_path, offline):
     assert evaluated == list(range(2 * LOG_EVERY - 1, 30, 2 * LOG_EVERY))
 
 
+def test_our_runner_is_evaluated_as_well(tmp_path, offline):
+    logger = LoggingConfig(log_to_wandb=True, wandb_log_frequency=LOG_EVERY, eval_every_n_wandb_logs=2)
+    sae, _ = run(tmp_path, logger=logger, n_eval_batches=1)
+    wandb.teardown()
+    evaluated = {step: row for step, row in history(offline).items() if "model_performance_preservation" in str(row)}
+    assert list(evaluated) == list(range(2 * LOG_EVERY - 1, 30, 2 * LOG_EVERY))
+    for row in evaluated.values():
+        for name in ("threshold", "b_enc"):
+            assert sum(row[f"weights/{name}/values"]) == sae.cfg.d_sae
+            assert len(row[f"weights/{name}/bins"]) == len(row[f"weights/{name}/values"]) + 1
+
+
 TREES = ForestLogging(trees=True, explorer=True, n_tokens=400)
 
 
@@ -216,3 +228,11 @@ def test_a_log_that_could_hold_nothing_is_refused(tmp_path, overrides, message):
 def test_a_sample_of_no_tokens_is_refused():
     with pytest.raises(ValueError, match="n_tokens=0 must be at least 1"):
         ForestLogging(n_tokens=0)
+
+
+@pytest.mark.parametrize("name", ["folder/" * 30 + "model", "/models/of:me"])
+def test_a_name_that_wandb_would_refuse_at_the_first_checkpoint_is_refused_before(tmp_path, offline, name):
+    with recorded_steps() as steps, pytest.raises(ValueError, match=rf"model_name={name!r}: W&B cannot .* short path"):
+        run(tmp_path, model_name=name)
+    assert not steps
+    assert not list(offline.glob("wandb/*"))

@@ -1,13 +1,18 @@
-"""The activations of a batch as their active entries: the few (token, feature) that carry value or gradient.
+"""The activations of a batch as their active entries: the few (feature, token) that carry value or gradient.
 
 JumpReLU's value lives where a pre-activation exceeds its threshold θ, its straight-through gradient within half a
 bandwidth ε of θ. Everything above θ − ε/2 is therefore an *entry*, and no loss nor gradient depends on the rest: of
 wide levels that leaves a few in a hundred. The encoder product finds them, and all that follows is done on them alone.
 :class:`DenseActivations` is the plain form of the same; the two have the same values and gradients.
+
+Entries are ordered by feature, so the product is made that way round, (n_features, batch): the gradients of encoder and
+decoder are sums over one feature after the other, and what a step reads at a time, one decoder row and the tokens of
+one level, stays in the cache.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,10 +20,10 @@ from sae_lens.saes.jumprelu_sae import JumpReLU, Step
 
 from sae_lens_hsae.levels import Levels
 from sae_lens_hsae.perturbation import Replacement
-from sae_lens_hsae.row_products import sum_rows
+from sae_lens_hsae.row_products import sum_rows, sum_sorted_rows
 from sae_lens_hsae.structural_loss import Families, entries_structural_loss
 
-MAX_DENSITY = 0.15
+MAX_DENSITY = 0.35
 """Above this share of entries the dense products are the faster ones."""
 
 
@@ -30,19 +35,40 @@ class Encoder(NamedTuple):
     b_dec: torch.Tensor | None
 
 
+class PreActivations(NamedTuple):
+    """Pre-activations of a batch, without gradient, in the parts they are made of.
+
+    Attributes:
+        product: (n_features, batch).
+        bias: to be added, (n_features,).
+    """
+
+    product: torch.Tensor
+    bias: torch.Tensor
+
+    def above(self, limit: torch.Tensor) -> torch.Tensor:
+        """Where they are above a limit (n_features,): (n_features, batch) bool."""
+        return self.product > (limit - self.bias)[:, None]
+
+    def dense(self) -> torch.Tensor:
+        """(batch, n_features)."""
+        return (self.product + self.bias[:, None]).T
+
+
 class ActiveEntries:
     """What training asks of the activations of a batch, from their active entries.
 
     Attributes:
-        tokens, features: of each entry, ordered by level, token and feature; (n,) int64.
+        features, tokens: of each entry, ordered by feature and token; (n,) int32.
         values: its activation, which is 0 between θ − ε/2 and θ; (n,).
     """
 
     def __init__(
         self,
         found: torch.Tensor,
+        places: torch.Tensor,
         x: torch.Tensor,
-        hidden_pre: torch.Tensor,
+        pre_activations: PreActivations,
         encoder: Encoder,
         threshold: torch.Tensor,
         levels: Levels,
@@ -52,22 +78,28 @@ class ActiveEntries:
         """Gather the entries.
 
         Args:
-            found: where they are, (batch, n_features) bool.
+            found: where they are, (n_features, batch) bool.
+            places: the same as flat indices, ascending, (n,) int64.
             x: what the encoder read, (batch, d_in).
-            hidden_pre: pre-activations, (batch, n_features); no gradient flows through it.
+            pre_activations: of all features; no gradient flows through them.
             encoder: the gradient's way to the parameters.
             threshold: θ, (n_features,).
             levels: of the features.
             bandwidth: ε; ste_to_input: whether the estimator's gradient reaches the pre-activations.
         """
-        self.shape, self.levels = hidden_pre.shape, levels
-        places = [torch.nonzero(own).unbind(1) for own in levels.split(found)]
-        self._n_entries = [len(tokens) for tokens, _ in places]
-        self.tokens = torch.cat([tokens for tokens, _ in places])
-        self._local_features = torch.cat([features for _, features in places])
-        self.features = torch.cat([features + own.start for own, (_, features) in zip(levels, places, strict=True)])
-        self._places = self.tokens * self.shape[1] + self.features
-        pre = _PreActivations.apply(*encoder, x, hidden_pre.detach(), self.tokens, self.features, levels)
+        self.pre_activations, self.levels = pre_activations, levels
+        self._found, self._places = found, places
+        n_features, batch = found.shape
+        self.features = (places // batch).int()
+        self.tokens = (places - batch * self.features.long()).int()
+        counts = torch.bincount(self.features, minlength=n_features)
+        self._first = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        self._n_entries = self._first[list(levels.offsets)].diff()
+        # One sum per level and token.
+        self._bags = self.tokens + torch.repeat_interleave(
+            batch * torch.arange(len(levels), dtype=torch.int32), self._n_entries
+        )
+        pre = _PreActivationsAt.apply(*encoder, x, *pre_activations, places, self.features, self._bags, levels)
         # SAELens' functions sum a threshold's gradient over the first dimension: it has length 1 here.
         own_threshold = threshold.index_select(0, self.features)
         self.values = JumpReLU.apply(pre.unsqueeze(0), own_threshold, bandwidth, ste_to_input).squeeze(0)
@@ -76,38 +108,48 @@ class ActiveEntries:
     def dense(self) -> torch.Tensor:
         """(batch, n_features), outside of the gradient's graph."""
         values = self.values.detach()
-        return values.new_zeros(self.shape.numel()).index_copy_(0, self._places, values).view(self.shape)
+        return values.new_zeros(self._found.numel()).index_copy_(0, self._places, values).view(self._found.shape).T
+
+    def times_fired(self) -> torch.Tensor:
+        """Tokens on which each feature is active, (n_features,)."""
+        return torch.zeros(len(self._found)).index_add_(0, self.features, (self.values.detach() != 0).float())
 
     def l0(self) -> torch.Tensor:
         """Mean L0 of every level, (L,), with the straight-through gradient of JumpReLU."""
-        return torch.stack([own.sum() for own in self._fired.split(self._n_entries)]) / self.shape[0]
+        return torch.stack([own.sum() for own in self._fired.split(self._n_entries.tolist())]) / self._found.shape[1]
 
-    def reconstruct(self, W_dec: torch.Tensor, b_dec: torch.Tensor) -> list[torch.Tensor]:
-        """Reconstruction of every level, each (batch, d_in)."""
-        entries = (tensor.split(self._n_entries) for tensor in (self.values, self._local_features, self.tokens))
-        per_level = zip(*entries, W_dec.split(self.levels.widths), b_dec, strict=True)
-        return [
-            sum_rows(values, rows, features, tokens, self.shape[0]) + bias
-            for values, features, tokens, rows, bias in per_level
-        ]
+    def reconstruct(
+        self, W_dec: torch.Tensor, b_dec: torch.Tensor, replaced: Sequence[Replacement] = ()
+    ) -> torch.Tensor:
+        """Reconstructions of all levels with the replacements, (L, batch, d_in)."""
+        batch = self._found.shape[1]
+        weights, features, bags = self.values, self.features, self._bags
+        if any(len(change.features) for change in replaced):
+            entries, signs, changed = self._changes(replaced)
+            weights = torch.cat([weights, weights.index_select(0, entries) * signs.to(weights.dtype)])
+            features = torch.cat([features, features.index_select(0, entries)])
+            bags = torch.cat([bags, batch * changed + self.tokens.index_select(0, entries)])
+        sums = sum_rows(weights, W_dec, features, bags, len(b_dec) * batch)
+        return sums.view(len(b_dec), batch, -1) + b_dec[:, None]
 
-    def replacement_delta(self, W_dec: torch.Tensor, replacement: Replacement) -> torch.Tensor:
-        """What a replacement adds to its level's reconstruction, (batch, d_in)."""
-        index = torch.arange(len(replacement.features), device=W_dec.device)
-        row = torch.full((self.shape[1],), -1, device=W_dec.device).index_copy(0, replacement.features, index)
-        row = row.index_select(0, self.features)
-        involved = torch.nonzero(row >= 0).squeeze(1)
-        row = row.index_select(0, involved)
-        weights = self.values.index_select(0, involved) * replacement.signs.to(W_dec.dtype).index_select(0, row)
-        rows = W_dec.index_select(0, replacement.features)
-        return sum_rows(weights, rows, row, self.tokens.index_select(0, involved), self.shape[0])
+    def _changes(self, replaced: Sequence[Replacement]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Entries of the features that are replaced or stand in, their signs, and the level each adds to; (n,) all."""
+        features, signs = (torch.cat(tensors) for tensors in zip(*replaced, strict=True))
+        sizes = torch.tensor([len(change.features) for change in replaced])
+        levels = torch.repeat_interleave(torch.arange(len(replaced), dtype=torch.int32), sizes)
+        first, stop = self._first[features], self._first[features + 1]
+        row = torch.repeat_interleave(torch.arange(len(features)), stop - first)
+        # Each row's entries follow one another; so does the count of those that came before.
+        before = (stop - first).cumsum(0) - (stop - first)
+        entries = torch.arange(len(row)) + (first - before).index_select(0, row)
+        return entries, signs.index_select(0, row), levels.index_select(0, row)
 
     def structural_loss(self, W_dec: torch.Tensor, families: Families) -> torch.Tensor:
         """Σ_l Σ_i L_PC,(l,i), mean over the batch."""
-        return entries_structural_loss(self.values, self.tokens, self.features, W_dec, families.parents, self.shape[0])
+        return entries_structural_loss(self.values, self._places, self.features, self._found, W_dec, families.parents)
 
 
-class _PreActivations(torch.autograd.Function):
+class _PreActivationsAt(torch.autograd.Function):
     """Takes pre-activations at the entries, and leads their gradient to the encoder's parameters."""
 
     @staticmethod
@@ -117,27 +159,27 @@ class _PreActivations(torch.autograd.Function):
         _b_enc: torch.Tensor,
         b_dec: torch.Tensor | None,
         x: torch.Tensor,
-        hidden_pre: torch.Tensor,
-        tokens: torch.Tensor,
+        product: torch.Tensor,
+        bias: torch.Tensor,
+        places: torch.Tensor,
         features: torch.Tensor,
+        bags: torch.Tensor,
         levels: Levels,
     ) -> torch.Tensor:
-        ctx.save_for_backward(W_enc, b_dec, x, tokens, features)
+        ctx.save_for_backward(W_enc, b_dec, x, features, bags)
         ctx.levels = levels
-        return hidden_pre.view(-1).index_select(0, tokens * hidden_pre.shape[1] + features)
+        return product.view(-1).index_select(0, places) + bias.index_select(0, features)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        W_enc, b_dec, x, tokens, features = ctx.saved_tensors
-        of_pre = grads[0]
-        of_b_enc = of_pre.new_zeros(W_enc.shape[1]).index_add_(0, features, of_pre)
-        of_W_enc = sum_rows(of_pre, x, tokens, features, W_enc.shape[1])
+        W_enc, b_dec, x, features, bags = ctx.saved_tensors
+        of_pre, n_features = grads[0], W_enc.shape[1]
+        of_b_enc = of_pre.new_zeros(n_features).index_add_(0, features, of_pre)
+        # What each level reads, (levels · batch, d_in).
+        read = x.repeat(len(ctx.levels), 1) if b_dec is None else (x - b_dec[:, None]).flatten(0, 1)
+        of_W_enc = sum_sorted_rows(of_pre, read, bags, features, n_features)
         of_b_dec = None
         if b_dec is not None:
-            per_level = list(zip(of_b_enc.split(ctx.levels.widths), b_dec, strict=True))
-            for rows, (own, bias) in zip(of_W_enc.split(ctx.levels.widths), per_level, strict=True):
-                rows.addr_(own, bias, alpha=-1)
-            of_b_dec = -torch.stack(
-                [columns @ own for columns, (own, _) in zip(ctx.levels.split(W_enc), per_level, strict=True)]
-            )
-        return of_W_enc.T, of_b_enc, of_b_dec, None, None, None, None, None
+            columns = zip(ctx.levels.split(W_enc), ctx.levels.split(of_b_enc), strict=True)
+            of_b_dec = -torch.stack([own @ weights for own, weights in columns])
+        return of_W_enc.T, of_b_enc, of_b_dec, None, None, None, None, None, None, None

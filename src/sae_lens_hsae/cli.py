@@ -9,9 +9,11 @@ from contextlib import redirect_stdout
 from importlib.metadata import version
 
 from sae_lens_hsae import __version__
+from sae_lens_hsae.commands.clarity import add_clarity, run_clarity
 from sae_lens_hsae.commands.contrast import add_contrast, run_contrast
 from sae_lens_hsae.commands.demo import demo
 from sae_lens_hsae.commands.evaluate import add_evaluate, run_evaluate
+from sae_lens_hsae.commands.explain import add_explain, run_explain
 from sae_lens_hsae.commands.label import add_label_and_judge, run_label_or_judge
 from sae_lens_hsae.commands.outcome import CallError, Outcome
 from sae_lens_hsae.commands.sweep import add_sweep, run_sweep_command
@@ -20,9 +22,12 @@ from sae_lens_hsae.explorer.command import add_explore, run_explore
 from sae_lens_hsae.progress_bars import bars_on_terminals_only
 from sae_lens_hsae.reproduce.command import add_reproduce, run_reproduce
 from sae_lens_hsae.sharing.command import add_convert, add_push, run_convert, run_push
+from sae_lens_hsae.training.ranks import is_first_launched, n_launched
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], Outcome]] = {
     "evaluate": run_evaluate,
+    "clarity": run_clarity,
+    "explain": run_explain,
     "explore": run_explore,
     "contrast": run_contrast,
     "label": run_label_or_judge,
@@ -67,11 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if debug:
             raise
         sys.exit(f"hsae {chosen.command}: {_message(error)}")
-    if outcome is not None:
+    if outcome is not None and is_first_launched():
         outcome.show(as_json=getattr(chosen, "json", "--json" in arguments))
 
 
 def _run(chosen: argparse.Namespace, arguments: Sequence[str]) -> Outcome | None:
+    if chosen.command != "train" and n_launched() > 1:
+        raise CallError(f"this is for one process, but {n_launched()} were started; torchrun is for train")
     if chosen.command == "demo":  # shows what it does while it does it
         demo()
         return None
@@ -103,6 +110,8 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("train", help="train on a language model; SAELens' fields are flags", add_help=False)
     for add in (
         add_evaluate,
+        add_clarity,
+        add_explain,
         add_explore,
         add_contrast,
         add_label_and_judge,

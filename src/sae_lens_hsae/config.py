@@ -80,9 +80,10 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
         hierarchy_first_update: step of the first forest; until ``hierarchy_update_every`` the interval doubles.
         hierarchy_similarity: what makes a parent similar to a child: cosine of their "encoder" or "decoder"
             directions, or "coactivation", the share of tokens on which both are active (§3.3), or "conditional",
-            P(parent | child) − P(parent).
+            P(parent | child) − P(parent) of parents that fire at least as often as the child.
         unassigned_fraction: share of each level's children, those least similar to any parent, that stay
             without one (§3.3, partial tree).
+        minimum_similarity: a child whose best similarity is not above it stays without a parent, too; None sets no bar.
         max_children: most children a parent may have; 2 gives binary trees, None sets no limit.
         freeze_hierarchy_after: last step at which the forest may change (fixed tree); None never freezes it.
         perturbation_seed: seed of the draws of the perturbation.
@@ -96,6 +97,8 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
         normalize_activations: SAELens'; the other defaults are for activations of norm about √d_in, so that it is
             "expected_average_only_in" (App. A.1); "none" is for activations that are scaled already.
         decoder_init_norm: norm of the decoder rows that the encoder is initialised from.
+        whiten_encoder: whether the encoder learns in whitened coordinates of the activations, centred by their mean;
+            ``apply_b_dec_to_input`` is then off. What is saved for inference reads activations as they are.
 
     Raises:
         ValueError: naming the field, its value and the remedy.
@@ -108,24 +111,26 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
     output_level: int = -1
     # On SAELens' command line a JSON number or list: its parser knows no "number or list" by itself.
     target_l0: float | list[float] = simple_parsing.field(default=50.0, type=json.loads)  # noqa: RUF009
-    structural_loss_coefficient: float = 0.1
+    structural_loss_coefficient: float = 0.03
     structural_loss_decay: list[int] | None = simple_parsing.field(default=None, type=json.loads, nargs=None)  # noqa: RUF009
     perturbation_rate: float = 0.0
     hierarchy_update_every: int = 5000
     hierarchy_first_update: int = 100
-    hierarchy_similarity: Similarity = "encoder"
-    unassigned_fraction: float = 0.2
+    hierarchy_similarity: Similarity = "conditional"
+    unassigned_fraction: float = 0.0
+    minimum_similarity: float | None = 0.4
     max_children: int | None = None
     freeze_hierarchy_after: int | None = None
     perturbation_seed: int = 0
     jumprelu_init_threshold: float = 1.0
-    jumprelu_bandwidth: float = 1.0
+    jumprelu_bandwidth: float = 1.5
     jumprelu_ste_to_input: bool = True
     sparsity_rate: float = 0.01
     sparsity_gain: float = 4.0
     l0_ema_momentum: float = 0.95
     ghost_gradients: bool = True
     decoder_init_norm: float | None = 1.0
+    whiten_encoder: bool = True
 
     @override
     @classmethod
@@ -136,6 +141,8 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
         _check_common(self)
         _check_levels(self)
         _check_training(self)
+        if self.whiten_encoder:
+            self.apply_b_dec_to_input = False
         super().__post_init__()
 
     @override
@@ -290,7 +297,9 @@ def _check_training(cfg: HierarchicalTrainingSAEConfig) -> None:
         cfg.freeze_hierarchy_after is None or cfg.freeze_hierarchy_after >= first,
         f"the first forest is made at step {first}, so no feature would ever have a parent; freeze at {first} or later",
     )
-    for name in ("jumprelu_ste_to_input", "ghost_gradients"):
+    bar = cfg.minimum_similarity
+    _check(cfg, "minimum_similarity", bar is None or _is_number(bar), "give a number, or None for no bar")
+    for name in ("jumprelu_ste_to_input", "ghost_gradients", "whiten_encoder"):
         _check(cfg, name, isinstance(getattr(cfg, name), bool), "use True or False")
     seed = cfg.perturbation_seed
     _check(cfg, "perturbation_seed", is_count(seed) and seed < 2**63, "give a whole number from 0 on, below 2^63")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from sae_lens.saes.jumprelu_sae import Step
 
@@ -15,6 +17,7 @@ class DenseActivations:
 
     Attributes:
         values: activations of all levels, (batch, n_features).
+        hidden_pre: pre-activations, of the same shape.
     """
 
     def __init__(
@@ -34,7 +37,7 @@ class DenseActivations:
             levels: of the features.
             bandwidth: ε; ste_to_input: whether the estimator's gradient reaches the pre-activations.
         """
-        self.values, self.levels = values, levels
+        self.values, self.hidden_pre, self.levels = values, hidden_pre, levels
         self._step = (hidden_pre, threshold, bandwidth, ste_to_input)
 
     def dense(self) -> torch.Tensor:
@@ -47,15 +50,25 @@ class DenseActivations:
         fired = self.levels.split(Step.apply(*self._step))
         return torch.stack([own.sum(-1, dtype=exact).mean() for own in fired])
 
-    def reconstruct(self, W_dec: torch.Tensor, b_dec: torch.Tensor) -> list[torch.Tensor]:
-        """Reconstruction of every level, each (batch, d_in)."""
+    def reconstruct(
+        self, W_dec: torch.Tensor, b_dec: torch.Tensor, replaced: Sequence[Replacement] = ()
+    ) -> torch.Tensor:
+        """Reconstructions of all levels with the replacements, (L, batch, d_in)."""
         # Split once: slicing level by level would make a gradient as large as all levels for each of them.
         per_level = zip(self.levels.split(self.values), W_dec.split(self.levels.widths), b_dec, strict=True)
-        return [own_acts @ rows + bias for own_acts, rows, bias in per_level]
+        clean = [own_acts @ rows + bias for own_acts, rows, bias in per_level]
+        return torch.stack(self._perturbed(clean, W_dec, replaced))
 
-    def replacement_delta(self, W_dec: torch.Tensor, replacement: Replacement) -> torch.Tensor:
-        """What a replacement adds to its level's reconstruction, (batch, d_in)."""
-        return replacement_delta(self.values, W_dec, replacement)
+    # What is replaced changes shape from step to step: a compiled graph of it would be compiled again and again.
+    @torch.compiler.disable()
+    def _perturbed(
+        self, clean: list[torch.Tensor], W_dec: torch.Tensor, replaced: Sequence[Replacement]
+    ) -> list[torch.Tensor]:
+        perturbed = list(clean)
+        for level, change in enumerate(replaced):
+            if len(change.features):
+                perturbed[level] = clean[level] + replacement_delta(self.values, W_dec, change)
+        return perturbed
 
     def structural_loss(self, W_dec: torch.Tensor, families: Families) -> torch.Tensor:
         """Σ_l Σ_i L_PC,(l,i), mean over the batch."""

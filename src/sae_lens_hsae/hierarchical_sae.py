@@ -89,13 +89,21 @@ class LevelStack(_Base):
         (x − c) W + b_enc − (b_l − c) W. Here c is the mean of the b_l: a product with x itself, whose mean is large
         in language models, would cancel with that of b_l and lose its digits in half precision.
         """
-        if not self.cfg.apply_b_dec_to_input:
-            return sae_in @ self.W_enc + self.b_enc
-        centre = self.b_dec.detach().mean(0)
-        with torch.autocast(sae_in.device.type, enabled=False):
-            offsets = zip(self.b_dec - centre, self.levels.split(self.W_enc), strict=True)
-            bias = self.b_enc - torch.cat([offset @ columns for offset, columns in offsets])
+        centre, bias = self.centre_and_bias()
         return (sae_in - centre) @ self.W_enc + bias
+
+    def centre_and_bias(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """c, (d_in,), and the bias b_enc − (b_l − c) W, (d_sae,), of the one encoder product (x − c) W."""
+        if not self.cfg.apply_b_dec_to_input:
+            return torch.zeros_like(self.b_dec[0]), self.b_enc
+        centre = self.b_dec.detach().mean(0)
+        with torch.autocast(self.W_enc.device.type, enabled=False):
+            offsets = zip(self.b_dec - centre, self.levels.split(self.W_enc), strict=True)
+            return centre, self.b_enc - torch.cat([offset @ columns for offset, columns in offsets])
+
+    def encoder(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """``W_enc`` (d_in, d_sae) and ``b_enc`` (d_sae,) that read activations as they are."""
+        return self.W_enc, self.b_enc
 
     def decode_level(self, feature_acts: torch.Tensor, level: int) -> torch.Tensor:
         """Reconstruction of x from one level: activations of all levels (…, d_sae) → (…, d_in)."""
@@ -139,9 +147,10 @@ class LevelStack(_Base):
             metadata=SAEMetadata(**metadata, hsae_level=level),
         )
         sae = JumpReLUSAE(cfg)
+        W_enc, b_enc = self.encoder()
         tensors = {
-            "W_enc": self.W_enc[:, own],
-            "b_enc": self.b_enc[own],
+            "W_enc": W_enc[:, own],
+            "b_enc": b_enc[own],
             "threshold": self.threshold[own].to(self.dtype),
             "W_dec": self.W_dec[own],
             "b_dec": self.b_dec[level],

@@ -16,8 +16,11 @@ from sae_lens_hsae.levels import NO_PARENT, Levels
 BLOCK = 4096
 """Parents and children of a block: 64 MiB in float32."""
 
+COACTIVATION_EVERY = 4
+"""Steps between two batches that are counted: counting all would cost a third of a step."""
+
 COACTIVATION_MOMENTUM = 0.99
-"""Of the running share of tokens on which a parent and a child are both active: about the last 100 batches."""
+"""Of the running share of tokens on which a parent and a child are both active: about the last 100 counted batches."""
 
 SimilarityBlock = Callable[[slice, torch.Tensor], torch.Tensor]
 """Maps a slice of m parents and k child indices to their (m, k) similarities; −inf for pairs that cannot be."""
@@ -66,20 +69,22 @@ def conditional_similarity(
 ) -> SimilarityBlock:
     """P(parent | child) − P(parent): how much likelier the parent is where the child fires (not in the paper).
 
-    Unlike co-activation it does not favour the parents that fire most.
+    Unlike co-activation it does not favour the parents that fire most. A parent is the more general of the two:
+    P(parent | child) ≥ P(child | parent), which is to fire at least as often as the child.
 
     Args:
         coactivation: share of tokens on which both are active, (n_parents, n_children).
         parent_frequency: share of tokens on which each parent is active, (n_parents,); child_frequency: (n_children,).
 
     Returns:
-        The blocks; features that were never active together cannot be a pair (−inf).
+        The blocks; features that were never active together cannot be a pair (−inf), nor can a parent be the rarer one.
     """
 
     def block(above: slice, below: torch.Tensor) -> torch.Tensor:
         together = coactivation[above, below].float()
-        raised = together / child_frequency[below] - parent_frequency[above, None]
-        return raised.masked_fill_(together == 0, -torch.inf)
+        of_parents, of_children = parent_frequency[above, None], child_frequency[below]
+        raised = together / of_children - of_parents
+        return raised.masked_fill_((together == 0) | (of_parents < of_children), -torch.inf)
 
     return block
 
@@ -112,6 +117,7 @@ def parent_table(
     levels: Levels,
     unassigned_fraction: float,
     max_children: int | None = None,
+    minimum_similarity: float | None = None,
     device: torch.device | str = "cpu",
 ) -> torch.Tensor:
     """The forest of a stack of levels: :func:`choose_parents` at every boundary.
@@ -128,7 +134,9 @@ def parent_table(
     with torch.autocast(torch.device(device).type, enabled=False):
         for (above, below), similarity in zip(levels.boundaries, similarities, strict=True):
             n_parents, n_children = above.stop - above.start, below.stop - below.start
-            chosen = choose_parents(similarity, n_parents, n_children, unassigned_fraction, max_children, device)
+            chosen = choose_parents(
+                similarity, n_parents, n_children, unassigned_fraction, max_children, minimum_similarity, device
+            )
             parents[below] = torch.where(chosen == NO_PARENT, NO_PARENT, chosen + above.start)
     return parents
 
@@ -139,13 +147,14 @@ def choose_parents(
     n_children: int,
     unassigned_fraction: float,
     max_children: int | None = None,
+    minimum_similarity: float | None = None,
     device: torch.device | str = "cpu",
 ) -> torch.Tensor:
     """The parent of every child of one level boundary.
 
     Each child takes its most similar parent, the first of equals. The ⌊unassigned_fraction · n_children⌋ children whose
     best similarity is lowest stay unassigned, and of equals those of highest index (partial tree); so does a child that
-    is similar to nothing.
+    is similar to nothing, or to no parent by more than ``minimum_similarity``.
 
     With ``max_children`` a parent keeps the most similar of the children that want it, and the others ask their
     next best parent that has room for them: the one assignment in which no parent and child prefer each other to
@@ -156,12 +165,13 @@ def choose_parents(
         similarity: blocks of the similarity matrix.
         unassigned_fraction: share of the children without parent, in [0, 1).
         max_children: most children of a parent, or None.
+        minimum_similarity: what a parent's must be above, or None.
 
     Returns:
         (n_children,) int64, index of the parent within its level, −1 where there is none.
     """
     everyone = torch.arange(n_children, device=device)
-    no_bar = torch.full((n_parents,), -torch.inf, device=device)
+    no_bar = torch.full((n_parents,), -torch.inf if minimum_similarity is None else minimum_similarity, device=device)
     best, parent = _best_parent(similarity, everyone, no_bar)
     best_first = torch.argsort(best, descending=True, stable=True)
     # A little more than the product: 0.29 · 100 is 28.999… in floating point, and its floor must be 29.

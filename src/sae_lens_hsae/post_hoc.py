@@ -34,6 +34,7 @@ def assign_parents(
     unassigned_fraction: float,
     max_children: int | None,
     activations: Iterable[torch.Tensor] | None,
+    minimum_similarity: float | None = None,
 ) -> torch.Tensor:
     """The parent table of a stack of SAEs; see ``FeatureForest.from_saes``.
 
@@ -48,7 +49,8 @@ def assign_parents(
     else:
         directions = [sae.W_enc.T if similarity == "encoder" else sae.W_dec for sae in saes]
         similarities = [cosine_similarity(parents, children) for parents, children in pairwise(directions)]
-    return parent_table(similarities, levels, unassigned_fraction, max_children, saes[0].W_dec.device)
+    device = saes[0].W_dec.device
+    return parent_table(similarities, levels, unassigned_fraction, max_children, minimum_similarity, device)
 
 
 def _measured(

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-PAPER: dict[str, Any] = {"structural_loss_coefficient": 0.01, "perturbation_rate": 0.05}
-"""ρ and r as published (HSAE §4.1), where the package's defaults differ."""
+AS_PUBLISHED: dict[str, Any] = {
+    "hierarchy_similarity": "encoder",
+    "unassigned_fraction": 0.2,
+    "minimum_similarity": None,
+    "whiten_encoder": False,
+    "jumprelu_bandwidth": 1.0,
+}
+"""Parents and encoder as published (HSAE §3.3), where the defaults differ; the bandwidth is ours, as none is stated."""
 
-INDEPENDENT: dict[str, Any] = {"structural_loss_coefficient": 0.0, "perturbation_rate": 0.0}
+PAPER: dict[str, Any] = AS_PUBLISHED | {"structural_loss_coefficient": 0.01, "perturbation_rate": 0.05}
+"""The published method with its ρ and r (HSAE §4.1)."""
+
+INDEPENDENT: dict[str, Any] = AS_PUBLISHED | {"structural_loss_coefficient": 0.0, "perturbation_rate": 0.0}
 """Exactly as many independent SAEs as there are levels; the last update is then the post-hoc assignment (App. F.2)."""
 
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 
 from sae_lens_hsae.levels import NO_PARENT, children_by_parent
+from sae_lens_hsae.places import places_of, positions_in
 from sae_lens_hsae.row_products import dot_rows
 
 
@@ -109,53 +110,55 @@ def structural_loss(acts: torch.Tensor, W_dec: torch.Tensor, families: Families)
 
 def entries_structural_loss(
     values: torch.Tensor,
-    tokens: torch.Tensor,
+    places: torch.Tensor,
     features: torch.Tensor,
+    found: torch.Tensor,
     W_dec: torch.Tensor,
     parents: torch.Tensor,
-    batch: int,
 ) -> torch.Tensor:
     """The same loss from the entries of a batch alone: those pairs of a family that meet on a token.
 
     With the products written out, L_PC,p = a_p² ‖d_p‖² − 2 a_p Σ_j a_j ⟨d_p, d_j⟩ + Σ_j a_j² ‖d_j‖² +
-    2 Σ_{j<k} a_j a_k ⟨d_j, d_k⟩.
+    2 Σ_{j<k} a_j a_k ⟨d_j, d_k⟩. What one feature has with itself or with its parent is summed over the batch first, so
+    that their dot product is formed once.
 
     Args:
         values: activations of the entries, (n,).
-        tokens: (n,) int64, ascending; features: (n,) int64; together they name each entry, once.
+        places: the entries, ascending flat indices of ``found``, (n,) int64.
+        features: of each entry, (n,) int32.
+        found: where they are, (n_features, batch) bool.
         W_dec: decoder rows of all levels, (n_features, d_in).
         parents: (n_features,) int64, on the device of ``values``.
-        batch: number of tokens.
 
     Returns:
         A scalar of the dtype of ``values``.
     """
-    n_features = len(parents)
+    n_features, batch = found.shape
     is_child = parents != NO_PARENT
     children = torch.nonzero(is_child).squeeze(1)
     is_parent = torch.zeros_like(is_child).index_fill(0, parents[children], True)
-    in_families = is_child.to(W_dec.dtype) + is_parent.to(W_dec.dtype)
-    squares = (values.square() * (in_families * W_dec.square().sum(1)).index_select(0, features)).sum()
+    n_families = is_child.to(values.dtype) + is_parent.to(values.dtype)
+    kin = torch.nonzero(n_families).squeeze(1)
+    per_feature = torch.zeros(n_features, dtype=values.dtype, device=values.device)
+    squares = n_families * per_feature.index_add(0, features, values.square())
 
-    place = n_features * tokens + features
-    # Garbage where there is none; 32 bits, because it is the largest table here.
-    entry_at = torch.empty(n_features * batch, dtype=torch.int32, device=place.device)
-    entry_at.index_copy_(0, place, torch.arange(len(place), dtype=torch.int32, device=place.device))
-    child = torch.nonzero(is_child.index_select(0, features)).squeeze(1)
+    child = places_of(is_child.index_select(0, features))
     own_feature = features.index_select(0, child)
-    place_of_parent = n_features * tokens.index_select(0, child) + parents.index_select(0, own_feature)
-    parent = entry_at.index_select(0, place_of_parent).long().clamp(0, max(len(place) - 1, 0))
-    meet = torch.nonzero(place.index_select(0, parent) == place_of_parent).squeeze(1)
-    joined = torch.zeros_like(in_families).index_copy(0, children, dot_rows(W_dec, parents[children], children))
-    products = joined.index_select(0, own_feature.index_select(0, meet))
-    of_child = values.index_select(0, child.index_select(0, meet))
-    of_parent = values.index_select(0, parent.index_select(0, meet))
-    with_parents = (of_child * of_parent * products).sum()
+    # Where the parent would be: a number for family and token.
+    family = places.index_select(0, child) + batch * (parents.index_select(0, own_feature) - own_feature)
+    meet = places_of(found.view(-1).index_select(0, family))
+    parent = positions_in(places, family.index_select(0, meet))
+    together = values.index_select(0, child.index_select(0, meet)) * values.index_select(0, parent)
+    with_parents = per_feature.index_add(0, own_feature.index_select(0, meet), together)
 
-    left, right = _siblings(place_of_parent, child, values)
-    products = dot_rows(W_dec, features.index_select(0, left), features.index_select(0, right))
-    among_siblings = (values.index_select(0, left) * values.index_select(0, right) * products).sum()
-    return (squares + 2 * (among_siblings - with_parents)) / batch
+    # Short numbers take fewer passes to sort.
+    left, right = _siblings(family.int() if found.numel() < 2**31 else family, child, values)
+    among_siblings = values.index_select(0, left) * values.index_select(0, right)
+    one = torch.cat([kin.int(), children.int(), features.index_select(0, left)])
+    other = torch.cat([kin.int(), parents[children].int(), features.index_select(0, right)])
+    squares, with_parents = squares.index_select(0, kin), with_parents.index_select(0, children)
+    weights = torch.cat([squares, -2 * with_parents, 2 * among_siblings])
+    return (weights * dot_rows(W_dec, one, other)).sum() / batch
 
 
 def _siblings(family: torch.Tensor, child: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -174,11 +177,11 @@ def _siblings(family: torch.Tensor, child: torch.Tensor, values: torch.Tensor) -
         first = first[: torch.searchsorted(first, len(child) - distance)]
         other = first + distance
         same = family.index_select(0, first) == family.index_select(0, other)
-        first = first[same]
+        first = first.index_select(0, places_of(same))
         if len(first) == 0:
             break
         other = first + distance
-        seen = torch.nonzero(active.index_select(0, first) | active.index_select(0, other)).squeeze(1)
+        seen = places_of(active.index_select(0, first) | active.index_select(0, other))
         lefts.append(child.index_select(0, first.index_select(0, seen)))
         rights.append(child.index_select(0, other.index_select(0, seen)))
     return torch.cat(lefts), torch.cat(rights)

@@ -14,7 +14,7 @@ from sae_lens_hsae.sparsity_control import SparsityState
 def level_metrics(
     levels: Levels,
     x: torch.Tensor,
-    reconstructions: list[torch.Tensor],
+    reconstructions: torch.Tensor,
     l0: torch.Tensor,
     sparsity: SparsityState,
     parents: torch.Tensor,
@@ -24,7 +24,7 @@ def level_metrics(
 
     Args:
         x: activations, (batch, d_in).
-        reconstructions: of every level, unperturbed, each (batch, d_in).
+        reconstructions: of every level, unperturbed, (n_levels, batch, d_in).
         l0: mean L0 of every level, (n_levels,).
         sparsity: the controller, before the step.
         parents: (n_features,) int64.

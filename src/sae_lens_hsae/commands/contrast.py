@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from sae_lens_hsae.commands.outcome import Outcome, add_json
-from sae_lens_hsae.explorer.command import read_labels
-from sae_lens_hsae.explorer.token_text import token_texts
 from sae_lens_hsae.interpret.contrast import Contrast, contrast, text_activations
 from sae_lens_hsae.interpret.dashboards import Dashboards, dashboards_folder, fingerprint
 from sae_lens_hsae.interpret.dashboards.text import load_language_model
 from sae_lens_hsae.interpret.labels import token_labels
+from sae_lens_hsae.interpret.labels.files import read_labels
+from sae_lens_hsae.interpret.token_text import token_texts
 from sae_lens_hsae.sharing.saved_model import load_hierarchical_sae
-from sae_lens_hsae.storage.whole_files import write_whole
+from sae_lens_hsae.storage.whole_files import file_written_whole
 
 
 def add_contrast(commands: Any) -> None:
@@ -56,7 +56,7 @@ def run_contrast(chosen: argparse.Namespace) -> Outcome:
     if chosen.max_tokens < 2:
         raise ValueError(f"max_tokens={chosen.max_tokens} must be at least 2")
     texts = [read_texts(path) for path in (chosen.a, chosen.b)]
-    given = read_labels(chosen.labels)
+    given = {} if chosen.labels is None else read_labels(chosen.labels)
     sae = load_hierarchical_sae(chosen.folder)
     model = load_language_model(sae)
     found = contrast(
@@ -68,7 +68,8 @@ def run_contrast(chosen: argparse.Namespace) -> Outcome:
     )
     labels = _labels_by_tokens(Path(chosen.folder), sae, model.tokenizer) | given
     if chosen.output:
-        write_whole(Path(chosen.output), found.to_frame(labels).to_csv())
+        with file_written_whole(Path(chosen.output)) as aside:
+            found.to_frame(labels).to_csv(aside)
     return Outcome(_text(found, labels), _data(found, labels))
 
 

@@ -12,7 +12,6 @@ from transformers import AutoTokenizer
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
 from sae_lens_hsae.installed_text import token_rows
-from sae_lens_hsae.presets import fading
 from sae_lens_hsae.showcase import EVALUATION_TOKENS, paper_optimizer, train_and_show
 
 CONTEXT_SIZE = 128
@@ -44,7 +43,6 @@ def minilm_config(output_path: str | None = "runs/demo", **overrides: Any) -> La
             d_sae=1920,
             level_widths=[128, 256, 512, 1024],
             target_l0=16,
-            **fading(STEPS),
         ),
         "model_class_name": "AutoModelForCausalLM",
         "model_name": str(minilm_folder()),

@@ -8,15 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sae_lens_hsae.commands.collected import read_collected
 from sae_lens_hsae.commands.outcome import Outcome, add_json
-from sae_lens_hsae.explorer.token_text import token_texts
-from sae_lens_hsae.interpret.dashboards import Dashboards, dashboards_folder, fingerprint
+from sae_lens_hsae.interpret.dashboards import Dashboards
 from sae_lens_hsae.interpret.labels import token_labels
+from sae_lens_hsae.interpret.labels.files import LABELS_FILENAME
 from sae_lens_hsae.interpret.language_model import Endpoint, Replies, Request, judge_pairs, label_features, sample_pairs
-from sae_lens_hsae.interpret.language_model.judging import judge_requests
+from sae_lens_hsae.interpret.language_model.judging import JUDGEMENTS_FILENAME, judge_requests
 from sae_lens_hsae.interpret.language_model.naming import firing_by_level, label_requests
-from sae_lens_hsae.sharing.saved_model import load_hierarchical_sae
-from sae_lens_hsae.storage.whole_files import write_whole
+from sae_lens_hsae.storage.whole_files import file_written_whole
 
 JUDGE_TEMPERATURE = 0.7
 
@@ -25,7 +25,7 @@ def add_label_and_judge(commands: Any) -> None:
     """Add ``label`` and ``judge`` to the subparsers of the command ``hsae``."""
     label = commands.add_parser("label", help="have a language model name the features of a saved SAE")
     judge = commands.add_parser("judge", help="have a language model judge edges of a saved SAE's forest, and controls")
-    for parser, output in ((label, "labels.json"), (judge, "judgements.csv")):
+    for parser, output in ((label, LABELS_FILENAME), (judge, JUDGEMENTS_FILENAME)):
         parser.add_argument("folder", help="where the SAE was saved and hsae explore has collected its dashboards")
         parser.add_argument(
             "--model", required=True, help="the language model's name at OPENAI_BASE_URL; the key is OPENAI_API_KEY"
@@ -48,7 +48,7 @@ def run_label_or_judge(chosen: argparse.Namespace) -> Outcome:
         chosen.concurrency,
         temperature=JUDGE_TEMPERATURE if chosen.command == "judge" and chosen.repetitions > 1 else 0.0,
     )
-    dashboards, text_of = _read(folder)
+    dashboards, text_of = read_collected(folder)
     return (_label if chosen.command == "label" else _judge)(chosen, folder, endpoint, dashboards, text_of)
 
 
@@ -63,10 +63,8 @@ def _label(
         return estimated
     print(estimated.text, flush=True)
     labels, replies = label_features(dashboards, text_of, endpoint)
-    output = Path(chosen.output or folder / "labels.json")
-    write_whole(
-        output, json.dumps({str(feature): label for feature, label in labels.items()}, indent=1, ensure_ascii=False)
-    )
+    output = Path(chosen.output or folder / LABELS_FILENAME)
+    _write(output, json.dumps({str(feature): label for feature, label in labels.items()}, indent=1, ensure_ascii=False))
     said = f"{len(labels)} of {len(features)} features named in {output}; hsae explore --labels {output} shows them"
     return Outcome(
         "\n".join([said, *map(_report, replies)]),
@@ -85,8 +83,8 @@ def _judge(
         return estimated
     print(estimated.text, flush=True)
     found = judge_pairs(dashboards, pairs, text_of, endpoint, chosen.repetitions)
-    output = Path(chosen.output or folder / "judgements.csv")
-    write_whole(output, found.pairs.to_csv(index=False))
+    output = Path(chosen.output or folder / JUDGEMENTS_FILENAME)
+    _write(output, found.pairs.to_csv(index=False))
     rates = found.rates()
     lines = [f"Judged a special case, with 95 % intervals; every pair in {output}\n{rates.round(3)}"]
     data = {
@@ -131,12 +129,6 @@ def _report(replies: Replies) -> str:
     return "\n".join([*lines, *(f"  question {i}: {error}" for i, error in list(replies.errors.items())[:5])])
 
 
-def _read(folder: Path) -> tuple[Dashboards, Callable[[int], str]]:
-    from transformers import AutoTokenizer
-
-    sae = load_hierarchical_sae(folder)
-    if not dashboards_folder(folder).is_dir():
-        raise FileNotFoundError(f"{folder} holds no dashboards; collect them: hsae explore {folder}")
-    dashboards = Dashboards.load(dashboards_folder(folder), fingerprint(sae, sae.forest))
-    tokenizer: Any = AutoTokenizer.from_pretrained(sae.cfg.metadata.model_name)
-    return dashboards, token_texts(tokenizer, range(len(tokenizer))).__getitem__
+def _write(path: Path, text: str) -> None:
+    with file_written_whole(path) as aside:
+        aside.write_text(text, encoding="utf-8")

@@ -60,6 +60,8 @@ class MeasuredTrainingRunner(HierarchicalSAETrainingRunner):
     def run_trainer_with_interruption_handling(self, trainer: SAETrainer[Any, Any]) -> TrainingSAE[Any]:
         sae = super().run_trainer_with_interruption_handling(trainer)
         assert isinstance(sae, HierarchicalTrainingSAE)
+        if not self.is_first:
+            return sae
         provider = trainer.data_provider
         # The thread that fetches ahead reads the same store.
         with provider.paused() if isinstance(provider, PrefetchingIterator) else nullcontext():
@@ -73,6 +75,8 @@ class MeasuredTrainingRunner(HierarchicalSAETrainingRunner):
         self, sae: TrainingSAE[Any], output_path: str, log_feature_sparsity: torch.Tensor | None = None
     ) -> None:
         super().save_final_sae(sae, output_path, log_feature_sparsity)
+        if not self.is_first:
+            return
         assert isinstance(sae, HierarchicalTrainingSAE)
         assert self.evaluation is not None  # training comes before
         save_evaluation(self.evaluation, sae, output_path)

@@ -7,7 +7,10 @@ import json
 import os
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 class CallError(ValueError):
@@ -19,17 +22,19 @@ class Outcome:
     """The result of a command.
 
     Attributes:
-        text: for people.
+        text: for people; what is not a string, rich prints.
         data: the same for programs, ready for JSON; NaN becomes null.
     """
 
-    text: str
+    text: RenderableType
     data: Any
 
     def show(self, as_json: bool) -> None:
         """Print it; whoever reads stdout may have gone by then."""
         try:
-            print(json.dumps(_without_nan(self.data), ensure_ascii=False) if as_json else self.text, flush=True)
+            print(
+                json.dumps(_without_nan(self.data), ensure_ascii=False) if as_json else _printed(self.text), flush=True
+            )
         except BrokenPipeError:
             # Else Python would complain once more when it flushes stdout at its end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -38,6 +43,17 @@ class Outcome:
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add ``--json``, with which a command prints `Outcome.data`."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _printed(text: RenderableType) -> str:
+    if isinstance(text, str):
+        return text
+    from rich.console import Console
+
+    console = Console()
+    with console.capture() as captured:
+        console.print(text)
+    return captured.get().removesuffix("\n")
 
 
 def _without_nan(data: Any) -> Any:

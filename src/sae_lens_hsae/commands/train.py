@@ -18,6 +18,7 @@ from sae_lens_hsae.commands.outcome import CallError, Outcome, add_json
 from sae_lens_hsae.commands.training_estimate import estimate
 from sae_lens_hsae.config import ARCHITECTURE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.evaluation import ForestEvaluation
+from sae_lens_hsae.training.ranks import n_launched
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
 
 HELP = {"-h", "--help"}
@@ -52,6 +53,12 @@ def _beyond_saelens() -> argparse.ArgumentParser:
         "--max_bad_batches", type=int, default=0, help="batches of NaN or infinite numbers to skip (default: none)"
     )
     parser.add_argument("--keep_checkpoints", type=int, help="how many stay, the newest (default: all)")
+    parser.add_argument(
+        "--rank_timeout",
+        type=float,
+        default=600.0,
+        help="under torchrun, seconds for which one process waits for the others (default: %(default)g)",
+    )
     return parser
 
 
@@ -136,9 +143,14 @@ def train(own: argparse.Namespace, cfg: Any) -> ForestEvaluation | None:
     """Train as `parse` read it; the measurement, where one was asked for."""
     set_seed(cfg.seed)  # SAELens seeds neither the weights nor the order of the activations
     if not isinstance(cfg.sae, HierarchicalTrainingSAEConfig):
+        if n_launched() > 1:
+            raise ValueError(
+                f"architecture={cfg.sae.architecture()!r} trains in one process, but {n_launched()} were started; "
+                f"only {ARCHITECTURE!r} trains in several"
+            )
         LanguageModelSAETrainingRunner(cfg).run()
         return None
-    faults = {"max_bad_batches": own.max_bad_batches, "keep_checkpoints": own.keep_checkpoints}
+    faults = {name: getattr(own, name) for name in ("max_bad_batches", "keep_checkpoints", "rank_timeout")}
     if not own.evaluation_tokens:
         HierarchicalSAETrainingRunner(cfg, **faults).run()
         return None

@@ -64,6 +64,14 @@ class ResampledMeans:
         n = int(min(self.n_clusters[column], self.n_clusters[other]))
         return self._estimate((self.means[column] - self.means[other]).item(), resampled, n)
 
+    def relative_difference(self, column: int, other: int) -> Estimate:
+        """One column's mean over another's, minus 1, from the same resamples; NaN where the other's is not above 0."""
+        if not self.means[other] > 0:
+            return Estimate(math.nan, math.nan, math.nan)
+        resampled = self.resampled[:, column] / self.resampled[:, other] - 1
+        n = int(min(self.n_clusters[column], self.n_clusters[other]))
+        return self._estimate((self.means[column] / self.means[other] - 1).item(), resampled, n)
+
     @staticmethod
     def _estimate(value: float, resampled: torch.Tensor, n_clusters: int) -> Estimate:
         if n_clusters < 2:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from sae_lens_hsae.commands.text_flags import add_text, text_source
 from sae_lens_hsae.config import ARCHITECTURE
 from sae_lens_hsae.explorer.page import write_page
 from sae_lens_hsae.explorer.rows import TextSource, digest, text_rows
-from sae_lens_hsae.explorer.token_text import token_texts
 from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
 from sae_lens_hsae.interpret.dashboards import (
     Dashboards,
@@ -21,7 +20,10 @@ from sae_lens_hsae.interpret.dashboards import (
     fingerprint,
 )
 from sae_lens_hsae.interpret.dashboards.text import load_language_model, tokens_and_activations, unembedding_of
+from sae_lens_hsae.interpret.explain import explain
 from sae_lens_hsae.interpret.labels import token_labels
+from sae_lens_hsae.interpret.labels.files import read_labels
+from sae_lens_hsae.interpret.token_text import token_texts
 from sae_lens_hsae.storage.json_files import read_json_object
 
 DEFAULT_TOKENS = 200_000
@@ -34,13 +36,24 @@ def add_explore(commands: Any) -> None:
     parser.add_argument("--output", help="the page (default: explorer.html in the folder)")
     add_text(parser, DEFAULT_TOKENS)
     parser.add_argument("--labels", help="a JSON object from flat feature index to label (others: their tokens)")
+    parser.add_argument(
+        "--explain", action="append", default=[], metavar="TEXT", help="also show this text, token by token; repeatable"
+    )
     parser.add_argument("--renew", action="store_true", help="collect the dashboards again")
     add_json(parser)
 
 
 def run_explore(chosen: argparse.Namespace) -> Outcome:
     """Write the page and say where it is."""
-    page = explore(chosen.folder, chosen.output, chosen.n_tokens, text_source(chosen), chosen.labels, chosen.renew)
+    page = explore(
+        chosen.folder,
+        chosen.output,
+        chosen.n_tokens,
+        text_source(chosen),
+        chosen.labels,
+        chosen.renew,
+        chosen.explain,
+    )
     return Outcome(f"Open {page.resolve().as_uri()}", {"page": str(page)})
 
 
@@ -51,6 +64,7 @@ def explore(
     text: TextSource | None = None,
     labels: str | Path | None = None,
     renew: bool = False,
+    explained: Sequence[str] = (),
 ) -> Path:
     """Write the explorer page of a saved ``HierarchicalSAE``; dashboards that stand beside it are used again.
 
@@ -61,6 +75,7 @@ def explore(
         text: what to read; None takes the installed packages' READMEs and docstrings.
         labels: a JSON object from flat feature index to label; other features are named by their distinctive tokens.
         renew: collect the dashboards again even where they stand.
+        explained: texts to show token by token; for these the language model is loaded in any case.
 
     Returns:
         The page's path.
@@ -68,7 +83,7 @@ def explore(
     Raises:
         FileNotFoundError: if the folder holds no SAE, or there is no such text.
         ValueError: if it holds another architecture, the dashboards there are of other weights, the labels are no such
-            object, or the text is too short.
+            object, the text is too short, or one to explain is empty or longer than the model takes.
     """
     folder = Path(folder)
     if not (folder / "cfg.json").is_file():
@@ -80,17 +95,20 @@ def explore(
             "FeatureForest and call collect_dashboards() and write_page()"
         )
     sae = HierarchicalSAE.load_from_disk(folder, device="cpu")
-    names = read_labels(labels)
+    names = {} if labels is None else read_labels(labels)
     where = dashboards_folder(folder)
+    dashboards = model = None
     if where.exists() and not renew:
         try:
             dashboards = Dashboards.load(where, fingerprint(sae, sae.forest))
         except (ValueError, FileNotFoundError) as error:
             raise ValueError(f"{error} (hsae explore --renew, or renew=True)") from error
-        tokenizer = _tokenizer(sae)
-    else:
+    if dashboards is None or explained:
         model = load_language_model(sae)
-        tokenizer = model.tokenizer
+    # First, so that a text that cannot be explained costs no collection.
+    explanations = [explain(sae, model, each) for each in explained]
+    tokenizer = _tokenizer(sae) if model is None else model.tokenizer
+    if dashboards is None:
         rows = text_rows(text or TextSource(), sae.cfg.metadata, tokenizer, n_tokens)
         dashboards = collect_dashboards(
             sae,
@@ -105,7 +123,8 @@ def explore(
     texts = token_texts(tokenizer, range(len(tokenizer)))
     names = token_labels(dashboards, texts.__getitem__) | names
     title = f"{folder.resolve().name}: {sae.cfg.metadata.hook_name}"
-    return write_page(dashboards, sae.forest, output or folder / "explorer.html", texts.__getitem__, names, title)
+    path = output or folder / "explorer.html"
+    return write_page(dashboards, sae.forest, path, texts.__getitem__, names, title=title, explanations=explanations)
 
 
 def _tokenizer(sae: HierarchicalSAE) -> Any:
@@ -120,21 +139,3 @@ def excluded_tokens(sae: HierarchicalSAE, tokenizer: Any) -> list[int]:
     if isinstance(excluded, (list, tuple)):
         return list(excluded)
     return list(tokenizer.all_special_ids) if excluded else []
-
-
-def read_labels(path: str | Path | None) -> dict[int, str]:
-    """Labels by flat feature index, from a JSON file; none without a path.
-
-    Raises:
-        ValueError: if the file is no such object.
-    """
-    if path is None:
-        return {}
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-        return {int(feature): str(label) for feature, label in data.items()}
-    except (ValueError, AttributeError) as error:
-        raise ValueError(
-            f'labels={str(path)!r} is not a JSON object from flat feature index to label, such as {{"12": "dates"}} '
-            f"({error})"
-        ) from error

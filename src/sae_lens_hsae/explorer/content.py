@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +11,8 @@ import torch
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.dashboards import Dashboards, clarity
 from sae_lens_hsae.interpret.dashboards.statistics import bin_edges, quantiles
+from sae_lens_hsae.interpret.labels import label_detection
+from sae_lens_hsae.interpret.labels.detection import REASONS
 
 if TYPE_CHECKING:
     from sae_lens_hsae.explorer.page import PageLimits
@@ -58,9 +60,10 @@ class PageContent:
         self._local = torch.zeros(0, dtype=torch.int64)
         self._texts: list[str] = [""]
 
-    def forest_block(self, title: str) -> Block:
-        """Everything the tree, the overview and the search by token need, about all features."""
+    def forest_block(self, title: str, texts: Sequence[str] = ()) -> Block:
+        """Everything the tree, the overview and the search by token need, about all features; and the texts."""
         data = self._data
+        detection = label_detection(data, self._text)
         plain = {
             "title": title,
             "levelWidths": list(data.level_widths),
@@ -76,6 +79,8 @@ class PageContent:
             "binEdges": bin_edges()[::BINS_MERGED].tolist(),
             "labels": {str(feature): label for feature, label in self._labels.items()},
             "fingerprint": data.fingerprint,
+            "texts": list(texts),
+            "noDetection": REASONS,
         }
         arrays = {
             "parents": _array(data.parents, np.int32),
@@ -84,6 +89,10 @@ class PageContent:
             "maximum": _array(data.max_activation, np.float32),
             "agreement": _array(data.agreement, np.float32),
             "clarity": _array(clarity(data), np.float32),
+            "detection": _array(detection.score, np.float32),
+            "detectionReason": _array(detection.reason, np.uint8),
+            "nHeldOutFiring": _array(detection.n_firing, np.uint32),
+            "nHeldOutSilent": _array(detection.n_silent, np.uint32),
             "anyChildGivenParent": _array(data.n_with_any_child / data.n_firing, np.float32),
             "parentGivenChild": _array(data.parent_given_child, np.float32),
             "childGivenParent": _array(data.child_given_parent, np.float32),

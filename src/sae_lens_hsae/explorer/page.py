@@ -6,18 +6,23 @@ import base64
 import hashlib
 import html
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
 from sae_lens_hsae.explorer.blocks import pack
 from sae_lens_hsae.explorer.content import PageContent
+from sae_lens_hsae.explorer.explained import explained_block
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.dashboards import Dashboards
+from sae_lens_hsae.storage.whole_files import file_written_whole
+
+if TYPE_CHECKING:
+    from sae_lens_hsae.interpret.explain import Explanation
 
 SCRIPTS = (
     "dom.js",
@@ -28,6 +33,7 @@ SCRIPTS = (
     "contexts.js",
     "feature.js",
     "compare.js",
+    "text.js",
     "search.js",
     "overview.js",
     "app.js",
@@ -66,6 +72,7 @@ def write_page(
     labels: Mapping[int, str] | None = None,
     title: str = "Feature forest",
     limits: PageLimits | None = None,
+    explanations: Sequence[Explanation] = (),
 ) -> Path:
     """Write the explorer page: one file that opens from disk and fetches nothing.
 
@@ -77,12 +84,14 @@ def write_page(
         labels: text for some of the features, by flat index.
         title: of the page.
         limits: how much the page takes; None chooses by the number of features.
+        explanations: texts to show token by token, from ``explain``.
 
     Returns:
         The file's path.
 
     Raises:
-        ValueError: if the dashboards are of another forest, or a label is of a feature that does not exist.
+        ValueError: if the dashboards or an explanation are of another forest, or a label is of a feature that does not
+            exist.
     """
     if dashboards.level_widths != forest.level_widths or not dashboards.parents.equal(forest.parents):
         raise ValueError(
@@ -92,27 +101,26 @@ def write_page(
     unknown = [feature for feature in labels or {} if not 0 <= feature < forest.n_features]
     if unknown:
         raise ValueError(f"labels: feature {unknown[0]} does not exist; the forest has 0 … {forest.n_features - 1}")
+    for i, explanation in enumerate(explanations):
+        if explanation.forest != forest:
+            raise ValueError(
+                f"explanations: number {i} is of another forest than the given one; explain the text by it"
+            )
     limits = limits or PageLimits.for_features(len(forest))
     content = PageContent(dashboards, forest, text_of, labels or {}, limits)
     # The vocabulary grows while the others are made, and so comes last.
-    blocks = {"forest": pack(*content.forest_block(title))}
+    blocks = {"forest": pack(*content.forest_block(title, [each.text for each in explanations]))}
     n_blocks = math.ceil(len(forest) / limits.features_per_block)
     is_quick = len(forest) <= MANY_FEATURES
     of_features = tqdm(content.feature_blocks(), total=n_blocks, desc="Page", unit="block", disable=is_quick)
     blocks |= {f"features-{i}": pack(*block) for i, block in enumerate(of_features)}
+    blocks |= {f"text-{i}": pack(*explained_block(each)) for i, each in enumerate(explanations)}
     blocks["vocabulary"] = pack(*content.vocabulary_block())
 
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
-        aside = Path(file.name)
-        try:
-            file.write(_html(title, blocks))
-        except BaseException:
-            aside.unlink()
-            raise
-    aside.chmod(0o644)
-    return aside.replace(path)
+    with file_written_whole(path) as aside:
+        aside.write_text(_html(title, blocks), encoding="utf-8")
+    return path
 
 
 def _html(title: str, blocks: Mapping[str, str]) -> str:

@@ -56,21 +56,24 @@ class FeatureForest:
         unassigned_fraction: float = 0.2,
         max_children: int | None = None,
         activations: Iterable[torch.Tensor] | None = None,
+        minimum_similarity: float | None = None,
     ) -> FeatureForest:
         """The forest of SAEs that were trained without one, by the rule that HSAE uses (the paper's "post hoc").
 
         Args:
             saes: SAELens SAEs of growing width that read the same hook point, of any architectures.
             similarity: cosine of "encoder" or "decoder" directions, "coactivation", or "conditional"
-                (P(parent | child) − P(parent)).
+                (P(parent | child) − P(parent), of parents that fire at least as often as the child).
             unassigned_fraction: share of each level's children that stay without a parent.
             max_children: most children of a parent, or None.
             activations: (batch, d_in) tensors; the last two need them, the others do not.
+            minimum_similarity: a child whose best similarity is not above it stays without a parent, too.
 
         Raises:
             ValueError: if the SAEs do not fit together, or an argument is out of range or missing.
         """
-        return cls(assign_parents(saes, similarity, unassigned_fraction, max_children, activations), widths_of(saes))
+        parents = assign_parents(saes, similarity, unassigned_fraction, max_children, activations, minimum_similarity)
+        return cls(parents, widths_of(saes))
 
     @property
     def parents(self) -> torch.Tensor:
@@ -79,14 +82,17 @@ class FeatureForest:
 
     @property
     def levels(self) -> Levels:
+        """The levels, and the flat numbering of their features."""
         return self._levels
 
     @property
     def level_widths(self) -> tuple[int, ...]:
+        """Features of each level, coarse to fine."""
         return self._levels.widths
 
     @property
     def n_features(self) -> int:
+        """Features of all levels together."""
         return self._parents.numel()
 
     def __len__(self) -> int:

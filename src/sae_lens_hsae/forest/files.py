@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.levels import NO_PARENT
+from sae_lens_hsae.storage.json_files import read_json_object
+from sae_lens_hsae.storage.whole_files import file_written_whole
 
 if TYPE_CHECKING:
     import pandas
@@ -73,13 +75,8 @@ def write_forest(forest: FeatureForest, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix not in FORMATS:
         raise ValueError(f"output={str(path)!r} ends in {path.suffix!r}; choose one of {', '.join(FORMATS)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        FORMATS[path.suffix](forest, unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with file_written_whole(path) as aside:
+        FORMATS[path.suffix](forest, aside)
     return path
 
 
@@ -87,12 +84,11 @@ def read_forest(path: str | Path) -> FeatureForest:
     """Read the JSON of `write_forest`.
 
     Raises:
+        FileNotFoundError: if there is no such file.
         ValueError: if the file holds no JSON, or no forest.
     """
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = read_json_object(Path(path))
     except ValueError as error:
-        raise ValueError(f"{path} holds no JSON ({error}); give what write_forest wrote") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} holds no JSON object; give what write_forest wrote")
+        raise ValueError(f"{error}; give what write_forest wrote") from error
     return FeatureForest.from_dict(data)

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from sae_lens_hsae.commands.demo import CONTEXT_SIZE, SPECIAL_TOKENS, minilm_config
 from sae_lens_hsae.evaluation.wordnet.database import WordNet, read_wordnet
 from sae_lens_hsae.evaluation.wordnet.text import GlossRows, gloss_rows
+from sae_lens_hsae.storage.whole_files import file_written_whole
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,9 @@ class GlossActivations:
         """(n_tokens, 384), shuffled, of mean norm √384."""
         path = self.folder / f"layer{layer}-{n_tokens}tokens.safetensors"
         if not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_suffix(".unfinished")
-            save_file({"x": _read_glosses(layer, n_tokens)}, unfinished)
-            unfinished.rename(path)
+            x = _read_glosses(layer, n_tokens)
+            with file_written_whole(path) as aside:
+                save_file({"x": x}, aside)
         return load_file(path)["x"]
 
 

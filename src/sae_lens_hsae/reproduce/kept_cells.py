@@ -16,6 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from sae_lens_hsae.progress_bars import disable_bars
+from sae_lens_hsae.storage.whole_files import file_written_whole
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,9 @@ class Cell:
 
     def finish(self, folder: Path) -> None:
         """Compute and keep the result; the file appears whole or not at all."""
-        path = self.path(folder)
-        unfinished = path.with_name(f".{path.name}.unfinished")
-        unfinished.write_text(json.dumps(self.compute(*self.arguments)))
-        unfinished.rename(path)
+        result = json.dumps(self.compute(*self.arguments))
+        with file_written_whole(self.path(folder)) as aside:
+            aside.write_text(result)
 
 
 def file_name(text: str) -> str:

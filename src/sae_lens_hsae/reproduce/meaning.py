@@ -17,6 +17,7 @@ from sae_lens_hsae.evaluation.wordnet.text import gloss_activations
 from sae_lens_hsae.reproduce.gloss_stream import gloss_reader
 from sae_lens_hsae.reproduce.models import BATCH_SIZE, HSAE, stack_of
 from sae_lens_hsae.reproduce.paper_tables import Activations, Size, Stream, finish_trainings, trained
+from sae_lens_hsae.storage.whole_files import file_written_whole
 
 MODELS = (HSAE, "HSAE (paper)", "post hoc")
 PLACE = (3, 16)
@@ -38,10 +39,9 @@ class EntryWords:
         """As `gloss_activations` yields them, in the scale of the training stream."""
         path = self.folder / f"layer{layer}-{self.n_glosses or 'all'}entrywords.safetensors"
         if not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_suffix(".unfinished")
-            save_file(_read_entry_words(layer, wordnet, self.n_glosses), unfinished)
-            unfinished.rename(path)
+            words = _read_entry_words(layer, wordnet, self.n_glosses)
+            with file_written_whole(path) as aside:
+                save_file(words, aside)
         kept = load_file(path)
         # One synset's tokens stand together, and may be cut between batches.
         yield from zip(

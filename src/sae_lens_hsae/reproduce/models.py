@@ -23,23 +23,36 @@ from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
 from sae_lens_hsae.levels import Levels
-from sae_lens_hsae.presets import INDEPENDENT, PAPER, fading
+from sae_lens_hsae.presets import INDEPENDENT, PAPER
 from sae_lens_hsae.showcase import paper_optimizer
 from sae_lens_hsae.training_sae import HierarchicalTrainingSAE
 
 WIDTHS = (128, 256, 512, 1024)
 BATCH_SIZE = 1024
+"""Activations per training step, as in the paper (HSAE App. A.1)."""
 LEARNING_RATE = 6e-3
 
 MATRYOSHKA = "matryoshka, post hoc"
 """SAELens' Matryoshka BatchTopK with the same total L0; its groups are the levels."""
 
 HSAE = "HSAE"
-"""With the fields of `fading`; "HSAE, constant ρ" has the defaults."""
+"""With the package's defaults."""
 
-MODELS: dict[str, dict[str, Any]] = {
+IDEAS: dict[str, dict[str, Any]] = {
     HSAE: {},
-    "HSAE, constant ρ": {},
+    "ρ = 0": {"structural_loss_coefficient": 0.0},
+    "encoder not whitened": {"whiten_encoder": False},
+    "parents by encoder cosine": {
+        "hierarchy_similarity": "encoder",
+        "unassigned_fraction": 0.2,
+        "minimum_similarity": None,
+    },
+    "bandwidth 1": {"jumprelu_bandwidth": 1.0},
+}
+"""The defaults, and what each of the ideas in them is worth: the same without it."""
+
+MODELS: dict[str, dict[str, Any]] = IDEAS | {
+    "paper, ρ = 0.1 and r = 0": PAPER | {"structural_loss_coefficient": 0.1, "perturbation_rate": 0.0},
     "HSAE (paper)": PAPER,
     "post hoc": INDEPENDENT,
     "no constraint": PAPER | {"structural_loss_coefficient": 0.0},
@@ -53,17 +66,12 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 TRADE_OFF: dict[str, dict[str, Any]] = {
     f"ρ={rho:g}, r={r:g}": {"structural_loss_coefficient": rho, "perturbation_rate": r}
-    for rho, r in [(0.03, 0.0), (0.3, 0.0), (1.0, 0.0), (0.0, 0.02), (0.0, 0.2), (0.1, 0.05)]
+    for rho, r in [(0.01, 0.0), (0.1, 0.0), (0.3, 0.0), (0.03, 0.02), (0.03, 0.05), (0.03, 0.2)]
 }
 
 
-def fields_of(model: str, steps: int) -> dict[str, Any]:
-    """What sets a model apart, by its name in ``MODELS`` or ``TRADE_OFF``, as fields of HSAE's config."""
-    return fading(steps) if model == HSAE else (MODELS | TRADE_OFF)[model]
-
-
-def new_sae(model: str, target_l0: float, d_in: int, steps: int) -> TrainingSAE[Any]:
-    """A model before training for ``steps``, by its name in ``MODELS`` or ``TRADE_OFF``."""
+def new_sae(model: str, target_l0: float, d_in: int) -> TrainingSAE[Any]:
+    """A model before training, by its name in ``MODELS`` or ``TRADE_OFF``."""
     levels = Levels(WIDTHS)
     if model == MATRYOSHKA:
         return new_matryoshka(levels, target_l0 * len(levels), d_in)
@@ -74,7 +82,7 @@ def new_sae(model: str, target_l0: float, d_in: int, steps: int) -> TrainingSAE[
         "target_l0": target_l0,
         "normalize_activations": "none",  # the stream is scaled already
     }
-    return HierarchicalTrainingSAE(HierarchicalTrainingSAEConfig(**fields | fields_of(model, steps)))
+    return HierarchicalTrainingSAE(HierarchicalTrainingSAEConfig(**fields | (MODELS | TRADE_OFF)[model]))
 
 
 def new_matryoshka(levels: Levels, total_l0: float, d_in: int, **fields: Any) -> MatryoshkaBatchTopKTrainingSAE:

@@ -20,6 +20,7 @@ from sae_lens_hsae.reproduce.kept_cells import Cell, file_name, finish_cells, mi
 from sae_lens_hsae.reproduce.models import (
     BATCH_SIZE,
     HSAE,
+    IDEAS,
     MATRYOSHKA,
     TRADE_OFF,
     matryoshka_levels,
@@ -81,11 +82,13 @@ class Table:
 
 TABLES = {
     "main": Table((HSAE, "HSAE (paper)", "post hoc", MATRYOSHKA), ((3, 16), (1, 16), (5, 16), (3, 8), (3, 32))),
-    "mechanisms": Table((HSAE, "HSAE, constant ρ", "HSAE (paper)", "no constraint", "no perturbation", "post hoc")),
+    "ideas": Table((*IDEAS, "HSAE (paper)", "post hoc")),
+    "mechanisms": Table(("paper, ρ = 0.1 and r = 0", "HSAE (paper)", "no constraint", "no perturbation", "post hoc")),
     "trees": Table(("HSAE (paper)", "full tree", "fixed tree", "binary tree")),
     "similarity": Table(("HSAE (paper)", "decoder cosine", "co-activation")),
-    "tradeoff": Table((HSAE, "HSAE, constant ρ", "HSAE (paper)", "post hoc", *TRADE_OFF)),
+    "tradeoff": Table((HSAE, "ρ = 0", *TRADE_OFF)),
 }
+"""The comparisons that `reproduce` makes, by name."""
 
 
 def reproduce(
@@ -160,7 +163,7 @@ def trained(model: str, stream: Stream, activations: Activations, size: Size, fo
     if not path.exists():
         x = activations(stream.layer, n_tokens(size))
         torch.manual_seed(stream.seed)
-        sae = new_sae(model, stream.target_l0, x.shape[1], size.steps)
+        sae = new_sae(model, stream.target_l0, x.shape[1])
         train(sae, x[: -size.held_out], size.steps, stream.seed)
         with folder_written_whole(path) as new:
             sae.save_inference_model(new)

@@ -14,9 +14,9 @@ from sae_lens_hsae.evaluation.planted.training import Stack, compare
 from sae_lens_hsae.evaluation.planted.trees import EASY, N_SAMPLES, STANDARD, SYNTH_SAE_BENCH_16K, PlantedSetting
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.levels import Levels
-from sae_lens_hsae.presets import INDEPENDENT, PAPER, fading
+from sae_lens_hsae.presets import INDEPENDENT, PAPER
 from sae_lens_hsae.reproduce.kept_cells import Cell, finish_cells
-from sae_lens_hsae.reproduce.models import HSAE, MATRYOSHKA, new_matryoshka
+from sae_lens_hsae.reproduce.models import IDEAS, MATRYOSHKA, new_matryoshka
 
 SETTINGS = {setting.name: setting for setting in (STANDARD, EASY, SYNTH_SAE_BENCH_16K)}
 
@@ -48,7 +48,7 @@ def reproduce_planted(
         raise ValueError(f"setting={setting!r}: choose one of {', '.join(SETTINGS)}")
     chosen = SETTINGS[setting]
     steps = chosen.n_steps if steps is None else steps
-    name = f"planted-{setting}-v{chosen.version}-{steps}steps"
+    name = f"planted-ideas-{setting}-v{chosen.version}-{steps}steps"
     cells = [Cell(f"{name}-seed{seed}", recovered, (setting, seed, steps, n_samples, device)) for seed in range(seeds)]
     results = finish_cells(cells, folder, f"Planted trees, {setting}", workers)
     return [model for cell in results for model in cell["models"]]
@@ -58,7 +58,7 @@ def recovered(setting: str, seed: int, steps: int, n_samples: int, device: str) 
     """All models on one seed, side by side on the same stream."""
     chosen = SETTINGS[setting]
     others: dict[str, TrainingSAE[Any]] = {MATRYOSHKA: _matryoshka(chosen, seed, device)}
-    models = {HSAE: fading(steps), "HSAE, constant ρ": {}, "HSAE (paper)": PAPER, "post hoc": INDEPENDENT}
+    models = IDEAS | {"HSAE (paper)": PAPER, "post hoc": INDEPENDENT}
     results = compare(chosen, seed, models, others, _matryoshka_stack, steps, n_samples, device)
     return {"models": [result.to_dict() for result in results.values()]}
 

@@ -17,6 +17,7 @@ from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
 from sae_lens_hsae.sharing.model_card import model_card
 from sae_lens_hsae.sharing.picture import forest_svg
 from sae_lens_hsae.sharing.saved_model import EVALUATION_FILENAME, load_evaluation, load_hierarchical_sae
+from sae_lens_hsae.storage.json_files import read_json_object
 
 CARD = "README.md"
 PICTURE = "forest.svg"
@@ -126,9 +127,9 @@ def _training_config(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        training = json.loads(path.read_text(encoding="utf-8"))
+        training = read_json_object(path)
     except ValueError as error:
-        raise ValueError(f"{path} holds no JSON ({error}); delete it to push without the training config") from error
+        raise ValueError(f"{error}; delete it to push without the training config") from error
     return {name: value for name, value in training.items() if name not in OF_THE_MACHINE}
 
 

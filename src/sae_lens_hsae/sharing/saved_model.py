@@ -12,7 +12,8 @@ from sae_lens.constants import SAE_CFG_FILENAME
 from sae_lens_hsae.evaluation import ForestEvaluation
 from sae_lens_hsae.hierarchical_sae import HierarchicalSAE, LevelStack
 from sae_lens_hsae.interpret.dashboards import fingerprint
-from sae_lens_hsae.storage.whole_files import write_whole
+from sae_lens_hsae.storage.json_files import read_json_object
+from sae_lens_hsae.storage.whole_files import file_written_whole
 
 EVALUATION_FILENAME = "evaluation.json"
 
@@ -37,7 +38,8 @@ def save_evaluation(evaluation: ForestEvaluation, sae: LevelStack, folder: str |
     """Write ``evaluation.json`` beside the model: ``weights``, which ties it to them, and ``evaluation``."""
     path = Path(folder) / EVALUATION_FILENAME
     record = {"weights": fingerprint(sae, sae.forest), "evaluation": evaluation.to_dict()}
-    write_whole(path, json.dumps(record, indent=1))
+    with file_written_whole(path) as aside:
+        aside.write_text(json.dumps(record, indent=1), encoding="utf-8")
     return path
 
 
@@ -52,9 +54,9 @@ def load_evaluation(sae: HierarchicalSAE, folder: str | Path) -> dict[str, Any] 
         return None
     remedy = "delete it, or measure again with hsae evaluate"
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json_object(path)
         weights, evaluation = record["weights"], record["evaluation"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError) as error:
         raise ValueError(f"{path} is not what hsae evaluate writes ({error!r}); {remedy}") from error
     if weights != fingerprint(sae, sae.forest):
         raise ValueError(f"{path} belongs to other weights than those beside it; {remedy}")

@@ -14,6 +14,19 @@ UNFINISHED = ".unfinished-"
 
 
 @contextmanager
+def file_written_whole(path: Path) -> Iterator[Path]:
+    """Where to write a file, which takes the place of ``path`` if the block ends well; its folder is made if missing.
+
+    Whatever ends the block otherwise, be it a kill, ``path`` is what it was before.
+    """
+    with _aside(path.parent) as aside:
+        yield aside / path.name
+        flush(aside)
+        (aside / path.name).replace(path)
+        _flush_entries(path.parent)
+
+
+@contextmanager
 def folder_written_whole(folder: Path) -> Iterator[Path]:
     """A new folder to write to, which takes the place of ``folder`` if the block ends well.
 
@@ -54,14 +67,6 @@ def files_written_whole(folder: Path, key: str) -> Iterator[Path]:
         for file in sorted(aside.iterdir(), key=lambda file: file.name == key):
             file.replace(folder / file.name)
         _flush_entries(folder)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file, which takes the place of an old one once it is whole; its folder is made if there is none."""
-    with _aside(path.parent) as aside:
-        unfinished = aside / path.name
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
 
 
 def delete_whole(folder: Path) -> None:

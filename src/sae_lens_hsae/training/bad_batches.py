@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -37,7 +37,7 @@ def check_losses(
     losses: Mapping[str, torch.Tensor],
     squared_errors: torch.Tensor,
     x: torch.Tensor,
-    parameters: Mapping[str, torch.Tensor],
+    parameters: Iterable[tuple[str, torch.Tensor]],
     levels: Levels,
     step: int,
 ) -> None:
@@ -47,7 +47,7 @@ def check_losses(
         losses: the terms, each ().
         squared_errors: mean squared error of every level, (n_levels,).
         x: activations, (batch, d_in).
-        parameters: of the SAE, by name.
+        parameters: names and parameters of the SAE; looked at only if the losses are not finite.
 
     Raises:
         ValueError: if parameters are NaN or infinite: training has diverged, and no other batch would help.
@@ -66,9 +66,9 @@ def check_losses(
     )
 
 
-def check_parameters(parameters: Mapping[str, torch.Tensor], levels: Levels, when: str) -> None:
+def check_parameters(parameters: Iterable[tuple[str, torch.Tensor]], levels: Levels, when: str) -> None:
     """Raise a ValueError naming the first parameter that is NaN or infinite, its levels and the remedy."""
-    for name, parameter in parameters.items():
+    for name, parameter in parameters:
         finite = parameter.detach().isfinite()
         if bool(finite.all()):
             continue

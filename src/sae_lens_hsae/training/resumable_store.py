@@ -2,6 +2,7 @@
 
 SAELens' store saves how many rows of the data set it has read. Lost are the activations waiting in its mixing buffer,
 the random state that shuffles them, tokens carried from one row to the next, and the position in cached activations.
+Where several ranks train together, each has a store of its own, over its own rows.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
+from datasets import IterableDataset
 from sae_lens.constants import ACTIVATIONS_STORE_STATE_FILENAME
 from sae_lens.training.activations_store import ActivationsStore
 from safetensors import SafetensorError
@@ -18,9 +21,11 @@ from safetensors.torch import load_file, save_file
 from typing_extensions import override
 
 from sae_lens_hsae.storage.json_files import printable
+from sae_lens_hsae.training.shards import check_rows, dealt, first_row, shard_of
 
 STATE_FILENAME = "resumable_store_state.safetensors"
 BUFFER = ("kept", "serving")
+COUNTS = ("n_ranks", "n_passes", "first_row", "n_rows", "n_sequences", "current_row_idx")
 
 
 class MixingBuffer(Iterator[torch.Tensor]):
@@ -71,13 +76,46 @@ class ResumableActivationsStore(ActivationsStore):
     """An ``ActivationsStore`` whose checkpoints hold everything that decides the next batches.
 
     A checkpoint is larger than SAELens' by the mixing buffer: n_batches_in_buffer × context_size × d_in numbers.
+
+    Attributes:
+        rank, n_ranks: whose part of the rows this store reads.
+        n_passes: passes over them begun.
+        first_row: row at which the current pass began.
+        n_rows, n_sequences: rows read and sequences taken since.
     """
 
+    rank, n_ranks = 0, 1
+    n_passes = 0
+    first_row = 0
+    n_rows = 0
     n_sequences = 0
-    """Sequences taken in the current pass over the data set."""
+    _next_first_row = 0
+
+    def divide(self, rank: int, n_ranks: int) -> None:
+        """Read one rank's rows from now on; before anything is read.
+
+        Raises:
+            ValueError: if there are too few rows.
+        """
+        self.rank, self.n_ranks = rank, n_ranks
+        if self.cached_activation_dataset is not None:
+            check_rows(len(self.cached_activation_dataset), n_ranks, self.store_batch_size_prompts)
+            self.cached_activation_dataset = shard_of(self.cached_activation_dataset, rank, n_ranks)
+        elif self.is_dataset_tokenized and not isinstance(self.dataset, IterableDataset):
+            check_rows(len(self.dataset), n_ranks, self.store_batch_size_prompts)  # type: ignore[reportArgumentType]
+        self.dataset = shard_of(self.dataset, rank, n_ranks)
+
+    @override
+    def _iterate_raw_dataset(self) -> Generator[Any, None, None]:
+        self.n_rows = 0
+        for row in islice(super()._iterate_raw_dataset(), self.first_row, None):
+            self.n_rows += 1
+            yield row
 
     @override
     def _iterate_tokenized_sequences(self) -> Generator[torch.Tensor, None, None]:
+        self.n_passes += 1
+        self.first_row, self._next_first_row = self._next_first_row, 0
         self.n_sequences = 0
         for sequence in super()._iterate_tokenized_sequences():
             self.n_sequences += 1
@@ -115,29 +153,37 @@ class ResumableActivationsStore(ActivationsStore):
 
     @override
     def save_to_checkpoint(self, checkpoint_path: str | Path) -> None:
-        super().save_to_checkpoint(checkpoint_path)
+        """Write what decides the next batches; every rank writes a file of its own."""
+        if self.rank == 0:
+            super().save_to_checkpoint(checkpoint_path)
         buffer = self._mixing_buffer()
-        state = {
-            "rng_state": torch.get_rng_state(),
-            "n_sequences": torch.tensor(self.n_sequences),
-            "current_row_idx": torch.tensor(getattr(self, "current_row_idx", 0)),
-        }
+        state = {name: torch.tensor(getattr(self, name, 0)) for name in COUNTS}
+        state["rng_state"] = torch.get_rng_state()
         for name in BUFFER:
             tensor = getattr(buffer, name)
             if tensor is not None:
                 state[name] = tensor.contiguous().clone()
-        save_file(state, Path(checkpoint_path) / STATE_FILENAME)
+        save_file(state, Path(checkpoint_path) / state_filename(self.rank))
 
     @override
     def load_from_checkpoint(self, checkpoint_path: str | Path) -> None:
-        """Go on where the checkpoint was made.
+        """Go on where the checkpoint was made; with the rows and the activations dealt anew if the ranks are others.
 
         Raises:
             FileNotFoundError: if the checkpoint is one of SAELens' own runner, which holds no mixing buffer.
             ValueError: if the state is damaged, or of other activations or another data set.
         """
-        state = self._read_state(Path(checkpoint_path))
+        checkpoint = Path(checkpoint_path)
+        check_resumable(checkpoint)
+        state = self._read_state(checkpoint, 0)
+        n_ranks = int(state["n_ranks"])
+        if n_ranks == self.n_ranks:
+            state = state if self.rank == 0 else self._read_state(checkpoint, self.rank)
+        else:
+            state = self._dealt_anew(checkpoint, n_ranks)
         if self.dataset is not None:
+            self.n_passes = max(0, int(state["n_passes"]) - 1)
+            self._next_first_row = int(state["first_row"])
             n_sequences = int(state["n_sequences"])
             sequences = self._iterate_tokenized_sequences()
             if sum(1 for _ in islice(sequences, n_sequences)) < n_sequences:
@@ -158,20 +204,50 @@ class ResumableActivationsStore(ActivationsStore):
             raise ValueError(
                 f"{str(checkpoint_path)!r} is damaged ({error}); resume from another checkpoint"
             ) from error
+        if n_ranks != self.n_ranks:
+            torch.manual_seed(int(torch.randint(2**31, ())) + self.rank)
 
-    def _read_state(self, checkpoint: Path) -> dict[str, torch.Tensor]:
-        """The store's state in a checkpoint, every tensor checked."""
-        check_resumable(checkpoint)
-        path = checkpoint / STATE_FILENAME
+    def _dealt_anew(self, checkpoint: Path, n_ranks: int) -> dict[str, torch.Tensor]:
+        """A state for this rank, made of those of another number of ranks."""
+        if isinstance(self.dataset, IterableDataset):
+            raise ValueError(
+                f"{str(checkpoint)!r} was made by {n_ranks} ranks, and a streamed data set cannot be gone on with by "
+                f"{self.n_ranks}; start {n_ranks}, or set streaming=False"
+            )
+        positions, cached, mine = [], [], []
+        for rank in range(n_ranks):
+            state = self._read_state(checkpoint, rank)
+            positions.append((int(state["n_passes"]), int(state["first_row"] + state["n_rows"])))
+            cached.append((0, int(state["current_row_idx"])))
+            waiting = [state[name] for name in BUFFER if name in state]
+            mine.append(dealt(waiting, self.rank, self.n_ranks))
+        n_passes, first = first_row(positions, self.n_ranks)
+        dealt_anew = self._read_state(checkpoint, 0)
+        for name, number in (
+            ("n_passes", n_passes),
+            ("first_row", first),
+            ("n_sequences", 0),
+            ("current_row_idx", first_row(cached, self.n_ranks)[1]),
+        ):
+            dealt_anew[name] = torch.tensor(number)
+        # All of it counts as kept back, because a part of what was being served is no whole number of batches.
+        dealt_anew.pop("serving", None)
+        dealt_anew.pop("kept", None)
+        if mine := [part for part in mine if part is not None]:
+            dealt_anew["kept"] = torch.cat(mine)
+        return dealt_anew
+
+    def _read_state(self, checkpoint: Path, rank: int) -> dict[str, torch.Tensor]:
+        """The state of one rank's store in a checkpoint, every tensor checked."""
+        path = checkpoint / state_filename(rank)
         state = _load(path)
+        names = COUNTS
         if self.dataset is not None:
             state |= _load(checkpoint / ACTIVATIONS_STORE_STATE_FILENAME)
-            names = ("n_sequences", "current_row_idx", "n_dataset_processed")
-        else:
-            names = ("n_sequences", "current_row_idx")
+            names = (*COUNTS, "n_dataset_processed")
         for name in names:
-            number = state.get(name)
-            if number is None or number.shape != () or number.is_floating_point() or number < 0:
+            number, least = state.get(name), 1 if name == "n_ranks" else 0
+            if number is None or number.shape != () or number.is_floating_point() or number < least:
                 raise ValueError(f"{str(path)!r} is damaged: {name} is no number; resume from another checkpoint")
         random = state.get("rng_state")
         expected = torch.get_rng_state()
@@ -191,6 +267,11 @@ class ResumableActivationsStore(ActivationsStore):
             self._dataloader = self.get_data_loader()
         assert isinstance(self._dataloader, MixingBuffer)
         return self._dataloader
+
+
+def state_filename(rank: int) -> str:
+    """Of the file that holds one rank's state."""
+    return STATE_FILENAME if rank == 0 else f"resumable_store_state.rank-{rank}.safetensors"
 
 
 def check_resumable(checkpoint: Path) -> None:

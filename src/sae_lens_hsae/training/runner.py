@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import wandb
 from sae_lens import logger
 from sae_lens.config import HfDataset, LanguageModelSAERunnerConfig
 from sae_lens.constants import SAE_CFG_FILENAME
@@ -23,7 +26,9 @@ from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.storage.json_files import is_count
 from sae_lens_hsae.storage.whole_files import check_writable, delete_unfinished, files_written_whole
 from sae_lens_hsae.training.checkpoints import newest_valid, verify
+from sae_lens_hsae.training.data_parallel import DataParallelTrainer
 from sae_lens_hsae.training.forest_log import ForestLog, ForestLogging
+from sae_lens_hsae.training.ranks import join, n_launched, own_device
 from sae_lens_hsae.training.resumable_store import ResumableActivationsStore, check_resumable
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 from sae_lens_hsae.training_sae import HierarchicalTrainingSAE, check_architecture
@@ -45,15 +50,21 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
     it goes on from the newest whole checkpoint of the same configuration in ``checkpoint_path``, in whose folder
     it then writes its own, or begins if there is none.
 
+    Where PyTorch's ``torchrun`` has started several processes, each makes its runner of the same config and they train
+    one SAE, data-parallel: ``train_batch_size_tokens`` and ``training_tokens`` are those of all together.
+
     Args:
         cfg: SAELens' config with a :class:`HierarchicalTrainingSAEConfig` in ``sae``.
         forest_logging: what of the forest goes to W&B, beyond the curves; None is nothing.
         max_bad_batches: batches of NaN or infinite numbers to skip before one ends the run.
         keep_checkpoints: how many checkpoints of the run stay, the newest; None keeps all.
+        rank_timeout: seconds for which one process waits for the others, where ``torchrun`` has started several.
 
     Raises:
         ValueError: if ``cfg.sae`` is of another architecture, prefetching is on while checkpoints are to be written,
-            the checkpoint to resume is damaged or of another run, or the forest cannot be logged as asked for.
+            the checkpoint to resume is damaged or of another run, the forest cannot be logged as asked for, or the
+            batch, the text or the GPUs cannot be divided among the processes; from :meth:`run`, if W&B would refuse the
+            name of the artifacts.
         OSError: if ``output_path`` or ``checkpoint_path`` cannot be written to.
         Interrupted: from :meth:`run`, once the checkpoint is written.
     """
@@ -69,6 +80,7 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         forest_logging: ForestLogging | None = None,
         max_bad_batches: int = 0,
         keep_checkpoints: int | None = None,
+        rank_timeout: float = 600.0,
     ) -> None:
         if not isinstance(cfg.sae, HierarchicalTrainingSAEConfig):
             raise ValueError(
@@ -87,27 +99,56 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         if keep_checkpoints is not None and not (is_count(keep_checkpoints) and keep_checkpoints > 0):
             raise ValueError(f"keep_checkpoints={keep_checkpoints!r} must be 1 or more, or None to keep all")
         self.max_bad_batches, self.keep_checkpoints = max_bad_batches, keep_checkpoints
+        n_ranks = n_launched()
+        if cfg.train_batch_size_tokens % n_ranks:
+            raise ValueError(
+                f"train_batch_size_tokens={cfg.train_batch_size_tokens}, the batch of all {n_ranks} ranks together, "
+                f"must be a multiple of {n_ranks}"
+            )
         if cfg.output_path is not None:
             check_writable("output_path", Path(cfg.output_path))
-        if cfg.checkpoint_path is not None and cfg.n_checkpoints > 0:
+        if cfg.checkpoint_path is not None and (cfg.n_checkpoints > 0 or cfg.save_final_checkpoint):
             check_writable("checkpoint_path", Path(cfg.checkpoint_path))
-        if cfg.resume_from_checkpoint == AUTO:
-            _resume_newest(cfg)
-        if cfg.resume_from_checkpoint is not None:
-            _check_checkpoint(Path(cfg.resume_from_checkpoint))
+        self.ranks = join(cfg.device, rank_timeout)
+        if self.ranks is not None:
+            _take_devices(cfg)
+        if self.ranks is None or self.ranks.is_first:
+            if cfg.resume_from_checkpoint == AUTO:
+                _resume_newest(cfg)
+            if cfg.resume_from_checkpoint is not None:
+                _check_checkpoint(Path(cfg.resume_from_checkpoint))
+        if self.ranks is not None:
+            # SAELens draws a folder for each process's checkpoints.
+            chosen = (cfg.checkpoint_path, cfg.resume_from_checkpoint)
+            cfg.checkpoint_path, cfg.resume_from_checkpoint = self.ranks.told_by_first(chosen)
         super().__init__(cfg, override_dataset, override_model, override_sae)
         if not isinstance(self.sae, HierarchicalTrainingSAE):
             raise ValueError(
                 f"override_sae={type(self.sae).__name__} is not a HierarchicalTrainingSAE; "
                 f"train other architectures with SAELens' LanguageModelSAETrainingRunner"
             )
-        self.activations_store: ActivationsStore = ResumableActivationsStore.from_config(
-            self.model, cfg, override_dataset=self.activations_store.dataset
-        )
+        self._whole_dataset = self.activations_store.dataset
+        self.activations_store: ActivationsStore = self._own_store()
         self.evaluator.activations_store = self.activations_store
+
+    def _own_store(self) -> ActivationsStore:
+        if self.ranks is None:
+            return ResumableActivationsStore.from_config(self.model, self.cfg, override_dataset=self._whole_dataset)
+        own = copy(self.cfg)
+        own.train_batch_size_tokens //= self.ranks.n_ranks
+        store = ResumableActivationsStore.from_config(self.model, own, override_dataset=self._whole_dataset)
+        assert isinstance(store, ResumableActivationsStore)
+        store.divide(self.ranks.rank, self.ranks.n_ranks)
+        if not self.ranks.is_first:
+            # All have begun with one seed and thus equal weights; they need not shuffle their text alike.
+            torch.manual_seed(torch.initial_seed() + self.ranks.rank)
+            os.environ["WANDB_MODE"] = "disabled"
+        return store
 
     @override
     def run(self) -> TrainingSAE[Any]:
+        if self.cfg.logger.log_to_wandb:
+            self._check_artifact_name()
         if self.cfg.resume_from_checkpoint is not None:
             # Before SAELens' trainer reads the files, which takes them as they are.
             assert isinstance(self.sae, HierarchicalTrainingSAE)
@@ -115,13 +156,16 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
                 cfg=self.cfg.to_sae_trainer_config(), sae=self.sae, data_provider=self.activations_store
             )
             trainer.check_trainer_state(self.cfg.resume_from_checkpoint)
-        return super().run()
+        sae = super().run()
+        if self.ranks is not None:
+            self.ranks.leave()
+        return sae
 
     @override
     def run_trainer_with_interruption_handling(self, trainer: SAETrainer[Any, Any]) -> TrainingSAE[Any]:
         """Train with :class:`HierarchicalSAETrainer` in place of the given trainer."""
-        ours = HierarchicalSAETrainer.taking_over(trainer)
-        if self.forest_logging.trees:
+        ours = self._own_trainer(trainer)
+        if self.forest_logging.trees and self.is_first:
             ours.after_update = self._forest_log.after_update
         ours.max_bad_batches, ours.keep_checkpoints = self.max_bad_batches, self.keep_checkpoints
         received: list[int] = []
@@ -140,7 +184,8 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         except InterruptedException as stopped:
             if ours.training_began:
                 self._save_interrupted(ours)
-            raise Interrupted(received[0]) from stopped
+            # Of several ranks, one may have been stopped by what another was sent.
+            raise Interrupted(received[0] if received else signal.SIGTERM) from stopped
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -149,15 +194,43 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
     def save_final_sae(
         self, sae: TrainingSAE[Any], output_path: str, log_feature_sparsity: torch.Tensor | None = None
     ) -> None:
-        """SAELens', and the explorer page if ``forest_logging`` asks for it."""
+        """SAELens', and the explorer page if ``forest_logging`` asks for it; by rank 0."""
+        assert isinstance(sae, HierarchicalTrainingSAE)
+        if not self.is_first:
+            sae.finish_training()  # as saving does, so that all ranks return the SAE that is saved
+            return
         with files_written_whole(Path(output_path), SAE_CFG_FILENAME) as aside:
             super().save_final_sae(sae, str(aside), log_feature_sparsity)
         if self.forest_logging.explorer:
             self._forest_log.explorer(output_path)
 
+    @property
+    def is_first(self) -> bool:
+        """Whether this process logs and saves: it is alone, or rank 0."""
+        return self.ranks is None or self.ranks.is_first
+
+    def _own_trainer(self, trainer: SAETrainer[Any, Any]) -> HierarchicalSAETrainer:
+        if self.ranks is None:
+            return HierarchicalSAETrainer.taking_over(trainer)
+        ours = DataParallelTrainer.taking_over(trainer)
+        ours.ranks, ours.save_text = self.ranks, self.activations_store.save_to_checkpoint
+        return ours
+
     @cached_property
     def _forest_log(self) -> ForestLog:
-        return ForestLog(self.forest_logging, self.model, self.cfg, self.activations_store.dataset)
+        return ForestLog(self.forest_logging, self.model, self.cfg, self._whole_dataset)
+
+    def _check_artifact_name(self) -> None:
+        """Refuse a name that W&B would refuse at the first checkpoint, and end the run there."""
+        self._set_sae_metadata()  # as SAELens does; the name is made of it
+        name = self.sae.get_name().replace("/", "__")
+        try:
+            wandb.Artifact(f"{name}_log_feature_sparsity", type="log_feature_sparsity")
+        except ValueError as error:
+            raise ValueError(
+                f"model_name={self.cfg.model_name!r}: W&B cannot take the artifacts that SAELens names after it "
+                f"({error}); link the model's folder to a short path, or set log_to_wandb=False"
+            ) from error
 
     def _save_interrupted(self, trainer: HierarchicalSAETrainer) -> None:
         if self.cfg.checkpoint_path is None:
@@ -177,6 +250,13 @@ class Interrupted(InterruptedException, SystemExit):
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
         self.code = 128 + signal_number
+
+
+def _take_devices(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+    """Have everything that is to be on a GPU be on this process's own."""
+    cfg.device = cfg.sae.device = own_device(cfg.device)
+    cfg.llm_device = own_device(str(cfg.llm_device))
+    cfg.act_store_device = own_device(str(cfg.act_store_device))
 
 
 def _resume_newest(cfg: LanguageModelSAERunnerConfig[Any]) -> None:

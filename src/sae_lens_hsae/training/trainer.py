@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from sae_lens import logger
 from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME, TRAINER_STATE_FILENAME
-from sae_lens.saes.sae import TrainStepOutput
+from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from sae_lens.training._interruption import InterruptedException
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors import SafetensorError
-from typing_extensions import override
+from typing_extensions import Self, override
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.sparsity_control import SparsityState
+from sae_lens_hsae.step_output import EntriesStepOutput
 from sae_lens_hsae.storage.json_files import read_json_object
 from sae_lens_hsae.storage.whole_files import folder_written_whole
 from sae_lens_hsae.training.bad_batches import BadBatchError, check_parameters
@@ -67,7 +68,7 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
         self._use_fused_adam()
 
     @classmethod
-    def taking_over(cls, trainer: SAETrainer[Any, Any]) -> HierarchicalSAETrainer:
+    def taking_over(cls, trainer: SAETrainer[Any, Any]) -> Self:
         """Go on with the state of another trainer, which sees what becomes of it: they share their attributes."""
         ours = cls.__new__(cls)
         ours.__dict__ = trainer.__dict__
@@ -128,6 +129,7 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
         try:
             with folder_written_whole(final) as new:
                 super().save_checkpoint(checkpoint_name, new.parent, wandb_aliases)
+                self._complete_checkpoint(new)
                 write_manifest(new, Manifest(self.n_training_samples, self._finished))
         # A full disk is an OSError of Python, a SafetensorError of safetensors and a RuntimeError of torch.
         except (OSError, SafetensorError, RuntimeError) as error:
@@ -138,10 +140,11 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
         if self.keep_checkpoints is not None:
             delete_older(Path(base), self.keep_checkpoints)
 
+    def _complete_checkpoint(self, folder: Path) -> None:
+        """Write what else belongs to a checkpoint, before its files are listed; here nothing."""
+
     def _check_parameters(self) -> None:
-        check_parameters(
-            dict(self.sae.named_parameters()), self.sae.levels, f"after training step {self.n_training_steps}"
-        )
+        check_parameters(self.sae.named_parameters(), self.sae.levels, f"after training step {self.n_training_steps}")
 
     @override
     def step(self, batch: torch.Tensor) -> TrainStepOutput:
@@ -174,12 +177,15 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
     @override
     def maybe_reset_sparsity(self) -> dict[str, Any]:
         # SAELens calls this between steps, before it takes the next batch: whatever is saved now is consistent.
-        if self.stop_requested:
+        if self._must_stop():
             raise InterruptedException
         if not self.training_began and self.max_bad_batches > 0:
             self._estimate_scale_again()
         self.training_began = True
         return super().maybe_reset_sparsity()
+
+    def _must_stop(self) -> bool:
+        return self.stop_requested
 
     @override
     def _checkpoint_if_needed(self) -> None:
@@ -193,12 +199,49 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
     @override
     def _train_step(self, sae: HierarchicalTrainingSAE, sae_in: torch.Tensor) -> TrainStepOutput:
         version = sae.parents._version
-        output = super()._train_step(sae, sae_in)
+        output = self._stepped(sae, sae_in)
         sae.project_parameters()
+        self._after_step(forest_is_new=sae.parents._version != version)
         self._tell_update(version)
         if is_look_due(int(sae.n_steps)):
             self._look(output)
         return output
+
+    def _stepped(self, sae: HierarchicalTrainingSAE, sae_in: torch.Tensor) -> TrainStepOutput:
+        """SAELens' step, in which the activations are not written out in full for their count."""
+        sae.train()
+        with self.autocast_if_enabled:
+            output = sae.training_forward_pass(
+                TrainStepInput(
+                    sae_in=sae_in,
+                    dead_neuron_mask=self.dead_neurons,
+                    coefficients=self.get_coefficients(),
+                    n_training_steps=self.n_training_steps,
+                    is_logging_step=self._is_logging_step(),
+                )
+            )
+        self._count_firing(output)
+        output.loss.backward()
+        torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.lr_scheduler.step()
+        for scheduler in self.coefficient_schedulers.values():
+            scheduler.step()
+        return output
+
+    @torch.no_grad()
+    def _count_firing(self, output: TrainStepOutput) -> None:
+        if isinstance(output, EntriesStepOutput):
+            times = output.times_fired()
+        else:
+            times = output.feature_acts.count_nonzero(0).float()
+        self.n_forward_passes_since_fired.add_(1).masked_fill_(times > 0, 0)
+        self.act_freq_scores += times
+        self.n_frac_active_samples += self.cfg.train_batch_size_samples
+
+    def _after_step(self, *, forest_is_new: bool) -> None:
+        """What follows a step before anyone looks at it; here nothing."""
 
     @torch.no_grad()
     def _look(self, output: TrainStepOutput) -> None:

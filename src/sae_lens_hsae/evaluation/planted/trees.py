@@ -200,7 +200,7 @@ STANDARD = PlantedSetting(
     target_l0=(2.4, 4.25, 6.4),
     learning_rate=5e-3,
     n_steps=1500,
-    sae_fields={"unassigned_fraction": 0.2, "sparsity_rate": 0.01},
+    sae_fields={"sparsity_rate": 0.01},
 )
 """700 concepts, 507 of them in trees, correlated and of unequal frequency: tells true forests from consistent ones."""
 

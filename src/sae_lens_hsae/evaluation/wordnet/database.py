@@ -95,6 +95,7 @@ class WordNet:
         return self._hypernyms.index([])
 
     def name(self, concept: int) -> str:
+        """Name of a concept, for example ``animal.n.01``; a word in brackets where there is none."""
         return "(no concept)" if concept == NO_CONCEPT else self._names[concept]
 
     def index(self, name: str) -> int:

@@ -35,7 +35,8 @@ async function start() {
       feature = /^\d+$/.test(first) && /^\d+$/.test(rest[0] ?? "") ? forest.flat(Number(first), Number(rest[0])) : -1;
       if (feature < 0) shown = { title: "No such feature", parts: [element("h1", { tabindex: "-1" }, "No such feature"), element("p", { class: "notice" }, `${clipped(`${first}/${rest[0] ?? ""}`)} is not in this forest. Its levels have ${forest.levelWidths.join(", ")} features; a link names level and number, both from 0.`)] };
       else shown = await (view === "f" ? featureView(forest, feature, open) : compareView(forest, feature));
-    } else if (view === "search") {
+    } else if (view === "text") shown = await textView(forest, first, ...rest);
+    else if (view === "search") {
       let query = [first, ...rest].join("/");
       try { query = decodeURIComponent(query); } catch { /* a link with a stray %: search for it as it stands */ }
       document.getElementById("query").value = query;

@@ -47,6 +47,7 @@ function overviewView(forest, open, part, colour, recolour) {
       element("h1", { tabindex: "-1" }, forest.title),
       element("p", {}, `${forest.n.toLocaleString("en")} features in ${forest.levelWidths.length} levels, read on ${forest.nTokens.toLocaleString("en")} tokens. Every feature has at most one parent, one level up; ${nUnassigned.toLocaleString("en")} are unassigned. Open a feature in the list, in the picture or by search.`),
       forest.n ? overviewPicture(forest, open, part, colour, recolour) : element("p", { class: "notice" }, "The forest is empty."),
+      forest.texts.length ? section("Texts", element("ul", { class: "plain" }, forest.texts.map((text, i) => element("li", {}, element("a", { href: `#/text/${i}` }, element("bdi", {}, clipped(text, 100))))))) : "",
       section("Levels", element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Levels" }, element("table", {}, element("thead", {}, element("tr", {}, ["Level", "Features", "Unassigned", "Never fired", "Active per token"].map((name) => element("th", { scope: "col", class: "value" }, name)))), element("tbody", {}, rows)))),
       section("Keys", element("p", {}, element("kbd", {}, "/"), " search; in the list ", element("kbd", {}, "↑"), " ", element("kbd", {}, "↓"), " move, ", element("kbd", {}, "→"), " ", element("kbd", {}, "←"), " open and close, ", element("kbd", {}, "Enter"), " shows the feature.")),
     ],

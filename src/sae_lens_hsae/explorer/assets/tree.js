@@ -25,6 +25,7 @@ class Tree {
       ["", "frequency", (f) => forest.frequency[f]],
       ["size", "size of its tree", (f) => forest.size[f]],
       ["clarity", "clarity", (f) => (Number.isFinite(forest.clarity[f]) ? forest.clarity[f] : -1)],
+      ["detection", "detection by tokens", (f) => (Number.isFinite(forest.detection[f]) ? forest.detection[f] : -1)],
       ["agreement", "agreement with children", (f) => (Number.isFinite(forest.agreement[f]) ? forest.agreement[f] : -1)],
       ["number", "number", (f) => -f],
     ];

@@ -16,6 +16,7 @@ from sae_lens_hsae.evaluation.stacks import check_fit
 from sae_lens_hsae.forest import NO_PARENT, FeatureForest
 from sae_lens_hsae.interpret.contrast.findings import Finding, roll_up
 from sae_lens_hsae.interpret.dashboards.text import tokens_and_activations
+from sae_lens_hsae.interpret.hook_point import ids_of_text
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -83,8 +84,9 @@ def contrast(
     Args:
         levels: one SAE per level, coarse to fine, or one object for all (``HierarchicalSAE``).
         forest: who is whose parent among their features.
-        a, b: the sets; each item holds the activations of one text, (tokens, d_in) or (d_in,), as
+        a: the one set; each item holds the activations of one text, (tokens, d_in) or (d_in,), as
             :func:`text_activations` gives them. A tensor (n, d_in) is n texts of one token.
+        b: the other set.
         alpha: rate of false discoveries among the significant features.
         localising_share: least share of a parent's difference for which a child alone stands for it.
 
@@ -137,12 +139,11 @@ def text_activations(sae: SAE[Any], model: Any, texts: Iterable[str], max_tokens
         texts: not empty; each is cut to ``max_tokens``.
 
     Raises:
-        ValueError: if a text has no token.
+        ValueError: if a text has no token, or the model no tokenizer.
     """
-    tokenizer, metadata = model.tokenizer, sae.cfg.metadata
-    start = [tokenizer.bos_token_id] if metadata.prepend_bos else []
     for i, text in enumerate(texts):
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"][: max_tokens - len(start)]
+        start, ids = ids_of_text(model, sae, text)
+        ids = ids[: max_tokens - len(start)]
         if not ids:
             raise ValueError(f"texts: number {i} ({text!r}) has no token; leave it out")
         rows = Dataset.from_dict({"tokens": [[*start, *ids]]})

@@ -83,6 +83,7 @@ class DashboardSettings:
 
     @property
     def n_slots(self) -> int:
+        """Slots of contexts of a feature, all kinds together."""
         return self.kinds[-1].stop
 
 
@@ -162,6 +163,7 @@ class Dashboards:
 
     @property
     def n_features(self) -> int:
+        """Features of all levels together."""
         return len(self.parents)
 
     @property

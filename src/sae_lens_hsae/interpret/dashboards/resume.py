@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sae_lens_hsae.storage.json_files import is_count
+from sae_lens_hsae.storage.whole_files import file_written_whole
 
 RANDOM_STATE = "random_state"
 
@@ -33,10 +34,8 @@ def save_progress(path: Path, parts: Mapping[str, Any], about: Mapping[str, Any]
                 tensors[f"{part}.{name}.{RANDOM_STATE}"] = value.get_state()
             elif isinstance(value, int):
                 numbers[f"{part}.{name}"] = value
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
-    save_file(tensors, aside, metadata={"about": json.dumps(about, sort_keys=True), "numbers": json.dumps(numbers)})
-    aside.replace(path)
+    with file_written_whole(path) as aside:
+        save_file(tensors, aside, metadata={"about": json.dumps(about, sort_keys=True), "numbers": json.dumps(numbers)})
 
 
 def load_progress(path: Path, parts: Mapping[str, Any], about: Mapping[str, Any]) -> bool:

@@ -5,7 +5,7 @@ They ask no language model. All they need is in the dashboards.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -20,7 +20,9 @@ MIN_OF_BEST = 0.3
 FEATURES_AT_ONCE = 4096
 
 
-def distinctive_tokens(dashboards: Dashboards, n_tokens: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+def distinctive_tokens(
+    dashboards: Dashboards, n_tokens: int = 8, used: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The tokens that tell a feature from its parent and from the text at large, best first.
 
     With p(t) the share of the feature's activation that falls on token t, averaged over the contexts that the
@@ -35,6 +37,7 @@ def distinctive_tokens(dashboards: Dashboards, n_tokens: int = 8) -> tuple[torch
     Args:
         dashboards: of the features.
         n_tokens: most tokens per feature.
+        used: says which contexts may be looked at, context numbers → bool of the same shape; None takes all.
 
     Returns:
         tokens: (features, n_tokens) int32, −1 where there are no more.
@@ -46,11 +49,14 @@ def distinctive_tokens(dashboards: Dashboards, n_tokens: int = 8) -> tuple[torch
     if n_tokens < 1:
         raise ValueError(f"n_tokens={n_tokens} must be at least 1")
     windows = dashboards.token_ids[:, : dashboards.settings.n_family_slots].long()
+    if used is not None:
+        numbers = dashboards.context_numbers[:, : dashboards.settings.n_family_slots]
+        windows = windows.masked_fill(~used(numbers)[..., None], -1)
     n_vocabulary = max(int(windows.max()) + 1, 1)
     background = torch.bincount(windows[windows >= 0], minlength=n_vocabulary).double().numpy()
     background /= max(background.sum(), 1)
     starts = range(0, dashboards.n_features, FEATURES_AT_ONCE)
-    shares = [_shares(dashboards, slice(start, start + FEATURES_AT_ONCE), n_vocabulary) for start in starts]
+    shares = [_shares(dashboards, slice(start, start + FEATURES_AT_ONCE), n_vocabulary, used) for start in starts]
 
     tokens = torch.full((dashboards.n_features, n_tokens), -1, dtype=torch.int32)
     scores = torch.zeros(dashboards.n_features, n_tokens, dtype=torch.float64)
@@ -94,23 +100,46 @@ def token_labels(dashboards: Dashboards, text_of: Callable[[int], str], n_tokens
     tokens, scores = distinctive_tokens(dashboards, 4 * n_tokens)
     labels = {}
     for feature, (ids, found) in enumerate(zip(tokens.tolist(), scores.tolist(), strict=True)):
-        texts: dict[str, str] = {}
-        for id_, score in zip(ids, found, strict=True):
-            if id_ >= 0 and score >= MIN_OF_BEST * found[0]:
-                text = text_of(id_).strip()
-                texts.setdefault(text.casefold(), text)
-        texts.pop("", None)
+        texts = label_texts(ids, found, text_of, n_tokens)
         if texts:
-            labels[feature] = SEPARATOR.join(list(texts.values())[:n_tokens])
+            labels[feature] = SEPARATOR.join(texts.values())
     return labels
 
 
-def _shares(dashboards: Dashboards, own: slice, n_vocabulary: int) -> csr_array:
+def label_texts(
+    ids: Sequence[int], scores: Sequence[float], text_of: Callable[[int], str], n_tokens: int
+) -> dict[str, str]:
+    """The tokens of one label, best first: text as it is shown, by the form in which texts are compared.
+
+    Args:
+        ids, scores: of one feature, from :func:`distinctive_tokens`.
+        text_of: text of a token id.
+        n_tokens: most tokens.
+    """
+    texts: dict[str, str] = {}
+    for id_, score in zip(ids, scores, strict=True):
+        if id_ >= 0 and score >= MIN_OF_BEST * scores[0]:
+            text = text_of(id_)
+            texts.setdefault(same_text(text), text.strip())
+    texts.pop("", None)
+    return dict(list(texts.items())[:n_tokens])
+
+
+def same_text(text: str) -> str:
+    """What two tokens have in common that a label does not tell apart: case and the space around them are left out."""
+    return text.strip().casefold()
+
+
+def _shares(
+    dashboards: Dashboards, own: slice, n_vocabulary: int, used: Callable[[torch.Tensor], torch.Tensor] | None
+) -> csr_array:
     """(features, vocabulary): each feature's activation by token, contexts weighted by peak; rows add up to 1."""
     top, sampled = dashboards.settings.kinds[:2]
     slots = slice(top.start, sampled.stop)
     numbers = dashboards.context_numbers[own, slots]
     counts = numbers >= 0
+    if used is not None:
+        counts &= used(numbers)
     # A context may be kept as one of the strongest and once more as a sample.
     counts[:, sampled] &= ~(numbers[:, sampled, None] == numbers[:, None, top]).any(2)
     tokens = dashboards.token_ids[own, slots]

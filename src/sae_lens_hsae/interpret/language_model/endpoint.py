@@ -199,7 +199,7 @@ class Endpoint:
                 if choice.finish_reason == "length":
                     raise ValueError(f"cut off after max_tokens={self.max_tokens}")
                 parse(_object(choice.message.content))
-            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            except (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError) as error:
                 answer.n_malformed += 1
                 answer.error = f"malformed answer ({error})"
                 continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -20,6 +21,8 @@ from sae_lens_hsae.interpret.language_model.endpoint import Endpoint, Replies, R
 from sae_lens_hsae.interpret.language_model.prompts import JUDGE, contexts, listed
 
 KINDS = ("edge", "random", "sibling", "swapped")
+COLUMNS = ("kind", "broad", "narrow", "repetition", "special_case", "confidence")
+JUDGEMENTS_FILENAME = "judgements.csv"
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +126,44 @@ def judge_pairs(
             ((repetition, pair) for repetition in range(n_repetitions) for pair in pairs), replies.answers, strict=True
         )
     ]
-    columns = ["kind", "broad", "narrow", "repetition", "special_case", "confidence"]
-    return Judgements(pd.DataFrame(rows, columns=columns).astype({"special_case": object}), replies)
+    return Judgements(pd.DataFrame(rows, columns=list(COLUMNS)).astype({"special_case": object}), replies)
+
+
+def read_judgements(path: str | Path) -> pd.DataFrame:
+    """``Judgements.pairs`` as ``hsae judge`` wrote them.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds anything else.
+    """
+    try:
+        pairs = pd.read_csv(path, dtype={"broad": "int64", "narrow": "int64", "repetition": "int64"})
+    except ValueError as error:  # also a file that pandas cannot take apart
+        raise ValueError(f"{path} is not what hsae judge writes ({error}); delete it, or judge again") from error
+    verdicts = set(pairs["special_case"].dropna()) if "special_case" in pairs else None
+    if tuple(pairs.columns) != COLUMNS or verdicts is None or not verdicts <= {True, False}:
+        raise ValueError(f"{path} is not what hsae judge writes; delete it, or judge again")
+    return pairs
+
+
+def parent_verdicts(pairs: pd.DataFrame, n_features: int) -> torch.Tensor:
+    """(n_features,) share of a parent's judged edges that were judged real; NaN for features without such an edge.
+
+    Args:
+        pairs: ``Judgements.pairs``, or from :func:`read_judgements`.
+        n_features: of the forest.
+
+    Raises:
+        ValueError: if an edge is of a feature that the forest has not.
+    """
+    edges = pairs[(pairs["kind"] == "edge") & pairs["special_case"].notna()]
+    unknown = edges.loc[~edges["broad"].between(0, n_features - 1), "broad"]
+    if len(unknown):
+        raise ValueError(f"pairs: feature {unknown.iloc[0]} does not exist; the forest has 0 … {n_features - 1}")
+    shares = edges["special_case"].astype(float).groupby(edges["broad"]).mean()
+    verdicts = torch.full((n_features,), torch.nan, dtype=torch.float64)
+    verdicts[torch.tensor(shares.index.to_numpy(), dtype=torch.int64)] = torch.tensor(shares.to_numpy())
+    return verdicts
 
 
 def parse_judgement(answer: dict[str, Any]) -> tuple[bool, float]:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.interpret.hook_point import hook_point, run_and_keep, stack_of
 from sae_lens_hsae.interpret.steering.edits import Edit, steps_of
-from sae_lens_hsae.interpret.steering.steer import edited, hook_point, stack_of, steer
+from sae_lens_hsae.interpret.steering.steer import edited, steer
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -60,9 +61,13 @@ def effect_of(
     decoder directions have norm 1, so both changes of x have the same ``norm``.
 
     Args:
-        model, levels, edits, forest, typical: as for :func:`steer`.
+        model: as for :func:`steer`, like the other arguments that both have.
+        levels: one SAE per level, or one object for all.
+        edits: what to do.
         tokens: (batch, context).
         target: the feature that says which tokens are on target.
+        forest: of their features; None takes ``levels.forest``.
+        typical: (n_features,) typical activations, for a push that is spread over children.
         read_at: a hook point to read instead of the logits, such as the last layer of a model of embeddings.
 
     Raises:
@@ -78,17 +83,13 @@ def effect_of(
     if read_at is not None and read_at not in model.hook_dict:
         raise ValueError(f"read_at={read_at!r} is no hook point of the model")
 
-    kept: dict[str, torch.Tensor] = {}
-
-    def keep(x: torch.Tensor, hook: Any) -> None:  # noqa: ARG001
-        kept["x"] = x.detach()
-
-    with model.hooks(fwd_hooks=[(at, keep)]):
-        before = _read(model, tokens, read_at)
+    names = [at] if read_at is None else [at, read_at]
+    logits, kept = run_and_keep(model, tokens, names)
     with steer(model, saes, edits, forest, typical):
-        after = _read(model, tokens, read_at)
+        logits_after, kept_after = run_and_keep(model, tokens, names)
+    before, after = (logits, logits_after) if read_at is None else (kept[read_at], kept_after[read_at])
 
-    x = kept["x"].flatten(2)
+    x = kept[at]
     x_after = edited(x, saes, steps)
     acts, acts_after = (torch.cat([sae.encode(each.to(sae.dtype)) for sae in saes], dim=-1) for each in (x, x_after))
     moved = (acts_after - acts).abs().flatten(0, 1).double().sum(0)
@@ -113,15 +114,3 @@ def effect_of(
         loss_off=loss[~on].nanmean().item(),
         family_share=(moved[family.to(moved.device)].sum() / moved.sum().clamp(min=1e-12)).item(),
     )
-
-
-def _read(model: Any, tokens: torch.Tensor, read_at: str | None) -> torch.Tensor:
-    """(batch, context, …) logits, or the activation at a hook point."""
-    kept: dict[str, torch.Tensor] = {}
-
-    def keep(x: torch.Tensor, hook: Any) -> None:  # noqa: ARG001
-        kept["x"] = x.detach()
-
-    with model.hooks(fwd_hooks=[] if read_at is None else [(read_at, keep)]):
-        logits = model(tokens)
-    return logits if read_at is None else kept["x"].flatten(2)

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sae_lens_hsae.evaluation import level_saes
-from sae_lens_hsae.evaluation.stacks import check_fit, metadata
 from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.interpret.hook_point import hook_point, stack_of
 from sae_lens_hsae.interpret.steering.edits import Edit, Step, steps_of
 
 if TYPE_CHECKING:
@@ -51,44 +50,6 @@ def steer(
 
     with model.hooks(fwd_hooks=[(hook_point(model, saes), change)]):
         yield
-
-
-def stack_of(levels: Sequence[SAE[Any]] | SAE[Any], forest: FeatureForest | None) -> tuple[list[Any], FeatureForest]:
-    """One SAE per level that takes flat activations, and the forest.
-
-    Raises:
-        ValueError: if there is no forest, or it is not the levels'.
-    """
-    forest = getattr(levels, "forest", None) if forest is None else forest
-    if forest is None:
-        raise ValueError("forest is missing; pass FeatureForest.from_saes(levels)")
-    saes: list[Any] = list(level_saes(levels))  # type: ignore[arg-type]
-    if hasattr(levels, "level_sae"):
-        for sae in saes:  # copies, so the caller's stack keeps its own setting
-            sae.turn_off_forward_pass_hook_z_reshaping()
-    check_fit(saes, forest)
-    return saes, forest
-
-
-def hook_point(model: Any, saes: Sequence[Any]) -> str:
-    """The model's hook point that the SAEs read.
-
-    Raises:
-        ValueError: if the SAEs name none, a single head of one, or one that the model lacks.
-    """
-    name = metadata(saes[0], "hook_name")
-    if name is None:
-        raise ValueError("the SAEs name no hook point; set cfg.metadata.hook_name")
-    if metadata(saes[0], "hook_head_index") is not None:
-        raise ValueError(f"the SAEs read a single head of {name}; steering such SAEs is not supported")
-    resolve = getattr(model, "_resolve_hook_name", lambda given: given)
-    if name not in model.hook_dict and resolve(name) not in model.hook_dict:
-        some = ", ".join(list(model.hook_dict)[:5])
-        raise ValueError(
-            f"the model has no hook point {name!r}, which the SAEs read; load their model, or detach an SAE "
-            f"that stands there (it has {some}, …)"
-        )
-    return name
 
 
 def edited(x: torch.Tensor, saes: Sequence[Any], steps: Sequence[Step]) -> torch.Tensor:

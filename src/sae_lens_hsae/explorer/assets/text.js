@@ -1,0 +1,99 @@
+// One text, token by token: how much of the activation each level explains, and the active paths of the forest.
+
+const MANY_PATHS = 8;
+
+function wholePercent(share) {
+  return Number.isFinite(share) ? `${Math.round(100 * share)} %`.replace("-", "−") : "–";
+}
+
+// What fires on each token: a map from feature to the number of its entry, and how many fire without their parent.
+function firingByToken(forest, data) {
+  return data.tokens.map((_, position) => {
+    const entries = new Map();
+    for (let i = data.starts[position]; i < data.starts[position + 1]; i++) entries.set(data.features[i], i);
+    const assigned = [...entries.keys()].filter((f) => forest.parents[f] >= 0);
+    return { entries, nAssigned: assigned.length, alone: new Set(assigned.filter((f) => !entries.has(forest.parents[f]))) };
+  });
+}
+
+function textLine(forest, data, firing, index, chosen) {
+  const nLevels = forest.levelWidths.length;
+  const line = element("p", { class: "context", dir: "ltr" });
+  data.tokens.forEach((text, position) => {
+    const share = data.levelShares[(position + 1) * nLevels - 1];
+    const { nAssigned, alone } = firing[position];
+    const node = element("a", { class: "token", href: `#/text/${index}/${position}`, "aria-current": position === chosen ? "true" : undefined,
+      title: `explained ${wholePercent(share)}, ${alone.size} of ${nAssigned} without their parent` }, clipped(text));
+    shade(node, "own", Math.max(0, share) * SHADES);
+    shade(node, "above", nAssigned ? (alone.size / nAssigned) * SHADES : 0);
+    line.append(node);
+  });
+  return line;
+}
+
+// The paths to some features that fire, drawn as one tree: what they have in common stands once.
+function pathTree(forest, data, { entries, alone }, ends) {
+  const line = (f) => {
+    const entry = entries.get(f);
+    if (entry === undefined) return element("li", { class: "silent" }, featureLink(forest, f), element("span", { class: "muted" }, " silent"));
+    return element("li", {}, featureLink(forest, f), element("span", { class: "muted" }, ` activation ${significant(data.activations[entry])}, share ${wholePercent(data.shares[entry])}`),
+      alone.has(f) ? element("strong", { class: "alone" }, " without its parent") : null);
+  };
+  const top = element("ul", { class: "paths" });
+  const lists = new Map();
+  for (const end of ends) {
+    let list = top, above = null;
+    for (const f of forest.path(end)) {
+      if (!lists.has(f)) {
+        if (above && !list) {
+          list = element("ul", { class: "paths" });
+          above.item.append(list);
+          above.list = list;
+        }
+        const item = line(f);
+        list.append(item);
+        lists.set(f, { item, list: null });
+      }
+      above = lists.get(f);
+      list = above.list;
+    }
+  }
+  return top;
+}
+
+function levelTable(forest, data, { entries, alone }, position) {
+  const nLevels = forest.levelWidths.length;
+  const count = (features, level) => [...features].filter((f) => forest.level(f) === level).length;
+  const rows = forest.levelWidths.map((_, level) => element("tr", {},
+    [level, wholePercent(data.levelShares[position * nLevels + level]), count(entries.keys(), level), level ? count(alone, level) : "–"].map((value) => element("td", { class: "value" }, String(value)))));
+  const heads = ["Level", "Explains", "Features that fire", "Without their parent"];
+  return element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Levels on this token" }, element("table", {},
+    element("thead", {}, element("tr", {}, heads.map((name) => element("th", { scope: "col", class: "value" }, name)))), element("tbody", {}, rows)));
+}
+
+async function textView(forest, indexText, positionText = "0") {
+  const index = /^\d+$/.test(indexText) ? Number(indexText) : -1;
+  const none = (what) => ({ title: "No such text", parts: [element("h1", { tabindex: "-1" }, "No such text"), element("p", { class: "notice" }, what)] });
+  if (!(index >= 0 && index < forest.texts.length)) return none(forest.texts.length ? `This page holds the texts 0 to ${forest.texts.length - 1}.` : "This page was made without texts: hsae explore --explain.");
+  const data = await decodeBlock(`text-${index}`);
+  const position = /^\d+$/.test(positionText) ? Number(positionText) : -1;
+  if (!(position >= 0 && position < data.tokens.length)) return none(`Text ${index} has the tokens 0 to ${data.tokens.length - 1}.`);
+
+  const firing = firingByToken(forest, data);
+  const ends = data.ends.subarray(data.endStarts[position], data.endStarts[position + 1]);
+  const holder = element("div", {}, pathTree(forest, data, firing[position], ends.subarray(0, MANY_PATHS)));
+  const parts = [
+    element("h1", { tabindex: "-1" }, `Text ${index}`),
+    textLine(forest, data, firing, index, position),
+    element("p", { class: "legend" }, "Shaded: the share of the activation that the finest level explains. The bar below a token is the share of its features that fire without their parent. Follow a token to see what fires on it."),
+    section(`Token ${position}: `, levelTable(forest, data, firing[position], position)),
+    section(`Active paths (${ends.length})`, element("p", { class: "muted" }, "Coarse to fine, the strongest first. The shares of a level's features add up to what the level explains."), ends.length ? holder : element("p", { class: "notice" }, "No feature fires on this token.")),
+  ];
+  parts[3].querySelector("h2").append(element("bdi", {}, chipText(data.tokens[position])));
+  if (ends.length > MANY_PATHS) {
+    const more = element("button", { type: "button", class: "more" }, `Show all ${ends.length}`);
+    more.addEventListener("click", () => { holder.replaceChildren(pathTree(forest, data, firing[position], ends)); more.remove(); });
+    parts.push(more);
+  }
+  return { title: `Text ${index}: ${clipped(forest.texts[index], 40)}`, parts };
+}

@@ -1,0 +1,121 @@
+"""`explain`: one text, token by token, as a stack of SAEs sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sae_lens_hsae.forest import NO_PARENT, FeatureForest
+from sae_lens_hsae.interpret.explain.explanation import Explanation
+from sae_lens_hsae.interpret.hook_point import hook_point, ids_of_text, most_tokens, run_and_keep, stack_of
+from sae_lens_hsae.interpret.token_text import token_texts
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+
+@torch.no_grad()
+def explain(
+    levels: Sequence[SAE[Any]] | SAE[Any],
+    model: Any,
+    text: str,
+    forest: FeatureForest | None = None,
+    labels: Mapping[int, str] | None = None,
+) -> Explanation:
+    """Which features fire on each token of a text, and how much of the activation they explain.
+
+    Let x be the activation on a token and b what a level reconstructs when none of its features fires. With s the sum
+    of what its active features add, the level's share is
+
+        1 − ‖x − b − s‖² / ‖x − b‖²,
+
+    1 for a perfect reconstruction, 0 for one no better than b, below 0 for a worse one. The part of a single feature,
+    which adds s_f, is ⟨s_f, 2 (x − b) − s⟩ / ‖x − b‖². It is the feature's Shapley value: the mean of what it adds to
+    the share over all orders in which the features could be added. So the parts of a level add up to its share; that
+    of a feature that makes the reconstruction worse is below 0.
+
+    Args:
+        levels: one SAE per level, coarse to fine, or one object for all (``HierarchicalSAE``), with a hook name.
+        model: ``HookedSAETransformer``, ``SAETransformerBridge``, or what ``load_language_model`` gives, with a
+            tokenizer and without an SAE attached at the hook point.
+        text: at most as long as the model takes. A first token that the SAEs were trained with is put before it and
+            not explained.
+        forest: of the features; None takes ``levels.forest``.
+        labels: text for some of the features, by flat index.
+
+    Raises:
+        TypeError: if ``text`` is no text.
+        ValueError: if the text has no token or too many, the model has no tokenizer or no such hook point, what
+            stands there is of another width or holds NaN or infinity, or levels, forest and labels do not fit.
+    """
+    saes, forest = stack_of(levels, forest)
+    name = hook_point(model, saes)
+    start, ids = _ids(model, saes[0], text)
+    unknown = [feature for feature in labels or {} if not 0 <= feature < len(forest)]
+    if unknown:
+        raise ValueError(f"labels: feature {unknown[0]} does not exist; the forest has 0 … {len(forest) - 1}")
+
+    tokens = torch.tensor([[*start, *ids]], device=saes[0].device)
+    _, kept = run_and_keep(model, tokens, [name])
+    x = kept[name][0, len(start) :]
+    if x.shape[-1] != saes[0].cfg.d_in:
+        raise ValueError(
+            f"the model's activations at {name} are {x.shape[-1]} wide, but d_in={saes[0].cfg.d_in}; "
+            "load the SAEs' own model"
+        )
+    if not x.isfinite().all():
+        raise ValueError(f"the model's activations at {name} hold NaN or infinity on this text; load it in float32")
+
+    level_shares, acts, shares = (
+        torch.cat(each, dim=1) for each in zip(*(_level(sae, x) for sae in saes), strict=True)
+    )
+    positions, features = (acts > 0).nonzero(as_tuple=True)
+    parents = forest.parents[features]
+    texts = token_texts(model.tokenizer, set(ids))
+    return Explanation(
+        forest=forest,
+        text=text,
+        tokens=tuple(texts[id_] for id_ in ids),
+        level_shares=level_shares,
+        positions=positions,
+        features=features,
+        activations=acts[positions, features],
+        shares=shares[positions, features],
+        without_parent=(parents != NO_PARENT) & (acts[positions, parents.clamp(min=0)] <= 0),
+        labels=dict(labels or {}),
+    )
+
+
+def _ids(model: Any, sae: Any, text: str) -> tuple[list[int], list[int]]:
+    if not isinstance(text, str):
+        raise TypeError(f"text is a {type(text).__name__}; give one text, and call explain() for each of several")
+    start, ids = ids_of_text(model, sae, text)
+    if not ids:
+        raise ValueError(f"text={text!r} has no token; give a text with words")
+    limit = most_tokens(model)
+    if limit is not None and len(start) + len(ids) > limit:
+        raise ValueError(
+            f"text has {len(ids)} tokens, but the model takes at most {limit - len(start)}; give it in shorter pieces"
+        )
+    return start, ids
+
+
+def _level(sae: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The level's share (tokens, 1), its activations and its features' parts (tokens, features); on the CPU."""
+    x = x.to(sae.device, sae.dtype)
+    acts = sae.encode(x)
+    reconstruction = sae.decode(acts).float()
+    # Once more, because an SAE that scales x itself forgets the scale when it decodes.
+    without = sae.decode(torch.zeros_like(sae.encode(x))).float()
+    rest, added = x.float() - without, reconstruction - without
+    directions = sae.W_dec.float()
+    plain = acts.float() @ directions
+    # 1, except in an SAE that scales x itself.
+    unit = (added * plain).sum(1, keepdim=True) / (plain * plain).sum(1, keepdim=True)
+    unit = unit.nan_to_num(nan=1.0)
+    norm = (rest * rest).sum(1, keepdim=True).double()
+    share = 1 - (rest - added).square().sum(1, keepdim=True).double() / norm
+    parts = unit * acts.float() * ((2 * rest - added) @ directions.T)
+    return share.cpu(), acts.float().cpu(), (parts.double() / norm).cpu()

@@ -1,0 +1,105 @@
+"""A model at the place where a stack of SAEs reads it: the tokens of a text, the hook point, the activations there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sae_lens_hsae.evaluation import level_saes
+from sae_lens_hsae.evaluation.stacks import check_fit, metadata
+from sae_lens_hsae.forest import FeatureForest
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+
+def stack_of(levels: Sequence[SAE[Any]] | SAE[Any], forest: FeatureForest | None) -> tuple[list[Any], FeatureForest]:
+    """One SAE per level that takes flat activations, and the forest.
+
+    Raises:
+        ValueError: if there is no forest, or it is not the levels'.
+    """
+    forest = getattr(levels, "forest", None) if forest is None else forest
+    if forest is None:
+        raise ValueError("forest is missing; pass FeatureForest.from_saes(levels)")
+    saes: list[Any] = list(level_saes(levels))  # type: ignore[arg-type]
+    if hasattr(levels, "level_sae"):
+        for sae in saes:  # copies, so the caller's stack keeps its own setting
+            sae.turn_off_forward_pass_hook_z_reshaping()
+    check_fit(saes, forest)
+    return saes, forest
+
+
+def hook_point(model: Any, saes: Sequence[Any]) -> str:
+    """The model's hook point that the SAEs read.
+
+    Raises:
+        ValueError: if the SAEs name none, a single head of one, or one that the model lacks.
+    """
+    name = metadata(saes[0], "hook_name")
+    if name is None:
+        raise ValueError("the SAEs name no hook point; set cfg.metadata.hook_name")
+    if metadata(saes[0], "hook_head_index") is not None:
+        raise ValueError(f"the SAEs read a single head of {name}; such SAEs are not supported here")
+    resolve = getattr(model, "_resolve_hook_name", lambda given: given)
+    if name not in model.hook_dict and resolve(name) not in model.hook_dict:
+        some = ", ".join(list(model.hook_dict)[:5])
+        raise ValueError(
+            f"the model has no hook point {name!r}, which the SAEs read; load their model, or detach an SAE "
+            f"that stands there (it has {some}, …)"
+        )
+    return name
+
+
+def run_and_keep(model: Any, tokens: torch.Tensor, names: Sequence[str]) -> tuple[Any, dict[str, torch.Tensor]]:
+    """The model's output on tokens (batch, context), and what stands at some of its hook points.
+
+    Returns:
+        output: what the model gives.
+        kept: by hook point, (batch, context, width); heads side by side.
+    """
+    kept: dict[str, torch.Tensor] = {}
+
+    def keep(name: str) -> Any:
+        def hook_function(x: torch.Tensor, hook: Any) -> None:  # noqa: ARG001
+            kept[name] = x.detach().flatten(2)
+
+        return hook_function
+
+    with model.hooks(fwd_hooks=[(name, keep(name)) for name in names]):
+        return model(tokens), kept
+
+
+def ids_of_text(model: Any, sae: Any, text: str) -> tuple[list[int], list[int]]:
+    """Token ids that go before a text, where the SAE was trained so, and those of the text itself.
+
+    Args:
+        model: with a tokenizer.
+        sae: with metadata that say whether a text begins with the model's first token.
+
+    Raises:
+        ValueError: if the text is no Unicode, the model has no tokenizer, or that lacks the first token that the SAE's
+            metadata ask for.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:  # tokenizers answer it with a TypeError that says nothing
+        raise ValueError(f"text={text!r} is no proper Unicode ({error.reason}); give it in UTF-8") from error
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        raise ValueError("the model has no tokenizer; load it with one, or set model.tokenizer")
+    start = []
+    if metadata(sae, "prepend_bos"):
+        if tokenizer.bos_token_id is None:
+            raise ValueError("the SAE's metadata have prepend_bos=True, but the model's tokenizer has no bos_token")
+        start = [tokenizer.bos_token_id]
+    return start, list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def most_tokens(model: Any) -> int | None:
+    """Tokens that the model takes at once, as its config says; None where it says nothing."""
+    own, inner = getattr(model, "cfg", None), getattr(getattr(model, "model", None), "config", None)
+    limits = (getattr(own, "n_ctx", None), getattr(inner, "max_position_embeddings", None))
+    return next((limit for limit in limits if limit), None)

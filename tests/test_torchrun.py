@@ -1,0 +1,87 @@
+"""PyTorch's own launcher starts the processes, and starts them again when one is killed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from host_helpers import CONTEXT, D_MODEL, WIDTHS, save_tiny_gpt2
+from sae_lens import SAE
+from safetensors.torch import load_file
+
+from sae_lens_hsae import HierarchicalSAE
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the processes talk over the loopback interface")
+
+SCRIPT = Path(__file__).parent / "elastic_run.py"
+SECONDS = 280
+
+
+def torchrun(*arguments, n_ranks=2, **surroundings):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_ranks)]
+    paths = os.pathsep.join([*sys.path, os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **surroundings}
+    return subprocess.run(
+        [*command, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=SECONDS
+    )
+
+
+def test_the_command_trains_in_two_processes(tmp_path):
+    save_tiny_gpt2(tmp_path / "gpt2")
+    (tmp_path / "text").mkdir()
+    lines = [f'{{"text": "{" ".join(f"w{1 + (7 * i + j) % 97}" for j in range(40))}"}}' for i in range(120)]
+    (tmp_path / "text" / "train.jsonl").write_text("\n".join(lines))
+    flags = {
+        "level_widths": WIDTHS,
+        "d_in": D_MODEL,
+        "target_l0": 3,
+        "model_name": str(tmp_path / "gpt2"),
+        "model_class_name": "AutoModelForCausalLM",
+        "hook_name": "transformer.h.0",
+        "dataset_path": str(tmp_path / "text"),
+        "is_dataset_tokenized": False,
+        "streaming": False,
+        "context_size": CONTEXT,
+        "training_tokens": 20 * 64,
+        "train_batch_size_tokens": 64,
+        "store_batch_size_prompts": 4,
+        "n_batches_in_buffer": 4,
+        "n_batches_for_norm_estimate": 2,
+        "lr": 0.003,
+        "output_path": str(tmp_path / "out"),
+        "checkpoint_path": str(tmp_path / "checkpoints"),
+        "n_checkpoints": 1,
+        "log_to_wandb": False,
+        "evaluation_tokens": 300,
+    }
+    (tmp_path / "flags.yaml").write_text(yaml.safe_dump(flags))
+    done = torchrun("-m", "sae_lens_hsae", "train", "--config", tmp_path / "flags.yaml")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("The SAE is saved to") == 1, "rank 0 alone says the result"
+    loaded = SAE.load_from_disk(str(tmp_path / "out"))
+    assert isinstance(loaded, HierarchicalSAE)
+    assert len(loaded.forest.edges()) > 0
+    assert (tmp_path / "out" / "evaluation.json").exists()
+    (checkpoint,) = tmp_path.glob("checkpoints/*/*")  # one folder, where each process would have drawn its own
+    names = {path.name for path in checkpoint.glob("resumable_store_state*")}
+    assert names == {"resumable_store_state.safetensors", "resumable_store_state.rank-1.safetensors"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_ranks", [2, 4])
+def test_a_killed_process_costs_a_restart_and_nothing_else(tmp_path, n_ranks):
+    whole = torchrun(SCRIPT, tmp_path / "whole", n_ranks=n_ranks)
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    killed = torchrun("--max-restarts", "1", SCRIPT, tmp_path / "killed", "--kill", n_ranks=n_ranks)
+    assert killed.returncode == 0, killed.stderr[-3000:]
+    assert (tmp_path / "killed" / "was-killed").exists()
+    ended, expected = (load_file(tmp_path / name / "out" / "sae_weights.safetensors") for name in ("killed", "whole"))
+    assert ended.keys() == expected.keys()
+    for name, tensor in ended.items():
+        if n_ranks == 2:
+            assert torch.equal(tensor, expected[name]), name
+        else:  # torch adds up the first gradients after a start in another order
+            torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-7)
