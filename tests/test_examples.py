@@ -11,7 +11,7 @@ from sae_lens_hsae import HierarchicalTrainingSAE
 from sae_lens_hsae.showcase import train_and_show
 
 FOLDER = Path(__file__).parent.parent / "examples"
-EXAMPLES = sorted(path for path in FOLDER.glob("*.py") if path.stem not in ("gemma_scope", "steer"))
+EXAMPLES = sorted(path for path in FOLDER.glob("*.py") if path.stem not in ("gemma_scope", "steer", "tiny"))
 
 
 def load(path):

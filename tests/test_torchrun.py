@@ -60,6 +60,7 @@ def test_the_command_trains_in_two_processes(tmp_path):
     (tmp_path / "flags.yaml").write_text(yaml.safe_dump(flags))
     done = torchrun("-m", "sae_lens_hsae", "train", "--config", tmp_path / "flags.yaml")
     assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("The SAE is saved to") == 1, "rank 0 alone says the result"
     loaded = SAE.load_from_disk(str(tmp_path / "out"))
     assert isinstance(loaded, HierarchicalSAE)
     assert len(loaded.forest.edges()) > 0

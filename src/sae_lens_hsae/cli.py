@@ -5,26 +5,31 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import redirect_stdout
+from importlib.metadata import version
 
+from sae_lens_hsae import __version__
 from sae_lens_hsae.commands.clarity import add_clarity, run_clarity
+from sae_lens_hsae.commands.contrast import add_contrast, run_contrast
 from sae_lens_hsae.commands.demo import demo
 from sae_lens_hsae.commands.evaluate import add_evaluate, run_evaluate
 from sae_lens_hsae.commands.explain import add_explain, run_explain
 from sae_lens_hsae.commands.label import add_label_and_judge, run_label_or_judge
+from sae_lens_hsae.commands.outcome import CallError, Outcome
 from sae_lens_hsae.commands.sweep import add_sweep, run_sweep_command
-from sae_lens_hsae.commands.train import train
+from sae_lens_hsae.commands.train import print_help, run_train, wants_help
 from sae_lens_hsae.explorer.command import add_explore, run_explore
+from sae_lens_hsae.progress_bars import bars_on_terminals_only
 from sae_lens_hsae.reproduce.command import add_reproduce, run_reproduce
 from sae_lens_hsae.sharing.command import add_convert, add_push, run_convert, run_push
-from sae_lens_hsae.training.ranks import n_launched
+from sae_lens_hsae.training.ranks import is_first_launched, n_launched
 
-COMMANDS: dict[str, Callable[[argparse.Namespace], Any]] = {
-    "demo": lambda _: demo(),
+COMMANDS: dict[str, Callable[[argparse.Namespace], Outcome]] = {
     "evaluate": run_evaluate,
     "clarity": run_clarity,
     "explain": run_explain,
     "explore": run_explore,
+    "contrast": run_contrast,
     "label": run_label_or_judge,
     "judge": run_label_or_judge,
     "reproduce": run_reproduce,
@@ -33,18 +38,70 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "convert": run_convert,
 }
 DEBUG = "--debug"
+CALL_ERROR, INTERRUPTED = 2, 130
+EPILOG = """Results go to stdout, everything else to stderr, progress bars only to a terminal. Exit codes: 0; 1 where
+bad input or the machine kept it from being done; 2 on a wrong call; 130 on SIGINT, 143 on SIGTERM."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one subcommand.
 
-    Exit codes: 0, 1 where bad input or the machine kept it from being done, 2 on a wrong call. An error that a user
-    can mend is one line on stderr; ``--debug``, anywhere on the line, shows its traceback instead.
+    Exit codes: 0; 1 where bad input or the machine kept it from being done; 2 on a wrong call; 130 and 143 on SIGINT
+    and SIGTERM. An error is one message on stderr; ``--debug``, anywhere on the line, shows its traceback instead.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = DEBUG in arguments
     arguments = [argument for argument in arguments if argument != DEBUG]
-    parser = argparse.ArgumentParser(prog="hsae", description="Hierarchical sparse autoencoders for SAELens.")
+    # The flags of train are SAELens' and many; it reads them itself, its own --help included.
+    trains = arguments[:1] == ["train"]
+    chosen = _parser().parse_args(arguments[:1] if trains else arguments)
+    try:
+        with bars_on_terminals_only():
+            outcome = _run(chosen, arguments[1:])
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print(f"hsae {chosen.command}: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except CallError as error:
+        if debug:
+            raise
+        print(f"hsae {chosen.command}: {_message(error)}", file=sys.stderr)
+        sys.exit(CALL_ERROR)
+    except Exception as error:
+        if debug:
+            raise
+        sys.exit(f"hsae {chosen.command}: {_message(error)}")
+    if outcome is not None and is_first_launched():
+        outcome.show(as_json=getattr(chosen, "json", "--json" in arguments))
+
+
+def _run(chosen: argparse.Namespace, arguments: Sequence[str]) -> Outcome | None:
+    if chosen.command != "train" and n_launched() > 1:
+        raise CallError(f"this is for one process, but {n_launched()} were started; torchrun is for train")
+    if chosen.command == "demo":  # shows what it does while it does it
+        demo()
+        return None
+    if chosen.command == "train" and wants_help(arguments):
+        print_help(arguments)
+    with redirect_stdout(sys.stderr):  # what libraries print is no result
+        return run_train(arguments) if chosen.command == "train" else COMMANDS[chosen.command](chosen)
+
+
+def _message(error: Exception) -> str:
+    line = " ".join(str(error).split())
+    if isinstance(error, (OSError, ValueError, ImportError)):
+        return line
+    # Not one that we foresaw: its text alone may say nothing, as that of a KeyError.
+    return f"{type(error).__name__}: {line} ({DEBUG} shows where)"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hsae", description="Hierarchical sparse autoencoders for SAELens.", epilog=EPILOG
+    )
+    versions = f"hsae {__version__} (sae-lens {version('sae-lens')}, torch {version('torch')})"
+    parser.add_argument("--version", action="version", version=versions)
     parser.add_argument(DEBUG, action="store_true", help="show the traceback of an error, with any command")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser(
@@ -56,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         add_clarity,
         add_explain,
         add_explore,
+        add_contrast,
         add_label_and_judge,
         add_reproduce,
         add_sweep,
@@ -63,17 +121,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
         add_convert,
     ):
         add(commands)
-    # Its flags are SAELens' and many; it reads them itself, its own --help included.
-    trains = arguments[:1] == ["train"]
-    chosen = parser.parse_args(arguments[:1] if trains else arguments)
-    if not trains and n_launched() > 1:
-        parser.error(f"{chosen.command} is for one process, but {n_launched()} were started; torchrun is for train")
-    try:
-        if trains:
-            train(arguments[1:])
-        else:
-            COMMANDS[chosen.command](chosen)
-    except (OSError, ValueError, ImportError) as error:
-        if debug:
-            raise
-        sys.exit(f"hsae {chosen.command}: {error}")
+    return parser

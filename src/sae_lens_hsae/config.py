@@ -112,7 +112,7 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
     # On SAELens' command line a JSON number or list: its parser knows no "number or list" by itself.
     target_l0: float | list[float] = simple_parsing.field(default=50.0, type=json.loads)  # noqa: RUF009
     structural_loss_coefficient: float = 0.03
-    structural_loss_decay: list[int] | None = simple_parsing.field(default=None, type=json.loads, nargs="?")  # noqa: RUF009
+    structural_loss_decay: list[int] | None = simple_parsing.field(default=None, type=json.loads, nargs=None)  # noqa: RUF009
     perturbation_rate: float = 0.0
     hierarchy_update_every: int = 5000
     hierarchy_first_update: int = 100

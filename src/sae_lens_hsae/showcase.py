@@ -72,14 +72,15 @@ def train_and_show(
 
 def _activations_and_tokens(store: ActivationsStore, n_tokens: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Activations (batch, d_in) with their token ids (batch,), special tokens left out, in SAELens' own batches."""
-    progress = tqdm(total=n_tokens, desc="Measuring", unit="tok")
-    while progress.n < n_tokens:
+    progress, n_read = tqdm(total=n_tokens, desc="Measuring", unit="tok"), 0
+    while n_read < n_tokens:
         x, token_ids = store.get_raw_llm_batch()
         assert token_ids is not None  # they are missing only where activations come from a cache
         if store.exclude_special_tokens is not None:
             kept = ~torch.isin(token_ids, store.exclude_special_tokens)
             x, token_ids = x[kept], token_ids[kept]
-        progress.update(min(len(x), n_tokens - progress.n))
+        progress.update(min(len(x), n_tokens - n_read))
+        n_read += len(x)
         yield x, token_ids
     progress.close()
 

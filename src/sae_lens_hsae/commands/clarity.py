@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from sae_lens_hsae.commands.collected import read_collected
+from sae_lens_hsae.commands.outcome import Outcome, add_json
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.branching import branching
 from sae_lens_hsae.interpret.dashboards import Dashboards, clarity
@@ -30,10 +32,11 @@ def add_clarity(commands: Any) -> None:
     )
     parser.add_argument("folder", help="where the SAE was saved and hsae explore has collected its dashboards")
     parser.add_argument("--output", help=f"the table to write (default: {CLARITY_FILENAME} in the folder)")
+    add_json(parser)
 
 
-def run_clarity(chosen: argparse.Namespace) -> None:
-    """Write the scores of every feature, and print what follows for the forest."""
+def run_clarity(chosen: argparse.Namespace) -> Outcome:
+    """Write the scores of every feature; what follows for the forest."""
     folder = Path(chosen.folder)
     judgements = folder / JUDGEMENTS_FILENAME
     pairs = read_judgements(judgements) if judgements.is_file() else None
@@ -46,11 +49,18 @@ def run_clarity(chosen: argparse.Namespace) -> None:
     output = Path(chosen.output or folder / CLARITY_FILENAME)
     with files_written_whole(output.parent, output.name) as aside:
         frame.to_csv(aside / output.name)
-    print(f"Every feature is in {output}. Detection by tokens, balanced accuracy, ½ is chance:")
-    print(frame.groupby("level")["detection"].agg(["count", "mean", "median"]).round(3))
-    print(f"\nRoots, detection by tokens, 95 % intervals over roots\n{branching(forest, detection.score)}")
+    levels = frame.groupby("level")["detection"].agg(["count", "mean", "median"])
+    roots = branching(forest, detection.score)
+    lines = [
+        f"Every feature is in {output}. Detection by tokens, balanced accuracy, ½ is chance:\n{levels.round(3)}",
+        f"Roots, detection by tokens, 95 % intervals over roots\n{roots}",
+    ]
+    data = {"output": str(output), "levels": levels.reset_index().to_dict("records"), "roots": asdict(roots)}
     if verdicts is not None:
-        print(f"\nRoots, share of their edges judged real\n{branching(forest, verdicts)}")
+        roots_judged = branching(forest, verdicts)
+        lines.append(f"Roots, share of their edges judged real\n{roots_judged}")
+        data["roots_judged"] = asdict(roots_judged)
+    return Outcome("\n\n".join(lines), data)
 
 
 def _table(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sae_lens_hsae.commands.outcome import Outcome, add_json
+from sae_lens_hsae.commands.text_flags import add_text, text_source
 from sae_lens_hsae.evaluation import ForestEvaluation, evaluate_forest
 from sae_lens_hsae.explorer.command import excluded_tokens
 from sae_lens_hsae.explorer.rows import TextSource, text_rows
@@ -30,24 +31,23 @@ def add_evaluate(commands: Any) -> None:
         "written to evaluation.json in FOLDER, where hsae push finds it.",
     )
     parser.add_argument("folder", help="where the SAE was saved, such as runs/demo")
-    parser.add_argument("--n-tokens", type=int, default=DEFAULT_TOKENS, help="tokens to read (default: %(default)s)")
-    parser.add_argument("--text", help="a text file to read (default: READMEs and docstrings of installed packages)")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
+    add_text(parser, DEFAULT_TOKENS)
+    add_json(parser)
 
 
-def run_evaluate(chosen: argparse.Namespace) -> None:
-    """Measure, and print the result."""
-    evaluation = evaluate(chosen.folder, chosen.n_tokens, chosen.text)
-    print(json.dumps(evaluation.to_dict()) if chosen.json else evaluation)
+def run_evaluate(chosen: argparse.Namespace) -> Outcome:
+    """Measure."""
+    evaluation = evaluate(chosen.folder, chosen.n_tokens, text_source(chosen))
+    return Outcome(str(evaluation), evaluation.to_dict())
 
 
-def evaluate(folder: str | Path, n_tokens: int = DEFAULT_TOKENS, text: str | Path | None = None) -> ForestEvaluation:
+def evaluate(folder: str | Path, n_tokens: int = DEFAULT_TOKENS, text: TextSource | None = None) -> ForestEvaluation:
     """Measure a saved `HierarchicalSAE` on text, and write ``evaluation.json`` beside it.
 
     Args:
         folder: where the SAE was saved.
         n_tokens: how many tokens to measure on; those left out in training are left out here too.
-        text: a text file to read; None takes the installed packages' READMEs and docstrings.
+        text: what to read; None takes the installed packages' READMEs and docstrings.
 
     Raises:
         FileNotFoundError: if the folder holds no SAE.
@@ -61,9 +61,9 @@ def evaluate(folder: str | Path, n_tokens: int = DEFAULT_TOKENS, text: str | Pat
     return evaluation
 
 
-def _activations(sae: HierarchicalSAE, n_tokens: int, text: str | Path | None) -> Iterator[torch.Tensor]:
+def _activations(sae: HierarchicalSAE, n_tokens: int, text: TextSource | None) -> Iterator[torch.Tensor]:
     model = load_language_model(sae)
     excluded = torch.tensor(excluded_tokens(sae, model.tokenizer), dtype=torch.long, device=sae.device)
-    rows = text_rows(TextSource(file=text), sae.cfg.metadata, model.tokenizer, n_tokens)
+    rows = text_rows(text or TextSource(), sae.cfg.metadata, model.tokenizer, n_tokens)
     for token_ids, x in tokens_and_activations(sae, model, rows):
         yield x[~torch.isin(token_ids, excluded)]

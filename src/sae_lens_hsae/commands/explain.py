@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from sae_lens_hsae.commands.outcome import Outcome, add_json
 from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
 from sae_lens_hsae.interpret.dashboards import Dashboards, dashboards_folder, fingerprint
 from sae_lens_hsae.interpret.dashboards.text import load_language_model
@@ -38,10 +37,11 @@ def add_explain(commands: Any) -> None:
         "there; other features: their tokens, once hsae explore has read text)",
     )
     parser.add_argument("--output", help="also write every feature on every token to this CSV file")
+    add_json(parser)
 
 
-def run_explain(chosen: argparse.Namespace) -> None:
-    """Print the explanation, and write it where that is asked for."""
+def run_explain(chosen: argparse.Namespace) -> Outcome:
+    """Explain; write it, too, write it where that is asked for."""
     if chosen.paths < 1:
         raise ValueError(f"paths={chosen.paths} must be at least 1")
     explanation = explain_text(chosen.folder, chosen.text, chosen.labels)
@@ -49,7 +49,12 @@ def run_explain(chosen: argparse.Namespace) -> None:
         output = Path(chosen.output)
         with files_written_whole(output.parent, output.name) as aside:
             explanation.to_frame().to_csv(aside / output.name, index=False)
-    Console().print(drawn(explanation, chosen.paths))
+    data = {
+        "text": explanation.text,
+        "tokens": explanation.levels_to_frame().to_dict("records"),
+        "features": explanation.to_frame().to_dict("records"),
+    }
+    return Outcome(drawn(explanation, chosen.paths), data)
 
 
 def explain_text(folder: str | Path, text: str, labels: str | Path | None = None) -> Explanation:

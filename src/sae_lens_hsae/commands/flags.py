@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from sae_lens_hsae.commands.outcome import CallError
 from sae_lens_hsae.presets import INDEPENDENT, LANGUAGE_MODELS, PAPER, fading
 
 Flags = dict[str, list[str]]
@@ -53,7 +54,7 @@ def parse_flags(words: Sequence[str]) -> Flags:
     """Flags of a command line: ``--name value …`` or ``--name=value``, where a value may be a list such as [8, 16].
 
     Raises:
-        ValueError: if the line begins with a value.
+        CallError: if the line begins with a value.
     """
     flags, current = Flags(), None
     for word in words:
@@ -61,10 +62,10 @@ def parse_flags(words: Sequence[str]) -> Flags:
             name, given, value = word[2:].partition("=")
             current = flags[name] = [value] if given else []
         elif current is None:
-            raise ValueError(f"{word!r} belongs to no flag; write --name {word}")
+            raise CallError(f"{word!r} belongs to no flag; write --name {word}")
         else:
             current.append(word)
-    return {name: values if name in OF_JSON else _spread(values) for name, values in flags.items()}
+    return {name: _joined(values) if name in OF_JSON else _spread(values) for name, values in flags.items()}
 
 
 def preset_names() -> list[str]:
@@ -80,7 +81,7 @@ def preset_flags(names: Sequence[str], given: Mapping[str, list[str]]) -> dict[s
         given: flags that go over the presets'; "fading" reads from them how many steps there are.
 
     Raises:
-        ValueError: if there is no such preset, or "fading" does not know the steps.
+        CallError: if there is no such preset, or "fading" does not know the steps.
     """
     values: dict[str, Any] = {}
     for name in names:
@@ -89,7 +90,7 @@ def preset_flags(names: Sequence[str], given: Mapping[str, list[str]]) -> dict[s
             try:
                 tokens, batch = (int(sizes[flag][0]) for flag in ("training_tokens", "train_batch_size_tokens"))
             except (KeyError, ValueError) as error:
-                raise ValueError(
+                raise CallError(
                     "preset='fading' falls over the steps of the run; give --training_tokens and "
                     "--train_batch_size_tokens as whole numbers"
                 ) from error
@@ -97,13 +98,17 @@ def preset_flags(names: Sequence[str], given: Mapping[str, list[str]]) -> dict[s
         elif name in _SETS:
             values |= _SETS[name]
         else:
-            raise ValueError(f"preset={name!r}: choose one of {', '.join(preset_names())}")
+            raise CallError(f"preset={name!r}: choose one of {', '.join(preset_names())}")
     return as_flags(values)
 
 
 def command_line(flags: Flags) -> list[str]:
     """The words that `parse_flags` reads."""
     return [word for name, values in flags.items() for word in (f"--{name}", *values)]
+
+
+def _joined(values: list[str]) -> list[str]:
+    return values if len(values) < 2 else [f"[{', '.join(values)}]"]
 
 
 def _spread(values: list[str]) -> list[str]:

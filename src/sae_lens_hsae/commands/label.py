@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sae_lens_hsae.commands.collected import read_collected
+from sae_lens_hsae.commands.outcome import Outcome, add_json
 from sae_lens_hsae.interpret.dashboards import Dashboards
 from sae_lens_hsae.interpret.labels import token_labels
 from sae_lens_hsae.interpret.labels.files import LABELS_FILENAME
@@ -34,79 +34,99 @@ def add_label_and_judge(commands: Any) -> None:
         parser.add_argument("--concurrency", type=int, default=8, help="questions at once (default: %(default)s)")
         parser.add_argument("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="cost of a million tokens")
         parser.add_argument("--estimate", action="store_true", help="say what it would take, and stop")
+        add_json(parser)
     judge.add_argument("--edges", type=int, default=5000, help="edges to judge (default: %(default)s)")
     judge.add_argument("--repetitions", type=int, default=1, help="times each pair is judged (default: %(default)s)")
 
 
-def run_label_or_judge(chosen: argparse.Namespace) -> None:
-    """Run the command; bad input ends the process with code 1 and one line."""
-    try:
-        folder = Path(chosen.folder)
-        endpoint = Endpoint(
-            chosen.model,
-            folder / "answers.sqlite",
-            chosen.concurrency,
-            temperature=JUDGE_TEMPERATURE if chosen.command == "judge" and chosen.repetitions > 1 else 0.0,
-        )
-        dashboards, text_of = read_collected(folder)
-        if chosen.command == "label":
-            _label(chosen, folder, endpoint, dashboards, text_of)
-        else:
-            _judge(chosen, folder, endpoint, dashboards, text_of)
-    except (OSError, ValueError, ImportError) as error:
-        sys.exit(f"hsae {chosen.command}: {error}")
+def run_label_or_judge(chosen: argparse.Namespace) -> Outcome:
+    """Say what it takes, then ask and write the answers; only the former with ``--estimate``."""
+    folder = Path(chosen.folder)
+    endpoint = Endpoint(
+        chosen.model,
+        folder / "answers.sqlite",
+        chosen.concurrency,
+        temperature=JUDGE_TEMPERATURE if chosen.command == "judge" and chosen.repetitions > 1 else 0.0,
+    )
+    dashboards, text_of = read_collected(folder)
+    return (_label if chosen.command == "label" else _judge)(chosen, folder, endpoint, dashboards, text_of)
 
 
 def _label(
     chosen: argparse.Namespace, folder: Path, endpoint: Endpoint, dashboards: Dashboards, text_of: Callable[[int], str]
-) -> None:
+) -> Outcome:
     by_tokens = token_labels(dashboards, text_of)
     features = [feature for level in firing_by_level(dashboards) for feature in level]
     # The parents' labels are not known yet; their tokens stand in for them.
-    if not _go_on(chosen, endpoint, label_requests(dashboards, features, text_of, {}, by_tokens)):
-        return
+    estimated = _estimate(chosen, endpoint, label_requests(dashboards, features, text_of, {}, by_tokens))
+    if chosen.estimate:
+        return estimated
+    print(estimated.text, flush=True)
     labels, replies = label_features(dashboards, text_of, endpoint)
     output = Path(chosen.output or folder / LABELS_FILENAME)
     _write(output, json.dumps({str(feature): label for feature, label in labels.items()}, indent=1, ensure_ascii=False))
-    print(f"{len(labels)} of {len(features)} features named in {output}; hsae explore --labels {output} shows them")
-    for each in replies:
-        _report(each)
+    said = f"{len(labels)} of {len(features)} features named in {output}; hsae explore --labels {output} shows them"
+    return Outcome(
+        "\n".join([said, *map(_report, replies)]),
+        {"output": str(output), "n_named": len(labels), "n_features": len(features), "replies": _counts(*replies)},
+    )
 
 
 def _judge(
     chosen: argparse.Namespace, folder: Path, endpoint: Endpoint, dashboards: Dashboards, text_of: Callable[[int], str]
-) -> None:
+) -> Outcome:
     if chosen.repetitions < 1:
         raise ValueError(f"repetitions={chosen.repetitions} must be at least 1")
     pairs = sample_pairs(dashboards, chosen.edges)
-    if not _go_on(chosen, endpoint, judge_requests(dashboards, pairs, text_of, chosen.repetitions)):
-        return
+    estimated = _estimate(chosen, endpoint, judge_requests(dashboards, pairs, text_of, chosen.repetitions))
+    if chosen.estimate:
+        return estimated
+    print(estimated.text, flush=True)
     found = judge_pairs(dashboards, pairs, text_of, endpoint, chosen.repetitions)
     output = Path(chosen.output or folder / JUDGEMENTS_FILENAME)
     _write(output, found.pairs.to_csv(index=False))
-    print(f"Judged a special case, with 95 % intervals; every pair in {output}\n{found.rates().round(3)}")
+    rates = found.rates()
+    lines = [f"Judged a special case, with 95 % intervals; every pair in {output}\n{rates.round(3)}"]
+    data = {
+        "output": str(output),
+        "rates": rates.to_dict("index"),
+        "replies": _counts(found.replies),
+    }
     if chosen.repetitions > 1:
-        print(f"Repeated judgements that agree: {found.agreement():.1%}")
-    _report(found.replies)
+        agreement = found.agreement()
+        lines.append(f"Repeated judgements that agree: {agreement:.1%}")
+        data["agreement"] = agreement
+    return Outcome("\n".join([*lines, _report(found.replies)]), data)
 
 
-def _go_on(chosen: argparse.Namespace, endpoint: Endpoint, requests: list[Request]) -> bool:
+def _estimate(chosen: argparse.Namespace, endpoint: Endpoint, requests: list[Request]) -> Outcome:
     n, n_in, n_out = endpoint.estimate(requests)
-    line = f"{n:,} questions to ask, about {n_in:,} tokens in and at most {n_out:,} out"
+    text = f"{n:,} questions to ask, about {n_in:,} tokens in and at most {n_out:,} out"
+    data: dict[str, float] = {"questions": n, "tokens_in": n_in, "tokens_out_at_most": n_out}
     if chosen.price:
-        line += f"; at most about {(n_in * chosen.price[0] + n_out * chosen.price[1]) / 1e6:,.2f}"
-    print(line, flush=True)
-    return not chosen.estimate
+        data["cost_at_most"] = (n_in * chosen.price[0] + n_out * chosen.price[1]) / 1e6
+        text += f"; at most about {data['cost_at_most']:,.2f}"
+    return Outcome(text, data)
 
 
-def _report(replies: Replies) -> None:
-    n_answered = sum(answer is not None for answer in replies.answers)
-    print(
-        f"{n_answered} answers ({replies.n_cached} from disk), {replies.n_malformed} malformed, "
-        f"{len(replies.errors)} missing; {replies.prompt_tokens:,} tokens in, {replies.completion_tokens:,} out"
-    )
-    for i, error in list(replies.errors.items())[:5]:
-        print(f"  question {i}: {error}")
+def _counts(*replies: Replies) -> dict[str, int]:
+    return {
+        "answered": sum(answer is not None for each in replies for answer in each.answers),
+        "cached": sum(each.n_cached for each in replies),
+        "malformed": sum(each.n_malformed for each in replies),
+        "missing": sum(len(each.errors) for each in replies),
+        "tokens_in": sum(each.prompt_tokens for each in replies),
+        "tokens_out": sum(each.completion_tokens for each in replies),
+    }
+
+
+def _report(replies: Replies) -> str:
+    n = _counts(replies)
+    lines = [
+        f"{n['answered']} answers ({n['cached']} from disk), {n['malformed']} malformed, {n['missing']} missing; "
+        f"{n['tokens_in']:,} tokens in, {n['tokens_out']:,} out"
+    ]
+    return "\n".join([*lines, *(f"  question {i}: {error}" for i, error in list(replies.errors.items())[:5])])
 
 
 def _write(path: Path, text: str) -> None:

@@ -15,6 +15,7 @@ import yaml
 
 from sae_lens_hsae.commands.flags import as_flags, command_line
 from sae_lens_hsae.commands.measured_runner import summary
+from sae_lens_hsae.commands.outcome import Outcome, add_json
 from sae_lens_hsae.commands.train import parse, train
 from sae_lens_hsae.evaluation import ForestEvaluation
 from sae_lens_hsae.reproduce.kept_cells import Cell, finish_cells
@@ -105,10 +106,9 @@ def run_sweep(
 
 def measured(words: list[str], configuration: dict[str, Any]) -> dict[str, Any]:
     """One run: its parameters and its summary."""
-    own, _ = parse(words)
-    if not own.evaluation_tokens:
-        words = [*words, f"--evaluation_tokens={EVALUATION_TOKENS}"]
-    evaluation = train(words)
+    own, cfg = parse(words)
+    own.evaluation_tokens = own.evaluation_tokens or EVALUATION_TOKENS
+    evaluation = train(own, cfg)
     assert isinstance(evaluation, ForestEvaluation)
     return {name: str(value) for name, value in configuration.items()} | summary(evaluation, own.variance_floor)
 
@@ -133,10 +133,11 @@ def add_sweep(commands: Any) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="default %(default)s")
     parser.add_argument("--runs", type=int, help="so many configurations, drawn at random (default: all)")
     parser.add_argument("--workers", type=int, default=1, help="processes that share the cores, default %(default)s")
+    add_json(parser)
     parser.add_argument("further", nargs="*", metavar="-- FLAGS", help="flags of hsae train for every run")
 
 
-def run_sweep_command(chosen: argparse.Namespace) -> None:
-    """Sweep, and print the table."""
+def run_sweep_command(chosen: argparse.Namespace) -> Outcome:
+    """Sweep; the table."""
     table = run_sweep(chosen.file, chosen.output, chosen.seeds, chosen.runs, chosen.further, chosen.workers)
-    print(table.to_string(index=False))
+    return Outcome(table.to_string(index=False), table.to_dict("records"))

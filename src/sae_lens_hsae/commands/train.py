@@ -14,6 +14,7 @@ from transformers import set_seed
 
 from sae_lens_hsae.commands.flags import Flags, command_line, parse_flags, preset_flags, preset_names, read_flags
 from sae_lens_hsae.commands.measured_runner import MeasuredTrainingRunner
+from sae_lens_hsae.commands.outcome import CallError, Outcome, add_json
 from sae_lens_hsae.commands.training_estimate import estimate
 from sae_lens_hsae.config import ARCHITECTURE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.evaluation import ForestEvaluation
@@ -32,6 +33,7 @@ def _sources() -> argparse.ArgumentParser:
     parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML or JSON: flags, flat")
     parser.add_argument("--preset", action="append", default=[], help=f"one of {', '.join(preset_names())}")
     parser.add_argument("--dry-run", action="store_true", help="print the config and what training will take, and stop")
+    add_json(parser)
     return parser
 
 
@@ -60,8 +62,13 @@ def _beyond_saelens() -> argparse.ArgumentParser:
     return parser
 
 
-def _print_help(arguments: Sequence[str]) -> None:
-    """Our flags, then those of SAELens' parser, which ends the process."""
+def wants_help(arguments: Sequence[str]) -> bool:
+    """Whether the flags ask for help: also where there are none."""
+    return not arguments or bool(HELP & set(arguments))
+
+
+def print_help(arguments: Sequence[str]) -> None:
+    """Print our flags, then those of SAELens' parser, which ends the process."""
     argparse.ArgumentParser(
         prog="hsae train",
         parents=[_sources(), _beyond_saelens()],
@@ -98,7 +105,8 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
     """Our own flags (``dry_run``, ``evaluation_tokens`` and so on) and SAELens' config.
 
     Raises:
-        ValueError: if a flag or its value is refused.
+        CallError: if a flag is refused.
+        ValueError: if its value is.
     """
     own, given = _sources().parse_known_args(list(arguments))
     flags = merged_flags(own.preset, own.config, parse_flags(given))
@@ -110,21 +118,29 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
             return own, _parse_cfg_args(rest)
     except (argparse.ArgumentError, SystemExit) as error:
         what = error if isinstance(error, argparse.ArgumentError) else said.getvalue().rpartition("error: ")[2].strip()
-        raise ValueError(f"{what}; hsae train --help lists every flag") from error
+        raise CallError(f"{what}; hsae train --help lists every flag") from error
 
 
-def train(arguments: Sequence[str]) -> ForestEvaluation | None:
-    """Run the subcommand; the measurement, where one was asked for.
+def run_train(arguments: Sequence[str]) -> Outcome:
+    """Run the subcommand.
 
     Raises:
-        ValueError: if a flag or its value is refused.
+        CallError: if a flag is refused.
+        ValueError: if its value is.
     """
-    if not arguments or HELP & set(arguments):
-        _print_help(arguments)
     own, cfg = parse(arguments)
     if own.dry_run:
-        print(json.dumps({"config": cfg.to_dict(), "estimate": estimate(cfg)}, indent=1, ensure_ascii=False))
-        return None
+        plan = {"config": cfg.to_dict(), "estimate": estimate(cfg)}
+        return Outcome(json.dumps(plan, indent=1, ensure_ascii=False), plan)
+    evaluation = train(own, cfg)
+    where = "not saved: output_path is None" if cfg.output_path is None else f"saved to {cfg.output_path}"
+    text = f"The SAE is {where}" if evaluation is None else f"{evaluation}\n\nThe SAE is {where}"
+    data = None if evaluation is None else evaluation.to_dict()
+    return Outcome(text, {"output_path": cfg.output_path, "evaluation": data})
+
+
+def train(own: argparse.Namespace, cfg: Any) -> ForestEvaluation | None:
+    """Train as `parse` read it; the measurement, where one was asked for."""
     set_seed(cfg.seed)  # SAELens seeds neither the weights nor the order of the activations
     if not isinstance(cfg.sae, HierarchicalTrainingSAEConfig):
         if n_launched() > 1:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from sae_lens.util import str_to_dtype
 
+from sae_lens_hsae.config import MEASURED_ON_ACTIVATIONS
+
 FLOPS_PER_WEIGHT = 6
 """Per token: two in the forward pass, four in the backward pass."""
 
@@ -16,7 +18,8 @@ def estimate(cfg: Any) -> dict[str, float]:
     """Tokens, steps, memory and arithmetic of a run; the language model's own share is not known and left out.
 
     Memory is a lower bound: weights with gradients and Adam's two moments, one batch's activations of all features
-    with their gradients, SAELens' activation buffer and, with the similarity "coactivation", its matrices.
+    with their gradients, SAELens' activation buffer and, where the similarity counts how features fire together, its
+    matrices.
 
     Args:
         cfg: SAELens' runner config.
@@ -32,7 +35,7 @@ def estimate(cfg: Any) -> dict[str, float]:
     widths = getattr(sae, "level_widths", [])
     parameters = products + 2 * sae.d_sae + max(1, len(widths)) * sae.d_in  # with b_enc, thresholds, every b_dec
     coactivation = sum(a * b for a, b in pairwise(widths))
-    if getattr(sae, "hierarchy_similarity", None) != "coactivation":
+    if getattr(sae, "hierarchy_similarity", None) not in MEASURED_ON_ACTIVATIONS:
         coactivation = 0
     buffer = cfg.n_batches_in_buffer * cfg.context_size * sae.d_in
     teraflop = FLOPS_PER_WEIGHT * products * cfg.training_tokens / 1e12

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sae_lens_hsae.commands.outcome import Outcome, add_json
+from sae_lens_hsae.commands.text_flags import add_text, text_source
 from sae_lens_hsae.config import ARCHITECTURE
 from sae_lens_hsae.explorer.page import write_page
 from sae_lens_hsae.explorer.rows import TextSource, digest, text_rows
@@ -33,23 +34,27 @@ def add_explore(commands: Any) -> None:
     parser = commands.add_parser("explore", help="write a saved SAE's explorer page: one HTML file, no server")
     parser.add_argument("folder", help="where the SAE was saved, such as runs/demo")
     parser.add_argument("--output", help="the page (default: explorer.html in the folder)")
-    parser.add_argument("--n-tokens", type=int, default=DEFAULT_TOKENS, help="tokens to read (default: %(default)s)")
-    parser.add_argument("--text", help="a text file to read (default: READMEs and docstrings of installed packages)")
-    parser.add_argument("--dataset", help="or a Hugging Face data set: its name, or a local folder")
-    parser.add_argument("--split", default="train", help="of the data set (default: %(default)s)")
-    parser.add_argument("--column", default="text", help="of the data set, with the text (default: %(default)s)")
+    add_text(parser, DEFAULT_TOKENS)
     parser.add_argument("--labels", help="a JSON object from flat feature index to label (others: their tokens)")
     parser.add_argument(
         "--explain", action="append", default=[], metavar="TEXT", help="also show this text, token by token; repeatable"
     )
     parser.add_argument("--renew", action="store_true", help="collect the dashboards again")
+    add_json(parser)
 
 
-def run_explore(chosen: argparse.Namespace) -> None:
+def run_explore(chosen: argparse.Namespace) -> Outcome:
     """Write the page and say where it is."""
-    source = TextSource(chosen.text, chosen.dataset, chosen.split, chosen.column)
-    page = explore(chosen.folder, chosen.output, chosen.n_tokens, source, chosen.labels, chosen.renew, chosen.explain)
-    sys.stdout.write(f"Open {page.resolve().as_uri()}\n")
+    page = explore(
+        chosen.folder,
+        chosen.output,
+        chosen.n_tokens,
+        text_source(chosen),
+        chosen.labels,
+        chosen.renew,
+        chosen.explain,
+    )
+    return Outcome(f"Open {page.resolve().as_uri()}", {"page": str(page)})
 
 
 def explore(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sae_lens_hsae.commands.outcome import Outcome, add_json
 from sae_lens_hsae.reproduce.figures import figures_of
 from sae_lens_hsae.reproduce.gloss_stream import GlossActivations
 from sae_lens_hsae.reproduce.meaning import EntryWords, reproduce_meaning
@@ -36,10 +37,11 @@ def add_reproduce(commands: Any) -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes that share the cores, default %(default)s")
     parser.add_argument("--device", default="cpu", help="of planted, default %(default)s")
     parser.add_argument("--quick", action="store_true", help="one seed, few steps: minutes, and no figure to quote")
+    add_json(parser)
 
 
-def run_reproduce(chosen: argparse.Namespace) -> None:
-    """Run the subcommand: results into the output folder as Markdown, CSV and figures, Markdown also to stdout."""
+def run_reproduce(chosen: argparse.Namespace) -> Outcome:
+    """Run the subcommand: results into the output folder as Markdown, CSV and figures; the Markdown, or the rows."""
     size = QUICK if chosen.quick else FULL
     size = replace(size, steps=chosen.steps or size.steps, seeds=chosen.seeds or size.seeds)
     cells = chosen.output / "cells"
@@ -58,6 +60,7 @@ def run_reproduce(chosen: argparse.Namespace) -> None:
         (chosen.output / "wordnet-trees.md").write_text(named_trees(results), encoding="utf-8")
     else:
         name, table = chosen.table, paper_table(reproduce(chosen.table, source, cells, size, chosen.workers))
-    print(write_table(name, table, chosen.output))
+    text = write_table(name, table, chosen.output)
     for title, figure in figures_of(table).items():
         figure.write_html(chosen.output / f"{name}-{title}.html")
+    return Outcome(text, table.values.to_dict("records"))

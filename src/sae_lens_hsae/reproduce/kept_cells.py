@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from sae_lens_hsae.progress_bars import disable_bars
 from sae_lens_hsae.storage.whole_files import file_written_whole
 
 
@@ -76,8 +78,15 @@ def finish_cells(cells: Sequence[Cell], folder: Path, title: str, workers: int =
         else:
             threads = max(1, (os.cpu_count() or 1) // workers)
             context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(workers, context, torch.set_num_threads, (threads,)) as pool:
+            with ProcessPoolExecutor(workers, context, _start_worker, (threads,)) as pool:
                 for future in as_completed([pool.submit(cell.finish, folder) for cell in to_do]):
                     future.result()
                     progress.update()
     return [json.loads(cell.path(folder).read_text()) for cell in cells]
+
+
+def _start_worker(threads: int) -> None:
+    torch.set_num_threads(threads)
+    # A worker's result is a file: the bar and the result that are shown are the caller's.
+    sys.stdout = sys.stderr
+    disable_bars()

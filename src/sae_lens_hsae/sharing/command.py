@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from sae_lens_hsae.commands.outcome import Outcome, add_json
 from sae_lens_hsae.forest.files import FORMATS, read_forest, write_forest
 from sae_lens_hsae.sharing.push import push, save_levels
 from sae_lens_hsae.sharing.saved_model import load_hierarchical_sae
@@ -24,11 +25,13 @@ def add_push(commands: Any) -> None:
     parser.add_argument("--path", help="the model's folder in the repository (default: the name of FOLDER)")
     parser.add_argument("--levels", action="store_true", help="also push each level as an ordinary SAELens SAE")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
+    add_json(parser)
 
 
-def run_push(chosen: argparse.Namespace) -> None:
-    """Push, and print the commit's address."""
-    print(push(chosen.folder, chosen.repository, chosen.path, levels=chosen.levels, private=chosen.private))
+def run_push(chosen: argparse.Namespace) -> Outcome:
+    """Push; the commit's address."""
+    address = push(chosen.folder, chosen.repository, chosen.path, levels=chosen.levels, private=chosen.private)
+    return Outcome(address, {"commit": address})
 
 
 def add_convert(commands: Any) -> None:
@@ -41,16 +44,19 @@ def add_convert(commands: Any) -> None:
     )
     parser.add_argument("source", type=Path, help="a saved HSAE's folder, or a forest's .json")
     parser.add_argument("output", type=Path, help=f"ends in {', '.join(FORMATS)}, or is a folder")
+    add_json(parser)
 
 
-def run_convert(chosen: argparse.Namespace) -> None:
-    """Convert, and print what was written."""
+def run_convert(chosen: argparse.Namespace) -> Outcome:
+    """Convert; what was written."""
     source, output = chosen.source, chosen.output
     if output.suffix:
         forest = read_forest(source) if source.is_file() else load_hierarchical_sae(source).forest
-        print(write_forest(forest, output))
-        return
+        return _written([write_forest(forest, output)])
     if source.is_file():
         raise ValueError(f"output={str(output)!r} names a folder for the levels, but {source} holds a forest alone")
-    for name in save_levels(load_hierarchical_sae(source), output):
-        print(output / name)
+    return _written([output / name for name in save_levels(load_hierarchical_sae(source), output)])
+
+
+def _written(paths: list[Path]) -> Outcome:
+    return Outcome("\n".join(map(str, paths)), {"written": list(map(str, paths))})

@@ -140,6 +140,12 @@ def n_launched() -> int:
     return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_first_launched() -> bool:
+    """Whether this process has number 0 among those that the launcher started, or there was no launcher."""
+    rank = dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+    return n_launched() == 1 or rank == 0
+
+
 def join(device: str, timeout: float) -> Ranks | None:
     """Meet the other processes, if the launcher started more than one.
 
