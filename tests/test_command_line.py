@@ -159,7 +159,8 @@ def test_contrast_says_what_the_function_finds(trained, tmp_path, capsys):
     model = load_language_model(sae)
     texts = [[line for line in Path(file).read_text().split("\n") if line] for file in files]
     assert [len(each) for each in texts] == [20, 20]
-    expected = contrast(sae, sae.forest, *(text_activations(sae, model, each) for each in texts))
+    a, b = (text_activations(sae, model, each) for each in texts)
+    expected = contrast(sae, sae.forest, a, b)
     assert expected.findings, "else nothing is tested"
     assert (said["n_a"], said["n_b"], said["n_significant"]) == (20, 20, int(expected.significant.sum()))
     assert [tuple(each["path"]) for each in said["findings"]] == [each.path for each in expected.findings]

@@ -1,5 +1,7 @@
 """The whitened encoder: its formula, and that nothing outside training can tell it from a plain one."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -128,7 +130,7 @@ def test_what_is_saved_reads_activations_as_they_are(x, tmp_path, factor):
     if factor is not None:
         sae.fold_activation_norm_scaling_factor(factor)
     sae.save_inference_model(tmp_path)
-    loaded = SAE.load_from_disk(tmp_path)
+    loaded: Any = SAE.load_from_disk(tmp_path)
     assert (expected > 0).any()
     # The whitening is kept in float32.
     torch.testing.assert_close(loaded.encode(x / scale) * scale, expected, rtol=1e-4, atol=1e-4)

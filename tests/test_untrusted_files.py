@@ -24,7 +24,6 @@ from sae_lens import SAE
 from test_resume import batches, new_trainer, take_steps
 
 from sae_lens_hsae import FeatureForest, HierarchicalSAE, HierarchicalSAEConfig, HierarchicalTrainingSAEConfig
-from sae_lens_hsae.explorer.command import _labels
 from sae_lens_hsae.explorer.content import PageContent
 from sae_lens_hsae.explorer.page import PageLimits
 from sae_lens_hsae.forest import validate_parents
@@ -33,6 +32,7 @@ from sae_lens_hsae.interpret.dashboards import Dashboards, collect_dashboards
 from sae_lens_hsae.interpret.dashboards.resume import load_progress, save_progress
 from sae_lens_hsae.interpret.dashboards.statistics import FiringStatistics
 from sae_lens_hsae.interpret.dashboards.text import load_language_model
+from sae_lens_hsae.interpret.labels.files import read_labels
 from sae_lens_hsae.sharing.saved_model import load_evaluation
 from sae_lens_hsae.training.checkpoints import MANIFEST, Manifest, verify, write_manifest
 from sae_lens_hsae.training.resumable_store import COUNTS, STATE_FILENAME, MixingBuffer, ResumableActivationsStore
@@ -485,7 +485,7 @@ def test_json_of_any_kind_is_an_object_or_a_clear_error(model_folder, tmp_path, 
     whole = HierarchicalSAE.load_from_disk(model_folder)
     readers = {
         "forest.json": read_forest,
-        "labels.json": _labels,
+        "labels.json": read_labels,
         "evaluation.json": lambda path: load_evaluation(whole, path.parent),
         "cfg.json": lambda path: HierarchicalSAE.load_from_disk(path.parent),
         "manifest.json": lambda path: verify(path.parent),

@@ -15,11 +15,11 @@ from sae_lens_hsae.evaluation.wordnet.database import WordNet, read_wordnet
 from sae_lens_hsae.evaluation.wordnet.judge import judge_forest
 from sae_lens_hsae.evaluation.wordnet.text import gloss_activations
 from sae_lens_hsae.reproduce.gloss_stream import gloss_reader
-from sae_lens_hsae.reproduce.models import BATCH_SIZE, HSAE, stack_of
+from sae_lens_hsae.reproduce.models import BATCH_SIZE, FADING, HSAE, stack_of
 from sae_lens_hsae.reproduce.paper_tables import Activations, Size, Stream, finish_trainings, trained
 from sae_lens_hsae.storage.whole_files import file_written_whole
 
-MODELS = (HSAE, "HSAE (paper)", "post hoc")
+MODELS = (HSAE, FADING, "HSAE (paper)", "post hoc")
 PLACE = (3, 16)
 
 

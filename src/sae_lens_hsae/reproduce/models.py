@@ -23,7 +23,7 @@ from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
 from sae_lens_hsae.levels import Levels
-from sae_lens_hsae.presets import INDEPENDENT, PAPER
+from sae_lens_hsae.presets import INDEPENDENT, PAPER, fading
 from sae_lens_hsae.showcase import paper_optimizer
 from sae_lens_hsae.training_sae import HierarchicalTrainingSAE
 
@@ -51,7 +51,11 @@ IDEAS: dict[str, dict[str, Any]] = {
 }
 """The defaults, and what each of the ideas in them is worth: the same without it."""
 
+FADING = "paper, fading ρ"
+"""The published method with the ρ of `fading`, which depends on the steps."""
+
 MODELS: dict[str, dict[str, Any]] = IDEAS | {
+    FADING: PAPER,
     "paper, ρ = 0.1 and r = 0": PAPER | {"structural_loss_coefficient": 0.1, "perturbation_rate": 0.0},
     "HSAE (paper)": PAPER,
     "post hoc": INDEPENDENT,
@@ -70,8 +74,13 @@ TRADE_OFF: dict[str, dict[str, Any]] = {
 }
 
 
-def new_sae(model: str, target_l0: float, d_in: int) -> TrainingSAE[Any]:
-    """A model before training, by its name in ``MODELS`` or ``TRADE_OFF``."""
+def fields_of(model: str, steps: int) -> dict[str, Any]:
+    """What sets a model apart, by its name in ``MODELS`` or ``TRADE_OFF``, as fields of HSAE's config."""
+    return (MODELS | TRADE_OFF)[model] | (fading(steps) if model == FADING else {})
+
+
+def new_sae(model: str, target_l0: float, d_in: int, steps: int) -> TrainingSAE[Any]:
+    """A model before training for ``steps``, by its name in ``MODELS`` or ``TRADE_OFF``."""
     levels = Levels(WIDTHS)
     if model == MATRYOSHKA:
         return new_matryoshka(levels, target_l0 * len(levels), d_in)
@@ -82,7 +91,7 @@ def new_sae(model: str, target_l0: float, d_in: int) -> TrainingSAE[Any]:
         "target_l0": target_l0,
         "normalize_activations": "none",  # the stream is scaled already
     }
-    return HierarchicalTrainingSAE(HierarchicalTrainingSAEConfig(**fields | (MODELS | TRADE_OFF)[model]))
+    return HierarchicalTrainingSAE(HierarchicalTrainingSAEConfig(**fields | fields_of(model, steps)))
 
 
 def new_matryoshka(levels: Levels, total_l0: float, d_in: int, **fields: Any) -> MatryoshkaBatchTopKTrainingSAE:

@@ -19,6 +19,7 @@ from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
 from sae_lens_hsae.reproduce.kept_cells import Cell, file_name, finish_cells, missing
 from sae_lens_hsae.reproduce.models import (
     BATCH_SIZE,
+    FADING,
     HSAE,
     IDEAS,
     MATRYOSHKA,
@@ -83,7 +84,9 @@ class Table:
 TABLES = {
     "main": Table((HSAE, "HSAE (paper)", "post hoc", MATRYOSHKA), ((3, 16), (1, 16), (5, 16), (3, 8), (3, 32))),
     "ideas": Table((*IDEAS, "HSAE (paper)", "post hoc")),
-    "mechanisms": Table(("paper, ρ = 0.1 and r = 0", "HSAE (paper)", "no constraint", "no perturbation", "post hoc")),
+    "mechanisms": Table(
+        ("HSAE (paper)", "no constraint", "no perturbation", "paper, ρ = 0.1 and r = 0", FADING, "post hoc")
+    ),
     "trees": Table(("HSAE (paper)", "full tree", "fixed tree", "binary tree")),
     "similarity": Table(("HSAE (paper)", "decoder cosine", "co-activation")),
     "tradeoff": Table((HSAE, "ρ = 0", *TRADE_OFF)),
@@ -163,7 +166,7 @@ def trained(model: str, stream: Stream, activations: Activations, size: Size, fo
     if not path.exists():
         x = activations(stream.layer, n_tokens(size))
         torch.manual_seed(stream.seed)
-        sae = new_sae(model, stream.target_l0, x.shape[1])
+        sae = new_sae(model, stream.target_l0, x.shape[1], size.steps)
         train(sae, x[: -size.held_out], size.steps, stream.seed)
         with folder_written_whole(path) as new:
             sae.save_inference_model(new)

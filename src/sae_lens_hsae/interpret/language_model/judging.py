@@ -156,11 +156,13 @@ def parent_verdicts(pairs: pd.DataFrame, n_features: int) -> torch.Tensor:
     Raises:
         ValueError: if an edge is of a feature that the forest has not.
     """
-    edges = pairs[(pairs["kind"] == "edge") & pairs["special_case"].notna()]
-    unknown = edges.loc[~edges["broad"].between(0, n_features - 1), "broad"]
+    edges = pairs.loc[(pairs["kind"] == "edge") & pairs["special_case"].notna(), ["broad", "special_case"]]
+    unknown = edges[(edges["broad"] < 0) | (edges["broad"] >= n_features)]
     if len(unknown):
-        raise ValueError(f"pairs: feature {unknown.iloc[0]} does not exist; the forest has 0 … {n_features - 1}")
-    shares = edges["special_case"].astype(float).groupby(edges["broad"]).mean()
+        raise ValueError(
+            f"pairs: feature {unknown['broad'].iloc[0]} does not exist; the forest has 0 … {n_features - 1}"
+        )
+    shares = edges.astype({"special_case": float}).groupby("broad")["special_case"].mean()
     verdicts = torch.full((n_features,), torch.nan, dtype=torch.float64)
     verdicts[torch.tensor(shares.index.to_numpy(), dtype=torch.int64)] = torch.tensor(shares.to_numpy())
     return verdicts
