@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
+from selenium import webdriver
 
 from sae_lens_hsae import FeatureForest
 from sae_lens_hsae.explorer import write_page
@@ -103,8 +104,6 @@ def peak_gib() -> float:
 
 
 def in_chromium(page: Path, widths: list[int], seed: int, profile: Path) -> dict[str, float]:
-    from selenium import webdriver
-
     options = webdriver.ChromeOptions()
     options.binary_location = "/usr/bin/chromium"
     for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", f"--user-data-dir={profile}"):
