@@ -106,11 +106,10 @@ def _hsae(
             d_sae=size.n_features,
             level_widths=list(size.widths),
             target_l0=size.l0,
-            jumprelu_bandwidth=BANDWIDTH,
             normalize_activations="none",
             hierarchy_first_update=5000,  # updates are measured by themselves
             device=str(planted.directions.device),
-            **fields,
+            **fields | {"jumprelu_bandwidth": BANDWIDTH},
         )
         sae = kind(cfg)
         _set_weights(sae, planted.directions)

@@ -20,7 +20,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -38,7 +38,6 @@ from benchmarks.machine import machine
 from sae_lens_hsae import ForestLogging, HierarchicalSAETrainingRunner
 from sae_lens_hsae.commands.demo import BATCH_SIZE, CONTEXT_SIZE, SPECIAL_TOKENS, minilm_config, minilm_folder
 from sae_lens_hsae.installed_text import token_rows
-from sae_lens_hsae.presets import fading
 from sae_lens_hsae.showcase import paper_optimizer
 from sae_lens_hsae.storage.whole_files import file_written_whole
 from sae_lens_hsae.training.checkpoints import MANIFEST
@@ -109,7 +108,6 @@ def config(folder: Path, n_steps: int, minutes: float) -> LanguageModelSAERunner
     return minilm_config(
         str(folder / "out"),
         model_name=str(model),
-        sae=replace(minilm_config().sae, **fading(n_steps)),
         training_tokens=n_steps * BATCH_SIZE,
         checkpoint_path=str(folder / "checkpoints"),
         n_checkpoints=max(6, round(minutes)) - 1,

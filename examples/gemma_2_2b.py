@@ -26,7 +26,6 @@ def config() -> LanguageModelSAERunnerConfig[Any]:
             target_l0=50,
             **PAPER,
             hierarchy_update_every=5000,
-            unassigned_fraction=0.2,
         ),
         model_name="gemma-2-2b",
         hook_name="blocks.13.hook_resid_post",

@@ -30,6 +30,7 @@ def test_the_main_job_from_text_to_trees(monkeypatch, tmp_path, capsys):
     }
     config = demo.minilm_config(**short)
     config.sae.hierarchy_first_update = 6
+    config.sae.minimum_similarity = None  # after so few steps nobody has a clear parent
     monkeypatch.setattr(demo, "minilm_config", lambda: config)
     for module in (demo, showcase):
         monkeypatch.setattr(module, "EVALUATION_TOKENS", 4000)
@@ -182,5 +183,5 @@ def test_the_command_line_trains_each_architecture_with_its_runner(monkeypatch, 
     if architecture == "hsae":
         line += " --level_widths 4 8 --target_l0 2 --max_bad_batches 3 --keep_checkpoints 2"
     cli.main(line.split())
-    options = {"max_bad_batches": 3, "keep_checkpoints": 2} if architecture == "hsae" else {}
+    options = {"max_bad_batches": 3, "keep_checkpoints": 2, "rank_timeout": 600.0} if architecture == "hsae" else {}
     assert started == [(expected, "auto", options)]

@@ -12,7 +12,7 @@ from sae_lens_hsae.evaluation.wordnet.database import DEBIAN_FOLDER
 from sae_lens_hsae.reproduce import models, paper_tables
 from sae_lens_hsae.reproduce.figures import figures_of
 from sae_lens_hsae.reproduce.kept_cells import Cell, finish_cells
-from sae_lens_hsae.reproduce.models import MATRYOSHKA, MODELS, TRADE_OFF
+from sae_lens_hsae.reproduce.models import IDEAS, MATRYOSHKA, MODELS, TRADE_OFF
 from sae_lens_hsae.reproduce.paper_tables import TABLES, Size, Stream, measure, reproduce
 from sae_lens_hsae.reproduce.planted import reproduce_planted
 from sae_lens_hsae.reproduce.tables import meaning_table, named_trees, paper_table, planted_table
@@ -111,7 +111,7 @@ def test_workers_are_other_processes_and_results_keep_their_order(tmp_path):
 
 
 def test_an_unknown_table_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="table='mane': choose one of main, mechanisms, trees, similarity, tradeoff"):
+    with pytest.raises(ValueError, match="table='mane': choose one of main, ideas, mechanisms, trees"):
         reproduce("mane", activations, tmp_path)
     with pytest.raises(ValueError, match="setting='hard': choose one of standard, easy, synth-sae-bench-16k"):
         reproduce_planted("hard", tmp_path)
@@ -138,15 +138,14 @@ def test_tables_hold_means_and_spreads_over_seeds():
 def test_every_model_is_judged_by_planted_trees(tmp_path):
     results = reproduce_planted("standard", tmp_path, seeds=1, steps=2, n_samples=2000)
     assert [result["model"] for result in results] == [
-        "HSAE",
-        "HSAE, constant ρ",
+        *IDEAS,
         "HSAE (paper)",
         "post hoc",
         MATRYOSHKA,
     ]
     text = planted_table(results).markdown().splitlines()
     assert text[0].startswith("| model | seeds | precision | recall | F1 |")
-    assert len(text) == 7
+    assert len(text) == 2 + len(results)
 
 
 def estimate(value):

