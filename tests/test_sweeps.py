@@ -121,7 +121,9 @@ def test_two_configurations_run_to_the_end(tmp_path):
         "n_batches_in_buffer": 4,
         "n_batches_for_norm_estimate": 2,
         "hierarchy_first_update": 2,
-        "minimum_similarity": None,  # after six steps nobody has a clear parent
+        # After six steps nobody has a clear parent.
+        "minimum_similarity": None,
+        "hierarchy_similarity": "encoder",
         "lr_warm_up_steps": 0,
         "evaluation_tokens": 300,
         "device": "cpu",
