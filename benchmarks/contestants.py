@@ -23,12 +23,14 @@ from benchmarks.plan import Size
 from benchmarks.planted import Planted
 from sae_lens_hsae import HierarchicalSAETrainer, HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.encoder_product import product_of_rows
+from sae_lens_hsae.encoder_whitening import REFINED_AT
+from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.levels import Levels
 from sae_lens_hsae.presets import INDEPENDENT, PAPER
 from sae_lens_hsae.reproduce import trainer_for
 
 HSAE = "HSAE"
-DEFAULTS = "HSAE, defaults (r = 0)"
+DEFAULTS = "HSAE, defaults"
 NO_HIERARCHY = "HSAE, ρ = r = 0"
 STOCK = "HSAE in SAELens' trainer"
 PLAIN = "HSAE, plain dense form"
@@ -101,6 +103,7 @@ def _hsae(
     trainer_kind: type[SAETrainer[Any, Any]] = HierarchicalSAETrainer,
 ) -> Callable[[Size, Planted], Trained]:
     def build(size: Size, planted: Planted) -> Trained:
+        own: dict[str, Any] = {**fields, "jumprelu_bandwidth": BANDWIDTH}
         cfg = HierarchicalTrainingSAEConfig(
             d_in=size.d_in,
             d_sae=size.n_features,
@@ -109,13 +112,15 @@ def _hsae(
             normalize_activations="none",
             hierarchy_first_update=5000,  # updates are measured by themselves
             device=str(planted.directions.device),
-            **fields | {"jumprelu_bandwidth": BANDWIDTH},
+            **own,
         )
         sae = kind(cfg)
         _set_weights(sae, planted.directions)
         sae.threshold.data.copy_(planted.thresholds.repeat_interleave(_widths(size, planted)))
         sae.log_l0_coefficient.copy_(2 * planted.thresholds.clamp(min=1e-3).log())
-        sae.update_hierarchy()
+        levels = [sae.level_sae(level) for level in range(len(sae.levels))]
+        sae.parents.copy_(FeatureForest.from_saes(levels).parents)  # the same forest for all
+        sae.n_steps.fill_(REFINED_AT[-1] + 1)  # past the step at which a whitened encoder begins anew
         trainer = trainer_kind(cfg=_trainer_config(sae, size), sae=sae, data_provider=iter(()))
         return Trained([trainer], size.widths)
 
