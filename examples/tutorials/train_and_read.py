@@ -36,10 +36,9 @@ def activations() -> Iterator[torch.Tensor]:
 # %% [markdown]
 # ## Train
 #
-# Two levels, as wide as there are topics and subjects. L̂0 is what is present on a token: 8 · 0.15 of either. `fading`
-# is a strong structural loss that lets go towards the end. Any of SAELens' trainers takes the SAE; this is the plain
-# one, with the paper's optimizer. On a language model, SAELens' runner or `hsae train` builds all of this from one
-# config.
+# Two levels, as wide as there are topics and subjects. L̂0 is what is present on a token: 8 · 0.15 of either. Any of
+# SAELens' trainers takes the SAE; this is the plain one, with the paper's optimizer. On a language model, SAELens'
+# runner or `hsae train` builds all of this from one config.
 
 # %%
 torch.manual_seed(0)
@@ -49,7 +48,6 @@ cfg = HierarchicalTrainingSAEConfig(
     level_widths=[TOPICS, TOPICS * SUBJECTS],
     target_l0=TOPICS * 0.15,
     hierarchy_first_update=50,
-    unassigned_fraction=0.0,  # here every subject has a topic
 )
 sae = HierarchicalTrainingSAE(cfg)
 trainer_cfg = SAETrainerConfig(
