@@ -77,7 +77,8 @@ def assert_all_ended(results):
 
 
 def sae_with(similarity):
-    return tiny_config(hierarchy_similarity=similarity, dtype="float64")
+    whitened = similarity == "conditional"  # as by default
+    return tiny_config(hierarchy_similarity=similarity, dtype="float64", whiten_encoder=whitened)
 
 
 @pytest.mark.parametrize(
