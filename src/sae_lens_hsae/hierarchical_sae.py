@@ -101,9 +101,9 @@ class LevelStack(_Base):
             offsets = zip(self.b_dec - centre, self.levels.split(self.W_enc), strict=True)
             return centre, self.b_enc - torch.cat([offset @ columns for offset, columns in offsets])
 
-    def encoder(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """``W_enc`` (d_in, d_sae) and ``b_enc`` (d_sae,) that read activations as they are."""
-        return self.W_enc, self.b_enc
+    def encoder(self, features: slice = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
+        """``W_enc`` (d_in, n) and ``b_enc`` (n,) of some features, that read activations as they are."""
+        return self.W_enc[:, features], self.b_enc[features]
 
     def decode_level(self, feature_acts: torch.Tensor, level: int) -> torch.Tensor:
         """Reconstruction of x from one level: activations of all levels (…, d_sae) → (…, d_in)."""
@@ -147,10 +147,10 @@ class LevelStack(_Base):
             metadata=SAEMetadata(**metadata, hsae_level=level),
         )
         sae = JumpReLUSAE(cfg)
-        W_enc, b_enc = self.encoder()
+        W_enc, b_enc = self.encoder(own)
         tensors = {
-            "W_enc": W_enc[:, own],
-            "b_enc": b_enc[own],
+            "W_enc": W_enc,
+            "b_enc": b_enc,
             "threshold": self.threshold[own].to(self.dtype),
             "W_dec": self.W_dec[own],
             "b_dec": self.b_dec[level],

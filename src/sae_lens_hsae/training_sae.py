@@ -164,10 +164,11 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
 
     @override
     @torch.no_grad()
-    def encoder(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def encoder(self, features: slice = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
+        weights, bias = super().encoder(features)
         if not self.cfg.whiten_encoder:
-            return super().encoder()
-        weights, bias = unwhitened(self.W_enc, self.b_enc, self._whitening)
+            return weights, bias
+        weights, bias = unwhitened(weights, bias, self._whitening)
         return weights.to(self.dtype), bias.to(self.dtype)
 
     @override
