@@ -168,5 +168,7 @@ def test_b_dec_is_not_subtracted_where_the_mean_is():
 def test_errors():
     with pytest.raises(ValueError, match="whiten_encoder='yes': use True or False"):
         make_config(whiten_encoder="yes")
+    with pytest.raises(ValueError, match=r"minimum_similarity=0\.4: of .coactivation. it is a share of all tokens"):
+        make_config(hierarchy_similarity="coactivation", minimum_similarity=0.4)
     with pytest.raises(ValueError, match="minimum_similarity='high': give a number, or None"):
         make_config(minimum_similarity="high")

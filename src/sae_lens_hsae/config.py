@@ -299,6 +299,12 @@ def _check_training(cfg: HierarchicalTrainingSAEConfig) -> None:
     )
     bar = cfg.minimum_similarity
     _check(cfg, "minimum_similarity", bar is None or _is_number(bar), "give a number, or None for no bar")
+    _check(
+        cfg,
+        "minimum_similarity",
+        bar is None or bar < 0.1 or cfg.hierarchy_similarity != "coactivation",
+        'of "coactivation" it is a share of all tokens, which hardly any pair exceeds; use None',
+    )
     for name in ("jumprelu_ste_to_input", "ghost_gradients", "whiten_encoder"):
         _check(cfg, name, isinstance(getattr(cfg, name), bool), "use True or False")
     seed = cfg.perturbation_seed
