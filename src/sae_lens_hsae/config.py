@@ -110,7 +110,7 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
     hierarchy_first_update: int = 100
     hierarchy_similarity: Similarity = "conditional"
     unassigned_fraction: float = 0.0
-    minimum_similarity: float | None = simple_parsing.field(default=0.4, type=json.loads)
+    minimum_similarity: float | None = simple_parsing.field(default=0.42, type=json.loads)
     max_children: int | None = None
     freeze_hierarchy_after: int | None = None
     perturbation_seed: int = 0
