@@ -1,7 +1,7 @@
 """Forests in which every edge is true."""
 
 import pytest
-from test_planted_trees import TRUTH, matches_of, random_case
+from planted_helpers import TRUTH, matches_of, random_case
 
 from sae_lens_hsae.evaluation.planted.tree_recovery import score_recovery
 from sae_lens_hsae.evaluation.planted.true_forest import true_forest
