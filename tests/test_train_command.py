@@ -48,6 +48,7 @@ def test_fading_falls_over_the_steps_of_the_run():
     given = {"training_tokens": ["102400"], "train_batch_size_tokens": ["1024"]}
     assert preset_flags(["fading"], given) == as_flags(fading(100))
     assert preset_flags(["gpt2", "fading"], {"training_tokens": ["102400"]})["structural_loss_decay"] == ["[28, 88]"]
+    assert preset_flags(["fading", "gpt2"], {"training_tokens": ["102400"]})["structural_loss_decay"] == ["[28, 88]"]
     with pytest.raises(ValueError, match="give --training_tokens"):
         preset_flags(["fading"], {})
     assert preset_names()[-1] == "fading"
