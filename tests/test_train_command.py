@@ -101,6 +101,7 @@ def test_the_estimate_counts_what_there_is(tmp_path):
         (["--level_widths", "8", "4"], "not strictly increasing", False),
         (["--level_widths", "4", "eight"], "eight.*hsae train --help", True),
         (["--d_in"], "d_in.*hsae train --help", True),
+        (["--variance_floor", "high"], "variance_floor: invalid float value: 'high'; hsae train --help", True),
         (["4"], "belongs to no flag", True),
         (["--preset", "big"], "preset='big': choose one of paper", True),
         (["--config", "missing.yaml"], "missing.yaml", False),
