@@ -48,6 +48,7 @@ def test_fading_falls_over_the_steps_of_the_run():
     given = {"training_tokens": ["102400"], "train_batch_size_tokens": ["1024"]}
     assert preset_flags(["fading"], given) == as_flags(fading(100))
     assert preset_flags(["gpt2", "fading"], {"training_tokens": ["102400"]})["structural_loss_decay"] == ["[28, 88]"]
+    assert preset_flags(["fading", "gpt2"], {"training_tokens": ["102400"]})["structural_loss_decay"] == ["[28, 88]"]
     with pytest.raises(ValueError, match="give --training_tokens"):
         preset_flags(["fading"], {})
     assert preset_names()[-1] == "fading"
@@ -100,6 +101,7 @@ def test_the_estimate_counts_what_there_is(tmp_path):
         (["--level_widths", "8", "4"], "not strictly increasing", False),
         (["--level_widths", "4", "eight"], "eight.*hsae train --help", True),
         (["--d_in"], "d_in.*hsae train --help", True),
+        (["--variance_floor", "high"], "variance_floor: invalid float value: 'high'; hsae train --help", True),
         (["4"], "belongs to no flag", True),
         (["--preset", "big"], "preset='big': choose one of paper", True),
         (["--config", "missing.yaml"], "missing.yaml", False),

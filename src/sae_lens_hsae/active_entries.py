@@ -3,7 +3,7 @@
 JumpReLU's value lives where a pre-activation exceeds its threshold θ, its straight-through gradient within half a
 bandwidth ε of θ. Everything above θ − ε/2 is therefore an *entry*, and no loss nor gradient depends on the rest: of
 wide levels that leaves a few in a hundred. The encoder product finds them, and all that follows is done on them alone.
-:class:`DenseActivations` is the plain form of the same; the two have the same values and gradients.
+`DenseActivations` is the plain form of the same; the two have the same values and gradients.
 
 Entries are ordered by feature, so the product is made that way round, (n_features, batch): the gradients of encoder and
 decoder are sums over one feature after the other, and what a step reads at a time, one decoder row and the tokens of

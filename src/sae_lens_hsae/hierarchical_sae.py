@@ -65,7 +65,7 @@ class LevelStack(_Base):
 
     @override
     def process_sae_in(self, sae_in: torch.Tensor) -> torch.Tensor:
-        """Like SAELens', but leaves b_dec to :meth:`hidden_pre`: there is one per level and a single encoder product.
+        """Like SAELens', but leaves b_dec to `hidden_pre`: there is one per level and a single encoder product.
 
         Raises:
             ValueError: if the activations are not ``d_in`` wide.
@@ -245,7 +245,7 @@ class HierarchicalSAE(LevelStack, SAE[HierarchicalSAEConfig]):
     """A stack of JumpReLU levels and the forest of their features, for inference (HSAE §3).
 
     ``encode`` returns the activations of all levels, ``decode`` reconstructs from ``cfg.output_level``. For one level
-    by itself use :meth:`level_sae`, for the forest :attr:`forest`. Loaded by ``SAE.load_from_disk`` and
+    by itself use `level_sae`, for the forest `forest`. Loaded by ``SAE.load_from_disk`` and
     ``SAE.from_pretrained`` once ``sae_lens_hsae`` is imported. ``HierarchicalSAE.load_from_disk`` also checks the files
     before anything of them is read into memory: use it for files of unknown origin.
     """
@@ -276,7 +276,7 @@ class HierarchicalSAE(LevelStack, SAE[HierarchicalSAEConfig]):
 
     @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
-        """As in :class:`LevelStack`; of a training checkpoint, what inference has no use for is left out."""
+        """As in `LevelStack`; of a training checkpoint, what inference has no use for is left out."""
         super().process_state_dict_for_loading(state_dict)
         state_dict["threshold"] = state_dict["threshold"].to(self.dtype)
         for name in set(state_dict) - set(self.state_dict()):

@@ -33,7 +33,7 @@ class BadElsewhereError(BadBatchError):
 
 
 class DataParallelTrainer(HierarchicalSAETrainer):
-    """:class:`HierarchicalSAETrainer` on one of several ranks, each with ``1 / n_ranks`` of every batch.
+    """`HierarchicalSAETrainer` on one of several ranks, each with ``1 / n_ranks`` of every batch.
 
     The configuration is that of the whole: its batch size and numbers of samples are those of all ranks together.
     All methods are called on all ranks alike.

@@ -31,7 +31,7 @@ FUSED_ADAM_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig]):
-    """Trains a :class:`HierarchicalTrainingSAE` as ``SAETrainer`` does, with these differences.
+    """Trains a `HierarchicalTrainingSAE` as ``SAETrainer`` does, with these differences.
 
     - Adam runs fused, one kernel for all parameters, on the devices that have one.
     - Decoder rows are of unit norm after each step, not only before the next: checkpoints and logs see them so.

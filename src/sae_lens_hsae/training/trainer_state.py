@@ -47,7 +47,7 @@ def check_trainer_state(
     """Check that a state is one of this optimizer, this schedule and so many features; nothing is changed.
 
     Args:
-        state: from :func:`read_trainer_state`.
+        state: from `read_trainer_state`.
         optimizer: Adam, as SAELens makes it.
         lr_scheduler: a state of the schedule.
 
