@@ -18,6 +18,7 @@ import torch
 from conftest import D_IN, make_sae
 from host_helpers import recorded_steps, runner_config, tiny_config, tiny_dataset, tiny_model, train
 from sae_lens import SAE
+from safetensors import SafetensorError
 from test_resume import BATCH, assert_equal_states, batches, new_trainer, take_steps
 
 from sae_lens_hsae.storage.whole_files import (
@@ -284,12 +285,32 @@ def test_a_full_disk_leaves_the_last_model_untouched(tmp_path):
     before = {path: path.read_bytes() for path in output.iterdir()}
     sae = make_sae(d_in=D_IN)
     runner = HierarchicalSAETrainingRunner(cfg, override_model=tiny_model(), override_dataset=tiny_dataset())
-    with file_size_limited_to(1000), pytest.raises(Exception, match=r"File too large|rror"):
-        runner.save_final_sae(sae, str(output))
-    assert {path: path.read_bytes() for path in output.iterdir()} == before
+    for limit in (0, 1000):  # not even small files; small ones alone
+        with file_size_limited_to(limit), pytest.raises(OSError, match=r"model could not be written .* Make room"):
+            runner.save_final_sae(sae, str(output))
+        with file_size_limited_to(limit), pytest.raises((OSError, SafetensorError)):
+            sae.save_inference_model(output)
+        assert {path: path.read_bytes() for path in output.iterdir()} == before
     runner.save_final_sae(sae, str(output))
     assert SAE.load_from_disk(output).cfg.d_sae == sae.cfg.d_sae
     assert (output / "notes.txt").read_text() == "mine"
+
+
+def test_a_model_that_cannot_be_saved_leaves_the_one_before(tmp_path):
+    make_sae().save_inference_model(folder := tmp_path / "folder")
+    loaded = SAE.load_from_disk(folder)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    for sae, save in (
+        (loaded, "save_model"),
+        (make_sae(seed=1), "save_model"),
+        (make_sae(seed=1), "save_inference_model"),
+    ):
+        sae.cfg.metadata.note = torch.ones(1)  # JSON cannot hold it, which is found when the weights are written
+        with pytest.raises(TypeError, match="not JSON serializable"):
+            getattr(sae, save)(folder)
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+        del sae.cfg.metadata.note
+        assert [path.is_file() for path in getattr(sae, save)(tmp_path / save)] == [True, True]
 
 
 def test_a_vanished_folder_is_made_again_and_an_impossible_one_is_an_error(tmp_path):

@@ -16,7 +16,7 @@ from sae_lens_hsae.interpret.labels import token_labels
 from sae_lens_hsae.interpret.labels.files import LABELS_FILENAME, read_labels
 from sae_lens_hsae.interpret.token_text import token_texts
 from sae_lens_hsae.sharing.saved_model import load_hierarchical_sae
-from sae_lens_hsae.storage.whole_files import files_written_whole
+from sae_lens_hsae.storage.whole_files import file_written_whole
 
 
 def add_explain(commands: Any) -> None:
@@ -46,9 +46,8 @@ def run_explain(chosen: argparse.Namespace) -> Outcome:
         raise ValueError(f"paths={chosen.paths} must be at least 1")
     explanation = explain_text(chosen.folder, chosen.text, chosen.labels)
     if chosen.output:
-        output = Path(chosen.output)
-        with files_written_whole(output.parent, output.name) as aside:
-            explanation.to_frame().to_csv(aside / output.name, index=False)
+        with file_written_whole(Path(chosen.output)) as aside:
+            explanation.to_frame().to_csv(aside, index=False)
     data = {
         "text": explanation.text,
         "tokens": explanation.levels_to_frame().to_dict("records"),
