@@ -172,7 +172,7 @@ class SharedActivationScaler(ActivationScaler):
         assert self.scaling_factor is not None
         own_norm = d_in**0.5 / self.scaling_factor if self.scaling_factor else math.inf
         (norm,) = self._ranks.mean_of_numbers([own_norm])
-        self.scaling_factor = d_in**0.5 / norm if norm else math.inf
+        self.scaling_factor = d_in**0.5 / norm
 
 
 class _Step(nn.Module):
