@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print(f"hsae {chosen.command}: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except SystemExit:
+        raise  # a run stopped by a signal is this and an Exception, too
     except CallError as error:
         if debug:
             raise
