@@ -64,6 +64,7 @@ TOO_LARGE = 10**400
         ("decoder_init_norm", 10**30, "above 0, or None; below 2^63"),
         ("sparsity_gain", TOO_LARGE, "above 0, and below 2^63"),
     ],
+    ids=lambda value: "too large" if value == TOO_LARGE else None,
 )
 def test_bad_fields_are_refused_with_field_value_and_remedy(field, value, remedy):
     with pytest.raises(ValueError) as error:  # noqa: PT011 – the text is checked below
