@@ -21,7 +21,7 @@ from sae_lens_hsae.sparsity_control import SparsityState
 from sae_lens_hsae.step_output import EntriesStepOutput
 from sae_lens_hsae.storage.json_files import is_number, read_json_object
 from sae_lens_hsae.storage.whole_files import folder_written_whole
-from sae_lens_hsae.training.bad_batches import BadBatchError, check_parameters
+from sae_lens_hsae.training.bad_batches import BadBatchError, CheckedActivationScaler, check_parameters
 from sae_lens_hsae.training.checkpoints import Manifest, delete_older, write_manifest
 from sae_lens_hsae.training.trainer_state import check_trainer_state, read_trainer_state
 from sae_lens_hsae.training.watch import TrainingWatch, is_look_due, variance_explained
@@ -72,6 +72,7 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
         """Go on with the state of another trainer, which sees what becomes of it: they share their attributes."""
         ours = cls.__new__(cls)
         ours.__dict__ = trainer.__dict__
+        ours.activation_scaler = CheckedActivationScaler.like(trainer.activation_scaler)
         ours._use_fused_adam()
         ours._drop_passed_checkpoints()
         return ours
