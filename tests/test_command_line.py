@@ -28,6 +28,7 @@ from sae_lens_hsae.forest.files import write_forest
 from sae_lens_hsae.interpret.contrast import contrast, text_activations
 from sae_lens_hsae.interpret.dashboards.text import load_language_model
 from sae_lens_hsae.progress_bars import bars_on_terminals_only
+from sae_lens_hsae.training.runner import Interrupted
 
 HSAE = [sys.executable, "-W", "ignore", "-c", "from sae_lens_hsae.cli import main; main()"]
 EVERYONE = ["demo", "train", *cli.COMMANDS]
@@ -59,7 +60,7 @@ def test_the_version_is_the_packages(capsys):
         (torch.OutOfMemoryError("2 GiB"), "hsae push: OutOfMemoryError: 2 GiB (--debug shows where)", ""),
         (CallError("no such flag"), 2, "hsae push: no such flag\n"),
         (KeyboardInterrupt(), 130, "hsae push: interrupted\n"),
-        (SystemExit(143), 143, ""),
+        (Interrupted(signal.SIGTERM), 143, ""),
     ],
 )
 def test_errors_have_no_traceback_unless_asked_for(monkeypatch, capsys, error, code, said):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sae_lens.constants import SAE_CFG_FILENAME
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.sae import SAE, SAEMetadata
 from torch import nn
@@ -18,6 +19,7 @@ from sae_lens_hsae.forest import FeatureForest, validate_parents
 from sae_lens_hsae.levels import Levels
 from sae_lens_hsae.storage.exact_storage import SUFFIX, as_bytes, from_bytes
 from sae_lens_hsae.storage.model_files import check_model_files
+from sae_lens_hsae.storage.whole_files import files_written_whole
 
 if TYPE_CHECKING:
     _Base = SAE[Any]
@@ -203,6 +205,13 @@ class LevelStack(_Base):
             if after.dtype != before.dtype:
                 after.data = before.to(after.device)
         return out
+
+    @override
+    def save_model(self, path: str | Path) -> tuple[Path, Path]:
+        """SAELens' ``save_model``; weights and configuration appear whole or not at all."""
+        with files_written_whole(Path(path), SAE_CFG_FILENAME) as aside:
+            weights, cfg = super().save_model(aside)
+        return Path(path) / weights.name, Path(path) / cfg.name
 
     @override
     def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from sae_lens_hsae.interpret.explain.explain import check_text
 from sae_lens_hsae.interpret.explain.terminal import N_PATHS, drawn
 from sae_lens_hsae.interpret.labels.files import FLAG_HELP, labels_beside
 from sae_lens_hsae.sharing.saved_model import load_hierarchical_sae
-from sae_lens_hsae.storage.whole_files import files_written_whole
+from sae_lens_hsae.storage.whole_files import file_written_whole
 
 
 def add_explain(commands: Any) -> None:
@@ -40,9 +40,8 @@ def run_explain(chosen: argparse.Namespace) -> Outcome:
         raise ValueError(f"paths={chosen.paths} must be at least 1")
     explanation = explain_text(chosen.folder, chosen.text, chosen.labels)
     if chosen.output:
-        output = Path(chosen.output)
-        with files_written_whole(output.parent, output.name) as aside:
-            explanation.to_frame().to_csv(aside / output.name, index=False)
+        with file_written_whole(Path(chosen.output)) as aside:
+            explanation.to_frame().to_csv(aside, index=False)
     data = {
         "text": explanation.text,
         "tokens": explanation.levels_to_frame().to_dict("records"),

@@ -20,6 +20,7 @@ from sae_lens.training._interruption import InterruptedException
 from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.prefetch import PrefetchingIterator
 from sae_lens.training.sae_trainer import SAETrainer
+from safetensors import SafetensorError
 from typing_extensions import override
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
@@ -199,8 +200,14 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         if not self.is_first:
             sae.finish_training()  # as saving does, so that all ranks return the SAE that is saved
             return
-        with files_written_whole(Path(output_path), SAE_CFG_FILENAME) as aside:
-            super().save_final_sae(sae, str(aside), log_feature_sparsity)
+        try:
+            with files_written_whole(Path(output_path), SAE_CFG_FILENAME) as aside:
+                super().save_final_sae(sae, str(aside), log_feature_sparsity)
+        except (OSError, SafetensorError) as error:
+            raise OSError(
+                f"the model could not be written to {output_path!r} ({error}); what stood there is as it was. Make "
+                f'room, or choose another output_path, and go on with resume_from_checkpoint="auto"'
+            ) from error
         if self.forest_logging.explorer:
             self._forest_log.explorer(output_path)
 
