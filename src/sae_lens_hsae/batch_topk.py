@@ -58,9 +58,7 @@ class BatchTopKLevels(NamedTuple):
         return Activated(hidden_pre * fired, fired)
 
 
-def follow_threshold(
-    threshold: torch.Tensor, smallest: Sequence[torch.Tensor], levels: Levels, n_before: int
-) -> None:
+def follow_threshold(threshold: torch.Tensor, smallest: Sequence[torch.Tensor], levels: Levels, n_before: int) -> None:
     """Take one more batch into the running thresholds, in place: first plain means, later with momentum.
 
     Args:

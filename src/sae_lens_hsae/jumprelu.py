@@ -14,7 +14,7 @@ class JumpReLULevels(NamedTuple):
     """JumpReLU with SAELens' straight-through estimator, as a :class:`LevelActivation`.
 
     Attributes:
-        threshold: θ, (n_features,), of the dtype of the pre-activations.
+        threshold: θ, (n_features,).
         bandwidth: ε, width of the estimator.
         ste_to_input: whether its gradient also reaches the pre-activations.
     """
@@ -25,7 +25,7 @@ class JumpReLULevels(NamedTuple):
 
     def found(self, pre: PreActivations) -> torch.Tensor:
         """Everything above θ − ε/2: the value lives above θ, the gradient within ε/2 of it."""
-        return pre.above(self.threshold.detach() - self.bandwidth / 2)
+        return pre.above(self.threshold.detach().to(pre.bias.dtype) - self.bandwidth / 2)
 
     def at(self, pre: torch.Tensor, features: torch.Tensor) -> Activated:
         # SAELens' functions sum a threshold's gradient over the first dimension: it has length 1 here.
@@ -33,4 +33,5 @@ class JumpReLULevels(NamedTuple):
         return Activated(of_entries.values.squeeze(0), of_entries.fired.squeeze(0))
 
     def of_all(self, hidden_pre: torch.Tensor) -> Activated:
-        return Activated(JumpReLU.apply(hidden_pre, *self), Step.apply(hidden_pre, *self))
+        settings = (self.threshold.to(hidden_pre.dtype), self.bandwidth, self.ste_to_input)
+        return Activated(JumpReLU.apply(hidden_pre, *settings), Step.apply(hidden_pre, *settings))

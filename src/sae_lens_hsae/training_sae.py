@@ -222,10 +222,9 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         errors = x.to(exact) - perturbed.to(exact)
         l0 = acts.l0()
         squared_errors = errors.square().sum(-1).mean(-1)
-        losses = {
-            "mse_loss": squared_errors.sum(),
-            "l0_loss": (sparsity.log_coefficient.exp() * l0).sum(),
-        }
+        losses = {"mse_loss": squared_errors.sum()}
+        if sparsity.log_coefficient is not None:
+            losses["l0_loss"] = (sparsity.log_coefficient.exp() * l0).sum()
         if self.cfg.structural_loss_coefficient > 0:
             rho = self.cfg.structural_loss_coefficient * decay_factor(self.n_steps, self.cfg.structural_loss_decay)
             losses["structural_loss"] = rho * self._structural_loss(acts)
@@ -378,20 +377,18 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
 
     def _activations(self, sae_in: torch.Tensor) -> DenseActivations | ActiveEntries:
         """The activations in the form that is the cheaper one for this batch."""
-        straight_through = (self.levels, self.cfg.jumprelu_bandwidth, self.cfg.jumprelu_ste_to_input)
+        rule = self._rule()
         if self._may_use_entries(sae_in):
             centre, bias = (tensor.detach() for tensor in self.centre_and_bias())
             pre = PreActivations(product_of_rows(self.W_enc.T, sae_in - centre), bias)
-            threshold = self.threshold.to(bias.dtype)
-            found = pre.above(threshold.detach() - self.cfg.jumprelu_bandwidth / 2)
+            found = rule.found(pre)
             places = places_of(found)
             if len(places) <= MAX_DENSITY * found.numel():
                 encoder = Encoder(self.W_enc, self.b_enc, self.b_dec if self.cfg.apply_b_dec_to_input else None)
-                return ActiveEntries(found, places, sae_in, pre, encoder, threshold, *straight_through)
+                return ActiveEntries(found, places, sae_in, pre, encoder, rule, self.levels)
         hidden_pre = self.hook_sae_acts_pre(self.hidden_pre(sae_in))
-        threshold = self.threshold.to(hidden_pre.dtype)
-        values = self.hook_sae_acts_post(JumpReLU.apply(hidden_pre, threshold, *straight_through[1:]))
-        return DenseActivations(values, hidden_pre, threshold, *straight_through)
+        values, fired = rule.of_all(hidden_pre)
+        return DenseActivations(self.hook_sae_acts_post(values), hidden_pre, fired, self.levels)
 
     def _may_use_entries(self, sae_in: torch.Tensor) -> bool:
         hooked = any(point.has_hooks() for point in (self.hook_sae_acts_pre, self.hook_sae_acts_post))
