@@ -117,7 +117,7 @@ def test_training_whitens_with_the_moments_of_the_batches_so_far(x):
 def test_a_second_whitening_changes_no_activation(x):
     sae = trained(x, REFINED_AT[1])
     before = sae.encode(x)
-    sae._refine_whitening(is_first=False)
+    sae.refine_whitening(REFINED_AT[1])
     assert not torch.equal(sae.whitening_matrix, torch.eye(D_IN))
     torch.testing.assert_close(sae.encode(x), before, rtol=1e-4, atol=1e-4)
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from sae_lens_hsae.coactivation import follow_coactivation_of_entries
 from sae_lens_hsae.level_activation import LevelActivation, PreActivations
 from sae_lens_hsae.levels import Levels
 from sae_lens_hsae.perturbation import Replacement
@@ -88,6 +89,16 @@ class ActiveEntries:
     def times_fired(self) -> torch.Tensor:
         """Tokens on which each feature is active, (n_features,)."""
         return torch.zeros(len(self._found)).index_add_(0, self.features, (self.values.detach() != 0).float())
+
+    def follow_coactivation(self, running: torch.Tensor, above: slice, below: slice) -> None:
+        """Move the running share of tokens on which parents and children are both active on, in place."""
+        follow_coactivation_of_entries(running, self._active(above), self._active(below), self._found.shape[1])
+
+    def _active(self, level: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features of a level and the tokens on which they are active, two of (n,)."""
+        own = slice(int(self._first[level.start]), int(self._first[level.stop]))
+        active = torch.nonzero(self.values.detach()[own]).squeeze(1)
+        return self.features[own][active].long() - level.start, self.tokens[own][active].long()
 
     def l0(self) -> torch.Tensor:
         """Mean L0 of every level, (L,), with the gradient that the rule of activation gives it."""

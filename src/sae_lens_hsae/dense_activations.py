@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from sae_lens_hsae.coactivation import follow_coactivation
 from sae_lens_hsae.levels import Levels
 from sae_lens_hsae.perturbation import Replacement, replacement_delta
 from sae_lens_hsae.structural_loss import Families, structural_loss
@@ -30,9 +31,13 @@ class DenseActivations:
         self.values, self.hidden_pre, self.levels = values, hidden_pre, levels
         self._fired = fired
 
-    def dense(self) -> torch.Tensor:
-        """(batch, n_features)."""
-        return self.values
+    def times_fired(self) -> torch.Tensor:
+        """Tokens on which each feature is active, (n_features,)."""
+        return (self.values.detach() != 0).sum(0)
+
+    def follow_coactivation(self, running: torch.Tensor, above: slice, below: slice) -> None:
+        """Move the running share of tokens on which parents and children are both active on, in place."""
+        follow_coactivation(running, self.values[:, above], self.values[:, below])
 
     def l0(self) -> torch.Tensor:
         """Mean L0 of every level, (L,), with the gradient that the rule of activation gives it."""

@@ -16,12 +16,6 @@ from sae_lens_hsae.levels import NO_PARENT, Levels
 BLOCK = 4096
 """Parents and children of a block: 64 MiB in float32."""
 
-COACTIVATION_EVERY = 4
-"""Steps between two batches that are counted: counting all would cost a third of a step."""
-
-COACTIVATION_MOMENTUM = 0.99
-"""Of the running share of tokens on which a parent and a child are both active: about the last 100 counted batches."""
-
 SimilarityBlock = Callable[[slice, torch.Tensor], torch.Tensor]
 """Maps a slice of m parents and k child indices to their (m, k) similarities; −inf for pairs that cannot be."""
 
@@ -87,29 +81,6 @@ def conditional_similarity(
         return raised.masked_fill_((together == 0) | (of_parents < of_children), -torch.inf)
 
     return block
-
-
-@torch.no_grad()
-def follow_coactivation(running: torch.Tensor, parent_acts: torch.Tensor, child_acts: torch.Tensor) -> None:
-    """Move the running share of tokens on which parent and child are both active on by one batch, in place.
-
-    Args:
-        running: (n_parents, n_children) float32.
-        parent_acts: (batch, n_parents); child_acts: (batch, n_children).
-    """
-    with torch.autocast(running.device.type, enabled=False):
-        together = (parent_acts > 0).float().T @ (child_acts > 0).float() / len(parent_acts)
-        running.lerp_(together, 1 - COACTIVATION_MOMENTUM)
-
-
-@torch.no_grad()
-def follow_frequency(running: torch.Tensor, acts: torch.Tensor) -> None:
-    """Move the running share of tokens on which each feature is active on by one batch, in place.
-
-    Args:
-        running: (n_features,) float32; acts: (batch, n_features).
-    """
-    running.lerp_((acts > 0).float().mean(0), 1 - COACTIVATION_MOMENTUM)
 
 
 def parent_table(

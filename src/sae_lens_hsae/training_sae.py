@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
@@ -16,32 +15,10 @@ from torch import nn
 from typing_extensions import override
 
 from sae_lens_hsae.active_entries import MAX_DENSITY, ActiveEntries, Encoder, PreActivations
-from sae_lens_hsae.config import ARCHITECTURE, MEASURED_ON_ACTIVATIONS, HierarchicalTrainingSAEConfig
+from sae_lens_hsae.config import ARCHITECTURE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.dense_activations import DenseActivations
 from sae_lens_hsae.encoder_product import product_of_rows
-from sae_lens_hsae.encoder_whitening import (
-    REFINED_AT,
-    Whitening,
-    change_coordinates,
-    first_encoder,
-    follow_moments,
-    unwhitened,
-    whitening_of,
-)
 from sae_lens_hsae.ghost_gradients import ghost_gradient_loss
-from sae_lens_hsae.hierarchical_sae import LevelStack
-from sae_lens_hsae.hierarchy_update import (
-    COACTIVATION_EVERY,
-    COACTIVATION_MOMENTUM,
-    SimilarityBlock,
-    coactivation_similarity,
-    conditional_similarity,
-    cosine_similarity,
-    follow_coactivation,
-    follow_frequency,
-    is_update_due,
-    parent_table,
-)
 from sae_lens_hsae.perturbation import Replacement, draw_replaced, replacements
 from sae_lens_hsae.places import places_of
 from sae_lens_hsae.sparsity_control import SparsityState, control_sparsity, initial_state
@@ -49,46 +26,27 @@ from sae_lens_hsae.step_output import EntriesStepOutput
 from sae_lens_hsae.storage.exact_storage import SUFFIX, as_bytes
 from sae_lens_hsae.storage.json_files import read_json_object
 from sae_lens_hsae.storage.model_files import check_tensor_file
-from sae_lens_hsae.structural_loss import Families, decay_factor, families_of
+from sae_lens_hsae.structural_loss import decay_factor
 from sae_lens_hsae.training.bad_batches import check_activations, check_losses
 from sae_lens_hsae.training_metrics import level_metrics
+from sae_lens_hsae.updated_forest import UpdatedForest
+from sae_lens_hsae.whitened_encoder import WhitenedEncoder
 
 INFERENCE_TENSORS = ("W_enc", "b_enc", "threshold", "W_dec", "b_dec", "parents")
 """What of a training SAE's state the inference SAE has."""
 
 
-class _ForestView(NamedTuple):
-    """What training steps need of a parent table, worked out once per table."""
-
-    table: torch.Tensor
-    version: int
-    on_cpu: torch.Tensor
-    families: Families
-
-
-class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAEConfig]):
+class HierarchicalTrainingSAE(WhitenedEncoder, UpdatedForest, TrainingSAE[HierarchicalTrainingSAEConfig]):
     """Trains all levels and their forest together (HSAE §3); any SAELens trainer or runner drives it.
 
-    Beyond the tensors of :class:`LevelStack` it keeps what training needs and a checkpoint must hold:
-    ``log_l0_coefficient`` and ``l0_ema`` (L,) of the sparsity control, ``n_steps`` () taken so far,
-    ``reparented_share`` () of the last hierarchy update, and with co-activation similarity one
-    ``coactivation_l`` (n_l, n_{l+1}) per level boundary, with the conditional one ``firing_frequency`` (d_sae,) too.
-    With a whitened encoder ``W_enc`` and ``b_enc`` are in whitened coordinates, z = (x − ``whitening_mean``) @
-    ``whitening_matrix``, which come from the running means ``moment_1`` (d_in,) and ``moment_2`` (d_in, d_in).
+    Beyond the tensors of `LevelStack` it keeps what training needs and a checkpoint must hold: ``log_l0_coefficient``
+    and ``l0_ema`` (L,) of the sparsity control, and the tensors of `WhitenedEncoder` and `UpdatedForest`.
     """
 
     log_l0_coefficient: torch.Tensor
     l0_ema: torch.Tensor
-    n_steps: torch.Tensor
-    reparented_share: torch.Tensor
-    firing_frequency: torch.Tensor
-    whitening_mean: torch.Tensor
-    whitening_matrix: torch.Tensor
-    moment_1: torch.Tensor
-    moment_2: torch.Tensor
     whole_batch_l0: Callable[[torch.Tensor], torch.Tensor] | None = None
     """Where processes share a batch: L0 of every level over all of it, of the L0 over this one's part, both (L,)."""
-    _forest_view: _ForestView | None = None
 
     @override
     def initialize_weights(self) -> None:
@@ -101,82 +59,20 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         sparsity = initial_state(n_levels, self.cfg.jumprelu_init_threshold, self.device)
         self.register_buffer("log_l0_coefficient", sparsity.log_coefficient)
         self.register_buffer("l0_ema", sparsity.l0_ema)
-        # SAELens' own count is off by one in a resumed run: its trainer saves a checkpoint before it counts the step.
-        self.register_buffer("n_steps", torch.zeros((), dtype=torch.int64, device=self.device))
-        self.register_buffer("reparented_share", torch.zeros((), **kind))
-        if self.cfg.whiten_encoder:
-            d_in = self.cfg.d_in
-            self.register_buffer("whitening_mean", torch.zeros(d_in, **kind))
-            self.register_buffer("whitening_matrix", torch.eye(d_in, **kind))
-            # A covariance is a small difference of large moments.
-            exact: dict[str, Any] = kind | {"dtype": torch.float32 if self.device.type == "mps" else torch.float64}
-            self.register_buffer("moment_1", torch.zeros(d_in, **exact))
-            self.register_buffer("moment_2", torch.zeros(d_in, d_in, **exact))
-        if self.cfg.hierarchy_similarity == "conditional":
-            self.register_buffer("firing_frequency", torch.zeros(self.cfg.d_sae, **kind))
-        if self.cfg.hierarchy_similarity in MEASURED_ON_ACTIVATIONS:
-            for boundary, (n_parents, n_children) in enumerate(pairwise(self.levels.widths)):
-                self.register_buffer(f"coactivation_{boundary}", torch.zeros(n_parents, n_children, **kind))
 
     @property
     @override
     def exact_tensors(self) -> tuple[str, ...]:
-        followed = self._names_of_running_means()
-        whitening = ("whitening_mean", "whitening_matrix") if self.cfg.whiten_encoder else ()
-        steered = ("threshold", "log_l0_coefficient", "l0_ema", "n_steps", "reparented_share")
-        return ("parents", *steered, *whitening, *followed)
-
-    def _names_of_running_means(self) -> tuple[str, ...]:
-        measured = ("coactivation_", "firing_frequency", "moment_")
-        return tuple(name for name, _ in self.named_buffers() if name.startswith(measured))
+        return (*super().exact_tensors, "threshold", "log_l0_coefficient", "l0_ema")
 
     def running_means(self) -> list[torch.Tensor]:
         """The buffers that follow the activations, linear in them: means over batches, of which means may be taken."""
-        return [self.get_buffer(name) for name in self._names_of_running_means()]
-
-    def update_is_due(self) -> bool:
-        """Whether the next training step begins with a hierarchy update."""
-        cfg = self.cfg
-        step = int(self.n_steps)
-        return is_update_due(step, cfg.hierarchy_first_update, cfg.hierarchy_update_every, cfg.freeze_hierarchy_after)
+        return [*self.moments(), *self.shares_of_tokens()]
 
     def running_means_are_due(self) -> bool:
         """Whether the next training step begins by reading the running means."""
-        return self.update_is_due() or self._whitening_is_due()
-
-    def _whitening_is_due(self) -> bool:
-        return self.cfg.whiten_encoder and int(self.n_steps) in REFINED_AT
-
-    @property
-    def _whitening(self) -> Whitening:
-        return Whitening(self.whitening_mean, self.whitening_matrix)
-
-    @override
-    def process_sae_in(self, sae_in: torch.Tensor) -> torch.Tensor:
-        """What the encoder reads: activations as :class:`LevelStack` prepares them, whitened if the encoder is."""
-        sae_in = super().process_sae_in(sae_in)
-        if not self.cfg.whiten_encoder:
-            return sae_in
-        with torch.autocast(sae_in.device.type, enabled=False):
-            mean, matrix = self._whitening
-            exact = torch.promote_types(sae_in.dtype, matrix.dtype)
-            return ((sae_in.to(exact) - mean) @ matrix.to(exact)).to(sae_in.dtype)
-
-    @override
-    @torch.no_grad()
-    def encoder(self, features: slice = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
-        weights, bias = super().encoder(features)
-        if not self.cfg.whiten_encoder:
-            return weights, bias
-        weights, bias = unwhitened(weights, bias, self._whitening)
-        return weights.to(self.dtype), bias.to(self.dtype)
-
-    @override
-    @torch.no_grad()
-    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
-        super().fold_activation_norm_scaling_factor(scaling_factor)
-        if self.cfg.whiten_encoder:
-            self.whitening_mean.div_(scaling_factor)
+        step = int(self.n_steps)
+        return self.update_is_due(step) or self.whitening_is_due(step)
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
@@ -272,27 +168,6 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         raise NotImplementedError("the losses of all levels are one; call training_forward_pass")
 
     @torch.no_grad()
-    def update_hierarchy(self) -> None:
-        """Recompute the forest from the parameters as they are (HSAE §3.3)."""
-        before = self.parents.clone()
-        similarities = [
-            self._similarity(boundary, above, below) for boundary, (above, below) in enumerate(self.levels.boundaries)
-        ]
-        self.parents.copy_(
-            parent_table(
-                similarities,
-                self.levels,
-                self.cfg.unassigned_fraction,
-                self.cfg.max_children,
-                self.cfg.minimum_similarity,
-                self.parents.device,
-            )
-        )
-        children = self.parents[self.levels.widths[0] :]
-        if len(children):
-            self.reparented_share.copy_((children != before[self.levels.widths[0] :]).float().mean())
-
-    @torch.no_grad()
     def finish_training(self) -> None:
         """Make decoder and forest those of the final parameters: unit rows, a last hierarchy update unless frozen."""
         self.project_parameters()
@@ -322,7 +197,6 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
                 f"the weights hold {', '.join(map(repr, unknown))}, which this configuration has no use for; "
                 f"resume with the configuration of the checkpoint"
             )
-        self._forest_view = None
 
     @override
     def load_weights_from_checkpoint(self, checkpoint_path: Path | str) -> None:
@@ -349,31 +223,18 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         cfg = self.cfg
         if not self.training:
             return []
-        if self._whitening_is_due():
-            self._refine_whitening(is_first=step == REFINED_AT[0])
-        if self.update_is_due():
+        if self.whitening_is_due(step):
+            self.refine_whitening(step)
+        if self.update_is_due(step):
             self.update_hierarchy()
         if cfg.perturbation_rate == 0:
             return []
-        parents = self._view().on_cpu
+        parents = self.forest_view().on_cpu
         replaced = draw_replaced(parents, cfg.perturbation_rate, cfg.perturbation_seed, step)
         return [
             Replacement(*(tensor.to(self.parents.device, non_blocking=True) for tensor in change))
             for change in replacements(replaced, parents, self.levels)
         ]
-
-    def _refine_whitening(self, *, is_first: bool) -> None:
-        old, new = self._whitening, whitening_of(self.moment_1, self.moment_2)
-        if is_first:
-            # Hardly anything has been learned by then that would be lost.
-            encoder, bias = first_encoder(self.W_dec, new), torch.zeros_like(self.b_enc)
-            self.b_dec.data.copy_(new.mean.expand_as(self.b_dec))
-        else:
-            encoder, bias = change_coordinates(self.W_enc, self.b_enc, Whitening(*(t.to(new.mean) for t in old)), new)
-        self.W_enc.data.copy_(encoder)
-        self.b_enc.data.copy_(bias)
-        self.whitening_mean.copy_(new.mean)
-        self.whitening_matrix.copy_(new.matrix)
 
     def _activations(self, sae_in: torch.Tensor) -> DenseActivations | ActiveEntries:
         """The activations in the form that is the cheaper one for this batch."""
@@ -419,7 +280,7 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
 
     @torch.compiler.disable()
     def _structural_loss(self, acts: DenseActivations | ActiveEntries) -> torch.Tensor:
-        return acts.structural_loss(self.W_dec, self._view().families)
+        return acts.structural_loss(self.W_dec, self.forest_view().families)
 
     @torch.compiler.disable()
     def _ghost_gradients(self, errors: torch.Tensor, sae_in: torch.Tensor, dead: torch.Tensor) -> torch.Tensor:
@@ -443,8 +304,8 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
     def _end_step(self, acts: DenseActivations | ActiveEntries, l0: torch.Tensor, x: torch.Tensor) -> None:
         """Count the step, steer λ for the next one, and follow moments and co-activation."""
         step = int(self.n_steps)
-        if self.cfg.whiten_encoder and step < REFINED_AT[-1]:
-            follow_moments(self.moment_1, self.moment_2, x, step)
+        self.follow_whitening(x, step)
+        self.count_coactivation(acts, len(x), step)
         l0 = l0.detach().float()
         if self.whole_batch_l0 is not None:
             l0 = self.whole_batch_l0(l0)
@@ -459,13 +320,6 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         )
         self.log_l0_coefficient.copy_(state.log_coefficient)
         self.l0_ema.copy_(state.l0_ema)
-        if self.cfg.hierarchy_similarity not in MEASURED_ON_ACTIVATIONS or step % COACTIVATION_EVERY:
-            return
-        values = acts.dense()
-        if self.cfg.hierarchy_similarity == "conditional":
-            follow_frequency(self.firing_frequency, values)
-        for boundary, (parent_acts, child_acts) in enumerate(pairwise(self.levels.split(values))):
-            follow_coactivation(self.get_buffer(f"coactivation_{boundary}"), parent_acts, child_acts)
 
     @torch.no_grad()
     @torch.compiler.disable()
@@ -484,31 +338,6 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
 
     def _normalize_decoder(self) -> None:
         self.W_dec.data.div_(self.get_W_dec_norm().unsqueeze(1))
-
-    def _similarity(self, boundary: int, above: slice, below: slice) -> SimilarityBlock:
-        if self.cfg.hierarchy_similarity == "encoder":
-            return cosine_similarity(self.W_enc[:, above].T, self.W_enc[:, below].T)
-        if self.cfg.hierarchy_similarity == "decoder":
-            return cosine_similarity(self.W_dec[above], self.W_dec[below])
-        coactivation = self.get_buffer(f"coactivation_{boundary}")
-        if self.cfg.hierarchy_similarity == "coactivation":
-            return coactivation_similarity(coactivation)
-        # The running means began at 0, and hold so much of the truth by now; in the quotient it cancels.
-        n_counted = -(-int(self.n_steps) // COACTIVATION_EVERY)
-        reached = 1 - COACTIVATION_MOMENTUM ** max(1, n_counted)
-        frequency = self.firing_frequency
-        return conditional_similarity(coactivation / reached, frequency[above] / reached, frequency[below] / reached)
-
-    def _view(self) -> _ForestView:
-        table, view = self.parents, self._forest_view
-        if view is None or view.table is not table or view.version != table._version:
-            view = _ForestView(table, table._version, table.to("cpu", copy=True), families_of(table))
-            self._forest_view = view
-        return view
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy's tensors count their versions anew, and the view would pass for that of another table.
-        return {**self.__dict__, "_forest_view": None}
 
 
 def check_architecture(cfg_path: Path) -> None:
