@@ -105,7 +105,7 @@ class ActiveEntries:
         return torch.stack([own.sum() for own in self._fired.split(self._n_entries.tolist())]) / self._found.shape[1]
 
     def smallest(self) -> list[torch.Tensor]:
-        """Smallest activation of every level, () each, infinite where nothing is active; outside of the gradient's graph."""
+        """Smallest activation of every level, () each, without gradient; infinite where nothing is active."""
         per_level = self.values.detach().split(self._n_entries.tolist())
         return [torch.cat([own[own > 0], own.new_tensor([torch.inf])]).min() for own in per_level]
 

@@ -1,8 +1,8 @@
 """BatchTopK levels: of a level's pre-activations on a batch the largest fire, L̂0 per token on average.
 
-L0 is thus exact and needs no λ (Bussmann et al., arXiv 2412.06410). A token's features then depend on which others are in its
-batch; so, as in SAELens, a running mean of the smallest activation that fired is kept for each level, and what is
-saved are JumpReLU levels with that threshold.
+L0 is thus exact and needs no λ (Bussmann et al., arXiv 2412.06410). A token's features then depend on which others
+are in its batch; so, as in SAELens, a running mean of the smallest activation that fired is kept for each level, and
+what is saved are JumpReLU levels with that threshold.
 """
 
 from __future__ import annotations
@@ -75,6 +75,6 @@ def follow_threshold(threshold: torch.Tensor, smallest: Sequence[torch.Tensor], 
 
 
 def _are_largest(values: torch.Tensor, n: int) -> torch.Tensor:
-    """Which of ``values`` (m,) are among the n largest and positive, (m,) bool; exactly n where values are equal, too."""
+    """Which of ``values`` (m,) are positive and among the n largest, never more than n of them, (m,) bool."""
     top = values.topk(min(n, len(values)), sorted=False)
     return torch.zeros_like(values, dtype=torch.bool).scatter_(0, top.indices, top.values > 0)

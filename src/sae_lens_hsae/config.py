@@ -21,6 +21,7 @@ ARCHITECTURE = "hsae"
 MAX_WEIGHTS = 2**48
 """Entries of the encoder beyond which sizes are nonsense; below it they can be computed with."""
 Similarity = Literal["encoder", "decoder", "coactivation", "conditional"]
+LevelActivationName = Literal["jumprelu", "batchtopk"]
 MEASURED_ON_ACTIVATIONS = ("coactivation", "conditional")
 """Similarities that parameters alone do not give."""
 
@@ -71,6 +72,8 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
     Args:
         level_widths: n_l, features per level, coarse to fine, strictly increasing; they add up to ``d_sae``.
         output_level: the level that ``decode`` and ``forward`` reconstruct from; −1 is the finest.
+        level_activation: "jumprelu", whose L0 λ steers to the target, or "batchtopk", whose L0 is exact; both are saved
+            as JumpReLU levels.
         target_l0: L̂0, active features per token at every level: one number, or one per level.
         structural_loss_coefficient: ρ, weight of the parent–children loss L_PC (§3.1).
         structural_loss_decay: steps [first, last] between which ρ falls linearly to 0; None keeps it constant.
@@ -109,6 +112,7 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
     )
     level_widths: list[int] = field(default_factory=list)
     output_level: int = -1
+    level_activation: LevelActivationName = "jumprelu"
     # On SAELens' command line a JSON number or list: its parser knows no "number or list" by itself.
     target_l0: float | list[float] = simple_parsing.field(default=50.0, type=json.loads)  # noqa: RUF009
     structural_loss_coefficient: float = 0.03
@@ -249,6 +253,12 @@ def _check_training(cfg: HierarchicalTrainingSAEConfig) -> None:
             _is_number(target) and 0 < target <= width,
             f"level {level} has {width} features, so its target must be above 0 and at most {width}",
         )
+    _check(
+        cfg,
+        "level_activation",
+        cfg.level_activation in get_args(LevelActivationName),
+        f"choose one of {', '.join(map(repr, get_args(LevelActivationName)))}",
+    )
     rho = "structural_loss_coefficient"
     _check(
         cfg,

@@ -45,7 +45,7 @@ class DenseActivations:
         return torch.stack([own.sum(-1, dtype=exact).mean() for own in self.levels.split(self._fired)])
 
     def smallest(self) -> list[torch.Tensor]:
-        """Smallest activation of every level, () each, infinite where nothing is active; outside of the gradient's graph."""
+        """Smallest activation of every level, () each, without gradient; infinite where nothing is active."""
         return [own.masked_fill(own <= 0, torch.inf).amin() for own in self.levels.split(self.values.detach())]
 
     def reconstruct(

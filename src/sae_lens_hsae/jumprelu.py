@@ -29,7 +29,8 @@ class JumpReLULevels(NamedTuple):
 
     def at(self, pre: torch.Tensor, features: torch.Tensor) -> Activated:
         # SAELens' functions sum a threshold's gradient over the first dimension: it has length 1 here.
-        of_entries = self._replace(threshold=self.threshold.index_select(0, features)).of_all(pre.unsqueeze(0))
+        threshold = self.threshold.to(pre.dtype).index_select(0, features)
+        of_entries = self._replace(threshold=threshold).of_all(pre.unsqueeze(0))
         return Activated(of_entries.values.squeeze(0), of_entries.fired.squeeze(0))
 
     def of_all(self, hidden_pre: torch.Tensor) -> Activated:

@@ -20,9 +20,9 @@ from sae_lens_hsae.sparsity_control import SparsityState, control_sparsity, foll
 class SparseLevels(LevelStack):
     """Mixed in before SAELens' training class.
 
-    Keeps ``l0_ema`` (L,), the running mean of every level's L0. With JumpReLU levels ``threshold`` (d_sae,) is learned, and
-    ``log_l0_coefficient`` (L,) is steered. With BatchTopK levels ``threshold`` is no parameter but a running mean, the same for all
-    features of a level, by which features fire outside of training.
+    Keeps ``l0_ema`` (L,), the running mean of every level's L0. With JumpReLU levels ``threshold`` (d_sae,) is learned
+    and ``log_l0_coefficient`` (L,) steered. With BatchTopK levels ``threshold`` is no parameter but a running mean, the
+    same for all features of a level, by which features fire outside of training.
     """
 
     log_l0_coefficient: torch.Tensor
@@ -86,9 +86,7 @@ class SparseLevels(LevelStack):
             self.l0_ema.copy_(follow_l0(self.l0_ema, l0, cfg.l0_ema_momentum))
             return
         target = torch.tensor(cfg.target_l0_per_level, device=l0.device)
-        state = control_sparsity(
-            self.sparsity(), l0, target, cfg.sparsity_rate, cfg.sparsity_gain, cfg.l0_ema_momentum
-        )
+        state = control_sparsity(self.sparsity(), l0, target, cfg.sparsity_rate, cfg.sparsity_gain, cfg.l0_ema_momentum)
         assert state.log_coefficient is not None
         self.log_l0_coefficient.copy_(state.log_coefficient)
         self.l0_ema.copy_(state.l0_ema)
