@@ -9,13 +9,13 @@ from host_helpers import runner_config, tiny_config, tiny_dataset, tiny_model, t
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks import FORK, on_ranks
-from sae_lens import SAE, BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 from sae_lens.saes.batchtopk_sae import BatchTopK
 from sae_lens.saes.sae import TrainStepInput
 from sae_lens.training.sae_trainer import SAETrainer
 from test_resume import assert_equal_states, batches, new_trainer, take_steps
 
-from sae_lens_hsae import training_sae
+from sae_lens_hsae import HierarchicalSAE, training_sae
 from sae_lens_hsae.batch_topk import BatchTopKLevels, follow_threshold
 from sae_lens_hsae.level_activation import PreActivations
 from sae_lens_hsae.levels import Levels
@@ -76,6 +76,7 @@ def test_without_hierarchy_it_is_independent_batch_topk_saes(batch, form, apply_
     start = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
     output = sae.training_forward_pass(step_input(batch, logging=True))
     output.loss.backward()
+    grads = {name: parameter.grad for name, parameter in sae.named_parameters() if parameter.grad is not None}
     assert type(output).__name__ == {"dense": "TrainStepOutput", "entries": "EntriesStepOutput"}[form]
     assert list(output.losses) == ["mse_loss"]
     total, features = 0.0, []
@@ -89,14 +90,11 @@ def test_without_hierarchy_it_is_independent_batch_topk_saes(batch, form, apply_
         theirs.loss.backward()
         total += theirs.loss.item()
         features.append(theirs.feature_acts.detach())
-        for ours, of_single in (
-            (sae.W_enc.grad[:, own], single.W_enc.grad),
-            (sae.b_enc.grad[own], single.b_enc.grad),
-            (sae.W_dec.grad[own], single.W_dec.grad),
-            (sae.b_dec.grad[level], single.b_dec.grad),
-        ):
-            assert of_single.abs().max() > 0
-            torch.testing.assert_close(ours, of_single)
+        parts = {"W_enc": (slice(None), own), "b_enc": own, "W_dec": own, "b_dec": level}
+        for name, of_single in single.named_parameters():
+            assert of_single.grad is not None
+            assert of_single.grad.abs().max() > 0
+            torch.testing.assert_close(grads[name][parts[name]], of_single.grad)
         # Theirs begins at 0, ours at the first batch.
         theirs_at_first = float(single.topk_threshold) / single.cfg.topk_threshold_lr
         assert sae.threshold[own].tolist() == pytest.approx([theirs_at_first] * WIDTHS[level], rel=1e-6)
@@ -151,12 +149,13 @@ def test_it_is_saved_as_jumprelu_levels(tmp_path, batch):
     sae = batch_topk_sae()
     sae.training_forward_pass(step_input(batch))
     sae.save_inference_model(tmp_path)
-    loaded = SAE.load_from_disk(tmp_path)
+    loaded = HierarchicalSAE.load_from_disk(tmp_path)
     batch = batch.flip(1)  # on the first one some activation is the threshold itself, to rounding
     torch.testing.assert_close(loaded.encode(batch), sae.encode(batch))
     for level, own in enumerate(sae.levels):
-        assert len(set(loaded.level_sae(level).threshold.tolist())) == 1
-        torch.testing.assert_close(loaded.level_sae(level).encode(batch), sae.encode(batch)[:, own])
+        plain = loaded.level_sae(level)
+        assert len(plain.threshold.unique()) == 1
+        torch.testing.assert_close(plain.encode(batch), sae.encode(batch)[:, own])
 
 
 @pytest.mark.parametrize("trainer_class", [SAETrainer, HierarchicalSAETrainer])
@@ -181,19 +180,15 @@ def test_a_checkpoint_of_the_other_levels_is_refused(tmp_path):
         batch_topk_sae().load_weights_from_checkpoint(tmp_path)
 
 
-def test_l0_of_other_batches_by_the_thresholds_is_near_the_target():
+def test_l0_of_other_tokens_by_the_thresholds_is_near_the_target():
     sae = batch_topk_sae(perturbation_rate=0.0)
-    optimizer = torch.optim.Adam(sae.parameters(), lr=3e-3)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(200):
-        output = sae.training_forward_pass(step_input(torch.randn(256, D_IN, generator=generator)))
-        output.loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    for _ in range(50):
+        sae.training_forward_pass(step_input(torch.randn(256, D_IN, generator=generator)))
     sae.eval()
     acts = sae.encode(torch.randn(8192, D_IN, generator=generator))
     l0 = [float((own > 0).sum(-1).float().mean()) for own in sae.levels.split(acts)]
-    assert l0 == pytest.approx(TARGETS, rel=0.05)
+    assert l0 == pytest.approx(TARGETS, rel=0.02)
 
 
 @pytest.mark.skipif(FORK is None, reason="the processes are forked")
