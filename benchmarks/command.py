@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.contestants import CONTESTANTS
+from benchmarks.goals import COMPARED, OF_TIME
 from benchmarks.growth import evaluation_growth, step_growth, update_growth
 from benchmarks.machine import machine
 from benchmarks.plan import Plan, plan_for
@@ -32,10 +33,18 @@ def main(arguments: Sequence[str] | None = None, plan: Plan | None = None) -> No
     folder, rounds, device = options.out, options.rounds, options.device
     folder.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {"machine": machine(device), "device": device, "rounds": rounds, "steps": []}
-    for size in plan.sizes:
+    sizes, names = (tuple(OF_TIME), COMPARED) if options.only_goals else (plan.sizes, tuple(CONTESTANTS))
+    for size in sizes:
         print(f"A step at {size}", flush=True)
-        record["steps"].append(measure_size(size, list(CONTESTANTS), rounds, device))
+        record["steps"].append(measure_size(size, names, rounds, device))
         _write(folder, record)
+    if not options.only_goals:
+        _measure_growth(record, plan, options)
+    print(f"\n{markdown(record)}\nWritten to {folder}")
+
+
+def _measure_growth(record: dict[str, Any], plan: Plan, options: argparse.Namespace) -> None:
+    folder, rounds, device = options.out, options.rounds, options.device
     print("How a step grows with the widths", flush=True)
     record["step_growth"] = step_growth(plan.growth, rounds, device)
     write_plots(record["step_growth"], folder)
@@ -49,12 +58,14 @@ def main(arguments: Sequence[str] | None = None, plan: Plan | None = None) -> No
     print("Waiting for activations of the language model", flush=True)
     record["waiting"] = measure_waiting(plan.waiting, plan.waiting_steps, device)
     _write(folder, record)
-    print(f"\n{markdown(record)}\nWritten to {folder}")
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="What a training step of HSAE costs.")
     parser.add_argument("--full", action="store_true", help="all sizes: hours; without it minutes on two cores")
+    parser.add_argument(
+        "--only-goals", action="store_true", help="only the sizes that have a goal of time, and what it compares"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda; on cuda the paper's size is measured too")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder to write to (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="turns that each contestant has (%(default)s)")

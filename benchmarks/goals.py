@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from benchmarks.contestants import HSAE, NO_HIERARCHY, SAELENS
+from benchmarks.contestants import DEFAULTS, ENCODER, HSAE, NO_HIERARCHY, SAELENS
 from benchmarks.plan import LARGE, MEDIUM, Size
 
 
@@ -31,6 +31,10 @@ OF_ALL_SIZES = (
     Goal(NO_HIERARCHY, "peak memory", 1.1),
     Goal(SAELENS, "peak memory", 1.0),
 )
+
+
+COMPARED = (HSAE, DEFAULTS, NO_HIERARCHY, SAELENS, ENCODER)
+"""The contestants that goals are about, the package's defaults, and the floor."""
 
 
 class Outcome(NamedTuple):

@@ -21,7 +21,7 @@ from benchmarks.contestants import (
     STOCK,
     Trained,
 )
-from benchmarks.goals import outcomes
+from benchmarks.goals import COMPARED, outcomes
 from benchmarks.memory import in_fresh_process, peak_bytes
 from benchmarks.naive import naive_structural_loss
 from benchmarks.parts import PARTS, _Clock, seconds_by_part
@@ -97,6 +97,17 @@ def test_a_run_writes_what_it_measured(tmp_path, capsys):
     page = (folder / "growth.html").read_text()
     assert SAELENS in page
     assert 'src="plotly.min.js"' in page
+
+
+def test_only_the_goals_are_measured_on_request(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("benchmarks.command.OF_TIME", {TINY: None})
+    main(["--only-goals", "--out", str(tmp_path), "--rounds", "2"])
+    record = json.loads((tmp_path / "results.json").read_text())
+    (size,) = record["steps"]
+    assert tuple(size["contestants"]) == COMPARED
+    assert not {"step_growth", "evaluation_growth", "update_growth", "waiting"} & set(record)
+    printed = capsys.readouterr().out
+    assert all(f"| {name} |" in printed for name in COMPARED)
 
 
 def test_contestants_begin_with_the_same_weights_and_losses():

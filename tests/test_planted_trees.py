@@ -447,11 +447,16 @@ def tiny_results() -> dict[str, Any]:
         others=other,
         as_stack=lambda sae: ([sae.level_sae(0), sae.level_sae(1)], sae.forest),  # type: ignore[attr-defined]
         n_samples=20_000,
+        true_parents_of=["HSAE"],
     )
 
 
 def test_training_recovers_much_of_a_tiny_forest(tiny_results):
-    assert list(tiny_results) == ["HSAE", "post hoc", "twin"]
+    assert list(tiny_results) == ["HSAE", "HSAE, true parents", "post hoc", "twin"]
+    with_true_parents = tiny_results["HSAE, true parents"]
+    assert with_true_parents.recovery.direct.precision == 1
+    assert with_true_parents.recovery.direct.f1 > tiny_results["HSAE"].recovery.direct.f1
+    assert with_true_parents.evaluation.levels == tiny_results["HSAE"].evaluation.levels
     for result in tiny_results.values():
         assert result.recovery.direct.precision > 0.4  # by chance it would be 1/8
         assert result.recovery.direct.recall > 0.2

@@ -12,7 +12,7 @@ from sae_lens_hsae.evaluation.wordnet.database import DEBIAN_FOLDER
 from sae_lens_hsae.reproduce import models, paper_tables
 from sae_lens_hsae.reproduce.figures import figures_of
 from sae_lens_hsae.reproduce.kept_cells import Cell, finish_cells
-from sae_lens_hsae.reproduce.models import IDEAS, MATRYOSHKA, MODELS, TRADE_OFF
+from sae_lens_hsae.reproduce.models import HSAE, IDEAS, MATRYOSHKA, MODELS, TRADE_OFF
 from sae_lens_hsae.reproduce.paper_tables import TABLES, Size, Stream, measure, reproduce
 from sae_lens_hsae.reproduce.planted import reproduce_planted
 from sae_lens_hsae.reproduce.tables import meaning_table, named_trees, paper_table, planted_table
@@ -138,7 +138,9 @@ def test_tables_hold_means_and_spreads_over_seeds():
 def test_every_model_is_judged_by_planted_trees(tmp_path):
     results = reproduce_planted("standard", tmp_path, seeds=1, steps=2, n_samples=2000)
     assert [result["model"] for result in results] == [
-        *IDEAS,
+        HSAE,
+        f"{HSAE}, true parents",
+        *[idea for idea in IDEAS if idea != HSAE],
         "HSAE (paper)",
         "post hoc",
         MATRYOSHKA,

@@ -16,7 +16,7 @@ from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.levels import Levels
 from sae_lens_hsae.presets import INDEPENDENT, PAPER
 from sae_lens_hsae.reproduce.kept_cells import Cell, finish_cells
-from sae_lens_hsae.reproduce.models import IDEAS, MATRYOSHKA, new_matryoshka
+from sae_lens_hsae.reproduce.models import HSAE, IDEAS, MATRYOSHKA, new_matryoshka
 
 SETTINGS = {setting.name: setting for setting in (STANDARD, EASY, SYNTH_SAE_BENCH_16K)}
 
@@ -48,7 +48,7 @@ def reproduce_planted(
         raise ValueError(f"setting={setting!r}: choose one of {', '.join(SETTINGS)}")
     chosen = SETTINGS[setting]
     steps = chosen.n_steps if steps is None else steps
-    name = f"planted-ideas-{setting}-v{chosen.version}-{steps}steps"
+    name = f"planted-{setting}-v{chosen.version}-{steps}steps"
     cells = [Cell(f"{name}-seed{seed}", recovered, (setting, seed, steps, n_samples, device)) for seed in range(seeds)]
     results = finish_cells(cells, folder, f"Planted trees, {setting}", workers)
     return [model for cell in results for model in cell["models"]]
@@ -59,7 +59,7 @@ def recovered(setting: str, seed: int, steps: int, n_samples: int, device: str) 
     chosen = SETTINGS[setting]
     others: dict[str, TrainingSAE[Any]] = {MATRYOSHKA: _matryoshka(chosen, seed, device)}
     models = IDEAS | {"HSAE (paper)": PAPER, "post hoc": INDEPENDENT}
-    results = compare(chosen, seed, models, others, _matryoshka_stack, steps, n_samples, device)
+    results = compare(chosen, seed, models, others, _matryoshka_stack, steps, n_samples, device, true_parents_of=[HSAE])
     return {"models": [result.to_dict() for result in results.values()]}
 
 

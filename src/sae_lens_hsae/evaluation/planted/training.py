@@ -13,10 +13,12 @@ from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_lens.util import temporary_seed
 
 from sae_lens_hsae.evaluation.hierarchy_metrics import evaluate_forest
+from sae_lens_hsae.evaluation.planted.concept_matching import match_features
 from sae_lens_hsae.evaluation.planted.tree_recovery import TreeRecovery
 from sae_lens_hsae.evaluation.planted.trees import BATCH_SIZE, N_SAMPLES, PlantedSetting, PlantedTrees, recover
+from sae_lens_hsae.evaluation.planted.true_forest import true_forest
 from sae_lens_hsae.evaluation.results import ForestEvaluation
-from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack
+from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack, level_saes
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.presets import INDEPENDENT
 from sae_lens_hsae.training_sae import HierarchicalTrainingSAE
@@ -70,6 +72,7 @@ def compare(
     n_steps: int | None = None,
     n_samples: int = N_SAMPLES,
     device: str = "cpu",
+    true_parents_of: Sequence[str] = (),
 ) -> dict[str, PlantedResult]:
     """Train models on one setting and seed, side by side on the same stream, and measure them all.
 
@@ -82,6 +85,7 @@ def compare(
         n_steps: of training; None takes the setting's.
         n_samples: to measure on.
         device: where everything happens.
+        true_parents_of: names of models whose levels are also measured under `true_forest`, as "…, true parents".
 
     Returns:
         One result per model, by name.
@@ -102,10 +106,8 @@ def compare(
     trained = train(trees, new_saes(trees, models) | dict(others), n_steps)
     seconds = time.perf_counter() - start
 
-    results = {}
-    for name, sae in trained.items():
-        levels, forest = as_stack(sae) if as_stack is not None and name in others else _stack(sae)
-        results[name] = PlantedResult(
+    def measured(name: str, levels: Sequence[LevelSAE] | SAEStack, forest: FeatureForest) -> PlantedResult:
+        return PlantedResult(
             setting=setting.name,
             version=setting.version,
             seed=seed,
@@ -115,6 +117,15 @@ def compare(
             evaluation=evaluate_forest(levels, forest, (x for x, _ in trees.samples(n_samples))),
             training_seconds=seconds,
         )
+
+    results = {}
+    for name, sae in trained.items():
+        levels, forest = as_stack(sae) if as_stack is not None and name in others else _stack(sae)
+        results[name] = measured(name, levels, forest)
+        if name in true_parents_of:
+            named = f"{name}, true parents"
+            matches = match_features(level_saes(levels), trees.samples(n_samples))
+            results[named] = measured(named, levels, true_forest(matches, trees.true_parents))
     return results
 
 

@@ -1,0 +1,195 @@
+"""Every check of a configuration's fields: what is wrong is named with its value and the remedy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from sae_lens.constants import DTYPE_MAP
+from sae_lens.saes.sae import SAEMetadata
+
+from sae_lens_hsae.levels import Levels
+from sae_lens_hsae.storage.json_files import is_count
+
+if TYPE_CHECKING:
+    from sae_lens_hsae.config import HierarchicalSAEConfig, HierarchicalTrainingSAEConfig
+
+ARCHITECTURE = "hsae"
+MAX_WEIGHTS = 2**48
+"""Entries of the encoder beyond which sizes are nonsense; below it they can be computed with."""
+Activation = Literal["jumprelu", "batchtopk"]
+Similarity = Literal["encoder", "decoder", "coactivation", "conditional"]
+
+
+def _check(cfg: object, name: str, holds: bool, remedy: str) -> None:
+    if not holds:
+        raise ValueError(f"{name}={getattr(cfg, name)!r}: {remedy}")
+
+
+def check_dict(config_dict: Any) -> None:
+    """Refuse what SAELens' ``from_dict`` would answer with an error that names no field."""
+    if not isinstance(config_dict, dict):
+        raise ValueError(f"a configuration is a dict, not {type(config_dict).__name__}; pass what to_dict() gave")
+    if config_dict.get("architecture") != ARCHITECTURE:
+        raise ValueError(f"architecture={config_dict.get('architecture')!r} is not {ARCHITECTURE!r}")
+    if missing := [name for name in ("d_in", "d_sae") if name not in config_dict]:
+        raise ValueError(f"{' and '.join(missing)} missing; pass what to_dict() gave, unshortened")
+    _check_metadata(config_dict.get("metadata", {}))
+
+
+def _check_metadata(metadata: Any) -> None:
+    # SAELens hands them over as a dict first, and makes each entry an attribute, which must not hide a method.
+    if isinstance(metadata, SAEMetadata):
+        return
+    if not isinstance(metadata, dict):
+        raise ValueError(f"metadata={metadata!r} is no dict; pass what to_dict() gave")
+    taken = [name for name in metadata if not isinstance(name, str) or name == "self" or hasattr(SAEMetadata, name)]
+    if taken:
+        raise ValueError(f"metadata has an entry {taken[0]!r}, which is no name for one; leave it out")
+
+
+def check_common(cfg: HierarchicalSAEConfig | HierarchicalTrainingSAEConfig) -> None:
+    _check(cfg, "d_in", _is_count(cfg.d_in), "it is the width of the activations: 1 or more")
+    _check(cfg, "d_sae", _is_count(cfg.d_sae), "it is the number of features of all levels together")
+    large = f"with d_sae={cfg.d_sae} no memory holds the weights; give the widths of the model and of the levels"
+    _check(cfg, "d_in", cfg.d_in * cfg.d_sae < MAX_WEIGHTS, large)
+    _check(cfg, "dtype", isinstance(cfg.dtype, str) and cfg.dtype in DTYPE_MAP, f"choose one of {', '.join(DTYPE_MAP)}")
+    _check(cfg, "device", _is_device(cfg.device), 'give the name of one, such as "cpu" or "cuda:0"')
+    _check(cfg, "apply_b_dec_to_input", isinstance(cfg.apply_b_dec_to_input, bool), "use True or False")
+    reshape = cfg.reshape_activations in ("none", "hook_z")
+    _check(cfg, "reshape_activations", reshape, 'use "none" or "hook_z"')
+    _check(
+        cfg,
+        "normalize_activations",
+        cfg.normalize_activations in ("none", "expected_average_only_in"),
+        'the levels share one constant scale of the activations; use "none" or "expected_average_only_in"',
+    )
+    _check_metadata(cfg.metadata)
+    _check(cfg, "level_widths", isinstance(cfg.level_widths, (list, tuple)), "give a list of the levels' widths")
+
+
+def check_levels(cfg: HierarchicalSAEConfig | HierarchicalTrainingSAEConfig) -> None:
+    levels = Levels(cfg.level_widths)  # type: ignore[arg-type]
+    cfg.level_widths = list(levels.widths)
+    _check(
+        cfg,
+        "d_sae",
+        cfg.d_sae == levels.n_features,
+        f"it is the number of features of all levels together; level_widths={cfg.level_widths} add up to "
+        f"{levels.n_features}, so set d_sae={levels.n_features}",
+    )
+    n = len(levels)
+    exists = isinstance(cfg.output_level, int) and -n <= cfg.output_level < n
+    _check(cfg, "output_level", exists, f"choose a level from {-n} to {n - 1}; −1 is the finest")
+
+
+def check_training(cfg: HierarchicalTrainingSAEConfig) -> None:
+    targets = cfg.target_l0 if isinstance(cfg.target_l0, Sequence) else [cfg.target_l0] * len(cfg.level_widths)
+    _check(
+        cfg,
+        "target_l0",
+        len(targets) == len(cfg.level_widths),
+        f"give one number, or one per level: there are {len(cfg.level_widths)} levels",
+    )
+    for level, (target, width) in enumerate(zip(targets, cfg.level_widths, strict=True)):
+        _check(
+            cfg,
+            "target_l0",
+            _is_number(target) and 0 < target <= width,
+            f"level {level} has {width} features, so its target must be above 0 and at most {width}",
+        )
+    rho = "structural_loss_coefficient"
+    _check(
+        cfg,
+        rho,
+        _is_number(cfg.structural_loss_coefficient) and cfg.structural_loss_coefficient >= 0,
+        "ρ must be 0 or more",
+    )
+    decay = cfg.structural_loss_decay
+    _check(
+        cfg,
+        "structural_loss_decay",
+        decay is None or (len(decay) == 2 and all(map(_is_number, decay)) and 0 <= decay[0] < decay[1]),
+        "give two steps, the first before the last, or None for a constant ρ",
+    )
+    _check(cfg, "perturbation_rate", _within(cfg.perturbation_rate, 0, 1), "r is a probability, from 0 to 1")
+    _check(cfg, "hierarchy_update_every", _is_count(cfg.hierarchy_update_every), "it counts steps: 1 or more")
+    _check(cfg, "hierarchy_first_update", _is_count(cfg.hierarchy_first_update), "it counts steps: 1 or more")
+    for name, choices in (("level_activation", Activation), ("hierarchy_similarity", Similarity)):
+        known = get_args(choices)
+        _check(cfg, name, getattr(cfg, name) in known, f"choose one of {', '.join(map(repr, known))}")
+    _check(
+        cfg,
+        "unassigned_fraction",
+        _within(cfg.unassigned_fraction, 0, 1) and cfg.unassigned_fraction < 1,
+        "it is a share of the children, at least 0 and below 1",
+    )
+    _check(
+        cfg,
+        "max_children",
+        cfg.max_children is None or _is_count(cfg.max_children),
+        "use 1 or more, or None for no limit",
+    )
+    _check(
+        cfg,
+        "freeze_hierarchy_after",
+        cfg.freeze_hierarchy_after is None or _is_count(cfg.freeze_hierarchy_after),
+        "it is a step, 1 or more, or None to keep updating",
+    )
+    first = min(cfg.hierarchy_first_update, cfg.hierarchy_update_every)
+    _check(
+        cfg,
+        "freeze_hierarchy_after",
+        cfg.freeze_hierarchy_after is None or cfg.freeze_hierarchy_after >= first,
+        f"the first forest is made at step {first}, so no feature would ever have a parent; freeze at {first} or later",
+    )
+    bar = cfg.minimum_similarity
+    _check(cfg, "minimum_similarity", bar is None or _is_number(bar), "give a number, or None for no bar")
+    _check(
+        cfg,
+        "minimum_similarity",
+        bar is None or bar < 0.1 or cfg.hierarchy_similarity != "coactivation",
+        'of "coactivation" it is a share of all tokens, which hardly any pair exceeds; use None',
+    )
+    for name in ("jumprelu_ste_to_input", "ghost_gradients", "whiten_encoder"):
+        _check(cfg, name, isinstance(getattr(cfg, name), bool), "use True or False")
+    seed = cfg.perturbation_seed
+    _check(cfg, "perturbation_seed", is_count(seed) and seed < 2**63, "give a whole number from 0 on, below 2^63")
+    norm = cfg.decoder_init_norm
+    _check(cfg, "decoder_init_norm", norm is None or (_is_number(norm) and norm > 0), "it must be above 0, or None")
+    for name in ("jumprelu_bandwidth", "sparsity_rate", "sparsity_gain"):
+        value = getattr(cfg, name)
+        _check(cfg, name, _is_number(value) and value > 0, "it must be above 0")
+    _check(
+        cfg,
+        "jumprelu_init_threshold",
+        _is_number(cfg.jumprelu_init_threshold) and cfg.jumprelu_init_threshold >= 0,
+        "θ must be 0 or more",
+    )
+    _check(
+        cfg,
+        "l0_ema_momentum",
+        _within(cfg.l0_ema_momentum, 0, 1) and cfg.l0_ema_momentum < 1,
+        "it must be at least 0 and below 1",
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_device(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and bool(torch.device(value))
+    except RuntimeError:
+        return False
+
+
+def _within(value: Any, low: float, high: float) -> bool:
+    return _is_number(value) and low <= value <= high
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
