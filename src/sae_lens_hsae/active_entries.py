@@ -1,8 +1,9 @@
 """The activations of a batch as their active entries: the few (feature, token) that carry value or gradient.
 
-JumpReLU's value lives where a pre-activation exceeds its threshold θ, its straight-through gradient within half a
-bandwidth ε of θ. Everything above θ − ε/2 is therefore an *entry*, and no loss nor gradient depends on the rest: of
-wide levels that leaves a few in a hundred. The encoder product finds them, and all that follows is done on them alone.
+Which they are the rule of activation says: with JumpReLU everything above θ − ε/2, as its value lives above the
+threshold θ and its straight-through gradient within half a bandwidth ε of it; with BatchTopK what fires. No loss nor
+gradient depends on the rest: of wide levels that leaves a few in a hundred. The encoder product finds them, and all
+that follows is done on them alone.
 `DenseActivations` is the plain form of the same; the two have the same values and gradients.
 
 Entries are ordered by feature, so the product is made that way round, (n_features, batch): the gradients of encoder and
@@ -16,9 +17,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from sae_lens.saes.jumprelu_sae import JumpReLU, Step
 
 from sae_lens_hsae.coactivation import follow_coactivation_of_entries
+from sae_lens_hsae.level_activation import LevelActivation, PreActivations
 from sae_lens_hsae.levels import Levels
 from sae_lens_hsae.perturbation import Replacement
 from sae_lens_hsae.row_products import sum_rows, sum_sorted_rows
@@ -36,32 +37,12 @@ class Encoder(NamedTuple):
     b_dec: torch.Tensor | None
 
 
-class PreActivations(NamedTuple):
-    """Pre-activations of a batch, without gradient, in the parts they are made of.
-
-    Attributes:
-        product: (n_features, batch).
-        bias: to be added, (n_features,).
-    """
-
-    product: torch.Tensor
-    bias: torch.Tensor
-
-    def above(self, limit: torch.Tensor) -> torch.Tensor:
-        """Where they are above a limit (n_features,): (n_features, batch) bool."""
-        return self.product > (limit - self.bias)[:, None]
-
-    def dense(self) -> torch.Tensor:
-        """(batch, n_features)."""
-        return (self.product + self.bias[:, None]).T
-
-
 class ActiveEntries:
     """What training asks of the activations of a batch, from their active entries.
 
     Attributes:
         features, tokens: of each entry, ordered by feature and token; (n,) int32.
-        values: its activation, which is 0 between θ − ε/2 and θ; (n,).
+        values: its activation, which is 0 where it only carries a gradient; (n,).
     """
 
     def __init__(
@@ -71,10 +52,8 @@ class ActiveEntries:
         x: torch.Tensor,
         pre_activations: PreActivations,
         encoder: Encoder,
-        threshold: torch.Tensor,
+        activation: LevelActivation,
         levels: Levels,
-        bandwidth: float,
-        ste_to_input: bool,
     ) -> None:
         """Gather the entries.
 
@@ -84,9 +63,8 @@ class ActiveEntries:
             x: what the encoder read, (batch, d_in).
             pre_activations: of all features; no gradient flows through them.
             encoder: the gradient's way to the parameters.
-            threshold: θ, (n_features,).
+            activation: the rule that found them.
             levels: of the features.
-            bandwidth: ε; ste_to_input: whether the estimator's gradient reaches the pre-activations.
         """
         self.pre_activations, self.levels = pre_activations, levels
         self._found, self._places = found, places
@@ -101,10 +79,7 @@ class ActiveEntries:
             batch * torch.arange(len(levels), dtype=torch.int32), self._n_entries
         )
         pre = _PreActivationsAt.apply(*encoder, x, *pre_activations, places, self.features, self._bags, levels)
-        # SAELens' functions sum a threshold's gradient over the first dimension: it has length 1 here.
-        own_threshold = threshold.index_select(0, self.features)
-        self.values = JumpReLU.apply(pre.unsqueeze(0), own_threshold, bandwidth, ste_to_input).squeeze(0)
-        self._fired = Step.apply(pre.unsqueeze(0), own_threshold, bandwidth, ste_to_input).squeeze(0)
+        self.values, self._fired = activation.at(pre, self.features)
 
     def dense(self) -> torch.Tensor:
         """(batch, n_features), outside of the gradient's graph."""
@@ -126,8 +101,13 @@ class ActiveEntries:
         return self.features[own][active].long() - level.start, self.tokens[own][active].long()
 
     def l0(self) -> torch.Tensor:
-        """Mean L0 of every level, (L,), with the straight-through gradient of JumpReLU."""
+        """Mean L0 of every level, (L,), with the gradient that the rule of activation gives it."""
         return torch.stack([own.sum() for own in self._fired.split(self._n_entries.tolist())]) / self._found.shape[1]
+
+    def smallest(self) -> list[torch.Tensor]:
+        """Smallest activation of every level, () each, without gradient; infinite where nothing is active."""
+        per_level = self.values.detach().split(self._n_entries.tolist())
+        return [torch.cat([own[own > 0], own.new_tensor([torch.inf])]).min() for own in per_level]
 
     def reconstruct(
         self, W_dec: torch.Tensor, b_dec: torch.Tensor, replaced: Sequence[Replacement] = ()

@@ -11,7 +11,15 @@ import simple_parsing
 from sae_lens.saes.sae import SAEConfig, TrainingSAEConfig
 from typing_extensions import override
 
-from sae_lens_hsae.config_checks import ARCHITECTURE, Similarity, check_common, check_dict, check_levels, check_training
+from sae_lens_hsae.config_checks import (
+    ARCHITECTURE,
+    Activation,
+    Similarity,
+    check_common,
+    check_dict,
+    check_levels,
+    check_training,
+)
 
 MEASURED_ON_ACTIVATIONS = ("coactivation", "conditional")
 """Similarities that parameters alone do not give."""
@@ -63,6 +71,8 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
     Args:
         level_widths: n_l, features per level, coarse to fine, strictly increasing; they add up to ``d_sae``.
         output_level: the level that ``decode`` and ``forward`` reconstruct from; −1 is the finest.
+        level_activation: "jumprelu", whose L0 λ steers to the target, or "batchtopk", whose L0 is exact; both are saved
+            as JumpReLU levels.
         target_l0: L̂0, active features per token at every level: one number, or one per level.
         structural_loss_coefficient: ρ, weight of the parent–children loss L_PC (§3.1).
         structural_loss_decay: steps [first, last] between which ρ falls linearly to 0; None keeps it constant.
@@ -101,6 +111,7 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
     )
     level_widths: list[int] = field(default_factory=list)
     output_level: int = -1
+    level_activation: Activation = "jumprelu"
     # On SAELens' command line a JSON number or list: its parser knows no "number or list" by itself.
     target_l0: float | list[float] = simple_parsing.field(default=50.0, type=json.loads)  # noqa: RUF009
     structural_loss_coefficient: float = 0.03

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 ARCHITECTURE = "hsae"
 MAX_WEIGHTS = 2**48
 """Entries of the encoder beyond which sizes are nonsense; below it they can be computed with."""
+Activation = Literal["jumprelu", "batchtopk"]
 Similarity = Literal["encoder", "decoder", "coactivation", "conditional"]
 
 
@@ -117,12 +118,9 @@ def check_training(cfg: HierarchicalTrainingSAEConfig) -> None:
     _check(cfg, "perturbation_rate", _within(cfg.perturbation_rate, 0, 1), "r is a probability, from 0 to 1")
     _check(cfg, "hierarchy_update_every", _is_count(cfg.hierarchy_update_every), "it counts steps: 1 or more")
     _check(cfg, "hierarchy_first_update", _is_count(cfg.hierarchy_first_update), "it counts steps: 1 or more")
-    _check(
-        cfg,
-        "hierarchy_similarity",
-        cfg.hierarchy_similarity in get_args(Similarity),
-        f"choose one of {', '.join(map(repr, get_args(Similarity)))}",
-    )
+    for name, choices in (("level_activation", Activation), ("hierarchy_similarity", Similarity)):
+        known = get_args(choices)
+        _check(cfg, name, getattr(cfg, name) in known, f"choose one of {', '.join(map(repr, known))}")
     _check(
         cfg,
         "unassigned_fraction",

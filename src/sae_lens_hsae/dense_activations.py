@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from sae_lens.saes.jumprelu_sae import Step
 
 from sae_lens_hsae.coactivation import follow_coactivation
 from sae_lens_hsae.levels import Levels
@@ -21,25 +20,16 @@ class DenseActivations:
         hidden_pre: pre-activations, of the same shape.
     """
 
-    def __init__(
-        self,
-        values: torch.Tensor,
-        hidden_pre: torch.Tensor,
-        threshold: torch.Tensor,
-        levels: Levels,
-        bandwidth: float,
-        ste_to_input: bool,
-    ) -> None:
+    def __init__(self, values: torch.Tensor, hidden_pre: torch.Tensor, fired: torch.Tensor, levels: Levels) -> None:
         """Keep what is given.
 
         Args:
             values: (batch, n_features); hidden_pre: pre-activations, of the same shape.
-            threshold: θ, (n_features,), of their dtype.
+            fired: 1 where they are active and 0 elsewhere, of the same shape, with the gradient that L0 has.
             levels: of the features.
-            bandwidth: ε; ste_to_input: whether the estimator's gradient reaches the pre-activations.
         """
         self.values, self.hidden_pre, self.levels = values, hidden_pre, levels
-        self._step = (hidden_pre, threshold, bandwidth, ste_to_input)
+        self._fired = fired
 
     def times_fired(self) -> torch.Tensor:
         """Tokens on which each feature is active, (n_features,)."""
@@ -50,10 +40,13 @@ class DenseActivations:
         follow_coactivation(running, self.values[:, above], self.values[:, below])
 
     def l0(self) -> torch.Tensor:
-        """Mean L0 of every level, (L,), with the straight-through gradient of JumpReLU."""
+        """Mean L0 of every level, (L,), with the gradient that the rule of activation gives it."""
         exact = torch.promote_types(self.values.dtype, torch.float32)
-        fired = self.levels.split(Step.apply(*self._step))
-        return torch.stack([own.sum(-1, dtype=exact).mean() for own in fired])
+        return torch.stack([own.sum(-1, dtype=exact).mean() for own in self.levels.split(self._fired)])
+
+    def smallest(self) -> list[torch.Tensor]:
+        """Smallest activation of every level, () each, without gradient; infinite where nothing is active."""
+        return [own.masked_fill(own <= 0, torch.inf).amin() for own in self.levels.split(self.values.detach())]
 
     def reconstruct(
         self, W_dec: torch.Tensor, b_dec: torch.Tensor, replaced: Sequence[Replacement] = ()

@@ -33,11 +33,11 @@ class SparsityState(NamedTuple):
     """State of the controller of all levels; both (n_levels,) float32.
 
     Attributes:
-        log_coefficient: log λ_l.
+        log_coefficient: log λ_l; None where L0 is exact and nothing is steered (`BatchTopKLevels`).
         l0_ema: running mean of L0_l; 0 before the first step.
     """
 
-    log_coefficient: torch.Tensor
+    log_coefficient: torch.Tensor | None
     l0_ema: torch.Tensor
 
 
@@ -49,6 +49,11 @@ def initial_state(n_levels: int, threshold: float, device: torch.device | str) -
     """
     start = torch.full((n_levels,), max(threshold, MIN_THRESHOLD), device=device)
     return SparsityState(2 * start.log(), torch.zeros(n_levels, device=device))
+
+
+def follow_l0(ema: torch.Tensor, l0: torch.Tensor, momentum: float) -> torch.Tensor:
+    """The running mean of every level's L0 after one more batch, (n_levels,); it begins with the first batch."""
+    return torch.where(ema == 0, l0, momentum * ema + (1 - momentum) * l0).clamp(min=MIN_L0)
 
 
 def control_sparsity(
@@ -66,10 +71,14 @@ def control_sparsity(
 
     Returns:
         The controller after the step.
+
+    Raises:
+        ValueError: if the state has no λ.
     """
-    first = state.l0_ema == 0
-    ema = torch.where(first, l0, momentum * state.l0_ema + (1 - momentum) * l0).clamp(min=MIN_L0)
-    velocity = torch.where(first, 0, (ema / state.l0_ema.clamp(min=MIN_L0)).log())
+    if state.log_coefficient is None:
+        raise ValueError("the state has no λ to steer")
+    ema = follow_l0(state.l0_ema, l0, momentum)
+    velocity = torch.where(state.l0_ema == 0, 0, (ema / state.l0_ema.clamp(min=MIN_L0)).log())
     mismatch = velocity + rate * (ema / target).log()
     log_coefficient = (state.log_coefficient + gain * mismatch).clamp(-LOG_COEFFICIENT_BOUND, LOG_COEFFICIENT_BOUND)
     return SparsityState(log_coefficient, ema)

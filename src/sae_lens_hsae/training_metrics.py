@@ -37,7 +37,8 @@ def level_metrics(
         mse = (reconstructions[level].float() - x).square().sum(-1).mean()
         metrics[f"level_{level}_l0"] = l0[level]
         metrics[f"level_{level}_l0_ema"] = sparsity.l0_ema[level].clone()
-        metrics[f"level_{level}_l0_coefficient"] = sparsity.log_coefficient[level].exp()
+        if sparsity.log_coefficient is not None:
+            metrics[f"level_{level}_l0_coefficient"] = sparsity.log_coefficient[level].exp()
         metrics[f"level_{level}_mse"] = mse
         metrics[f"level_{level}_explained_variance"] = 1 - mse / variance
         if dead is not None:

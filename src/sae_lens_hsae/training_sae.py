@@ -11,17 +11,17 @@ from numpy.typing import NDArray
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.saes.jumprelu_sae import JumpReLU
 from sae_lens.saes.sae import TrainCoefficientConfig, TrainingSAE, TrainStepInput, TrainStepOutput
-from torch import nn
 from typing_extensions import override
 
-from sae_lens_hsae.active_entries import MAX_DENSITY, ActiveEntries, Encoder, PreActivations
+from sae_lens_hsae.active_entries import MAX_DENSITY, ActiveEntries, Encoder
 from sae_lens_hsae.config import ARCHITECTURE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.dense_activations import DenseActivations
 from sae_lens_hsae.encoder_product import product_of_rows
 from sae_lens_hsae.ghost_gradients import ghost_gradient_loss
+from sae_lens_hsae.level_activation import PreActivations
 from sae_lens_hsae.perturbation import Replacement, draw_replaced, replacements
 from sae_lens_hsae.places import places_of
-from sae_lens_hsae.sparsity_control import SparsityState, control_sparsity, initial_state
+from sae_lens_hsae.sparse_levels import SparseLevels
 from sae_lens_hsae.step_output import EntriesStepOutput
 from sae_lens_hsae.storage.exact_storage import SUFFIX, as_bytes
 from sae_lens_hsae.storage.json_files import read_json_object
@@ -37,15 +37,13 @@ INFERENCE_TENSORS = ("W_enc", "b_enc", "threshold", "W_dec", "b_dec", "parents")
 """What of a training SAE's state the inference SAE has."""
 
 
-class HierarchicalTrainingSAE(WhitenedEncoder, UpdatedForest, TrainingSAE[HierarchicalTrainingSAEConfig]):
+class HierarchicalTrainingSAE(SparseLevels, WhitenedEncoder, UpdatedForest, TrainingSAE[HierarchicalTrainingSAEConfig]):
     """Trains all levels and their forest together (HSAE §3); any SAELens trainer or runner drives it.
 
-    Beyond the tensors of `LevelStack` it keeps what training needs and a checkpoint must hold: ``log_l0_coefficient``
-    and ``l0_ema`` (L,) of the sparsity control, and the tensors of `WhitenedEncoder` and `UpdatedForest`.
+    Beyond the tensors of `LevelStack` it keeps what training needs and a checkpoint must hold: those of `SparseLevels`,
+    `WhitenedEncoder` and `UpdatedForest`.
     """
 
-    log_l0_coefficient: torch.Tensor
-    l0_ema: torch.Tensor
     whole_batch_l0: Callable[[torch.Tensor], torch.Tensor] | None = None
     """Where processes share a batch: L0 of every level over all of it, of the L0 over this one's part, both (L,)."""
 
@@ -53,22 +51,10 @@ class HierarchicalTrainingSAE(WhitenedEncoder, UpdatedForest, TrainingSAE[Hierar
     def initialize_weights(self) -> None:
         super().initialize_weights()
         self._normalize_decoder()
-        kind: dict[str, Any] = {"dtype": torch.float32, "device": self.device}
-        # θ and the controller move by steps that a half-precision number of their size would round away.
-        self.threshold = nn.Parameter(torch.full((self.cfg.d_sae,), self.cfg.jumprelu_init_threshold, **kind))
-        n_levels = len(self.levels)
-        sparsity = initial_state(n_levels, self.cfg.jumprelu_init_threshold, self.device)
-        self.register_buffer("log_l0_coefficient", sparsity.log_coefficient)
-        self.register_buffer("l0_ema", sparsity.l0_ema)
-
-    @property
-    @override
-    def exact_tensors(self) -> tuple[str, ...]:
-        return (*super().exact_tensors, "threshold", "log_l0_coefficient", "l0_ema")
 
     def running_means(self) -> list[torch.Tensor]:
         """The buffers that follow the activations, linear in them: means over batches, of which means may be taken."""
-        return [*self.moments(), *self.shares_of_tokens()]
+        return [*self.moments(), *self.shares_of_tokens(), *self.running_thresholds()]
 
     def running_means_are_due(self) -> bool:
         """Whether the next training step begins by reading the running means."""
@@ -96,7 +82,7 @@ class HierarchicalTrainingSAE(WhitenedEncoder, UpdatedForest, TrainingSAE[Hierar
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         """One step's losses (HSAE §3.1): Σ_l (‖x̃_l − x‖² + λ_l L0_l) + ρ Σ L_PC, and ghost gradients.
 
-        In ``eval()`` the same losses without perturbation, and neither forest nor λ move.
+        BatchTopK levels have no λ. In ``eval()`` the same losses without perturbation, and neither forest nor λ move.
 
         Args:
             step_input: SAELens'; ``sae_in`` is (batch, d_in).
@@ -110,7 +96,7 @@ class HierarchicalTrainingSAE(WhitenedEncoder, UpdatedForest, TrainingSAE[Hierar
             ValueError: if activations are not ``d_in`` wide, or parameters are NaN or infinite.
         """
         replaced = self._begin_step(step_input)
-        sparsity = self._sparsity()
+        sparsity = self.sparsity()
         x = step_input.sae_in
         sae_in = self.process_sae_in(x)
         acts = self._activations(sae_in)
@@ -119,10 +105,9 @@ class HierarchicalTrainingSAE(WhitenedEncoder, UpdatedForest, TrainingSAE[Hierar
         errors = x.to(exact) - perturbed.to(exact)
         l0 = acts.l0()
         squared_errors = errors.square().sum(-1).mean(-1)
-        losses = {
-            "mse_loss": squared_errors.sum(),
-            "l0_loss": (sparsity.log_coefficient.exp() * l0).sum(),
-        }
+        losses = {"mse_loss": squared_errors.sum()}
+        if sparsity.log_coefficient is not None:
+            losses["l0_loss"] = (sparsity.log_coefficient.exp() * l0).sum()
         if self.cfg.structural_loss_coefficient > 0:
             rho = self.cfg.structural_loss_coefficient * decay_factor(self.n_steps, self.cfg.structural_loss_decay)
             losses["structural_loss"] = rho * self._structural_loss(acts)
@@ -245,20 +230,18 @@ class HierarchicalTrainingSAE(WhitenedEncoder, UpdatedForest, TrainingSAE[Hierar
 
     def _activations(self, sae_in: torch.Tensor) -> DenseActivations | ActiveEntries:
         """The activations in the form that is the cheaper one for this batch."""
-        straight_through = (self.levels, self.cfg.jumprelu_bandwidth, self.cfg.jumprelu_ste_to_input)
+        rule = self.activation_rule()
         if self._may_use_entries(sae_in):
             centre, bias = (tensor.detach() for tensor in self.centre_and_bias())
             pre = PreActivations(product_of_rows(self.W_enc.T, sae_in - centre), bias)
-            threshold = self.threshold.to(bias.dtype)
-            found = pre.above(threshold.detach() - self.cfg.jumprelu_bandwidth / 2)
+            found = rule.found(pre)
             places = places_of(found)
             if len(places) <= MAX_DENSITY * found.numel():
                 encoder = Encoder(self.W_enc, self.b_enc, self.b_dec if self.cfg.apply_b_dec_to_input else None)
-                return ActiveEntries(found, places, sae_in, pre, encoder, threshold, *straight_through)
+                return ActiveEntries(found, places, sae_in, pre, encoder, rule, self.levels)
         hidden_pre = self.hook_sae_acts_pre(self.hidden_pre(sae_in))
-        threshold = self.threshold.to(hidden_pre.dtype)
-        values = self.hook_sae_acts_post(JumpReLU.apply(hidden_pre, threshold, *straight_through[1:]))
-        return DenseActivations(values, hidden_pre, threshold, *straight_through)
+        values, fired = rule.of_all(hidden_pre)
+        return DenseActivations(self.hook_sae_acts_post(values), hidden_pre, fired, self.levels)
 
     def _may_use_entries(self, sae_in: torch.Tensor) -> bool:
         hooked = any(point.has_hooks() for point in (self.hook_sae_acts_pre, self.hook_sae_acts_post))
@@ -303,11 +286,6 @@ class HierarchicalTrainingSAE(WhitenedEncoder, UpdatedForest, TrainingSAE[Hierar
                 total = total + ghost_gradient_loss(error, pre, self.W_dec[mine])
         return total
 
-    @torch.compiler.disable()
-    def _sparsity(self) -> SparsityState:
-        # Copies, because a compiled graph keeps what it reads for its backward pass, which runs after _end_step.
-        return SparsityState(self.log_l0_coefficient.clone(), self.l0_ema.clone())
-
     @torch.no_grad()
     @torch.compiler.disable()
     def _end_step(self, acts: DenseActivations | ActiveEntries, l0: torch.Tensor, x: torch.Tensor) -> None:
@@ -319,16 +297,7 @@ class HierarchicalTrainingSAE(WhitenedEncoder, UpdatedForest, TrainingSAE[Hierar
         if self.whole_batch_l0 is not None:
             l0 = self.whole_batch_l0(l0)
         self.n_steps += 1
-        state = control_sparsity(
-            self._sparsity(),
-            l0,
-            torch.tensor(self.cfg.target_l0_per_level, device=l0.device),
-            self.cfg.sparsity_rate,
-            self.cfg.sparsity_gain,
-            self.cfg.l0_ema_momentum,
-        )
-        self.log_l0_coefficient.copy_(state.log_coefficient)
-        self.l0_ema.copy_(state.l0_ema)
+        self.follow_sparsity(acts, l0, step)
 
     @torch.no_grad()
     @torch.compiler.disable()

@@ -26,7 +26,8 @@ def add_reproduce(commands: Any) -> None:
         help="train and measure what a table compares",
         description="Train and measure what a table compares. Finished models and cells are kept in the output folder, "
         "and a later call does the rest. The paper's tables: main, mechanisms (ablated), trees (their shapes), "
-        "similarity (what makes a parent), tradeoff (ρ and r); ideas (beyond the paper, ablated); "
+        "similarity (what makes a parent), tradeoff (ρ and r); ideas (beyond the paper, ablated), "
+        "activation (JumpReLU or BatchTopK levels); "
         "all on all-MiniLM-L6-v2 reading WordNet's glosses. "
         "Ground truths: planted (trees that generated the activations), wordnet (the meaning of parent and child).",
     )

@@ -51,6 +51,9 @@ IDEAS: dict[str, dict[str, Any]] = {
 }
 """The defaults, and what each of the ideas in them is worth: the same without it."""
 
+BATCH_TOPK = "BatchTopK levels"
+"""The defaults, but for what makes features fire."""
+
 FADING = "paper, fading ρ"
 """The published method with the ρ of `fading`, which depends on the steps."""
 
@@ -66,6 +69,7 @@ MODELS: dict[str, dict[str, Any]] = IDEAS | {
     "binary tree": PAPER | {"max_children": 2},
     "decoder cosine": PAPER | {"hierarchy_similarity": "decoder"},
     "co-activation": PAPER | {"hierarchy_similarity": "coactivation"},
+    BATCH_TOPK: {"level_activation": "batchtopk"},
     MATRYOSHKA: {},
 }
 TRADE_OFF: dict[str, dict[str, Any]] = {

@@ -19,6 +19,7 @@ from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
 from sae_lens_hsae.reproduce.kept_cells import Cell, file_name, finish_cells, missing
 from sae_lens_hsae.reproduce.models import (
     BATCH_SIZE,
+    BATCH_TOPK,
     FADING,
     HSAE,
     IDEAS,
@@ -89,6 +90,7 @@ TABLES = {
     ),
     "trees": Table(("HSAE (paper)", "full tree", "fixed tree", "binary tree")),
     "similarity": Table(("HSAE (paper)", "decoder cosine", "co-activation")),
+    "activation": Table((HSAE, BATCH_TOPK)),
     "tradeoff": Table((HSAE, "ρ = 0", *TRADE_OFF)),
 }
 """The comparisons that `reproduce` makes, by name."""

@@ -17,7 +17,6 @@ from safetensors import SafetensorError
 from typing_extensions import Self, override
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
-from sae_lens_hsae.sparsity_control import SparsityState
 from sae_lens_hsae.step_output import EntriesStepOutput
 from sae_lens_hsae.storage.json_files import is_number, read_json_object
 from sae_lens_hsae.storage.whole_files import folder_written_whole
@@ -251,7 +250,7 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
         reconstructions = [sae.decode_level(output.feature_acts, level) for level in range(len(sae.levels))]
         self._watch.look(
             int(sae.n_steps),
-            SparsityState(sae.log_l0_coefficient, sae.l0_ema),
+            sae.sparsity(),
             self.dead_neurons,
             sae.parents,
             [variance_explained(output.sae_in, reconstruction) for reconstruction in reconstructions],

@@ -58,7 +58,9 @@ class TrainingWatch:
             variance_explained: of every level, on one batch.
         """
         for level, own in enumerate(self._levels):
-            self._look_at_sparsity(step, level, float(sparsity.l0_ema[level]), float(sparsity.log_coefficient[level]))
+            self._look_at_l0(step, level, float(sparsity.l0_ema[level]))
+            if sparsity.log_coefficient is not None:
+                self._look_at_coefficient(step, level, float(sparsity.log_coefficient[level]))
             share = float(dead[own].float().mean())
             if share > DEAD_SHARE:
                 self._say(
@@ -68,13 +70,15 @@ class TrainingWatch:
             self._look_at_family(step, level, parents[own])
             self._look_at_variance(step, level, variance_explained[level])
 
-    def _look_at_sparsity(self, step: int, level: int, l0: float, log_coefficient: float) -> None:
+    def _look_at_l0(self, step: int, level: int, l0: float) -> None:
         target = self._targets[level]
         if abs(l0 / target - 1) > L0_BAND:
             self._say(
                 "L0", level, step, f"L0 is {l0:.3g}, its target {target:g}; train longer, raise sparsity_rate, "
                 "or check that activations have norm about √d_in (normalize_activations)",
             )  # fmt: skip
+
+    def _look_at_coefficient(self, step: int, level: int, log_coefficient: float) -> None:
         if abs(log_coefficient) >= LOG_COEFFICIENT_BOUND:
             self._say(
                 "λ", level, step, f"λ is at its bound {math.exp(log_coefficient):.0e}, so L0 is steered no "

@@ -1,0 +1,54 @@
+"""What makes features active: the two rules, JumpReLU and BatchTopK, and what training asks of either."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+
+
+class PreActivations(NamedTuple):
+    """Pre-activations of a batch, without gradient, in the parts they are made of.
+
+    Attributes:
+        product: (n_features, batch).
+        bias: to be added, (n_features,).
+    """
+
+    product: torch.Tensor
+    bias: torch.Tensor
+
+    def above(self, limit: torch.Tensor) -> torch.Tensor:
+        """Where they are above a limit, () or (n_features,): (n_features, batch) bool."""
+        return self.product > (limit - self.bias)[:, None]
+
+    def of(self, level: slice) -> PreActivations:
+        """Those of one level."""
+        return PreActivations(self.product[level], self.bias[level])
+
+    def dense(self) -> torch.Tensor:
+        """(batch, n_features)."""
+        return (self.product + self.bias[:, None]).T
+
+
+class Activated(NamedTuple):
+    """Activations, and 1 where they are active and 0 elsewhere, both of the same shape and with their gradients."""
+
+    values: torch.Tensor
+    fired: torch.Tensor
+
+
+class LevelActivation(Protocol):
+    """A rule by which pre-activations of all levels become activations."""
+
+    def found(self, pre: PreActivations) -> torch.Tensor:
+        """Where there can be value or gradient, (n_features, batch) bool."""
+        ...
+
+    def at(self, pre: torch.Tensor, features: torch.Tensor) -> Activated:
+        """Of pre-activations where there can be value or gradient, (n,), and whose they are, (n,) int32."""
+        ...
+
+    def of_all(self, hidden_pre: torch.Tensor) -> Activated:
+        """Of all pre-activations, (batch, n_features)."""
+        ...
