@@ -27,7 +27,7 @@ MEASURED_ON_ACTIVATIONS = ("coactivation", "conditional")
 
 @dataclass
 class HierarchicalSAEConfig(SAEConfig):
-    """Configuration of a :class:`HierarchicalSAE` for inference.
+    """Configuration of a `HierarchicalSAE` for inference.
 
     Args:
         level_widths: features per level, coarse to fine, strictly increasing; they add up to ``d_sae``.
@@ -66,7 +66,7 @@ class HierarchicalSAEConfig(SAEConfig):
 
 @dataclass(kw_only=True)
 class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
-    """Configuration for training a :class:`HierarchicalTrainingSAE` (HSAE, arXiv 2602.11881).
+    """Configuration for training a `HierarchicalTrainingSAE` (HSAE, arXiv 2602.11881).
 
     Args:
         level_widths: n_l, features per level, coarse to fine, strictly increasing; they add up to ``d_sae``.

@@ -91,7 +91,7 @@ def parent_table(
     minimum_similarity: float | None = None,
     device: torch.device | str = "cpu",
 ) -> torch.Tensor:
-    """The forest of a stack of levels: :func:`choose_parents` at every boundary.
+    """The forest of a stack of levels: `choose_parents` at every boundary.
 
     Args:
         similarities: blocks of the similarity of each level boundary, coarse to fine.

@@ -164,7 +164,7 @@ class HierarchicalTrainingSAE(SparseLevels, WhitenedEncoder, UpdatedForest, Trai
 
     @override
     def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
-        """Finish training and save the :class:`HierarchicalSAE`: the saved forest belongs to the saved weights.
+        """Finish training and save the `HierarchicalSAE`: the saved forest belongs to the saved weights.
 
         Its files appear whole or not at all.
         """
