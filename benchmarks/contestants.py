@@ -97,11 +97,13 @@ def _trainer_config(sae: TrainingSAE[Any], size: Size) -> SAETrainerConfig:
     )
 
 
-def _hsae(
+def hsae(
     kind: type[HierarchicalTrainingSAE],
     fields: dict[str, Any],
     trainer_kind: type[SAETrainer[Any, Any]] = HierarchicalSAETrainer,
 ) -> Callable[[Size, Planted], Trained]:
+    """What makes an HSAE of a class, with these fields of its config, and its trainer."""
+
     def build(size: Size, planted: Planted) -> Trained:
         own: dict[str, Any] = {**fields, "jumprelu_bandwidth": BANDWIDTH}
         cfg = HierarchicalTrainingSAEConfig(
@@ -173,14 +175,14 @@ def _widths(size: Size, planted: Planted) -> torch.Tensor:
 
 
 CONTESTANTS: dict[str, Callable[[Size, Planted], Contestant]] = {
-    HSAE: _hsae(HierarchicalTrainingSAE, PAPER),
-    DEFAULTS: _hsae(HierarchicalTrainingSAE, {}),
-    NO_HIERARCHY: _hsae(HierarchicalTrainingSAE, INDEPENDENT),
-    STOCK: _hsae(HierarchicalTrainingSAE, PAPER, SAETrainer),
+    HSAE: hsae(HierarchicalTrainingSAE, PAPER),
+    DEFAULTS: hsae(HierarchicalTrainingSAE, {}),
+    NO_HIERARCHY: hsae(HierarchicalTrainingSAE, INDEPENDENT),
+    STOCK: hsae(HierarchicalTrainingSAE, PAPER, SAETrainer),
     SAELENS: _saelens_independent,
     MATRYOSHKA: _saelens_matryoshka,
-    PLAIN: _hsae(PlainHSAE, PAPER),
-    NAIVE: _hsae(NaiveHSAE, PAPER),
+    PLAIN: hsae(PlainHSAE, PAPER),
+    NAIVE: hsae(NaiveHSAE, PAPER),
     ENCODER: _encoder_product,
 }
 

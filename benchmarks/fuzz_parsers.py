@@ -25,7 +25,8 @@ from typing import Any
 atheris: Any = importlib.import_module("atheris")  # it has wheels for few systems, so nothing installs it
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 with atheris.instrument_imports(include=["sae_lens_hsae"]):
-    import test_untrusted_files as tested  # type: ignore[reportMissingImports] – on the path only now
+    import conftest  # type: ignore[reportMissingImports] – on the path only now
+    import hostile_files as tested  # type: ignore[reportMissingImports]
 
     from sae_lens_hsae import FeatureForest, HierarchicalSAE, HierarchicalSAEConfig, HierarchicalTrainingSAEConfig
     from sae_lens_hsae.forest.files import read_forest, write_forest
@@ -41,19 +42,19 @@ DEPTH = 20_000
 
 
 def forest(folder: Path) -> tuple[Path, Callable[[], object]]:
-    path = write_forest(tested.make_sae().forest, folder / "forest.json")
+    path = write_forest(conftest.make_sae().forest, folder / "forest.json")
     return path, lambda: read_forest(path)
 
 
 def configuration(folder: Path) -> tuple[Path, Callable[[], object]]:
     path = folder / "cfg.json"
-    path.write_text(json.dumps(tested.make_sae().cfg.get_inference_sae_cfg_dict()))
+    path.write_text(json.dumps(conftest.make_sae().cfg.get_inference_sae_cfg_dict()))
     return path, lambda: HierarchicalSAEConfig.from_dict(read_json_object(path))
 
 
 def training_configuration(folder: Path) -> tuple[Path, Callable[[], object]]:
     path = folder / "cfg.json"
-    path.write_text(json.dumps(tested.make_config().to_dict()))
+    path.write_text(json.dumps(conftest.make_config().to_dict()))
     return path, lambda: HierarchicalTrainingSAEConfig.from_dict(read_json_object(path))
 
 

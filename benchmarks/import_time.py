@@ -52,15 +52,16 @@ def parsed(report: str) -> ImportTime:
 
 
 def report(runs: Sequence[ImportTime], n_shown: int = 10) -> str:
-    """The ratio, and the modules that take most of it; medians over the runs."""
-    ratio = statistics.median(run.package / run.host for run in runs)
+    """The ratio with its range, and the modules that take most of it; medians over the runs."""
+    ratios = [run.package / run.host for run in runs]
     foreign = sorted({name for run in runs for name in run.own if name.partition(".")[0] != PACKAGE})
     own = {name: statistics.median(run.own.get(name, 0) for run in runs) for name in runs[0].own}
     costly = sorted(own, key=lambda name: -own[name])[:n_shown]
     whole = sum(own.values())
     return "\n".join(
         [
-            f"import {PACKAGE} takes {ratio:.1%} of what import {HOST} takes (median of {len(runs)} processes)",
+            f"import {PACKAGE} takes {statistics.median(ratios):.1%} of what import {HOST} takes "
+            f"(median of {len(runs)} processes, from {min(ratios):.1%} to {max(ratios):.1%})",
             f"modules of others that it adds: {', '.join(foreign) or 'none'}",
             *(f"{own[name] / whole:>6.1%}  {name}" for name in costly),
         ]

@@ -17,14 +17,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import cycle, pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.contestants import CONTESTANTS, PLAIN, Trained
+from benchmarks.contestants import hsae
 from benchmarks.memory import in_fresh_process, peak_bytes
+from benchmarks.naive import PlainHSAE
 from benchmarks.plan import Size
 from benchmarks.planted import plant
+from sae_lens_hsae.presets import PAPER
 from sae_lens_hsae.training.data_parallel import DataParallelTrainer
 from sae_lens_hsae.training.ranks import join
 
@@ -46,11 +48,18 @@ arranged."""
 DENSE_COPIES = 23
 """Of (batch, features) float32 numbers at the peak of a step in the dense form, which GPUs use. Both numbers were
 chosen to fit the check, on a CPU."""
+COUNTED_COPIES = 2
+"""Of the largest matrix of counts: those of the batch, before and after they are divided by its size."""
+SETTINGS: dict[str, dict[str, Any]] = {"paper": PAPER, "defaults": {}}
+"""Fields of the SAE's config. What decides here is whether the similarity is measured on activations."""
 CHECKED = (
-    Size(256, (256, 512, 1024, 2048), 64, 16),
-    Size(256, (256, 512, 1024, 2048), 1024, 16),
-    Size(512, (512, 1024, 2048, 4096), 512, 16),
-    Size(1024, (512, 1024, 2048, 4096), 64, 16),
+    (Size(256, (256, 512, 1024, 2048), 64, 16), "paper"),
+    (Size(256, (256, 512, 1024, 2048), 1024, 16), "paper"),
+    (Size(512, (512, 1024, 2048, 4096), 512, 16), "paper"),
+    (Size(1024, (512, 1024, 2048, 4096), 64, 16), "paper"),
+    (Size(256, (256, 512, 1024, 2048), 1024, 16), "defaults"),
+    (Size(512, (512, 1024, 2048, 4096), 512, 16), "defaults"),
+    (Size(256, (1024, 2048, 4096, 8192), 64, 16), "defaults"),
 )
 STEPS = 4
 
@@ -71,9 +80,15 @@ def step_bytes(d_in: int, n_features: int, n_levels: int, n_ranks: int) -> float
     return all_reduce_bytes(FLOAT * (parameters(d_in, n_features, n_levels) + n_features) + marks, n_ranks)
 
 
-def update_bytes(widths: Sequence[int], n_ranks: int) -> float:
-    """What each rank sends more per hierarchy update, if the similarity is measured on activations."""
-    return all_reduce_bytes(FLOAT * (sum(a * b for a, b in pairwise(widths)) + sum(widths)), n_ranks)
+def counts_bytes(widths: Sequence[int]) -> float:
+    """What a rank holds more if the similarity is measured on activations: how often parents and children co-fire."""
+    matrices = [n_parents * n_children for n_parents, n_children in pairwise(widths)]
+    return FLOAT * (sum(matrices) + COUNTED_COPIES * max(matrices))
+
+
+def doubling_widths(n_features: int, n_levels: int) -> list[int]:
+    """Widths of so many levels that double and add up to about so many features."""
+    return [round(n_features * 2**level / (2**n_levels - 1)) for level in range(n_levels)]
 
 
 def replica_bytes(d_in: int, n_features: int, n_levels: int, batch: int) -> float:
@@ -139,7 +154,7 @@ def layouts(d_in: int, n_features: int, n_levels: int, batch: int, n_ranks: int)
 
 def growth_table(n_ranks: int, flops: float) -> str:
     """From 16k to 10M features: what a rank holds, sends and computes."""
-    head = ["features", "parameters", "replica GB", "sharded GB", "sent GB", "SAE ms", *BANDWIDTHS]
+    head = ["features", "parameters", "replica GB", "counts GB", "sharded GB", "sent GB", "SAE ms", *BANDWIDTHS]
     lines = [head, ["---:"] * len(head)]
     for n_features in FEATURES:
         sizes = (D_IN, n_features, N_LEVELS, BATCH)
@@ -150,6 +165,7 @@ def growth_table(n_ranks: int, flops: float) -> str:
                 f"{n_features:,}",
                 f"{parameters(*sizes[:3]) / 1e6:,.0f} M",
                 f"{replica_bytes(*sizes) / GB:,.1f}",
+                f"{counts_bytes(doubling_widths(n_features, N_LEVELS)) / GB:,.1f}",
                 f"{sharded.held / GB:,.1f}",
                 f"{step_bytes(*sizes[:3], n_ranks) / GB:,.2f}",
                 f"{1e3 * times[0].sae:,.1f}",
@@ -181,23 +197,28 @@ def layout_table(n_features: int, n_ranks: int) -> str:
 
 def check_table() -> str:
     """The formulas against two real processes."""
-    lines = [["d_in, widths, batch per rank", "sent MB", "measured", "held MB", "measured"], ["---", *["---:"] * 4]]
-    for size in CHECKED:
-        sent, held = measured(size, 2)
+    head = ["d_in, widths, batch per rank", "settings", "sent MB", "measured", "held MB", "measured"]
+    lines = [head, ["---", "---", *["---:"] * 4]]
+    for size, setting in CHECKED:
+        sent, held = measured(size, setting, 2)
         n_levels = len(size.widths)
+        expected = replica_bytes(size.d_in, size.n_features, n_levels, size.batch)
+        if setting == "defaults":
+            expected += counts_bytes(size.widths)
         lines.append(
             [
                 f"{size.d_in}, {'/'.join(map(str, size.widths))}, {size.batch}",
+                setting,
                 f"{step_bytes(size.d_in, size.n_features, n_levels, 2) / 1e6:.1f}",
                 f"{sent / 1e6:.1f}",
-                f"{replica_bytes(size.d_in, size.n_features, n_levels, size.batch) / 1e6:.0f}",
+                f"{expected / 1e6:.0f}",
                 f"{held / 1e6:.0f}",
             ]
         )
     return _markdown(lines)
 
 
-def measured(size: Size, n_ranks: int) -> tuple[float, float]:
+def measured(size: Size, setting: str, n_ranks: int) -> tuple[float, float]:
     """Bytes that each of several processes sent per step, and the largest of their peaks of memory.
 
     What else goes over the loopback interface in the meantime is counted too.
@@ -207,12 +228,12 @@ def measured(size: Size, n_ranks: int) -> tuple[float, float]:
         port = listening.getsockname()[1]
     with ThreadPoolExecutor(n_ranks) as pool:
         results = list(
-            pool.map(lambda rank: in_fresh_process(_train_as_rank, rank, n_ranks, port, size), range(n_ranks))
+            pool.map(lambda rank: in_fresh_process(_train_as_rank, rank, n_ranks, port, size, setting), range(n_ranks))
         )
     return results[0][0], max(held for _, held in results)
 
 
-def _train_as_rank(rank: int, n_ranks: int, port: int, size: Size) -> tuple[float, int]:
+def _train_as_rank(rank: int, n_ranks: int, port: int, size: Size, setting: str) -> tuple[float, int]:
     surroundings = {"RANK": rank, "WORLD_SIZE": n_ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in surroundings.items()})
     torch.set_num_threads(1)
@@ -227,8 +248,7 @@ def _train_as_rank(rank: int, n_ranks: int, port: int, size: Size) -> tuple[floa
             yield batch
 
     def train() -> None:
-        contestant = CONTESTANTS[PLAIN](size, planted)
-        assert isinstance(contestant, Trained)
+        contestant = hsae(PlainHSAE, SETTINGS[setting])(size, planted)
         trainer = DataParallelTrainer.taking_over(contestant.trainers[0])
         trainer.ranks, trainer.data_provider = ranks, batches()
         trainer.cfg = replace(trainer.cfg, total_training_samples=STEPS * n_ranks * size.batch)

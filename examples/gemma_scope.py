@@ -5,24 +5,21 @@ pretrained SAEs of growing width that read the same activations. `evaluate_fores
 what comes out, and docs/explorer.md tells how to look at it.
 """
 
-import json
-from pathlib import Path
-
 from sae_lens import SAE
 
 from sae_lens_hsae import FeatureForest
+from sae_lens_hsae.forest.files import write_forest
 
 RELEASE = "gemma-scope-2b-pt-res-canonical"
 LEVELS = ["layer_12/width_16k/canonical", "layer_12/width_65k/canonical", "layer_12/width_262k/canonical"]
-OUTPUT = Path("runs/gemma_scope_layer_12.json")
+OUTPUT = "runs/gemma_scope_layer_12.json"
 
 
 def main() -> None:
     saes = [SAE.from_pretrained(RELEASE, level) for level in LEVELS]
     forest = FeatureForest.from_saes(saes)
     print(forest)
-    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
-    OUTPUT.write_text(json.dumps(forest.to_dict()))
+    write_forest(forest, OUTPUT)
 
 
 if __name__ == "__main__":

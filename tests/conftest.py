@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import torch
 from sae_lens.saes.sae import TrainStepInput
+from wordnet_helpers import tiny_synsets
 
 from sae_lens_hsae import HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig
+from sae_lens_hsae.evaluation.wordnet.database import WordNet
 from sae_lens_hsae.presets import PAPER
 
 WIDTHS = [4, 9, 20]
@@ -63,3 +65,9 @@ def _gradients_stay_on() -> Iterator[None]:
 @pytest.fixture
 def batch() -> torch.Tensor:
     return torch.randn(16, D_IN, generator=torch.Generator().manual_seed(7)) * 2
+
+
+@pytest.fixture
+def tiny() -> WordNet:
+    """A WordNet in which every answer is known."""
+    return WordNet(tiny_synsets())

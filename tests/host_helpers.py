@@ -8,6 +8,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import json
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from datasets import Dataset
 from sae_lens import SAE, HookedSAETransformer, LanguageModelSAERunnerConfig, LoggingConfig
 from sae_lens.saes.sae import TrainStepOutput
@@ -88,6 +90,39 @@ def save_tiny_gpt2(path: Path, n_layers: int = 2) -> Path:
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(path)
+    return path
+
+
+def write_train_flags(folder: Path, **overrides: Any) -> Path:
+    """A file of flags for ``hsae train``: twenty steps of 64 tokens, with a language model and text in ``folder``."""
+    save_tiny_gpt2(folder / "gpt2")
+    (folder / "text").mkdir()
+    rows = [" ".join(f"w{1 + (7 * i + j) % 97}" for j in range(40)) for i in range(120)]
+    (folder / "text" / "train.jsonl").write_text("\n".join(json.dumps({"text": row}) for row in rows))
+    flags = {
+        "level_widths": WIDTHS,
+        "d_in": D_MODEL,
+        "target_l0": 3,
+        "model_name": str(folder / "gpt2"),
+        "model_class_name": "AutoModelForCausalLM",
+        "hook_name": "transformer.h.0",
+        "dataset_path": str(folder / "text"),
+        "is_dataset_tokenized": False,
+        "streaming": False,
+        "context_size": CONTEXT,
+        "training_tokens": 20 * 64,
+        "train_batch_size_tokens": 64,
+        "store_batch_size_prompts": 4,
+        "n_batches_in_buffer": 4,
+        "n_batches_for_norm_estimate": 2,
+        "lr": 0.003,
+        "output_path": str(folder / "out"),
+        "checkpoint_path": str(folder / "checkpoints"),
+        "n_checkpoints": 1,
+        "log_to_wandb": False,
+    }
+    path = folder / "flags.yaml"
+    path.write_text(yaml.safe_dump(flags | overrides))
     return path
 
 

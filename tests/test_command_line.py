@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pty
+import signal
 import struct
 import subprocess
 import sys
@@ -15,17 +16,19 @@ from pathlib import Path
 import pandas
 import pytest
 import torch
-from host_helpers import runner_config, save_tiny_gpt2, tiny_config, tiny_dataset, train
+from host_helpers import runner_config, save_tiny_gpt2, tiny_config, tiny_dataset, tiny_model, train
 from sae_lens import LanguageModelSAETrainingRunner
+from test_resume import StopAt
 from tqdm.auto import tqdm
 
 import sae_lens_hsae
-from sae_lens_hsae import FeatureForest, HierarchicalSAE, cli
+from sae_lens_hsae import FeatureForest, HierarchicalSAE, HierarchicalSAETrainingRunner, cli
 from sae_lens_hsae.commands.outcome import CallError, Outcome
 from sae_lens_hsae.forest.files import write_forest
 from sae_lens_hsae.interpret.contrast import contrast, text_activations
 from sae_lens_hsae.interpret.dashboards.text import load_language_model
 from sae_lens_hsae.progress_bars import bars_on_terminals_only
+from sae_lens_hsae.training.runner import Interrupted
 
 HSAE = [sys.executable, "-W", "ignore", "-c", "from sae_lens_hsae.cli import main; main()"]
 EVERYONE = ["demo", "train", *cli.COMMANDS]
@@ -57,7 +60,7 @@ def test_the_version_is_the_packages(capsys):
         (torch.OutOfMemoryError("2 GiB"), "hsae push: OutOfMemoryError: 2 GiB (--debug shows where)", ""),
         (CallError("no such flag"), 2, "hsae push: no such flag\n"),
         (KeyboardInterrupt(), 130, "hsae push: interrupted\n"),
-        (SystemExit(143), 143, ""),
+        (Interrupted(signal.SIGTERM), 143, ""),
     ],
 )
 def test_errors_have_no_traceback_unless_asked_for(monkeypatch, capsys, error, code, said):
@@ -72,6 +75,22 @@ def test_errors_have_no_traceback_unless_asked_for(monkeypatch, capsys, error, c
     with pytest.raises(type(error)) as raised:
         cli.main(["push", "--debug", "folder", "someone/name"])
     assert raised.value is error
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("runner", [LanguageModelSAETrainingRunner, HierarchicalSAETrainingRunner])
+def test_a_stopped_run_ends_with_the_code_of_the_signal(monkeypatch, capsys, tmp_path, runner, number):
+    def stopped():
+        model = tiny_model()
+        StopAt(model, 11, number)
+        cfg = runner_config(tmp_path, checkpoint_path=None)
+        train(runner, cfg, override_model=model, override_dataset=tiny_dataset())
+
+    monkeypatch.setattr(cli, "demo", stopped)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["demo"])
+    assert end.value.code == 128 + number
+    assert capsys.readouterr().err.endswith("hsae demo: interrupted\n")
 
 
 def test_the_result_alone_is_on_stdout(monkeypatch, capsys):
@@ -169,6 +188,13 @@ def test_contrast_says_what_the_function_finds(trained, tmp_path, capsys):
     table = pandas.read_csv(tmp_path / "all.csv", index_col="feature", keep_default_na=False)
     assert table["auc"].tolist() == pytest.approx(expected.auc.tolist())
     assert table.loc[0, "label"] == "low words"
+
+    (trained / "out" / "labels.json").write_text('{"0": "found beside the model"}')
+    cli.main([*arguments[:4], "--json", "--output", str(tmp_path / "all.csv")])
+    capsys.readouterr()
+    table = pandas.read_csv(tmp_path / "all.csv", index_col="feature", keep_default_na=False)
+    assert table.loc[0, "label"] == "found beside the model"
+    (trained / "out" / "labels.json").unlink()
 
     cli.main(arguments)
     lines = capsys.readouterr().out.splitlines()

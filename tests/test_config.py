@@ -8,6 +8,8 @@ from conftest import make_config
 from sae_lens_hsae import HierarchicalSAEConfig, HierarchicalTrainingSAEConfig
 
 NAN = float("nan")
+TOO_LARGE = 10**400
+"""A whole number that JSON can hold and no float."""
 
 
 @pytest.mark.parametrize(
@@ -34,6 +36,9 @@ NAN = float("nan")
         ("structural_loss_coefficient", NAN, "ρ must be 0 or more"),
         ("structural_loss_decay", [400, 100], "the first before the last"),
         ("structural_loss_decay", [400], "give two steps"),
+        ("structural_loss_decay", True, "give two steps"),
+        ("structural_loss_decay", 0.5, "give two steps"),
+        ("structural_loss_decay", {0: 1, 1: 2}, "give two steps"),
         ("perturbation_rate", -0.01, "from 0 to 1"),
         ("perturbation_rate", 1.5, "from 0 to 1"),
         ("unassigned_fraction", -0.2, "at least 0 and below 1"),
@@ -47,12 +52,20 @@ NAN = float("nan")
         ("freeze_hierarchy_after", -1, "a step, 1 or more, or None"),
         ("freeze_hierarchy_after", 99, "the first forest is made at step 100"),
         ("output_level", 0.5, "choose a level from -3 to 2"),
+        ("output_level", True, "choose a level from -3 to 2"),
         ("jumprelu_bandwidth", 0.0, "above 0"),
         ("jumprelu_init_threshold", -1.0, "θ must be 0 or more"),
         ("sparsity_rate", 0.0, "above 0"),
         ("sparsity_gain", -1.0, "above 0"),
         ("l0_ema_momentum", 1.0, "below 1"),
+        ("l0_ema_momentum", TOO_LARGE, "below 1"),
+        ("target_l0", [2, 2, TOO_LARGE], "level 2 has 20 features"),
+        ("structural_loss_coefficient", TOO_LARGE, "ρ must be 0 or more, and below 2^63"),
+        ("jumprelu_init_threshold", 1e308, "θ must be 0 or more, and below 2^63"),
+        ("decoder_init_norm", 10**30, "above 0, or None; below 2^63"),
+        ("sparsity_gain", TOO_LARGE, "above 0, and below 2^63"),
     ],
+    ids=lambda value: "too large" if value == TOO_LARGE else None,
 )
 def test_bad_fields_are_refused_with_field_value_and_remedy(field, value, remedy):
     with pytest.raises(ValueError) as error:  # noqa: PT011 – the text is checked below

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, sys.argv[1])
 import pytest
-from test_faults import checkpoints_of, run_ours
+from own_runs import checkpoints_of, run_ours
 from host_helpers import tiny_model
 from test_resume import assert_equal_states
 from sae_lens_hsae.training.checkpoints import verify

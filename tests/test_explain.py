@@ -331,6 +331,12 @@ def test_the_command_says_what_is_wrong(saved, arguments, message):
     assert message in str(end.value.code)
 
 
+def test_no_text_costs_no_model(saved, monkeypatch):
+    monkeypatch.setattr("sae_lens_hsae.commands.explain.load_hierarchical_sae", lambda _: pytest.fail("it is loaded"))
+    with pytest.raises(SystemExit, match="text='' has no token"):
+        cli.main(["explain", str(saved), "--text", ""])
+
+
 def test_dashboards_of_other_weights_give_no_labels(saved):
     other = make_sae(d_in=384, seed=9)
     tokens, x = torch.zeros(2, 4, dtype=torch.int64), torch.randn(2, 4, 384)

@@ -856,6 +856,10 @@ def test_the_command_goes_from_a_saved_sae_to_its_page(saved, tmp_path, capsys):
     assert (saved / "dashboards" / "manifest.json").stat().st_mtime_ns == before, "dashboards are used again"
     assert blocks_of(tmp_path / "again.html")["vocabulary"] == blocks_of(page)["vocabulary"]
 
+    (saved / "labels.json").write_text('{"3": "found beside the model"}')
+    cli.main(["explore", str(saved)])
+    assert blocks_of(page)["forest"][0]["plain"]["labels"]["3"] == "found beside the model"
+
     cli.main(["explore", str(saved), "--explain", "The cat sat.", "--explain", "Birds"])
     blocks = blocks_of(page)
     assert blocks["forest"][0]["plain"]["texts"] == ["The cat sat.", "Birds"]

@@ -301,6 +301,8 @@ class TestFromDict:
             ({"schema_version": 2}, "schema_version=2 cannot be read, only 1; .* or a newer one"),
             ({"parents": [0] * 11}, r"parents\[0\] = 0"),
             ({"parents": ["x"] * 11}, "parents is not a list of integers"),
+            ({"parents": [10**400, [], *[-1] * 9]}, "parents is not a list of integers"),
+            ({"parents": [-1] * 10 + [2**63]}, "parents is not a list of integers"),
             ({"level_widths": [2, 4]}, "has 6 features"),
         ],
     )

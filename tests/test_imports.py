@@ -47,7 +47,7 @@ import time:         9 |          9 | atexit_things
     assert (found.host, found.package) == (150, 15)
     assert found.own == {"scipy.stats": 7, "sae_lens_hsae.forest": 3, "sae_lens_hsae": 5}
     lines = report([found, found], n_shown=2).splitlines()
-    assert "takes 10.0% of what import sae_lens takes (median of 2" in lines[0]
+    assert lines[0].endswith("takes 10.0% of what import sae_lens takes (median of 2 processes, from 10.0% to 10.0%)")
     assert lines[1] == "modules of others that it adds: scipy.stats"
     assert lines[2:] == [" 46.7%  scipy.stats", " 33.3%  sae_lens_hsae"]
     with pytest.raises(ValueError, match="sae_lens_hsae is not in the report"):

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from host_helpers import CONTEXT, D_MODEL, WIDTHS, save_tiny_gpt2
+from host_helpers import write_train_flags
 from sae_lens import SAE
 from safetensors.torch import load_file
 
@@ -30,35 +29,8 @@ def torchrun(*arguments, n_ranks=2, **surroundings):
 
 
 def test_the_command_trains_in_two_processes(tmp_path):
-    save_tiny_gpt2(tmp_path / "gpt2")
-    (tmp_path / "text").mkdir()
-    lines = [f'{{"text": "{" ".join(f"w{1 + (7 * i + j) % 97}" for j in range(40))}"}}' for i in range(120)]
-    (tmp_path / "text" / "train.jsonl").write_text("\n".join(lines))
-    flags = {
-        "level_widths": WIDTHS,
-        "d_in": D_MODEL,
-        "target_l0": 3,
-        "model_name": str(tmp_path / "gpt2"),
-        "model_class_name": "AutoModelForCausalLM",
-        "hook_name": "transformer.h.0",
-        "dataset_path": str(tmp_path / "text"),
-        "is_dataset_tokenized": False,
-        "streaming": False,
-        "context_size": CONTEXT,
-        "training_tokens": 20 * 64,
-        "train_batch_size_tokens": 64,
-        "store_batch_size_prompts": 4,
-        "n_batches_in_buffer": 4,
-        "n_batches_for_norm_estimate": 2,
-        "lr": 0.003,
-        "output_path": str(tmp_path / "out"),
-        "checkpoint_path": str(tmp_path / "checkpoints"),
-        "n_checkpoints": 1,
-        "log_to_wandb": False,
-        "evaluation_tokens": 300,
-    }
-    (tmp_path / "flags.yaml").write_text(yaml.safe_dump(flags))
-    done = torchrun("-m", "sae_lens_hsae", "train", "--config", tmp_path / "flags.yaml")
+    flags = write_train_flags(tmp_path, evaluation_tokens=300)
+    done = torchrun("-m", "sae_lens_hsae", "train", "--config", flags)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("The SAE is saved to") == 1, "rank 0 alone says the result"
     loaded = SAE.load_from_disk(str(tmp_path / "out"))

@@ -1,12 +1,22 @@
 """``hsae train`` and ``hsae evaluate``: where flags come from, what is refused, what is printed."""
 
 import json
+import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
 import torch
-from host_helpers import restored_signal_handlers, runner_config, save_tiny_gpt2, tiny_dataset, train
+from host_helpers import (
+    D_MODEL,
+    restored_signal_handlers,
+    runner_config,
+    save_tiny_gpt2,
+    tiny_dataset,
+    train,
+    write_train_flags,
+)
 from sae_lens import LanguageModelSAETrainingRunner
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -16,6 +26,8 @@ from sae_lens_hsae.commands.train import merged_flags, parse
 from sae_lens_hsae.commands.training_estimate import estimate
 from sae_lens_hsae.presets import LANGUAGE_MODELS, fading
 from sae_lens_hsae.sharing.saved_model import load_evaluation, load_hierarchical_sae
+from sae_lens_hsae.training.checkpoints import verify
+from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 
 
 def test_later_sources_win_and_d_sae_follows_from_the_widths(tmp_path):
@@ -48,6 +60,7 @@ def test_fading_falls_over_the_steps_of_the_run():
     given = {"training_tokens": ["102400"], "train_batch_size_tokens": ["1024"]}
     assert preset_flags(["fading"], given) == as_flags(fading(100))
     assert preset_flags(["gpt2", "fading"], {"training_tokens": ["102400"]})["structural_loss_decay"] == ["[28, 88]"]
+    assert preset_flags(["fading", "gpt2"], {"training_tokens": ["102400"]})["structural_loss_decay"] == ["[28, 88]"]
     with pytest.raises(ValueError, match="give --training_tokens"):
         preset_flags(["fading"], {})
     assert preset_names()[-1] == "fading"
@@ -100,6 +113,7 @@ def test_the_estimate_counts_what_there_is(tmp_path):
         (["--level_widths", "8", "4"], "not strictly increasing", False),
         (["--level_widths", "4", "eight"], "eight.*hsae train --help", True),
         (["--d_in"], "d_in.*hsae train --help", True),
+        (["--variance_floor", "high"], "variance_floor: invalid float value: 'high'; hsae train --help", True),
         (["4"], "belongs to no flag", True),
         (["--preset", "big"], "preset='big': choose one of paper", True),
         (["--config", "missing.yaml"], "missing.yaml", False),
@@ -132,6 +146,32 @@ def test_help_of_train_has_our_flags_and_the_papers_symbols(capsys):
     printed = capsys.readouterr().out
     for wanted in ("--preset", "--dry-run", "--variance_floor", "--lr_scheduler_name", "ρ", "L̂0", "n_l"):
         assert wanted in printed
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_is_stopped_ends_with_the_conventional_code_and_can_go_on(
+    tmp_path, monkeypatch, capsys, number, code
+):
+    flags = str(write_train_flags(tmp_path))
+    original, n_steps = HierarchicalSAETrainer._train_step, []
+
+    def step(trainer, *args, **kwargs):
+        n_steps.append(trainer.n_training_steps)
+        if len(n_steps) == 5:
+            os.kill(os.getpid(), number)
+        return original(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(HierarchicalSAETrainer, "_train_step", step)
+    with restored_signal_handlers(), pytest.raises(SystemExit) as end:
+        cli.main(["train", "--config", flags])
+    assert end.value.code == code
+    assert "Traceback" not in capsys.readouterr().err
+    (manifest,) = tmp_path.glob("checkpoints/*/*/manifest.json")
+    assert verify(manifest.parent).n_training_samples == 5 * 64
+    with restored_signal_handlers():
+        cli.main(["train", "--config", flags, "--resume_from_checkpoint", "auto"])
+    assert n_steps == list(range(20))
+    assert load_hierarchical_sae(tmp_path / "out").cfg.d_in == D_MODEL
 
 
 def test_evaluate_measures_what_evaluate_forest_does(tmp_path, capsys):

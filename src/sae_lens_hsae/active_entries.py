@@ -4,7 +4,7 @@ Which they are the rule of activation says: with JumpReLU everything above θ �
 threshold θ and its straight-through gradient within half a bandwidth ε of it; with BatchTopK what fires. No loss nor
 gradient depends on the rest: of wide levels that leaves a few in a hundred. The encoder product finds them, and all
 that follows is done on them alone.
-:class:`DenseActivations` is the plain form of the same; the two have the same values and gradients.
+`DenseActivations` is the plain form of the same; the two have the same values and gradients.
 
 Entries are ordered by feature, so the product is made that way round, (n_features, batch): the gradients of encoder and
 decoder are sums over one feature after the other, and what a step reads at a time, one decoder row and the tokens of

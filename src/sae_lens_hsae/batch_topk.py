@@ -21,7 +21,7 @@ THRESHOLD_MOMENTUM = 0.99
 
 
 class BatchTopKLevels(NamedTuple):
-    """The rule for one batch, as a :class:`LevelActivation`.
+    """The rule for one batch, as a `LevelActivation`.
 
     Attributes:
         levels: of the features.

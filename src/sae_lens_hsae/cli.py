@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from importlib.metadata import version
+from typing import Any
+
+from sae_lens.training._interruption import InterruptedException
 
 from sae_lens_hsae import __version__
 from sae_lens_hsae.commands.clarity import add_clarity, run_clarity
@@ -23,6 +28,7 @@ from sae_lens_hsae.progress_bars import bars_on_terminals_only
 from sae_lens_hsae.reproduce.command import add_reproduce, run_reproduce
 from sae_lens_hsae.sharing.command import add_convert, add_push, run_convert, run_push
 from sae_lens_hsae.training.ranks import is_first_launched, n_launched
+from sae_lens_hsae.training.runner import Interrupted
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], Outcome]] = {
     "evaluate": run_evaluate,
@@ -38,7 +44,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Outcome]] = {
     "convert": run_convert,
 }
 DEBUG = "--debug"
-CALL_ERROR, INTERRUPTED = 2, 130
+CALL_ERROR = 2
 EPILOG = """Results go to stdout, everything else to stderr, progress bars only to a terminal. Exit codes: 0; 1 where
 bad input or the machine kept it from being done; 2 on a wrong call; 130 on SIGINT, 143 on SIGTERM."""
 
@@ -58,11 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with bars_on_terminals_only():
             outcome = _run(chosen, arguments[1:])
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, InterruptedException) as error:
         if debug:
             raise
         print(f"hsae {chosen.command}: interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(_code_after(error))
     except CallError as error:
         if debug:
             raise
@@ -88,6 +94,17 @@ def _run(chosen: argparse.Namespace, arguments: Sequence[str]) -> Outcome | None
         return run_train(arguments) if chosen.command == "train" else COMMANDS[chosen.command](chosen)
 
 
+def _code_after(error: BaseException) -> Any:
+    if isinstance(error, Interrupted):
+        return error.code
+    number: int = signal.SIGINT
+    if isinstance(error, InterruptedException):
+        # That of SAELens' runner says which signal it was nowhere but in the handler that raised it.
+        *_, (handler, _) = traceback.walk_tb(error.__traceback__)
+        number = handler.f_locals.get("sig_num", number)
+    return 128 + number
+
+
 def _message(error: Exception) -> str:
     line = " ".join(str(error).split())
     if isinstance(error, (OSError, ValueError, ImportError)):
@@ -105,7 +122,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(DEBUG, action="store_true", help="show the traceback of an error, with any command")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser(
-        "demo", help="train a four-level forest on all-MiniLM-L6-v2, offline, and show some of its trees"
+        "demo",
+        help="train a four-level forest on all-MiniLM-L6-v2, offline, and show some of its trees",
+        description="Train a four-level forest on all-MiniLM-L6-v2, offline, on the READMEs and docstrings of the "
+        "installed Python packages; save it to runs/demo, measure it and show some of its trees. Minutes on two cores.",
     )
     commands.add_parser("train", help="train on a language model; SAELens' fields are flags", add_help=False)
     for add in (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -11,7 +10,7 @@ from sae_lens.constants import DTYPE_MAP
 from sae_lens.saes.sae import SAEMetadata
 
 from sae_lens_hsae.levels import Levels
-from sae_lens_hsae.storage.json_files import is_count
+from sae_lens_hsae.storage.json_files import is_count, is_number
 
 if TYPE_CHECKING:
     from sae_lens_hsae.config import HierarchicalSAEConfig, HierarchicalTrainingSAEConfig
@@ -81,7 +80,9 @@ def check_levels(cfg: HierarchicalSAEConfig | HierarchicalTrainingSAEConfig) -> 
         f"{levels.n_features}, so set d_sae={levels.n_features}",
     )
     n = len(levels)
-    exists = isinstance(cfg.output_level, int) and -n <= cfg.output_level < n
+    # True is no number of a level: as an index it would select all of them.
+    whole = isinstance(cfg.output_level, int) and not isinstance(cfg.output_level, bool)
+    exists = whole and -n <= cfg.output_level < n
     _check(cfg, "output_level", exists, f"choose a level from {-n} to {n - 1}; −1 is the finest")
 
 
@@ -97,21 +98,21 @@ def check_training(cfg: HierarchicalTrainingSAEConfig) -> None:
         _check(
             cfg,
             "target_l0",
-            _is_number(target) and 0 < target <= width,
+            is_number(target) and 0 < target <= width,
             f"level {level} has {width} features, so its target must be above 0 and at most {width}",
         )
     rho = "structural_loss_coefficient"
     _check(
         cfg,
         rho,
-        _is_number(cfg.structural_loss_coefficient) and cfg.structural_loss_coefficient >= 0,
-        "ρ must be 0 or more",
+        is_number(cfg.structural_loss_coefficient) and cfg.structural_loss_coefficient >= 0,
+        "ρ must be 0 or more, and below 2^63",
     )
     decay = cfg.structural_loss_decay
     _check(
         cfg,
         "structural_loss_decay",
-        decay is None or (len(decay) == 2 and all(map(_is_number, decay)) and 0 <= decay[0] < decay[1]),
+        decay is None or (_is_pair_of_numbers(decay) and 0 <= decay[0] < decay[1]),
         "give two steps, the first before the last, or None for a constant ρ",
     )
     _check(cfg, "perturbation_rate", _within(cfg.perturbation_rate, 0, 1), "r is a probability, from 0 to 1")
@@ -146,7 +147,7 @@ def check_training(cfg: HierarchicalTrainingSAEConfig) -> None:
         f"the first forest is made at step {first}, so no feature would ever have a parent; freeze at {first} or later",
     )
     bar = cfg.minimum_similarity
-    _check(cfg, "minimum_similarity", bar is None or _is_number(bar), "give a number, or None for no bar")
+    _check(cfg, "minimum_similarity", bar is None or is_number(bar), "give a number, or None for no bar")
     _check(
         cfg,
         "minimum_similarity",
@@ -156,17 +157,18 @@ def check_training(cfg: HierarchicalTrainingSAEConfig) -> None:
     for name in ("jumprelu_ste_to_input", "ghost_gradients", "whiten_encoder"):
         _check(cfg, name, isinstance(getattr(cfg, name), bool), "use True or False")
     seed = cfg.perturbation_seed
-    _check(cfg, "perturbation_seed", is_count(seed) and seed < 2**63, "give a whole number from 0 on, below 2^63")
+    _check(cfg, "perturbation_seed", is_count(seed), "give a whole number from 0 on, below 2^63")
     norm = cfg.decoder_init_norm
-    _check(cfg, "decoder_init_norm", norm is None or (_is_number(norm) and norm > 0), "it must be above 0, or None")
+    fits = norm is None or (is_number(norm) and norm > 0)
+    _check(cfg, "decoder_init_norm", fits, "it must be above 0, or None; below 2^63")
     for name in ("jumprelu_bandwidth", "sparsity_rate", "sparsity_gain"):
         value = getattr(cfg, name)
-        _check(cfg, name, _is_number(value) and value > 0, "it must be above 0")
+        _check(cfg, name, is_number(value) and value > 0, "it must be above 0, and below 2^63")
     _check(
         cfg,
         "jumprelu_init_threshold",
-        _is_number(cfg.jumprelu_init_threshold) and cfg.jumprelu_init_threshold >= 0,
-        "θ must be 0 or more",
+        is_number(cfg.jumprelu_init_threshold) and cfg.jumprelu_init_threshold >= 0,
+        "θ must be 0 or more, and below 2^63",
     )
     _check(
         cfg,
@@ -176,8 +178,8 @@ def check_training(cfg: HierarchicalTrainingSAEConfig) -> None:
     )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _is_pair_of_numbers(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(is_number, value))
 
 
 def _is_device(value: Any) -> bool:
@@ -188,7 +190,7 @@ def _is_device(value: Any) -> bool:
 
 
 def _within(value: Any, low: float, high: float) -> bool:
-    return _is_number(value) and low <= value <= high
+    return is_number(value) and low <= value <= high
 
 
 def _is_count(value: Any) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sae_lens.constants import SAE_CFG_FILENAME
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.sae import SAE, SAEMetadata
 from torch import nn
@@ -18,6 +19,7 @@ from sae_lens_hsae.forest import FeatureForest, validate_parents
 from sae_lens_hsae.levels import Levels
 from sae_lens_hsae.storage.exact_storage import SUFFIX, as_bytes, from_bytes
 from sae_lens_hsae.storage.model_files import check_model_files
+from sae_lens_hsae.storage.whole_files import files_written_whole
 
 if TYPE_CHECKING:
     _Base = SAE[Any]
@@ -65,7 +67,7 @@ class LevelStack(_Base):
 
     @override
     def process_sae_in(self, sae_in: torch.Tensor) -> torch.Tensor:
-        """Like SAELens', but leaves b_dec to :meth:`hidden_pre`: there is one per level and a single encoder product.
+        """Like SAELens', but leaves b_dec to `hidden_pre`: there is one per level and a single encoder product.
 
         Raises:
             ValueError: if the activations are not ``d_in`` wide.
@@ -205,6 +207,13 @@ class LevelStack(_Base):
         return out
 
     @override
+    def save_model(self, path: str | Path) -> tuple[Path, Path]:
+        """SAELens' ``save_model``; weights and configuration appear whole or not at all."""
+        with files_written_whole(Path(path), SAE_CFG_FILENAME) as aside:
+            weights, cfg = super().save_model(aside)
+        return Path(path) / weights.name, Path(path) / cfg.name
+
+    @override
     def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
         for name in self.exact_tensors:
             if name in state_dict:
@@ -245,7 +254,7 @@ class HierarchicalSAE(LevelStack, SAE[HierarchicalSAEConfig]):
     """A stack of JumpReLU levels and the forest of their features, for inference (HSAE §3).
 
     ``encode`` returns the activations of all levels, ``decode`` reconstructs from ``cfg.output_level``. For one level
-    by itself use :meth:`level_sae`, for the forest :attr:`forest`. Loaded by ``SAE.load_from_disk`` and
+    by itself use `level_sae`, for the forest `forest`. Loaded by ``SAE.load_from_disk`` and
     ``SAE.from_pretrained`` once ``sae_lens_hsae`` is imported. ``HierarchicalSAE.load_from_disk`` also checks the files
     before anything of them is read into memory: use it for files of unknown origin.
     """
@@ -276,7 +285,7 @@ class HierarchicalSAE(LevelStack, SAE[HierarchicalSAEConfig]):
 
     @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
-        """As in :class:`LevelStack`; of a training checkpoint, what inference has no use for is left out."""
+        """As in `LevelStack`; of a training checkpoint, what inference has no use for is left out."""
         super().process_state_dict_for_loading(state_dict)
         state_dict["threshold"] = state_dict["threshold"].to(self.dtype)
         for name in set(state_dict) - set(self.state_dict()):

@@ -44,7 +44,7 @@ def installed_text() -> Iterator[str]:
 def token_rows(
     tokenizer: PreTrainedTokenizerBase, n_tokens: int, context_size: int, end_token: int, seed: int = 0
 ) -> Dataset:
-    """Rows of ``context_size`` tokens from :func:`installed_text`, shuffled, in a column ``tokens``.
+    """Rows of ``context_size`` tokens from `installed_text`, shuffled, in a column ``tokens``.
 
     Args:
         n_tokens: how many tokens to take.

@@ -11,7 +11,7 @@ from sae_lens_hsae.level_activation import Activated, PreActivations
 
 
 class JumpReLULevels(NamedTuple):
-    """JumpReLU with SAELens' straight-through estimator, as a :class:`LevelActivation`.
+    """JumpReLU with SAELens' straight-through estimator, as a `LevelActivation`.
 
     Attributes:
         threshold: θ, (n_features,).

@@ -49,7 +49,7 @@ def dot_rows(table: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> to
 def sum_sorted_rows(
     weights: torch.Tensor, table: torch.Tensor, rows: torch.Tensor, bags: torch.Tensor, n_bags: int
 ) -> torch.Tensor:
-    """:func:`sum_rows` where ``bags`` ascend; not differentiable, as most of a gradient's steps need not be."""
+    """`sum_rows` where ``bags`` ascend; not differentiable, as most of a gradient's steps need not be."""
     counts = torch.bincount(bags, minlength=n_bags)
     offsets = (counts.cumsum(0) - counts).int()
     return embedding_bag(rows, table, offsets, mode="sum", per_sample_weights=weights)

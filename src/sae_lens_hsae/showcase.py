@@ -39,7 +39,7 @@ def train_and_show(
     """Train with SAELens' own runner, load what it saved, measure it and print some of its trees.
 
     Args:
-        cfg: SAELens' config with a :class:`HierarchicalTrainingSAEConfig`; needs an ``output_path``.
+        cfg: SAELens' config with a `HierarchicalTrainingSAEConfig`; needs an ``output_path``.
         rows: tokenised rows to train on; None takes ``cfg.dataset_path``.
         held_out: rows to measure on; None goes on in ``cfg.dataset_path`` where training stopped.
 

@@ -86,7 +86,7 @@ def structural_loss(acts: torch.Tensor, W_dec: torch.Tensor, families: Families)
     Args:
         acts: activations of all levels, (batch, n_features).
         W_dec: decoder rows of all levels, (n_features, d_in).
-        families: from :func:`families_of`.
+        families: from `families_of`.
 
     Returns:
         A scalar in float32, or float64 if ``acts`` is.

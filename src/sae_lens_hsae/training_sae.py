@@ -26,6 +26,7 @@ from sae_lens_hsae.step_output import EntriesStepOutput
 from sae_lens_hsae.storage.exact_storage import SUFFIX, as_bytes
 from sae_lens_hsae.storage.json_files import read_json_object
 from sae_lens_hsae.storage.model_files import check_tensor_file
+from sae_lens_hsae.storage.whole_files import files_written_whole
 from sae_lens_hsae.structural_loss import decay_factor
 from sae_lens_hsae.training.bad_batches import check_activations, check_losses
 from sae_lens_hsae.training_metrics import level_metrics
@@ -163,9 +164,14 @@ class HierarchicalTrainingSAE(SparseLevels, WhitenedEncoder, UpdatedForest, Trai
 
     @override
     def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
-        """Finish training and save the :class:`HierarchicalSAE`: the saved forest belongs to the saved weights."""
+        """Finish training and save the :class:`HierarchicalSAE`: the saved forest belongs to the saved weights.
+
+        Its files appear whole or not at all.
+        """
         self.finish_training()
-        return super().save_inference_model(path)
+        with files_written_whole(Path(path), SAE_CFG_FILENAME) as aside:
+            weights, cfg = super().save_inference_model(aside)
+        return Path(path) / weights.name, Path(path) / cfg.name
 
     @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What the commands on names and judgements read: a saved SAE's dashboards, and the text of its tokens."""
+"""What stands beside a saved SAE for the commands that name its features: dashboards, and the text of its tokens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
 from sae_lens_hsae.interpret.dashboards import Dashboards, dashboards_folder, fingerprint
+from sae_lens_hsae.interpret.labels import token_labels
 from sae_lens_hsae.interpret.token_text import token_texts
 from sae_lens_hsae.sharing.saved_model import load_hierarchical_sae
 
@@ -21,8 +23,30 @@ def read_collected(folder: Path) -> tuple[Dashboards, Callable[[int], str]]:
     from transformers import AutoTokenizer
 
     sae = load_hierarchical_sae(folder)
-    if not dashboards_folder(folder).is_dir():
+    dashboards = dashboards_beside(folder, sae)
+    if dashboards is None:
         raise FileNotFoundError(f"{folder} holds no dashboards; collect them: hsae explore {folder}")
-    dashboards = Dashboards.load(dashboards_folder(folder), fingerprint(sae, sae.forest))
     tokenizer: Any = AutoTokenizer.from_pretrained(sae.cfg.metadata.model_name)
     return dashboards, token_texts(tokenizer, range(len(tokenizer))).__getitem__
+
+
+def dashboards_beside(folder: Path, sae: HierarchicalSAE) -> Dashboards | None:
+    """The dashboards in the folder of a saved SAE; None if there are none.
+
+    Raises:
+        ValueError: if they are of other weights or cannot be read.
+    """
+    where = dashboards_folder(folder)
+    if not where.exists():
+        return None
+    try:
+        return Dashboards.load(where, fingerprint(sae, sae.forest))
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"{error} (hsae explore {folder} --renew)") from error
+
+
+def labels_by_tokens(dashboards: Dashboards | None, tokenizer: Any) -> dict[int, str]:
+    """A label of tokens for each feature; none without dashboards."""
+    if dashboards is None:
+        return {}
+    return token_labels(dashboards, token_texts(tokenizer, range(len(tokenizer))).__getitem__)

@@ -8,13 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sae_lens_hsae.commands.collected import dashboards_beside, labels_by_tokens
 from sae_lens_hsae.commands.outcome import Outcome, add_json
 from sae_lens_hsae.interpret.contrast import Contrast, contrast, text_activations
-from sae_lens_hsae.interpret.dashboards import Dashboards, dashboards_folder, fingerprint
 from sae_lens_hsae.interpret.dashboards.text import load_language_model
-from sae_lens_hsae.interpret.labels import token_labels
-from sae_lens_hsae.interpret.labels.files import read_labels
-from sae_lens_hsae.interpret.token_text import token_texts
+from sae_lens_hsae.interpret.labels.files import FLAG_HELP, labels_beside
 from sae_lens_hsae.sharing.saved_model import load_hierarchical_sae
 from sae_lens_hsae.storage.whole_files import file_written_whole
 
@@ -32,9 +30,7 @@ def add_contrast(commands: Any) -> None:
     parser.add_argument("a", help="a text file with one text per line, at least 8")
     parser.add_argument("b", help="the other set, in the same form")
     parser.add_argument("--output", help="also write every feature's numbers, as CSV, to this file")
-    parser.add_argument(
-        "--labels", help="a JSON object from flat feature index to label (others: their tokens, after hsae explore)"
-    )
+    parser.add_argument("--labels", help=FLAG_HELP)
     parser.add_argument("--max-tokens", type=int, default=128, help="of a text, the first (default: %(default)s)")
     parser.add_argument("--alpha", type=float, default=0.05, help="rate of false discoveries (default: %(default)s)")
     parser.add_argument(
@@ -50,14 +46,16 @@ def run_contrast(chosen: argparse.Namespace) -> Outcome:
     """Compare; the findings.
 
     Raises:
-        FileNotFoundError: if the folder holds no SAE, or there is no such file of texts.
-        ValueError: if a set is too small, or as `contrast`.
+        FileNotFoundError: if the folder holds no SAE, or there is no such file of texts or labels.
+        ValueError: if a set is too small, dashboards of other weights stand there, or as `contrast`.
     """
     if chosen.max_tokens < 2:
         raise ValueError(f"max_tokens={chosen.max_tokens} must be at least 2")
     texts = [read_texts(path) for path in (chosen.a, chosen.b)]
-    given = {} if chosen.labels is None else read_labels(chosen.labels)
-    sae = load_hierarchical_sae(chosen.folder)
+    folder = Path(chosen.folder)
+    given = labels_beside(folder, chosen.labels)
+    sae = load_hierarchical_sae(folder)
+    dashboards = dashboards_beside(folder, sae)
     model = load_language_model(sae)
     found = contrast(
         sae,
@@ -66,7 +64,7 @@ def run_contrast(chosen: argparse.Namespace) -> Outcome:
         alpha=chosen.alpha,
         localising_share=chosen.localising_share,
     )
-    labels = _labels_by_tokens(Path(chosen.folder), sae, model.tokenizer) | given
+    labels = labels_by_tokens(dashboards, model.tokenizer) | given
     if chosen.output:
         with file_written_whole(Path(chosen.output)) as aside:
             found.to_frame(labels).to_csv(aside)
@@ -76,15 +74,6 @@ def run_contrast(chosen: argparse.Namespace) -> Outcome:
 def read_texts(path: str | Path) -> list[str]:
     """The lines of a file that are not empty, each a text."""
     return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
-def _labels_by_tokens(folder: Path, sae: Any, tokenizer: Any) -> dict[int, str]:
-    """Names from the dashboards beside the SAE, if there are any of these weights."""
-    where = dashboards_folder(folder)
-    if not where.is_dir():
-        return {}
-    dashboards = Dashboards.load(where, fingerprint(sae, sae.forest))
-    return token_labels(dashboards, token_texts(tokenizer, range(len(tokenizer))).__getitem__)
 
 
 def _data(found: Contrast, labels: Mapping[int, str]) -> dict[str, Any]:

@@ -6,17 +6,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from sae_lens_hsae.commands.collected import dashboards_beside, labels_by_tokens
 from sae_lens_hsae.commands.outcome import Outcome, add_json
-from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
-from sae_lens_hsae.interpret.dashboards import Dashboards, dashboards_folder, fingerprint
 from sae_lens_hsae.interpret.dashboards.text import load_language_model
 from sae_lens_hsae.interpret.explain import Explanation, explain
+from sae_lens_hsae.interpret.explain.explain import check_text
 from sae_lens_hsae.interpret.explain.terminal import N_PATHS, drawn
-from sae_lens_hsae.interpret.labels import token_labels
-from sae_lens_hsae.interpret.labels.files import LABELS_FILENAME, read_labels
-from sae_lens_hsae.interpret.token_text import token_texts
+from sae_lens_hsae.interpret.labels.files import FLAG_HELP, labels_beside
 from sae_lens_hsae.sharing.saved_model import load_hierarchical_sae
-from sae_lens_hsae.storage.whole_files import files_written_whole
+from sae_lens_hsae.storage.whole_files import file_written_whole
 
 
 def add_explain(commands: Any) -> None:
@@ -31,11 +29,7 @@ def add_explain(commands: Any) -> None:
     parser.add_argument("folder", help="where the SAE was saved, such as runs/demo")
     parser.add_argument("--text", required=True, help="the text itself")
     parser.add_argument("--paths", type=int, default=N_PATHS, help="most paths per token (default: %(default)s)")
-    parser.add_argument(
-        "--labels",
-        help=f"a JSON object from flat feature index to label (default: {LABELS_FILENAME} in the folder, if it is "
-        "there; other features: their tokens, once hsae explore has read text)",
-    )
+    parser.add_argument("--labels", help=FLAG_HELP)
     parser.add_argument("--output", help="also write every feature on every token to this CSV file")
     add_json(parser)
 
@@ -46,9 +40,8 @@ def run_explain(chosen: argparse.Namespace) -> Outcome:
         raise ValueError(f"paths={chosen.paths} must be at least 1")
     explanation = explain_text(chosen.folder, chosen.text, chosen.labels)
     if chosen.output:
-        output = Path(chosen.output)
-        with files_written_whole(output.parent, output.name) as aside:
-            explanation.to_frame().to_csv(aside / output.name, index=False)
+        with file_written_whole(Path(chosen.output)) as aside:
+            explanation.to_frame().to_csv(aside, index=False)
     data = {
         "text": explanation.text,
         "tokens": explanation.levels_to_frame().to_dict("records"),
@@ -70,24 +63,10 @@ def explain_text(folder: str | Path, text: str, labels: str | Path | None = None
         ValueError: if it holds another architecture, dashboards of other weights stand there, the labels are no such
             object, or the text is empty or longer than the model takes.
     """
+    check_text(text)
     folder = Path(folder)
+    names = labels_beside(folder, labels)
     sae = load_hierarchical_sae(folder)
-    own = folder / LABELS_FILENAME
-    path = labels or (own if own.is_file() else None)
-    names = {} if path is None else read_labels(path)
-    dashboards = _dashboards(folder, sae)
+    dashboards = dashboards_beside(folder, sae)
     model = load_language_model(sae)
-    if dashboards is not None:
-        texts = token_texts(model.tokenizer, range(len(model.tokenizer)))
-        names = token_labels(dashboards, texts.__getitem__) | names
-    return explain(sae, model, text, labels=names)
-
-
-def _dashboards(folder: Path, sae: HierarchicalSAE) -> Dashboards | None:
-    where = dashboards_folder(folder)
-    if not where.exists():
-        return None
-    try:
-        return Dashboards.load(where, fingerprint(sae, sae.forest))
-    except (ValueError, FileNotFoundError) as error:
-        raise ValueError(f"{error} (hsae explore {folder} --renew)") from error
+    return explain(sae, model, text, labels=labels_by_tokens(dashboards, model.tokenizer) | names)

@@ -78,15 +78,16 @@ def preset_flags(names: Sequence[str], given: Mapping[str, list[str]]) -> dict[s
 
     Args:
         names: "paper", "independent", "fading" or a language model's.
-        given: flags that go over the presets'; "fading" reads from them how many steps there are.
+        given: flags that go over the presets'; "fading" reads from both, in any order, how many steps there are.
 
     Raises:
         CallError: if there is no such preset, or "fading" does not know the steps.
     """
     values: dict[str, Any] = {}
+    sized = {field: value for name in names for field, value in _SETS.get(name, {}).items()}
     for name in names:
         if name == "fading":
-            sizes = as_flags(values) | dict(given)
+            sizes = as_flags(sized) | dict(given)
             try:
                 tokens, batch = (int(sizes[flag][0]) for flag in ("training_tokens", "train_batch_size_tokens"))
             except (KeyError, ValueError) as error:

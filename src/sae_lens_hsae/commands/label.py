@@ -23,8 +23,19 @@ JUDGE_TEMPERATURE = 0.7
 
 def add_label_and_judge(commands: Any) -> None:
     """Add ``label`` and ``judge`` to the subparsers of the command ``hsae``."""
-    label = commands.add_parser("label", help="have a language model name the features of a saved SAE")
-    judge = commands.add_parser("judge", help="have a language model judge edges of a saved SAE's forest, and controls")
+    label = commands.add_parser(
+        "label",
+        help="have a language model name the features of a saved SAE",
+        description="Have a language model behind an OpenAI-compatible endpoint name every feature that fires, from "
+        "the contexts that hsae explore collected, coarse to fine. Answers are kept; a later call asks the rest.",
+    )
+    judge = commands.add_parser(
+        "judge",
+        help="have a language model judge edges of a saved SAE's forest, and controls",
+        description="Have a language model behind an OpenAI-compatible endpoint say for pairs of features whether "
+        "one is a special case of the other: edges of the forest, and controls that are none (HSAE App. C). Answers "
+        "are kept; a later call asks the rest.",
+    )
     for parser, output in ((label, LABELS_FILENAME), (judge, JUDGEMENTS_FILENAME)):
         parser.add_argument("folder", help="where the SAE was saved and hsae explore has collected its dashboards")
         parser.add_argument(
@@ -65,7 +76,8 @@ def _label(
     labels, replies = label_features(dashboards, text_of, endpoint)
     output = Path(chosen.output or folder / LABELS_FILENAME)
     _write(output, json.dumps({str(feature): label for feature, label in labels.items()}, indent=1, ensure_ascii=False))
-    said = f"{len(labels)} of {len(features)} features named in {output}; hsae explore --labels {output} shows them"
+    shown_by = f"hsae explore {folder}" + (f" --labels {output}" if chosen.output else "")
+    said = f"{len(labels)} of {len(features)} features named in {output}; {shown_by} shows them"
     return Outcome(
         "\n".join([said, *map(_report, replies)]),
         {"output": str(output), "n_named": len(labels), "n_features": len(features), "replies": _counts(*replies)},

@@ -19,6 +19,7 @@ from sae_lens_hsae.commands.outcome import Outcome, add_json
 from sae_lens_hsae.commands.train import parse, train
 from sae_lens_hsae.evaluation import ForestEvaluation
 from sae_lens_hsae.reproduce.kept_cells import Cell, finish_cells
+from sae_lens_hsae.storage.whole_files import file_written_whole
 
 ARGUMENTS = "${args}"
 EVALUATION_TOKENS = 50_000
@@ -100,7 +101,8 @@ def run_sweep(
             cells.append(Cell(f"run-{name}", measured, (words, configuration)))
     results = finish_cells(cells, output / "cells", f"Sweep {Path(path).stem}", workers)
     table = _table(results, list(sweep["parameters"]))
-    table.to_csv(output / f"{Path(path).stem}.csv", index=False)
+    with file_written_whole(output / f"{Path(path).stem}.csv") as aside:
+        table.to_csv(aside, index=False)
     return table
 
 

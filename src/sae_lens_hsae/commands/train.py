@@ -110,11 +110,11 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
     """
     own, given = _sources().parse_known_args(list(arguments))
     flags = merged_flags(own.preset, own.config, parse_flags(given))
-    _, rest = _beyond_saelens().parse_known_args(command_line(flags), own)
     said = io.StringIO()
     try:
-        # Of a flag that it does not know it prints its whole usage, and ends the process.
+        # Of a flag that they refuse both parsers print their whole usage, and end the process.
         with redirect_stderr(said):
+            _, rest = _beyond_saelens().parse_known_args(command_line(flags), own)
             return own, _parse_cfg_args(rest)
     except (argparse.ArgumentError, SystemExit) as error:
         what = error if isinstance(error, argparse.ArgumentError) else said.getvalue().rpartition("error: ")[2].strip()

@@ -27,7 +27,7 @@ def groups_and_prefixes(sae: JumpReLUSAE, prefix_widths: Sequence[int]) -> tuple
     """The groups of a Matryoshka SAE as levels, and its prefixes, which is what its levels reconstruct with.
 
     Args:
-        sae: from :func:`inference_sae`.
+        sae: from `inference_sae`.
         prefix_widths: SAELens' ``matryoshka_widths``: features up to the end of each group; the last is ``d_sae``.
 
     Returns:

@@ -7,22 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sae_lens_hsae.commands.collected import dashboards_beside
 from sae_lens_hsae.commands.outcome import Outcome, add_json
 from sae_lens_hsae.commands.text_flags import add_text, text_source
 from sae_lens_hsae.config import ARCHITECTURE
 from sae_lens_hsae.explorer.page import write_page
 from sae_lens_hsae.explorer.rows import TextSource, digest, text_rows
 from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
-from sae_lens_hsae.interpret.dashboards import (
-    Dashboards,
-    collect_dashboards,
-    dashboards_folder,
-    fingerprint,
-)
+from sae_lens_hsae.interpret.dashboards import collect_dashboards, dashboards_folder
 from sae_lens_hsae.interpret.dashboards.text import load_language_model, tokens_and_activations, unembedding_of
 from sae_lens_hsae.interpret.explain import explain
+from sae_lens_hsae.interpret.explain.explain import check_text
 from sae_lens_hsae.interpret.labels import token_labels
-from sae_lens_hsae.interpret.labels.files import read_labels
+from sae_lens_hsae.interpret.labels.files import FLAG_HELP, labels_beside
 from sae_lens_hsae.interpret.token_text import token_texts
 from sae_lens_hsae.storage.json_files import read_json_object
 
@@ -31,11 +28,17 @@ DEFAULT_TOKENS = 200_000
 
 def add_explore(commands: Any) -> None:
     """Add ``explore`` to the subparsers of the command ``hsae``."""
-    parser = commands.add_parser("explore", help="write a saved SAE's explorer page: one HTML file, no server")
+    parser = commands.add_parser(
+        "explore",
+        help="write a saved SAE's explorer page: one HTML file, no server",
+        description="Read text with a saved SAE and its own language model, keep what every feature fires on as "
+        "dashboards in FOLDER, and write the explorer page: one HTML file that opens from disk. Later calls use the "
+        "dashboards again and need neither text nor model.",
+    )
     parser.add_argument("folder", help="where the SAE was saved, such as runs/demo")
     parser.add_argument("--output", help="the page (default: explorer.html in the folder)")
     add_text(parser, DEFAULT_TOKENS)
-    parser.add_argument("--labels", help="a JSON object from flat feature index to label (others: their tokens)")
+    parser.add_argument("--labels", help=FLAG_HELP)
     parser.add_argument(
         "--explain", action="append", default=[], metavar="TEXT", help="also show this text, token by token; repeatable"
     )
@@ -73,7 +76,8 @@ def explore(
         output: the page; None puts ``explorer.html`` into the folder.
         n_tokens: tokens to read for the dashboards.
         text: what to read; None takes the installed packages' READMEs and docstrings.
-        labels: a JSON object from flat feature index to label; other features are named by their distinctive tokens.
+        labels: a JSON object from flat feature index to label; None takes ``labels.json`` in the folder, if there.
+            Other features are named by their distinctive tokens.
         renew: collect the dashboards again even where they stand.
         explained: texts to show token by token; for these the language model is loaded in any case.
 
@@ -85,6 +89,8 @@ def explore(
         ValueError: if it holds another architecture, the dashboards there are of other weights, the labels are no such
             object, the text is too short, or one to explain is empty or longer than the model takes.
     """
+    for each in explained:
+        check_text(each)
     folder = Path(folder)
     if not (folder / "cfg.json").is_file():
         raise FileNotFoundError(f"{folder} holds no cfg.json, so no saved SAE; give the folder it was saved to")
@@ -95,14 +101,10 @@ def explore(
             "FeatureForest and call collect_dashboards() and write_page()"
         )
     sae = HierarchicalSAE.load_from_disk(folder, device="cpu")
-    names = {} if labels is None else read_labels(labels)
+    names = labels_beside(folder, labels)
     where = dashboards_folder(folder)
-    dashboards = model = None
-    if where.exists() and not renew:
-        try:
-            dashboards = Dashboards.load(where, fingerprint(sae, sae.forest))
-        except (ValueError, FileNotFoundError) as error:
-            raise ValueError(f"{error} (hsae explore --renew, or renew=True)") from error
+    model = None
+    dashboards = None if renew else dashboards_beside(folder, sae)
     if dashboards is None or explained:
         model = load_language_model(sae)
     # First, so that a text that cannot be explained costs no collection.

@@ -43,7 +43,7 @@ class FeatureForest:
         self._levels = level_widths if isinstance(level_widths, Levels) else Levels(tuple(level_widths))
         try:
             table = torch.as_tensor(parents)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise ValueError(f"parents is not a list of integers ({error}); write {NO_PARENT} for no parent") from error
         validate_parents(table, self._levels)
         self._parents = table.detach().to("cpu", torch.int64, copy=True)

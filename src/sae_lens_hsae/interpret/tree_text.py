@@ -69,7 +69,7 @@ def draw_tree(forest: FeatureForest, scores: torch.Tensor, root: int, names: Map
     """One line per feature: its level and number, what it fires on, and its edge's score; children indented.
 
     Args:
-        names: text for every feature that :func:`shown_features` lists.
+        names: text for every feature that `shown_features` lists.
     """
     lines: list[str] = []
 

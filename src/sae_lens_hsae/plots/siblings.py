@@ -143,7 +143,7 @@ def sibling_map(
     """A map of the activations that trigger siblings, against those that trigger other features of the level.
 
     Args:
-        distances: from :func:`sibling_distances`; its numbers stand in the title.
+        distances: from `sibling_distances`; its numbers stand in the title.
         n_families: families shown in colour, those of most features; at most 8. All others are grey.
         reduce: from (n, d_in) to (n, 2); None takes UMAP by cosine, which the extra ``plots`` installs.
         names: text for some of the parents, by flat index.

@@ -53,7 +53,7 @@ def sparsity_curves(history: History, target_l0: float | Sequence[float]) -> go.
     """L0 of every level with its running mean against the target, and the coefficient λ that steers it (App. A.2).
 
     Args:
-        history: as for :func:`training_curves`.
+        history: as for `training_curves`.
         target_l0: ``cfg.target_l0``: one number, or one per level.
 
     Raises:

@@ -14,6 +14,7 @@ from sae_lens_hsae.reproduce.meaning import EntryWords, reproduce_meaning
 from sae_lens_hsae.reproduce.paper_tables import FULL, QUICK, TABLES, reproduce
 from sae_lens_hsae.reproduce.planted import SETTINGS, reproduce_planted
 from sae_lens_hsae.reproduce.tables import meaning_table, named_trees, paper_table, planted_table, write_table
+from sae_lens_hsae.storage.whole_files import file_written_whole
 
 QUICK_GLOSSES = 2_000
 
@@ -58,10 +59,12 @@ def run_reproduce(chosen: argparse.Namespace) -> Outcome:
         words = EntryWords(source.folder, QUICK_GLOSSES if chosen.quick else None)
         results = reproduce_meaning(source, words, cells, size, chosen.workers)
         name, table = "wordnet", meaning_table(results)
-        (chosen.output / "wordnet-trees.md").write_text(named_trees(results), encoding="utf-8")
+        with file_written_whole(chosen.output / "wordnet-trees.md") as aside:
+            aside.write_text(named_trees(results), encoding="utf-8")
     else:
         name, table = chosen.table, paper_table(reproduce(chosen.table, source, cells, size, chosen.workers))
     text = write_table(name, table, chosen.output)
     for title, figure in figures_of(table).items():
-        figure.write_html(chosen.output / f"{name}-{title}.html")
+        with file_written_whole(chosen.output / f"{name}-{title}.html") as aside:
+            figure.write_html(aside)
     return Outcome(text, table.values.to_dict("records"))

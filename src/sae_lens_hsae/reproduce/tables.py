@@ -10,6 +10,7 @@ from typing import Any
 import pandas
 
 from sae_lens_hsae.evaluation.wordnet.report import CHILDREN_SHOWN
+from sae_lens_hsae.storage.whole_files import file_written_whole
 
 Result = Mapping[str, Any]
 
@@ -141,9 +142,11 @@ def named_trees(results: Iterable[Result]) -> str:
 
 def write_table(name: str, table: ComparisonTable, folder: Path) -> str:
     """Write a table as ``name.csv`` and ``name.md`` into a folder, and return the Markdown."""
-    table.values.to_csv(folder / f"{name}.csv", index=False)
+    with file_written_whole(folder / f"{name}.csv") as aside:
+        table.values.to_csv(aside, index=False)
     text = table.markdown()
-    (folder / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+    with file_written_whole(folder / f"{name}.md") as aside:
+        aside.write_text(text + "\n", encoding="utf-8")
     return text
 
 

@@ -17,7 +17,7 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def from_bytes(stored: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Inverse of :func:`as_bytes`, whatever floating dtype the bytes were cast to meanwhile.
+    """Inverse of `as_bytes`, whatever floating dtype the bytes were cast to meanwhile.
 
     Args:
         stored: (…, b).

@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+MAX_NUMBER = 2**63
+"""JSON has whole numbers of any size. From here on they fit in no tensor, and nothing counted or set is as large."""
+
 
 def read_json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
@@ -26,8 +29,14 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def is_count(value: Any) -> bool:
-    """Whether a value is a whole number of 0 or more."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    """Whether a value is a whole number of 0 or more, below :data:`MAX_NUMBER`."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_NUMBER
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number below :data:`MAX_NUMBER`, either sign."""
+    # By comparison, which NaN fails: a whole number may be too large to be made a float.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -MAX_NUMBER < value < MAX_NUMBER
 
 
 def printable(text: object) -> str:

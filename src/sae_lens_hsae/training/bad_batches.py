@@ -6,6 +6,9 @@ import math
 from collections.abc import Iterable, Mapping
 
 import torch
+from sae_lens.training.activation_scaler import ActivationScaler
+from sae_lens.training.types import DataProvider
+from typing_extensions import Self, override
 
 from sae_lens_hsae.levels import Levels
 
@@ -15,6 +18,32 @@ class BadBatchError(ValueError):
 
     Nothing has changed by then, unless decoder rows were brought to unit norm: the next batch can follow.
     """
+
+
+class CheckedActivationScaler(ActivationScaler):
+    """SAELens' scaler, which would answer activations that are all zero with a ``ZeroDivisionError``."""
+
+    @classmethod
+    def like(cls, scaler: ActivationScaler) -> Self:
+        """With what another one has estimated."""
+        return cls(scaler.scaling_factor, scaler.whitening)
+
+    @override
+    def estimate_scaling_factor(
+        self, d_in: int, data_provider: DataProvider, n_batches_for_norm_estimate: int = 1000
+    ) -> None:
+        """SAELens' estimate.
+
+        Raises:
+            ValueError: if there is nothing to scale.
+        """
+        try:
+            super().estimate_scaling_factor(d_in, data_provider, n_batches_for_norm_estimate)
+        except ZeroDivisionError as error:
+            raise ValueError(
+                f"the activations of the {n_batches_for_norm_estimate} batches before training, which their scale is "
+                f"estimated from, are all zero; check the hook point and the text"
+            ) from error
 
 
 def check_activations(x: torch.Tensor, step: int) -> None:

@@ -98,7 +98,7 @@ def newest_valid(root: Path, runner_config: dict[str, Any]) -> Path | None:
     Args:
         root: folder of runs; each has a folder of checkpoints.
         runner_config: SAELens' configuration as a dict. A checkpoint of a run that computed something else is passed
-            over; see :data:`NOT_OF_THE_RUN`.
+            over; see `NOT_OF_THE_RUN`.
     """
     found: list[tuple[int, Path]] = []
     for checkpoint in sorted(path.parent for path in root.glob(f"[!.]*/[!.]*/{MANIFEST}")):

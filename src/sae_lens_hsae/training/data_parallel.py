@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
-from sae_lens_hsae.training.bad_batches import BadBatchError
+from sae_lens_hsae.training.bad_batches import BadBatchError, CheckedActivationScaler
 from sae_lens_hsae.training.ranks import Ranks, StepOfAll
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 from sae_lens_hsae.training_sae import HierarchicalTrainingSAE
@@ -33,7 +33,7 @@ class BadElsewhereError(BadBatchError):
 
 
 class DataParallelTrainer(HierarchicalSAETrainer):
-    """:class:`HierarchicalSAETrainer` on one of several ranks, each with ``1 / n_ranks`` of every batch.
+    """`HierarchicalSAETrainer` on one of several ranks, each with ``1 / n_ranks`` of every batch.
 
     The configuration is that of the whole: its batch size and numbers of samples are those of all ranks together.
     All methods are called on all ranks alike.
@@ -157,7 +157,7 @@ class DataParallelTrainer(HierarchicalSAETrainer):
                 )
 
 
-class SharedActivationScaler(ActivationScaler):
+class SharedActivationScaler(CheckedActivationScaler):
     """SAELens' scaler with one factor for all ranks, of what all have seen."""
 
     def __init__(self, scaler: ActivationScaler, ranks: Ranks) -> None:

@@ -47,7 +47,7 @@ class Ranks:
         timeout: seconds to wait for the others.
         control: gloo's group for small messages.
         roll_call: gloo's group for finding out who is missing, which no broken message has gone through.
-        began_here: whether :func:`join` made torch's groups, so that :meth:`leave` ends them.
+        began_here: whether `join` made torch's groups, so that `leave` ends them.
     """
 
     rank: int
@@ -116,7 +116,7 @@ class Ranks:
         return messages
 
     def leave(self) -> None:
-        """End what :func:`join` began."""
+        """End what `join` began."""
         if self.began_here:
             dist.destroy_process_group()
 

@@ -20,6 +20,7 @@ from sae_lens.training._interruption import InterruptedException
 from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.prefetch import PrefetchingIterator
 from sae_lens.training.sae_trainer import SAETrainer
+from safetensors import SafetensorError
 from typing_extensions import override
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
@@ -54,7 +55,7 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
     one SAE, data-parallel: ``train_batch_size_tokens`` and ``training_tokens`` are those of all together.
 
     Args:
-        cfg: SAELens' config with a :class:`HierarchicalTrainingSAEConfig` in ``sae``.
+        cfg: SAELens' config with a `HierarchicalTrainingSAEConfig` in ``sae``.
         forest_logging: what of the forest goes to W&B, beyond the curves; None is nothing.
         max_bad_batches: batches of NaN or infinite numbers to skip before one ends the run.
         keep_checkpoints: how many checkpoints of the run stay, the newest; None keeps all.
@@ -63,10 +64,10 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
     Raises:
         ValueError: if ``cfg.sae`` is of another architecture, prefetching is on while checkpoints are to be written,
             the checkpoint to resume is damaged or of another run, the forest cannot be logged as asked for, or the
-            batch, the text or the GPUs cannot be divided among the processes; from :meth:`run`, if W&B would refuse the
+            batch, the text or the GPUs cannot be divided among the processes; from `run`, if W&B would refuse the
             name of the artifacts.
         OSError: if ``output_path`` or ``checkpoint_path`` cannot be written to.
-        Interrupted: from :meth:`run`, once the checkpoint is written.
+        Interrupted: from `run`, once the checkpoint is written.
     """
 
     @override
@@ -163,7 +164,7 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
 
     @override
     def run_trainer_with_interruption_handling(self, trainer: SAETrainer[Any, Any]) -> TrainingSAE[Any]:
-        """Train with :class:`HierarchicalSAETrainer` in place of the given trainer."""
+        """Train with `HierarchicalSAETrainer` in place of the given trainer."""
         ours = self._own_trainer(trainer)
         if self.forest_logging.trees and self.is_first:
             ours.after_update = self._forest_log.after_update
@@ -199,8 +200,14 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         if not self.is_first:
             sae.finish_training()  # as saving does, so that all ranks return the SAE that is saved
             return
-        with files_written_whole(Path(output_path), SAE_CFG_FILENAME) as aside:
-            super().save_final_sae(sae, str(aside), log_feature_sparsity)
+        try:
+            with files_written_whole(Path(output_path), SAE_CFG_FILENAME) as aside:
+                super().save_final_sae(sae, str(aside), log_feature_sparsity)
+        except (OSError, SafetensorError) as error:
+            raise OSError(
+                f"the model could not be written to {output_path!r} ({error}); what stood there is as it was. Make "
+                f'room, or choose another output_path, and go on with resume_from_checkpoint="auto"'
+            ) from error
         if self.forest_logging.explorer:
             self._forest_log.explorer(output_path)
 

@@ -18,9 +18,9 @@ from typing_extensions import Self, override
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.step_output import EntriesStepOutput
-from sae_lens_hsae.storage.json_files import read_json_object
+from sae_lens_hsae.storage.json_files import is_number, read_json_object
 from sae_lens_hsae.storage.whole_files import folder_written_whole
-from sae_lens_hsae.training.bad_batches import BadBatchError, check_parameters
+from sae_lens_hsae.training.bad_batches import BadBatchError, CheckedActivationScaler, check_parameters
 from sae_lens_hsae.training.checkpoints import Manifest, delete_older, write_manifest
 from sae_lens_hsae.training.trainer_state import check_trainer_state, read_trainer_state
 from sae_lens_hsae.training.watch import TrainingWatch, is_look_due, variance_explained
@@ -30,7 +30,7 @@ FUSED_ADAM_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig]):
-    """Trains a :class:`HierarchicalTrainingSAE` as ``SAETrainer`` does, with these differences.
+    """Trains a `HierarchicalTrainingSAE` as ``SAETrainer`` does, with these differences.
 
     - Adam runs fused, one kernel for all parameters, on the devices that have one.
     - Decoder rows are of unit norm after each step, not only before the next: checkpoints and logs see them so.
@@ -71,6 +71,7 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
         """Go on with the state of another trainer, which sees what becomes of it: they share their attributes."""
         ours = cls.__new__(cls)
         ours.__dict__ = trainer.__dict__
+        ours.activation_scaler = CheckedActivationScaler.like(trainer.activation_scaler)
         ours._use_fused_adam()
         ours._drop_passed_checkpoints()
         return ours
@@ -101,8 +102,7 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
         check_trainer_state(state, self.optimizer, self.lr_scheduler.state_dict(), self.sae.cfg.d_sae)
         scaler = read_json_object(folder / ACTIVATION_SCALER_CFG_FILENAME)
         factor = scaler.get("scaling_factor", "missing")
-        positive = isinstance(factor, (int, float)) and not isinstance(factor, bool) and 0 < factor < math.inf
-        if not (factor is None or positive) or scaler.get("has_whitening") is not False:
+        if not (factor is None or (is_number(factor) and factor > 0)) or scaler.get("has_whitening") is not False:
             raise ValueError(
                 f"{str(folder / ACTIVATION_SCALER_CFG_FILENAME)!r} is damaged: scaling_factor={factor!r} must be a "
                 f"positive number or null, and has_whitening false; resume from another checkpoint"

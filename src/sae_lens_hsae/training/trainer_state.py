@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from sae_lens_hsae.storage.json_files import is_count, printable
+from sae_lens_hsae.storage.json_files import is_count, is_number, printable
 
 GLOBALS = {"torch._utils _rebuild_tensor_v2", "collections OrderedDict"}
 """All that a trainer state needs, beside torch's storages."""
@@ -47,7 +47,7 @@ def check_trainer_state(
     """Check that a state is one of this optimizer, this schedule and so many features; nothing is changed.
 
     Args:
-        state: from :func:`read_trainer_state`.
+        state: from `read_trainer_state`.
         optimizer: Adam, as SAELens makes it.
         lr_scheduler: a state of the schedule.
 
@@ -114,7 +114,7 @@ def _fits(value: Any, like: Any) -> bool:
     if like is None or isinstance(like, bool):
         return value is None or isinstance(value, bool)
     if isinstance(like, (int, float)):
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return is_number(value)
     if isinstance(like, (list, tuple)):
         same = isinstance(value, (list, tuple)) and len(value) == len(like)
         return same and all(_fits(entry, own) for entry, own in zip(value, like, strict=True))

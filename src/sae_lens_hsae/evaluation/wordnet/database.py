@@ -1,6 +1,6 @@
 """WordNet's synsets and their hypernyms: concepts whose generality is known without asking a language model.
 
-:func:`read_wordnet` reads the database files of Debian's ``wordnet-base`` (format: wndb(5WN)). NLTK's reader cannot:
+`read_wordnet` reads the database files of Debian's ``wordnet-base`` (format: wndb(5WN)). NLTK's reader cannot:
 it asks for ``lexnames`` and ``index.sense`` as well, and opens no folder outside NLTK's own data.
 
 Nouns and verbs have hypernyms, adjectives and adverbs none. So that any two synsets have a concept in common,

@@ -85,7 +85,7 @@ def contrast(
         levels: one SAE per level, coarse to fine, or one object for all (``HierarchicalSAE``).
         forest: who is whose parent among their features.
         a: the one set; each item holds the activations of one text, (tokens, d_in) or (d_in,), as
-            :func:`text_activations` gives them. A tensor (n, d_in) is n texts of one token.
+            `text_activations` gives them. A tensor (n, d_in) is n texts of one token.
         b: the other set.
         alpha: rate of false discoveries among the significant features.
         localising_share: least share of a parent's difference for which a child alone stands for it.

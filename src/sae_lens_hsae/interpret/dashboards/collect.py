@@ -1,6 +1,6 @@
 """Feature dashboards: what every feature of a forest fires on, computed in one pass over text.
 
-:func:`collect_dashboards` reads a stream of (tokens, activations) and returns :class:`Dashboards`, a fixed number of
+`collect_dashboards` reads a stream of (tokens, activations) and returns `Dashboards`, a fixed number of
 numbers per feature however long the stream. They are saved beside the model and read by the explorer page.
 """
 

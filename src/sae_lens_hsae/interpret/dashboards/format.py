@@ -97,7 +97,7 @@ class Dashboards:
 
     Attributes:
         settings: how much was kept.
-        fingerprint: of the SAEs' weights and the forest, see :func:`fingerprint`.
+        fingerprint: of the SAEs' weights and the forest, see `fingerprint`.
         level_widths: features of each level.
         n_tokens: tokens counted.
         n_contexts: contexts read.
@@ -193,12 +193,12 @@ class Dashboards:
         return (self.n_with_any_child.double() / either).masked_fill(~has_children, torch.nan)
 
     def save(self, folder: str | Path) -> None:
-        """See :func:`save_dashboards`."""
+        """See `save_dashboards`."""
         save_dashboards(self, folder)
 
     @classmethod
     def load(cls, folder: str | Path, expected_fingerprint: str | None = None) -> Dashboards:
-        """See :func:`load_dashboards`."""
+        """See `load_dashboards`."""
         return load_dashboards(folder, expected_fingerprint)
 
 
@@ -233,7 +233,7 @@ def save_dashboards(dashboards: Dashboards, folder: str | Path) -> None:
 
 
 def load_dashboards(folder: str | Path, expected_fingerprint: str | None = None) -> Dashboards:
-    """Read what :func:`save_dashboards` wrote.
+    """Read what `save_dashboards` wrote.
 
     Args:
         expected_fingerprint: of the SAEs and forest the dashboards must be of; None takes any.

@@ -23,7 +23,7 @@ def save_progress(path: Path, parts: Mapping[str, Any], about: Mapping[str, Any]
     Args:
         path: the file.
         parts: accumulators by name. Their tensors, whole numbers and generators are all of their state.
-        about: what makes the state fit: the same to be given to :func:`load_progress`, except for numbers read there.
+        about: what makes the state fit: the same to be given to `load_progress`, except for numbers read there.
     """
     tensors, numbers = {}, {}
     for part, accumulator in parts.items():
@@ -39,7 +39,7 @@ def save_progress(path: Path, parts: Mapping[str, Any], about: Mapping[str, Any]
 
 
 def load_progress(path: Path, parts: Mapping[str, Any], about: Mapping[str, Any]) -> bool:
-    """Restore what :func:`save_progress` wrote; False, and nothing changed, if there is none or it does not fit.
+    """Restore what `save_progress` wrote; False, and nothing changed, if there is none or it does not fit.
 
     An unfit state is one of other weights, of other settings or of another version; it is of no use to anybody, and so
     collecting starts afresh.

@@ -87,7 +87,7 @@ def tokens_and_activations(
 
     Args:
         sae: with metadata that name the hook point.
-        model: from :func:`load_language_model`.
+        model: from `load_language_model`.
         rows: tokenised rows of one length, in a column ``tokens``.
         skipped: rows to leave out at the beginning.
     """

@@ -88,9 +88,21 @@ def explain(
     )
 
 
-def _ids(model: Any, sae: Any, text: str) -> tuple[list[int], list[int]]:
+def check_text(text: str) -> None:
+    """Refuse what can be refused without a model.
+
+    Raises:
+        TypeError: if it is no text.
+        ValueError: if it is empty.
+    """
     if not isinstance(text, str):
         raise TypeError(f"text is a {type(text).__name__}; give one text, and call explain() for each of several")
+    if not text:
+        raise ValueError("text='' has no token; give a text with words")
+
+
+def _ids(model: Any, sae: Any, text: str) -> tuple[list[int], list[int]]:
+    check_text(text)
     start, ids = ids_of_text(model, sae, text)
     if not ids:
         raise ValueError(f"text={text!r} has no token; give a text with words")

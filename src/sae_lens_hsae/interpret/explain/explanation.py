@@ -21,7 +21,7 @@ class Explanation:
         forest: of the features.
         text: as it was given.
         tokens: text of each token, with its leading space.
-        level_shares: (tokens, levels) float64, see :func:`explain`; NaN where x is the level's bias alone.
+        level_shares: (tokens, levels) float64, see `explain`; NaN where x is the level's bias alone.
         positions: (entries,) the token.
         features: (entries,) the feature, flat.
         activations: (entries,) above 0.

@@ -62,7 +62,7 @@ def label_detection(dashboards: Dashboards, text_of: Callable[[int], str], n_tok
     """Make each feature's label from one half of the text, and detect the feature with it in the other half.
 
     The text is cut into 16 stretches, which belong to the halves in turn, so that both hold all kinds of it and hardly
-    any document is in both. A label is made as :func:`token_labels` makes it, from the contexts of one half alone, the
+    any document is in both. A label is made as `token_labels` makes it, from the contexts of one half alone, the
     parent's and the background included. Then it is taken at its word: a token in the label is said to fire, any other
     is said to be silent. It is tried on the kept windows of the other half, each context once: the strongest ones,
     those from across the range, and those where the parent fires without the feature. Then the halves change places,

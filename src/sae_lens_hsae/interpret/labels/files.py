@@ -7,6 +7,24 @@ from pathlib import Path
 from sae_lens_hsae.storage.json_files import read_json_object
 
 LABELS_FILENAME = "labels.json"
+FLAG_HELP = (
+    f"a JSON object from flat feature index to label (default: {LABELS_FILENAME} in the folder, if it is there; "
+    "other features: their tokens, once hsae explore has read text)"
+)
+"""Of the flag ``--labels``."""
+
+
+def labels_beside(folder: str | Path, path: str | Path | None = None) -> dict[int, str]:
+    """The labels of a saved SAE: those of ``path``; without one, of ``labels.json`` in its folder, if that is there.
+
+    Raises:
+        FileNotFoundError: if there is no file ``path``.
+        ValueError: if the file holds anything else.
+    """
+    own = Path(folder) / LABELS_FILENAME
+    if path is None and not own.is_file():
+        return {}
+    return read_labels(own if path is None else path)
 
 
 def read_labels(path: str | Path) -> dict[int, str]:

@@ -112,7 +112,7 @@ def label_texts(
     """The tokens of one label, best first: text as it is shown, by the form in which texts are compared.
 
     Args:
-        ids, scores: of one feature, from :func:`distinctive_tokens`.
+        ids, scores: of one feature, from `distinctive_tokens`.
         text_of: text of a token id.
         n_tokens: most tokens.
     """

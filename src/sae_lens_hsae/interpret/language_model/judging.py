@@ -107,7 +107,7 @@ def judge_pairs(
     n_repetitions: int = 1,
     progress: bool = True,
 ) -> Judgements:
-    """Have every pair judged; see :func:`sample_pairs`.
+    """Have every pair judged; see `sample_pairs`.
 
     Args:
         dashboards: of the features.
@@ -150,7 +150,7 @@ def parent_verdicts(pairs: pd.DataFrame, n_features: int) -> torch.Tensor:
     """(n_features,) share of a parent's judged edges that were judged real; NaN for features without such an edge.
 
     Args:
-        pairs: ``Judgements.pairs``, or from :func:`read_judgements`.
+        pairs: ``Judgements.pairs``, or from `read_judgements`.
         n_features: of the forest.
 
     Raises:

@@ -20,7 +20,7 @@ On = Literal["feature", "children", "subtree"]
 
 @dataclass(frozen=True)
 class Edit:
-    """One change; see :func:`add`, :func:`scale`, :func:`clamp` and :func:`ablate`.
+    """One change; see `add`, `scale`, `clamp` and `ablate`.
 
     Raises:
         ValueError: if a field has an unknown or infinite value, or a clamp is meant for several features.

@@ -61,7 +61,7 @@ def effect_of(
     decoder directions have norm 1, so both changes of x have the same ``norm``.
 
     Args:
-        model: as for :func:`steer`, like the other arguments that both have.
+        model: as for `steer`, like the other arguments that both have.
         levels: one SAE per level, or one object for all.
         edits: what to do.
         tokens: (batch, context).
@@ -72,7 +72,7 @@ def effect_of(
 
     Raises:
         IndexError: if ``target`` does not exist.
-        ValueError: as :func:`steer`; if there are no tokens, or the model has no hook point ``read_at``.
+        ValueError: as `steer`; if there are no tokens, or the model has no hook point ``read_at``.
     """
     saes, forest = stack_of(levels, forest)
     family = torch.tensor(sorted({*forest.path(target), *forest.subtree(target)}))

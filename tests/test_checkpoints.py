@@ -1,0 +1,170 @@
+"""Damaged checkpoints, which of several is taken, and which are kept."""
+
+import itertools
+import json
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from host_helpers import recorded_steps, runner_config, tiny_config, train
+from own_runs import checkpoints_of, run_ours
+from test_resume import BATCH, assert_equal_states, batches, new_trainer, take_steps
+
+from sae_lens_hsae.training.checkpoints import MANIFEST, newest_valid, verify
+from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
+from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
+
+
+def damage(path, how):
+    if how == "flip":
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif how == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "zeros":  # the length is there and the content never was: what a power cut leaves of unflushed files
+        path.write_bytes(bytes(path.stat().st_size))
+    else:
+        path.unlink()
+
+
+@pytest.mark.parametrize("how", ["flip", "cut", "empty", "zeros", "remove"])
+def test_damage_to_any_file_of_a_checkpoint_is_found(tmp_path, how):
+    trainer = new_trainer(HierarchicalSAETrainer)
+    take_steps(trainer, batches(), 2)
+    trainer.save_checkpoint("whole", base_path=tmp_path)
+    assert verify(tmp_path / "whole").n_training_samples == 2 * BATCH
+    names = [path.name for path in (tmp_path / "whole").iterdir()]
+    assert {"sae_weights.safetensors", "trainer_state.pt", "cfg.json", MANIFEST} <= set(names)
+    for name in names:
+        if (name, how) in {(MANIFEST, "flip"), (MANIFEST, "cut")}:
+            continue  # blanks may be lost from JSON and mean the same; whole manifests are fuzzed elsewhere
+        shutil.copytree(tmp_path / "whole", tmp_path / "damaged")
+        damage(tmp_path / "damaged" / name, how)
+        with pytest.raises((ValueError, FileNotFoundError), match=re.escape(name)):
+            verify(tmp_path / "damaged")
+        shutil.rmtree(tmp_path / "damaged")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "other"}, "describes no checkpoint"),
+        ({"format_version": 2}, "format_version=2 cannot be read, only 1"),
+        ({"n_training_samples": -1}, "is damaged"),
+        ({"finished": 0}, "is damaged"),
+        ({"files": {}}, "is damaged"),
+        ({"files": {"../../elsewhere": {"bytes": 1, "sha256": ""}}}, "is damaged"),
+        ({"files": {"cfg.json": "hash"}}, "is damaged"),
+    ],
+)
+def test_a_manifest_that_says_nonsense_is_refused(tmp_path, change, message):
+    trainer = new_trainer(HierarchicalSAETrainer)
+    trainer.save_checkpoint("0", base_path=tmp_path)
+    path = tmp_path / "0" / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        verify(tmp_path / "0")
+
+
+def test_a_damaged_checkpoint_is_refused_before_training(tmp_path):
+    cfg, _ = run_ours(tmp_path, n_checkpoints=1)
+    (checkpoint,) = checkpoints_of(cfg)
+    damage(checkpoint / "trainer_state.pt", "flip")
+    with pytest.raises(ValueError, match=r"trainer_state\.pt' is not the file that was written"):
+        run_ours(tmp_path, "again", resume_from_checkpoint=str(checkpoint))
+
+
+def test_auto_takes_the_newest_whole_checkpoint_whatever_the_clock_says(tmp_path, caplog):
+    cfg, whole = run_ours(tmp_path, n_checkpoints=3)
+    first, second, third = checkpoints_of(cfg)
+    damage(third / "sae_weights.safetensors", "flip")
+    os.utime(first, (4e9, 4e9))
+    os.utime(second, (0, 0))
+    with recorded_steps() as steps:
+        again, resumed = run_ours(tmp_path, n_checkpoints=3, resume_from_checkpoint="auto")
+    assert again.resume_from_checkpoint == str(second)
+    assert len(steps) == (30 * 64 - int(second.name)) // 64
+    assert_equal_states(resumed, whole)
+    # It goes on in the same folder, where the damaged one is replaced.
+    assert checkpoints_of(again) == [first, second, third]
+    verify(third)
+    assert "third" not in caplog.text
+    assert f"checkpoint {str(third)!r} is passed over" in caplog.text
+
+
+def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
+    options = {"n_checkpoints": 5, "options": {"keep_checkpoints": 2}}
+    undisturbed, whole = run_ours(tmp_path, **options)
+    jumps = itertools.count(4e9, -1e6)  # far ahead, and with every look at it twelve days back
+    monkeypatch.setattr(time, "time", lambda: next(jumps))
+    original = HierarchicalSAETrainer.save_checkpoint
+
+    def save(trainer, checkpoint_name, *args, **kwargs):
+        original(trainer, checkpoint_name, *args, **kwargs)
+        for path in Path(str(trainer.cfg.checkpoint_path)).rglob("*"):
+            os.utime(path, (at := next(jumps), at))
+
+    monkeypatch.setattr(HierarchicalSAETrainer, "save_checkpoint", save)
+    cfg, disturbed = run_ours(tmp_path, "jumps", **options)
+    assert_equal_states(disturbed, whole)
+    assert [path.name for path in checkpoints_of(cfg)] == [path.name for path in checkpoints_of(undisturbed)]
+    again, resumed = run_ours(tmp_path, "jumps", resume_from_checkpoint="auto", **options)
+    assert again.resume_from_checkpoint == str(checkpoints_of(cfg)[-1])
+    assert_equal_states(resumed, whole)
+
+
+def test_auto_begins_where_there_is_nothing_to_resume(tmp_path, caplog):
+    cfg, _ = run_ours(tmp_path, resume_from_checkpoint="auto", n_checkpoints=1)
+    assert "training begins" in caplog.text
+    assert len(checkpoints_of(cfg)) == 1
+    with pytest.raises(ValueError, match="resume_from_checkpoint='auto' needs a checkpoint_path"):
+        run_ours(tmp_path, resume_from_checkpoint="auto", checkpoint_path=None)
+
+
+def test_auto_passes_over_other_runs_and_finished_ones(tmp_path, caplog):
+    cfg, _ = run_ours(tmp_path, n_checkpoints=1, save_final_checkpoint=True)
+    checkpoint, final = checkpoints_of(cfg)
+    assert verify(final).finished
+    root = Path(str(cfg.checkpoint_path)).parent
+    same = runner_config(tmp_path / "run", sae=tiny_config(), device="cpu", verbose=True)
+    assert newest_valid(root, same.to_dict()) == checkpoint
+    other = runner_config(tmp_path / "run", lr=1e-3, sae=tiny_config(target_l0=4))
+    assert newest_valid(root, other.to_dict()) is None
+    assert "its run has another lr, lr_end, sae.target_l0" in caplog.text
+    with pytest.raises(ValueError, match="is of a finished run"):
+        run_ours(tmp_path, "again", resume_from_checkpoint=str(final))
+
+
+def test_as_many_checkpoints_stay_as_are_to_be_kept(tmp_path):
+    cfg, _ = run_ours(tmp_path, n_checkpoints=5, save_final_checkpoint=True, options={"keep_checkpoints": 2})
+    all_of_them, _ = run_ours(tmp_path, "all", n_checkpoints=5, save_final_checkpoint=True)
+    names = [path.name for path in checkpoints_of(all_of_them)]
+    assert len(names) == 6
+    assert [path.name for path in checkpoints_of(cfg)] == names[-3:]
+    for checkpoint in checkpoints_of(cfg):
+        verify(checkpoint)
+
+
+@pytest.mark.parametrize("options", [{"keep_checkpoints": 0}, {"max_bad_batches": -1}, {"max_bad_batches": True}])
+def test_options_that_make_no_sense_are_refused(tmp_path, options):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"{name}="):
+        run_ours(tmp_path, options=options)
+
+
+def test_a_resumed_run_is_refused_the_state_of_another(tmp_path):
+    cfg, _ = run_ours(tmp_path, n_checkpoints=1)
+    (checkpoint,) = checkpoints_of(cfg)
+    with pytest.raises(ValueError, match="the trainer state does not fit this run"):
+        train(
+            HierarchicalSAETrainingRunner,
+            runner_config(
+                tmp_path / "b", resume_from_checkpoint=str(checkpoint), sae=tiny_config(level_widths=[8, 16, 64])
+            ),
+        )

@@ -1,0 +1,188 @@
+"""Full disks, read-only and vanished folders: files appear whole or not at all."""
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import D_IN, make_sae
+from host_helpers import tiny_dataset, tiny_model
+from own_runs import file_size_limited_to, run_ours
+from sae_lens import SAE
+from safetensors import SafetensorError
+from test_resume import batches, new_trainer, take_steps
+
+from sae_lens_hsae.storage.whole_files import (
+    check_writable,
+    file_written_whole,
+    files_written_whole,
+    folder_written_whole,
+)
+from sae_lens_hsae.training.checkpoints import verify
+from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
+from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_untouched(tmp_path):
+    trainer = new_trainer(HierarchicalSAETrainer)
+    take_steps(trainer, batches(), 2)
+    trainer.save_checkpoint("64", base_path=tmp_path)
+    before = {path: path.read_bytes() for path in (tmp_path / "64").iterdir()}
+    sizes = sorted({len(content) for content in before.values()})
+    for limit in (0, *(size - 1 for size in sizes)):
+        for name in ("64", "128"):
+            with (
+                file_size_limited_to(limit),
+                pytest.raises(OSError, match=rf"the checkpoint .*{name}' could not be written .* Make room"),
+            ):
+                trainer.save_checkpoint(name, base_path=tmp_path)
+            assert {path: path.read_bytes() for path in (tmp_path / "64").iterdir()} == before
+            assert [path.name for path in tmp_path.iterdir()] == ["64"]
+    verify(tmp_path / "64")
+
+
+def test_a_full_disk_leaves_the_last_model_untouched(tmp_path):
+    cfg, _ = run_ours(tmp_path)
+    output = Path(str(cfg.output_path))
+    (output / "notes.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in output.iterdir()}
+    sae = make_sae(d_in=D_IN)
+    runner = HierarchicalSAETrainingRunner(cfg, override_model=tiny_model(), override_dataset=tiny_dataset())
+    for limit in (0, 1000):  # not even small files; small ones alone
+        with file_size_limited_to(limit), pytest.raises(OSError, match=r"model could not be written .* Make room"):
+            runner.save_final_sae(sae, str(output))
+        with file_size_limited_to(limit), pytest.raises((OSError, SafetensorError)):
+            sae.save_inference_model(output)
+        assert {path: path.read_bytes() for path in output.iterdir()} == before
+    runner.save_final_sae(sae, str(output))
+    assert SAE.load_from_disk(output).cfg.d_sae == sae.cfg.d_sae
+    assert (output / "notes.txt").read_text() == "mine"
+
+
+def test_a_model_that_cannot_be_saved_leaves_the_one_before(tmp_path):
+    make_sae().save_inference_model(folder := tmp_path / "folder")
+    loaded = SAE.load_from_disk(folder)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    for sae, save in (
+        (loaded, "save_model"),
+        (make_sae(seed=1), "save_model"),
+        (make_sae(seed=1), "save_inference_model"),
+    ):
+        sae.cfg.metadata.note = torch.ones(1)  # JSON cannot hold it, which is found when the weights are written
+        with pytest.raises(TypeError, match="not JSON serializable"):
+            getattr(sae, save)(folder)
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+        del sae.cfg.metadata.note
+        assert [path.is_file() for path in getattr(sae, save)(tmp_path / save)] == [True, True]
+
+
+def test_a_vanished_folder_is_made_again_and_an_impossible_one_is_an_error(tmp_path):
+    trainer = new_trainer(HierarchicalSAETrainer)
+    base = tmp_path / "runs" / "one"
+    trainer.save_checkpoint("0", base_path=base)
+    shutil.rmtree(tmp_path / "runs")
+    trainer.save_checkpoint("0", base_path=base)
+    verify(base / "0")
+    shutil.rmtree(base)
+    base.write_text("a file")
+    with pytest.raises(OSError, match=r"the checkpoint .* could not be written"):
+        trainer.save_checkpoint("0", base_path=base)
+
+
+@pytest.mark.parametrize(
+    ("field", "overrides"),
+    [
+        ("output_path", {}),
+        ("checkpoint_path", {"n_checkpoints": 1}),
+        ("checkpoint_path", {"n_checkpoints": 0, "save_final_checkpoint": True}),
+    ],
+)
+def test_a_place_that_cannot_be_written_to_is_refused_before_training(tmp_path, field, overrides):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match=rf"{field}=.*file' is no folder; give another path"):
+        run_ours(tmp_path, **{field: str(tmp_path / "file" / "below")}, **overrides)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="asks for POSIX permissions")
+def test_a_read_only_place_is_refused():
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o555)
+        pid = os.fork()
+        if not pid:
+            if os.geteuid() == 0:  # who may write anywhere
+                os.setuid(65534)
+            try:
+                check_writable("output_path", Path(folder) / "a" / "b")
+            except PermissionError as error:
+                os._exit(0 if f"{folder}' cannot be written to; give another path" in str(error) else 2)
+            os._exit(1)
+        assert os.waitpid(pid, 0)[1] == 0
+        Path(folder).chmod(0o755)
+        check_writable("output_path", Path(folder) / "a" / "b")
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "folder"
+    for writer in (folder_written_whole, lambda folder: files_written_whole(folder, "key")):
+        with writer(target) as new:
+            (new / "key").write_text("first")
+        with pytest.raises(FileNotFoundError), writer(target) as new:  # noqa: PT012 – the block is what is tested
+            (new / "key").write_text("second")
+            (new / "missing").read_text()
+        assert (target / "key").read_text() == "first"
+        assert [path.name for path in target.iterdir()] == ["key"]
+        assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no inodes")
+def test_what_takes_its_place_is_on_the_disk_by_then(tmp_path, monkeypatch):
+    flushed = set()
+    original = os.fsync
+
+    def fsync(file):
+        flushed.add(os.fstat(file).st_ino)
+        original(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    renamed = []
+
+    def watch(event, arguments):
+        if event == "os.rename" and str(tmp_path) in str(arguments[0]):
+            path = Path(arguments[0])
+            parts = [path, *path.rglob("*")]
+            renamed.append((path.name, [part.name for part in parts if part.stat().st_ino not in flushed]))
+
+    sys.addaudithook(watch)  # which cannot be taken away, but sees nothing of other tests' folders
+    with folder_written_whole(tmp_path / "folder") as new:
+        (new / "below").mkdir()
+        (new / "below" / "a").write_text("1")
+        (new / "b").write_text("2")
+    with files_written_whole(tmp_path / "files", "b") as new:
+        (new / "a").write_text("1")
+        (new / "b").write_text("2")
+    with file_written_whole(tmp_path / "file") as aside:
+        aside.write_text("1")
+    assert renamed == [("folder", []), ("a", []), ("b", []), ("file", [])]
+    assert {path.stat().st_ino for path in (tmp_path, tmp_path / "files")} <= flushed
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "file"
+    with file_written_whole(path) as aside:
+        aside.write_text("first")
+        assert not path.exists()
+    for error, fault in ((FileNotFoundError, lambda aside: aside.unlink()), (ValueError, lambda aside: int("x"))):  # noqa: ARG005
+        with pytest.raises(error), file_written_whole(path) as aside:  # noqa: PT012 – the block is what is tested
+            aside.write_text("second")
+            fault(aside)
+        assert path.read_text() == "first"
+    with file_size_limited_to(5), pytest.raises(OSError, match="too large"), file_written_whole(path) as aside:
+        aside.write_text("second")
+    assert path.read_text() == "first"
+    with file_written_whole(path) as aside:
+        aside.write_text("second")
+    assert path.read_text() == "second"
+    assert [each.name for each in path.parent.iterdir()] == ["file"]

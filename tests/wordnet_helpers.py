@@ -1,0 +1,126 @@
+"""A tiny WordNet, and slow references for what is computed on it."""
+
+import math
+import random
+from functools import cache
+
+import torch
+from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
+
+from sae_lens_hsae.evaluation.wordnet.database import NO_CONCEPT, Synset, WordNet
+from sae_lens_hsae.evaluation.wordnet.text import entry_text
+
+# A tiny WordNet, in the order of its files. dog.n.01 has two hypernyms, rex.n.01 is an instance, (verb) and (adjective)
+# are artificial, and quickly.r.01, the only adverb, stands right under (anything).
+ABOVE = {
+    "entity.n.01": [],
+    "animal.n.01": ["entity.n.01"],
+    "pet.n.01": ["animal.n.01"],
+    "canine.n.01": ["animal.n.01"],
+    "dog.n.02": ["food.n.01"],
+    "dog.n.01": ["canine.n.01", "pet.n.01"],
+    "rex.n.01": ["dog.n.01"],
+    "cat.n.01": ["pet.n.01"],
+    "food.n.01": ["entity.n.01"],
+    "bread.n.01": ["food.n.01"],
+    "move.v.01": [],
+    "run.v.01": ["move.v.01"],
+    "think.v.01": [],
+    "big.a.01": [],
+    "huge.s.01": [],
+    "quickly.r.01": [],
+}
+
+
+UNDER = {
+    "(anything)": 16, "entity.n.01": 10, "animal.n.01": 6, "pet.n.01": 4, "canine.n.01": 3, "dog.n.01": 2,
+    "rex.n.01": 1, "cat.n.01": 1, "food.n.01": 3, "dog.n.02": 1, "bread.n.01": 1, "(verb)": 3, "move.v.01": 2,
+    "run.v.01": 1, "think.v.01": 1, "(adjective)": 2, "big.a.01": 1, "huge.s.01": 1, "quickly.r.01": 1,
+}  # fmt: skip
+
+
+GLOSSES = {"dog.n.01": 'a canine that barks; "the dog barked"', "rex.n.01": "a dog of that name"}
+
+
+def tiny_synsets() -> list[Synset]:
+    lemmas = {"rex.n.01": ("Rex", "Rex_the_dog"), "huge.s.01": ("huge", "very_big")}
+    return [
+        Synset(
+            name,
+            lemmas.get(name, (name.split(".")[0],)),
+            GLOSSES.get(name, f"what one calls {name.split('.')[0]}"),
+            tuple(above),
+        )
+        for name, above in ABOVE.items()
+    ]
+
+
+def numbers(wordnet: WordNet, names: str) -> torch.Tensor:
+    """Concepts by name, ``-`` for none; ending ``.n.01`` may be left out."""
+
+    def one(name: str) -> int:
+        if name == "-":
+            return NO_CONCEPT
+        return wordnet.index(name if "." in name or "(" in name else f"{name}.n.01")
+
+    return torch.tensor([one(name) for name in names.split()])
+
+
+def random_wordnet(seed: int, n: int = 60) -> WordNet:
+    """Nouns and verbs, each with up to three hypernyms among the earlier ones of its kind, listed in random order."""
+    rng = random.Random(seed)
+    names = [f"w{i}.{'nnv'[i % 3]}.01" for i in range(n)]
+    synsets = []
+    for i, name in enumerate(names):
+        earlier = [other for other in names[:i] if other.split(".")[1] == name.split(".")[1]]
+        above = rng.sample(earlier, min(len(earlier), rng.choice([0, 1, 1, 1, 1, 2, 3])))
+        synsets.append(Synset(name, (f"w{i}",), "gloss", tuple(above)))
+    rng.shuffle(synsets)
+    return WordNet(synsets)
+
+
+@cache
+def slow_ancestors(wordnet: WordNet, concept: int) -> frozenset[int]:
+    return frozenset({concept}).union(*(slow_ancestors(wordnet, above) for above in wordnet.hypernyms(concept)))
+
+
+@cache
+def slow_information(wordnet: WordNet, concept: int) -> float:
+    n_under = sum(concept in slow_ancestors(wordnet, synset) for synset in range(len(wordnet)))
+    return -math.log(n_under / len(wordnet))
+
+
+def slow_common_hypernym(wordnet: WordNet, concepts: list[int], coverage: float) -> int:
+    given = [concept for concept in concepts if concept != NO_CONCEPT]
+    best, found = (-math.inf, 0, 0), NO_CONCEPT
+    for candidate in range(wordnet.n_concepts if given else 0):
+        covered = sum(candidate in slow_ancestors(wordnet, concept) for concept in given)
+        if covered >= coverage * len(given) - 1e-9:
+            key = (round(slow_information(wordnet, candidate), 9), covered, -candidate)
+            if key > best:
+                best, found = key, candidate
+    return found
+
+
+def word_tokenizer(wordnet: WordNet) -> PreTrainedTokenizerFast:
+    pre_tokenizer = Whitespace()
+    texts = [entry_text(synset)[1] for synset in wordnet.synsets]
+    words = sorted({word for text in texts for word, _ in pre_tokenizer.pre_tokenize_str(text)})
+    model = WordLevel({"[SEP]": 0, "[BOS]": 1, **{word: i for i, word in enumerate(words, start=2)}}, unk_token="[SEP]")
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizer  # type: ignore[reportAttributeAccessIssue]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def readout_levels(*widths: int) -> list[JumpReLUSAE]:
+    """Levels whose features read one coordinate of x each: x itself says which features are active, and how much."""
+    levels = []
+    for rows in torch.eye(sum(widths)).split(widths):
+        sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=sum(widths), d_sae=len(rows)))
+        sae.W_enc.data, sae.W_dec.data = rows.T.clone(), rows.clone()
+        levels.append(sae)
+    return levels
