@@ -158,6 +158,14 @@ def test_it_is_saved_as_jumprelu_levels(tmp_path, batch):
         torch.testing.assert_close(plain.encode(batch), sae.encode(batch)[:, own])
 
 
+def test_thresholds_keep_every_bit_in_half_precision(batch):
+    sae = batch_topk_sae()
+    sae.training_forward_pass(step_input(batch))
+    kept = sae.threshold.clone()
+    assert not torch.equal(kept.bfloat16().float(), kept)
+    assert torch.equal(sae.to(dtype=torch.bfloat16).threshold, kept)
+
+
 @pytest.mark.parametrize("trainer_class", [SAETrainer, HierarchicalSAETrainer])
 def test_a_resumed_run_takes_the_same_steps(tmp_path, trainer_class):
     whole = new_trainer(trainer_class, level_activation="batchtopk")
