@@ -60,7 +60,7 @@ def test_the_version_is_the_packages(capsys):
         (torch.OutOfMemoryError("2 GiB"), "hsae push: OutOfMemoryError: 2 GiB (--debug shows where)", ""),
         (CallError("no such flag"), 2, "hsae push: no such flag\n"),
         (KeyboardInterrupt(), 130, "hsae push: interrupted\n"),
-        (Interrupted(signal.SIGTERM), 143, ""),
+        (Interrupted(signal.SIGTERM), 143, "hsae push: interrupted\n"),
     ],
 )
 def test_errors_have_no_traceback_unless_asked_for(monkeypatch, capsys, error, code, said):
