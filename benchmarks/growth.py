@@ -21,6 +21,8 @@ from sae_lens_hsae import HierarchicalSAE, evaluate_forest
 from sae_lens_hsae.hierarchy_update import cosine_similarity, parent_table
 from sae_lens_hsae.levels import Levels
 
+BYTES_PER_CHILD = 64
+"""What an update holds for each child beyond a block: similarity, parent, place in the order, what sorting takes."""
 UPDATE_RUNS = 3
 UNASSIGNED = 0.2
 
@@ -79,9 +81,10 @@ def update_growth(updates: Sequence[tuple[int, int, int]], device: str) -> dict[
 
     Returns:
         ``rows``, each with ``seconds`` and ``extra_bytes`` beyond the weights, and ``extrapolated``: time by a line
-        through the products d_in · parents · children, memory by one through d_in · parents. Nothing of that
-        size was run. The time is the least to expect: so many parents leave only a few children per block, and the
-        product's speed falls.
+        through the products d_in · parents · children of the rows of the largest d_in; memory as the most that a
+        row took, which is that of one block, and ``BYTES_PER_CHILD`` for every child. Nothing of that size was run.
+        The time is the least to expect: so many parents leave only a few children per block, and the product's
+        speed falls.
     """
     rows = []
     for d_in, n_parents, n_children in updates:
@@ -96,20 +99,19 @@ def update_growth(updates: Sequence[tuple[int, int, int]], device: str) -> dict[
                 "weight_bytes": 4 * d_in * (n_parents + n_children),
             }
         )
-    work = [float(d_in * n_parents * n_children) for d_in, n_parents, n_children in updates]
-    kept = [float(d_in * n_parents) for d_in, n_parents, _ in updates]
-    of_time = linear_fit(work, [row["seconds"] for row in rows])
-    of_memory = linear_fit(kept, [float(row["extra_bytes"]) for row in rows])
+    slow = [row for row in rows if row["d_in"] == max(row["d_in"] for row in rows)]
+    work = [float(row["d_in"] * row["parents"] * row["children"]) for row in slow]
+    of_time = linear_fit(work, [row["seconds"] for row in slow])
     d_in, n_parents, n_children = LARGEST_UPDATE
     return {
         "rows": rows,
-        "fits": {"seconds": of_time, "extra_bytes": of_memory},
+        "fits": {"seconds": of_time},
         "extrapolated": {
             "d_in": d_in,
             "parents": n_parents,
             "children": n_children,
             "seconds": of_time["slope"] * d_in * n_parents * n_children + of_time["intercept"],
-            "extra_bytes": of_memory["slope"] * d_in * n_parents + of_memory["intercept"],
+            "extra_bytes": max(row["extra_bytes"] for row in rows) + BYTES_PER_CHILD * n_children,
         },
     }
 

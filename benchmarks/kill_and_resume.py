@@ -47,7 +47,7 @@ def train(folder: Path) -> None:
 
 
 def forked(folder: Path, kill_at_operation: int | None = None) -> int:
-    """Start :func:`train` in a process of its own, which may kill itself at its n-th operation on checkpoint files.
+    """Start `train` in a process of its own, which may kill itself at its n-th operation on checkpoint files.
 
     The number of such operations stands in a file beside the folder when the process has ended well.
     """

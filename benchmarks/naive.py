@@ -54,7 +54,7 @@ def naive_structural_loss(
 
 
 def naive_bytes(size: Size) -> int:
-    """About what a step with :func:`naive_structural_loss` needs for the loss alone.
+    """About what a step with `naive_structural_loss` needs for the loss alone.
 
     Forward keeps two tensors per boundary, of the parents; backward holds three of the widest level at once.
     """

@@ -53,8 +53,9 @@ class Plan:
         growth: sizes whose widths grow, at which time and memory are measured.
         evaluation: size of the forest that is evaluated, on each number of ``evaluation_tokens``.
         evaluation_tokens: how many, growing.
-        updates: (d_in, parents, children) of hierarchy updates, growing; to extrapolate the memory, parents · children
-            must be more than one block of similarities (`hierarchy_update.BLOCK` squared).
+        updates: (d_in, parents, children) of hierarchy updates: several of the largest d_in to extrapolate the time,
+            and one of many features for the memory; parents · children must be more than one block of similarities
+            (`hierarchy_update.BLOCK` squared).
         waiting: size of the training on the real language model; its d_in is that model's.
         waiting_steps: how many steps are watched.
     """
@@ -75,7 +76,7 @@ QUICK = Plan(
     growth=GROWTH,
     evaluation=Size(384, MEDIUM, 1024, 16),
     evaluation_tokens=(2048, 4096, 8192, 16384),
-    updates=((PAPERS_D_IN, 4096, 8192), (PAPERS_D_IN, 6144, 12288), (PAPERS_D_IN, 8192, 16384)),
+    updates=((64, 16384, 32768), (PAPERS_D_IN, 4096, 8192), (PAPERS_D_IN, 6144, 12288), (PAPERS_D_IN, 8192, 16384)),
     waiting=Size(384, SMALL, 1024, 16),
     waiting_steps=48,
 )

@@ -171,8 +171,8 @@ def _update(growth: dict[str, Any]) -> str:
     far, fits = growth["extrapolated"], growth["fits"]
     heads = ["parents × children", "d", "seconds", "peak MB beyond the weights", "the weights, MB"]
     note = (
-        f"Not run but extrapolated by lines through the rows above (time by d · parents · children, R² "
-        f"{fits['seconds']['r_squared']:.4f}; memory by d · parents, R² {fits['extra_bytes']['r_squared']:.4f}): "
+        f"Not run but extrapolated from the rows above (time by d · parents · children, R² "
+        f"{fits['seconds']['r_squared']:.4f}; memory: the most of a row, and 64 bytes for each child): "
         f"{far['parents']:,} × {far['children']:,} at d {far['d_in']} would take {far['seconds'] / 3600:,.1f} hours "
         f"or more, and {far['extra_bytes'] / 1e9:,.1f} GB beyond the weights."
     )

@@ -76,7 +76,7 @@ class Sample:
 
 
 def train(folder: Path, minutes: float) -> None:
-    """Train for about ``minutes``; how many steps that takes is found by a pilot of :data:`PILOT_STEPS`."""
+    """Train for about ``minutes``; how many steps that takes is found by a pilot of `PILOT_STEPS`."""
     for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR"):
         os.environ[name] = str(folder)
     os.environ |= {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"}

@@ -59,7 +59,7 @@ def tiny_model(n_layers: int = 1) -> HookedTransformer:
 
 
 def tiny_sae_transformer(n_layers: int = 2) -> HookedSAETransformer:
-    """As :func:`tiny_model`, of the class that SAEs can be attached to."""
+    """As `tiny_model`, of the class that SAEs can be attached to."""
     return HookedSAETransformer(_model_config(n_layers))
 
 
@@ -132,7 +132,7 @@ def tiny_tokens(n_rows: int = 300) -> torch.Tensor:
 
 
 def tiny_dataset(n_rows: int = 300) -> Dataset:
-    """:func:`tiny_tokens` as a tokenised data set."""
+    """`tiny_tokens` as a tokenised data set."""
     return Dataset.from_dict({"tokens": tiny_tokens(n_rows).tolist()})
 
 
@@ -254,7 +254,7 @@ def recorded_steps() -> Iterator[list[RecordedStep]]:
 
 
 def residual_activations(n_rows: int = 4) -> torch.Tensor:
-    """(n_rows · CONTEXT, D_MODEL): what the tiny model has at :data:`HOOK`."""
+    """(n_rows · CONTEXT, D_MODEL): what the tiny model has at `HOOK`."""
     with torch.no_grad():
         _, cache = tiny_model().run_with_cache(tiny_tokens(n_rows), names_filter=[HOOK])
     return cache[HOOK].flatten(0, 1)

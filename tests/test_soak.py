@@ -38,7 +38,7 @@ def tiny_training(folder, minutes, at_checkpoint=lambda: None):
 
 
 def leaking_training(folder, minutes):
-    """As :func:`tiny_training`; with every checkpoint 16 MiB, a handle and a thread are lost, and it ends with 3."""
+    """As `tiny_training`; with every checkpoint 16 MiB, a handle and a thread are lost, and it ends with 3."""
     lost = []
 
     def leak():

@@ -91,7 +91,7 @@ TABLES = {
     "trees": Table(("HSAE (paper)", "full tree", "fixed tree", "binary tree")),
     "similarity": Table(("HSAE (paper)", "decoder cosine", "co-activation")),
     "activation": Table((HSAE, BATCH_TOPK)),
-    "tradeoff": Table((HSAE, "ρ = 0", *TRADE_OFF)),
+    "tradeoff": Table((HSAE, "ρ = 0", *TRADE_OFF, "post hoc")),
 }
 """The comparisons that `reproduce` makes, by name."""
 

@@ -29,12 +29,12 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def is_count(value: Any) -> bool:
-    """Whether a value is a whole number of 0 or more, below :data:`MAX_NUMBER`."""
+    """Whether a value is a whole number of 0 or more, below `MAX_NUMBER`."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_NUMBER
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number below :data:`MAX_NUMBER`, either sign."""
+    """Whether a value is a finite number below `MAX_NUMBER`, either sign."""
     # By comparison, which NaN fails: a whole number may be too large to be made a float.
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -MAX_NUMBER < value < MAX_NUMBER
 
