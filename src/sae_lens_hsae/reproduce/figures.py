@@ -72,6 +72,7 @@ def trade_off(table: ComparisonTable) -> go.Figure:
             text=mean.index,
             mode="markers+text",
             textposition="top right",
+            cliponaxis=False,
         )
     )
     figure.update_xaxes(title_text="Hamming, mean over boundaries (less is better)")
