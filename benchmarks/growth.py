@@ -22,7 +22,9 @@ from sae_lens_hsae.hierarchy_update import cosine_similarity, parent_table
 from sae_lens_hsae.levels import Levels
 
 BYTES_PER_CHILD = 64
-"""What an update holds for each child beyond a block: similarity, parent, place in the order, what sorting takes."""
+"""What an update holds for each child beyond a block: similarity, parent, place in the order, what sorting takes.
+
+Counted in `choose_parents`, not measured: beside a block it is lost in the noise at any size that is run."""
 UPDATE_RUNS = 3
 UNASSIGNED = 0.2
 

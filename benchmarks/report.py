@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.contestants import ENCODER, STOCK
+from benchmarks.growth import BYTES_PER_CHILD
 
 
 def markdown(record: dict[str, Any]) -> str:
@@ -172,7 +173,7 @@ def _update(growth: dict[str, Any]) -> str:
     heads = ["parents × children", "d", "seconds", "peak MB beyond the weights", "the weights, MB"]
     note = (
         f"Not run but extrapolated from the rows above (time by d · parents · children, R² "
-        f"{fits['seconds']['r_squared']:.4f}; memory: the most of a row, and 64 bytes for each child): "
+        f"{fits['seconds']['r_squared']:.4f}; memory: the most of a row, and {BYTES_PER_CHILD} bytes for each child): "
         f"{far['parents']:,} × {far['children']:,} at d {far['d_in']} would take {far['seconds'] / 3600:,.1f} hours "
         f"or more, and {far['extra_bytes'] / 1e9:,.1f} GB beyond the weights."
     )

@@ -99,7 +99,7 @@ def test_what_has_diverged_is_not_saved(tmp_path):
 
 def test_activations_that_are_all_zero_leave_nothing_to_scale(tmp_path):
     model = tiny_model()
-    model.hook_dict["blocks.0.hook_resid_post"].add_perma_hook(lambda tensor, hook: 0 * tensor)  # noqa: ARG005
+    model.hook_dict["blocks.0.hook_resid_post"].add_perma_hook(lambda tensor, **_: 0 * tensor)
     with pytest.raises(ValueError, match=r"activations of the 3 batches before training, .* are all zero; check the"):
         run_ours(tmp_path, model=model)
 

@@ -50,6 +50,7 @@ def _check_metadata(metadata: Any) -> None:
 
 
 def check_common(cfg: HierarchicalSAEConfig | HierarchicalTrainingSAEConfig) -> None:
+    """Check the fields that both configurations have, before SAELens makes use of them."""
     _check(cfg, "d_in", _is_count(cfg.d_in), "it is the width of the activations: 1 or more")
     _check(cfg, "d_sae", _is_count(cfg.d_sae), "it is the number of features of all levels together")
     large = f"with d_sae={cfg.d_sae} no memory holds the weights; give the widths of the model and of the levels"
@@ -70,7 +71,8 @@ def check_common(cfg: HierarchicalSAEConfig | HierarchicalTrainingSAEConfig) -> 
 
 
 def check_levels(cfg: HierarchicalSAEConfig | HierarchicalTrainingSAEConfig) -> None:
-    levels = Levels(cfg.level_widths)  # type: ignore[arg-type]
+    """Check the levels and what refers to them; ``level_widths`` becomes a list of ints."""
+    levels = Levels(tuple(cfg.level_widths))
     cfg.level_widths = list(levels.widths)
     _check(
         cfg,
@@ -87,6 +89,7 @@ def check_levels(cfg: HierarchicalSAEConfig | HierarchicalTrainingSAEConfig) -> 
 
 
 def check_training(cfg: HierarchicalTrainingSAEConfig) -> None:
+    """Check the fields that only training has."""
     targets = cfg.target_l0 if isinstance(cfg.target_l0, Sequence) else [cfg.target_l0] * len(cfg.level_widths)
     _check(
         cfg,
@@ -194,4 +197,4 @@ def _within(value: Any, low: float, high: float) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return is_count(value) and value >= 1

@@ -1,4 +1,4 @@
-"""The forest over given levels in which every edge is true: what choosing parents could reach at best."""
+"""The forest over given levels in which every edge is true: how much of what is missed parents are to blame for."""
 
 from __future__ import annotations
 
