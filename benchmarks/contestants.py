@@ -41,6 +41,7 @@ ENCODER = "encoder product alone"
 
 LEARNING_RATE = 1e-5
 BANDWIDTH = 1.0
+NEVER = 10**9
 
 
 class Contestant(Protocol):
@@ -105,14 +106,14 @@ def hsae(
     """What makes an HSAE of a class, with these fields of its config, and its trainer."""
 
     def build(size: Size, planted: Planted) -> Trained:
-        own: dict[str, Any] = {**fields, "jumprelu_bandwidth": BANDWIDTH}
+        # Updates are measured by themselves.
+        own: dict[str, Any] = {**fields, "jumprelu_bandwidth": BANDWIDTH, "hierarchy_first_update": NEVER}
         cfg = HierarchicalTrainingSAEConfig(
             d_in=size.d_in,
             d_sae=size.n_features,
             level_widths=list(size.widths),
             target_l0=size.l0,
             normalize_activations="none",
-            hierarchy_first_update=5000,  # updates are measured by themselves
             device=str(planted.directions.device),
             **own,
         )

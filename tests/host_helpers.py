@@ -140,6 +140,7 @@ def tiny_config(**overrides: Any) -> HierarchicalTrainingSAEConfig:
     """Three levels over the tiny models' residual stream, with a hierarchy update at steps 3, 6 and every tenth."""
     widths = overrides.pop("level_widths", WIDTHS)
     fields: dict[str, Any] = {
+        **PAPER,
         "d_in": D_MODEL,
         "d_sae": sum(widths),
         "level_widths": list(widths),
@@ -147,7 +148,6 @@ def tiny_config(**overrides: Any) -> HierarchicalTrainingSAEConfig:
         "hierarchy_first_update": 3,
         "hierarchy_update_every": 10,
         "normalize_activations": "expected_average_only_in",
-        **PAPER,
     }
     return HierarchicalTrainingSAEConfig(**{**fields, **overrides})
 

@@ -48,6 +48,8 @@ TOO_LARGE = 10**400
         ("hierarchy_update_every", 0, "1 or more"),
         ("hierarchy_update_every", 2.5, "1 or more"),
         ("hierarchy_first_update", 0, "1 or more"),
+        ("hierarchy_update_growth", 1.0, "above 1, and 2 for doubling"),
+        ("hierarchy_update_growth", "twice", "above 1, and 2 for doubling"),
         ("max_children", 0, "1 or more, or None"),
         ("freeze_hierarchy_after", -1, "a step, 1 or more, or None"),
         ("freeze_hierarchy_after", 99, "the first forest is made at step 100"),

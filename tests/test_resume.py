@@ -60,7 +60,8 @@ def batches():
 
 
 def new_trainer(trainer_class, **overrides):
-    sae = make_sae(hierarchy_first_update=3, hierarchy_update_every=7, perturbation_rate=0.5, **overrides)
+    fields = {"hierarchy_first_update": 3, "hierarchy_update_every": 7, "perturbation_rate": 0.5}
+    sae = make_sae(**fields | overrides)
     return trainer_class(cfg=trainer_config(20), sae=sae, data_provider=batches())
 
 

@@ -203,8 +203,8 @@ def most_similar(sae, similarity):
             reached = 1 - 0.99 ** ((int(sae.n_steps) + 3) // 4)
             # In the same order of operations: few tokens make ties, which rounding would break in another way.
             together, fires = sae.get_buffer(f"coactivation_{boundary}") / reached, sae.firing_frequency / reached
-            raised = together / fires[below] - fires[above, None]
-            matrix = torch.where((together > 0) & (fires[above, None] >= fires[below]), raised, -torch.inf)
+            raised = together / fires[below] - 2 * fires[above, None]
+            matrix = torch.where((together > 0) & (fires[above, None] >= 0.85 * fires[below]), raised, -torch.inf)
         else:
             unit = torch.nn.functional.normalize(rows[similarity], dim=1)
             matrix = unit[above] @ unit[below].T

@@ -102,3 +102,20 @@ def test_the_trainer_looks(monkeypatch, caplog):
         trainer.n_training_steps += 1
     assert [message for message in caplog.messages if re.match(r"level 2, step 20: L0 is .*, its target 20", message)]
     assert len(caplog.messages) == len(set(caplog.messages))
+
+
+@pytest.mark.parametrize(
+    ("fields", "warned"),
+    [
+        ({"hierarchy_first_update": 40}, True),
+        ({"hierarchy_first_update": 39}, False),
+        ({"hierarchy_first_update": 40, "structural_loss_coefficient": 0.0, "perturbation_rate": 0.0}, False),
+    ],
+)
+def test_a_training_that_ends_before_its_first_forest_is_warned_of(caplog, fields, warned):
+    trainer = new_trainer(HierarchicalSAETrainer, **fields)
+    trainer.cfg.total_training_samples = 40 * trainer.cfg.train_batch_size_samples
+    for _ in range(2):
+        trainer.maybe_reset_sparsity()
+    said = r"the first forest would come at step hierarchy_first_update=40, but training ends at step 40: .* about 20$"
+    assert [bool(re.match(said, message)) for message in caplog.messages] == [True] * warned

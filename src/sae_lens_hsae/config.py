@@ -78,11 +78,14 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
         structural_loss_decay: steps [first, last] between which ρ falls linearly to 0; None keeps it constant.
         perturbation_rate: r, probability with which a parent's contribution is replaced by its children's in
             the reconstruction of its level, drawn per feature and step (§3.2).
-        hierarchy_update_every: steps between two updates of the forest (§3.3).
-        hierarchy_first_update: step of the first forest; until ``hierarchy_update_every`` the interval doubles.
+        hierarchy_update_every: most steps between two updates of the forest (§3.3).
+        hierarchy_first_update: step of the first forest. Before it there is neither structural loss nor perturbation:
+            features form faster without.
+        hierarchy_update_growth: by what factor the training has grown at each further update, until updates are
+            ``hierarchy_update_every`` apart.
         hierarchy_similarity: what makes a parent similar to a child: cosine of their "encoder" or "decoder"
             directions, or "coactivation", the share of tokens on which both are active (§3.3), or "conditional",
-            P(parent | child) − P(parent) of parents that fire at least as often as the child.
+            P(parent | child) − 2 P(parent) of parents that fire at least 0.85 times as often as the child.
         unassigned_fraction: share of each level's children, those least similar to any parent, that stay
             without one (§3.3, partial tree).
         minimum_similarity: a child whose best similarity is not above it stays without a parent, too; None sets no bar.
@@ -114,14 +117,15 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
     level_activation: Activation = "jumprelu"
     # On SAELens' command line a JSON number or list: its parser knows no "number or list" by itself.
     target_l0: float | list[float] = simple_parsing.field(default=50.0, type=json.loads)  # noqa: RUF009
-    structural_loss_coefficient: float = 0.03
+    structural_loss_coefficient: float = 0.05
     structural_loss_decay: list[int] | None = simple_parsing.field(default=None, type=json.loads, nargs=None)  # noqa: RUF009
     perturbation_rate: float = 0.0
     hierarchy_update_every: int = 5000
-    hierarchy_first_update: int = 100
+    hierarchy_first_update: int = 600
+    hierarchy_update_growth: float = 1.25
     hierarchy_similarity: Similarity = "conditional"
     unassigned_fraction: float = 0.0
-    minimum_similarity: float | None = simple_parsing.field(default=0.42, type=json.loads)
+    minimum_similarity: float | None = simple_parsing.field(default=0.4, type=json.loads)
     max_children: int | None = None
     freeze_hierarchy_after: int | None = None
     perturbation_seed: int = 0

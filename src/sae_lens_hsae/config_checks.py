@@ -121,6 +121,13 @@ def check_training(cfg: HierarchicalTrainingSAEConfig) -> None:
     _check(cfg, "perturbation_rate", _within(cfg.perturbation_rate, 0, 1), "r is a probability, from 0 to 1")
     _check(cfg, "hierarchy_update_every", _is_count(cfg.hierarchy_update_every), "it counts steps: 1 or more")
     _check(cfg, "hierarchy_first_update", _is_count(cfg.hierarchy_first_update), "it counts steps: 1 or more")
+    growth = cfg.hierarchy_update_growth
+    _check(
+        cfg,
+        "hierarchy_update_growth",
+        is_number(growth) and growth > 1,
+        "it is the factor from one update's step to the next one's: above 1, and 2 for doubling",
+    )
     for name, choices in (("level_activation", Activation), ("hierarchy_similarity", Similarity)):
         known = get_args(choices)
         _check(cfg, name, getattr(cfg, name) in known, f"choose one of {', '.join(map(repr, known))}")
@@ -142,7 +149,7 @@ def check_training(cfg: HierarchicalTrainingSAEConfig) -> None:
         cfg.freeze_hierarchy_after is None or _is_count(cfg.freeze_hierarchy_after),
         "it is a step, 1 or more, or None to keep updating",
     )
-    first = min(cfg.hierarchy_first_update, cfg.hierarchy_update_every)
+    first = cfg.hierarchy_first_update
     _check(
         cfg,
         "freeze_hierarchy_after",

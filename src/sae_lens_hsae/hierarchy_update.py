@@ -16,6 +16,11 @@ from sae_lens_hsae.levels import NO_PARENT, Levels
 BLOCK = 4096
 """Parents and children of a block: 64 MiB in float32."""
 
+BREADTH_PENALTY = 2.0
+"""How many times its own frequency a parent must make up for; 1 would be chance alone."""
+RARER_PARENT = 0.85
+"""How often a parent must fire at least, for each time the child does: of two copies either may fire a little more."""
+
 SimilarityBlock = Callable[[slice, torch.Tensor], torch.Tensor]
 """Maps a slice of m parents and k child indices to their (m, k) similarities; −inf for pairs that cannot be."""
 
@@ -61,24 +66,26 @@ def coactivation_similarity(coactivation: torch.Tensor) -> SimilarityBlock:
 def conditional_similarity(
     coactivation: torch.Tensor, parent_frequency: torch.Tensor, child_frequency: torch.Tensor
 ) -> SimilarityBlock:
-    """P(parent | child) − P(parent): how much likelier the parent is where the child fires (not in the paper).
+    """P(parent | child) − 2 P(parent): how much likelier the parent is where the child fires (not in the paper).
 
-    Unlike co-activation it does not favour the parents that fire most. A parent is the more general of the two:
-    P(parent | child) ≥ P(child | parent), which is to fire at least as often as the child.
+    Unlike co-activation it does not favour the parents that fire most: once P(parent) is chance, and once more it lets
+    a broad parent, of which the child can only be a small part, take a child only if that needs it nearly always. A
+    parent is the more general of the two, or as general: it fires at least 0.85 times as often as the child.
 
     Args:
         coactivation: share of tokens on which both are active, (n_parents, n_children).
         parent_frequency: share of tokens on which each parent is active, (n_parents,); child_frequency: (n_children,).
 
     Returns:
-        The blocks; features that were never active together cannot be a pair (−inf), nor can a parent be the rarer one.
+        The blocks; features that were never active together cannot be a pair (−inf), nor can one be the parent of a
+        more frequent one.
     """
 
     def block(above: slice, below: torch.Tensor) -> torch.Tensor:
         together = coactivation[above, below].float()
         of_parents, of_children = parent_frequency[above, None], child_frequency[below]
-        raised = together / of_children - of_parents
-        return raised.masked_fill_((together == 0) | (of_parents < of_children), -torch.inf)
+        raised = together / of_children - BREADTH_PENALTY * of_parents
+        return raised.masked_fill_((together == 0) | (of_parents < RARER_PARENT * of_children), -torch.inf)
 
     return block
 
@@ -192,15 +199,18 @@ def _make_room(
         best[rejected], parent[rejected] = _best_parent(similarity, rejected, bar)
 
 
-def is_update_due(step: int, first: int, every: int, freeze_after: int | None = None) -> bool:
+def is_update_due(step: int, first: int, every: int, growth: float, freeze_after: int | None = None) -> bool:
     """Whether the forest is recomputed at the start of a training step.
 
-    It is at every multiple of ``every``, and before that at ``first``, 2·``first``, 4·``first``, …: features change
-    fastest early on, and a run shorter than ``every`` must have a forest too. Never after ``freeze_after``.
+    It is at ``first``, and then whenever the training has become ``growth`` times as long: features change fastest
+    early on, and a run shorter than ``every`` must have a forest too. Once that would be more than ``every`` steps
+    apart it is at every multiple of ``every``. Never after ``freeze_after``.
     """
-    if step == 0 or (freeze_after is not None and step > freeze_after):
+    if step < first or (freeze_after is not None and step > freeze_after):
         return False
-    if step >= every:
+    if step * (growth - 1) >= every:
         return step % every == 0
-    doublings, rest = divmod(step, first)
-    return rest == 0 and doublings.bit_count() == 1
+    due = first
+    while due < step:
+        due = max(due + 1, round(due * growth))
+    return due == step

@@ -10,8 +10,13 @@ AS_PUBLISHED: dict[str, Any] = {
     "minimum_similarity": None,
     "whiten_encoder": False,
     "jumprelu_bandwidth": 1.0,
+    "hierarchy_first_update": 100,
+    "hierarchy_update_growth": 2.0,
 }
-"""Parents and encoder as published (HSAE §3.3), where the defaults differ; the bandwidth is ours, as none is stated."""
+"""Parents and encoder as published (HSAE §3.3), where the defaults differ.
+
+The bandwidth and when the first forests are made, before the published 5,000 steps, are ours, as none are stated.
+"""
 
 PAPER: dict[str, Any] = AS_PUBLISHED | {"structural_loss_coefficient": 0.01, "perturbation_rate": 0.05}
 """The published method with its ρ and r (HSAE §4.1)."""

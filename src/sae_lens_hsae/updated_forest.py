@@ -75,7 +75,8 @@ class UpdatedForest(LevelStack):
     def update_is_due(self, step: int) -> bool:
         """Whether a training step begins with a hierarchy update."""
         cfg = self.cfg
-        return is_update_due(step, cfg.hierarchy_first_update, cfg.hierarchy_update_every, cfg.freeze_hierarchy_after)
+        schedule = (cfg.hierarchy_first_update, cfg.hierarchy_update_every, cfg.hierarchy_update_growth)
+        return is_update_due(step, *schedule, cfg.freeze_hierarchy_after)
 
     @torch.no_grad()
     def update_hierarchy(self) -> None:

@@ -43,6 +43,7 @@ def minilm_config(output_path: str | None = "runs/demo", **overrides: Any) -> La
             d_sae=1920,
             level_widths=[128, 256, 512, 1024],
             target_l0=16,
+            hierarchy_first_update=STEPS // 2,
         ),
         "model_class_name": "AutoModelForCausalLM",
         "model_name": str(minilm_folder()),

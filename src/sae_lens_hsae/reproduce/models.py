@@ -41,6 +41,7 @@ HSAE = "HSAE"
 IDEAS: dict[str, dict[str, Any]] = {
     HSAE: {},
     "ρ = 0": {"structural_loss_coefficient": 0.0},
+    "forest from step 100": {"hierarchy_first_update": 100, "hierarchy_update_growth": 2.0},
     "encoder not whitened": {"whiten_encoder": False},
     "parents by encoder cosine": {
         "hierarchy_similarity": "encoder",
@@ -74,7 +75,7 @@ MODELS: dict[str, dict[str, Any]] = IDEAS | {
 }
 TRADE_OFF: dict[str, dict[str, Any]] = {
     f"ρ={rho:g}, r={r:g}": {"structural_loss_coefficient": rho, "perturbation_rate": r}
-    for rho, r in [(0.01, 0.0), (0.1, 0.0), (0.3, 0.0), (0.03, 0.02), (0.03, 0.05), (0.03, 0.2)]
+    for rho, r in [(0.02, 0.0), (0.2, 0.0), (0.5, 0.0), (0.05, 0.02), (0.05, 0.05), (0.05, 0.2)]
 }
 
 

@@ -178,10 +178,21 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
         # SAELens calls this between steps, before it takes the next batch: whatever is saved now is consistent.
         if self._must_stop():
             raise InterruptedException
-        if not self.training_began and self.max_bad_batches > 0:
-            self._estimate_scale_again()
+        if not self.training_began:
+            if self.max_bad_batches > 0:
+                self._estimate_scale_again()
+            self._check_length()
         self.training_began = True
         return super().maybe_reset_sparsity()
+
+    def _check_length(self) -> None:
+        cfg, steps = self.sae.cfg, self.cfg.total_training_steps
+        if steps <= cfg.hierarchy_first_update and (cfg.structural_loss_coefficient > 0 or cfg.perturbation_rate > 0):
+            logger.warning(
+                f"the first forest would come at step hierarchy_first_update={cfg.hierarchy_first_update:,}, but "
+                f"training ends at step {steps:,}: levels and forest will be those of training without hierarchy. "
+                f"Train longer, or set hierarchy_first_update to about {max(1, steps // 2):,}"
+            )
 
     def _must_stop(self) -> bool:
         return self.stop_requested
