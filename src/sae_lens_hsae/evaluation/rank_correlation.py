@@ -69,14 +69,19 @@ class RankSample:
         """
         found = torch.full((len(self.seen), n_blocks + 1), torch.nan, dtype=torch.float64)
         enough = (self.seen >= MIN_TOKENS).nonzero().flatten()
+        # Rows of about as many tokens together: comparisons grow with the square of the longest row's.
+        enough = enough[self.seen[enough].argsort()]
+        if len(enough) == 0:
+            return found
         for rows in enough.split(max(1, MAX_COMPARISONS_AT_ONCE // SAMPLE_PER_PARENT**2)):
             found[rows.cpu()] = self._correlations(rows, tokens_per_block, n_blocks)
         return found
 
     def _correlations(self, rows: torch.Tensor, tokens_per_block: int, n_blocks: int) -> torch.Tensor:
-        tokens, parent, child = self.tokens[rows], self.parent[rows], self.strongest_child[rows]
         n_sampled = self.seen[rows].clamp(max=SAMPLE_PER_PARENT)
-        sampled = torch.arange(SAMPLE_PER_PARENT, device=tokens.device) < n_sampled[:, None]
+        slots = slice(int(n_sampled.max()))
+        tokens, parent, child = (kept[rows, slots] for kept in (self.tokens, self.parent, self.strongest_child))
+        sampled = torch.arange(slots.stop, device=tokens.device) < n_sampled[:, None]
         in_block = torch.nn.functional.one_hot(tokens // tokens_per_block, n_blocks + 1)
         # The last column stands for no block at all.
         in_block = (in_block * sampled[..., None]).float()
