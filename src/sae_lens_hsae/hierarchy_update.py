@@ -68,9 +68,10 @@ def conditional_similarity(
 ) -> SimilarityBlock:
     """P(parent | child) − 2 P(parent): how much likelier the parent is where the child fires (not in the paper).
 
-    Unlike co-activation it does not favour the parents that fire most: once P(parent) is chance, and once more it lets
-    a broad parent, of which the child can only be a small part, take a child only if that needs it nearly always. A
-    parent is the more general of the two, or as general: it fires at least 0.85 times as often as the child.
+    Unlike co-activation it does not favour the parents that fire most. Once P(parent) is what chance alone would give.
+    Taken off once more, it keeps a broad parent, of which a child is but a small part, from all children that it does
+    not accompany nearly always. A parent is the more general of the two, or as general: it fires at least 0.85 times
+    as often as the child.
 
     Args:
         coactivation: share of tokens on which both are active, (n_parents, n_children).
