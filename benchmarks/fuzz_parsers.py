@@ -26,7 +26,7 @@ atheris: Any = importlib.import_module("atheris")  # it has wheels for few syste
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 with atheris.instrument_imports(include=["sae_lens_hsae"]):
     import conftest  # type: ignore[reportMissingImports] – on the path only now
-    import hostile_files as tested  # type: ignore[reportMissingImports] – as above
+    import hostile_files as tested  # type: ignore[reportMissingImports] – on the path only now
 
     from sae_lens_hsae import FeatureForest, HierarchicalSAE, HierarchicalSAEConfig, HierarchicalTrainingSAEConfig
     from sae_lens_hsae.forest.files import read_forest, write_forest

@@ -175,7 +175,7 @@ def test_updates_come_at_growing_intervals_first_then_regularly():
     ("first", "every", "growth", "freeze", "expected"),
     [
         (5, 5, 2.0, None, [5, 10, 15]),
-        (9, 4, 2.0, None, [12, 16]),
+        (9, 4, 2.0, None, [9, 12, 16]),
         (3, 100, 2.0, 6, [3, 6]),
         (3, 100, 2.0, 2, []),
         (1, 100, 1.01, None, list(range(1, 17))),

@@ -79,8 +79,7 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
         perturbation_rate: r, probability with which a parent's contribution is replaced by its children's in
             the reconstruction of its level, drawn per feature and step (§3.2).
         hierarchy_update_every: most steps between two updates of the forest (§3.3).
-        hierarchy_first_update: step of the first forest. Before it there is neither structural loss nor perturbation:
-            features form faster without.
+        hierarchy_first_update: step of the first forest. Before it there is neither structural loss nor perturbation.
         hierarchy_update_growth: by what factor the training has grown at each further update, until updates are
             ``hierarchy_update_every`` apart.
         hierarchy_similarity: what makes a parent similar to a child: cosine of their "encoder" or "decoder"

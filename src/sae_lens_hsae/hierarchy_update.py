@@ -209,7 +209,7 @@ def is_update_due(step: int, first: int, every: int, growth: float, freeze_after
     """
     if step < first or (freeze_after is not None and step > freeze_after):
         return False
-    if step * (growth - 1) >= every:
+    if step > first and step * (growth - 1) >= every:
         return step % every == 0
     due = first
     while due < step:
