@@ -178,7 +178,7 @@ def test_bad_input_is_refused_before_the_model_runs(change, error, message):
 
 def test_a_model_without_the_hook_point_and_wrong_edits_are_refused():
     with (
-        pytest.raises(ValueError, match=r"no hook point 'blocks\.9"),
+        pytest.raises(ValueError, match=r"hook_name='blocks\.9.*it has blocks\.0\.hook_resid_post, blocks\.1"),
         steer(tiny_sae_transformer(), stack("blocks.9.hook_resid_post"), [ablate(0)]),
     ):
         pass

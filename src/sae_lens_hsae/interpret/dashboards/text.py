@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
-from sae_lens.load_model import load_model
 from sae_lens.training.activations_store import ActivationsStore
+
+from sae_lens_hsae.text.load_model import TRANSFORMER_LENS, load_model
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -23,20 +24,24 @@ MODEL_OPTIONS = {
     "default_padding_side",
     "default_prepend_bos",
     "dtype",
+    "first_n_layers",
     "fold_ln",
     "fold_value_biases",
     "n_ctx",
     "refactor_factored_attn_matrices",
+    "revision",
     "torch_dtype",
 }
 """Options of loading a language model that an SAE's metadata may set."""
+PLACEMENT = {"device_map", "n_devices"}
+"""Options that say where the model lay in training, and nothing about what it computes."""
 
 
 def load_language_model(sae: SAE[Any]) -> Any:
-    """The model that an SAE's metadata names, as SAELens loads it.
+    """The model that an SAE's metadata names, on the SAE's device.
 
     Raises:
-        ValueError: if the metadata name no model or no hook point, or ask for more than a way of loading it.
+        ValueError: if the metadata name no model or no hook point of it, or ask for more than a way of loading it.
     """
     metadata = sae.cfg.metadata
     for name in ("model_name", "hook_name"):
@@ -46,17 +51,19 @@ def load_language_model(sae: SAE[Any]) -> Any:
             )
     # An SAE may come from anybody, and trust_remote_code among these would run what its maker likes.
     options = metadata.model_from_pretrained_kwargs or {}
-    if not isinstance(options, dict) or not options.keys() <= MODEL_OPTIONS:
+    if not isinstance(options, dict) or not options.keys() <= MODEL_OPTIONS | PLACEMENT:
         raise ValueError(
             f"the SAE's metadata have model_from_pretrained_kwargs={options!r}, of which only "
-            f"{', '.join(sorted(MODEL_OPTIONS))} are passed on; load the model yourself and call collect_dashboards()"
+            f"{', '.join(sorted(MODEL_OPTIONS))} are passed on, because an SAE may come from anybody; take the others "
+            "out of cfg.json to load the model without them, or load it yourself and call collect_dashboards(), "
+            "explain() and steer()"
         )
     return load_model(
-        metadata.model_class_name or "HookedTransformer",
+        metadata.model_class_name or TRANSFORMER_LENS,
         metadata.model_name,
-        device=str(sae.device),
-        model_from_pretrained_kwargs=options,
-        hook_names=[metadata.hook_name],
+        str(sae.device),
+        {name: value for name, value in options.items() if name not in PLACEMENT},
+        metadata.hook_name,
     )
 
 
