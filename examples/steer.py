@@ -11,6 +11,7 @@ from sae_lens import SAE
 
 from sae_lens_hsae import HierarchicalSAE
 from sae_lens_hsae.interpret.dashboards.text import load_language_model
+from sae_lens_hsae.interpret.hook_point import ids_of_text
 from sae_lens_hsae.interpret.steering import add, effect_of, steer
 
 
@@ -34,8 +35,8 @@ def main() -> None:
     sae = SAE.load_from_disk(chosen.folder)
     assert isinstance(sae, HierarchicalSAE)
     model = load_language_model(sae)
-    ids = model.tokenizer(chosen.prompt, add_special_tokens=False)["input_ids"]
-    tokens = torch.tensor([ids], device=sae.device)
+    start, ids = ids_of_text(model, sae, chosen.prompt)
+    tokens = torch.tensor([[*start, *ids]], device=sae.device)
 
     print("as it is:", write(model, tokens, chosen.n_tokens))
     with steer(model, sae, [add(chosen.feature, chosen.amount)]):

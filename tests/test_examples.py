@@ -53,4 +53,4 @@ def test_gemma_scopes_saes_are_those_that_saelens_knows():
 
 
 def test_there_are_examples():
-    assert {path.stem for path in EXAMPLES} == {"gemma_2_2b", "gpt2"}
+    assert {path.stem for path in EXAMPLES} == {"gemma_2_2b", "gemma_3_270m", "gpt2"}

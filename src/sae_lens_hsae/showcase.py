@@ -16,6 +16,7 @@ from sae_lens_hsae.evaluation import ForestEvaluation, evaluate_forest
 from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
 from sae_lens_hsae.interpret import typical_tokens
 from sae_lens_hsae.interpret.tree_text import RULE, choose_trees, draw_tree, edge_scores, shown_features
+from sae_lens_hsae.text.load_model import model_of_run
 
 EVALUATION_TOKENS = 50_000
 TREES_SHOWN = 3
@@ -40,7 +41,7 @@ def train_and_show(
 
     Args:
         cfg: SAELens' config with a `HierarchicalTrainingSAEConfig`; needs an ``output_path``.
-        rows: tokenised rows to train on; None takes ``cfg.dataset_path``.
+        rows: what to train on, tokenised rows unless ``cfg`` says otherwise; None takes ``cfg.dataset_path``.
         held_out: rows to measure on; None goes on in ``cfg.dataset_path`` where training stopped.
 
     Returns:
@@ -53,7 +54,8 @@ def train_and_show(
         raise ValueError("output_path=None: there would be nothing to load; give a folder")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        runner = LanguageModelSAETrainingRunner(cfg, override_dataset=rows)
+        with model_of_run(cfg) as model:
+            runner = LanguageModelSAETrainingRunner(cfg, override_dataset=rows, override_model=model)
         runner.run()
         sae = SAE.load_from_disk(cfg.output_path, device=cfg.device)
     assert isinstance(sae, HierarchicalSAE)

