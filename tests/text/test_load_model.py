@@ -158,7 +158,7 @@ def test_where_a_model_lay_in_training_does_not_matter_and_its_revision_does(tmp
     shutil.copytree(
         cached / "snapshots" / revision, cached / "snapshots" / "main", ignore=shutil.ignore_patterns("model.*")
     )
-    options = {"device_map": "cpu", "revision": revision}
+    options = {"device_map": "cuda:63", "revision": revision}
     sae = make_sae()
     sae.cfg.metadata = SAEMetadata(
         model_name="someone/gpt2",
