@@ -82,7 +82,7 @@ def _parts_package() -> ModuleType:
 
 
 def _make(folder: Path, parts: Any) -> None:
-    logger.info(
+    logger.warning(  # what is below that is not shown
         f"Making {folder}, once (a minute, 1.1 GB). Gemma is provided under and subject to the Gemma Terms of Use, "
         "ai.google.dev/gemma/terms"
     )
@@ -129,6 +129,7 @@ def _dequantise(path: Path, folder: Path) -> None:
 
 @contextmanager
 def room_in(parent: Path) -> Iterator[None]:
+    """Refuse to begin without room, and say what to do where it runs out on the way."""
     free = shutil.disk_usage(parent).free
     message = (
         f"cache={str(parent)!r}: Gemma 3 270M needs {ROOM / 1e9} GB while it is dequantised, and {{}}; make room, give "
