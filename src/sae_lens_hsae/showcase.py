@@ -15,7 +15,9 @@ from tqdm.auto import tqdm
 from sae_lens_hsae.evaluation import ForestEvaluation, evaluate_forest
 from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
 from sae_lens_hsae.interpret import typical_tokens
+from sae_lens_hsae.interpret.token_text import TokenTexts
 from sae_lens_hsae.interpret.tree_text import RULE, choose_trees, draw_tree, edge_scores, shown_features
+from sae_lens_hsae.storage.json_files import printable
 from sae_lens_hsae.text.load_model import model_of_run
 
 EVALUATION_TOKENS = 50_000
@@ -119,7 +121,9 @@ def trees(
     roots = choose_trees(forest, evaluation, TREES_SHOWN)
     features = [feature for root in roots for feature in shown_features(forest, scores, root)]
     tokens = typical_tokens(sae.encode, features, pairs, len(tokenizer))
-    names = {feature: "  ".join(tokenizer.convert_ids_to_tokens(ids)) for feature, ids in tokens.items()}
+    texts = TokenTexts(tokenizer)
+    shown = {id_: printable(texts[id_].strip() or repr(texts[id_])) for ids in tokens.values() for id_ in ids}
+    names = {feature: "  ".join(shown[id_] for id_ in ids) for feature, ids in tokens.items()}
     drawn = [draw_tree(forest, scores, root, names) for root in roots]
     return "\n\n".join(
         [f"\n{len(roots)} trees: {RULE}.\nlevel/feature  its most typical tokens  (its score as a child)", *drawn]

@@ -9,7 +9,7 @@ from typing import Any
 from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
 from sae_lens_hsae.interpret.dashboards import Dashboards, dashboards_folder, fingerprint
 from sae_lens_hsae.interpret.labels import token_labels
-from sae_lens_hsae.interpret.token_text import token_texts
+from sae_lens_hsae.interpret.token_text import TokenTexts
 from sae_lens_hsae.sharing.saved_model import load_hierarchical_sae
 
 
@@ -27,7 +27,7 @@ def read_collected(folder: Path) -> tuple[Dashboards, Callable[[int], str]]:
     if dashboards is None:
         raise FileNotFoundError(f"{folder} holds no dashboards; collect them: hsae explore {folder}")
     tokenizer: Any = AutoTokenizer.from_pretrained(sae.cfg.metadata.model_name)
-    return dashboards, token_texts(tokenizer, range(len(tokenizer))).__getitem__
+    return dashboards, TokenTexts(tokenizer).__getitem__
 
 
 def dashboards_beside(folder: Path, sae: HierarchicalSAE) -> Dashboards | None:
@@ -49,4 +49,4 @@ def labels_by_tokens(dashboards: Dashboards | None, tokenizer: Any) -> dict[int,
     """A label of tokens for each feature; none without dashboards."""
     if dashboards is None:
         return {}
-    return token_labels(dashboards, token_texts(tokenizer, range(len(tokenizer))).__getitem__)
+    return token_labels(dashboards, TokenTexts(tokenizer).__getitem__)

@@ -20,7 +20,7 @@ from sae_lens_hsae.interpret.explain import explain
 from sae_lens_hsae.interpret.explain.explain import check_text
 from sae_lens_hsae.interpret.labels import token_labels
 from sae_lens_hsae.interpret.labels.files import FLAG_HELP, labels_beside
-from sae_lens_hsae.interpret.token_text import token_texts
+from sae_lens_hsae.interpret.token_text import TokenTexts
 from sae_lens_hsae.storage.json_files import read_json_object
 
 DEFAULT_TOKENS = 200_000
@@ -122,7 +122,7 @@ def explore(
             progress_file=where.with_name(f".{where.name}-{digest(rows)}.safetensors"),
         )
         dashboards.save(where)
-    texts = token_texts(tokenizer, range(len(tokenizer)))
+    texts = TokenTexts(tokenizer)
     names = token_labels(dashboards, texts.__getitem__) | names
     title = f"{folder.resolve().name}: {sae.cfg.metadata.hook_name}"
     path = output or folder / "explorer.html"

@@ -13,6 +13,7 @@ from sae_lens_hsae.interpret.dashboards import Dashboards, clarity
 from sae_lens_hsae.interpret.dashboards.statistics import bin_edges, quantiles
 from sae_lens_hsae.interpret.labels import label_detection
 from sae_lens_hsae.interpret.labels.detection import REASONS
+from sae_lens_hsae.interpret.token_text import BYTE, whole_characters
 
 if TYPE_CHECKING:
     from sae_lens_hsae.explorer.page import PageLimits
@@ -59,6 +60,7 @@ class PageContent:
         self._n_family = taken[0] + taken[1]
         self._local = torch.zeros(0, dtype=torch.int64)
         self._texts: list[str] = [""]
+        self._wholes: dict[str, int] = {}
 
     def forest_block(self, title: str, texts: Sequence[str] = ()) -> Block:
         """Everything the tree, the overview and the search by token need, about all features; and the texts."""
@@ -127,7 +129,7 @@ class PageContent:
         where_child = where[of_block[:, 0] - own.start][:, : self._n_family]
         histogram = data.histogram[own].view(len(features), -1, BINS_MERGED).sum(2)
         arrays = {
-            "tokens": self._tokens(data.token_ids[own][:, slots].gather(2, where)),
+            "tokens": self._contexts(data.token_ids[own][:, slots].gather(2, where)),
             "shades": self._shades(data.activations[own][:, slots].gather(2, where), features),
             "parentShades": self._shades(data.parent_activations[own][:, slots].gather(2, where), parents.clamp(min=0)),
             "childShades": self._shades(
@@ -166,6 +168,24 @@ class PageContent:
         self._texts.extend(self._text(int(id_)) for id_ in new)
         local = torch.where(ids >= 0, self._local[ids.clamp(min=0)] if len(self._local) else 0, 0)
         return _array(local, np.uint16 if len(self._texts) <= 2**16 else np.uint32)
+
+    def _contexts(self, ids: torch.Tensor) -> np.ndarray:
+        """As `_tokens`, of windows (…, window): a token that completes a character has that as a text of its own."""
+        local = self._tokens(ids)
+        parts = [number for number, text in enumerate(self._texts) if BYTE.search(text)]
+        windows = local.reshape(-1, local.shape[-1]).astype(np.uint32)
+        for i in np.flatnonzero(np.isin(windows, parts).any(1)):
+            texts = [self._texts[number] for number in windows[i]]
+            for j, (text, whole) in enumerate(zip(texts, whole_characters(texts), strict=True)):
+                if whole != text:
+                    windows[i, j] = self._number_of(whole)
+        return windows.reshape(local.shape).astype(np.uint16 if len(self._texts) <= 2**16 else np.uint32)
+
+    def _number_of(self, text: str) -> int:
+        if text not in self._wholes:
+            self._wholes[text] = len(self._texts)
+            self._texts.append(text)
+        return self._wholes[text]
 
     def _text(self, id_: int) -> str:
         try:

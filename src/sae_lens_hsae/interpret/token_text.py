@@ -2,39 +2,136 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import heapq
+import re
+from codecs import getincrementaldecoder
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
-CONTINUATION = "##"
-SPACE_MARK = "▁"
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+"""A byte as SentencePiece's byte fallback writes it; here all bytes are written so that are no whole character."""
+REPLACED = "\ufffd"
+N_TRIED = 50
+
+
+class TokenTexts(dict[int, str]):
+    """Text of each token id as it stands amid other text, made when it is first asked for.
+
+    The tokenizer's own decoder says what a token stands for: WordPiece (``##ing``), SentencePiece (``▁the``) and
+    byte-level tokens (``Ġthe``) differ in how they mark the space before a word; here it is a space for all. Special
+    tokens stay as they are. Of a token that is a part of a character the bytes are shown, ``<0xE2><0x9C>``;
+    `whole_characters` puts those of a context together. An id that the tokenizer does not know is ``⟨id⟩``.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__()
+        self._tokenizer = tokenizer
+        self._special: set[int] = set(tokenizer.all_special_ids)
+        self._added: set[int] = set(tokenizer.get_added_vocab().values())
+
+    def __missing__(self, id_: int) -> str:
+        self[id_] = text = self._text(id_)
+        return text
+
+    def _text(self, id_: int) -> str:
+        try:
+            token = self._tokenizer.convert_ids_to_tokens(id_)
+            if not isinstance(token, str):
+                return f"⟨{id_}⟩"
+            if id_ in self._special:
+                return token
+            text = self._amid_text(token)
+            if REPLACED in text:
+                raw = None if id_ in self._added else self._bytes(token)
+                return token if raw is None else readable(raw)
+            return text or token
+        except Exception:  # a tokenizer that cannot decode one of its own ids must not cost the whole page
+            return f"⟨{id_}⟩"
+
+    def _amid_text(self, token: str) -> str:
+        # At the beginning and the end decoders strip the very spaces that are asked for.
+        beside, before, after = self._surroundings
+        if beside is None:
+            return self._decoded([token])
+        text = self._decoded([beside, token, beside])
+        if text.startswith(before) and text.endswith(after) and len(text) >= len(before) + len(after):
+            return text[len(before) : len(text) - len(after)]
+        return self._decoded([token])
+
+    @cached_property
+    def _surroundings(self) -> tuple[str | None, str, str]:
+        """A token without any mark, its text before another one, and its text after another one."""
+        plain = (token for token in self._tokenizer.get_vocab() if token.isascii() and token.isalnum())
+        for token in heapq.nsmallest(N_TRIED, plain, key=lambda each: (len(each), each)):
+            if self._decoded([token]) == token:
+                return token, token, self._decoded([token, token]).removeprefix(token)
+        return None, "", ""
+
+    def _decoded(self, tokens: list[str]) -> str:
+        return self._tokenizer.convert_tokens_to_string(tokens)
+
+    def _bytes(self, token: str) -> bytes | None:
+        """What the token stands for in bytes; None where it is no token of bytes."""
+        if BYTE.fullmatch(token):
+            return bytes([int(token[3:5], 16)])
+        byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
+        return bytes(byte_of[character] for character in token) if byte_of.keys() >= set(token) else None
 
 
 def token_texts(tokenizer: Any, ids: Iterable[int]) -> dict[int, str]:
-    """Text of each token id, with its leading space where the tokenizer keeps one; ``⟨id⟩`` if it cannot be decoded.
+    """`TokenTexts` of some ids; others are added when they are asked for."""
+    texts = TokenTexts(tokenizer)
+    for id_ in ids:
+        texts[id_]
+    return texts
+
+
+def readable(raw: bytes) -> str:
+    """The characters that are whole; the other bytes as ``<0xE2>``."""
+    return _join([list(raw)])[0]
+
+
+def whole_characters(texts: Sequence[str]) -> list[str]:
+    """Texts of the tokens of a context: the token that completes a character shows it, those before it their bytes.
 
     Args:
-        tokenizer: a Hugging Face tokenizer. WordPiece (``##ing``), SentencePiece (``▁the``) and byte-level ones differ
-            in how they mark the space before a word; here it is a space for all.
-        ids: token ids.
+        texts: of consecutive tokens, from `TokenTexts`.
     """
-    special: set[int] = set(getattr(tokenizer, "all_special_ids", ()))
-    word_pieces = any(str(token).startswith(CONTINUATION) for token in list(tokenizer.get_vocab())[:50_000])
-    return {id_: _text(tokenizer, id_, word_pieces, special) for id_ in ids}
+    if not any(map(BYTE.search, texts)):
+        return list(texts)
+    # Splitting by a group gives text and the group's digits in turn.
+    split = [[int(piece, 16) if i % 2 else piece for i, piece in enumerate(BYTE.split(text))] for text in texts]
+    return _join([[piece for piece in pieces if piece != ""] for pieces in split])
 
 
-def _text(tokenizer: Any, id_: int, word_pieces: bool, special: set[int]) -> str:
-    try:
-        token = tokenizer.convert_ids_to_tokens(id_)
-        if not isinstance(token, str):
-            return f"⟨{id_}⟩"
-        if id_ in special:
-            return token
-        if word_pieces:
-            return token.removeprefix(CONTINUATION) if token.startswith(CONTINUATION) else f" {token}"
-        if token.startswith(SPACE_MARK):
-            return token.replace(SPACE_MARK, " ")
-        # A byte-level token may be part of a character; then its raw form says more than a replacement mark.
-        text = tokenizer.decode([id_])
-        return token if not text or "\ufffd" in text else text
-    except Exception:  # a tokenizer that cannot decode one of its own ids must not cost the whole page
-        return f"⟨{id_}⟩"
+def _join(tokens: Sequence[Sequence[int | str]]) -> list[str]:
+    """Text of each token, given as bytes and as text that is no bytes."""
+    decoder, texts = getincrementaldecoder("utf-8")(), []
+    for pieces in tokens:
+        text = own = ""
+        for piece in pieces:
+            if isinstance(piece, str):
+                decoder.reset()
+                text, own = text + own + piece, ""
+                continue
+            shown = f"<0x{piece:02X}>"
+            try:
+                character = decoder.decode(bytes([piece]))
+            except UnicodeDecodeError:
+                decoder.reset()
+                text, own = text + own, ""
+                try:  # it does not go on with the character before it, but it may begin one
+                    character = decoder.decode(bytes([piece]))
+                except UnicodeDecodeError:
+                    decoder.reset()
+                    text += shown
+                    continue
+            text, own = (text + character, "") if character else (text, own + shown)
+        texts.append(text + own)
+    return texts

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.dashboards.format import Dashboards
+from sae_lens_hsae.interpret.token_text import whole_characters
 
 CONTEXTS_SHOWN = 5
 SHADE = "255, 164, 61"
@@ -77,7 +78,7 @@ class FeatureCard:
         for name, values in shares.items():
             if not math.isnan(values[feature]):
                 numbers[name] = f"{values[feature]:.0%}"
-        tokens = [self._text(int(id_)).strip() for id_ in data.strongest_tokens[feature] if id_ >= 0]
+        tokens = [_visible(self.text_of(int(id_))).strip() for id_ in data.strongest_tokens[feature] if id_ >= 0]
         return numbers | {"strongest tokens": " · ".join(tokens) or "none stands out"}
 
     def _contexts(self) -> list[list[tuple[str, float, bool]]]:
@@ -89,12 +90,12 @@ class FeatureCard:
                 break
             shades = data.activations[feature, slot].float() / data.max_activation[feature]
             peak = int(data.peak_positions[feature, slot])
-            ids = data.token_ids[feature, slot].tolist()
-            contexts.append([(self._text(id_), float(shades[i]), i == peak) for i, id_ in enumerate(ids) if id_ >= 0])
+            texts = whole_characters([self.text_of(id_) for id_ in data.token_ids[feature, slot].tolist() if id_ >= 0])
+            contexts.append([(_visible(text), float(shades[i]), i == peak) for i, text in enumerate(texts)])
         return contexts
 
-    def _text(self, id_: int) -> str:
-        return "".join(
-            f"⟨U+{ord(character):04X}⟩" if unicodedata.category(character) in HIDDEN else character
-            for character in self.text_of(id_)
-        )
+
+def _visible(text: str) -> str:
+    return "".join(
+        f"⟨U+{ord(character):04X}⟩" if unicodedata.category(character) in HIDDEN else character for character in text
+    )

@@ -10,7 +10,7 @@ import torch
 from sae_lens_hsae.forest import NO_PARENT, FeatureForest
 from sae_lens_hsae.interpret.explain.explanation import Explanation
 from sae_lens_hsae.interpret.hook_point import hook_point, ids_of_text, most_tokens, run_and_keep, stack_of
-from sae_lens_hsae.interpret.token_text import token_texts
+from sae_lens_hsae.interpret.token_text import token_texts, whole_characters
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -73,11 +73,11 @@ def explain(
     )
     positions, features = (acts > 0).nonzero(as_tuple=True)
     parents = forest.parents[features]
-    texts = token_texts(model.tokenizer, set(ids))
+    texts = token_texts(model.tokenizer, ids)
     return Explanation(
         forest=forest,
         text=text,
-        tokens=tuple(texts[id_] for id_ in ids),
+        tokens=tuple(whole_characters([texts[id_] for id_ in ids])),
         level_shares=level_shares,
         positions=positions,
         features=features,

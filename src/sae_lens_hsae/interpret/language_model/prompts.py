@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sae_lens_hsae.interpret.dashboards import Dashboards
+from sae_lens_hsae.interpret.token_text import whole_characters
 
 MARKED_FROM = 0.3
 """A token is marked if the feature's activation on it is at least this share of the context's highest."""
@@ -33,7 +34,7 @@ def contexts(
             acts = dashboards.activations[feature, slot].float()
             tokens = dashboards.token_ids[feature, slot].tolist()
             marks = (acts >= MARKED_FROM * acts.max()).tolist()
-            shown[number] = marked([text_of(id_) for id_ in tokens if id_ >= 0], marks)
+            shown[number] = marked(whole_characters([text_of(id_) for id_ in tokens if id_ >= 0]), marks)
     return list(shown.values())
 
 

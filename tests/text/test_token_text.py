@@ -1,0 +1,151 @@
+"""Every kind of tokenizer, made here: what its tokens stand for."""
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from sae_lens_hsae.interpret.token_text import TokenTexts, readable, token_texts, whole_characters
+
+BYTES = bytes_to_unicode()
+
+
+def fast(model, decoder=None, **special) -> PreTrainedTokenizerFast:
+    backend = Tokenizer(model)
+    if decoder is not None:
+        backend.decoder = decoder
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+
+
+def vocabulary(*tokens: str) -> dict[str, int]:
+    return {token: id_ for id_, token in enumerate(tokens)}
+
+
+def as_bytes(text: str) -> str:
+    """A byte-level token for a text."""
+    return "".join(BYTES[byte] for byte in text.encode())
+
+
+def byte_level(*tokens: str, **special) -> PreTrainedTokenizerFast:
+    vocab = vocabulary("<|end|>", *tokens)
+    vocab |= {character: len(vocab) + i for i, character in enumerate(sorted(set(BYTES.values()) - set(vocab)))}
+    made = fast(models.BPE(vocab, []), decoders.ByteLevel(), bos_token="<|end|>", eos_token="<|end|>", **special)
+    made.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return made
+
+
+def llama_like(*tokens: str) -> PreTrainedTokenizerFast:
+    """SentencePiece's BPE with byte fallback, as Llama and Gemma have it."""
+    decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    vocab = vocabulary("<s>", *tokens)
+    vocab |= {f"<0x{byte:02X}>": len(vocab) + byte for byte in range(256)}
+    return fast(models.BPE(vocab, [], byte_fallback=True), decoder, bos_token="<s>")
+
+
+KINDS = {
+    "WordPiece": (
+        fast(
+            models.WordPiece(vocabulary("[CLS]", "walk", "##ing", "a", ".", "[UNK]"), unk_token="[UNK]"),
+            decoders.WordPiece(),
+            cls_token="[CLS]",
+        ),
+        ["[CLS]", " walk", "ing", " a", "."],
+    ),
+    # A comment of code or a heading of Markdown makes no WordPiece.
+    "byte-level with ##": (
+        byte_level("walk", "Ġis", "##", "##a", "Ċ", "ĊĊ", as_bytes(" naïve"), as_bytes("你好"), "a"),
+        ["<|end|>", "walk", " is", "##", "##a", "\n", "\n\n", " naïve", "你好", "a"],
+    ),
+    "Unigram": (
+        fast(
+            models.Unigram([("<unk>", 0.0), ("▁walk", -1.0), ("ing", -1.0), ("▁", -2.0), ("▁▁", -2.0)], unk_id=0),
+            decoders.Metaspace(),
+            unk_token="<unk>",
+        ),
+        ["<unk>", " walk", "ing", " ", "  "],
+    ),
+    "Unigram of words alone": (
+        fast(models.Unigram([("<unk>", 0.0), ("▁w1", -1.0), ("▁w2", -1.0)], unk_id=0), decoders.Metaspace()),
+        ["<unk>", "w1", "w2"],
+    ),
+    "byte fallback": (
+        llama_like("▁walk", "ing", "▁", "▁▁", "a"),
+        ["<s>", " walk", "ing", " ", "  ", "a"],
+    ),
+    "suffix at the end of a word": (
+        fast(models.BPE(vocabulary("walk</w>", "walk", "ing</w>", "a"), [], end_of_word_suffix="</w>"),
+             decoders.BPEDecoder(suffix="</w>")),
+        ["walk ", "walk", "ing ", "a"],
+    ),
+    "words without decoder": (
+        fast(models.WordLevel(vocabulary("<unk>", "w1", "w2"), unk_token="<unk>"), unk_token="<unk>"),
+        ["<unk>", " w1", " w2"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_read_as_they_stand_amid_text(kind):
+    tokenizer, expected = KINDS[kind]
+    assert list(token_texts(tokenizer, range(len(expected))).values()) == expected
+    assert token_texts(tokenizer, [len(tokenizer)]) == {len(tokenizer): f"⟨{len(tokenizer)}⟩"}
+
+
+@pytest.mark.parametrize("kind", ["byte-level with ##", "byte fallback"])
+def test_a_part_of_a_character_shows_its_bytes_and_the_last_part_the_character(kind):
+    tokenizer, _ = KINDS[kind]
+    single = "".join if kind == "byte fallback" else (lambda hex_: BYTES[int("".join(hex_), 16)])
+    names = [f"<0x{byte:02X}>" for byte in "✓é".encode()]
+    tokens = [name if kind == "byte fallback" else single(name[3:5]) for name in names]
+    ids = tokenizer.convert_tokens_to_ids(tokens)
+    texts = TokenTexts(tokenizer)
+    assert [texts[id_] for id_ in ids] == names
+    a = tokenizer.convert_tokens_to_ids("a")
+    line = whole_characters([texts[id_] for id_ in [a, *ids, a, ids[0], a]])
+    assert line == ["a", "<0xE2>", "<0x9C>", "✓", "<0xC3>", "é", "a", "<0xE2>", "a"]
+
+
+def test_a_byte_that_is_a_character_is_shown_as_that():
+    tokenizer, _ = KINDS["byte fallback"]
+    texts = TokenTexts(tokenizer)
+    assert [texts[tokenizer.convert_tokens_to_ids(name)] for name in ("<0x0A>", "<0x41>")] == ["\n", "A"]
+
+
+def test_tokens_that_hold_text_and_parts_of_characters():
+    tick = "✓".encode()
+    tokens = ["".join(BYTES[byte] for byte in raw) for raw in (b" " + tick[:2], tick[2:] + b"!", tick + tick[:1])]
+    tokenizer = byte_level(*tokens, "a")
+    texts = [TokenTexts(tokenizer)[id_] for id_ in range(1, 4)]
+    assert texts == [" <0xE2><0x9C>", "<0x93>!", "✓<0xE2>"]
+    assert whole_characters([texts[0], texts[1], texts[2], texts[0]]) == [
+        " <0xE2><0x9C>", "✓!", "✓<0xE2>", " <0xE2><0x9C>"
+    ]  # fmt: skip
+
+
+def test_the_replacement_character_itself_is_no_broken_one():
+    tokenizer = byte_level(as_bytes("\ufffd"), "a")
+    assert TokenTexts(tokenizer)[1] == "\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        (b"ok", "ok"),
+        (b"\xe2a", "<0xE2>a"),
+        (b"\xe2\xe2\x9c\x93", "<0xE2>✓"),
+        (b"\xff\x80z", "<0xFF><0x80>z"),
+        (b"", ""),
+    ],
+)
+def test_bytes_are_read_as_far_as_they_are_characters(raw, text):
+    assert readable(raw) == text
+
+
+def test_added_tokens_and_chat_tokens():
+    tokenizer = byte_level("a")
+    tokenizer.add_tokens([AddedToken("<tool>", special=False), AddedToken("día", special=False)])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<start_of_turn>"]})
+    ids = tokenizer.convert_tokens_to_ids(["<tool>", "día", "<start_of_turn>"])
+    assert list(token_texts(tokenizer, ids).values()) == ["<tool>", "día", "<start_of_turn>"]
