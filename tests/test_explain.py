@@ -22,7 +22,9 @@ from sae_lens_hsae.interpret.dashboards import collect_dashboards, dashboards_fo
 from sae_lens_hsae.interpret.explain import Explanation, explain
 from sae_lens_hsae.interpret.explain.terminal import drawn
 
-MODELS = ["sae_transformer", "bridge", "proxy"]
+MODELS = ["sae_transformer", "bridge", "bridge by alias", "proxy"]
+BRIDGE_HOOK = "blocks.0.hook_out"
+"""TransformerBridge's own name of HOOK."""
 TEXT = "w1 w2 w3 w5 w8 w13 w21 w34"
 
 
@@ -45,8 +47,9 @@ def hooked(kind: str, gpt2: Any) -> tuple[Any, str]:
         model = tiny_sae_transformer()
         model.tokenizer = AutoTokenizer.from_pretrained(gpt2)
         return model, HOOK
-    if kind == "bridge":
-        return SAETransformerBridge.boot_transformers(str(gpt2), device="cpu"), "blocks.0.hook_out"
+    if kind.startswith("bridge"):
+        hook = HOOK if kind.endswith("alias") else BRIDGE_HOOK
+        return SAETransformerBridge.boot_transformers(str(gpt2), device="cpu"), hook
     return load_model("AutoModelForCausalLM", str(gpt2)), "transformer.h.0"
 
 
@@ -57,6 +60,7 @@ def model_and_sae(request, gpt2) -> tuple[Any, Any]:
 
 
 def activations(model: Any, hook: str, ids: list[int]) -> torch.Tensor:
+    hook = BRIDGE_HOOK if isinstance(model, SAETransformerBridge) else hook
     with torch.no_grad():
         _, cache = model.run_with_cache(torch.tensor([ids]), names_filter=[hook])
     return cache[hook][0]
@@ -306,7 +310,7 @@ def test_the_command_explains_a_text_with_the_labels_there_are(saved, tmp_path, 
     cli.main(["explain", str(saved), "--text", "The cat sat.", "--paths", "50", "--output", str(table)])
     out = capsys.readouterr().out
     frame = pd.read_csv(table, keep_default_na=False)
-    assert list(dict.fromkeys(frame["token"])) == [" the", " cat", " sat", " ."]
+    assert list(dict.fromkeys(frame["token"])) == [" the", " cat", " sat", "."]
     assert set(frame.loc[frame["feature"] == 0, "label"]) <= {"a name of its own"}
     others = set(frame.loc[frame["feature"] != 0, "label"]) - {""}
     assert others, "the others are named by their tokens"

@@ -17,7 +17,9 @@ from sae_lens_hsae import FeatureForest
 from sae_lens_hsae.commands.demo import minilm_folder
 from sae_lens_hsae.interpret.steering import Edit, ablate, add, clamp, effect_of, scale, steer
 
-MODELS = ["sae_transformer", "bridge", "proxy"]
+MODELS = ["sae_transformer", "bridge", "bridge by alias", "proxy"]
+BRIDGE_NAMES = {HOOK: "blocks.0.hook_out", "blocks.1.hook_mlp_out": "blocks.1.mlp.hook_out"}
+"""HookedTransformer's names of hook points, and TransformerBridge's."""
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +38,17 @@ def stack(hook: str, d_in: int = D_MODEL) -> Any:
     return sae
 
 
+def boot(gpt2: Path) -> SAETransformerBridge:
+    return SAETransformerBridge.boot_transformers(str(gpt2), device="cpu")
+
+
 @pytest.fixture
 def model_and_sae(request, gpt2) -> Any:
     if request.param == "sae_transformer":
         return tiny_sae_transformer(), stack(HOOK)
-    if request.param == "bridge":
-        return SAETransformerBridge.boot_transformers(str(gpt2), device="cpu"), stack("blocks.0.hook_out")
+    if request.param.startswith("bridge"):
+        hook = HOOK if request.param.endswith("alias") else BRIDGE_NAMES[HOOK]
+        return boot(gpt2), stack(hook)
     return load_model("AutoModelForCausalLM", str(gpt2)), stack("transformer.h.0")
 
 
@@ -69,6 +76,7 @@ def test_x_moves_along_the_decoder_by_the_change_of_the_activations(model_and_sa
     model, sae = model_and_sae
     edits, changes = EDITS[name]
     hook = sae.cfg.metadata.hook_name
+    hook = BRIDGE_NAMES.get(hook, hook) if isinstance(model, SAETransformerBridge) else hook
     x = read(model, hook)
     with torch.no_grad():
         acts = torch.cat([sae.level_sae(level).encode(x) for level in range(3)], dim=-1)
@@ -104,6 +112,37 @@ def test_hooks_are_removed_after_an_exception_and_others_stay():
     with pytest.raises(RuntimeError, match="inside"), steer(model, sae, [ablate(0)]):
         raise RuntimeError("inside")
     assert len(model.hook_dict[HOOK].fwd_hooks) == n_hooks == 1
+
+
+@pytest.mark.parametrize("alias", BRIDGE_NAMES)
+def test_a_bridge_takes_the_names_of_hooked_transformer_everywhere(gpt2, alias):
+    own, tokens = BRIDGE_NAMES[alias], tiny_tokens(2)
+    by_alias, by_name = (effect_of(boot(gpt2), stack(hook), [add(5, 9.0)], tokens, target=5) for hook in (alias, own))
+    assert by_alias == by_name
+    assert by_alias.norm == pytest.approx(9.0, rel=1e-3)
+    assert by_alias.kl_on > 0
+    read_by_alias, read_by_name = (
+        effect_of(boot(gpt2), stack(HOOK), [add(5, 9.0)], tokens, target=5, read_at=at) for at in (alias, own)
+    )
+    assert read_by_alias.change_on == read_by_name.change_on > 0
+
+
+def test_a_hook_point_that_nothing_comes_by_is_told(gpt2):
+    """A bridge that an SAE was attached to and detached from has a new hook point there, which nothing reaches."""
+    model, sae = boot(gpt2), stack(HOOK)
+    model.run_with_saes(tiny_tokens(1), saes=[sae.level_sae(0)])
+    with pytest.warns(UserWarning, match="nothing was steered"), steer(model, sae, [ablate(0)]):
+        model(tiny_tokens(1))
+    with pytest.raises(ValueError, match="not through its hook point 'blocks.0.hook_out'; load it anew"):
+        effect_of(model, sae, [ablate(0)], tiny_tokens(1), target=0)
+
+
+def test_an_sae_that_stands_at_the_hook_point_is_to_be_detached(gpt2):
+    for model in (boot(gpt2), tiny_sae_transformer()):
+        sae = stack(HOOK)
+        model.add_sae(sae.level_sae(0))
+        with pytest.raises(ValueError, match="detach an SAE"), steer(model, sae, [ablate(0)]):
+            pass
 
 
 def test_heads_are_edited_as_one_vector():

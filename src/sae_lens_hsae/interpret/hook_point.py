@@ -15,6 +15,8 @@ from sae_lens_hsae.text.load_model import no_hook_point
 if TYPE_CHECKING:
     from sae_lens import SAE
 
+LOAD_ANEW = "load it anew: a TransformerBridge loses a hook point when an SAE is detached from it"
+
 
 def stack_of(levels: Sequence[SAE[Any]] | SAE[Any], forest: FeatureForest | None) -> tuple[list[Any], FeatureForest]:
     """One SAE per level that takes flat activations, and the forest.
@@ -34,7 +36,7 @@ def stack_of(levels: Sequence[SAE[Any]] | SAE[Any], forest: FeatureForest | None
 
 
 def hook_point(model: Any, saes: Sequence[Any]) -> str:
-    """The model's hook point that the SAEs read.
+    """The model's own name of the hook point that the SAEs read.
 
     Raises:
         ValueError: if the SAEs name none, a single head of one, or one that the model lacks.
@@ -44,12 +46,19 @@ def hook_point(model: Any, saes: Sequence[Any]) -> str:
         raise ValueError("the SAEs name no hook point; set cfg.metadata.hook_name")
     if metadata(saes[0], "hook_head_index") is not None:
         raise ValueError(f"the SAEs read a single head of {name}; such SAEs are not supported here")
-    resolve = getattr(model, "_resolve_hook_name", lambda given: given)
-    if name not in model.hook_dict and resolve(name) not in model.hook_dict:
+    own = own_name(model, name)
+    if not hasattr(model.hook_dict.get(own), "add_hook"):
         raise ValueError(
             f"{no_hook_point(name, model.hook_dict)}; load the SAEs' own model, or detach an SAE that stands there"
         )
-    return name
+    return own
+
+
+def own_name(model: Any, name: str) -> str:
+    """The model's own name of a hook point: ``SAETransformerBridge`` also knows those of ``HookedTransformer``."""
+    if name in model.hook_dict:
+        return name
+    return getattr(model, "_resolve_hook_name", lambda given: given)(name)
 
 
 def run_and_keep(model: Any, tokens: torch.Tensor, names: Sequence[str]) -> tuple[Any, dict[str, torch.Tensor]]:
@@ -58,6 +67,9 @@ def run_and_keep(model: Any, tokens: torch.Tensor, names: Sequence[str]) -> tupl
     Returns:
         output: what the model gives.
         kept: by hook point, (batch, context, width); heads side by side.
+
+    Raises:
+        ValueError: if the model does not come by one of them.
     """
     kept: dict[str, torch.Tensor] = {}
 
@@ -68,7 +80,11 @@ def run_and_keep(model: Any, tokens: torch.Tensor, names: Sequence[str]) -> tupl
         return hook_function
 
     with model.hooks(fwd_hooks=[(name, keep(name)) for name in names]):
-        return model(tokens), kept
+        output = model(tokens)
+    missed = [name for name in names if name not in kept]
+    if missed:
+        raise ValueError(f"the model ran, but not through its hook point {missed[0]!r}; {LOAD_ANEW}")
+    return output, kept
 
 
 def ids_of_text(model: Any, sae: Any, text: str) -> tuple[list[int], list[int]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sae_lens_hsae.forest import FeatureForest
-from sae_lens_hsae.interpret.hook_point import hook_point, run_and_keep, stack_of
+from sae_lens_hsae.interpret.hook_point import hook_point, own_name, run_and_keep, stack_of
 from sae_lens_hsae.interpret.steering.edits import Edit, steps_of
 from sae_lens_hsae.interpret.steering.steer import edited, steer
 
@@ -80,6 +80,7 @@ def effect_of(
     at = hook_point(model, saes)
     if not tokens.numel():
         raise ValueError(f"tokens of shape {tuple(tokens.shape)} are none; give (batch, context)")
+    read_at = None if read_at is None else own_name(model, read_at)
     if read_at is not None and read_at not in model.hook_dict:
         raise ValueError(f"read_at={read_at!r} is no hook point of the model")
 

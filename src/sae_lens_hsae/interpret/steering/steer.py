@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sae_lens_hsae.forest import FeatureForest
-from sae_lens_hsae.interpret.hook_point import hook_point, stack_of
+from sae_lens_hsae.interpret.hook_point import LOAD_ANEW, hook_point, stack_of
 from sae_lens_hsae.interpret.steering.edits import Edit, Step, steps_of
 
 if TYPE_CHECKING:
@@ -41,15 +42,26 @@ def steer(
     Raises:
         IndexError: if a feature does not exist.
         ValueError: if the model has no such hook point, or levels, forest and edits do not fit together.
+
+    Warns:
+        UserWarning: at the end, if the model did not run or did not come by the hook point.
     """
     saes, forest = stack_of(levels, forest)
     steps = steps_of(edits, saes, forest, typical)
 
-    def change(x: torch.Tensor, hook: Any) -> torch.Tensor:  # noqa: ARG001
+    name, came_by = hook_point(model, saes), []
+
+    def change(x: torch.Tensor, hook: Any) -> torch.Tensor:
+        came_by.append(hook.name)
         return edited(x, saes, steps)
 
-    with model.hooks(fwd_hooks=[(hook_point(model, saes), change)]):
+    with model.hooks(fwd_hooks=[(name, change)]):
         yield
+    if not came_by:
+        warnings.warn(
+            f"nothing came by the hook point {name!r}, so nothing was steered; if the model ran, {LOAD_ANEW}",
+            stacklevel=3,
+        )
 
 
 def edited(x: torch.Tensor, saes: Sequence[Any], steps: Sequence[Step]) -> torch.Tensor:
