@@ -182,7 +182,7 @@ def test_paths_that_are_none(path):
     ("arguments", "message"),
     [
         (["push", "{0}/nothing", REPOSITORY], "no saved SAE"),
-        (["push", "{0}/level", REPOSITORY], "JumpReLUSAE, which has no forest"),
+        (["push", "{0}/level", REPOSITORY], "architecture='jumprelu', which has no forest"),
         (["push", "{0}/level", "not a name"], "Repo id|repo"),
         (["convert", "{0}/nothing", "x.json"], "no saved SAE"),
         (["convert", "{0}/list.json", "{0}/x.csv"], "no JSON object"),

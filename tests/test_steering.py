@@ -133,7 +133,7 @@ def test_a_hook_point_that_nothing_comes_by_is_told(gpt2):
     model.run_with_saes(tiny_tokens(1), saes=[sae.level_sae(0)])
     with pytest.warns(UserWarning, match="nothing was steered"), steer(model, sae, [ablate(0)]):
         model(tiny_tokens(1))
-    with pytest.raises(ValueError, match="not through its hook point 'blocks.0.hook_out'; load it anew"):
+    with pytest.raises(ValueError, match=r"not through its hook point 'blocks\.0\.hook_out'; load it anew"):
         effect_of(model, sae, [ablate(0)], tiny_tokens(1), target=0)
 
 

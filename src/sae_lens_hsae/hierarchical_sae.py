@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from sae_lens.constants import SAE_CFG_FILENAME
+from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME, SAE_CFG_FILENAME
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.sae import SAE, SAEMetadata
 from torch import nn
@@ -18,7 +19,7 @@ from sae_lens_hsae.config import HierarchicalSAEConfig
 from sae_lens_hsae.forest import FeatureForest, validate_parents
 from sae_lens_hsae.levels import Levels
 from sae_lens_hsae.storage.exact_storage import SUFFIX, as_bytes, from_bytes
-from sae_lens_hsae.storage.model_files import check_model_files
+from sae_lens_hsae.storage.model_files import check_model_files, scale_beside
 from sae_lens_hsae.storage.whole_files import files_written_whole
 
 if TYPE_CHECKING:
@@ -264,12 +265,27 @@ class HierarchicalSAE(LevelStack, SAE[HierarchicalSAEConfig]):
     def load_from_disk(cls, path: str | Path, *args: Any, **kwargs: Any) -> HierarchicalSAE:
         """SAELens' ``load_from_disk``, for files that may come from anybody.
 
+        A checkpoint of the training reads activations times a factor, which stands beside it in
+        ``activation_scaler.json``; it is folded in, so that the SAE reads activations as the model has them.
+
         Raises:
             FileNotFoundError: if a file is missing.
             ValueError: naming the file, or the field or tensor, that is damaged.
+
+        Warns:
+            UserWarning: if a factor was folded in.
         """
         check_model_files(Path(path))
-        return super().load_from_disk(path, *args, **kwargs)
+        scale = scale_beside(Path(path))
+        sae = super().load_from_disk(path, *args, **kwargs)
+        if scale is not None and sae.cfg.normalize_activations == "expected_average_only_in":
+            sae.fold_activation_norm_scaling_factor(scale)
+            warnings.warn(
+                f"{path} is a checkpoint of the training; its scale of the activations, {scale:.6g} "
+                f"({ACTIVATION_SCALER_CFG_FILENAME}), is folded into the SAE",
+                stacklevel=2,
+            )
+        return sae
 
     @override
     def initialize_weights(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
 from sae_lens_hsae.interpret.dashboards import Dashboards, dashboards_folder, fingerprint
+from sae_lens_hsae.interpret.dashboards.text import load_tokenizer
 from sae_lens_hsae.interpret.labels import token_labels
 from sae_lens_hsae.interpret.token_text import TokenTexts
 from sae_lens_hsae.sharing.saved_model import load_hierarchical_sae
@@ -20,14 +21,11 @@ def read_collected(folder: Path) -> tuple[Dashboards, Callable[[int], str]]:
         FileNotFoundError: if the folder holds no SAE or no dashboards.
         ValueError: if it holds another architecture, or dashboards of other weights.
     """
-    from transformers import AutoTokenizer
-
     sae = load_hierarchical_sae(folder)
     dashboards = dashboards_beside(folder, sae)
     if dashboards is None:
         raise FileNotFoundError(f"{folder} holds no dashboards; collect them: hsae explore {folder}")
-    tokenizer: Any = AutoTokenizer.from_pretrained(sae.cfg.metadata.model_name)
-    return dashboards, TokenTexts(tokenizer).__getitem__
+    return dashboards, TokenTexts(load_tokenizer(sae)).__getitem__
 
 
 def dashboards_beside(folder: Path, sae: HierarchicalSAE) -> Dashboards | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from sae_lens_hsae.commands.collected import dashboards_beside, labels_by_tokens
 from sae_lens_hsae.commands.outcome import Outcome, add_json
+from sae_lens_hsae.commands.text_flags import add_device, check_device
 from sae_lens_hsae.interpret.contrast import Contrast, contrast, text_activations
 from sae_lens_hsae.interpret.dashboards.text import load_language_model
 from sae_lens_hsae.interpret.labels.files import FLAG_HELP, labels_beside
@@ -39,6 +40,7 @@ def add_contrast(commands: Any) -> None:
         default=0.8,
         help="least share of a parent's difference for which a child alone stands for it (default: %(default)s)",
     )
+    add_device(parser)
     add_json(parser)
 
 
@@ -51,10 +53,11 @@ def run_contrast(chosen: argparse.Namespace) -> Outcome:
     """
     if chosen.max_tokens < 2:
         raise ValueError(f"max_tokens={chosen.max_tokens} must be at least 2")
+    check_device(chosen.device)
     texts = [read_texts(path) for path in (chosen.a, chosen.b)]
     folder = Path(chosen.folder)
     given = labels_beside(folder, chosen.labels)
-    sae = load_hierarchical_sae(folder)
+    sae = load_hierarchical_sae(folder, chosen.device)
     dashboards = dashboards_beside(folder, sae)
     model = load_language_model(sae)
     found = contrast(

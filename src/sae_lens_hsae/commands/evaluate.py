@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from sae_lens_hsae.commands.outcome import Outcome, add_json
-from sae_lens_hsae.commands.text_flags import add_text, text_source
+from sae_lens_hsae.commands.text_flags import add_device, add_text, check_device, text_source
 from sae_lens_hsae.evaluation import ForestEvaluation, evaluate_forest
-from sae_lens_hsae.explorer.command import excluded_tokens
 from sae_lens_hsae.explorer.rows import TextSource, text_rows
 from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
 from sae_lens_hsae.interpret.dashboards.text import load_language_model, tokens_and_activations
 from sae_lens_hsae.sharing.saved_model import load_hierarchical_sae, save_evaluation
+from sae_lens_hsae.text.as_trained import excluded_tokens
 
 DEFAULT_TOKENS = 50_000
 
@@ -32,22 +32,31 @@ def add_evaluate(commands: Any) -> None:
     )
     parser.add_argument("folder", help="where the SAE was saved, such as runs/demo")
     add_text(parser, DEFAULT_TOKENS)
+    add_device(parser)
     add_json(parser)
 
 
 def run_evaluate(chosen: argparse.Namespace) -> Outcome:
     """Measure."""
-    evaluation = evaluate(chosen.folder, chosen.n_tokens, text_source(chosen))
+    evaluation = evaluate(chosen.folder, chosen.n_tokens, text_source(chosen), chosen.device)
     return Outcome(str(evaluation), evaluation.to_dict())
 
 
-def evaluate(folder: str | Path, n_tokens: int = DEFAULT_TOKENS, text: TextSource | None = None) -> ForestEvaluation:
+def evaluate(
+    folder: str | Path,
+    n_tokens: int = DEFAULT_TOKENS,
+    text: TextSource | None = None,
+    device: str = "cpu",
+    model: Any = None,
+) -> ForestEvaluation:
     """Measure a saved `HierarchicalSAE` on text, and write ``evaluation.json`` beside it.
 
     Args:
         folder: where the SAE was saved.
         n_tokens: how many tokens to measure on; those left out in training are left out here too.
         text: what to read; None takes the installed packages' READMEs and docstrings.
+        device: where the SAE and its language model run.
+        model: the language model, from SAELens' ``load_model``; None loads the one that the SAE's metadata name.
 
     Raises:
         FileNotFoundError: if the folder holds no SAE.
@@ -55,14 +64,15 @@ def evaluate(folder: str | Path, n_tokens: int = DEFAULT_TOKENS, text: TextSourc
     """
     if n_tokens < 1:
         raise ValueError(f"n_tokens={n_tokens} must be at least 1; {DEFAULT_TOKENS} is a good number")
-    sae = load_hierarchical_sae(folder)
-    evaluation = evaluate_forest(sae, sae.forest, _activations(sae, n_tokens, text), n_tokens)
+    check_device(device)
+    sae = load_hierarchical_sae(folder, device)
+    evaluation = evaluate_forest(sae, sae.forest, _activations(sae, model, n_tokens, text), n_tokens)
     save_evaluation(evaluation, sae, folder)
     return evaluation
 
 
-def _activations(sae: HierarchicalSAE, n_tokens: int, text: TextSource | None) -> Iterator[torch.Tensor]:
-    model = load_language_model(sae)
+def _activations(sae: HierarchicalSAE, model: Any, n_tokens: int, text: TextSource | None) -> Iterator[torch.Tensor]:
+    model = load_language_model(sae) if model is None else model
     excluded = torch.tensor(excluded_tokens(sae, model.tokenizer), dtype=torch.long, device=sae.device)
     rows = text_rows(text or TextSource(), sae.cfg.metadata, model.tokenizer, n_tokens)
     for token_ids, x in tokens_and_activations(sae, model, rows):

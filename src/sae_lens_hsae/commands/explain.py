@@ -8,6 +8,7 @@ from typing import Any
 
 from sae_lens_hsae.commands.collected import dashboards_beside, labels_by_tokens
 from sae_lens_hsae.commands.outcome import Outcome, add_json
+from sae_lens_hsae.commands.text_flags import add_device, check_device
 from sae_lens_hsae.interpret.dashboards.text import load_language_model
 from sae_lens_hsae.interpret.explain import Explanation, explain
 from sae_lens_hsae.interpret.explain.explain import check_text
@@ -31,6 +32,7 @@ def add_explain(commands: Any) -> None:
     parser.add_argument("--paths", type=int, default=N_PATHS, help="most paths per token (default: %(default)s)")
     parser.add_argument("--labels", help=FLAG_HELP)
     parser.add_argument("--output", help="also write every feature on every token to this CSV file")
+    add_device(parser)
     add_json(parser)
 
 
@@ -38,7 +40,7 @@ def run_explain(chosen: argparse.Namespace) -> Outcome:
     """Explain; write it, too, write it where that is asked for."""
     if chosen.paths < 1:
         raise ValueError(f"paths={chosen.paths} must be at least 1")
-    explanation = explain_text(chosen.folder, chosen.text, chosen.labels)
+    explanation = explain_text(chosen.folder, chosen.text, chosen.labels, chosen.device)
     if chosen.output:
         with file_written_whole(Path(chosen.output)) as aside:
             explanation.to_frame().to_csv(aside, index=False)
@@ -50,13 +52,14 @@ def run_explain(chosen: argparse.Namespace) -> Outcome:
     return Outcome(drawn(explanation, chosen.paths), data)
 
 
-def explain_text(folder: str | Path, text: str, labels: str | Path | None = None) -> Explanation:
+def explain_text(folder: str | Path, text: str, labels: str | Path | None = None, device: str = "cpu") -> Explanation:
     """Explain one text by a saved ``HierarchicalSAE``, with the language model that it names.
 
     Args:
         folder: where the SAE was saved.
         text: the text.
         labels: a JSON object from flat feature index to label; None takes ``labels.json`` in the folder, if there.
+        device: where the SAE and its language model run.
 
     Raises:
         FileNotFoundError: if the folder holds no SAE, or there are no such labels.
@@ -64,9 +67,10 @@ def explain_text(folder: str | Path, text: str, labels: str | Path | None = None
             object, or the text is empty or longer than the model takes.
     """
     check_text(text)
+    check_device(device)
     folder = Path(folder)
     names = labels_beside(folder, labels)
-    sae = load_hierarchical_sae(folder)
+    sae = load_hierarchical_sae(folder, device)
     dashboards = dashboards_beside(folder, sae)
     model = load_language_model(sae)
     return explain(sae, model, text, labels=labels_by_tokens(dashboards, model.tokenizer) | names)

@@ -1,8 +1,10 @@
-"""Flags that say which text a command reads."""
+"""Flags that say which text a command reads, and on which device."""
 
 from __future__ import annotations
 
 import argparse
+
+import torch
 
 from sae_lens_hsae.explorer.rows import TextSource
 
@@ -18,6 +20,26 @@ def add_text(parser: argparse.ArgumentParser, n_tokens: int) -> None:
     parser.add_argument("--dataset", help="or a Hugging Face data set: its name, or a local folder")
     parser.add_argument("--split", default="train", help="of the data set (default: %(default)s)")
     parser.add_argument("--column", default="text", help="of the data set, with the text (default: %(default)s)")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add ``--device``, where the SAE and its language model run."""
+    parser.add_argument(
+        "--device", default="cpu", help="where SAE and language model run, such as cuda (default: %(default)s)"
+    )
+
+
+def check_device(device: str) -> None:
+    """Check that tensors can be made there, before anything is loaded.
+
+    Raises:
+        ValueError: if not.
+    """
+    try:
+        torch.empty(0, device=device)
+    except Exception as error:  # torch answers with errors of many kinds
+        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"device={device!r} cannot be used here ({why}); cpu always can") from error
 
 
 def text_source(chosen: argparse.Namespace) -> TextSource:

@@ -88,6 +88,20 @@ def check_same_input(saes: Sequence[LevelSAE]) -> None:
             )
 
 
+def check_scale(saes: Sequence[LevelSAE]) -> None:
+    """Check that the SAEs read activations as a model has them.
+
+    Raises:
+        ValueError: if they expect them times a factor, as a checkpoint of the training does.
+    """
+    if any(getattr(sae.cfg, "normalize_activations", "none") == "expected_average_only_in" for sae in saes):
+        raise ValueError(
+            "the SAE has normalize_activations='expected_average_only_in': it reads activations times a factor, which "
+            "is not known here; call its fold_activation_norm_scaling_factor(), as training does at its end. Of a "
+            "checkpoint the factor stands in activation_scaler.json, and HierarchicalSAE.load_from_disk() folds it"
+        )
+
+
 def metadata(sae: LevelSAE, field: str) -> Any:
     """A field of the SAE's metadata; None if it is not set, or there is no metadata."""
     return getattr(getattr(sae.cfg, "metadata", None), field, None)

@@ -9,19 +9,25 @@ from typing import Any
 
 from sae_lens_hsae.commands.collected import dashboards_beside
 from sae_lens_hsae.commands.outcome import Outcome, add_json
-from sae_lens_hsae.commands.text_flags import add_text, text_source
+from sae_lens_hsae.commands.text_flags import add_device, add_text, check_device, text_source
 from sae_lens_hsae.config import ARCHITECTURE
 from sae_lens_hsae.explorer.page import write_page
 from sae_lens_hsae.explorer.rows import TextSource, digest, text_rows
 from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
 from sae_lens_hsae.interpret.dashboards import collect_dashboards, dashboards_folder
-from sae_lens_hsae.interpret.dashboards.text import load_language_model, tokens_and_activations, unembedding_of
+from sae_lens_hsae.interpret.dashboards.text import (
+    load_language_model,
+    load_tokenizer,
+    tokens_and_activations,
+    unembedding_of,
+)
 from sae_lens_hsae.interpret.explain import explain
 from sae_lens_hsae.interpret.explain.explain import check_text
 from sae_lens_hsae.interpret.labels import token_labels
 from sae_lens_hsae.interpret.labels.files import FLAG_HELP, labels_beside
 from sae_lens_hsae.interpret.token_text import TokenTexts
 from sae_lens_hsae.storage.json_files import read_json_object
+from sae_lens_hsae.text.as_trained import excluded_tokens
 
 DEFAULT_TOKENS = 200_000
 
@@ -43,6 +49,7 @@ def add_explore(commands: Any) -> None:
         "--explain", action="append", default=[], metavar="TEXT", help="also show this text, token by token; repeatable"
     )
     parser.add_argument("--renew", action="store_true", help="collect the dashboards again")
+    add_device(parser)
     add_json(parser)
 
 
@@ -56,6 +63,7 @@ def run_explore(chosen: argparse.Namespace) -> Outcome:
         chosen.labels,
         chosen.renew,
         chosen.explain,
+        chosen.device,
     )
     return Outcome(f"Open {page.resolve().as_uri()}", {"page": str(page)})
 
@@ -68,6 +76,8 @@ def explore(
     labels: str | Path | None = None,
     renew: bool = False,
     explained: Sequence[str] = (),
+    device: str = "cpu",
+    model: Any = None,
 ) -> Path:
     """Write the explorer page of a saved ``HierarchicalSAE``; dashboards that stand beside it are used again.
 
@@ -80,6 +90,8 @@ def explore(
             Other features are named by their distinctive tokens.
         renew: collect the dashboards again even where they stand.
         explained: texts to show token by token; for these the language model is loaded in any case.
+        device: where the SAE and its language model run.
+        model: the language model, from SAELens' ``load_model``; None loads the one that the SAE's metadata name.
 
     Returns:
         The page's path.
@@ -100,16 +112,16 @@ def explore(
             f"{folder} holds an SAE of architecture={architecture!r}, which has no forest; for others make a "
             "FeatureForest and call collect_dashboards() and write_page()"
         )
-    sae = HierarchicalSAE.load_from_disk(folder, device="cpu")
+    check_device(device)
+    sae = HierarchicalSAE.load_from_disk(folder, device=device)
     names = labels_beside(folder, labels)
     where = dashboards_folder(folder)
-    model = None
     dashboards = None if renew else dashboards_beside(folder, sae)
-    if dashboards is None or explained:
+    if model is None and (dashboards is None or explained):
         model = load_language_model(sae)
     # First, so that a text that cannot be explained costs no collection.
     explanations = [explain(sae, model, each) for each in explained]
-    tokenizer = _tokenizer(sae) if model is None else model.tokenizer
+    tokenizer = load_tokenizer(sae) if model is None else model.tokenizer
     if dashboards is None:
         rows = text_rows(text or TextSource(), sae.cfg.metadata, tokenizer, n_tokens)
         dashboards = collect_dashboards(
@@ -127,17 +139,3 @@ def explore(
     title = f"{folder.resolve().name}: {sae.cfg.metadata.hook_name}"
     path = output or folder / "explorer.html"
     return write_page(dashboards, sae.forest, path, texts.__getitem__, names, title=title, explanations=explanations)
-
-
-def _tokenizer(sae: HierarchicalSAE) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(sae.cfg.metadata.model_name)
-
-
-def excluded_tokens(sae: HierarchicalSAE, tokenizer: Any) -> list[int]:
-    """Token ids left out in training are left out here."""
-    excluded = sae.cfg.metadata.exclude_special_tokens
-    if isinstance(excluded, (list, tuple)):
-        return list(excluded)
-    return list(tokenizer.all_special_ids) if excluded else []

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import random
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from sae_lens.tokenization_and_batching import concat_and_batch_sequences
+from tqdm.auto import tqdm
 
-from sae_lens_hsae.installed_text import token_rows
+from sae_lens_hsae.installed_text import MAX_TOKENS_PER_TEXT, installed_text
+from sae_lens_hsae.text.as_trained import first_token, separator
 from sae_lens_hsae.text.brown import brown_corpus
 
 DEFAULT_CONTEXT = 128
@@ -40,33 +47,61 @@ class TextSource:
         if self.file is not None and self.dataset is not None:
             raise ValueError(f"text={str(self.file)!r} and dataset={str(self.dataset)!r}: give one of them")
 
+    def __str__(self) -> str:
+        if self.is_installed:
+            return "the text of the installed packages"
+        return f"dataset={str(self.dataset)!r}" if self.file is None else f"text={str(self.file)!r}"
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether it is the text of the installed packages."""
+        return self.file is None and self.dataset is None
+
 
 def text_rows(source: TextSource, metadata: Any, tokenizer: Any, n_tokens: int) -> Dataset:
-    """Rows of the length that the SAE was trained on, in a column ``tokens``; about ``n_tokens`` in all.
+    """Rows as the SAE was trained on, in a column ``tokens``: about ``n_tokens`` in all, cut by SAELens.
 
     Args:
-        metadata: the SAE's, with ``context_size`` and ``prepend_bos``.
+        metadata: the SAE's, with ``context_size``, ``prepend_bos`` and what else says how training cut texts.
+        tokenizer: of the model.
+        n_tokens: of the texts; first tokens are not counted.
 
     Raises:
         ValueError: if the data set lacks the split or the column, or the text is too short.
         FileNotFoundError: if there is no such file or data set.
+
+    Warns:
+        UserWarning: if a context is too short to hold more than its first token.
     """
-    start = [tokenizer.bos_token_id] if metadata.prepend_bos else []
-    length = (metadata.context_size or DEFAULT_CONTEXT) - len(start)
-    end = next((id_ for id_ in (tokenizer.eos_token_id, tokenizer.sep_token_id) if id_ is not None), 0)
-    if source.file is not None and (Path(source.file).is_dir() or Path(source.file).suffix == ".tgz"):
-        name = f"text={str(source.file)!r}"
-        rows = _cut(_ids(tokenizer, brown_corpus(source.file)["text"], max(n_tokens, length), end), length, name)
-    elif source.file is not None:
-        name = f"text={str(source.file)!r}"
-        ids = tokenizer(Path(source.file).read_text(encoding="utf-8"), add_special_tokens=False)["input_ids"]
-        rows = _cut(ids, length, name)
-    elif source.dataset is not None:
-        name = f"dataset={str(source.dataset)!r}"
-        rows = _cut(_ids(tokenizer, _texts(source), max(n_tokens, length), end), length, name)
-    else:
-        rows = token_rows(tokenizer, max(n_tokens, length), length, end)["tokens"]
-    return Dataset.from_dict({"tokens": [[*start, *row] for row in rows]})
+    first, length = first_token(metadata, tokenizer), metadata.context_size or DEFAULT_CONTEXT
+    of_text = length - (first is not None)
+    if not of_text:
+        warnings.warn(
+            f"context_size={length} and prepend_bos=True: every context is the first token alone, in training and here",
+            stacklevel=2,
+        )
+    n_rows = max(1, n_tokens // max(1, of_text))
+    counted = _Counted(tokenizer, _texts(source), truncated=source.is_installed)
+    cut = concat_and_batch_sequences(
+        iter(counted),
+        length,
+        begin_batch_token_id=first,
+        sequence_separator_token_id=separator(metadata, tokenizer),
+        disable_concat_sequences=bool(metadata.disable_concat_sequences),
+    )
+    # SAELens' generator has no end where a context holds but its first token.
+    with tqdm(total=n_rows * length, desc="Reading text", unit="tok", disable=not source.is_installed) as progress:
+        rows = []
+        for row in islice(cut, n_rows):
+            rows.append(row.tolist())
+            progress.update(length)
+    if not rows:
+        raise ValueError(f"{source} holds {counted.n_tokens} tokens, {_lacking(metadata, length)}; give more")
+    if source.is_installed:
+        if len(rows) < n_rows:
+            raise ValueError(f"{source} holds {counted.n_tokens} tokens, n_tokens={n_tokens}; ask for fewer")
+        random.Random(0).shuffle(rows)  # else there are few packages in many rows
+    return Dataset.from_dict({"tokens": rows})
 
 
 def digest(rows: Dataset) -> str:
@@ -74,22 +109,37 @@ def digest(rows: Dataset) -> str:
     return hashlib.sha256(str(rows["tokens"][:]).encode()).hexdigest()[:12]
 
 
-def _cut(ids: list[int], length: int, name: str) -> list[list[int]]:
-    if len(ids) < length:
-        raise ValueError(f"{name} holds {len(ids)} tokens, less than one context of {length}; give more")
-    return [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)]
+class _Counted:
+    """Token ids of each text, and how many there were so far."""
+
+    def __init__(self, tokenizer: Any, texts: Iterator[str], truncated: bool) -> None:
+        self.n_tokens = 0
+        self._tokenizer, self._texts = tokenizer, texts
+        self._options = {"truncation": True, "max_length": MAX_TOKENS_PER_TEXT} if truncated else {}
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for text in self._texts:
+            ids = self._tokenizer(text, add_special_tokens=False, **self._options)["input_ids"]
+            self.n_tokens += len(ids)
+            if ids:
+                yield torch.tensor(ids)
 
 
-def _ids(tokenizer: Any, texts: Iterable[str], n_tokens: int, end: int) -> list[int]:
-    ids: list[int] = []
-    for text in texts:
-        ids += [*tokenizer(text, add_special_tokens=False)["input_ids"], end]
-        if len(ids) >= n_tokens:
-            break
-    return ids[:n_tokens]
+def _lacking(metadata: Any, length: int) -> str:
+    if metadata.disable_concat_sequences:
+        return f"and no single text fills a context of {length} (the SAE was trained with disable_concat_sequences)"
+    return f"less than one context of {length}"
 
 
 def _texts(source: TextSource) -> Iterator[str]:
+    if source.file is not None:
+        path = Path(source.file)
+        is_corpus = path.is_dir() or path.suffix == ".tgz"
+        yield from brown_corpus(path)["text"] if is_corpus else [path.read_text(encoding="utf-8")]
+        return
+    if source.is_installed:
+        yield from installed_text()
+        return
     name, split = str(source.dataset), source.split
     if any((Path(name) / file).is_file() for file in ("state.json", "dataset_dict.json")):
         data: Any = load_from_disk(name)

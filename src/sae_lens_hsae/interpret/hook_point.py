@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sae_lens_hsae.evaluation import level_saes
-from sae_lens_hsae.evaluation.stacks import check_fit, metadata
+from sae_lens_hsae.evaluation.stacks import check_fit, check_scale, metadata
 from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.text.as_trained import first_token
 from sae_lens_hsae.text.load_model import no_hook_point
 
 if TYPE_CHECKING:
@@ -39,8 +40,10 @@ def hook_point(model: Any, saes: Sequence[Any]) -> str:
     """The model's own name of the hook point that the SAEs read.
 
     Raises:
-        ValueError: if the SAEs name none, a single head of one, or one that the model lacks.
+        ValueError: if the SAEs name none, a single head of one, or one that the model lacks, or expect activations in
+            another scale than the model's.
     """
+    check_scale(saes)
     name = metadata(saes[0], "hook_name")
     if name is None:
         raise ValueError("the SAEs name no hook point; set cfg.metadata.hook_name")
@@ -95,8 +98,7 @@ def ids_of_text(model: Any, sae: Any, text: str) -> tuple[list[int], list[int]]:
         sae: with metadata that say whether a text begins with the model's first token.
 
     Raises:
-        ValueError: if the text is no Unicode, the model has no tokenizer, or that lacks the first token that the SAE's
-            metadata ask for.
+        ValueError: if the text is no Unicode, or the model has no tokenizer.
     """
     try:
         text.encode("utf-8")
@@ -105,12 +107,8 @@ def ids_of_text(model: Any, sae: Any, text: str) -> tuple[list[int], list[int]]:
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise ValueError("the model has no tokenizer; load it with one, or set model.tokenizer")
-    start = []
-    if metadata(sae, "prepend_bos"):
-        if tokenizer.bos_token_id is None:
-            raise ValueError("the SAE's metadata have prepend_bos=True, but the model's tokenizer has no bos_token")
-        start = [tokenizer.bos_token_id]
-    return start, list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    first = first_token(sae.cfg.metadata, tokenizer)
+    return [] if first is None else [first], list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def most_tokens(model: Any) -> int | None:

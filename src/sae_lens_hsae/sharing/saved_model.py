@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sae_lens import SAE
 from sae_lens.constants import SAE_CFG_FILENAME
 
+from sae_lens_hsae.config import ARCHITECTURE
 from sae_lens_hsae.evaluation import ForestEvaluation
 from sae_lens_hsae.hierarchical_sae import HierarchicalSAE, LevelStack
 from sae_lens_hsae.interpret.dashboards import fingerprint
@@ -18,8 +18,8 @@ from sae_lens_hsae.storage.whole_files import file_written_whole
 EVALUATION_FILENAME = "evaluation.json"
 
 
-def load_hierarchical_sae(folder: str | Path) -> HierarchicalSAE:
-    """The model that was saved to ``folder``, on the CPU.
+def load_hierarchical_sae(folder: str | Path, device: str = "cpu") -> HierarchicalSAE:
+    """The model that was saved to ``folder``; of a checkpoint with its scale, see `HierarchicalSAE.load_from_disk`.
 
     Raises:
         FileNotFoundError: if the folder holds no SAE.
@@ -28,10 +28,10 @@ def load_hierarchical_sae(folder: str | Path) -> HierarchicalSAE:
     folder = Path(folder)
     if not (folder / SAE_CFG_FILENAME).is_file():
         raise FileNotFoundError(f"{folder} holds no {SAE_CFG_FILENAME}, so no saved SAE; give the folder it is in")
-    sae = SAE.load_from_disk(folder, device="cpu")
-    if not isinstance(sae, HierarchicalSAE):
-        raise ValueError(f"{folder} holds a {type(sae).__name__}, which has no forest; give an HSAE's folder")
-    return sae
+    architecture = read_json_object(folder / SAE_CFG_FILENAME).get("architecture")
+    if architecture != ARCHITECTURE:
+        raise ValueError(f"{folder} holds an SAE of architecture={architecture!r}, which has no forest; give an HSAE's")
+    return HierarchicalSAE.load_from_disk(folder, device=device)
 
 
 def save_evaluation(evaluation: ForestEvaluation, sae: LevelStack, folder: str | Path) -> Path:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
+from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME, SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.loading.pretrained_sae_loaders import handle_config_defaulting
 from safetensors import SafetensorError, safe_open
 
 from sae_lens_hsae.config import HierarchicalSAEConfig
 from sae_lens_hsae.storage.exact_storage import SUFFIX
-from sae_lens_hsae.storage.json_files import printable, read_json_object
+from sae_lens_hsae.storage.json_files import is_number, printable, read_json_object
 
 
 def check_model_files(folder: Path) -> None:
@@ -40,6 +40,25 @@ def check_model_files(folder: Path) -> None:
                 f"{folder / SAE_WEIGHTS_FILENAME} has {name} of shape {shapes.get(name)}, but level_widths="
                 f"{cfg.level_widths} and d_in={d_in} need {shape}; the files do not belong together"
             )
+
+
+def scale_beside(folder: Path) -> float | None:
+    """The factor of the activations that a checkpoint of the training holds; None where there is none.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    path = folder / ACTIVATION_SCALER_CFG_FILENAME
+    if not path.is_file():
+        return None
+    scaler = read_json_object(path)
+    factor = scaler.get("scaling_factor", "missing")
+    if not (factor is None or (is_number(factor) and factor > 0)) or scaler.get("has_whitening") is not False:
+        raise ValueError(
+            f"{str(path)!r} is damaged: scaling_factor={factor!r} must be a positive number or null, and has_whitening "
+            "false; take another checkpoint"
+        )
+    return factor
 
 
 def check_tensor_file(path: Path) -> dict[str, tuple[int, ...]]:

@@ -18,7 +18,7 @@ from typing_extensions import Self, override
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.step_output import EntriesStepOutput
-from sae_lens_hsae.storage.json_files import is_number, read_json_object
+from sae_lens_hsae.storage.model_files import scale_beside
 from sae_lens_hsae.storage.whole_files import folder_written_whole
 from sae_lens_hsae.training.bad_batches import BadBatchError, CheckedActivationScaler, check_parameters
 from sae_lens_hsae.training.checkpoints import Manifest, delete_older, write_manifest
@@ -100,13 +100,9 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
         folder = Path(checkpoint_path)
         state = read_trainer_state(folder / TRAINER_STATE_FILENAME)
         check_trainer_state(state, self.optimizer, self.lr_scheduler.state_dict(), self.sae.cfg.d_sae)
-        scaler = read_json_object(folder / ACTIVATION_SCALER_CFG_FILENAME)
-        factor = scaler.get("scaling_factor", "missing")
-        if not (factor is None or (is_number(factor) and factor > 0)) or scaler.get("has_whitening") is not False:
-            raise ValueError(
-                f"{str(folder / ACTIVATION_SCALER_CFG_FILENAME)!r} is damaged: scaling_factor={factor!r} must be a "
-                f"positive number or null, and has_whitening false; resume from another checkpoint"
-            )
+        if not (folder / ACTIVATION_SCALER_CFG_FILENAME).is_file():
+            raise FileNotFoundError(f"{folder / ACTIVATION_SCALER_CFG_FILENAME} is missing")
+        scale_beside(folder)
 
     @override
     def load_trainer_state(self, checkpoint_path: Path | str) -> None:

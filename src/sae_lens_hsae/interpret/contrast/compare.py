@@ -17,6 +17,7 @@ from sae_lens_hsae.forest import NO_PARENT, FeatureForest
 from sae_lens_hsae.interpret.contrast.findings import Finding, roll_up
 from sae_lens_hsae.interpret.dashboards.text import tokens_and_activations
 from sae_lens_hsae.interpret.hook_point import ids_of_text
+from sae_lens_hsae.text.as_trained import positions
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -131,7 +132,7 @@ def contrast(
 
 
 def text_activations(sae: SAE[Any], model: Any, texts: Iterable[str], max_tokens: int = 128) -> Iterator[torch.Tensor]:
-    """Activations of each text (tokens, d_in) at the hook point that the SAE names.
+    """Activations of each text (tokens, d_in) at the hook point that the SAE names, where training read positions.
 
     Args:
         sae: with metadata that name the hook point.
@@ -139,7 +140,7 @@ def text_activations(sae: SAE[Any], model: Any, texts: Iterable[str], max_tokens
         texts: not empty; each is cut to ``max_tokens``.
 
     Raises:
-        ValueError: if a text has no token, or the model no tokenizer.
+        ValueError: if a text has no token that training would have read, or the model no tokenizer.
     """
     for i, text in enumerate(texts):
         start, ids = ids_of_text(model, sae, text)
@@ -147,8 +148,14 @@ def text_activations(sae: SAE[Any], model: Any, texts: Iterable[str], max_tokens
         if not ids:
             raise ValueError(f"texts: number {i} ({text!r}) has no token; leave it out")
         rows = Dataset.from_dict({"tokens": [[*start, *ids]]})
+        read = range(len(start) + len(ids))[positions(sae.cfg.metadata)]
+        if not any(position >= len(start) for position in read):
+            raise ValueError(
+                f"texts: number {i} ({text!r}) has no token at a position that was trained on (the SAE's metadata have "
+                f"seqpos_slice={sae.cfg.metadata.seqpos_slice!r}); leave it out"
+            )
         for _, x in tokens_and_activations(sae, model, rows):
-            yield x[0, len(start) :]
+            yield x[0, torch.tensor(read) >= len(start)]
 
 
 def _per_text(

@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from datasets import Dataset
 from sae_lens.training.activations_store import ActivationsStore
+from transformers import AutoTokenizer
 
+from sae_lens_hsae.evaluation.stacks import check_scale
+from sae_lens_hsae.interpret.hook_point import own_name
+from sae_lens_hsae.text.as_trained import positions
 from sae_lens_hsae.text.load_model import TRANSFORMER_LENS, load_model
 
 if TYPE_CHECKING:
@@ -41,8 +45,10 @@ def load_language_model(sae: SAE[Any]) -> Any:
     """The model that an SAE's metadata names, on the SAE's device.
 
     Raises:
-        ValueError: if the metadata name no model or no hook point of it, or ask for more than a way of loading it.
+        ValueError: if the metadata name no model or no hook point of it, or ask for more than a way of loading it, or
+            the SAE expects activations in another scale than the model's.
     """
+    check_scale([sae])
     metadata = sae.cfg.metadata
     for name in ("model_name", "hook_name"):
         if not getattr(metadata, name):
@@ -55,8 +61,8 @@ def load_language_model(sae: SAE[Any]) -> Any:
         raise ValueError(
             f"the SAE's metadata have model_from_pretrained_kwargs={options!r}, of which only "
             f"{', '.join(sorted(MODEL_OPTIONS))} are passed on, because an SAE may come from anybody; take the others "
-            "out of cfg.json to load the model without them, or load it yourself and call collect_dashboards(), "
-            "explain() and steer()"
+            "out of cfg.json to load the model without them, or load it yourself with sae_lens.load_model.load_model() "
+            "and give it to evaluate(), explore(), explain() or steer()"
         )
     return load_model(
         metadata.model_class_name or TRANSFORMER_LENS,
@@ -65,6 +71,38 @@ def load_language_model(sae: SAE[Any]) -> Any:
         {name: value for name, value in options.items() if name not in PLACEMENT},
         metadata.hook_name,
     )
+
+
+def load_tokenizer(sae: SAE[Any]) -> Any:
+    """The tokenizer of the model that an SAE's metadata names; also by TransformerLens' alias, such as ``pythia-70m``.
+
+    Raises:
+        ValueError: if the metadata name no model.
+        OSError: if there is none here by that name.
+    """
+    metadata = sae.cfg.metadata
+    if not metadata.model_name:
+        raise ValueError("the SAE's metadata hold no model_name, so no tokenizer is known; set it in cfg.json")
+    name = str(metadata.model_name)
+    if metadata.model_class_name in (None, TRANSFORMER_LENS):
+        name = _tokenizer_name(name)
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise OSError(f"model_name={metadata.model_name!r} gives no tokenizer {name!r}: {error}") from error
+
+
+def _tokenizer_name(name: str) -> str:
+    from transformer_lens.loading_from_pretrained import get_official_model_name, get_pretrained_model_config
+
+    try:
+        official = get_official_model_name(name)
+    except ValueError:  # a folder, or a model that TransformerLens was given
+        return name
+    try:
+        return get_pretrained_model_config(official).tokenizer_name or official
+    except OSError:  # its config is not here; most have their tokenizer with them
+        return official
 
 
 def unembedding_of(sae: SAE[Any], model: Any) -> torch.Tensor | None:
@@ -92,19 +130,22 @@ def tokens_and_activations(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Token ids (batch, context) and the activations (batch, context, d_in) that the SAE reads, row by row.
 
+    Of every row only the positions that were trained on (``seqpos_slice``).
+
     Args:
         sae: with metadata that name the hook point.
         model: from `load_language_model`.
         rows: tokenised rows of one length, in a column ``tokens``.
         skipped: rows to leave out at the beginning.
     """
+    check_scale([sae])
     metadata = sae.cfg.metadata
-    length = len(rows[0]["tokens"])
+    length, read = len(rows[0]["tokens"]), positions(metadata)
     store = ActivationsStore(
         model=model,
         dataset=rows,
         streaming=False,
-        hook_name=metadata.hook_name,
+        hook_name=own_name(model, metadata.hook_name),
         hook_head_index=metadata.hook_head_index,
         context_size=length,
         d_in=sae.cfg.d_in,
@@ -116,10 +157,11 @@ def tokens_and_activations(
         normalize_activations="none",
         device=sae.device,
         dtype="float32",
+        seqpos_slice=(read.start, read.stop, read.step),
     )
     for start in range(skipped, len(rows), CONTEXTS_AT_ONCE):
         token_ids = torch.as_tensor(rows[start : start + CONTEXTS_AT_ONCE]["tokens"], device=sae.device)
         # Not around the yield: whoever stops reading would be left without gradients.
         with torch.no_grad():
             x = store.get_activations(token_ids)
-        yield token_ids, x
+        yield token_ids[:, read], x

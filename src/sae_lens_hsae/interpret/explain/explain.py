@@ -11,6 +11,7 @@ from sae_lens_hsae.forest import NO_PARENT, FeatureForest
 from sae_lens_hsae.interpret.explain.explanation import Explanation
 from sae_lens_hsae.interpret.hook_point import hook_point, ids_of_text, most_tokens, run_and_keep, stack_of
 from sae_lens_hsae.interpret.token_text import token_texts, whole_characters
+from sae_lens_hsae.text.as_trained import positions as trained_positions
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -41,7 +42,7 @@ def explain(
         model: ``HookedSAETransformer``, ``SAETransformerBridge``, or what ``load_language_model`` gives, with a
             tokenizer and without an SAE attached at the hook point.
         text: at most as long as the model takes. A first token that the SAEs were trained with is put before it and
-            not explained.
+            not explained, and neither are tokens at positions that training left out (``seqpos_slice``).
         forest: of the features; None takes ``levels.forest``.
         labels: text for some of the features, by flat index.
 
@@ -71,7 +72,10 @@ def explain(
     level_shares, acts, shares = (
         torch.cat(each, dim=1) for each in zip(*(_level(sae, x) for sae in saes), strict=True)
     )
-    positions, features = (acts > 0).nonzero(as_tuple=True)
+    read = range(len(start) + len(ids))[trained_positions(saes[0].cfg.metadata)]
+    unread = [position for position in range(len(ids)) if position + len(start) not in read]
+    level_shares[unread], acts[unread] = torch.nan, 0
+    positions, features = acts.nonzero(as_tuple=True)
     parents = forest.parents[features]
     texts = token_texts(model.tokenizer, ids)
     return Explanation(
@@ -83,7 +87,7 @@ def explain(
         features=features,
         activations=acts[positions, features],
         shares=shares[positions, features],
-        without_parent=(parents != NO_PARENT) & (acts[positions, parents.clamp(min=0)] <= 0),
+        without_parent=(parents != NO_PARENT) & (acts[positions, parents.clamp(min=0)] == 0),
         labels=dict(labels or {}),
     )
 

@@ -21,10 +21,11 @@ class Explanation:
         forest: of the features.
         text: as it was given.
         tokens: text of each token, with its leading space.
-        level_shares: (tokens, levels) float64, see `explain`; NaN where x is the level's bias alone.
+        level_shares: (tokens, levels) float64, see `explain`; NaN where x is the level's bias alone,
+            and at positions that were not trained on.
         positions: (entries,) the token.
         features: (entries,) the feature, flat.
-        activations: (entries,) above 0.
+        activations: (entries,) other than 0.
         shares: (entries,) the feature's part of its level's share; the parts of a level add up to it.
         without_parent: (entries,) bool, whether the feature has a parent and that does not fire.
         labels: text for some of the features, by flat index.

@@ -1,0 +1,54 @@
+"""What training did with text, as the SAE's metadata tell: so it is read afterwards too."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sae_lens.pretokenize_runner import get_special_token_from_cfg
+from sae_lens.util import get_special_token_ids
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+
+def first_token(metadata: Any, tokenizer: Any) -> int | None:
+    """The token that every context begins with; None for a tokenizer without BOS, to which SAELens adds nothing."""
+    return tokenizer.bos_token_id if metadata.prepend_bos else None
+
+
+def separator(metadata: Any, tokenizer: Any) -> int | None:
+    """The token between two texts: as in training, or the tokenizer's end token where nothing is known of that."""
+    if "sequence_separator_token" in metadata:
+        name = metadata.sequence_separator_token
+        token = get_special_token_from_cfg(name, tokenizer)
+        if token is not None or name is None:
+            return token
+    return next((id_ for id_ in (tokenizer.eos_token_id, tokenizer.sep_token_id) if id_ is not None), None)
+
+
+def excluded_tokens(sae: SAE[Any], tokenizer: Any) -> list[int]:
+    """Ids of the tokens that training left out: for True SAELens' choice, which keeps the tokens of a chat."""
+    excluded = sae.cfg.metadata.exclude_special_tokens
+    if isinstance(excluded, (list, tuple)):
+        return list(excluded)
+    return sorted(get_special_token_ids(tokenizer)) if excluded else []
+
+
+def positions(metadata: Any) -> slice:
+    """The positions of a context that were trained on.
+
+    Raises:
+        ValueError: if the metadata's ``seqpos_slice`` is none.
+    """
+    found = metadata.seqpos_slice or (None,)
+    if (
+        not isinstance(found, (list, tuple))
+        or not 1 <= len(found) <= 3
+        or not all(each is None or (isinstance(each, int) and not isinstance(each, bool)) for each in found)
+        or (len(found) == 3 and found[2] is not None and found[2] < 1)
+    ):
+        raise ValueError(
+            f"the SAE's metadata have seqpos_slice={found!r}; it must be the start, the stop and the step of a slice "
+            "of positions, such as [1, None], with a step above 0"
+        )
+    return slice(*found)
