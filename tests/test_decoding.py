@@ -111,7 +111,7 @@ def test_hooks_see_every_reconstruction():
     assert seen == [30, 1, 50] * 2
 
 
-def test_negative_activations_are_decoded_but_silent():
+def test_negative_activations_are_decoded_and_counted():
     sae = filled(AbsTopKSAE(AbsTopKSAEConfig(d_in=D_IN, d_sae=WIDTH, dtype="float64", k=4)))
     x = torch.cat(chunks())
     with torch.no_grad():
@@ -119,7 +119,7 @@ def test_negative_activations_are_decoded_but_silent():
         error = (sae.decode(acts) - x).square().sum()
     assert (acts < 0).any()
     (level,) = evaluate_forest([sae], FeatureForest([-1] * WIDTH, [WIDTH]), chunks()).levels
-    assert level.l0 == pytest.approx(float((acts > 0).sum(1).double().mean()))
+    assert level.l0 == pytest.approx(float((acts != 0).sum(1).double().mean()))
     assert level.variance_explained == pytest.approx(float(1 - error / (x - x.mean(0)).square().sum()))
 
 

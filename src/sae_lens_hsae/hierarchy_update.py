@@ -25,12 +25,13 @@ SimilarityBlock = Callable[[slice, torch.Tensor], torch.Tensor]
 """Maps a slice of m parents and k child indices to their (m, k) similarities; −inf for pairs that cannot be."""
 
 
-def cosine_similarity(parents: torch.Tensor, children: torch.Tensor) -> SimilarityBlock:
+def cosine_similarity(parents: torch.Tensor, children: torch.Tensor, either_sign: bool = False) -> SimilarityBlock:
     """Cosine of encoder columns or decoder rows.
 
     Args:
         parents: directions of the coarse level, (n_parents, d_in).
         children: directions of the fine level, (n_children, d_in).
+        either_sign: whether features fire with either sign, so that opposite directions are one.
 
     Returns:
         The blocks; a direction of norm 0 is similar to nothing (−inf).
@@ -41,6 +42,7 @@ def cosine_similarity(parents: torch.Tensor, children: torch.Tensor) -> Similari
         p_norm, c_norm = p.norm(dim=1), c.norm(dim=1)
         tiny = torch.finfo(torch.float32).tiny
         similarity = (p / p_norm.clamp(min=tiny)[:, None]) @ (c / c_norm.clamp(min=tiny)[:, None]).T
+        similarity = similarity.abs() if either_sign else similarity
         return similarity.masked_fill_((p_norm == 0)[:, None] | (c_norm == 0), -torch.inf)
 
     return block

@@ -7,6 +7,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
+from sae_lens.saes.abstopk_sae import AbsTopKSAE
+from sae_lens.saes.temporal_sae import TemporalSAE
 
 from sae_lens_hsae.config import MEASURED_ON_ACTIVATIONS, Similarity
 from sae_lens_hsae.hierarchy_update import (
@@ -41,6 +43,7 @@ def assign_parents(
     Returns:
         (n_features,) int64, flat index of each feature's parent, −1 where there is none.
     """
+    check_one_token(saes)
     _check(saes, similarity, unassigned_fraction, max_children, activations)
     levels = Levels(tuple(widths_of(saes)))
     if similarity in MEASURED_ON_ACTIVATIONS:
@@ -48,9 +51,24 @@ def assign_parents(
         similarities = _measured(saes, similarity, activations)
     else:
         directions = [sae.W_enc.T if similarity == "encoder" else sae.W_dec for sae in saes]
-        similarities = [cosine_similarity(parents, children) for parents, children in pairwise(directions)]
+        either_sign = any(isinstance(sae, AbsTopKSAE) for sae in saes)
+        similarities = [cosine_similarity(parents, children, either_sign) for parents, children in pairwise(directions)]
     device = saes[0].W_dec.device
     return parent_table(similarities, levels, unassigned_fraction, max_children, minimum_similarity, device)
+
+
+def check_one_token(saes: Sequence[Any]) -> None:
+    """Check that the SAEs read one token at a time.
+
+    Raises:
+        ValueError: if one is a `TemporalSAE`, which reads a whole context.
+    """
+    for level, sae in enumerate(saes):
+        if isinstance(sae, TemporalSAE):
+            raise ValueError(
+                f"level {level} is a TemporalSAE, which needs all tokens of a context; take SAEs that read one token "
+                "at a time"
+            )
 
 
 def _measured(
@@ -63,7 +81,7 @@ def _measured(
     alone = [torch.zeros(sae.cfg.d_sae, device=sae.W_dec.device) for sae in saes]
     n_tokens = 0
     for x in activations:
-        fired = [(sae.encode(x.to(sae.W_dec.device)) > 0).float() for sae in saes]
+        fired = [(sae.encode(x.to(sae.W_dec.device)) != 0).float() for sae in saes]
         n_tokens += len(x)
         for count, of_level in zip(alone, fired, strict=True):
             count += of_level.sum(0)

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from sae_lens_hsae.evaluation.results import ForestEvaluation
 from sae_lens_hsae.evaluation.shape import forest_shape
-from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack, check_fit, level_saes
+from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack, check_fit, check_reconstruct, level_saes
 from sae_lens_hsae.evaluation.tallies import BoundaryTally, Firing, LevelTally, SpreadTally, at_least_float32
 from sae_lens_hsae.evaluation.token_blocks import TokenBlocks
 from sae_lens_hsae.forest import FeatureForest
@@ -63,6 +63,7 @@ def evaluate_forest(
     """
     saes = level_saes(levels)
     check_fit(saes, forest)
+    check_reconstruct(saes)
     if n_tokens is not None and n_tokens < 1:
         raise ValueError(f"n_tokens={n_tokens} must be at least 1; use None for all tokens")
     if n_blocks < 2:

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
+from sae_lens.saes.transcoder import Transcoder
 
 from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.post_hoc import check_one_token
 
 
 class LevelSAE(Protocol):
@@ -33,6 +35,7 @@ def level_saes(levels: Sequence[LevelSAE] | SAEStack) -> list[LevelSAE]:
 
     Raises:
         TypeError: if ``levels`` is neither.
+        ValueError: if an SAE does not read one token at a time.
     """
     if hasattr(levels, "level_sae"):
         return [levels.level_sae(level) for level in range(len(levels.cfg.level_widths))]  # type: ignore[union-attr]
@@ -40,7 +43,22 @@ def level_saes(levels: Sequence[LevelSAE] | SAEStack) -> list[LevelSAE]:
         raise TypeError(
             f"levels is a {type(levels).__name__}, which has no level_sae(); pass a list with one SAE per level"
         )
+    check_one_token(levels)  # type: ignore[arg-type]
     return list(levels)  # type: ignore[arg-type]
+
+
+def check_reconstruct(saes: Sequence[LevelSAE]) -> None:
+    """Check that the SAEs reconstruct what they read.
+
+    Raises:
+        ValueError: if one is a transcoder, whose output is another hook point's.
+    """
+    for level, sae in enumerate(saes):
+        if isinstance(sae, Transcoder):
+            raise ValueError(
+                f"level {level} is a {type(sae).__name__}, which gives another hook point's activations than it reads; "
+                "FeatureForest.from_saes(), collect_dashboards() and contrast() take it, this does not"
+            )
 
 
 def check_fit(saes: Sequence[LevelSAE], forest: FeatureForest) -> None:

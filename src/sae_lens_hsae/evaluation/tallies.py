@@ -38,31 +38,27 @@ class Firing:
     """Which features of one level are active on the tokens of a chunk, and how strongly.
 
     ``tokens`` and ``features`` list the active (token, feature), about L0 per token, ordered by token. Counting over
-    those instead of over the dense table is what makes wide levels cheap.
+    those instead of over the dense table is what makes wide levels cheap. Some architectures have activations of either
+    sign; a feature is active where its activation is not 0.
 
     Attributes:
-        decoded: (tokens, features, activations) other than 0. Some architectures have negative activations; those are
-            decoded, but count as silent everywhere else.
-        strengths: norm of each active feature's contribution, a · ‖d‖, in float32 or better.
+        values: the activations.
+        strengths: norm of each active feature's contribution, |a| · ‖d‖, in float32 or better.
     """
 
     def __init__(self, acts: torch.Tensor, norms: torch.Tensor | None) -> None:
         self._acts = acts
         self._norms = norms
-        tokens, features = acts.nonzero(as_tuple=True)
-        values = acts[tokens, features]
-        self.decoded = tokens, features, values
-        positive = values > 0
-        if not positive.all():
-            tokens, features, values = tokens[positive], features[positive], values[positive]
-        self.tokens, self.features, self.strengths = tokens, features, self._strengths(values, features)
+        self.tokens, self.features = acts.nonzero(as_tuple=True)
+        self.values = acts[self.tokens, self.features]
+        self.strengths = self._strengths(self.values, self.features)
 
     def strengths_of(self, tokens: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """As ``strengths``, of any (token, feature); 0 where silent."""
-        return self._strengths(self._acts[tokens, features].clamp(min=0), features)
+        return self._strengths(self._acts[tokens, features], features)
 
     def _strengths(self, acts: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        acts = at_least_float32(acts)
+        acts = at_least_float32(acts).abs()
         return acts if self._norms is None else acts * self._norms[features]
 
 
@@ -126,7 +122,9 @@ class LevelTally:
     def add(self, x: torch.Tensor) -> Firing:
         acts = self._sae.encode(x)
         firing = Firing(acts, self._norms)
-        error = at_least_float32(x) - at_least_float32(self._decode(acts, *firing.decoded))
+        error = at_least_float32(x) - at_least_float32(
+            self._decode(acts, firing.tokens, firing.features, firing.values)
+        )
         self._squared_error.add_chunk(error.square_().sum(1))
         self.fires.count(firing.tokens, firing.features)
         n_active = torch.bincount(firing.tokens, minlength=len(x))

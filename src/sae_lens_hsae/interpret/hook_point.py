@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sae_lens_hsae.evaluation import level_saes
-from sae_lens_hsae.evaluation.stacks import check_fit, check_scale, metadata
+from sae_lens_hsae.evaluation.stacks import check_fit, check_reconstruct, check_scale, metadata
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.text.as_trained import first_token
 from sae_lens_hsae.text.load_model import no_hook_point
@@ -33,6 +33,7 @@ def stack_of(levels: Sequence[SAE[Any]] | SAE[Any], forest: FeatureForest | None
         for sae in saes:  # copies, so the caller's stack keeps its own setting
             sae.turn_off_forward_pass_hook_z_reshaping()
     check_fit(saes, forest)
+    check_reconstruct(saes)
     return saes, forest
 
 

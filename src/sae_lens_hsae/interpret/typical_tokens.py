@@ -19,7 +19,8 @@ def typical_tokens(
     """For each feature the token ids on which its activation is highest on average, strongest first.
 
     The average is over all occurrences of the token, also those where the feature is silent: a token counts only if
-    the feature fires on it regularly. Tokens that occur fewer than ``min_count`` times are left out.
+    the feature fires on it regularly. Activations of either sign count by their size. Tokens
+    that occur fewer than ``min_count`` times are left out.
 
     Args:
         encode: (batch, d_in) → (batch, n_features), for example a ``HierarchicalSAE``'s.
@@ -35,7 +36,7 @@ def typical_tokens(
     total = torch.zeros(n_vocab, len(features))
     count = torch.zeros(n_vocab)
     for x, token_ids in activations:
-        acts = encode(x)[:, features].float().cpu()
+        acts = encode(x)[:, features].float().abs().cpu()
         total.index_add_(0, token_ids.cpu(), acts)
         count += torch.bincount(token_ids.cpu(), minlength=n_vocab)
     mean = torch.where((count >= min_count)[:, None], total / count.clamp(min=1)[:, None], 0)

@@ -53,7 +53,7 @@ def activation_distributions(
     with tqdm(total=n_tokens, desc="Distributions", unit="tok", disable=not progress) as bar:
         for x in token_chunks(activations, saes[0].cfg.d_in, n_tokens, TOKENS_AT_ONCE):
             for level, sae in enumerate(saes):
-                acts = sae.encode(x.to(sae.device)).float().clamp(min=0).cpu()
+                acts = sae.encode(x.to(sae.device)).float().abs().cpu()
                 active = acts > 0
                 fires[level] += active.sum(0)
                 l0[level] += torch.bincount(active.sum(1), minlength=widths[level] + 1)
@@ -65,7 +65,12 @@ def activation_distributions(
     if not seen:
         raise ValueError("activations held no token; pass (batch, d_in) tensors, and no iterator that is used up")
 
-    titles = ["Activations, token by token", "Frequency of the features", "L0 per token", "Activations above 0"]
+    titles = [
+        "Activations, token by token",
+        "Frequency of the features",
+        "L0 per token",
+        "Strength where they are active",
+    ]
     figure = make_subplots(rows=2, cols=2, subplot_titles=titles, vertical_spacing=0.16)
     figure.add_trace(_heat_map(first, fires), row=1, col=1)
     figure.update_yaxes(title_text="token", autorange="reversed", row=1, col=1)

@@ -103,7 +103,7 @@ def sibling_distances(
     for chunk in tqdm(
         token_chunks(activations, sae.cfg.d_in, None, TOKENS_AT_ONCE), desc="Siblings", disable=not progress
     ):
-        acts = sae.encode(chunk.to(sae.device)).float()[:, own.to(sae.device)].clamp(min=0).T.cpu()
+        acts = sae.encode(chunk.to(sae.device)).float()[:, own.to(sae.device)].abs().T.cpu()
         vectors = chunk.float().cpu()
         values, at = acts.topk(min(n_strongest, len(chunk)), dim=1)
         peaks, best = torch.cat([peaks, values], dim=1).topk(n_strongest, dim=1)

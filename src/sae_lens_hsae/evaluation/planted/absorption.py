@@ -64,7 +64,7 @@ def measure_absorption(
     pairs = [pair.to(saes[0].device) for pair in pairs]
     counts = torch.zeros(len(places), 2, dtype=torch.int64, device=saes[0].device)
     for x, concepts in sample_chunks(saes, samples, matches.n_concepts):
-        active = [sae.encode(x) > 0 for sae in saes]
+        active = [sae.encode(x) != 0 for sae in saes]
         for count, (above, below), (concept, parent, child) in zip(counts, places, pairs, strict=True):
             occasions = concepts[:, concept] & active[below][:, child]
             count += torch.stack([(occasions & ~active[above][:, parent]).sum(), occasions.sum()])

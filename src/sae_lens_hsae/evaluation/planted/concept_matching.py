@@ -84,7 +84,7 @@ def match_features(levels: Sequence[LevelSAE] | SAEStack, samples: Samples, floo
         concept_fires += concepts.sum(0)
         active_concepts = concepts.float()
         for sae, own_fires, own_together in zip(saes, fires, together, strict=True):
-            active = sae.encode(x) > 0
+            active = sae.encode(x) != 0
             own_fires += active.sum(0)
             # Sums of at most ROWS_AT_ONCE ones, which float32 holds exactly.
             own_together += (active.float().T @ active_concepts).to(torch.int64)

@@ -77,7 +77,7 @@ class SynsetScores:
 
     def _scores(self, x: torch.Tensor, level: int, n_tokens_of: torch.Tensor) -> torch.Tensor:
         sae = self.saes[level]
-        acts = sae.encode(x.to(sae.device)).float()
+        acts = sae.encode(x.to(sae.device)).float().abs()  # some architectures fire with either sign
         active = acts > 0
         self.fires[level] += active.sum(0)
         n_tokens_of = n_tokens_of.to(acts.device)

@@ -174,9 +174,9 @@ def _per_text(
             )
         if not x.isfinite().all():
             raise ValueError(f"{name}: text {i} holds NaN or infinity; leave it out")
-        acts = torch.cat([sae.encode(x.to(sae.device)).cpu() for sae in saes], dim=1).double().clamp(min=0)
+        acts = torch.cat([sae.encode(x.to(sae.device)).cpu() for sae in saes], dim=1).double()
         own.append(acts.mean(0))
-        with_child.append((acts[:, above] * (acts > 0)).mean(0))
+        with_child.append((acts[:, above] * (acts != 0)).mean(0))
     if len(own) < MIN_TEXTS:
         raise ValueError(f"{name} holds {len(own)} texts; give at least {MIN_TEXTS}, and no iterator that is used up")
     return torch.stack(own), torch.stack(with_child)

@@ -55,7 +55,8 @@ def collect_dashboards(
     """What every feature fires on, in one pass and memory that does not grow with the stream.
 
     A *context* is one row of tokens. A feature's strongest contexts are those with the highest activation anywhere in
-    them; the sampled ones are drawn one from each band of that peak's quantiles.
+    them; the sampled ones are drawn one from each band of that peak's quantiles. SAEs whose features fire with either
+    sign (AbsTopK) are read by the size of their activations: a dashboard does not tell the two signs apart.
 
     Args:
         levels: one SAE per level, coarse to fine, or one object for all (``HierarchicalSAE``).
@@ -103,7 +104,7 @@ def collect_dashboards(
         stream = batches(seen.contexts) if callable(batches) else _without_first(batches, seen.contexts)
         for chunk in _chunks(stream, saes[0].cfg.d_in, forest.n_features, n_tokens, seen.tokens):
             token_ids, x = (tensor.to(device) for tensor in chunk)
-            acts = torch.cat([sae.encode(x.flatten(0, 1)).float() for sae in saes], dim=1)
+            acts = torch.cat([sae.encode(x.flatten(0, 1)).float().abs() for sae in saes], dim=1)
             kept = ~torch.isin(token_ids, excluded)
             acts[~kept.flatten()] = 0
             firing = Firing(acts, parents)
@@ -165,7 +166,6 @@ class Firing:
     parents: torch.Tensor
 
     def __post_init__(self) -> None:
-        self.acts = self.acts.clamp(min=0)
         self.of_parent = self.acts[:, self.parents.clamp(min=0)]
         self.of_parent[:, self.parents < 0] = 0
         self.tokens, self.features = self.acts.nonzero(as_tuple=True)

@@ -94,7 +94,7 @@ def effect_of(
     x_after = edited(x, saes, steps)
     acts, acts_after = (torch.cat([sae.encode(each.to(sae.dtype)) for sae in saes], dim=-1) for each in (x, x_after))
     moved = (acts_after - acts).abs().flatten(0, 1).double().sum(0)
-    on = (acts[..., target] > 0).cpu()
+    on = (acts[..., target] != 0).cpu()
     change = ((after - before).norm(dim=-1) / before.norm(dim=-1).clamp(min=1e-12)).cpu()
     kl = loss = torch.full(on.shape, math.nan)
     if read_at is None:
