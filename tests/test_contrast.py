@@ -117,7 +117,7 @@ def test_bad_input_is_refused(planted, changes, message):
 
 def test_text_activations_are_those_of_the_model():
     model: Any = load_model("AutoModelForCausalLM", str(minilm_folder()), hook_names=["bert.encoder.layer.3"])
-    sae = make_sae(d_in=384)
+    sae = make_sae(d_in=384, normalize_activations="none")
     sae.cfg.metadata.hook_name = "bert.encoder.layer.3"
     sae.cfg.metadata.prepend_bos = False
     long, short = text_activations(sae, model, ["The cat sat on the mat.", "The cat"], max_tokens=5)

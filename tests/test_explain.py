@@ -35,7 +35,7 @@ def gpt2(tmp_path_factory):
 
 def stack(hook: str, d_in: int = D_MODEL, **overrides: Any) -> Any:
     """Levels of 4, 9 and 20 with a random forest; fires often."""
-    sae = make_sae(d_in=d_in, level_widths=[4, 9, 20], **overrides)
+    sae = make_sae(d_in=d_in, level_widths=[4, 9, 20], normalize_activations="none", **overrides)
     sae.threshold.data.mul_(0.1)
     sae.cfg.metadata.hook_name = hook
     return sae
@@ -288,7 +288,7 @@ def test_a_model_without_tokenizer_or_with_nan_is_refused(gpt2):
 @pytest.fixture
 def saved(tmp_path):
     """A small random SAE that names all-MiniLM-L6-v2 as its model, on disk."""
-    sae = make_sae(d_in=384)
+    sae = make_sae(d_in=384, normalize_activations="none")
     for name, value in {
         "model_name": str(minilm_folder()),
         "model_class_name": "AutoModelForCausalLM",
@@ -342,7 +342,7 @@ def test_no_text_costs_no_model(saved, monkeypatch):
 
 
 def test_dashboards_of_other_weights_give_no_labels(saved):
-    other = make_sae(d_in=384, seed=9)
+    other = make_sae(d_in=384, seed=9, normalize_activations="none")
     tokens, x = torch.zeros(2, 4, dtype=torch.int64), torch.randn(2, 4, 384)
     collect_dashboards(other, other.forest, [(tokens, x)], progress=False).save(dashboards_folder(saved))
     with pytest.raises(SystemExit) as end:

@@ -29,7 +29,7 @@ def gpt2(tmp_path_factory):
 
 def stack(hook: str, d_in: int = D_MODEL) -> Any:
     """Levels of 4, 9 and 20; feature 0 is the parent of 4 and 5, and 4 of 13; fires often."""
-    sae = make_sae(d_in=d_in, level_widths=[4, 9, 20])
+    sae = make_sae(d_in=d_in, level_widths=[4, 9, 20], normalize_activations="none")
     sae.threshold.data.mul_(0.1)
     sae.parents.fill_(-1)
     for child, parent in {4: 0, 5: 0, 13: 4, 14: 4}.items():

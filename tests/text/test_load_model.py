@@ -159,7 +159,7 @@ def test_where_a_model_lay_in_training_does_not_matter_and_its_revision_does(tmp
         cached / "snapshots" / revision, cached / "snapshots" / "main", ignore=shutil.ignore_patterns("model.*")
     )
     options = {"device_map": "cuda:63", "revision": revision}
-    sae = make_sae()
+    sae = make_sae(normalize_activations="none")
     sae.cfg.metadata = SAEMetadata(
         model_name="someone/gpt2",
         model_class_name="AutoModelForCausalLM",

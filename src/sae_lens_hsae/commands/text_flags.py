@@ -30,13 +30,13 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def check_device(device: str) -> None:
-    """Check that tensors can be made there, before anything is loaded.
+    """Check that one can compute there, before anything is loaded.
 
     Raises:
         ValueError: if not.
     """
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except Exception as error:  # torch answers with errors of many kinds
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"device={device!r} cannot be used here ({why}); cpu always can") from error

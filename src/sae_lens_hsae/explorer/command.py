@@ -101,6 +101,7 @@ def explore(
         ValueError: if it holds another architecture, the dashboards there are of other weights, the labels are no such
             object, the text is too short, or one to explain is empty or longer than the model takes.
     """
+    check_device(device)
     for each in explained:
         check_text(each)
     folder = Path(folder)
@@ -112,7 +113,6 @@ def explore(
             f"{folder} holds an SAE of architecture={architecture!r}, which has no forest; for others make a "
             "FeatureForest and call collect_dashboards() and write_page()"
         )
-    check_device(device)
     sae = HierarchicalSAE.load_from_disk(folder, device=device)
     names = labels_beside(folder, labels)
     where = dashboards_folder(folder)

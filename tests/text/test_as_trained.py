@@ -1,0 +1,325 @@
+"""After training text is read as it was in training: SAELens' own store is the reference."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_sae
+from datasets import Dataset
+from host_helpers import CONTEXT, D_MODEL, VOCABULARY, restored_signal_handlers, runner_config, save_tiny_gpt2
+from huggingface_hub import constants
+from sae_lens import SAE, ActivationsStore
+from sae_lens.load_model import load_model
+from sae_lens.saes.sae import SAEMetadata
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+
+from sae_lens_hsae import HierarchicalSAE, HierarchicalSAETrainingRunner, cli
+from sae_lens_hsae.commands import text_flags
+from sae_lens_hsae.commands.collected import read_collected
+from sae_lens_hsae.commands.evaluate import evaluate
+from sae_lens_hsae.commands.explain import explain_text
+from sae_lens_hsae.explorer.command import explore
+from sae_lens_hsae.explorer.rows import TextSource, text_rows
+from sae_lens_hsae.interpret.contrast import text_activations
+from sae_lens_hsae.interpret.dashboards.text import load_language_model, load_tokenizer, tokens_and_activations
+from sae_lens_hsae.sharing.saved_model import load_evaluation, load_hierarchical_sae
+from sae_lens_hsae.text.as_trained import excluded_tokens, positions
+
+CHAT = ["<start_of_turn>", "<end_of_turn>"]
+WORDS = VOCABULARY - 5
+TEXTS = [" ".join(f"w{1 + (7 * i + j) % WORDS}" for j in range(3 + i % 60)) for i in range(80)] + ["", "w1"]
+
+
+def tokenizer_of_words(bos: str | None = "<bos>", eos: str | None = "<eos>") -> PreTrainedTokenizerFast:
+    names = ["<bos>", "<eos>", *CHAT, "<unk>", *(f"w{i}" for i in range(1, WORDS + 1))]
+    backend = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {name: token for name, token in (("bos_token", bos), ("eos_token", eos)) if token}
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", **special)
+    made.add_special_tokens({"additional_special_tokens": CHAT})
+    return made
+
+
+def save_model(folder: Path, **special: Any) -> Path:
+    """A random GPT-2 with a tokenizer of words, with or without a first and a last token."""
+    save_tiny_gpt2(folder)
+    tokenizer_of_words(**special).save_pretrained(folder)
+    return folder
+
+
+def text_folder(folder: Path, texts: list[str] = TEXTS) -> Path:
+    folder.mkdir()
+    (folder / "train.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    return folder
+
+
+def configured(folder: Path, model: Path, **overrides: Any) -> Any:
+    fields: dict[str, Any] = {
+        "model_name": str(model),
+        "model_class_name": "AutoModelForCausalLM",
+        "hook_name": "transformer.h.0",
+        "is_dataset_tokenized": False,
+        "streaming": False,
+        "prepend_bos": True,
+        "training_tokens": 20 * 64,
+        "n_batches_in_buffer": 16,
+        "checkpoint_path": None,
+    }
+    return runner_config(folder, **{**fields, **overrides})
+
+
+def trained(folder: Path, model: Path, texts: list[str] = TEXTS, **overrides: Any) -> tuple[Any, Path]:
+    """Train on texts; the store that training read from, and where the SAE lies."""
+    cfg = configured(folder, model, **overrides)
+    runner = HierarchicalSAETrainingRunner(cfg, override_dataset=Dataset.from_dict({"text": texts}))
+    with restored_signal_handlers():
+        runner.run()
+    return runner.activations_store, folder / "out"
+
+
+@pytest.mark.parametrize(
+    ("special", "training"),
+    [
+        ({}, {}),
+        ({}, {"prepend_bos": False}),
+        ({}, {"sequence_separator_token": "eos"}),
+        ({}, {"sequence_separator_token": None}),
+        ({}, {"sequence_separator_token": 7, "prepend_bos": False}),
+        ({}, {"disable_concat_sequences": True}),
+        ({}, {"context_size": 1, "prepend_bos": False}),
+        ({}, {"context_size": 2}),
+        ({"bos": None}, {"sequence_separator_token": "eos"}),
+    ],
+)
+def test_rows_are_those_that_training_reads(tmp_path, special, training):
+    model = load_model("AutoModelForCausalLM", str(save_model(tmp_path / "model", **special)), device="cpu")
+    cfg = configured(tmp_path, tmp_path / "model", **training)
+    store = ActivationsStore.from_config(model, cfg, override_dataset=Dataset.from_dict({"text": TEXTS}))
+    expected = store.get_batch_tokens(20)
+    names = ("context_size", "prepend_bos", "sequence_separator_token", "disable_concat_sequences")
+    metadata = SAEMetadata(**{name: getattr(cfg, name) for name in names})
+    source = TextSource(dataset=text_folder(tmp_path / "text"))
+    rows = torch.tensor(text_rows(source, metadata, model.tokenizer, 20 * cfg.context_size)["tokens"][:])
+    assert len(rows) >= 20
+    assert torch.equal(rows[:20], expected)
+
+
+def test_where_nothing_is_known_of_separators_the_end_token_parts_texts(tmp_path):
+    source, tokenizer = TextSource(dataset=text_folder(tmp_path / "text", ["w1 w2", "w3 w4 w5"])), tokenizer_of_words()
+    (row,) = text_rows(source, SAEMetadata(context_size=5), tokenizer, 5)["tokens"]
+    assert tokenizer.convert_ids_to_tokens(row) == ["w1", "w2", "<eos>", "w3", "w4"]
+    (row,) = text_rows(source, SAEMetadata(context_size=5), tokenizer_of_words(eos=None), 5)["tokens"]
+    assert tokenizer.convert_ids_to_tokens(row) == ["w1", "w2", "w3", "w4", "w5"]
+
+
+def test_a_context_without_room_for_text_is_told_and_ends(tmp_path):
+    source = TextSource(dataset=text_folder(tmp_path / "text"))
+    with pytest.warns(UserWarning, match="context_size=1 and prepend_bos=True: every context is the first token alone"):
+        rows = text_rows(source, SAEMetadata(context_size=1, prepend_bos=True), tokenizer_of_words(), 50)
+    assert rows["tokens"][:] == [[0]] * 50
+
+
+def test_texts_that_are_all_too_short_alone_are_told(tmp_path):
+    metadata = SAEMetadata(context_size=9, disable_concat_sequences=True)
+    source = TextSource(dataset=text_folder(tmp_path / "text", ["w1 w2 w3"] * 20))
+    with pytest.raises(ValueError, match="holds 60 tokens, and no single text fills a context of 9"):
+        text_rows(source, metadata, tokenizer_of_words(), 100)
+
+
+@pytest.mark.parametrize(("given", "ids"), [(True, [0, 1]), (False, []), ([2, 9], [2, 9])])
+def test_what_training_left_out_is_left_out_and_chats_are_kept(tmp_path, given, ids):
+    texts = [f"{CHAT[0]} {text} {CHAT[1]} <eos>" for text in TEXTS]
+    store, folder = trained(tmp_path, save_model(tmp_path / "model"), texts, exclude_special_tokens=given)
+    left_out = [] if store.exclude_special_tokens is None else store.exclude_special_tokens.tolist()
+    sae = load_hierarchical_sae(folder)
+    assert sorted(excluded_tokens(sae, load_tokenizer(sae))) == sorted(left_out)
+    assert sorted(left_out) == ids
+    evaluation = evaluate(folder, 640, TextSource(dataset=text_folder(tmp_path / "text", texts)))
+    rows = text_rows(TextSource(dataset=tmp_path / "text"), sae.cfg.metadata, load_tokenizer(sae), 640)
+    kept = ~torch.isin(torch.tensor(rows["tokens"][:]), torch.tensor(left_out, dtype=torch.long))
+    assert evaluation.n_tokens == kept.sum()
+
+
+@pytest.mark.parametrize("seqpos_slice", [(5, None), (None, -3), (1, 20, 4)])
+def test_positions_are_those_that_were_trained_on(tmp_path, seqpos_slice):
+    store, folder = trained(tmp_path, save_model(tmp_path / "model"), seqpos_slice=seqpos_slice)
+    sae = load_hierarchical_sae(folder)
+    model = load_language_model(sae)
+    read = list(range(CONTEXT)[slice(*seqpos_slice)])
+    rows = torch.tensor([[0, *range(6, 6 + CONTEXT - 1)]] * 2)
+    ids, x = next(tokens_and_activations(sae, model, Dataset.from_dict({"tokens": rows.tolist()})))
+    assert torch.equal(ids, rows[:, read])
+    torch.testing.assert_close(x, store.get_activations(rows))
+    assert x.shape[1] == len(read) == store.training_context_size
+
+    evaluation = evaluate(folder, 640, TextSource(dataset=text_folder(tmp_path / "text")))
+    assert evaluation.n_tokens == 640 // (CONTEXT - 1) * len(read)
+
+    text = " ".join(f"w{i}" for i in range(1, CONTEXT))
+    found = explain_text(folder, text)
+    of_text = [position - 1 for position in range(CONTEXT)[slice(*seqpos_slice)] if position]
+    assert (~found.level_shares.isnan().all(1)).nonzero().flatten().tolist() == of_text
+    assert set(found.positions.tolist()) <= set(of_text)
+    (of_contrast,) = text_activations(sae, model, [text])
+    ids = torch.tensor([[0, *model.tokenizer(text)["input_ids"]]])
+    torch.testing.assert_close(of_contrast, store.get_activations(ids)[0, (0 if read[0] else 1) :])
+
+
+def test_a_text_without_a_position_that_was_trained_on_is_told(tmp_path):
+    _, folder = trained(tmp_path, save_model(tmp_path / "model"), seqpos_slice=(5, None))
+    sae = load_hierarchical_sae(folder)
+    with pytest.raises(ValueError, match=r"texts: number 0 .* has no token at a position that was trained on"):
+        list(text_activations(sae, load_language_model(sae), ["w1 w2"]))
+
+
+@pytest.mark.parametrize("wrong", [5, ["a"], [1, 2, 0], [], [1, 2, 3, 4], [True]])
+def test_positions_that_are_none_are_refused(wrong):
+    if not wrong:
+        assert positions(SAEMetadata(seqpos_slice=wrong)) == slice(None)
+        return
+    with pytest.raises(ValueError, match="seqpos_slice"):
+        positions(SAEMetadata(seqpos_slice=wrong))
+
+
+def test_a_model_without_a_first_token_is_read_without_one(tmp_path):
+    model, text = save_model(tmp_path / "model", bos=None), text_folder(tmp_path / "text")
+    _, folder = trained(tmp_path, model)
+    assert load_hierarchical_sae(folder).cfg.metadata.prepend_bos
+    assert evaluate(folder, 320, TextSource(dataset=text)).n_tokens == 320
+    explore(folder, n_tokens=320, text=TextSource(dataset=text))
+    assert [token.strip() for token in explain_text(folder, "w1 w2").tokens] == ["w1", "w2"]
+    sae = load_hierarchical_sae(folder)
+    assert [len(x) for x in text_activations(sae, load_language_model(sae), ["w1 w2", "w3"])] == [2, 1]
+
+
+ALIAS, OFFICIAL = "pythia-70m", "EleutherAI/pythia-70m"
+
+
+@pytest.fixture
+def alias(tmp_path, monkeypatch):
+    """A saved SAE of a model that TransformerLens knows by an alias; a cache stands in for the hub."""
+    cached = tmp_path / "hub" / f"models--{OFFICIAL.replace('/', '--')}"
+    snapshot = cached / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("a" * 40)
+    tokenizer_of_words().save_pretrained(snapshot)
+    torch.manual_seed(0)
+    size = {"hidden_size": D_MODEL, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    model = GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=VOCABULARY, max_position_embeddings=CONTEXT, **size))
+    model.save_pretrained(snapshot)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    sae = make_sae(d_in=D_MODEL, normalize_activations="none")
+    for name, value in {
+        "model_name": ALIAS,
+        "hook_name": "blocks.0.hook_resid_post",
+        "context_size": 16,
+        "prepend_bos": True,
+    }.items():
+        setattr(sae.cfg.metadata, name, value)
+    sae.save_inference_model(tmp_path / "sae")
+    return tmp_path / "sae", TextSource(dataset=text_folder(tmp_path / "text"))
+
+
+def test_a_model_by_its_alias_has_its_tokenizer_in_every_command(alias, capsys):
+    folder, text = alias
+    assert evaluate(folder, 160, text).n_tokens
+    explore(folder, n_tokens=320, text=text)
+    first = (folder / "explorer.html").read_bytes()
+    explore(folder)  # from the dashboards, without the model
+    assert (folder / "explorer.html").read_bytes() == first
+    _, text_of = read_collected(folder)  # as label, judge and clarity do
+    assert text_of(5) == " w1"
+    cli.main(["clarity", str(folder)])
+    assert [token.strip() for token in explain_text(folder, "w1 w2").tokens] == ["w1", "w2"]
+    for name, words in (("a", "w1 w2 w3"), ("b", "w4 w5 w6")):
+        (folder / f"{name}.txt").write_text("\n".join(f"{words} w{i}" for i in range(7, 17)))
+    cli.main(["contrast", str(folder), str(folder / "a.txt"), str(folder / "b.txt")])
+    assert "features differ" in capsys.readouterr().out
+
+
+def test_a_tokenizer_that_is_not_here_is_named(alias):
+    sae = load_hierarchical_sae(alias[0])
+    sae.cfg.metadata.model_name = "gemma-2-2b"
+    with pytest.raises(OSError, match="model_name='gemma-2-2b' gives no tokenizer 'google/gemma-2-2b'"):
+        load_tokenizer(sae)
+    sae.cfg.metadata.model_name = None
+    with pytest.raises(ValueError, match="hold no model_name"):
+        load_tokenizer(sae)
+
+
+def test_commands_fail_at_once_where_the_device_cannot_be_used(tmp_path):
+    (tmp_path / "a.txt").write_text("w1\n" * 9)
+    texts = [str(tmp_path / "a.txt")] * 2
+    for call in (["evaluate"], ["explore"], ["explain", "--text", "w1"], ["contrast", *texts]):
+        with pytest.raises(SystemExit, match="device='nonsense' cannot be used here"):
+            cli.main([call[0], str(tmp_path), *call[1:], "--device", "nonsense"])
+
+
+class Loaded(Exception):
+    pass
+
+
+def test_every_command_loads_the_sae_where_it_is_to_run(tmp_path, monkeypatch):
+    (tmp_path / "cfg.json").write_text('{"architecture": "hsae"}')
+    (tmp_path / "a.txt").write_text("w1\n" * 9)
+
+    def load(path, device):
+        raise Loaded(device)
+
+    monkeypatch.setattr(HierarchicalSAE, "load_from_disk", load)
+    monkeypatch.setattr(text_flags, "torch", SimpleNamespace(zeros=lambda n, device: torch.zeros(n)))  # noqa: ARG005
+    texts = [str(tmp_path / "a.txt")] * 2
+    for call in (["evaluate"], ["explore"], ["explain", "--text", "w1"], ["contrast", *texts]):
+        with pytest.raises(Loaded, match="cuda:7"):
+            cli.main([call[0], str(tmp_path), *call[1:], "--device", "cuda:7", "--debug"])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """The last checkpoint of a training whose activations were scaled, and the text that it read."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    path = folder / "checkpoints"
+    trained(folder, save_model(folder / "model"), checkpoint_path=str(path), n_checkpoints=1)
+    (found,) = (each.parent for each in path.rglob("activation_scaler.json"))
+    return found, TextSource(dataset=text_folder(folder / "text"))
+
+
+def test_a_checkpoint_is_read_in_the_models_scale(checkpoint):
+    folder, text = checkpoint
+    scale = json.loads((folder / "activation_scaler.json").read_text())["scaling_factor"]
+    assert abs(scale - 1) > 0.1, "else the scale makes no difference"
+    expected: Any = SAE.load_from_disk(folder)
+    expected.fold_activation_norm_scaling_factor(scale)
+    for load in (HierarchicalSAE.load_from_disk, load_hierarchical_sae):
+        with pytest.warns(UserWarning, match=r"its scale of the activations, .* is folded into the SAE"):
+            found = load(folder)
+        assert found.cfg.normalize_activations == "none"
+        for name, tensor in expected.state_dict().items():
+            assert torch.equal(found.state_dict()[name], tensor), name
+    with pytest.warns(UserWarning, match="is folded"):
+        measured = evaluate(folder, 640, text)
+    model = load_language_model(expected)
+    rows = text_rows(text, expected.cfg.metadata, model.tokenizer, 640)
+    x = torch.cat([x.flatten(0, 1) for _, x in tokens_and_activations(expected, model, rows)])
+    with torch.no_grad():
+        error = (x - expected(x)).square().sum() / (x - x.mean(0)).square().sum()
+    assert measured.levels[-1].variance_explained == pytest.approx(1 - error.item(), abs=1e-4)
+    assert load_evaluation(found, folder) is not None, "it belongs to these weights"
+
+
+def test_a_scale_that_is_not_known_or_damaged_is_refused(checkpoint, tmp_path):
+    folder, text = checkpoint
+    unknown: Any = SAE.load_from_disk(folder)
+    unknown.save_model(tmp_path / "unknown")
+    for call in (lambda: evaluate(tmp_path / "unknown", 64, text), lambda: explain_text(tmp_path / "unknown", "w1")):
+        with pytest.raises(ValueError, match="reads activations times a factor, which is not known here"):
+            call()
+    for content in ('{"scaling_factor": -1, "has_whitening": false}', '{"scaling_factor": 2, "has_whitening": true}'):
+        (tmp_path / "unknown" / "activation_scaler.json").write_text(content)
+        with pytest.raises(ValueError, match=r"activation_scaler\.json' is damaged"):
+            load_hierarchical_sae(tmp_path / "unknown")
