@@ -24,6 +24,7 @@ from sae_lens_hsae.interpret.dashboards import Dashboards, DashboardSettings, cl
 from sae_lens_hsae.interpret.dashboards.text import load_language_model, unembedding_of
 from sae_lens_hsae.interpret.explain import Explanation, explain
 from sae_lens_hsae.interpret.labels import label_detection
+from sae_lens_hsae.interpret.token_text import whole_characters
 
 CHROMIUM = shutil.which("chromium")
 DRIVER = shutil.which("chromedriver")
@@ -123,6 +124,26 @@ def test_the_blocks_hold_what_the_dashboards_hold(sae, dashboards, page):
         assert torch.allclose(
             shades / 255 * dashboards.max_activation[feature], acts, atol=0.01 * acts.max().item() + 1e-6
         )
+
+
+def test_a_character_of_several_tokens_is_whole_in_contexts_and_bytes_elsewhere(sae, dashboards, tmp_path):
+    texts = ["<0xE2>", "<0x9C>", "<0x93>", " a", "<0xC3>", "<0xA9>"]
+
+    def text_of(id_: int) -> str:
+        return texts[id_ % len(texts)]
+
+    blocks = blocks_of(write_page(dashboards, sae.forest, tmp_path / "p.html", text_of))
+    shown = blocks["vocabulary"][0]["plain"]["tokens"]
+    found = array_of(blocks["features-0"], "tokens").view(-1, dashboards.token_ids.shape[2])
+    expected = dashboards.token_ids.flatten(0, 1)[: len(found)].tolist()
+    wholes = set()
+    for window, ids in zip(found.tolist(), expected, strict=True):
+        of_window = whole_characters(["" if id_ < 0 else text_of(id_) for id_ in ids])
+        assert [shown[number] for number in window] == of_window
+        wholes |= {"✓", "é"}.intersection(of_window)
+    assert wholes, "else nothing is tested"
+    strongest = array_of(blocks["forest"], "strongest")
+    assert set(strongest[strongest > 0].tolist()) <= {shown.index(text) for text in texts if text in shown}
 
 
 def test_childrens_shades_stand_with_their_parent_in_order(sae, dashboards, page):

@@ -268,7 +268,7 @@ def test_every_command_loads_the_sae_where_it_is_to_run(tmp_path, monkeypatch):
     (tmp_path / "cfg.json").write_text('{"architecture": "hsae"}')
     (tmp_path / "a.txt").write_text("w1\n" * 9)
 
-    def load(path, device):
+    def load(_, device):
         raise Loaded(device)
 
     monkeypatch.setattr(HierarchicalSAE, "load_from_disk", load)
