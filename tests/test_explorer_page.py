@@ -142,8 +142,8 @@ def test_a_character_of_several_tokens_is_whole_in_contexts_and_bytes_elsewhere(
         assert [shown[number] for number in window] == of_window
         wholes |= {"✓", "é"}.intersection(of_window)
     assert wholes, "else nothing is tested"
-    strongest = array_of(blocks["forest"], "strongest")
-    assert set(strongest[strongest > 0].tolist()) <= {shown.index(text) for text in texts if text in shown}
+    strongest = array_of(blocks["forest"], "strongest").int()
+    assert {shown[number] for number in strongest[strongest > 0].tolist()} <= set(texts)
 
 
 def test_childrens_shades_stand_with_their_parent_in_order(sae, dashboards, page):

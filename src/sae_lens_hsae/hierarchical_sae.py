@@ -117,7 +117,9 @@ class LevelStack(_Base):
     def decode(self, feature_acts: torch.Tensor) -> torch.Tensor:
         """Reconstruction of x from ``cfg.output_level``: (…, d_sae) → (…, d_in).
 
-        Every level reconstructs all of x; their sum would be about L · x.
+        Every level reconstructs all of x; their sum would be about L · x. The activations of the other levels have no
+        part in it: changing one of them, as a hook on an attached SAE does, changes nothing, and their gradient is 0. To
+        act on a feature of any level use `interpret.steering.steer`, or attach `level_sae`.
         """
         sae_out = self.hook_sae_recons(self.decode_level(feature_acts, self.cfg.output_level))
         return self.reshape_fn_out(self.run_time_activation_norm_fn_out(sae_out), self.d_head)
@@ -254,8 +256,8 @@ class LevelStack(_Base):
 class HierarchicalSAE(LevelStack, SAE[HierarchicalSAEConfig]):
     """A stack of JumpReLU levels and the forest of their features, for inference (HSAE §3).
 
-    ``encode`` returns the activations of all levels, ``decode`` reconstructs from ``cfg.output_level``. For one level
-    by itself use `level_sae`, for the forest `forest`. Loaded by ``SAE.load_from_disk`` and
+    ``encode`` returns the activations of all levels, ``decode`` and ``forward`` reconstruct from ``cfg.output_level``
+    alone. For one level by itself use `level_sae`, for the forest `forest`. Loaded by ``SAE.load_from_disk`` and
     ``SAE.from_pretrained`` once ``sae_lens_hsae`` is imported. ``HierarchicalSAE.load_from_disk`` also checks the files
     before anything of them is read into memory: use it for files of unknown origin.
     """
@@ -294,7 +296,7 @@ class HierarchicalSAE(LevelStack, SAE[HierarchicalSAEConfig]):
 
     @override
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Feature activations of all levels, coarse to fine: (…, d_in) → (…, d_sae)."""
+        """Feature activations of all levels, coarse to fine: (…, d_in) → (…, d_sae); `decode` uses those of one."""
         hidden_pre = self.hook_sae_acts_pre(self.hidden_pre(self.process_sae_in(x)))
         active = (hidden_pre > self.threshold).to(hidden_pre.dtype)
         return self.hook_sae_acts_post(self.activation_fn(hidden_pre) * active)
