@@ -118,8 +118,8 @@ class LevelStack(_Base):
         """Reconstruction of x from ``cfg.output_level``: (…, d_sae) → (…, d_in).
 
         Every level reconstructs all of x; their sum would be about L · x. The activations of the other levels have no
-        part in it: changing one of them, as a hook on an attached SAE does, changes nothing, and their gradient is 0. To
-        act on a feature of any level use `interpret.steering.steer`, or attach `level_sae`.
+        part in it: changing one of them, as a hook on an attached SAE does, changes nothing, and their gradient is 0.
+        To act on a feature of any level use `interpret.steering.steer`, or attach `level_sae`.
         """
         sae_out = self.hook_sae_recons(self.decode_level(feature_acts, self.cfg.output_level))
         return self.reshape_fn_out(self.run_time_activation_norm_fn_out(sae_out), self.d_head)
