@@ -75,7 +75,7 @@ EDITS: dict[str, tuple[list[Edit], Any]] = {
 def test_x_moves_along_the_decoder_by_the_change_of_the_activations(model_and_sae, name):
     model, sae = model_and_sae
     edits, changes = EDITS[name]
-    hook = sae.cfg.metadata.hook_name
+    hook: Any = sae.cfg.metadata.hook_name
     hook = BRIDGE_NAMES.get(hook, hook) if isinstance(model, SAETransformerBridge) else hook
     x = read(model, hook)
     with torch.no_grad():

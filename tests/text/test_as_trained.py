@@ -209,7 +209,12 @@ def alias(tmp_path, monkeypatch):
     (cached / "refs" / "main").write_text("a" * 40)
     tokenizer_of_words().save_pretrained(snapshot)
     torch.manual_seed(0)
-    size = {"hidden_size": D_MODEL, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    size: dict[str, Any] = {
+        "hidden_size": D_MODEL,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
     model = GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=VOCABULARY, max_position_embeddings=CONTEXT, **size))
     model.save_pretrained(snapshot)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))

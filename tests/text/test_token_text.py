@@ -1,8 +1,10 @@
 """Every kind of tokenizer, made here: what its tokens stand for."""
 
+from typing import Any
+
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AddedToken, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from sae_lens_hsae.interpret.token_text import TokenTexts, readable, token_texts, whole_characters
@@ -10,7 +12,7 @@ from sae_lens_hsae.interpret.token_text import TokenTexts, readable, token_texts
 BYTES = bytes_to_unicode()
 
 
-def fast(model, decoder=None, **special) -> PreTrainedTokenizerFast:
+def fast(model, decoder=None, **special) -> Any:
     backend = Tokenizer(model)
     if decoder is not None:
         backend.decoder = decoder
@@ -26,7 +28,7 @@ def as_bytes(text: str) -> str:
     return "".join(BYTES[byte] for byte in text.encode())
 
 
-def byte_level(*tokens: str, **special) -> PreTrainedTokenizerFast:
+def byte_level(*tokens: str, **special) -> Any:
     vocab = vocabulary("<|end|>", *tokens)
     vocab |= {character: len(vocab) + i for i, character in enumerate(sorted(set(BYTES.values()) - set(vocab)))}
     made = fast(models.BPE(vocab, []), decoders.ByteLevel(), bos_token="<|end|>", eos_token="<|end|>", **special)
@@ -34,7 +36,7 @@ def byte_level(*tokens: str, **special) -> PreTrainedTokenizerFast:
     return made
 
 
-def llama_like(*tokens: str) -> PreTrainedTokenizerFast:
+def llama_like(*tokens: str) -> Any:
     """SentencePiece's BPE with byte fallback, as Llama and Gemma have it."""
     decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
