@@ -846,8 +846,14 @@ def test_the_command_goes_from_a_saved_sae_to_its_page(saved, tmp_path, capsys):
         (lambda folder: (folder / "cfg.json").unlink(), "holds no cfg.json, so no saved SAE"),
         (lambda folder: (folder / "dashboards").mkdir(), "holds no manifest.json, so no complete dashboards"),
         (lambda folder: (folder / "labels.json").write_text("[1]"), "is not a JSON object from flat feature index"),
-        (lambda folder: (folder / "text.txt").write_text("too short"), "holds 2 tokens, less than one context of 16"),
-        (lambda folder: Dataset.from_dict({"text": ["short"]}).save_to_disk(folder / "dataset"), "holds 2 tokens"),
+        (
+            lambda folder: (folder / "text.txt").write_text("too short"),
+            "holds too little: 2 of 16 tokens that fill a context",
+        ),
+        (
+            lambda folder: Dataset.from_dict({"text": ["short"]}).save_to_disk(folder / "dataset"),
+            "holds too little: 1 of 16",
+        ),
         (
             lambda folder: Dataset.from_dict({"prose": ["x"], "n": [1]}).save_to_disk(folder / "dataset"),
             "column='text' holds no text in dataset=",

@@ -96,7 +96,7 @@ def text_rows(source: TextSource, metadata: Any, tokenizer: Any, n_tokens: int) 
             rows.append(row.tolist())
             progress.update(length)
     if not rows:
-        raise ValueError(f"{source} holds {counted.n_tokens} tokens, {_lacking(metadata, length)}; give more")
+        raise ValueError(f"{source} holds {_lacking(counted.n_tokens, metadata, length)}; give more")
     if source.is_installed:
         if len(rows) < n_rows:
             raise ValueError(f"{source} holds {counted.n_tokens} tokens, n_tokens={n_tokens}; ask for fewer")
@@ -125,10 +125,10 @@ class _Counted:
                 yield torch.tensor(ids)
 
 
-def _lacking(metadata: Any, length: int) -> str:
+def _lacking(n_tokens: int, metadata: Any, length: int) -> str:
     if metadata.disable_concat_sequences:
-        return f"and no single text fills a context of {length} (the SAE was trained with disable_concat_sequences)"
-    return f"less than one context of {length}"
+        return f"no text that fills a context of {length} by itself (trained with disable_concat_sequences)"
+    return f"too little: {n_tokens} of {length} tokens that fill a context"
 
 
 def _texts(source: TextSource) -> Iterator[str]:
