@@ -1,6 +1,7 @@
 """After training text is read as it was in training: SAELens' own store is the reference."""
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -141,7 +142,7 @@ def test_what_training_left_out_is_left_out_and_chats_are_kept(tmp_path, given, 
     evaluation = evaluate(folder, 640, TextSource(dataset=text_folder(tmp_path / "text", texts)))
     rows = text_rows(TextSource(dataset=tmp_path / "text"), sae.cfg.metadata, load_tokenizer(sae), 640)
     kept = ~torch.isin(torch.tensor(rows["tokens"][:]), torch.tensor(left_out, dtype=torch.long))
-    assert evaluation.n_tokens == kept.sum()
+    assert evaluation.n_tokens == min(640, kept.sum())
 
 
 @pytest.mark.parametrize("seqpos_slice", [(5, None), (None, -3), (1, 20, 4)])
@@ -157,7 +158,7 @@ def test_positions_are_those_that_were_trained_on(tmp_path, seqpos_slice):
     assert x.shape[1] == len(read) == store.training_context_size
 
     evaluation = evaluate(folder, 640, TextSource(dataset=text_folder(tmp_path / "text")))
-    assert evaluation.n_tokens == 640 // (CONTEXT - 1) * len(read)
+    assert evaluation.n_tokens == min(640, math.ceil(640 / (CONTEXT - 1)) * len(read))
 
     text = " ".join(f"w{i}" for i in range(1, CONTEXT))
     found = explain_text(folder, text)
@@ -310,7 +311,7 @@ def test_a_checkpoint_is_read_in_the_models_scale(checkpoint):
         measured = evaluate(folder, 640, text)
     model = load_language_model(expected)
     rows = text_rows(text, expected.cfg.metadata, model.tokenizer, 640)
-    x = torch.cat([x.flatten(0, 1) for _, x in tokens_and_activations(expected, model, rows)])
+    x = torch.cat([x.flatten(0, 1) for _, x in tokens_and_activations(expected, model, rows)])[:640]
     with torch.no_grad():
         error = (x - expected(x)).square().sum() / (x - x.mean(0)).square().sum()
     assert measured.levels[-1].variance_explained == pytest.approx(1 - error.item(), abs=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import warnings
 from collections.abc import Iterator
@@ -59,7 +60,7 @@ class TextSource:
 
 
 def text_rows(source: TextSource, metadata: Any, tokenizer: Any, n_tokens: int) -> Dataset:
-    """Rows as the SAE was trained on, in a column ``tokens``: about ``n_tokens`` in all, cut by SAELens.
+    """Rows as the SAE was trained on, in a column ``tokens``: as many as hold ``n_tokens``, cut by SAELens.
 
     Args:
         metadata: the SAE's, with ``context_size``, ``prepend_bos`` and what else says how training cut texts.
@@ -80,7 +81,7 @@ def text_rows(source: TextSource, metadata: Any, tokenizer: Any, n_tokens: int) 
             f"context_size={length} and prepend_bos=True: every context is the first token alone, in training and here",
             stacklevel=2,
         )
-    n_rows = max(1, n_tokens // max(1, of_text))
+    n_rows = math.ceil(n_tokens / max(1, of_text))
     counted = _Counted(tokenizer, _texts(source), truncated=source.is_installed)
     cut = concat_and_batch_sequences(
         iter(counted),

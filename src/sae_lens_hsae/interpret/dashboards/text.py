@@ -48,7 +48,6 @@ def load_language_model(sae: SAE[Any]) -> Any:
         ValueError: if the metadata name no model or no hook point of it, or ask for more than a way of loading it, or
             the SAE expects activations in another scale than the model's.
     """
-    check_scale([sae])
     metadata = sae.cfg.metadata
     for name in ("model_name", "hook_name"):
         if not getattr(metadata, name):
@@ -64,6 +63,7 @@ def load_language_model(sae: SAE[Any]) -> Any:
             "out of cfg.json to load the model without them, or load it yourself with sae_lens.load_model.load_model() "
             "and give it to evaluate(), explore(), explain() or steer()"
         )
+    check_scale([sae])
     return load_model(
         metadata.model_class_name or TRANSFORMER_LENS,
         metadata.model_name,

@@ -1,0 +1,159 @@
+"""The plugin of pytest with which `release.host_tests` runs SAELens' tests: one architecture, and nothing fetched."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+ARCHITECTURE = os.environ["HOST_TESTS_ARCHITECTURE"]
+END = "<|endoftext|>"
+N_TEXTS, N_VOCABULARY = 500, 2000
+
+built: set[str] = set()
+results: dict[str, dict[str, Any]] = {}
+
+
+def pytest_configure() -> None:
+    datasets.load_dataset = _texts  # before anything takes it by name
+    HookedTransformer.from_pretrained = classmethod(_model)  # type: ignore[method-assign]
+    from sae_lens.saes.sae import SAE
+
+    import sae_lens_hsae  # noqa: F401 - registers the architecture
+
+    initialise = SAE.__init__
+
+    def recorded(self: Any, cfg: Any, *args: Any, **kwargs: Any) -> None:
+        if cfg.architecture() == ARCHITECTURE:
+            built.add(_current())
+        initialise(self, cfg, *args, **kwargs)
+
+    SAE.__init__ = recorded  # type: ignore[method-assign]
+    helpers = importlib.import_module("tests.helpers")
+    for name, value in vars(helpers).items():
+        if name.startswith("ALL_") and name.endswith("ARCHITECTURES"):
+            value[:] = [ARCHITECTURE]  # in place, as tests import it by name
+    helpers.SAE_CONFIG_BUILDERS["hsae"] = _inference(helpers)
+    helpers.SAE_RUNNER_CONFIG_BUILDERS["hsae"] = _runner(helpers)
+    helpers.SAE_TRAINING_CONFIG_BUILDERS["hsae"] = lambda **kwargs: _runner(helpers)(**kwargs).sae
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Replace lists of architectures that stand in the tests themselves."""
+    marks = metafunc.definition.own_markers
+    for i, mark in enumerate(marks):
+        if mark.name == "parametrize" and mark.args[0] == "architecture":
+            marks[i] = pytest.mark.parametrize("architecture", [ARCHITECTURE]).mark
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the tests that are run for an architecture."""
+    kept = [item for item in items if ARCHITECTURE in getattr(getattr(item, "callspec", None), "params", {}).values()]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    known = results.get(report.nodeid, {"outcome": "passed", "reason": ""})
+    if report.outcome != "passed":
+        crash = getattr(report.longrepr, "reprcrash", None)
+        reason = str(crash.message if crash else report.longrepr).strip().splitlines()
+        known = {"outcome": report.outcome, "reason": reason[0][:200] if reason else ""}
+    results[report.nodeid] = known
+
+
+def pytest_sessionfinish() -> None:
+    of_any = {name.replace(ARCHITECTURE, "…"): each | {"built": name in built} for name, each in results.items()}
+    Path(os.environ["HOST_TESTS_REPORT"]).write_text(json.dumps(of_any))
+
+
+def _current() -> str:
+    return os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
+
+
+def _levels(d_sae: int) -> list[int]:
+    return [d_sae // 4, d_sae - d_sae // 4]
+
+
+def _inference(helpers: Any) -> Any:
+    from sae_lens_hsae import HierarchicalSAEConfig
+
+    def build(**kwargs: Any) -> Any:
+        like = helpers.build_jumprelu_sae_cfg(**kwargs)
+        return HierarchicalSAEConfig(**_common(HierarchicalSAEConfig, like), level_widths=_levels(like.d_sae))
+
+    return build
+
+
+def _runner(helpers: Any) -> Any:
+    from sae_lens_hsae import HierarchicalTrainingSAEConfig
+
+    def build(**kwargs: Any) -> Any:
+        runner = helpers.build_jumprelu_runner_cfg(**kwargs)
+        widths = _levels(runner.sae.d_sae)
+        own = {"level_widths": widths, "target_l0": max(1, widths[0] // 2)}
+        runner.sae = HierarchicalTrainingSAEConfig(**_common(HierarchicalTrainingSAEConfig, runner.sae) | own)
+        return runner
+
+    return build
+
+
+def _common(kind: type[Any], like: Any) -> dict[str, Any]:
+    """The fields that two configs share."""
+    names = {field.name for field in fields(like)}
+    return {each.name: getattr(like, each.name) for each in fields(kind) if each.name in names and each.init}
+
+
+def _lines() -> Iterator[str]:
+    from sae_lens_hsae.installed_text import installed_text
+
+    for _, text in zip(range(N_TEXTS), installed_text(), strict=False):
+        yield text[:2000]
+
+
+def _texts(*_: Any, **__: Any) -> datasets.Dataset:
+    """In place of any data set: the READMEs of the installed packages."""
+    return datasets.Dataset.from_dict({"text": list(_lines())})
+
+
+@cache
+def _tokenizer() -> str:
+    """A folder, as TransformerLens reads a tokenizer again from where it came from."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=N_VOCABULARY, initial_alphabet=alphabet, special_tokens=[END], show_progress=False
+    )
+    backend.train_from_iterator(_lines(), trainer)
+    folder = mkdtemp()
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=END, eos_token=END, pad_token=END)
+    made.save_pretrained(folder)
+    return folder
+
+
+def _model(cls: type[Any], model_name: str, device: Any = "cpu", **_: Any) -> Any:
+    """In place of TinyStories-1M and others as small: the same shape with random weights."""
+    if "tiny" not in model_name.lower():
+        raise OSError(f"{model_name} has no stand-in")
+    torch.manual_seed(0)
+    shape = HookedTransformerConfig(
+        n_layers=8, d_model=64, n_heads=16, d_head=4, n_ctx=512, d_mlp=256, act_fn="gelu_new", d_vocab=50257, seed=0,
+        device=str(device), model_name=model_name,
+    )  # fmt: skip
+    return cls(shape, tokenizer=AutoTokenizer.from_pretrained(_tokenizer()))
