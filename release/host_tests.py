@@ -36,7 +36,7 @@ def outcomes(source: Path, architecture: str, selected: list[str]) -> dict[str, 
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONPATH": os.pathsep.join([str(source), str(ROOT), os.environ.get("PYTHONPATH", "")]),
         }
-        options = ["-q", "-p", "release.host_tests_plugin", "-p", "no:cacheprovider"]
+        options = ["-q", "--continue-on-collection-errors", "-p", "release.host_tests_plugin", "-p", "no:cacheprovider"]
         command = [sys.executable, "-m", "pytest", *options, "--rootdir", str(source), "-c", os.devnull, *selected]
         done = subprocess.run(command, cwd=source, env=environment, stdout=sys.stderr, check=False)
         if not report.is_file():
