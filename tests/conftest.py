@@ -1,5 +1,10 @@
 """Small SAEs that many tests share."""
 
+import os
+
+# Read when huggingface_hub is imported, so before anything that imports it: a look-up by mistake fails at once.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 from collections.abc import Iterator
 from typing import Any
 
