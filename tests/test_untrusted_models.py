@@ -154,7 +154,7 @@ def test_a_field_of_no_sense_is_named_with_nothing_that_steers_a_terminal(
 
 
 def test_metadata_cannot_have_code_run():
-    sae = make_sae()
+    sae = make_sae(normalize_activations="none")
     sae.cfg.metadata.model_name, sae.cfg.metadata.hook_name = "someone/model", "blocks.0.hook_resid_post"
     sae.cfg.metadata.model_from_pretrained_kwargs = {"trust_remote_code": True}
     with pytest.raises(ValueError, match=r"model_from_pretrained_kwargs=\{'trust_remote_code': True\}"):
