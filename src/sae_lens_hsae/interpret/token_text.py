@@ -32,8 +32,8 @@ class TokenTexts(dict[int, str]):
     def __init__(self, tokenizer: Any) -> None:
         super().__init__()
         self._tokenizer = tokenizer
-        self._special: set[int] = set(tokenizer.all_special_ids)
-        self._added: set[int] = set(tokenizer.get_added_vocab().values())
+        self._special: set[int] = set(getattr(tokenizer, "all_special_ids", ()))
+        self._added: set[int] = set(getattr(tokenizer, "get_added_vocab", dict)().values())
 
     def __missing__(self, id_: int) -> str:
         self[id_] = text = self._text(id_)
