@@ -27,9 +27,15 @@ built: set[str] = set()
 results: dict[str, dict[str, Any]] = {}
 
 
-def pytest_configure() -> None:
-    datasets.load_dataset = _texts  # before anything takes it by name
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests() -> None:
+    """Put the stand-ins in place before anything takes what they stand for by name."""
+    datasets.load_dataset = _texts
     HookedTransformer.from_pretrained = classmethod(_model)  # type: ignore[method-assign]
+
+
+def pytest_configure() -> None:
+    """Record which tests build an SAE, and make ours one of the architectures."""
     from sae_lens.saes.sae import SAE
 
     import sae_lens_hsae  # noqa: F401 - registers the architecture
