@@ -110,12 +110,13 @@ def test_the_bar_holds_for_the_next_best_parent_too():
     assert chosen.tolist() == [0, 1, -1]
 
 
-def test_cosine_ignores_lengths_and_equals_the_formula():
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_cosine_ignores_lengths_and_equals_the_formula(dtype):
     generator = torch.Generator().manual_seed(0)
     parents, children = torch.randn(5, 7, generator=generator), torch.randn(9, 7, generator=generator)
-    block = cosine_similarity(parents * 3, children * torch.rand(9, 1, generator=generator))(
-        slice(0, 5), torch.arange(9)
-    )
+    tables = (parents * 3).to(dtype), (children * torch.rand(9, 1, generator=generator)).to(dtype)
+    block = cosine_similarity(*tables)(slice(0, 5), torch.arange(9))
+    parents, children = (table.float() for table in tables)
     expected = torch.nn.functional.cosine_similarity(parents[:, None], children[None], dim=-1)
     torch.testing.assert_close(block, expected)
 

@@ -13,8 +13,8 @@ import torch
 
 from sae_lens_hsae.levels import NO_PARENT, Levels
 
-BLOCK = 4096
-"""Parents and children of a block: 64 MiB in float32."""
+BLOCK = 512
+"""Parents and children of a block: 1 MiB in float32, which a processor's cache still holds when it is read."""
 
 BREADTH_PENALTY = 2.0
 """How many times its own frequency a parent must make up for; 1 would be chance alone."""
@@ -37,13 +37,20 @@ def cosine_similarity(parents: torch.Tensor, children: torch.Tensor, either_sign
         The blocks; a direction of norm 0 is similar to nothing (−inf).
     """
 
+    p_norm, c_norm = (
+        torch.linalg.vector_norm(table, dim=1, dtype=torch.promote_types(table.dtype, torch.float32)).float()
+        for table in (parents, children)
+    )
+    tiny = torch.finfo(torch.float32).tiny
+    p_least, c_least = p_norm.clamp(min=tiny)[:, None], c_norm.clamp(min=tiny)[:, None]
+
     def block(above: slice, below: torch.Tensor) -> torch.Tensor:
-        p, c = parents[above].float(), children[below].float()
-        p_norm, c_norm = p.norm(dim=1), c.norm(dim=1)
-        tiny = torch.finfo(torch.float32).tiny
-        similarity = (p / p_norm.clamp(min=tiny)[:, None]) @ (c / c_norm.clamp(min=tiny)[:, None]).T
-        similarity = similarity.abs() if either_sign else similarity
-        return similarity.masked_fill_((p_norm == 0)[:, None] | (c_norm == 0), -torch.inf)
+        p, c = parents[above].float() / p_least[above], children[below].float() / c_least[below]
+        similarity = (p @ c.T).abs_() if either_sign else p @ c.T
+        for dim, norm in enumerate((p_norm[above], c_norm[below])):
+            # By their few indices: a mask of the block would be one more pass over it.
+            similarity.index_fill_(dim, torch.nonzero(norm == 0).squeeze(1), -torch.inf)
+        return similarity
 
     return block
 
@@ -168,16 +175,23 @@ def _best_parent(
     similarity: SimilarityBlock, children: torch.Tensor, bar: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Best similarity of each child above the parents' bar, and that parent (−1 if there is none)."""
-    best = torch.full((len(children),), -torch.inf, device=children.device)
+    lowest = bar.min()
+    bars_differ = bool((bar != lowest).any())
+    best = lowest.repeat(len(children))
     parent = torch.full_like(children, NO_PARENT)
     for own in (slice(start, start + BLOCK) for start in range(0, len(children), BLOCK)):
         for above in (slice(start, start + BLOCK) for start in range(0, len(bar), BLOCK)):
             block = similarity(above, children[own])
-            block.masked_fill_(block <= bar[above, None], -torch.inf)
-            highest, row = block.max(dim=0)
-            better = highest > best[own]  # of equals the first stays
-            best[own] = torch.where(better, highest, best[own])
-            parent[own] = torch.where(better, above.start + row, parent[own])
+            if bars_differ:
+                block.masked_fill_(block <= bar[above, None], -torch.inf)
+            # Where the best stands is asked only where there is a better one, which is rare after a few blocks; of
+            # equals the first stays.
+            highest = block.amax(dim=0)
+            better = torch.nonzero(highest > best[own]).squeeze(1)
+            if len(better):
+                best[own][better] = highest[better]
+                parent[own][better] = above.start + block[:, better].max(dim=0).indices
+    best[parent == NO_PARENT] = -torch.inf
     return best, parent
 
 
