@@ -77,7 +77,7 @@ def test_without_hierarchy_it_is_independent_batch_topk_saes(batch, form, apply_
     output = sae.training_forward_pass(step_input(batch, logging=True))
     output.loss.backward()
     grads = {name: parameter.grad for name, parameter in sae.named_parameters() if parameter.grad is not None}
-    assert type(output).__name__ == {"dense": "TrainStepOutput", "entries": "EntriesStepOutput"}[form]
+    assert type(output).__name__ == {"dense": "TrainStepOutput", "entries": "LazyStepOutput"}[form]
     assert list(output.losses) == ["mse_loss"]
     total, features = 0.0, []
     for level, own in enumerate(sae.levels):

@@ -5,7 +5,7 @@ import torch
 from sae_lens.training.sae_trainer import SAETrainer
 from test_resume import batches, new_trainer, take_steps
 
-from sae_lens_hsae.step_output import EntriesStepOutput
+from sae_lens_hsae.step_output import LazyStepOutput
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 
 
@@ -34,7 +34,7 @@ def test_what_few_read_is_made_when_it_is_read(monkeypatch):
     trainer.sae.project_parameters()
     acts, hidden_pre = trainer.sae.encode_with_hidden_pre(x)
     output = trainer.step(x)
-    assert isinstance(output, EntriesStepOutput)
+    assert isinstance(output, LazyStepOutput)
     assert not {"feature_acts", "hidden_pre"} & set(vars(output))
     torch.testing.assert_close(output.feature_acts, acts.detach())
     torch.testing.assert_close(output.hidden_pre, hidden_pre.detach())

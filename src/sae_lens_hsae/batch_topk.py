@@ -44,7 +44,7 @@ class BatchTopKLevels(NamedTuple):
             if len(places) < n:
                 places = places_of(of_level.above(torch.zeros_like(self.threshold[own.start])))
             values = of_level.product.view(-1)[places] + of_level.bias[places // batch]
-            found[own].view(-1)[places[_are_largest(values, n)]] = True
+            found[own].view(-1)[places[are_largest(values, n)]] = True
         return found
 
     def at(self, pre: torch.Tensor, features: torch.Tensor) -> Activated:  # noqa: ARG002 - all that was found fires
@@ -53,7 +53,7 @@ class BatchTopKLevels(NamedTuple):
     def of_all(self, hidden_pre: torch.Tensor) -> Activated:
         pairs = zip(self.levels.split(hidden_pre.detach()), self.target_l0, strict=True)
         fired = torch.cat(
-            [_are_largest(own.flatten(), int(target * len(own))).view(own.shape) for own, target in pairs], dim=1
+            [are_largest(own.flatten(), int(target * len(own))).view(own.shape) for own, target in pairs], dim=1
         ).to(hidden_pre.dtype)
         return Activated(hidden_pre * fired, fired)
 
@@ -74,7 +74,7 @@ def follow_threshold(threshold: torch.Tensor, smallest: Sequence[torch.Tensor], 
         running.copy_(torch.where(least.isfinite(), moved, running))
 
 
-def _are_largest(values: torch.Tensor, n: int) -> torch.Tensor:
+def are_largest(values: torch.Tensor, n: int) -> torch.Tensor:
     """Which of ``values`` (m,) are positive and among the n largest, never more than n of them, (m,) bool."""
     top = values.topk(min(n, len(values)), sorted=False)
     return torch.zeros_like(values, dtype=torch.bool).scatter_(0, top.indices, top.values > 0)

@@ -8,13 +8,12 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from sae_lens_hsae.active_entries import ActiveEntries
 from sae_lens_hsae.batch_topk import BatchTopKLevels, follow_threshold
-from sae_lens_hsae.dense_activations import DenseActivations
 from sae_lens_hsae.hierarchical_sae import LevelStack
 from sae_lens_hsae.jumprelu import JumpReLULevels
 from sae_lens_hsae.level_activation import LevelActivation
 from sae_lens_hsae.sparsity_control import SparsityState, control_sparsity, follow_l0, initial_state
+from sae_lens_hsae.step_output import Activations
 
 
 class SparseLevels(LevelStack):
@@ -72,21 +71,24 @@ class SparseLevels(LevelStack):
         return SparsityState(log_coefficient, self.l0_ema.clone())
 
     @torch.no_grad()
-    def follow_sparsity(self, acts: DenseActivations | ActiveEntries, l0: torch.Tensor, step: int) -> None:
+    def follow_sparsity(self, acts: Activations, l0: torch.Tensor, step: int, good: torch.Tensor | None = None) -> None:
         """After a step: steer λ for the next one, or take the batch into the running thresholds.
 
         Args:
             acts: of the batch.
             l0: of every level on it, and on what other processes have of it, (L,) float32.
             step: steps taken before.
+            good: 1, or 0 if the batch turns out to be bad, so that nothing is to move; ().
         """
         cfg = self.cfg
         if self.has_batch_topk:
             follow_threshold(self.threshold, acts.smallest(), self.levels, step)
-            self.l0_ema.copy_(follow_l0(self.l0_ema, l0, cfg.l0_ema_momentum))
+            l0_ema = follow_l0(self.l0_ema, l0, cfg.l0_ema_momentum)
+            self.l0_ema.copy_(l0_ema if good is None else torch.where(good > 0, l0_ema, self.l0_ema))
             return
-        target = torch.tensor(cfg.target_l0_per_level, device=l0.device)
+        # Made on the host and sent, where it would else wait until the device has it.
+        target = torch.tensor(cfg.target_l0_per_level).to(l0.device, non_blocking=True)
         state = control_sparsity(self.sparsity(), l0, target, cfg.sparsity_rate, cfg.sparsity_gain, cfg.l0_ema_momentum)
         assert state.log_coefficient is not None
-        self.log_l0_coefficient.copy_(state.log_coefficient)
-        self.l0_ema.copy_(state.l0_ema)
+        for buffer, moved in ((self.log_l0_coefficient, state.log_coefficient), (self.l0_ema, state.l0_ema)):
+            buffer.copy_(moved if good is None else torch.where(good > 0, moved, buffer))

@@ -1,4 +1,4 @@
-"""The output of a training step on active entries, in which what only some callers read is made when they read it."""
+"""What a training step works on, and its output, in which what only some callers read is made when they read it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ from sae_lens.saes.sae import TrainStepOutput
 from typing_extensions import override
 
 from sae_lens_hsae.active_entries import ActiveEntries
+from sae_lens_hsae.dense_activations import DenseActivations
+from sae_lens_hsae.sae.gpu_step import FeatureRows
+
+Activations = DenseActivations | ActiveEntries | FeatureRows
+"""The forms in which a batch's activations can be; all have the same values and gradients."""
 
 
-class EntriesStepOutput(TrainStepOutput):
-    """SAELens' output of a step; ``feature_acts`` and ``hidden_pre`` are made from the entries, without gradient.
+class LazyStepOutput(TrainStepOutput):
+    """SAELens' output of a step; ``feature_acts`` and ``hidden_pre`` are made when they are read, without gradient.
 
     Each is a pass over (batch, d_sae) numbers, and a tensor of that size.
     """
 
     @override
-    def __init__(self, acts: ActiveEntries, **others: Any) -> None:
-        """Keep the entries.
+    def __init__(self, acts: ActiveEntries | FeatureRows, **others: Any) -> None:
+        """Keep the activations.
 
         Args:
             acts: in place of ``feature_acts`` and ``hidden_pre``.

@@ -17,18 +17,22 @@ from sae_lens_hsae.active_entries import MAX_DENSITY, ActiveEntries, Encoder
 from sae_lens_hsae.config import ARCHITECTURE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.dense_activations import DenseActivations
 from sae_lens_hsae.encoder_product import product_of_rows
+from sae_lens_hsae.encoder_whitening import REFINED_AT
 from sae_lens_hsae.ghost_gradients import ghost_gradient_loss
 from sae_lens_hsae.level_activation import PreActivations
 from sae_lens_hsae.perturbation import Replacement, draw_replaced, replacements
 from sae_lens_hsae.places import places_of
+from sae_lens_hsae.sae.gpu_step import FeatureRows
+from sae_lens_hsae.sae.gpu_step.ghosts import ghost_gradients, places_for
+from sae_lens_hsae.sae.gpu_step.late_checks import LateChecks
 from sae_lens_hsae.sparse_levels import SparseLevels
-from sae_lens_hsae.step_output import EntriesStepOutput
+from sae_lens_hsae.step_output import Activations, LazyStepOutput
 from sae_lens_hsae.storage.exact_storage import SUFFIX, as_bytes
 from sae_lens_hsae.storage.json_files import read_json_object
 from sae_lens_hsae.storage.model_files import check_tensor_file
 from sae_lens_hsae.storage.whole_files import files_written_whole
 from sae_lens_hsae.structural_loss import decay_factor
-from sae_lens_hsae.training.bad_batches import check_activations, check_losses
+from sae_lens_hsae.training.bad_batches import check_activations, check_losses, check_told
 from sae_lens_hsae.training_metrics import level_metrics
 from sae_lens_hsae.updated_forest import UpdatedForest
 from sae_lens_hsae.whitened_encoder import WhitenedEncoder
@@ -44,6 +48,14 @@ class HierarchicalTrainingSAE(SparseLevels, WhitenedEncoder, UpdatedForest, Trai
     `WhitenedEncoder` and `UpdatedForest`.
     """
 
+    row_devices: tuple[str, ...] = ("cuda",)
+    """Kinds of device on which a step takes the form of `FeatureRows`."""
+
+    late_checks: LateChecks | None = None
+    """Set by a trainer that leaves parameters as they are where these say so: checks then wait for no device."""
+
+    _n_dead: tuple[int, ...] | None = None
+
     whole_batch_l0: Callable[[torch.Tensor], torch.Tensor] | None = None
     """Where processes share a batch: L0 of every level over all of it, of the L0 over this one's part, both (L,)."""
 
@@ -58,7 +70,7 @@ class HierarchicalTrainingSAE(SparseLevels, WhitenedEncoder, UpdatedForest, Trai
 
     def running_means_are_due(self) -> bool:
         """Whether the next training step begins by reading the running means."""
-        step = int(self.n_steps)
+        step = self.steps_taken()
         return self.update_is_due(step) or self.whitening_is_due(step)
 
     @override
@@ -112,7 +124,7 @@ class HierarchicalTrainingSAE(SparseLevels, WhitenedEncoder, UpdatedForest, Trai
             rho = self.cfg.structural_loss_coefficient * decay_factor(self.n_steps, self.cfg.structural_loss_decay)
             losses["structural_loss"] = rho * self._structural_loss(acts)
         if self.cfg.ghost_gradients and step_input.dead_neuron_mask is not None:
-            losses["ghost_gradient_loss"] = self._ghost_gradients(errors, sae_in, step_input.dead_neuron_mask)
+            losses["ghost_gradient_loss"] = self._ghost_gradients(acts, errors, sae_in, step_input.dead_neuron_mask)
         clean = self._clean(perturbed, acts, replaced, step_input.is_logging_step)
         metrics: dict[str, Any] = {}
         if step_input.is_logging_step:
@@ -120,8 +132,8 @@ class HierarchicalTrainingSAE(SparseLevels, WhitenedEncoder, UpdatedForest, Trai
             metrics = level_metrics(self.levels, x, clean, l0.detach(), sparsity, self.parents, dead)
             metrics["reparented_share"] = self.reparented_share
         if self.training:
-            self._check_losses(losses, squared_errors, x)
-            self._end_step(acts, l0, x)
+            good = self._check_losses(losses, squared_errors, x, step_input.dead_neuron_mask)
+            self._end_step(acts, l0, x, good)
         common: dict[str, Any] = {
             "sae_in": x,
             "sae_out": self.hook_sae_recons(clean[self.cfg.output_level]),
@@ -129,9 +141,9 @@ class HierarchicalTrainingSAE(SparseLevels, WhitenedEncoder, UpdatedForest, Trai
             "losses": losses,
             "metrics": metrics,
         }
-        if isinstance(acts, ActiveEntries):
-            return EntriesStepOutput(acts, **common)
-        return TrainStepOutput(feature_acts=acts.values, hidden_pre=acts.hidden_pre, **common)
+        if isinstance(acts, DenseActivations):
+            return TrainStepOutput(feature_acts=acts.values, hidden_pre=acts.hidden_pre, **common)
+        return LazyStepOutput(acts, **common)
 
     @override
     def log_histograms(self) -> dict[str, NDArray[Any]]:
@@ -159,7 +171,7 @@ class HierarchicalTrainingSAE(SparseLevels, WhitenedEncoder, UpdatedForest, Trai
         """Make decoder and forest those of the final parameters: unit rows, a last hierarchy update unless frozen."""
         self.project_parameters()
         freeze = self.cfg.freeze_hierarchy_after
-        if freeze is None or int(self.n_steps) <= freeze:
+        if freeze is None or self.steps_taken() <= freeze:
             self.update_hierarchy()
 
     @override
@@ -208,9 +220,14 @@ class HierarchicalTrainingSAE(SparseLevels, WhitenedEncoder, UpdatedForest, Trai
     @torch.compiler.disable()
     def _begin_step(self, step_input: TrainStepInput) -> list[Replacement]:
         """All that comes before the gradients: checks, constraints on parameters, the forest, the draw."""
-        step = int(self.n_steps)
+        step = self.steps_taken()
         self.check_width(step_input.sae_in)
-        check_activations(step_input.sae_in, step)
+        self._n_dead = None
+        if self.late_checks is not None and (told := self.late_checks.receive()) is not None:
+            self._n_dead = told.n_dead
+            check_told(told, self.named_parameters(), self.levels)
+        if not self._checks_late(step):
+            check_activations(step_input.sae_in, step)
         self.project_parameters()
         cfg = self.cfg
         if not self.training:
@@ -228,9 +245,12 @@ class HierarchicalTrainingSAE(SparseLevels, WhitenedEncoder, UpdatedForest, Trai
             for change in replacements(replaced, parents, self.levels)
         ]
 
-    def _activations(self, sae_in: torch.Tensor) -> DenseActivations | ActiveEntries:
+    def _activations(self, sae_in: torch.Tensor) -> Activations:
         """The activations in the form that is the cheaper one for this batch."""
         rule = self.activation_rule()
+        if self._may_use_rows(sae_in):
+            centre, bias = self.centre_and_bias()
+            return FeatureRows(self.W_enc, bias, sae_in - centre, rule, self.levels)
         if self._may_use_entries(sae_in):
             centre, bias = (tensor.detach() for tensor in self.centre_and_bias())
             pre = PreActivations(product_of_rows(self.W_enc.T, sae_in - centre), bias)
@@ -243,22 +263,26 @@ class HierarchicalTrainingSAE(SparseLevels, WhitenedEncoder, UpdatedForest, Trai
         values, fired = rule.of_all(hidden_pre)
         return DenseActivations(self.hook_sae_acts_post(values), hidden_pre, fired, self.levels)
 
+    def _may_use_rows(self, sae_in: torch.Tensor) -> bool:
+        return sae_in.device.type in self.row_devices and self._needs_no_activations_in_full(sae_in)
+
     def _may_use_entries(self, sae_in: torch.Tensor) -> bool:
-        hooked = any(point.has_hooks() for point in (self.hook_sae_acts_pre, self.hook_sae_acts_post))
         return (
-            not torch.compiler.is_compiling()
-            and sae_in.device.type == "cpu"
+            sae_in.device.type == "cpu"
             and self.dtype in (torch.float32, torch.float64)
             and not torch.is_autocast_enabled("cpu")
-            and not sae_in.requires_grad
-            and not hooked
+            and self._needs_no_activations_in_full(sae_in)
         )
+
+    def _needs_no_activations_in_full(self, sae_in: torch.Tensor) -> bool:
+        hooked = any(point.has_hooks() for point in (self.hook_sae_acts_pre, self.hook_sae_acts_post))
+        return not torch.compiler.is_compiling() and not sae_in.requires_grad and not hooked
 
     @torch.compiler.disable()
     def _clean(
         self,
         perturbed: torch.Tensor,
-        acts: DenseActivations | ActiveEntries,
+        acts: Activations,
         replaced: list[Replacement],
         all_levels: bool,
     ) -> torch.Tensor:
@@ -271,11 +295,18 @@ class HierarchicalTrainingSAE(SparseLevels, WhitenedEncoder, UpdatedForest, Trai
         return perturbed
 
     @torch.compiler.disable()
-    def _structural_loss(self, acts: DenseActivations | ActiveEntries) -> torch.Tensor:
+    def _structural_loss(self, acts: Activations) -> torch.Tensor:
         return acts.structural_loss(self.W_dec, self.forest_view().families)
 
     @torch.compiler.disable()
-    def _ghost_gradients(self, errors: torch.Tensor, sae_in: torch.Tensor, dead: torch.Tensor) -> torch.Tensor:
+    def _ghost_gradients(
+        self, acts: Activations, errors: torch.Tensor, sae_in: torch.Tensor, dead: torch.Tensor
+    ) -> torch.Tensor:
+        if isinstance(acts, FeatureRows):
+            encoder = (self.W_enc, self.b_enc, self.b_dec if self.cfg.apply_b_dec_to_input else None)
+            n_dead = self._n_dead or [int(own.sum()) for own in self.levels.split(dead)]
+            places = places_for(n_dead, self.levels)
+            return ghost_gradients(errors, sae_in, dead, places, encoder, self.W_dec, self.levels)
         total = torch.zeros((), dtype=errors.dtype, device=dead.device)
         ghosts = torch.nonzero(dead).squeeze(1)
         for error, bias, own in zip(errors, self.b_dec, self.levels, strict=True):
@@ -288,21 +319,40 @@ class HierarchicalTrainingSAE(SparseLevels, WhitenedEncoder, UpdatedForest, Trai
 
     @torch.no_grad()
     @torch.compiler.disable()
-    def _end_step(self, acts: DenseActivations | ActiveEntries, l0: torch.Tensor, x: torch.Tensor) -> None:
+    def _end_step(self, acts: Activations, l0: torch.Tensor, x: torch.Tensor, good: torch.Tensor | None) -> None:
         """Count the step, steer λ for the next one, and follow moments and co-activation."""
-        step = int(self.n_steps)
+        step = self.steps_taken()
         self.follow_whitening(x, step)
         self.count_coactivation(acts, len(x), step)
         l0 = l0.detach().float()
         if self.whole_batch_l0 is not None:
             l0 = self.whole_batch_l0(l0)
-        self.n_steps += 1
-        self.follow_sparsity(acts, l0, step)
+        self.count_step()
+        self.follow_sparsity(acts, l0, step, good)
 
     @torch.no_grad()
     @torch.compiler.disable()
-    def _check_losses(self, losses: dict[str, torch.Tensor], squared_errors: torch.Tensor, x: torch.Tensor) -> None:
-        check_losses(losses, squared_errors, x, self.named_parameters(), self.levels, int(self.n_steps))
+    def _check_losses(
+        self,
+        losses: dict[str, torch.Tensor],
+        squared_errors: torch.Tensor,
+        x: torch.Tensor,
+        dead: torch.Tensor | None,
+    ) -> torch.Tensor | None:
+        """Raise an error if the batch is bad; or have it raised a step later, and return 1, or 0 if it is, ()."""
+        step = self.steps_taken()
+        if self.late_checks is None or not self._checks_late(step):
+            check_losses(losses, squared_errors, x, self.named_parameters(), self.levels, step)
+            return None
+        n_dead = torch.zeros(len(self.levels), device=x.device)
+        if dead is not None:
+            n_dead = torch.stack([own.sum() for own in self.levels.split(dead)])
+        self.late_checks.send(step, x, torch.stack(list(losses.values())).sum(), n_dead)
+        return self.late_checks.good
+
+    def _checks_late(self, step: int) -> bool:
+        # The moments behind the whitening must not take in a bad batch; and processes agree on each step anyway.
+        return self.late_checks is not None and step >= REFINED_AT[-1] and self.whole_batch_l0 is None
 
     @torch.no_grad()
     def project_parameters(self) -> None:

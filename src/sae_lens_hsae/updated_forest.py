@@ -8,10 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from typing_extensions import override
 
-from sae_lens_hsae.active_entries import ActiveEntries
 from sae_lens_hsae.coactivation import COACTIVATION_EVERY, COACTIVATION_MOMENTUM, follow_frequency
 from sae_lens_hsae.config import MEASURED_ON_ACTIVATIONS
-from sae_lens_hsae.dense_activations import DenseActivations
 from sae_lens_hsae.hierarchical_sae import LevelStack
 from sae_lens_hsae.hierarchy_update import (
     SimilarityBlock,
@@ -21,6 +19,7 @@ from sae_lens_hsae.hierarchy_update import (
     is_update_due,
     parent_table,
 )
+from sae_lens_hsae.step_output import Activations
 from sae_lens_hsae.structural_loss import Families, families_of
 
 
@@ -45,6 +44,7 @@ class UpdatedForest(LevelStack):
     reparented_share: torch.Tensor
     firing_frequency: torch.Tensor
     _forest_view: ForestView | None = None
+    _counted: tuple[torch.Tensor, int, int] | None = None
 
     @override
     def initialize_weights(self) -> None:
@@ -71,6 +71,19 @@ class UpdatedForest(LevelStack):
     def shares_of_tokens(self) -> list[torch.Tensor]:
         """The counted shares that the similarity reads."""
         return [self.get_buffer(name) for name in self._names_of_shares()]
+
+    def steps_taken(self) -> int:
+        """``n_steps`` as a number, asked of the device only where something else than `count_step` has written it."""
+        buffer = self.n_steps
+        if self._counted is None or self._counted[0] is not buffer or self._counted[1] != buffer._version:
+            self._counted = (buffer, buffer._version, int(buffer))
+        return self._counted[2]
+
+    def count_step(self) -> None:
+        """One more step was taken."""
+        before = self.steps_taken()
+        self.n_steps.add_(1)
+        self._counted = (self.n_steps, self.n_steps._version, before + 1)
 
     def update_is_due(self, step: int) -> bool:
         """Whether a training step begins with a hierarchy update."""
@@ -108,13 +121,13 @@ class UpdatedForest(LevelStack):
         if self.cfg.hierarchy_similarity == "coactivation":
             return coactivation_similarity(coactivation)
         # The running means began at 0, and hold so much of the truth by now; in the quotient it cancels.
-        n_counted = -(-int(self.n_steps) // COACTIVATION_EVERY)
+        n_counted = -(-self.steps_taken() // COACTIVATION_EVERY)
         reached = 1 - COACTIVATION_MOMENTUM ** max(1, n_counted)
         frequency = self.firing_frequency
         return conditional_similarity(coactivation / reached, frequency[above] / reached, frequency[below] / reached)
 
     @torch.no_grad()
-    def count_coactivation(self, acts: DenseActivations | ActiveEntries, batch: int, step: int) -> None:
+    def count_coactivation(self, acts: Activations, batch: int, step: int) -> None:
         """Take a batch into the shares of tokens that the similarity reads, if it is one of those that are counted."""
         if self.cfg.hierarchy_similarity not in MEASURED_ON_ACTIVATIONS or step % COACTIVATION_EVERY:
             return
@@ -138,4 +151,4 @@ class UpdatedForest(LevelStack):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy's tensors count their versions anew, and the view would pass for that of another table.
-        return {**self.__dict__, "_forest_view": None}
+        return {**self.__dict__, "_forest_view": None, "_counted": None, "late_checks": None}

@@ -11,13 +11,19 @@ from sae_lens.training.types import DataProvider
 from typing_extensions import Self, override
 
 from sae_lens_hsae.levels import Levels
+from sae_lens_hsae.sae.gpu_step.late_checks import Told
 
 
 class BadBatchError(ValueError):
     """A batch that cannot be trained on.
 
     Nothing has changed by then, unless decoder rows were brought to unit norm: the next batch can follow.
+
+    Attributes:
+        of_last_step: whether it was the batch of the step before; then the batch at hand is still to be trained on.
     """
+
+    of_last_step: bool = False
 
 
 class CheckedActivationScaler(ActivationScaler):
@@ -60,6 +66,33 @@ def check_activations(x: torch.Tensor, step: int) -> None:
         f"the activations of training step {step} are {fault}; check the model's dtype (float16 overflows "
         f"in some models) and normalize_activations, whose factor is 0 after an infinite activation"
     )
+
+
+def check_told(told: Told, parameters: Iterable[tuple[str, torch.Tensor]], levels: Levels) -> None:
+    """Check what is known of the step before, as the other checks do within a step.
+
+    Raises:
+        ValueError: if parameters are NaN or infinite.
+        BadBatchError: if its batch was bad; it has changed nothing.
+    """
+    if 0 < told.peak < math.inf and math.isfinite(told.loss):
+        return
+    check_parameters(parameters, levels, f"before training step {told.step + 1}")
+    if told.peak == 0:
+        fault = "its activations are all zero"
+    elif not math.isfinite(told.peak):
+        fault = (
+            "some of its activations are NaN or infinite; check the model's dtype (float16 overflows in some models) "
+            "and normalize_activations, whose factor is 0 after an infinite activation"
+        )
+    else:
+        fault = (
+            f"its losses overflow, though activations (up to {told.peak:.3g}) and parameters are finite; scale the "
+            f'activations with normalize_activations="expected_average_only_in", or leave out such text'
+        )
+    error = BadBatchError(f"the batch of training step {told.step} was bad: {fault}")
+    error.of_last_step = True
+    raise error
 
 
 def check_losses(

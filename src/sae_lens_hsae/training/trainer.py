@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from typing_extensions import Self, override
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
-from sae_lens_hsae.step_output import EntriesStepOutput
+from sae_lens_hsae.sae.gpu_step.late_checks import LateChecks
+from sae_lens_hsae.step_output import LazyStepOutput
 from sae_lens_hsae.storage.model_files import scale_beside
 from sae_lens_hsae.storage.whole_files import folder_written_whole
 from sae_lens_hsae.training.bad_batches import BadBatchError, CheckedActivationScaler, check_parameters
@@ -65,6 +66,7 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._use_fused_adam()
+        self._check_late()
 
     @classmethod
     def taking_over(cls, trainer: SAETrainer[Any, Any]) -> Self:
@@ -73,8 +75,13 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
         ours.__dict__ = trainer.__dict__
         ours.activation_scaler = CheckedActivationScaler.like(trainer.activation_scaler)
         ours._use_fused_adam()
+        ours._check_late()
         ours._drop_passed_checkpoints()
         return ours
+
+    def _check_late(self) -> None:
+        # On a CPU nothing is gained: it waits for nobody.
+        self.sae.late_checks = LateChecks() if self.sae.device.type == "cuda" else None
 
     def _use_fused_adam(self) -> None:
         # Switched on here because the optimizer is SAELens' to construct, and a loaded state brings its own setting.
@@ -150,7 +157,8 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
             except BadBatchError as error:
                 self.n_training_samples = n_training_samples
                 self._skip(error)
-                batch = next(self.data_provider)
+                if not error.of_last_step:
+                    batch = next(self.data_provider)
 
     def _skip(self, error: BadBatchError) -> None:
         """Count a batch as skipped, or raise the error if no more may be."""
@@ -209,7 +217,7 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
         sae.project_parameters()
         self._after_step(forest_is_new=sae.parents._version != version)
         self._tell_update(version)
-        if is_look_due(int(sae.n_steps)):
+        if is_look_due(sae.steps_taken()):
             self._look(output)
         return output
 
@@ -227,6 +235,9 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
                 )
             )
         self._count_firing(output)
+        if sae.late_checks is not None:
+            # Fused Adam does nothing where this is 1, as under a gradient scaler.
+            self.optimizer.found_inf = sae.late_checks.bad  # pyright: ignore[reportAttributeAccessIssue]
         output.loss.backward()
         torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
         self.optimizer.step()
@@ -238,7 +249,7 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
 
     @torch.no_grad()
     def _count_firing(self, output: TrainStepOutput) -> None:
-        if isinstance(output, EntriesStepOutput):
+        if isinstance(output, LazyStepOutput):
             times = output.times_fired()
         else:
             times = output.feature_acts.count_nonzero(0).float()

@@ -1,0 +1,96 @@
+"""The activations of a batch in full, one row per feature: what training asks of them, for a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from sae_lens_hsae.coactivation import COACTIVATION_MOMENTUM
+from sae_lens_hsae.level_activation import LevelActivation, PreActivations
+from sae_lens_hsae.levels import Levels
+from sae_lens_hsae.perturbation import Replacement
+from sae_lens_hsae.sae.gpu_step.activation import activations
+from sae_lens_hsae.sae.gpu_step.decoder import reconstructions
+from sae_lens_hsae.sae.gpu_step.family_products import structural_loss_of_rows
+from sae_lens_hsae.sae.gpu_step.products import exact_product, product_dtype
+from sae_lens_hsae.structural_loss import Families
+
+
+class FeatureRows:
+    """What training asks of the activations of a batch, in the dtype of the products and with sums in float32.
+
+    No method waits for the device or has a result whose shape depends on what fires. `DenseActivations` is the plain
+    form of the same; the two have the same values and gradients.
+
+    A row per feature, and not per token, because all that a step sums up or picks out it does by feature: the gradients
+    of thresholds and biases, firing counts, families, replacements.
+
+    Attributes:
+        rows: activations of all levels, (n_features, batch).
+        pre_activations: of all features; no gradient flows through them.
+    """
+
+    def __init__(
+        self,
+        W_enc: torch.Tensor,
+        bias: torch.Tensor,
+        x: torch.Tensor,
+        activation: LevelActivation,
+        levels: Levels,
+    ) -> None:
+        """Form the one encoder product, and the activations.
+
+        Args:
+            W_enc: encoder of all levels, (d_in, n_features).
+            bias: to be added to the product, (n_features,).
+            x: what the encoder reads, (batch, d_in); no gradient flows to it.
+            activation: what makes features fire.
+            levels: of the features.
+        """
+        self.levels = levels
+        dtype = product_dtype(x.device, W_enc.dtype)
+        self.rows, self._times, product = activations(W_enc, bias, x.detach().to(dtype), activation)
+        self.pre_activations = PreActivations(product, bias.detach())
+        self._read_as = W_enc.dtype
+        self._decoder: torch.Tensor | None = None
+
+    def dense(self) -> torch.Tensor:
+        """(batch, n_features), in the parameters' dtype, outside of the gradient's graph."""
+        return self.rows.detach().T.to(self._read_as)
+
+    def times_fired(self) -> torch.Tensor:
+        """Tokens on which each feature is active, (n_features,)."""
+        return self._times.detach()
+
+    def follow_coactivation(self, running: torch.Tensor, above: slice, below: slice) -> None:
+        """Move the running share of tokens on which parents and children are both active on, in place."""
+        # Zeros and ones are exact in half precision, and so are their sums in float32.
+        half = torch.bfloat16 if self.rows.is_cuda else torch.float32
+        parents, children = ((self.rows.detach()[own] > 0).to(half) for own in (above, below))
+        together = exact_product(parents, children.T).div_(self.rows.shape[1])
+        running.lerp_(together, 1 - COACTIVATION_MOMENTUM)
+
+    def l0(self) -> torch.Tensor:
+        """Mean L0 of every level, (L,), with the gradient that the rule of activation gives it."""
+        return torch.stack([own.sum() for own in self.levels.split(self._times)]) / self.rows.shape[1]
+
+    def smallest(self) -> list[torch.Tensor]:
+        """Smallest activation of every level, () each, without gradient; infinite where nothing is active."""
+        return [own.masked_fill(own <= 0, torch.inf).amin() for own in self.rows.detach().split(self.levels.widths)]
+
+    def reconstruct(
+        self, W_dec: torch.Tensor, b_dec: torch.Tensor, replaced: Sequence[Replacement] = ()
+    ) -> torch.Tensor:
+        """Reconstructions of all levels with the replacements, (L, batch, d_in)."""
+        return reconstructions(self.rows, self._decoder_rows(W_dec), W_dec, b_dec, replaced, self.levels)
+
+    def structural_loss(self, W_dec: torch.Tensor, families: Families) -> torch.Tensor:
+        """Σ_l Σ_i L_PC,(l,i), mean over the batch."""
+        return structural_loss_of_rows(self.rows, self._decoder_rows(W_dec), W_dec, families)
+
+    def _decoder_rows(self, W_dec: torch.Tensor) -> torch.Tensor:
+        """``W_dec`` in the dtype of the products, made once per step."""
+        if self._decoder is None:
+            self._decoder = W_dec.detach().to(self.rows.dtype)
+        return self._decoder

@@ -1,0 +1,62 @@
+"""Ghost gradients (`ghost_gradients.py`) with places for dead features, so that no shape depends on which are dead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from sae_lens_hsae.ghost_gradients import ghost_gradient_loss
+from sae_lens_hsae.levels import Levels
+from sae_lens_hsae.sae.gpu_step.products import product_dtype
+
+ROOM = 64
+"""At least so many places are left for features that have died since they were counted."""
+
+
+def places_for(n_dead: Sequence[int], levels: Levels) -> tuple[int, ...]:
+    """How many features of each level to make room for, if so many were dead a step ago; none where none was."""
+    wanted = (0 if n == 0 else 1 << (n + ROOM - 1).bit_length() for n in n_dead)
+    return tuple(min(n, width) for n, width in zip(wanted, levels.widths, strict=True))
+
+
+def ghost_gradients(
+    errors: torch.Tensor,
+    x: torch.Tensor,
+    dead: torch.Tensor,
+    places: Sequence[int],
+    encoder: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
+    W_dec: torch.Tensor,
+    levels: Levels,
+) -> torch.Tensor:
+    """The loss of the dead features of all levels; those for which there is no place wait for the next step.
+
+    Args:
+        errors: x − x̂ of every level, (L, batch, d_in).
+        x: what the encoder reads, (batch, d_in).
+        dead: (n_features,) bool.
+        places: how many dead features of each level there is room for.
+        encoder: W_enc (d_in, n_features), b_enc (n_features,), and b_dec (L, d_in) if it is taken off the input.
+        W_dec: (n_features, d_in).
+        levels: of the features.
+
+    Returns:
+        A scalar.
+    """
+    W_enc, b_enc, b_dec = encoder
+    dtype = product_dtype(x.device, W_enc.dtype)
+    total = torch.zeros((), dtype=errors.dtype, device=errors.device)
+    for level, (own, n_places) in enumerate(zip(levels, places, strict=True)):
+        if n_places == 0:
+            continue
+        # Dead ones first, of them and of the others the first ones.
+        is_dead, order = dead[own].float().sort(descending=True, stable=True)
+        chosen, is_dead = own.start + order[:n_places], is_dead[:n_places] > 0
+        shifted = x if b_dec is None else x - b_dec[level]
+        columns = W_enc.index_select(1, chosen)
+        pre = shifted.to(dtype) @ columns.to(dtype) + b_enc.index_select(0, chosen)
+        # exp makes nothing of what is not dead, and so does its gradient.
+        pre = pre.masked_fill(~is_dead, -torch.inf)
+        loss = ghost_gradient_loss(errors[level], pre, W_dec.index_select(0, chosen))
+        total = total + torch.where(is_dead.any(), loss, torch.zeros_like(loss))
+    return total
