@@ -11,7 +11,7 @@ INSTALLED := .venv/.installed
 # pyright comes whole from the package index; this stops it from asking there for a newer one.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: demo test test-slow test-all bench lint docs format clean
+.PHONY: demo test test-slow test-all bench gpu lint docs format clean
 
 demo: $(INSTALLED)
 	$(BIN)/hsae demo
@@ -31,6 +31,10 @@ test-all: test test-slow
 # Minutes on two cores that do nothing else; make bench ARGS='--full' for all sizes, '--device cuda' on a GPU
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# At most eight minutes on a GPU: its tests, then what a step costs at the paper's size
+gpu: $(INSTALLED)
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,21 @@ def machine(device: str) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
         "platform": platform.platform(),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "sae-lens", "sae-lens-hsae")},
+        **{name: _version(name) for name in ("torch", "sae-lens", "sae-lens-hsae", "triton")},
+        "cuda": torch.version.cuda,
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain")),
         "date": time.strftime("%Y-%m-%d"),
         "copied_bytes_per_second": _copied_bytes_per_second(device),
     }
+
+
+def _version(name: str) -> str | None:
+    """None for a package that is not installed; this one also runs from its sources."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def _cpu() -> str:

@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import cycle, pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +25,7 @@ from benchmarks.memory import in_fresh_process, peak_bytes
 from benchmarks.naive import PlainHSAE
 from benchmarks.plan import Size
 from benchmarks.planted import plant
+from benchmarks.sharding import LAYOUTS, N_RANKS, bytes_sent, loopback_bytes
 from sae_lens_hsae.presets import PAPER
 from sae_lens_hsae.training.data_parallel import DataParallelTrainer
 from sae_lens_hsae.training.ranks import join
@@ -36,6 +36,8 @@ D_IN = 2304
 BATCH = 1024
 """Activations of one rank per step."""
 FEATURES = (16_384, 65_536, 262_144, 1_048_576, 4_194_304, 10_485_760)
+SHARDED = (1_048_576, 10_485_760)
+"""Features at which layouts are compared: replicas no longer fit."""
 N_LEVELS = 4
 LANGUAGE_MODEL = 1.3e9
 """Parameters below the hook point: half of gemma-2-2b."""
@@ -60,6 +62,11 @@ CHECKED = (
     (Size(256, (256, 512, 1024, 2048), 1024, 16), "defaults"),
     (Size(512, (512, 1024, 2048, 4096), 512, 16), "defaults"),
     (Size(256, (1024, 2048, 4096, 8192), 64, 16), "defaults"),
+)
+CHECKED_SHARDED = (
+    Size(256, (256, 512, 1024, 2048), 64, 16),
+    Size(256, (256, 512, 1024, 2048), 1024, 16),
+    Size(512, (512, 1024, 2048, 4096), 64, 16),
 )
 STEPS = 4
 
@@ -187,11 +194,15 @@ def balance_table(n_ranks: int, flops: float) -> str:
     return _markdown(lines)
 
 
-def layout_table(n_features: int, n_ranks: int) -> str:
-    """What sharding would change, at one size."""
-    lines = [["layout", "held GB", "sent per step GB"], ["---", "---:", "---:"]]
-    for each in layouts(D_IN, n_features, N_LEVELS, BATCH, n_ranks):
-        lines.append([each.name, f"{each.held / GB:,.1f}", f"{each.sent / GB:,.2f}"])
+def layout_table(features: Sequence[int], n_ranks: int) -> str:
+    """What sharding would change."""
+    heads = [f"{what} at {n_features:,}" for n_features in features for what in ("held GB", "sent per step GB")]
+    lines = [["layout", *heads], ["---", *["---:"] * len(heads)]]
+    for of_layout in zip(
+        *(layouts(D_IN, n_features, N_LEVELS, BATCH, n_ranks) for n_features in features), strict=True
+    ):
+        numbers = [f"{number / GB:,.2f}" for each in of_layout for number in (each.held, each.sent)]
+        lines.append([of_layout[0].name, *numbers])
     return _markdown(lines)
 
 
@@ -244,7 +255,7 @@ def _train_as_rank(rank: int, n_ranks: int, port: int, size: Size, setting: str)
 
     def batches() -> Iterator[torch.Tensor]:
         for batch in cycle(planted.batches):
-            seen.append(_loopback_bytes())
+            seen.append(loopback_bytes())
             yield batch
 
     def train() -> None:
@@ -260,9 +271,28 @@ def _train_as_rank(rank: int, n_ranks: int, port: int, size: Size, setting: str)
     return (seen[-1] - seen[1]) / (len(seen) - 2) / n_ranks, held
 
 
-def _loopback_bytes() -> int:
-    line = next(line for line in Path("/proc/net/dev").read_text().splitlines() if line.strip().startswith("lo:"))
-    return int(line.split(":")[1].split()[8])
+def sharded_table() -> str:
+    """The formulas of two sharded layouts against two real processes, whose gloo reduces by a whole all-reduce."""
+    head = ["d_in, widths, batch per rank", "layout", "sent MB", "by gloo", "measured"]
+    lines = [head, ["---", "---", "---:", "---:", "---:"]]
+    for size in CHECKED_SHARDED:
+        of_size = layouts(size.d_in, size.n_features, len(size.widths), size.batch, N_RANKS)
+        formulas = {each.name: each.sent for each in of_size}
+        scattered = {
+            "FSDP2, by level": FLOAT * parameters(size.d_in, size.n_features, len(size.widths)),
+            "dictionary sharded": FLOAT * N_RANKS * size.batch * len(size.widths) * size.d_in,
+        }
+        for name in LAYOUTS:
+            more = scattered[name] * (N_RANKS - 1) / N_RANKS
+            numbers = (formulas[name], formulas[name] + more, bytes_sent(name, size)[0])
+            lines.append(
+                [
+                    f"{size.d_in}, {'/'.join(map(str, size.widths))}, {size.batch}",
+                    name,
+                    *(f"{number / 1e6:.1f}" for number in numbers),
+                ]
+            )
+    return _markdown(lines)
 
 
 def _markdown(lines: list[list[str]]) -> str:
@@ -278,9 +308,10 @@ def main() -> None:
     print(f"d_in {D_IN}, {N_LEVELS} levels, {BATCH} activations per rank, {chosen.ranks} ranks\n")
     print(growth_table(chosen.ranks, chosen.flops), end="\n\n")
     print(balance_table(chosen.ranks, chosen.flops), end="\n\n")
-    print(layout_table(1_048_576, chosen.ranks), end="\n\n")
+    print(layout_table(SHARDED, chosen.ranks), end="\n\n")
     if not chosen.no_check:
-        print(check_table())
+        print(check_table(), end="\n\n")
+        print(sharded_table())
 
 
 if __name__ == "__main__":

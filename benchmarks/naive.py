@@ -16,6 +16,8 @@ from sae_lens_hsae.levels import Levels
 class PlainHSAE(HierarchicalTrainingSAE):
     """Always in the plain dense form, `DenseActivations`."""
 
+    row_devices = ()
+
     @override
     def _may_use_entries(self, sae_in: torch.Tensor) -> bool:
         return False

@@ -14,6 +14,7 @@ above θ − ε/2 for each one above θ. In levels trained on all-MiniLM-L6-v2 (
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -50,6 +51,14 @@ def plant(size: Size, device: str, seed: int = 0) -> Planted:
     batches = [_activations(leaves, size.batch, size.l0, generator).to(device) for _ in range(N_BATCHES)]
     directions = directions.to(device)
     return Planted(directions, thresholds_at(directions, size, batches[0]), batches)
+
+
+def activations(size: Size, seed: int = 0) -> Iterator[torch.Tensor]:
+    """Ever new batches of such activations."""
+    generator = torch.Generator().manual_seed(seed)
+    leaves = _forest_of_directions(size.widths, size.d_in, generator)[-size.widths[-1] :]
+    while True:
+        yield _activations(leaves, size.batch, size.l0, generator)
 
 
 def _forest_of_directions(widths: tuple[int, ...], d_in: int, generator: torch.Generator) -> torch.Tensor:

@@ -23,7 +23,8 @@ def markdown(record: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _table(heads: list[str], rows: list[list[str]]) -> str:
+def table(heads: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
@@ -48,12 +49,12 @@ def _size(result: dict[str, Any], record: dict[str, Any]) -> str:
     entries = ", ".join(f"{share:.1f}" for share in result["entries_per_active"])
     lines = [
         f"## A step at {result['size']['name']}\n",
-        _table(heads, rows),
+        table(heads, rows),
         "",
         f"The floor: the {ENCODER}, and {megabytes:,.0f} MB to move, {ms:,.1f} ms at the speed of a copy here. "
         f"Entries per active feature, by level: {entries}. A hierarchy update takes "
-        f"{_ms(result['hierarchy_update']['seconds'])} ms, {result['hierarchy_update']['share_of_training']:.3%} of "
-        f"training.",
+        f"{milliseconds(result['hierarchy_update']['seconds'])} ms, "
+        f"{result['hierarchy_update']['share_of_training']:.3%} of training.",
     ]
     lines += [f"\n{text}" for text in (_goals(result), _parts(result), _stock(result)) if text]
     if result["l0_differs"]:
@@ -87,7 +88,7 @@ def _parts(result: dict[str, Any]) -> str:
         if len(columns) > 1
         else ""
     )
-    return explained + _table(heads, rows)
+    return explained + table(heads, rows)
 
 
 def _stock(result: dict[str, Any]) -> str:
@@ -109,7 +110,7 @@ def _contestant(name: str, own: dict[str, Any]) -> list[str]:
     multiple = own.get("hsae_as_multiple")
     return [
         name,
-        _ms(own["seconds"]),
+        milliseconds(own["seconds"]),
         f"{multiple['median']:.2f}× ({multiple['slowest']:.2f}×)" if multiple else "",
         f"{own['activations_per_second']:,.0f}",
         "killed for want of memory" if own["peak_bytes"] is None else f"{own['peak_bytes'] / 1e6:,.0f}",
@@ -117,7 +118,8 @@ def _contestant(name: str, own: dict[str, Any]) -> list[str]:
     ]
 
 
-def _ms(seconds: dict[str, Any]) -> str:
+def milliseconds(seconds: dict[str, Any]) -> str:
+    """The median, with the least and the most."""
     return f"{1000 * seconds['median']:,.1f} ({1000 * seconds['least']:,.1f}–{1000 * seconds['most']:,.1f})"
 
 
@@ -129,7 +131,7 @@ def _step_growth(growth: dict[str, Any]) -> str:
         for name in names:
             own = row["contestants"][name]
             memory = "?" if own["peak_bytes"] is None else f"{own['peak_bytes'] / 1e6:,.0f}"
-            cells.append(f"{_ms(own['seconds'])}; {memory} MB")
+            cells.append(f"{milliseconds(own['seconds'])}; {memory} MB")
         rows.append(cells)
     fits = "; ".join(
         f"{name} {1e6 * fit['slope']:.2f} ms per 1,000 features, R² {fit['r_squared']:.4f}, "
@@ -139,15 +141,15 @@ def _step_growth(growth: dict[str, Any]) -> str:
     title = growth["sizes"][0]["size"]
     heads = ["features", *(f"{name}: ms per step; peak" for name in names)]
     about = f"d {title['d_in']}, batch {title['batch']}, L0 {title['l0']}"
-    return f"## A step against the widths ({about})\n\n{_table(heads, rows)}\n\nLinear fits: {fits}."
+    return f"## A step against the widths ({about})\n\n{table(heads, rows)}\n\nLinear fits: {fits}."
 
 
 def _evaluation(growth: dict[str, Any]) -> str:
     rows = [
         [
             f"{row['n_tokens']:,}",
-            _ms(row["evaluate"]),
-            _ms(row["encode_twice"]),
+            milliseconds(row["evaluate"]),
+            milliseconds(row["encode_twice"]),
             f"{row['evaluate_as_multiple']['median']:.2f}× ({row['evaluate_as_multiple']['slowest']:.2f}×)",
         ]
         for row in growth["rows"]
@@ -155,7 +157,7 @@ def _evaluation(growth: dict[str, Any]) -> str:
     heads = ["tokens", "`evaluate_forest`, ms", "encoding twice, ms", "ratio (slowest round)"]
     fit = growth["fit"]
     line = f"R² {fit['r_squared']:.4f}, at most {fit['largest_distance']:.0%} off the line"
-    return f"## Evaluation against the tokens ({growth['size']})\n\n{_table(heads, rows)}\n\nLinear fit: {line}."
+    return f"## Evaluation against the tokens ({growth['size']})\n\n{table(heads, rows)}\n\nLinear fit: {line}."
 
 
 def _update(growth: dict[str, Any]) -> str:
@@ -177,7 +179,7 @@ def _update(growth: dict[str, Any]) -> str:
         f"{far['parents']:,} × {far['children']:,} at d {far['d_in']} would take {far['seconds'] / 3600:,.1f} hours "
         f"or more, and {far['extra_bytes'] / 1e9:,.1f} GB beyond the weights."
     )
-    return f"## Hierarchy update of one level boundary\n\n{_table(heads, rows)}\n\n{note}"
+    return f"## Hierarchy update of one level boundary\n\n{table(heads, rows)}\n\n{note}"
 
 
 def _waiting(waiting: dict[str, Any]) -> str:
@@ -196,4 +198,4 @@ def _waiting(waiting: dict[str, Any]) -> str:
         for row in waiting["rows"]
     ]
     heads = ["", "activations", "time spent waiting", "waiting, ms per step", "step, ms", "activations/s"]
-    return f"{title} ({waiting['size']}, {waiting['steps']} steps)\n\n{_table(heads, rows)}"
+    return f"{title} ({waiting['size']}, {waiting['steps']} steps)\n\n{table(heads, rows)}"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import make_sae
 
-from benchmarks import steps
+from benchmarks import largest_update, steps
 from benchmarks.command import main
 from benchmarks.contestants import (
     CONTESTANTS,
@@ -286,3 +286,9 @@ def test_wrong_options_are_refused_before_anything_is_measured(arguments, messag
         main(arguments, tiny_plan())
     assert end.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_largest_update_runs_in_small(capsys):
+    largest_update.main(["--d-in", "4", "--parents", "600", "--children", "1300"])
+    assert "600 × 1,300 features, d 4" in (told := capsys.readouterr().out)
+    assert "1,040 children have a parent" in told

@@ -1,0 +1,62 @@
+"""The GPU's run in small, on a CPU: that it writes what it measured after every row, and keeps to its time."""
+
+import json
+
+import pytest
+
+from benchmarks import gpu
+from benchmarks.gpu import COMPARED, main
+from benchmarks.gpu_report import markdown
+from benchmarks.plan import Size
+from sae_lens_hsae import HierarchicalTrainingSAE
+
+TINY = (Size(16, (16, 64, 256), 64, 2, "bfloat16"), Size(16, (16, 64, 256), 64, 2, "tf32"))
+ON_CPU = ["--device", "cpu", "--rounds", "1", "--no-tests"]
+
+
+def test_a_run_writes_what_it_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(HierarchicalTrainingSAE, "row_devices", ("cpu",))
+    main([*ON_CPU, "--out", str(tmp_path), "--commit", "abc"], TINY, (64,))
+    record = json.loads((tmp_path / "results.json").read_text())
+    assert record["machine"]["commit"] == "abc"
+    assert [row["size"] for row in record["steps"]] == [str(size) for size in TINY]
+    for row in record["steps"]:
+        assert tuple(row["contestants"]) == COMPARED
+        for own in row["contestants"].values():
+            assert own["seconds"]["median"] > 0
+            assert own["peak_bytes"] >= 0
+            assert all(1 < l0 < 4 for l0 in own.get("l0", []))
+    assert len(record["decoding"][0]["ways"]) == 2
+    text = (tmp_path / "results.md").read_text()
+    assert text == markdown(record)
+    assert text in capsys.readouterr().out
+    assert all(f"| {name} |" in text for name in COMPARED)
+    assert "activations per second at least 270,000" in text
+
+
+def test_what_there_is_no_time_for_is_named_and_rows_before_it_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "ONE_SIZE", 60.0)
+    now = iter([0.0, 100.0, 410.0, 1000.0])
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(gpu, "measure_step", lambda size, *_: {"size": str(size), "contestants": {}})
+    monkeypatch.setattr(gpu, "markdown", lambda record: str(len(record["steps"])))
+    main([*ON_CPU, "--minutes", "7", "--out", str(tmp_path)], TINY, (64,))
+    record = json.loads((tmp_path / "results.json").read_text())
+    assert [row["size"] for row in record["steps"]] == [str(TINY[0])]
+    assert record["left_out"] == [str(TINY[1]), "decoding from 64 features"]
+
+
+def test_a_failed_test_fails_the_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "run_tests", lambda seconds: {"passed": False, "told": f"in {seconds:.0f} s"})
+    with pytest.raises(SystemExit) as end:
+        main(["--device", "cpu", "--out", str(tmp_path)], (), ())
+    assert end.value.code == 1
+    assert "Tests marked gpu: **failed**" in capsys.readouterr().out
+
+
+def test_without_a_gpu_it_says_so(capsys):
+    if gpu.torch.cuda.is_available():
+        pytest.skip("there is one here")
+    with pytest.raises(SystemExit):
+        main([])
+    assert "torch sees no GPU here" in capsys.readouterr().err
