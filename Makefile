@@ -17,7 +17,7 @@ demo: $(INSTALLED)
 	$(BIN)/hsae demo
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not slow' $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not slow and not gpu' $(ARGS)
 
 test-slow: $(INSTALLED)
 	@if grep -rqF 'mark.slow' tests; then \

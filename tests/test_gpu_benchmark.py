@@ -1,6 +1,7 @@
 """The GPU's run in small, on a CPU: that it writes what it measured after every row, and keeps to its time."""
 
 import json
+import re
 
 import pytest
 
@@ -54,9 +55,14 @@ def test_a_failed_test_fails_the_run(tmp_path, monkeypatch, capsys):
     assert "Tests marked gpu: **failed**" in capsys.readouterr().out
 
 
-def test_without_a_gpu_it_says_so(capsys):
-    if gpu.torch.cuda.is_available():
-        pytest.skip("there is one here")
+def test_the_tests_are_found_and_their_last_line_is_told():
+    tests = gpu.run_tests(120)
+    assert tests["passed"]
+    assert re.search(r"\d+ (skipped|passed)", tests["told"])
+
+
+def test_without_a_gpu_it_says_so(monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(SystemExit):
         main([])
     assert "torch sees no GPU here" in capsys.readouterr().err
