@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from sae_lens_hsae.evaluation.results import BoundaryEvaluation, ForestEvaluation, LevelEvaluation
+if TYPE_CHECKING:
+    from sae_lens_hsae.evaluation.results import BoundaryEvaluation, ForestEvaluation, LevelEvaluation
 
 MISSING = "–"
 

@@ -1,0 +1,78 @@
+"""Imports of the package run in no circle, and to nothing that stands beside it."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import networkx as nx
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "sae_lens_hsae"
+
+
+def _imported(tree: ast.AST, modules: set[str]) -> Iterator[str]:
+    """Modules of the package that the code imports, also inside functions; not those for type checkers alone."""
+    if isinstance(tree, ast.If) and ast.unparse(tree.test) == "TYPE_CHECKING":
+        for statement in tree.orelse:
+            yield from _imported(statement, modules)
+        return
+    if isinstance(tree, ast.ImportFrom) and tree.module and tree.module.split(".")[0] == PACKAGE:
+        for name in tree.names:
+            whole = f"{tree.module}.{name.name}"
+            yield whole if whole in modules else tree.module
+    elif isinstance(tree, ast.Import):
+        yield from (name.name for name in tree.names if name.name.split(".")[0] == PACKAGE)
+    for child in ast.iter_child_nodes(tree):
+        yield from _imported(child, modules)
+
+
+def import_graph(source: Path) -> nx.DiGraph:
+    """An edge from every module to each one that it imports."""
+    files = {_name(path.relative_to(source)): path for path in source.rglob("*.py")}
+    graph = nx.DiGraph()
+    graph.add_nodes_from(files)
+    for module, path in files.items():
+        graph.add_edges_from((module, other) for other in _imported(ast.parse(path.read_bytes()), set(files)))
+    return graph
+
+
+def _name(path: Path) -> str:
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+def circles(graph: nx.DiGraph) -> list[list[str]]:
+    """Modules that import each other, directly or by way of others."""
+    return [sorted(circle) for circle in nx.strongly_connected_components(graph) if len(circle) > 1]
+
+
+@pytest.fixture(scope="module")
+def graph() -> nx.DiGraph:
+    return import_graph(ROOT / "src")
+
+
+def test_no_imports_run_in_a_circle(graph):
+    assert not circles(graph)
+
+
+def test_the_package_imports_nothing_that_stands_beside_it():
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [name.name for name in node.names] if isinstance(node, ast.Import) else []
+            beside = [name for name in names if name.split(".")[0] in ("benchmarks", "release", "tests")]
+            assert not beside, f"{path.relative_to(ROOT)} imports {beside}"
+
+
+def test_a_circle_is_found_also_inside_functions_but_not_for_type_checkers(tmp_path):
+    for name, text in {
+        "storage/__init__": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from sae_lens_hsae import cli\n",
+        "storage/files": "def late():\n    from sae_lens_hsae.forest import trees\n",
+        "forest/__init__": "",
+        "forest/trees": "from sae_lens_hsae.storage.files import late\n",
+        "cli": "import sae_lens_hsae.storage\n",
+    }.items():
+        path = tmp_path / PACKAGE / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    assert circles(import_graph(tmp_path)) == [["sae_lens_hsae.forest.trees", "sae_lens_hsae.storage.files"]]
