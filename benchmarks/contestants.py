@@ -23,8 +23,8 @@ from benchmarks.plan import Size
 from benchmarks.planted import Planted
 from sae_lens_hsae import HierarchicalSAETrainer, HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.encoder_product import product_of_rows
-from sae_lens_hsae.encoder_whitening import REFINED_AT
 from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.input_statistics import OBSERVED_STEPS
 from sae_lens_hsae.levels import Levels
 from sae_lens_hsae.presets import INDEPENDENT, PAPER
 from sae_lens_hsae.reproduce import trainer_for
@@ -123,7 +123,7 @@ def hsae(
         sae.log_l0_coefficient.copy_(2 * planted.thresholds.clamp(min=1e-3).log())
         levels = [sae.level_sae(level) for level in range(len(sae.levels))]
         sae.parents.copy_(FeatureForest.from_saes(levels).parents)  # the same forest for all
-        sae.n_steps.fill_(REFINED_AT[-1] + 1)  # past the step at which a whitened encoder begins anew
+        sae.n_steps.fill_(OBSERVED_STEPS + 1)  # past the steps that only observe
         trainer = trainer_kind(cfg=_trainer_config(sae, size), sae=sae, data_provider=iter(()))
         return Trained([trainer], size.widths)
 

@@ -27,8 +27,9 @@ class NaiveHSAE(PlainHSAE):
     """The same with the structural loss as the formula stands."""
 
     @override
-    def _structural_loss(self, acts: Any) -> torch.Tensor:
-        return naive_structural_loss(acts.values, self.W_dec, self.parents, self.levels)
+    def _structural_loss(self, acts: Any, weights: torch.Tensor | None) -> torch.Tensor:
+        values = acts.values if weights is None else acts.values * weights.sqrt()[:, None]
+        return naive_structural_loss(values, self.W_dec, self.parents, self.levels)
 
 
 def naive_structural_loss(

@@ -68,9 +68,14 @@ def slow_evaluation(levels: list[JumpReLUSAE], forest: FeatureForest, x: torch.T
     n = len(x)
     strengths = [(sae.encode(x) * sae.W_dec.norm(dim=1)).tolist() for sae in levels]
     spread = sum(float((row - x.mean(0)).square().sum()) for row in x)
-    result: dict[str, Any] = {"n_tokens": n, "levels": [], "boundaries": []}
+    centre = x[:1024].median(0).values
+    limit = 3 * (x[:1024] - centre).norm(dim=1).median()
+    ordinary = [i for i, row in enumerate(x) if float((row - centre).norm()) <= limit]
+    spread_ordinary = sum(float((x[i] - x[ordinary].mean(0)).square().sum()) for i in ordinary)
+    result: dict[str, Any] = {"n_tokens": n, "n_outlying": n - len(ordinary), "levels": [], "boundaries": []}
     for i, sae in enumerate(levels):
-        error = sum(float((sae.decode(sae.encode(row)) - row).square().sum()) for row in x)
+        errors = [float((sae.decode(sae.encode(row)) - row).square().sum()) for row in x]
+        error, error_ordinary = sum(errors), sum(errors[i] for i in ordinary)
         fires = [sum(token[f] > 0 for token in strengths[i]) for f in range(forest.level_widths[i])]
         result["levels"].append(
             {
@@ -79,6 +84,8 @@ def slow_evaluation(levels: list[JumpReLUSAE], forest: FeatureForest, x: torch.T
                 "l0": sum(fires) / n,
                 "variance_explained": 1 - error / spread,
                 "n_dead": fires.count(0),
+                "variance_explained_ordinary": 1 - error_ordinary / spread_ordinary,
+                "l0_ordinary": sum(s > 0 for t in ordinary for s in strengths[i][t]) / len(ordinary),
             }
         )
     for i, (above, below) in enumerate(pairwise(strengths)):

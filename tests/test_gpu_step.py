@@ -13,14 +13,14 @@ from test_resume import assert_equal_states, batches, new_trainer, take_steps
 from torch.utils._python_dispatch import _disable_current_modes
 
 from sae_lens_hsae import HierarchicalTrainingSAE, training_sae
-from sae_lens_hsae.encoder_whitening import REFINED_AT
+from sae_lens_hsae.input_statistics import OBSERVED_STEPS
 from sae_lens_hsae.sae.gpu_step import FeatureRows
 from sae_lens_hsae.sae.gpu_step.late_checks import LateChecks
 from sae_lens_hsae.step_output import LazyStepOutput
 from sae_lens_hsae.training.bad_batches import BadBatchError
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 
-LATE = REFINED_AT[-1] + 6
+LATE = OBSERVED_STEPS + 6
 
 
 @pytest.fixture

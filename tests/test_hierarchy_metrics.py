@@ -488,3 +488,16 @@ class TestErrors:
         for arguments, message in bad:
             with pytest.raises(ValueError, match=message):
                 evaluate_forest(readout_levels(WIDTHS), FOREST, [X], **arguments)
+
+
+def test_a_few_outlying_tokens_do_not_decide_what_ordinary_ones_are_explained():
+    levels, forest = random_levels((4, 9), 6, seed=3), random_forest((4, 9), seed=3)
+    x = torch.randn(3000, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 5
+    clean = evaluate_forest(levels, forest, [x])
+    x[[5, 1500, 2999]] += 1e4
+    spoilt = evaluate_forest(levels, forest, [x])
+    assert spoilt.n_outlying == clean.n_outlying + 3
+    assert "without 3 outlying tokens (0.10%)" in str(spoilt)
+    for before, after in zip(clean.levels, spoilt.levels, strict=True):
+        assert after.variance_explained_ordinary == pytest.approx(before.variance_explained_ordinary, rel=1e-3)
+        assert abs(after.variance_explained - before.variance_explained) > 0.1

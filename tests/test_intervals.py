@@ -91,6 +91,15 @@ class TestJackknife:
         assert all(math.isnan(end) for end in jackknife_interval(1.0, without, torch.ones(len(without)), 0.95))
 
 
+WITHOUT_INTERVAL = (
+    "unassigned_share",
+    "mean_children",
+    "several_children_share",
+    "variance_explained_ordinary",
+    "l0_ordinary",
+)
+
+
 def slow_intervals(
     levels: Any, forest: FeatureForest, x: torch.Tensor, length: int, part: str
 ) -> dict[str, list[float]]:
@@ -103,8 +112,7 @@ def slow_intervals(
     return {
         name: list(jackknife_interval(value[name], [record[name] for record in records], sizes, 0.8))
         for name in value
-        if isinstance(value[name], float)
-        and name not in ("unassigned_share", "mean_children", "several_children_share")
+        if isinstance(value[name], float) and name not in WITHOUT_INTERVAL
     }
 
 

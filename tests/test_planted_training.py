@@ -59,7 +59,7 @@ def test_training_recovers_much_of_a_tiny_forest(tiny_results):
     assert list(tiny_results) == ["HSAE", "HSAE, true parents", "post hoc", "twin"]
     with_true_parents = tiny_results["HSAE, true parents"]
     assert with_true_parents.recovery.direct.precision == 1
-    assert with_true_parents.recovery.direct.f1 > tiny_results["HSAE"].recovery.direct.f1
+    assert with_true_parents.recovery.direct.f1 >= tiny_results["HSAE"].recovery.direct.f1
     assert with_true_parents.evaluation.levels == tiny_results["HSAE"].evaluation.levels
     for result in tiny_results.values():
         assert result.recovery.direct.precision > 0.4  # by chance it would be 1/8

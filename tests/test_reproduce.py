@@ -11,11 +11,13 @@ from sae_lens_hsae import cli
 from sae_lens_hsae.evaluation.wordnet.database import DEBIAN_FOLDER
 from sae_lens_hsae.reproduce import models, paper_tables
 from sae_lens_hsae.reproduce.figures import figures_of
+from sae_lens_hsae.reproduce.gemma_stream import GemmaActivations
 from sae_lens_hsae.reproduce.kept_cells import Cell, finish_cells
 from sae_lens_hsae.reproduce.models import HSAE, IDEAS, MATRYOSHKA, MODELS, TRADE_OFF
-from sae_lens_hsae.reproduce.paper_tables import TABLES, Size, Stream, measure, reproduce
+from sae_lens_hsae.reproduce.paper_tables import TABLES, Size, Stream, Table, measure, reproduce, reproduce_sinks
 from sae_lens_hsae.reproduce.planted import reproduce_planted
-from sae_lens_hsae.reproduce.tables import meaning_table, named_trees, paper_table, planted_table
+from sae_lens_hsae.reproduce.sinks import Sinks
+from sae_lens_hsae.reproduce.tables import meaning_table, named_trees, paper_table, planted_table, write_rows
 
 SMALL = Size(steps=3, seeds=2, held_out=500)
 
@@ -111,7 +113,7 @@ def test_workers_are_other_processes_and_results_keep_their_order(tmp_path):
 
 
 def test_an_unknown_table_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="table='mane': choose one of main, ideas, mechanisms, trees"):
+    with pytest.raises(ValueError, match="table='mane': choose one of main, gemma, sinks, ideas, mechanisms, trees"):
         reproduce("mane", activations, tmp_path)
     with pytest.raises(ValueError, match="setting='hard': choose one of standard, easy, synth-sae-bench-16k"):
         reproduce_planted("hard", tmp_path)
@@ -207,3 +209,45 @@ def test_the_command_writes_the_table(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "similarity.csv").read_text().startswith("layer,L0,model,measure,place,mean,spread,seeds")
     assert len(list((tmp_path / "cells").glob("*.json"))) == 3
     assert "Plotly" in (tmp_path / "similarity-boundaries.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("directions", [1, 3])
+def test_sinks_are_far_away_and_the_rest_stays(directions):
+    x = activations(3, 2000) + 5
+    moved = Sinks(0.02, 100, directions).put_into(x)
+    changed = (moved != x).any(1)
+    assert 20 < changed.sum() < 60
+    typical = (x - x.median(0).values).norm(dim=1).median()
+    shift = (moved - x)[changed]
+    torch.testing.assert_close(shift.norm(dim=1), torch.full((len(shift),), 100 * typical.item()), rtol=1e-3, atol=0)
+    assert torch.linalg.matrix_rank(shift, rtol=1e-3) == directions
+    assert torch.equal(Sinks(0.02, 100, directions).put_into(x), moved)
+    assert Sinks(0.02, 100, 3).name == "2.0% at 100× in 3 directions"
+
+
+def test_sinks_hardly_change_what_other_tokens_are_explained(tmp_path, monkeypatch):
+    monkeypatch.setattr(paper_tables, "SINKS", (Sinks(0.0, 0.0), Sinks(0.01, 100)))
+    monkeypatch.setitem(TABLES, "sinks", Table((HSAE, "all tokens count alike")))
+    results = reproduce_sinks(activations, tmp_path, Size(steps=300, seeds=1, held_out=2000))
+    finest = {(cell["sinks"], cell["model"]): cell["levels"][-1]["variance_explained_ordinary"] for cell in results}
+    lost = {model: finest["none", model] - finest["1.0% at 100×", model] for model in TABLES["sinks"].models}
+    assert lost[HSAE] < 0.03
+    assert lost["all tokens count alike"] > lost[HSAE] + 0.03
+    text = paper_table(results).markdown().splitlines()
+    assert text[0].startswith("| layer | L0 | sinks | model | seeds | variance explained | of ordinary tokens |")
+    assert text[3].startswith("| 3 | 16 | none | all tokens count alike | 1 |")
+
+
+def test_plain_rows_make_a_table_for_each_set_of_columns(tmp_path):
+    rows = [{"level": 0, "recovered": 0.5}, {"level": 1, "recovered": 0.25}, {"pushed": "itself", "kl": 2.0}]
+    text = write_rows("rows", rows, tmp_path)
+    levels = "| level | recovered |\n|---|---|\n| 0 | 0.500 |\n| 1 | 0.250 |"
+    expected = f"{levels}\n\n| pushed | kl |\n|---|---|\n| itself | 2.000 |"
+    assert text == expected
+    assert (tmp_path / "rows.md").read_text() == expected + "\n"
+    assert (tmp_path / "rows.csv").exists()
+
+
+def test_gemma_asks_for_a_text(tmp_path):
+    with pytest.raises(ValueError, match="give it by --text"):
+        GemmaActivations(tmp_path)(9, 100)

@@ -115,16 +115,17 @@ def test_two_configurations_run_to_the_end(tmp_path):
         "d_in": 16,
         "level_widths": [4, 8, 16],
         "target_l0": 3,
-        "training_tokens": 6 * 64,
+        "training_tokens": 24 * 64,  # 16 steps only observe
         "train_batch_size_tokens": 64,
         "store_batch_size_prompts": 4,
         "n_batches_in_buffer": 4,
         "n_batches_for_norm_estimate": 2,
-        "hierarchy_first_update": 2,
-        # After six steps nobody has a clear parent.
+        "hierarchy_first_update": 18,
+        # After eight steps nobody has a clear parent.
         "minimum_similarity": None,
         "hierarchy_similarity": "encoder",
         "lr_warm_up_steps": 0,
+        "lr": 0.03,
         "evaluation_tokens": 300,
         "device": "cpu",
         "verbose": False,

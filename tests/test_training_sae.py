@@ -10,6 +10,7 @@ from sae_lens import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
 from sae_lens.saes.sae import TrainStepInput
 from sae_lens.training.sae_trainer import _unwrap_item
 
+from sae_lens_hsae.auxiliary_loss import N_ACTIVE, auxiliary_loss
 from sae_lens_hsae.config import MEASURED_ON_ACTIVATIONS
 from sae_lens_hsae.perturbation import draw_replaced
 
@@ -135,8 +136,57 @@ def test_dead_features_of_every_level_receive_ghost_gradients(batch):
     assert torch.equal(grad.abs().sum(0) > 0, dead)
     nothing_dead = make_sae().training_forward_pass(step_input(batch, dead=torch.zeros_like(dead)))
     assert nothing_dead.losses["ghost_gradient_loss"] == 0
-    off = make_sae(ghost_gradients=False)
+    off = make_sae(dead_feature_loss="none")
     assert "ghost_gradient_loss" not in off.training_forward_pass(step_input(batch, dead=dead)).losses
+
+
+def test_silent_features_reconstruct_the_residual(batch):
+    sae = make_sae(perturbation_rate=0.0, dead_feature_loss="auxiliary", dtype="float64")
+    batch = batch.double()
+    silent = torch.zeros(sum(WIDTHS), dtype=torch.bool)
+    silent[[1, 6, 30, 31]] = True
+    sae.tokens_since_fired[silent] = 10_000
+    output = sae.training_forward_pass(step_input(batch))
+    expected = torch.zeros((), dtype=torch.float64)
+    for own, features in zip(sae.levels, ([1], [6], [30, 31]), strict=True):
+        pre = sae.hidden_pre(batch)
+        acts = torch.where(pre > sae.threshold, pre, 0.0)
+        error = batch - acts[:, own] @ sae.W_dec[own] - sae.b_dec[sae.levels.slices.index(own)]
+        again = pre[:, features].relu() @ sae.W_dec[features]
+        expected = expected + len(features) / N_ACTIVE * (again - error.detach()).square().sum(1).mean()
+    torch.testing.assert_close(output.losses["auxiliary_loss"], expected)
+    grad = torch.autograd.grad(output.losses["auxiliary_loss"], sae.W_dec)[0]
+    assert not (grad.abs().sum(1) > 0)[~silent].any()
+    assert (sae.tokens_since_fired[silent] >= 0).all()
+
+
+def test_of_many_silent_features_the_most_active_take_part():
+    generator = torch.Generator().manual_seed(0)
+    pre = torch.randn(5, 3 * N_ACTIVE, generator=generator, dtype=torch.float64) + 3
+    rows = torch.randn(3 * N_ACTIVE, D_IN, generator=generator, dtype=torch.float64)
+    error = torch.randn(5, D_IN, generator=generator, dtype=torch.float64)
+    weights = torch.rand(5, generator=generator, dtype=torch.float64)
+    expected = 0.0
+    for token in range(5):
+        largest = pre[token].argsort(descending=True)[:N_ACTIVE]
+        again = sum(max(float(pre[token, f]), 0.0) * rows[f] for f in largest)
+        expected += float(weights[token] * (again - error[token]).square().sum()) / 5
+    assert auxiliary_loss(error, pre, rows, weights, torch.ones(len(rows), dtype=torch.bool)).item() == pytest.approx(
+        expected
+    )
+
+
+def test_a_feature_is_silent_after_64_mean_intervals(batch):
+    sae = make_sae(dead_feature_loss="auxiliary", target_l0=[1.0, 3.0, 2.0])
+    sae.tokens_since_fired.copy_(torch.tensor([256, 257, 0, 0] + [192, 193] + 7 * [0] + [640, 641] + 18 * [0]))
+    assert sae.silent().nonzero().flatten().tolist() == [1, 5, 14]
+    sae.threshold.data[::3] = 100.0
+    sae.training_forward_pass(step_input(batch))
+    fired = (sae.encode(batch) != 0).any(0)
+    assert fired.any()
+    assert not fired.all()
+    assert (sae.tokens_since_fired[fired] == 0).all()
+    assert (sae.tokens_since_fired[~fired] >= len(batch)).all()
 
 
 def test_nothing_is_perturbed_outside_training(batch):

@@ -46,7 +46,12 @@ texts = torch.randint(VOCABULARY, (2000, CONTEXT))
 # %%
 cfg = LanguageModelSAERunnerConfig(
     sae=HierarchicalTrainingSAEConfig(
-        d_in=D_MODEL, d_sae=112, level_widths=[16, 32, 64], target_l0=3, hierarchy_first_update=50
+        d_in=D_MODEL,
+        d_sae=112,
+        level_widths=[16, 32, 64],
+        target_l0=3,
+        hierarchy_first_update=50,
+        minimum_similarity=0.2,
     ),
     model_name="gpt2",  # not loaded: the model is given below
     hook_name=HOOK,

@@ -100,9 +100,16 @@ class ActiveEntries:
         active = torch.nonzero(self.values.detach()[own]).squeeze(1)
         return self.features[own][active].long() - level.start, self.tokens[own][active].long()
 
-    def l0(self) -> torch.Tensor:
-        """Mean L0 of every level, (L,), with the gradient that the rule of activation gives it."""
-        return torch.stack([own.sum() for own in self._fired.split(self._n_entries.tolist())]) / self._found.shape[1]
+    def l0(self, weights: torch.Tensor | None = None) -> torch.Tensor:
+        """Mean L0 of every level, (L,), with the gradient that the rule of activation gives it.
+
+        Args:
+            weights: how much each token counts in the mean, (batch,); None where all count alike.
+        """
+        fired, total = self._fired, self._found.shape[1]
+        if weights is not None:
+            fired, total = fired * weights.index_select(0, self.tokens), weights.sum()
+        return torch.stack([own.sum() for own in fired.split(self._n_entries.tolist())]) / total
 
     def smallest(self) -> list[torch.Tensor]:
         """Smallest activation of every level, () each, without gradient; infinite where nothing is active."""
@@ -135,9 +142,12 @@ class ActiveEntries:
         entries = torch.arange(len(row)) + (first - before).index_select(0, row)
         return entries, signs.index_select(0, row), levels.index_select(0, row)
 
-    def structural_loss(self, W_dec: torch.Tensor, families: Families) -> torch.Tensor:
-        """Σ_l Σ_i L_PC,(l,i), mean over the batch."""
-        return entries_structural_loss(self.values, self._places, self.features, self._found, W_dec, families.parents)
+    def structural_loss(
+        self, W_dec: torch.Tensor, families: Families, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Σ_l Σ_i L_PC,(l,i), mean over the batch, of tokens with weights (batch,)."""
+        values = self.values if weights is None else self.values * weights.sqrt().index_select(0, self.tokens)
+        return entries_structural_loss(values, self._places, self.features, self._found, W_dec, families.parents)
 
 
 class _PreActivationsAt(torch.autograd.Function):

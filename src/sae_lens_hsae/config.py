@@ -14,6 +14,7 @@ from typing_extensions import override
 from sae_lens_hsae.config_checks import (
     ARCHITECTURE,
     Activation,
+    DeadFeatureLoss,
     Similarity,
     check_common,
     check_dict,
@@ -97,12 +98,17 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
         sparsity_rate: η, share of its distance to the target that a level's log L0 is to lose per step (App. A.2).
         sparsity_gain: how strongly λ_l answers to the difference between that velocity and the measured one.
         l0_ema_momentum: momentum of the running mean of each level's L0 (App. A.2).
-        ghost_gradients: whether features dead by the trainer's ``dead_feature_window`` receive ghost gradients.
+        dead_feature_loss: how features that do not fire learn to: with "auxiliary" those silent for 64 times the mean
+            interval between two firings reconstruct the residual (arXiv 2406.04093); with "ghost" those dead by the
+            trainer's ``dead_feature_window`` receive ghost gradients (App. A.1); or "none".
         normalize_activations: SAELens'; the other defaults are for activations of norm about √d_in, so that it is
             "expected_average_only_in" (App. A.1); "none" is for activations that are scaled already.
         decoder_init_norm: norm of the decoder rows that the encoder is initialised from.
         whiten_encoder: whether the encoder learns in whitened coordinates of the activations, centred by their mean;
             ``apply_b_dec_to_input`` is then off. What is saved for inference reads activations as they are.
+        outlier_limit: a token further from the mean than this many times the median distance counts as little in losses
+            and L0 as one at that distance; None counts all tokens alike. With it, or with ``whiten_encoder``, the first
+            16 steps only observe, and activations are then scaled by their median distance from the mean.
 
     Raises:
         ValueError: naming the field, its value and the remedy.
@@ -134,9 +140,10 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
     sparsity_rate: float = 0.01
     sparsity_gain: float = 4.0
     l0_ema_momentum: float = 0.95
-    ghost_gradients: bool = True
+    dead_feature_loss: DeadFeatureLoss = "auxiliary"
     decoder_init_norm: float | None = 1.0
     whiten_encoder: bool = True
+    outlier_limit: float | None = simple_parsing.field(default=3.0, type=json.loads)
 
     @override
     @classmethod

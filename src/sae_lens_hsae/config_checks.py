@@ -19,6 +19,7 @@ ARCHITECTURE = "hsae"
 MAX_WEIGHTS = 2**48
 """Entries of the encoder beyond which sizes are nonsense; below it they can be computed with."""
 Activation = Literal["jumprelu", "batchtopk"]
+DeadFeatureLoss = Literal["auxiliary", "ghost", "none"]
 Similarity = Literal["encoder", "decoder", "coactivation", "conditional"]
 
 
@@ -128,7 +129,12 @@ def check_training(cfg: HierarchicalTrainingSAEConfig) -> None:
         is_number(growth) and growth > 1,
         "it is the factor from one update's step to the next one's: above 1, and 2 for doubling",
     )
-    for name, choices in (("level_activation", Activation), ("hierarchy_similarity", Similarity)):
+    of_literals = {
+        "level_activation": Activation,
+        "hierarchy_similarity": Similarity,
+        "dead_feature_loss": DeadFeatureLoss,
+    }
+    for name, choices in of_literals.items():
         known = get_args(choices)
         _check(cfg, name, getattr(cfg, name) in known, f"choose one of {', '.join(map(repr, known))}")
     _check(
@@ -164,8 +170,11 @@ def check_training(cfg: HierarchicalTrainingSAEConfig) -> None:
         bar is None or bar < 0.1 or cfg.hierarchy_similarity != "coactivation",
         'of "coactivation" it is a share of all tokens, which hardly any pair exceeds; use None',
     )
-    for name in ("jumprelu_ste_to_input", "ghost_gradients", "whiten_encoder"):
+    for name in ("jumprelu_ste_to_input", "whiten_encoder"):
         _check(cfg, name, isinstance(getattr(cfg, name), bool), "use True or False")
+    limit = cfg.outlier_limit
+    fits = limit is None or (is_number(limit) and limit >= 1)
+    _check(cfg, "outlier_limit", fits, "it is a multiple of the median distance: 1 or more, or None")
     seed = cfg.perturbation_seed
     _check(cfg, "perturbation_seed", is_count(seed), "give a whole number from 0 on, below 2^63")
     norm = cfg.decoder_init_norm

@@ -39,10 +39,15 @@ class DenseActivations:
         """Move the running share of tokens on which parents and children are both active on, in place."""
         follow_coactivation(running, self.values[:, above], self.values[:, below])
 
-    def l0(self) -> torch.Tensor:
-        """Mean L0 of every level, (L,), with the gradient that the rule of activation gives it."""
+    def l0(self, weights: torch.Tensor | None = None) -> torch.Tensor:
+        """Mean L0 of every level, (L,), with the gradient that the rule of activation gives it.
+
+        Args:
+            weights: how much each token counts in the mean, (batch,); None where all count alike.
+        """
         exact = torch.promote_types(self.values.dtype, torch.float32)
-        return torch.stack([own.sum(-1, dtype=exact).mean() for own in self.levels.split(self._fired)])
+        of_tokens = torch.stack([own.sum(-1, dtype=exact) for own in self.levels.split(self._fired)])
+        return of_tokens.mean(-1) if weights is None else of_tokens @ weights.to(exact) / weights.sum()
 
     def smallest(self) -> list[torch.Tensor]:
         """Smallest activation of every level, () each, without gradient; infinite where nothing is active."""
@@ -68,6 +73,9 @@ class DenseActivations:
                 perturbed[level] = clean[level] + replacement_delta(self.values, W_dec, change)
         return perturbed
 
-    def structural_loss(self, W_dec: torch.Tensor, families: Families) -> torch.Tensor:
-        """Σ_l Σ_i L_PC,(l,i), mean over the batch."""
-        return structural_loss(self.values, W_dec, families)
+    def structural_loss(
+        self, W_dec: torch.Tensor, families: Families, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Σ_l Σ_i L_PC,(l,i), mean over the batch, of tokens with weights (batch,)."""
+        values = self.values if weights is None else self.values * weights.sqrt()[:, None]
+        return structural_loss(values, W_dec, families)

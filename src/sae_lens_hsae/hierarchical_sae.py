@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from sae_lens_hsae.config import HierarchicalSAEConfig
 from sae_lens_hsae.forest import FeatureForest, validate_parents
+from sae_lens_hsae.input_statistics import STATISTICS, Statistics, for_scaled
 from sae_lens_hsae.levels import Levels
 from sae_lens_hsae.storage.exact_storage import SUFFIX, as_bytes, from_bytes
 from sae_lens_hsae.storage.model_files import check_model_files, scale_beside
@@ -108,10 +109,18 @@ class LevelStack(_Base):
         """``W_enc`` (d_in, n) and ``b_enc`` (n,) of some features, that read activations as they are."""
         return self.W_enc[:, features], self.b_enc[features]
 
+    def thresholds(self, features: slice = slice(None)) -> torch.Tensor:
+        """θ (n,) of some features, in the units of x."""
+        return self.threshold[features]
+
+    def decoder_biases(self) -> torch.Tensor:
+        """b_dec (L, d_in), in the units of x."""
+        return self.b_dec
+
     def decode_level(self, feature_acts: torch.Tensor, level: int) -> torch.Tensor:
         """Reconstruction of x from one level: activations of all levels (…, d_sae) → (…, d_in)."""
         own = self.levels[level]
-        return feature_acts[..., own] @ self.W_dec[own] + self.b_dec[level]
+        return feature_acts[..., own] @ self.W_dec[own] + self.decoder_biases()[level]
 
     @override
     def decode(self, feature_acts: torch.Tensor) -> torch.Tensor:
@@ -156,9 +165,9 @@ class LevelStack(_Base):
         tensors = {
             "W_enc": W_enc,
             "b_enc": b_enc,
-            "threshold": self.threshold[own].to(self.dtype),
+            "threshold": self.thresholds(own).to(self.dtype),
             "W_dec": self.W_dec[own],
-            "b_dec": self.b_dec[level],
+            "b_dec": self.decoder_biases()[level],
         }
         copies = {
             name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
@@ -189,14 +198,18 @@ class LevelStack(_Base):
         Raises:
             ValueError: if the factor is not a positive number; the SAE stays as it is.
         """
+        self.check_scaling_factor(scaling_factor)
+        for tensor in (self.b_enc, self.threshold, self.b_dec):
+            tensor.data.div_(scaling_factor)
+        self.cfg.normalize_activations = "none"
+
+    def check_scaling_factor(self, scaling_factor: float) -> None:
+        """Raise a ValueError if a scaling factor of the activations is not a positive number."""
         if not 0 < scaling_factor < math.inf:
             raise ValueError(
                 f"scaling_factor={scaling_factor} is not a positive number; the activations it was estimated from hold "
                 f"NaN, infinite or only zero values"
             )
-        for tensor in (self.b_enc, self.threshold, self.b_dec):
-            tensor.data.div_(scaling_factor)
-        self.cfg.normalize_activations = "none"
 
     @override
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
@@ -232,7 +245,10 @@ class LevelStack(_Base):
         expected = self.state_dict()
         for stored in [name for name in state_dict if name.endswith(SUFFIX)]:
             name, values = stored.removesuffix(SUFFIX), state_dict.pop(stored)
-            state_dict[name] = from_bytes(values, expected[name].dtype) if name in expected else values
+            # A checkpoint keeps thresholds in float32, whatever dtype the SAE has that is made of them.
+            dtype = expected[name].dtype if name in self.exact_tensors else torch.float32
+            known = name in expected or name in STATISTICS
+            state_dict[name] = from_bytes(values, dtype) if known else values
         for name, tensor in expected.items():
             if name not in state_dict:
                 raise ValueError(
@@ -303,8 +319,20 @@ class HierarchicalSAE(LevelStack, SAE[HierarchicalSAEConfig]):
 
     @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
-        """As in `LevelStack`; of a training checkpoint, what inference has no use for is left out."""
+        """As in `LevelStack`; a training checkpoint's tensors become those that read activations as they are."""
         super().process_state_dict_for_loading(state_dict)
+        if STATISTICS[0] in state_dict:
+            scale, mean, matrix = (state_dict[name] for name in STATISTICS)
+            weights, bias = state_dict["W_enc"], state_dict["b_enc"]
+            if not torch.equal(matrix, torch.eye(len(mean), device=matrix.device)):
+                weights, bias = for_scaled(weights, bias, Statistics(scale, mean, matrix))
+            state_dict["W_enc"] = weights.to(self.dtype).contiguous()
+            for name, tensor in (
+                ("b_enc", bias),
+                ("b_dec", state_dict["b_dec"]),
+                ("threshold", state_dict["threshold"]),
+            ):
+                state_dict[name] = (tensor / scale).to(self.dtype)
         state_dict["threshold"] = state_dict["threshold"].to(self.dtype)
         for name in set(state_dict) - set(self.state_dict()):
             del state_dict[name]

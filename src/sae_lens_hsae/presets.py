@@ -9,6 +9,8 @@ AS_PUBLISHED: dict[str, Any] = {
     "unassigned_fraction": 0.2,
     "minimum_similarity": None,
     "whiten_encoder": False,
+    "outlier_limit": None,
+    "dead_feature_loss": "ghost",
     "jumprelu_bandwidth": 1.0,
     "hierarchy_first_update": 100,
     "hierarchy_update_growth": 2.0,

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
+from sae_lens_hsae.auxiliary_loss import SILENT_INTERVALS
 from sae_lens_hsae.batch_topk import BatchTopKLevels, follow_threshold
 from sae_lens_hsae.hierarchical_sae import LevelStack
 from sae_lens_hsae.jumprelu import JumpReLULevels
@@ -19,13 +20,15 @@ from sae_lens_hsae.step_output import Activations
 class SparseLevels(LevelStack):
     """Mixed in before SAELens' training class.
 
-    Keeps ``l0_ema`` (L,), the running mean of every level's L0. With JumpReLU levels ``threshold`` (d_sae,) is learned
-    and ``log_l0_coefficient`` (L,) steered. With BatchTopK levels ``threshold`` is no parameter but a running mean, the
-    same for all features of a level, by which features fire outside of training.
+    Keeps ``l0_ema`` (L,), the running mean of every level's L0, and ``tokens_since_fired`` (d_sae,). With JumpReLU
+    levels ``threshold`` (d_sae,) is learned and ``log_l0_coefficient`` (L,) steered. With BatchTopK levels
+    ``threshold`` is no parameter but a running mean, the same for all features of a level, by which features fire
+    outside of training.
     """
 
     log_l0_coefficient: torch.Tensor
     l0_ema: torch.Tensor
+    tokens_since_fired: torch.Tensor
 
     @override
     def initialize_weights(self) -> None:
@@ -35,6 +38,7 @@ class SparseLevels(LevelStack):
         kind: dict[str, Any] = {"dtype": torch.float32, "device": self.device}
         state = initial_state(len(self.levels), cfg.jumprelu_init_threshold, self.device)
         self.register_buffer("l0_ema", state.l0_ema)
+        self.register_buffer("tokens_since_fired", torch.zeros(cfg.d_sae, dtype=torch.int64, device=self.device))
         if self.has_batch_topk:
             self.register_buffer("threshold", torch.zeros(cfg.d_sae, **kind))
         else:
@@ -50,7 +54,14 @@ class SparseLevels(LevelStack):
     @override
     def exact_tensors(self) -> tuple[str, ...]:
         steered = () if self.has_batch_topk else ("log_l0_coefficient",)
-        return (*super().exact_tensors, "threshold", "l0_ema", *steered)
+        return (*super().exact_tensors, "threshold", "l0_ema", "tokens_since_fired", *steered)
+
+    def silent(self) -> torch.Tensor:
+        """Which features have not fired for `SILENT_INTERVALS` mean intervals of their level, (d_sae,) bool."""
+        pairs = zip(self.levels.widths, self.cfg.target_l0_per_level, strict=True)
+        limits = [SILENT_INTERVALS * width / target for width, target in pairs]
+        per_level = zip(self.levels.split(self.tokens_since_fired), limits, strict=True)
+        return torch.cat([own > limit for own, limit in per_level])
 
     def running_thresholds(self) -> list[torch.Tensor]:
         """The thresholds, if they are running means."""
@@ -71,16 +82,20 @@ class SparseLevels(LevelStack):
         return SparsityState(log_coefficient, self.l0_ema.clone())
 
     @torch.no_grad()
-    def follow_sparsity(self, acts: Activations, l0: torch.Tensor, step: int, good: torch.Tensor | None = None) -> None:
-        """After a step: steer λ for the next one, or take the batch into the running thresholds.
+    def follow_sparsity(
+        self, acts: Activations, l0: torch.Tensor, batch: int, step: int, good: torch.Tensor | None = None
+    ) -> None:
+        """After a step: count what fired, and steer λ for the next one or take the batch into the running thresholds.
 
         Args:
             acts: of the batch.
             l0: of every level on it, and on what other processes have of it, (L,) float32.
+            batch: tokens in the batch.
             step: steps taken before.
             good: 1, or 0 if the batch turns out to be bad, so that nothing is to move; ().
         """
         cfg = self.cfg
+        self.tokens_since_fired.add_(batch).masked_fill_(acts.times_fired() > 0, 0)
         if self.has_batch_topk:
             follow_threshold(self.threshold, acts.smallest(), self.levels, step)
             l0_ema = follow_l0(self.l0_ema, l0, cfg.l0_ema_momentum)

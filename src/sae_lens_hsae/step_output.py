@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -24,25 +25,28 @@ class LazyStepOutput(TrainStepOutput):
     """
 
     @override
-    def __init__(self, acts: ActiveEntries | FeatureRows, **others: Any) -> None:
+    def __init__(
+        self, acts: ActiveEntries | FeatureRows, in_units_of_x: Callable[[torch.Tensor], torch.Tensor], **others: Any
+    ) -> None:
         """Keep the activations.
 
         Args:
             acts: in place of ``feature_acts`` and ``hidden_pre``.
+            in_units_of_x: makes them those of the activations as they are.
             others: SAELens' other fields.
         """
-        self._acts = acts
+        self._acts, self._in_units_of_x = acts, in_units_of_x
         self.__dict__.update(others)
 
     @cached_property
     def feature_acts(self) -> torch.Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
         """(batch, d_sae)."""
-        return self._acts.dense()
+        return self._in_units_of_x(self._acts.dense())
 
     @cached_property
     def hidden_pre(self) -> torch.Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
         """(batch, d_sae)."""
-        return self._acts.pre_activations.dense()
+        return self._in_units_of_x(self._acts.pre_activations.dense())
 
     def times_fired(self) -> torch.Tensor:
         """Tokens on which each feature is active, (d_sae,)."""

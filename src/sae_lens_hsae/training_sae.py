@@ -14,10 +14,10 @@ from sae_lens.saes.sae import TrainCoefficientConfig, TrainingSAE, TrainStepInpu
 from typing_extensions import override
 
 from sae_lens_hsae.active_entries import MAX_DENSITY, ActiveEntries, Encoder
+from sae_lens_hsae.auxiliary_loss import auxiliary_loss, longest_silent
 from sae_lens_hsae.config import ARCHITECTURE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.dense_activations import DenseActivations
 from sae_lens_hsae.encoder_product import product_of_rows
-from sae_lens_hsae.encoder_whitening import REFINED_AT
 from sae_lens_hsae.ghost_gradients import ghost_gradient_loss
 from sae_lens_hsae.level_activation import PreActivations
 from sae_lens_hsae.perturbation import Replacement, draw_replaced, replacements
@@ -26,6 +26,7 @@ from sae_lens_hsae.sae.gpu_step import FeatureRows
 from sae_lens_hsae.sae.gpu_step.ghosts import ghost_gradients, places_for
 from sae_lens_hsae.sae.gpu_step.late_checks import LateChecks
 from sae_lens_hsae.sparse_levels import SparseLevels
+from sae_lens_hsae.standardized_input import StandardizedInput
 from sae_lens_hsae.step_output import Activations, LazyStepOutput
 from sae_lens_hsae.storage.exact_storage import SUFFIX, as_bytes
 from sae_lens_hsae.storage.json_files import read_json_object
@@ -35,17 +36,18 @@ from sae_lens_hsae.structural_loss import decay_factor
 from sae_lens_hsae.training.bad_batches import check_activations, check_losses, check_told
 from sae_lens_hsae.training_metrics import level_metrics
 from sae_lens_hsae.updated_forest import UpdatedForest
-from sae_lens_hsae.whitened_encoder import WhitenedEncoder
 
 INFERENCE_TENSORS = ("W_enc", "b_enc", "threshold", "W_dec", "b_dec", "parents")
 """What of a training SAE's state the inference SAE has."""
 
 
-class HierarchicalTrainingSAE(SparseLevels, WhitenedEncoder, UpdatedForest, TrainingSAE[HierarchicalTrainingSAEConfig]):
+class HierarchicalTrainingSAE(
+    SparseLevels, StandardizedInput, UpdatedForest, TrainingSAE[HierarchicalTrainingSAEConfig]
+):
     """Trains all levels and their forest together (HSAE §3); any SAELens trainer or runner drives it.
 
     Beyond the tensors of `LevelStack` it keeps what training needs and a checkpoint must hold: those of `SparseLevels`,
-    `WhitenedEncoder` and `UpdatedForest`.
+    `StandardizedInput` and `UpdatedForest`.
     """
 
     row_devices: tuple[str, ...] = ("cuda",)
@@ -59,6 +61,9 @@ class HierarchicalTrainingSAE(SparseLevels, WhitenedEncoder, UpdatedForest, Trai
     whole_batch_l0: Callable[[torch.Tensor], torch.Tensor] | None = None
     """Where processes share a batch: L0 of every level over all of it, of the L0 over this one's part, both (L,)."""
 
+    whole_batch: Callable[[torch.Tensor], torch.Tensor] | None = None
+    """Where processes share a batch: all of it, of this one's part, (batch, d_in)."""
+
     @override
     def initialize_weights(self) -> None:
         super().initialize_weights()
@@ -71,7 +76,7 @@ class HierarchicalTrainingSAE(SparseLevels, WhitenedEncoder, UpdatedForest, Trai
     def running_means_are_due(self) -> bool:
         """Whether the next training step begins by reading the running means."""
         step = self.steps_taken()
-        return self.update_is_due(step) or self.whitening_is_due(step)
+        return self.update_is_due(step) or self.statistics_are_due(step)
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
@@ -80,7 +85,7 @@ class HierarchicalTrainingSAE(SparseLevels, WhitenedEncoder, UpdatedForest, Trai
 
     @override
     def encode_with_hidden_pre(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Activations and pre-activations of all levels: (…, d_in) → two of (…, d_sae)."""
+        """Activations and pre-activations of all levels, in the units of x: (…, d_in) → two of (…, d_sae)."""
         hidden_pre = self.hook_sae_acts_pre(self.hidden_pre(self.process_sae_in(x)))
         acts = JumpReLU.apply(
             hidden_pre,
@@ -88,13 +93,15 @@ class HierarchicalTrainingSAE(SparseLevels, WhitenedEncoder, UpdatedForest, Trai
             self.cfg.jumprelu_bandwidth,
             self.cfg.jumprelu_ste_to_input,
         )
-        return self.hook_sae_acts_post(acts), hidden_pre
+        return self.hook_sae_acts_post(self.in_units_of_x(acts)), self.in_units_of_x(hidden_pre)
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
-        """One step's losses (HSAE §3.1): Σ_l (‖x̃_l − x‖² + λ_l L0_l) + ρ Σ L_PC, and ghost gradients.
+        """One step's losses (HSAE §3.1): Σ_l (‖x̂_l − x‖² + λ_l L0_l) + ρ Σ L_PC, and that of silent features.
 
         BatchTopK levels have no λ. In ``eval()`` the same losses without perturbation, and neither forest nor λ move.
+        With standardized activations the losses are those of x̃ (`StandardizedInput`), whose typical norm is √d_in,
+        and outlying tokens count less in them; the first steps only observe.
 
         Args:
             step_input: SAELens'; ``sae_in`` is (batch, d_in).
@@ -108,23 +115,28 @@ class HierarchicalTrainingSAE(SparseLevels, WhitenedEncoder, UpdatedForest, Trai
             ValueError: if activations are not ``d_in`` wide, or parameters are NaN or infinite.
         """
         replaced = self._begin_step(step_input)
+        if replaced is None:
+            return self._observation(step_input)
         sparsity = self.sparsity()
-        x = step_input.sae_in
-        sae_in = self.process_sae_in(x)
-        acts = self._activations(sae_in)
+        x = self.scaled(step_input.sae_in)
+        weights = self.token_weights(x)
+        sae_in = self.process_sae_in(step_input.sae_in)
+        acts = self._activations(sae_in, weights)
         perturbed = acts.reconstruct(self.W_dec, self.b_dec, replaced)
         exact = torch.promote_types(perturbed.dtype, torch.float32)
         errors = x.to(exact) - perturbed.to(exact)
-        l0 = acts.l0()
-        squared_errors = errors.square().sum(-1).mean(-1)
+        l0 = acts.l0(weights)
+        squared_errors = errors.square().sum(-1)
+        if weights is not None:
+            squared_errors = squared_errors * weights
+        squared_errors = squared_errors.mean(-1)
         losses = {"mse_loss": squared_errors.sum()}
         if sparsity.log_coefficient is not None:
             losses["l0_loss"] = (sparsity.log_coefficient.exp() * l0).sum()
         if self.cfg.structural_loss_coefficient > 0:
             rho = self.cfg.structural_loss_coefficient * decay_factor(self.n_steps, self.cfg.structural_loss_decay)
-            losses["structural_loss"] = rho * self._structural_loss(acts)
-        if self.cfg.ghost_gradients and step_input.dead_neuron_mask is not None:
-            losses["ghost_gradient_loss"] = self._ghost_gradients(acts, errors, sae_in, step_input.dead_neuron_mask)
+            losses["structural_loss"] = rho * self._structural_loss(acts, weights)
+        losses |= self._losses_of_silent(acts, errors, sae_in, weights, step_input.dead_neuron_mask)
         clean = self._clean(perturbed, acts, replaced, step_input.is_logging_step)
         metrics: dict[str, Any] = {}
         if step_input.is_logging_step:
@@ -135,15 +147,39 @@ class HierarchicalTrainingSAE(SparseLevels, WhitenedEncoder, UpdatedForest, Trai
             good = self._check_losses(losses, squared_errors, x, step_input.dead_neuron_mask)
             self._end_step(acts, l0, x, good)
         common: dict[str, Any] = {
-            "sae_in": x,
-            "sae_out": self.hook_sae_recons(clean[self.cfg.output_level]),
+            "sae_in": step_input.sae_in,
+            "sae_out": self.hook_sae_recons(self.in_units_of_x(clean[self.cfg.output_level])),
             "loss": torch.stack(list(losses.values())).sum(),
             "losses": losses,
             "metrics": metrics,
         }
-        if isinstance(acts, DenseActivations):
-            return TrainStepOutput(feature_acts=acts.values, hidden_pre=acts.hidden_pre, **common)
-        return LazyStepOutput(acts, **common)
+        if not isinstance(acts, DenseActivations):
+            return LazyStepOutput(acts, self.in_units_of_x, **common)
+        values, hidden_pre = self.in_units_of_x(acts.values), self.in_units_of_x(acts.hidden_pre)
+        return TrainStepOutput(feature_acts=values, hidden_pre=hidden_pre, **common)
+
+    @torch.compiler.disable()
+    def _observation(self, step_input: TrainStepInput) -> TrainStepOutput:
+        """A step that only takes its batch into the statistics: nothing fires, and every gradient is 0."""
+        x = step_input.sae_in
+        with torch.no_grad():
+            l0 = torch.zeros(len(self.levels), device=x.device)
+            if self.whole_batch_l0 is not None:
+                self.whole_batch_l0(l0)
+            self.observe(x if self.whole_batch is None else self.whole_batch(x), self.steps_taken())
+            self.count_step()
+            silent = x.new_zeros(len(x), self.cfg.d_sae)
+            unexplained = x.float().square().sum(-1).mean()
+        nothing = torch.stack([0.0 * parameter.float().sum() for parameter in self.parameters()]).sum()
+        return TrainStepOutput(
+            sae_in=x,
+            sae_out=torch.zeros_like(x),
+            feature_acts=silent,
+            hidden_pre=silent,
+            loss=nothing,
+            losses={"mse_loss": len(self.levels) * unexplained},
+            metrics={},
+        )
 
     @override
     def log_histograms(self) -> dict[str, NDArray[Any]]:
@@ -190,7 +226,8 @@ class HierarchicalTrainingSAE(SparseLevels, WhitenedEncoder, UpdatedForest, Trai
         state_dict["W_enc"], state_dict["b_enc"] = (tensor.contiguous() for tensor in self.encoder())
         for name in set(state_dict) - set(INFERENCE_TENSORS):
             del state_dict[name]
-        state_dict["threshold"] = state_dict["threshold"].to(self.dtype)
+        state_dict["threshold"] = self.thresholds().detach().to(self.dtype)
+        state_dict["b_dec"] = self.decoder_biases().detach()
         state_dict["parents" + SUFFIX] = as_bytes(state_dict.pop("parents"))
 
     @override
@@ -218,8 +255,12 @@ class HierarchicalTrainingSAE(SparseLevels, WhitenedEncoder, UpdatedForest, Trai
 
     @torch.no_grad()
     @torch.compiler.disable()
-    def _begin_step(self, step_input: TrainStepInput) -> list[Replacement]:
-        """All that comes before the gradients: checks, constraints on parameters, the forest, the draw."""
+    def _begin_step(self, step_input: TrainStepInput) -> list[Replacement] | None:
+        """All that comes before the gradients: checks, constraints on parameters, the forest, the draw.
+
+        Returns:
+            What is replaced at each level but the finest, if anything; None if the step only observes.
+        """
         step = self.steps_taken()
         self.check_width(step_input.sae_in)
         self._n_dead = None
@@ -232,8 +273,10 @@ class HierarchicalTrainingSAE(SparseLevels, WhitenedEncoder, UpdatedForest, Trai
         cfg = self.cfg
         if not self.training:
             return []
-        if self.whitening_is_due(step):
-            self.refine_whitening(step)
+        if self.is_observing(step):
+            return None
+        if self.statistics_are_due(step):
+            self.standardize()
         if self.update_is_due(step):
             self.update_hierarchy()
         if cfg.perturbation_rate == 0:
@@ -245,12 +288,12 @@ class HierarchicalTrainingSAE(SparseLevels, WhitenedEncoder, UpdatedForest, Trai
             for change in replacements(replaced, parents, self.levels)
         ]
 
-    def _activations(self, sae_in: torch.Tensor) -> Activations:
+    def _activations(self, sae_in: torch.Tensor, weights: torch.Tensor | None = None) -> Activations:
         """The activations in the form that is the cheaper one for this batch."""
         rule = self.activation_rule()
         if self._may_use_rows(sae_in):
             centre, bias = self.centre_and_bias()
-            return FeatureRows(self.W_enc, bias, sae_in - centre, rule, self.levels)
+            return FeatureRows(self.W_enc, bias, sae_in - centre, rule, self.levels, weights)
         if self._may_use_entries(sae_in):
             centre, bias = (tensor.detach() for tensor in self.centre_and_bias())
             pre = PreActivations(product_of_rows(self.W_enc.T, sae_in - centre), bias)
@@ -295,10 +338,44 @@ class HierarchicalTrainingSAE(SparseLevels, WhitenedEncoder, UpdatedForest, Trai
         return perturbed
 
     @torch.compiler.disable()
-    def _structural_loss(self, acts: Activations) -> torch.Tensor:
-        return acts.structural_loss(self.W_dec, self.forest_view().families)
+    def _structural_loss(self, acts: Activations, weights: torch.Tensor | None) -> torch.Tensor:
+        return acts.structural_loss(self.W_dec, self.forest_view().families, weights)
 
     @torch.compiler.disable()
+    def _losses_of_silent(
+        self,
+        acts: Activations,
+        errors: torch.Tensor,
+        sae_in: torch.Tensor,
+        weights: torch.Tensor | None,
+        dead: torch.Tensor | None,
+    ) -> dict[str, torch.Tensor]:
+        if self.cfg.dead_feature_loss == "auxiliary":
+            return {"auxiliary_loss": self._auxiliary_loss(acts, errors, sae_in, weights)}
+        if self.cfg.dead_feature_loss == "ghost" and dead is not None:
+            return {"ghost_gradient_loss": self._ghost_gradients(acts, errors, sae_in, dead)}
+        return {}
+
+    def _auxiliary_loss(
+        self, acts: Activations, errors: torch.Tensor, sae_in: torch.Tensor, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        total = torch.zeros((), dtype=errors.dtype, device=errors.device)
+        is_silent = self.silent()
+        for level, own in enumerate(self.levels):
+            mine = own.start + longest_silent(self.tokens_since_fired[own])
+            silent = is_silent[mine]
+            if not isinstance(acts, FeatureRows):  # which waits for no device, and takes a fixed number of features
+                mine, silent = mine[silent], silent[silent]
+            if len(mine):
+                pre = self._pre_activations_of(mine, level, sae_in)
+                total = total + auxiliary_loss(errors[level], pre, self.W_dec[mine], weights, silent)
+        return total
+
+    def _pre_activations_of(self, features: torch.Tensor, level: int, sae_in: torch.Tensor) -> torch.Tensor:
+        """Of some features of one level, (batch, n)."""
+        shifted = sae_in - self.b_dec[level] if self.cfg.apply_b_dec_to_input else sae_in
+        return shifted @ self.W_enc[:, features] + self.b_enc[features]
+
     def _ghost_gradients(
         self, acts: Activations, errors: torch.Tensor, sae_in: torch.Tensor, dead: torch.Tensor
     ) -> torch.Tensor:
@@ -309,26 +386,24 @@ class HierarchicalTrainingSAE(SparseLevels, WhitenedEncoder, UpdatedForest, Trai
             return ghost_gradients(errors, sae_in, dead, places, encoder, self.W_dec, self.levels)
         total = torch.zeros((), dtype=errors.dtype, device=dead.device)
         ghosts = torch.nonzero(dead).squeeze(1)
-        for error, bias, own in zip(errors, self.b_dec, self.levels, strict=True):
+        for level, own in enumerate(self.levels):
             mine = ghosts[(ghosts >= own.start) & (ghosts < own.stop)]
             if len(mine):
-                shifted = sae_in - bias if self.cfg.apply_b_dec_to_input else sae_in
-                pre = shifted @ self.W_enc[:, mine] + self.b_enc[mine]
-                total = total + ghost_gradient_loss(error, pre, self.W_dec[mine])
+                pre = self._pre_activations_of(mine, level, sae_in)
+                total = total + ghost_gradient_loss(errors[level], pre, self.W_dec[mine])
         return total
 
     @torch.no_grad()
     @torch.compiler.disable()
     def _end_step(self, acts: Activations, l0: torch.Tensor, x: torch.Tensor, good: torch.Tensor | None) -> None:
-        """Count the step, steer λ for the next one, and follow moments and co-activation."""
+        """Count the step, steer λ for the next one, and count what fires, alone and together."""
         step = self.steps_taken()
-        self.follow_whitening(x, step)
         self.count_coactivation(acts, len(x), step)
         l0 = l0.detach().float()
         if self.whole_batch_l0 is not None:
             l0 = self.whole_batch_l0(l0)
         self.count_step()
-        self.follow_sparsity(acts, l0, step, good)
+        self.follow_sparsity(acts, l0, len(x), step, good)
 
     @torch.no_grad()
     @torch.compiler.disable()
@@ -352,7 +427,7 @@ class HierarchicalTrainingSAE(SparseLevels, WhitenedEncoder, UpdatedForest, Trai
 
     def _checks_late(self, step: int) -> bool:
         # The moments behind the whitening must not take in a bad batch; and processes agree on each step anyway.
-        return self.late_checks is not None and step >= REFINED_AT[-1] and self.whole_batch_l0 is None
+        return self.late_checks is not None and not self.is_observing(step) and self.whole_batch_l0 is None
 
     @torch.no_grad()
     def project_parameters(self) -> None:

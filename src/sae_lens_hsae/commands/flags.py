@@ -15,7 +15,7 @@ from sae_lens_hsae.presets import INDEPENDENT, LANGUAGE_MODELS, PAPER, fading
 Flags = dict[str, list[str]]
 """Values of each flag, by its name without dashes."""
 
-OF_JSON = ("target_l0", "structural_loss_decay", "minimum_similarity")
+OF_JSON = ("target_l0", "structural_loss_decay", "minimum_similarity", "outlier_limit")
 """Fields that SAELens' parser reads as one JSON value, not as several words."""
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from tqdm.auto import tqdm
 
+from sae_lens_hsae.evaluation.outliers import Outliers, begun
 from sae_lens_hsae.evaluation.results import ForestEvaluation
 from sae_lens_hsae.evaluation.shape import forest_shape
 from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack, check_fit, check_reconstruct, level_saes
@@ -79,26 +80,30 @@ def evaluate_forest(
     of_boundary = [BoundaryTally(blocks, forest, *of_level[i : i + 2]) for i in range(len(saes) - 1)]
     tokens_at_once = max(1, min(MAX_TOKENS_AT_ONCE, MAX_ELEMENTS_AT_ONCE // forest.level_widths[-1]))
 
+    first, chunks = begun(token_chunks(activations, d_in, n_tokens, tokens_at_once))
+    if not len(first):
+        raise ValueError("activations held no token; pass (batch, d_in) tensors, and no iterator that is used up")
+    outliers = Outliers(at_least_float32(first.to(device)))
     with tqdm(total=n_tokens, desc="Measuring", unit="tok", disable=not progress) as bar:
-        for x in token_chunks(activations, d_in, n_tokens, tokens_at_once):
+        for x in chunks:
             x = x.to(device)
             blocks.extend(len(x))
             spread.add(at_least_float32(x))
+            ordinary = outliers.ordinary(at_least_float32(x))
             above: Firing | None = None
             for i, tally in enumerate(of_level):
-                firing = tally.add(x)
+                firing = tally.add(x, ordinary)
                 if above is not None:
                     of_boundary[i - 1].add(above, firing, len(x))
                 above = firing
             bar.update(len(x))
 
-    if not blocks.n_tokens:
-        raise ValueError("activations held no token; pass (batch, d_in) tensors, and no iterator that is used up")
     enough = len(blocks.sizes) >= n_blocks
     too_few = f"{blocks.n_tokens} tokens are fewer than the {n_blocks} blocks that they need"
     return ForestEvaluation(
         n_tokens=blocks.n_tokens,
-        levels=tuple(tally.result(spread, n_blocks, confidence) for tally in of_level),
+        n_outlying=blocks.n_tokens - outliers.n_ordinary,
+        levels=tuple(tally.result(spread, outliers, n_blocks, confidence) for tally in of_level),
         boundaries=tuple(tally.result(n_blocks, confidence) for tally in of_boundary),
         shape=forest_shape(forest),
         n_blocks=len(blocks.sizes) if enough else 0,

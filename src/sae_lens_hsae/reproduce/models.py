@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from sae_lens import (
     SAE,
+    BatchTopKTrainingSAE,
+    BatchTopKTrainingSAEConfig,
     JumpReLUSAE,
     LoggingConfig,
     MatryoshkaBatchTopKTrainingSAE,
@@ -35,6 +37,9 @@ LEARNING_RATE = 6e-3
 MATRYOSHKA = "matryoshka, post hoc"
 """SAELens' Matryoshka BatchTopK with the same total L0; its groups are the levels."""
 
+SAELENS_BATCH_TOPK = "SAELens BatchTopK"
+"""SAELens' BatchTopK SAE of each level's width by itself, with a forest made afterwards."""
+
 HSAE = "HSAE"
 """With the package's defaults."""
 
@@ -43,6 +48,8 @@ IDEAS: dict[str, dict[str, Any]] = {
     "ρ = 0": {"structural_loss_coefficient": 0.0},
     "forest from step 100": {"hierarchy_first_update": 100, "hierarchy_update_growth": 2.0},
     "encoder not whitened": {"whiten_encoder": False},
+    "all tokens count alike": {"outlier_limit": None},
+    "ghost gradients": {"dead_feature_loss": "ghost"},
     "parents by encoder cosine": {
         "hierarchy_similarity": "encoder",
         "unassigned_fraction": 0.2,
@@ -72,6 +79,7 @@ MODELS: dict[str, dict[str, Any]] = IDEAS | {
     "co-activation": PAPER | {"hierarchy_similarity": "coactivation"},
     BATCH_TOPK: {"level_activation": "batchtopk"},
     MATRYOSHKA: {},
+    SAELENS_BATCH_TOPK: {},
 }
 TRADE_OFF: dict[str, dict[str, Any]] = {
     f"ρ={rho:g}, r={r:g}": {"structural_loss_coefficient": rho, "perturbation_rate": r}
@@ -114,8 +122,15 @@ def matryoshka_levels(sae: SAE[Any]) -> tuple[list[JumpReLUSAE], list[JumpReLUSA
     return groups_and_prefixes(sae, Levels(WIDTHS).offsets[1:])
 
 
-def stack_of(sae: SAE[Any]) -> tuple[Sequence[LevelSAE] | SAEStack, FeatureForest]:
-    """Levels and forest of any trained model; a Matryoshka SAE's by the same similarity as HSAE's."""
+def new_batch_topk(target_l0: float, d_in: int) -> list[BatchTopKTrainingSAE]:
+    """SAELens' BatchTopK SAEs of the levels' widths."""
+    return [BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=d_in, d_sae=width, k=target_l0)) for width in WIDTHS]
+
+
+def stack_of(sae: SAE[Any] | list[SAE[Any]]) -> tuple[Sequence[LevelSAE] | SAEStack, FeatureForest]:
+    """Levels and forest of any trained model; one without a forest gets it by the defaults of `from_saes`."""
+    if isinstance(sae, list):
+        return sae, FeatureForest.from_saes(sae)
     if isinstance(sae, HierarchicalSAE):
         return sae, sae.forest
     groups, _ = matryoshka_levels(sae)

@@ -15,7 +15,6 @@ from sae_lens import SAE
 
 from sae_lens_hsae.evaluation import evaluate_forest
 from sae_lens_hsae.forest import FeatureForest
-from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
 from sae_lens_hsae.reproduce.kept_cells import Cell, file_name, finish_cells, missing
 from sae_lens_hsae.reproduce.models import (
     BATCH_SIZE,
@@ -24,12 +23,15 @@ from sae_lens_hsae.reproduce.models import (
     HSAE,
     IDEAS,
     MATRYOSHKA,
+    SAELENS_BATCH_TOPK,
     TRADE_OFF,
     matryoshka_levels,
+    new_batch_topk,
     new_sae,
     stack_of,
     train,
 )
+from sae_lens_hsae.reproduce.sinks import SINKS, WithSinks
 from sae_lens_hsae.storage.whole_files import folder_written_whole
 
 Activations = Callable[[int, int], torch.Tensor]
@@ -45,12 +47,15 @@ class Size:
         seeds: how many; of the initial weights and of the order of the batches.
         held_out: tokens measured on, which are not trained on.
         places: how many of a table's layers and targets, from the first on; None takes all.
+        tokens: activations in all, of which those trained on are seen again and again; None takes as many as the steps
+            need.
     """
 
     steps: int = 1000
     seeds: int = 3
     held_out: int = 100_000
     places: int | None = None
+    tokens: int | None = None
 
 
 FULL = Size()
@@ -83,7 +88,11 @@ class Table:
 
 
 TABLES = {
-    "main": Table((HSAE, "HSAE (paper)", "post hoc", MATRYOSHKA), ((3, 16), (1, 16), (5, 16), (3, 8), (3, 32))),
+    "main": Table(
+        (HSAE, "HSAE (paper)", "post hoc", SAELENS_BATCH_TOPK, MATRYOSHKA), ((3, 16), (1, 16), (5, 16), (3, 8), (3, 32))
+    ),
+    "gemma": Table((HSAE, "HSAE (paper)", "post hoc", SAELENS_BATCH_TOPK), ((9, 16), (5, 16), (12, 16))),
+    "sinks": Table((HSAE, "all tokens count alike", "post hoc", SAELENS_BATCH_TOPK)),
     "ideas": Table((*IDEAS, "HSAE (paper)", "post hoc")),
     "mechanisms": Table(
         ("HSAE (paper)", "no constraint", "no perturbation", "paper, ρ = 0.1 and r = 0", FADING, "post hoc")
@@ -144,7 +153,19 @@ def finish_trainings(
 
 def n_tokens(size: Size) -> int:
     """Activations of one layer that a table needs."""
-    return size.held_out + size.steps * BATCH_SIZE
+    return size.tokens or size.held_out + size.steps * BATCH_SIZE
+
+
+def reproduce_sinks(
+    activations: Activations, folder: Path, size: Size = FULL, workers: int = 1
+) -> list[dict[str, Any]]:
+    """The table ``sinks``: each of `SINKS` put into the activations, with the cells of each in a folder of its own."""
+    results = []
+    for sinks in SINKS:
+        own = folder / file_name(f"sinks-{sinks.name}")
+        cells = reproduce("sinks", WithSinks(activations, sinks), own, size, workers)
+        results += [{**cell, "sinks": sinks.name} for cell in cells]
+    return results
 
 
 def measure(model: str, stream: Stream, activations: Activations, size: Size, folder: Path) -> dict[str, Any]:
@@ -153,7 +174,8 @@ def measure(model: str, stream: Stream, activations: Activations, size: Size, fo
     held_out = activations(stream.layer, n_tokens(size))[-size.held_out :].split(BATCH_SIZE)
     levels, forest = stack_of(sae)
     result = evaluate_forest(levels, forest, held_out).to_dict()
-    if not isinstance(sae, HierarchicalSAE):
+    if model == MATRYOSHKA:
+        assert not isinstance(sae, list)
         # A group of a Matryoshka SAE reconstructs only together with the coarser ones.
         _, prefixes = matryoshka_levels(sae)
         of_prefixes = evaluate_forest(prefixes, _no_edges(prefixes), held_out).to_dict()
@@ -162,16 +184,29 @@ def measure(model: str, stream: Stream, activations: Activations, size: Size, fo
     return {**asdict(stream), "steps": size.steps, "model": model, **result}
 
 
-def trained(model: str, stream: Stream, activations: Activations, size: Size, folder: Path) -> SAE[Any]:
-    """A model trained on a stream, as loaded from the folder where it is kept; trained now if it is not there."""
+def trained(
+    model: str, stream: Stream, activations: Activations, size: Size, folder: Path
+) -> SAE[Any] | list[SAE[Any]]:
+    """A model trained on a stream, as loaded from the folder where it is kept; trained now if it is not there.
+
+    Returns:
+        An SAE, or one for each level where they are trained by themselves.
+    """
     path = folder / _name(model, stream, size)
     if not path.exists():
         x = activations(stream.layer, n_tokens(size))
         torch.manual_seed(stream.seed)
-        sae = new_sae(model, stream.target_l0, x.shape[1], size.steps)
-        train(sae, x[: -size.held_out], size.steps, stream.seed)
+        if model == SAELENS_BATCH_TOPK:
+            saes = dict(enumerate(new_batch_topk(stream.target_l0, x.shape[1])))
+        else:
+            saes = {None: new_sae(model, stream.target_l0, x.shape[1], size.steps)}
+        for sae in saes.values():
+            train(sae, x[: -size.held_out], size.steps, stream.seed)
         with folder_written_whole(path) as new:
-            sae.save_inference_model(new)
+            for level, sae in saes.items():
+                sae.save_inference_model(new if level is None else new / str(level))
+    if model == SAELENS_BATCH_TOPK:
+        return [SAE.load_from_disk(of_level) for of_level in sorted(path.iterdir())]
     return SAE.load_from_disk(path)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,14 @@ class ComparisonTable:
 
 PAPER_COLUMNS = {
     "variance_explained": Column("variance explained", 3),
+    "variance_explained_ordinary": Column("of ordinary tokens", 3),
     "l0": Column("L0", 2),
     "n_dead": Column("dead", 0),
     "hamming": Column("Hamming", 2),
     "p_parent_given_child": Column("P(p\\|c)", 3),
     "p_child_given_parent": Column("P(c\\|p)", 3),
 }
-OF_LEVELS = ("variance_explained", "l0", "n_dead")
+OF_LEVELS = ("variance_explained", "variance_explained_ordinary", "l0", "l0_ordinary", "n_dead")
 
 PLANTED_COLUMNS = {
     "precision": Column("precision", 3),
@@ -69,7 +71,7 @@ PLANTED_COLUMNS = {
     "identity_share": Column("identity edges", 3),
     "absorption_within": Column("absorption within a level", 3),
     "absorption_across": Column("across levels", 3),
-    **{name: column for name, column in PAPER_COLUMNS.items() if name != "l0"},
+    **{name: column for name, column in PAPER_COLUMNS.items() if name not in ("l0", "variance_explained_ordinary")},
 }
 
 MEANING_COLUMNS = {
@@ -83,12 +85,19 @@ MEANING_COLUMNS = {
 
 def paper_table(results: Iterable[Result]) -> ComparisonTable:
     """Table of cells that `paper_tables.reproduce` returns."""
+    results = list(results)
+    sinks = ("sinks",) if any("sinks" in cell for cell in results) else ()
+    by = ("layer", "L0", *sinks, "model")
     rows = [
         {"layer": cell["layer"], "L0": cell["target_l0"], "model": cell["model"], **own}
+        | {name: cell[name] for name in sinks}
         for cell in results
         for own in _hierarchy(cell)
     ]
-    return ComparisonTable(_over_seeds(rows, ["layer", "L0", "model"]), ("layer", "L0", "model"), PAPER_COLUMNS)
+    columns = dict(PAPER_COLUMNS)
+    if not any(cell.get("n_outlying") for cell in results):
+        del columns["variance_explained_ordinary"]
+    return ComparisonTable(_over_seeds(rows, list(by)), by, columns)
 
 
 def planted_table(results: Iterable[Result]) -> ComparisonTable:
@@ -150,11 +159,27 @@ def write_table(name: str, table: ComparisonTable, folder: Path) -> str:
     return text
 
 
+def write_rows(name: str, rows: Sequence[Mapping[str, Any]], folder: Path) -> str:
+    """Write plain rows as ``name.csv`` and ``name.md``, one Markdown table for each set of columns; the Markdown."""
+    with file_written_whole(folder / f"{name}.csv") as aside:
+        pandas.DataFrame(rows).to_csv(aside, index=False)
+    lines: list[str] = []
+    for columns, own in groupby(rows, key=tuple):
+        lines += ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+        for row in own:
+            cells = (f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row.values())
+            lines.append(f"| {' | '.join(cells)} |")
+    text = "\n".join(lines[1:])
+    with file_written_whole(folder / f"{name}.md") as aside:
+        aside.write_text(text + "\n", encoding="utf-8")
+    return text
+
+
 def _hierarchy(evaluation: Result) -> list[dict[str, Any]]:
     """Long rows of `ForestEvaluation.to_dict`."""
     rows = []
     for level in evaluation["levels"]:
-        rows += [{"measure": m, "place": level["level"], "value": level[m]} for m in OF_LEVELS]
+        rows += [{"measure": m, "place": level["level"], "value": level.get(m)} for m in OF_LEVELS]
     for boundary in evaluation["boundaries"]:
         measures = [name for name in PAPER_COLUMNS if name not in OF_LEVELS]
         rows += [{"measure": m, "place": boundary["parent_level"], "value": boundary[m]} for m in measures]

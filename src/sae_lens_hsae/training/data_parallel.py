@@ -53,10 +53,11 @@ class DataParallelTrainer(HierarchicalSAETrainer):
         self.ranks.take_from_first(self.sae.buffers())
         with gradients_averaged(self.sae):
             self.sae.whole_batch_l0 = self._whole_batch_l0
+            self.sae.whole_batch = self.ranks.gather
             try:
                 return super().fit()
             finally:
-                self.sae.whole_batch_l0 = None
+                self.sae.whole_batch_l0 = self.sae.whole_batch = None
 
     @override
     def step(self, batch: torch.Tensor) -> TrainStepOutput:
@@ -102,7 +103,11 @@ class DataParallelTrainer(HierarchicalSAETrainer):
     def _after_step(self, *, forest_is_new: bool) -> None:
         sae = self.sae
         self.ranks.add_up([self.act_freq_scores])
-        self.n_forward_passes_since_fired[self.act_freq_scores > 0] = 0
+        fired = self.act_freq_scores > 0
+        self.n_forward_passes_since_fired[fired] = 0
+        # Each rank counts its own part of the batch.
+        of_others = self.cfg.train_batch_size_samples * (self.ranks.n_ranks - 1) // self.ranks.n_ranks
+        sae.tokens_since_fired.add_(of_others).masked_fill_(fired, 0)
         if forest_is_new:
             # Already equal, but for rounding where ranks have GPUs of different kinds.
             self.ranks.take_from_first([sae.parents, sae.reparented_share])

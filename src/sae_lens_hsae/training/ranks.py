@@ -93,6 +93,12 @@ class Ranks:
             dist.all_reduce(tensor)  # gloo knows no mean
             tensor.div_(self.n_ranks)
 
+    def gather(self, own: torch.Tensor) -> torch.Tensor:
+        """The rows of all ranks, which have as many each, by rank."""
+        parts = [torch.empty_like(own) for _ in range(self.n_ranks)]
+        dist.all_gather(parts, own.contiguous())
+        return torch.cat(parts)
+
     def add_up(self, tensors: Iterable[torch.Tensor]) -> None:
         """Replace tensors by their sum over ranks, in place, on the device they are on."""
         for tensor in tensors:

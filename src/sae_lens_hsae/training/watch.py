@@ -65,7 +65,7 @@ class TrainingWatch:
             if share > DEAD_SHARE:
                 self._say(
                     "dead features", level, step, f"{share:.0%} of the features are dead; "
-                    "raise target_l0, lower lr, or keep ghost_gradients on",
+                    "raise target_l0, lower lr, or keep dead_feature_loss on",
                 )  # fmt: skip
             self._look_at_family(step, level, parents[own])
             self._look_at_variance(step, level, variance_explained[level])

@@ -21,7 +21,11 @@ NUMBERS_AT_A_TIME = 2**23
 
 
 def activations(
-    W_enc: torch.Tensor, bias: torch.Tensor, x: torch.Tensor, rule: LevelActivation
+    W_enc: torch.Tensor,
+    bias: torch.Tensor,
+    x: torch.Tensor,
+    rule: LevelActivation,
+    weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Activations of all levels.
 
@@ -30,16 +34,18 @@ def activations(
         bias: (n_features,).
         x: what the encoder reads, (batch, d_in), in the dtype of its product.
         rule: what makes features fire.
+        weights: how much each token counts in ``times``, (batch,); None counts each once.
 
     Returns:
         values: (n_features, batch), in the dtype of ``x``.
         times: tokens on which each feature fires, (n_features,), with the gradient that the rule gives L0.
         product: pre-activations but for the bias, (n_features, batch), without gradient.
     """
+    weights = x.new_ones(len(x), dtype=exact_dtype(x.dtype)) if weights is None else weights.detach()
     if isinstance(rule, JumpReLULevels):
-        return _JumpReLUEncoder.apply(W_enc, bias, x, rule.threshold, rule.bandwidth, rule.ste_to_input)
+        return _JumpReLUEncoder.apply(W_enc, bias, x, rule.threshold, weights, rule.bandwidth, rule.ste_to_input)
     assert isinstance(rule, BatchTopKLevels)
-    return _BatchTopKEncoder.apply(W_enc, bias, x, rule)
+    return _BatchTopKEncoder.apply(W_enc, bias, x, weights, rule)
 
 
 class _JumpReLUEncoder(torch.autograd.Function):
@@ -50,33 +56,39 @@ class _JumpReLUEncoder(torch.autograd.Function):
         bias: torch.Tensor,
         x: torch.Tensor,
         threshold: torch.Tensor,
+        weights: torch.Tensor,
         bandwidth: float,
         ste_to_input: bool,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         product = _product(W_enc, x)
-        ctx.save_for_backward(x, product, bias, threshold)
+        ctx.save_for_backward(x, product, bias, threshold, weights)
         ctx.settings = (bandwidth, ste_to_input, (W_enc.dtype, bias.dtype))
         ctx.mark_non_differentiable(product)
         values = torch.empty_like(product)
-        times = torch.cat([_fire(*four) for four in _in_turns(product, bias, threshold, values)])
+        times = torch.cat([_fire(*four, weights=weights) for four in _in_turns(product, bias, threshold, values)])
         return values, times, product
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, product, bias, threshold = ctx.saved_tensors
+        x, product, bias, threshold, weights = ctx.saved_tensors
         bandwidth, ste_to_input, dtypes = ctx.settings
         of_pre = torch.empty_like(product)
         turns = _in_turns(product, bias, threshold, grads[0], grads[1], of_pre)
-        sums = [_gradients(*six, bandwidth=bandwidth, ste_to_input=ste_to_input) for six in turns]
+        sums = [_gradients(*six, weights=weights, bandwidth=bandwidth, ste_to_input=ste_to_input) for six in turns]
         of_bias, of_threshold = (torch.cat(parts) for parts in zip(*sums, strict=True))
         of_W_enc, of_bias = _parameter_gradients(of_pre, of_bias, x, dtypes)
-        return of_W_enc, of_bias, None, of_threshold.to(threshold.dtype), None, None
+        return of_W_enc, of_bias, None, of_threshold.to(threshold.dtype), None, None, None
 
 
 class _BatchTopKEncoder(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, W_enc: torch.Tensor, bias: torch.Tensor, x: torch.Tensor, rule: BatchTopKLevels
+        ctx: Any,
+        W_enc: torch.Tensor,
+        bias: torch.Tensor,
+        x: torch.Tensor,
+        weights: torch.Tensor,
+        rule: BatchTopKLevels,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         product = _product(W_enc, x)
         pre = product + bias.to(product.dtype)[:, None]
@@ -89,7 +101,7 @@ class _BatchTopKEncoder(torch.autograd.Function):
         )
         ctx.save_for_backward(x, fired)
         ctx.dtypes = (W_enc.dtype, bias.dtype)
-        times = fired.sum(1, dtype=exact_dtype(pre.dtype))
+        times = fired.to(weights.dtype) @ weights
         ctx.mark_non_differentiable(product, times)
         return pre * fired, times, product
 
@@ -98,7 +110,7 @@ class _BatchTopKEncoder(torch.autograd.Function):
         x, fired = ctx.saved_tensors
         of_pre = grads[0] * fired
         of_bias = of_pre.sum(1, dtype=exact_dtype(of_pre.dtype))
-        return *_parameter_gradients(of_pre, of_bias, x, ctx.dtypes), None, None
+        return *_parameter_gradients(of_pre, of_bias, x, ctx.dtypes), None, None, None
 
 
 def _product(W_enc: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -118,13 +130,15 @@ def _in_turns(product: torch.Tensor, *others: torch.Tensor) -> list[Any]:
 
 
 @one_pass
-def _fire(product: torch.Tensor, bias: torch.Tensor, threshold: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+def _fire(
+    product: torch.Tensor, bias: torch.Tensor, threshold: torch.Tensor, values: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
     """Write the activations to ``values``; return how often each feature fires, (n_features,)."""
     exact = exact_dtype(product.dtype)
     pre = product.to(exact) + bias.to(exact)[:, None]
     fired = pre > threshold.to(exact)[:, None]
     values.copy_(pre * fired)
-    return fired.sum(1, dtype=exact)
+    return (fired * weights.to(exact)).sum(1)
 
 
 @one_pass
@@ -135,6 +149,7 @@ def _gradients(
     of_values: torch.Tensor,
     of_times: torch.Tensor,
     of_pre: torch.Tensor,
+    weights: torch.Tensor,
     bandwidth: float,
     ste_to_input: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -148,7 +163,7 @@ def _gradients(
     of_values = of_values.to(exact)
     pre = product.to(exact) + bias.to(exact)[:, None]
     near = ((pre - theta) / bandwidth).abs() < 0.5
-    estimated = near * (theta * of_values + of_times.to(exact)[:, None]) / bandwidth
+    estimated = near * (theta * of_values + of_times.to(exact)[:, None] * weights.to(exact)) / bandwidth
     through = (pre > theta) * of_values
     total = through + estimated if ste_to_input else through
     of_pre.copy_(total)

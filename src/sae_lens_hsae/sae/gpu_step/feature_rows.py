@@ -38,6 +38,7 @@ class FeatureRows:
         x: torch.Tensor,
         activation: LevelActivation,
         levels: Levels,
+        weights: torch.Tensor | None = None,
     ) -> None:
         """Form the one encoder product, and the activations.
 
@@ -47,10 +48,11 @@ class FeatureRows:
             x: what the encoder reads, (batch, d_in); no gradient flows to it.
             activation: what makes features fire.
             levels: of the features.
+            weights: how much each token counts in L0, (batch,); None where all count alike.
         """
-        self.levels = levels
+        self.levels, self._weights = levels, weights
         dtype = product_dtype(x.device, W_enc.dtype)
-        self.rows, self._times, product = activations(W_enc, bias, x.detach().to(dtype), activation)
+        self.rows, self._times, product = activations(W_enc, bias, x.detach().to(dtype), activation, weights)
         self.pre_activations = PreActivations(product, bias.detach())
         self._read_as = W_enc.dtype
         self._decoder: torch.Tensor | None = None
@@ -61,7 +63,9 @@ class FeatureRows:
 
     def times_fired(self) -> torch.Tensor:
         """Tokens on which each feature is active, (n_features,)."""
-        return self._times.detach()
+        if self._weights is None:
+            return self._times.detach()
+        return (self.rows.detach() != 0).sum(1).to(self._times.dtype)
 
     def follow_coactivation(self, running: torch.Tensor, above: slice, below: slice) -> None:
         """Move the running share of tokens on which parents and children are both active on, in place."""
@@ -71,9 +75,15 @@ class FeatureRows:
         together = exact_product(parents, children.T).div_(self.rows.shape[1])
         running.lerp_(together, 1 - COACTIVATION_MOMENTUM)
 
-    def l0(self) -> torch.Tensor:
-        """Mean L0 of every level, (L,), with the gradient that the rule of activation gives it."""
-        return torch.stack([own.sum() for own in self.levels.split(self._times)]) / self.rows.shape[1]
+    def l0(self, weights: torch.Tensor | None = None) -> torch.Tensor:
+        """Mean L0 of every level, (L,), with the gradient that the rule of activation gives it.
+
+        Args:
+            weights: those that the rows were made with.
+        """
+        assert weights is self._weights, "the encoder's gradient has the weights it was made with"
+        total = self.rows.shape[1] if weights is None else weights.sum()
+        return torch.stack([own.sum() for own in self.levels.split(self._times)]) / total
 
     def smallest(self) -> list[torch.Tensor]:
         """Smallest activation of every level, () each, without gradient; infinite where nothing is active."""
@@ -85,9 +95,12 @@ class FeatureRows:
         """Reconstructions of all levels with the replacements, (L, batch, d_in)."""
         return reconstructions(self.rows, self._decoder_rows(W_dec), W_dec, b_dec, replaced, self.levels)
 
-    def structural_loss(self, W_dec: torch.Tensor, families: Families) -> torch.Tensor:
-        """Σ_l Σ_i L_PC,(l,i), mean over the batch."""
-        return structural_loss_of_rows(self.rows, self._decoder_rows(W_dec), W_dec, families)
+    def structural_loss(
+        self, W_dec: torch.Tensor, families: Families, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Σ_l Σ_i L_PC,(l,i), mean over the batch, of tokens with weights (batch,)."""
+        rows = self.rows if weights is None else self.rows * weights.sqrt().to(self.rows.dtype)
+        return structural_loss_of_rows(rows, self._decoder_rows(W_dec), W_dec, families)
 
     def _decoder_rows(self, W_dec: torch.Tensor) -> torch.Tensor:
         """``W_dec`` in the dtype of the products, made once per step."""

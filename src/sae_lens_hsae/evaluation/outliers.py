@@ -1,0 +1,59 @@
+"""Outlying tokens, such as attention sinks: which they are, and what a level explains of all the others.
+
+A sink may be a thousand times as large as other tokens, and a few of them hold most of a stream's variance. Variance
+explained is then a statement about them alone, so it is also given without them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import chain
+
+import torch
+
+OUTLYING = 3.0
+"""A token is outlying if it is further from the centre than this many times the median distance."""
+
+SEEN_FIRST = 1024
+"""Tokens at the beginning of a stream that say what is usual."""
+
+
+class Outliers:
+    """Tells outlying tokens of a stream from ordinary ones, and keeps Σ‖x − mean‖² of the latter."""
+
+    def __init__(self, first: torch.Tensor) -> None:
+        """Take the centre and the median distance from the first tokens, (n, d_in)."""
+        self._centre = first.median(0).values
+        self._limit = OUTLYING * (first - self._centre).norm(dim=1).median()
+        self.n_ordinary = 0
+        self._sum, self._squares = torch.zeros(first.shape[1], dtype=torch.float64), 0.0
+
+    def ordinary(self, x: torch.Tensor) -> torch.Tensor:
+        """Which of the next tokens (n, d_in) are ordinary, (n,) bool."""
+        shifted = x - self._centre.to(x)
+        ordinary = shifted.norm(dim=1) <= self._limit
+        self.n_ordinary += int(ordinary.sum())
+        shifted = shifted[ordinary]
+        self._sum += shifted.sum(0).double().cpu()
+        self._squares += float(shifted.square().sum())
+        return ordinary
+
+    @property
+    def spread(self) -> float:
+        """Σ‖x − mean‖² of the ordinary tokens; NaN where they do not vary."""
+        if self.n_ordinary == 0:
+            return math.nan
+        spread = self._squares - float(self._sum.square().sum()) / self.n_ordinary
+        return spread if spread > 0 else math.nan
+
+
+def begun(chunks: Iterator[torch.Tensor]) -> tuple[torch.Tensor, Iterator[torch.Tensor]]:
+    """The first `SEEN_FIRST` tokens of a stream of chunks (n, d_in), and the whole stream again."""
+    first, n = [], 0
+    for chunk in chunks:
+        first.append(chunk)
+        n += len(chunk)
+        if n >= SEEN_FIRST:
+            break
+    return torch.cat(first)[:SEEN_FIRST] if first else torch.zeros(0, 0), chain(first, chunks)
