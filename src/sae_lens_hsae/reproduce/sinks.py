@@ -43,7 +43,7 @@ class Sinks:
         return x
 
 
-SINKS = (Sinks(0.0, 0.0), Sinks(0.001, 10), Sinks(0.005, 100), Sinks(0.01, 1000), Sinks(0.01, 1000, 3))
+SINKS = (Sinks(0.0, 0.0), Sinks(0.005, 100), Sinks(0.01, 1000, 3))
 
 
 @dataclass(frozen=True)
