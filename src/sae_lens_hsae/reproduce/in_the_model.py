@@ -18,10 +18,10 @@ from sae_lens_hsae.reproduce.gemma_stream import GemmaActivations, gemma_store
 from sae_lens_hsae.reproduce.models import HSAE, SAELENS_BATCH_TOPK, stack_of
 from sae_lens_hsae.reproduce.paper_tables import Size, Stream, n_tokens, trained
 
-IN_THE_MODEL = (HSAE, "HSAE (paper)", "post hoc", SAELENS_BATCH_TOPK)
-PROMPTS = 64
+IN_THE_MODEL = (HSAE, "post hoc", SAELENS_BATCH_TOPK)
+PROMPTS = 16
 """Rows of text, of which no token was trained on."""
-N_STEERED = 24
+N_STEERED = 8
 """Features of the finest level that have two ancestors; each is pushed, and so are its ancestors."""
 STRENGTH = 0.5
 """Length of a push, in median distances of the activations from their centre."""
@@ -53,7 +53,7 @@ def reproduce_in_the_model(
         rows += [{"model": model, "level": each.level, "recovered": each.recovered} for each in found]
         if model == HSAE:
             store.reset_input_dataset()
-            tokens = store.get_batch_tokens(8)
+            tokens = store.get_batch_tokens(4)
             rows += _steering(saes, forest, store.model, tokens, STRENGTH * typical)
     return rows
 
