@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import reference
 import torch
-from conftest import D_IN, make_sae
+from conftest import D_IN, at_step, make_sae, step_input
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_structural_loss import random_case
@@ -28,6 +28,7 @@ from sae_lens_hsae.sae.gpu_step.family_products import (
     sums_within,
 )
 from sae_lens_hsae.sae.gpu_step.products import exact_product
+from sae_lens_hsae.step_output import LazyStepOutput
 from sae_lens_hsae.structural_loss import families_of
 
 BATCH = 24
@@ -233,10 +234,11 @@ def test_as_one_kernel_they_are_the_same(dtype: torch.dtype) -> None:
     for n, size in ((64, 2), (48, 3), (96, 3)):
         table, of_values = normal(n, 20, kind=dtype), normal(n, 20, kind=dtype)
         bias, threshold, of_times = normal(3, n)
+        weights = torch.rand(20, generator=generator)
         members = list(torch.randint(n, (size, 7), generator=generator))
         inputs: list[tuple[Any, ...]] = [
-            (table, bias, threshold, torch.zeros_like(table)),
-            (table, bias, threshold, of_values, of_times, torch.zeros_like(table), 1.5, True),
+            (table, bias, threshold, torch.zeros_like(table), weights),
+            (table, bias, threshold, of_values, of_times, torch.zeros_like(table), weights, 1.5, True),
             (table, members),
             (table, members, normal(7, size, size)),
         ]
@@ -251,6 +253,41 @@ def test_sums_of_half_precision_products_are_kept() -> None:
     assert (ones @ ones.T).item() == 256
     assert exact_product(ones, ones.T).item() == 257
     assert exact_product(ones[None], ones.T[None]).dtype == torch.float32
+
+
+@pytest.mark.parametrize("rule", ["jumprelu", "batchtopk"])
+def test_tokens_that_count_less_do_so_in_both_forms(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(64, D_IN, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    x[::7] *= 20
+    results = []
+    for devices in ((), ("cpu",)):
+        monkeypatch.setattr(HierarchicalTrainingSAE, "row_devices", devices)
+        monkeypatch.setattr("sae_lens_hsae.training_sae.MAX_DENSITY", -1.0)
+        sae = make_sae(
+            dtype="float64",
+            whiten_encoder=True,
+            outlier_limit=2.0,
+            perturbation_rate=0.0,
+            structural_loss_coefficient=0.3,
+            level_activation=rule,
+            dead_feature_loss="auxiliary",
+            hierarchy_first_update=1000,
+        )
+        sae.observe(x, 0)
+        sae.standardize()
+        sae.tokens_since_fired[::4] = 10_000
+        output = at_step(sae, 20).training_forward_pass(step_input(x))
+        output.loss.backward()
+        results.append((output, sae))
+    (plain, of_plain), (ours, of_ours) = results
+    assert isinstance(ours, LazyStepOutput)
+    assert plain.losses["auxiliary_loss"] > 0
+    torch.testing.assert_close(ours.losses, plain.losses, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(ours.feature_acts, plain.feature_acts, rtol=1e-9, atol=1e-9)
+    for name, parameter in of_plain.named_parameters():
+        torch.testing.assert_close(of_ours.get_parameter(name).grad, parameter.grad, rtol=1e-9, atol=1e-9)
+    for name in ("l0_ema", "tokens_since_fired"):
+        torch.testing.assert_close(of_ours.get_buffer(name), of_plain.get_buffer(name))
 
 
 def test_coactivation_counts_every_token() -> None:
