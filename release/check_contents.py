@@ -10,7 +10,7 @@ import zipfile
 from email.parser import Parser
 from pathlib import Path
 
-PACKAGE = "sae_lens_hsae"
+PACKAGES = ("sae_lens_hsae", "hsae_command")
 ROOT = Path(__file__).parent.parent
 
 
@@ -19,7 +19,8 @@ def wheel_faults(wheel: Path, root: Path = ROOT) -> list[str]:
     source = root / "src"
     wanted = {
         str(path.relative_to(source))
-        for path in (source / PACKAGE).rglob("*")
+        for package in PACKAGES
+        for path in (source / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
     with zipfile.ZipFile(wheel) as archive:

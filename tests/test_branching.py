@@ -62,6 +62,12 @@ def test_the_interval_is_that_of_the_mean_and_covers_as_stated():
     assert sum(widths) / n_draws == pytest.approx(expected, rel=0.1)
 
 
+def test_scores_may_be_a_column_of_a_table():
+    forest = forest_of([2, 2, 1, 1, 0])
+    scores = scores_of(forest, [0.9, 0.7, 0.4, 0.6, math.nan])
+    assert branching(forest, pd.Series(scores.numpy())) == branching(forest, scores)
+
+
 def test_the_same_seed_gives_the_same_interval():
     forest = forest_of([2, 2, 1, 1, 1])
     scores = scores_of(forest, [0.1, 0.5, 0.3, 0.2, 0.6])

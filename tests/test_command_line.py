@@ -21,6 +21,7 @@ from sae_lens import LanguageModelSAETrainingRunner
 from test_resume import StopAt
 from tqdm.auto import tqdm
 
+import hsae_command
 import sae_lens_hsae
 from sae_lens_hsae import FeatureForest, HierarchicalSAE, HierarchicalSAETrainingRunner, cli
 from sae_lens_hsae.commands.outcome import CallError, Outcome
@@ -49,6 +50,31 @@ def test_the_version_is_the_packages(capsys):
         cli.main(["--version"])
     assert end.value.code == 0
     assert capsys.readouterr().out.startswith(f"hsae {sae_lens_hsae.__version__} (sae-lens ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["--version"], 0), (["--help"], 0), (["demonstrate"], 2), ([], 2), (["--verison"], 2)]
+)
+def test_what_needs_no_sae_waits_for_none(arguments, code):
+    """An exit through SystemExit, with nothing heavy loaded until then."""
+    script = (
+        "import sys\nfrom hsae_command import main\ntry: main(sys.argv[1:])\n"
+        "finally: print('loaded:', *sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    loaded = done.stdout.rpartition("loaded:")[2].split()
+    assert "hsae_command" in loaded
+    assert not {"torch", "sae_lens", "sae_lens_hsae", "numpy", "transformers"} & set(loaded)
+
+
+def test_the_two_parsers_know_the_same_subcommands(capsys):
+    for main in (hsae_command.main, cli.main):
+        with pytest.raises(SystemExit):
+            main(["--help"])
+    first = capsys.readouterr().out
+    assert first[: len(first) // 2] == first[len(first) // 2 :]
+    assert list(hsae_command.SUBCOMMANDS) == EVERYONE
 
 
 @pytest.mark.parametrize(

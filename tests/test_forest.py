@@ -227,6 +227,12 @@ def test_a_feature_that_does_not_exist(forest: FeatureForest, query: str, featur
         getattr(forest, query)(feature)
 
 
+@pytest.mark.parametrize("query", ["parent", "children", "siblings", "path", "subtree"])
+def test_a_feature_may_be_given_by_its_name(forest: FeatureForest, query: str):
+    for feature in range(len(forest)):
+        assert getattr(forest, query)(forest.levels.name(feature)) == getattr(forest, query)(feature)
+
+
 def test_a_feature_may_be_a_tensor_but_no_fraction(forest: FeatureForest):
     assert forest.children(torch.tensor(0)) == [2, 3]  # type: ignore[arg-type]
     with pytest.raises(TypeError):

@@ -207,7 +207,8 @@ def test_what_is_missing_is_said_before_anything_is_asked(server, tmp_path, monk
         Endpoint("m", tmp_path / "answers", max_retries=0).ask(requests("x"), parse_label)
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(ValueError, match="OPENAI_API_KEY is not set"):
-        Endpoint("m", tmp_path / "answers")
+        Endpoint("m", tmp_path / "answers").ask(requests("x"), parse_label)
+    assert Endpoint("m", tmp_path / "answers").estimate(requests("x"))[0] == 1
 
 
 TEXTS = ["", " Science", " biology", " physics", " Iron", "", "", ""]
@@ -325,10 +326,14 @@ def saved(tmp_path):
     return tmp_path / "sae"
 
 
-def test_the_commands_estimate_and_then_write(server, saved, capsys):
+def test_the_commands_estimate_and_then_write(server, saved, capsys, monkeypatch):
     n_fired = int((Dashboards.load(dashboards_folder(saved)).n_firing > 0).sum())
     server.answer = lambda *_: label("a name")
-    cli.main(["label", str(saved), "--model", "m", "--estimate", "--price", "1", "2"])
+    with monkeypatch.context() as without_key:
+        without_key.delenv("OPENAI_API_KEY")
+        cli.main(["label", str(saved), "--model", "m", "--estimate", "--price", "1", "2"])
+        with pytest.raises(SystemExit, match="OPENAI_API_KEY is not set"):
+            cli.main(["label", str(saved), "--model", "m"])
     estimated = capsys.readouterr().out
     assert estimated.startswith(f"{n_fired} questions to ask, about ")
     assert "; at most about 0." in estimated

@@ -45,8 +45,21 @@ def test_split_gives_views_of_the_last_dimension():
     assert values[0, 2] == -1
 
 
-def test_flat_counts_levels_from_the_end_too():
-    assert Levels((2, 3, 5)).flat(-1, 4) == 9
+@pytest.mark.parametrize(("level", "feature"), [(-1, 4), (-3, 0), (-4, 0), (0, -1)])
+def test_flat_counts_nothing_from_the_end(level: int, feature: int):
+    with pytest.raises(IndexError, match=f"{'level' if level < 0 else 'feature'} {min(level, feature)} "):
+        Levels((2, 3, 5)).flat(level, feature)
+
+
+def test_names_are_read_as_they_are_written():
+    levels = Levels((2, 3, 5))
+    assert [levels.named(levels.name(feature)) for feature in range(10)] == list(range(10))
+    for name in ("2/5", "3/0"):
+        with pytest.raises(IndexError, match=r"does not exist|is not in level"):
+            levels.named(name)
+    for name in ("", "4", "0/", "/1", "-1/0", "0/1/0", "a/b", "0/²"):
+        with pytest.raises(ValueError, match="write level/number"):
+            levels.named(name)
 
 
 @pytest.mark.parametrize(("level", "feature"), [(0, 2), (0, -1), (2, 5)])

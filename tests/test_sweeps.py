@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pandas
@@ -16,7 +17,7 @@ from test_wandb_logging import records
 from wandb.apis.public.sweeps import _validate_config_and_fill_distribution
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args, load_sweep_config
 
-from sae_lens_hsae import evaluate_forest
+from sae_lens_hsae import cli, evaluate_forest
 from sae_lens_hsae.commands.flags import as_flags, command_line, parse_flags
 from sae_lens_hsae.commands.measured_runner import MeasuredTrainingRunner, summary
 from sae_lens_hsae.commands.sweep import arguments_of, configurations, measured, read_sweep, run_sweep
@@ -94,6 +95,14 @@ def test_sweep_files_that_are_none(tmp_path, text, message):
     (tmp_path / "sweep.yaml").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_sweep(tmp_path / "sweep.yaml")
+
+
+@pytest.mark.parametrize("flags", [[], ["--seeds", "1", "--runs", "1"]])
+def test_what_follows_the_dashes_goes_to_every_training(capsys, flags):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["sweep", str(SWEEPS[0]), *flags, "--", "--d_in", "16", "--d_inn", "4"])
+    assert end.value.code == 2
+    assert re.search("^hsae sweep: .*d_inn 4", capsys.readouterr().err)
 
 
 def test_two_configurations_run_to_the_end(tmp_path):

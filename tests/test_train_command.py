@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import make_sae
 from host_helpers import (
     D_MODEL,
     restored_signal_handlers,
@@ -117,6 +118,8 @@ def test_the_estimate_counts_what_there_is(tmp_path):
         (["4"], "belongs to no flag", True),
         (["--preset", "big"], "preset='big': choose one of paper", True),
         (["--config", "missing.yaml"], "missing.yaml", False),
+        (["--preset", "gpt2", "--training_tokens", "0"], "training_tokens=0 is less than one step", False),
+        (["--preset", "gpt2", "--training_tokens", "0", "--dry-run"], "training_tokens=0 is less than", False),
         (["--config", "list.yaml"], "must map names of flags to values", False),
         (["--config", "broken.yaml"], "neither YAML nor JSON", False),
         (["--config", "nested.yaml"], "flags are flat", False),
@@ -199,6 +202,35 @@ def test_evaluate_measures_what_evaluate_forest_does(tmp_path, capsys):
         assert found["variance_explained"] == pytest.approx(level.variance_explained, rel=1e-4)
     for found, boundary in zip(printed["boundaries"], expected.boundaries, strict=True):
         assert found["hamming"] == pytest.approx(boundary.hamming, rel=1e-4)
+
+
+def test_a_worse_evaluation_replaces_no_better_one(tmp_path, capsys):
+    save_tiny_gpt2(tmp_path / "gpt2")
+    sae = make_sae(d_in=D_MODEL)
+    metadata = sae.cfg.metadata
+    metadata.model_name, metadata.model_class_name = str(tmp_path / "gpt2"), "AutoModelForCausalLM"
+    metadata.hook_name, metadata.context_size, metadata.prepend_bos = "transformer.h.0", 32, False
+    sae.save_inference_model(str(tmp_path / "out"))
+    (tmp_path / "text.txt").write_text(" ".join(f"w{1 + i % 97}" for i in range(320)))
+    saved, own = tmp_path / "out" / "evaluation.json", tmp_path / "own.json"
+    call = ["evaluate", str(tmp_path / "out"), "--text", str(tmp_path / "text.txt"), "--n-tokens"]
+    cli.main([*call, "200"])
+    before = saved.read_bytes()
+    with pytest.raises(SystemExit, match=r"n_tokens=10, but .*evaluation\.json was measured on 200.*--output"):
+        cli.main([*call, "10"])
+    cli.main([*call, "10", "--output", str(own)])
+    assert saved.read_bytes() == before
+    assert json.loads(own.read_text())["evaluation"]["n_tokens"] == 10
+    cli.main([*call, "300"])
+    assert json.loads(saved.read_text())["evaluation"]["n_tokens"] == 300
+    # Of other weights: no better one.
+    saved.write_text(json.dumps({"weights": "other", "evaluation": {"n_tokens": 10**9}}))
+    cli.main([*call, "10"])
+    assert json.loads(saved.read_text())["evaluation"]["n_tokens"] == 10
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match=r"output='.*own\.json': .* is no folder; give another path"):
+        cli.main([*call, "10", "--output", str(own / "below.json")])
+    assert capsys.readouterr().err == "", "nothing was loaded or read by then"
 
 
 def test_evaluate_refuses_no_tokens(tmp_path):

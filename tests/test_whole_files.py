@@ -124,6 +124,16 @@ def test_a_read_only_place_is_refused():
         check_writable("output_path", Path(folder) / "a" / "b")
 
 
+@pytest.mark.parametrize("write", [file_written_whole, folder_written_whole])
+def test_where_nothing_can_be_written_the_error_names_no_temporary_file(tmp_path, write):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc")):
+        with pytest.raises(OSError, match="cannot be written to") as error, write(folder / "name"):
+            pass
+        assert error.value.filename == str(folder)
+        assert ".unfinished" not in str(error.value)
+
+
 def test_files_appear_whole_or_not_at_all(tmp_path):
     target = tmp_path / "folder"
     for writer in (folder_written_whole, lambda folder: files_written_whole(folder, "key")):

@@ -8,12 +8,11 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from importlib.metadata import version
 from typing import Any
 
 from sae_lens.training._interruption import InterruptedException
 
-from sae_lens_hsae import __version__
+from hsae_command import DEBUG, SUBCOMMANDS, root_parser
 from sae_lens_hsae.commands.clarity import add_clarity, run_clarity
 from sae_lens_hsae.commands.contrast import add_contrast, run_contrast
 from sae_lens_hsae.commands.demo import demo
@@ -43,10 +42,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Outcome]] = {
     "push": run_push,
     "convert": run_convert,
 }
-DEBUG = "--debug"
 CALL_ERROR = 2
-EPILOG = """Results go to stdout, everything else to stderr, progress bars only to a terminal. Exit codes: 0; 1 where
-bad input or the machine kept it from being done; 2 on a wrong call; 130 on SIGINT, 143 on SIGTERM."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -60,7 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = [argument for argument in arguments if argument != DEBUG]
     # The flags of train are SAELens' and many; it reads them itself, its own --help included.
     trains = arguments[:1] == ["train"]
-    chosen = _parser().parse_args(arguments[:1] if trains else arguments)
+    own, further = arguments[:1] if trains else arguments, None
+    if "sweep" in own[:1] and "--" in own:
+        # argparse itself gives nothing after "--" to a subcommand whose positional arguments came before its flags.
+        own, further = own[: own.index("--")], own[own.index("--") + 1 :]
+    chosen = _parser().parse_args(own, argparse.Namespace(further=further or []))
     try:
         with bars_on_terminals_only():
             outcome = _run(chosen, arguments[1:])
@@ -114,20 +114,15 @@ def _message(error: Exception) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="hsae", description="Hierarchical sparse autoencoders for SAELens.", epilog=EPILOG
-    )
-    versions = f"hsae {__version__} (sae-lens {version('sae-lens')}, torch {version('torch')})"
-    parser.add_argument("--version", action="version", version=versions)
-    parser.add_argument(DEBUG, action="store_true", help="show the traceback of an error, with any command")
+    parser = root_parser()
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser(
         "demo",
-        help="train a four-level forest on all-MiniLM-L6-v2, offline, and show some of its trees",
+        help=SUBCOMMANDS["demo"],
         description="Train a four-level forest on all-MiniLM-L6-v2, offline, on the READMEs and docstrings of the "
         "installed Python packages; save it to runs/demo, measure it and show some of its trees. Minutes on two cores.",
     )
-    commands.add_parser("train", help="train on a language model; SAELens' fields are flags", add_help=False)
+    commands.add_parser("train", help=SUBCOMMANDS["train"], add_help=False)
     for add in (
         add_evaluate,
         add_clarity,

@@ -78,12 +78,25 @@ class Levels:
         """Flat index of ``feature`` within ``level``.
 
         Raises:
-            IndexError: if the level or the feature does not exist.
+            IndexError: if the level or the feature does not exist; neither is counted from the end.
         """
-        level = range(len(self))[level]
+        if not 0 <= level < len(self):
+            raise IndexError(f"level {level} does not exist; the levels are 0 … {len(self) - 1}, coarse to fine")
         if not 0 <= feature < self.widths[level]:
             raise IndexError(f"feature {feature} is not in level {level}, which has {self.widths[level]} features")
         return self.offsets[level] + feature
+
+    def named(self, name: str) -> int:
+        """Flat index of the feature that `name` calls so.
+
+        Raises:
+            IndexError: if there is no such feature.
+            ValueError: if it is no name.
+        """
+        level, slash, feature = name.partition("/")
+        if not (slash and level.isdecimal() and feature.isdecimal()):
+            raise ValueError(f"feature {name!r} is no name; write level/number, such as '0/41', or the flat index")
+        return self.flat(int(level), int(feature))
 
     def split(self, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Views of the last dimension, one per level: (…, n_features) → L of (…, n_l)."""

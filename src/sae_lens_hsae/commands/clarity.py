@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from hsae_command import SUBCOMMANDS
 from sae_lens_hsae.commands.collected import read_collected
 from sae_lens_hsae.commands.outcome import Outcome, add_json
 from sae_lens_hsae.forest import FeatureForest
@@ -25,7 +26,7 @@ def add_clarity(commands: Any) -> None:
     """Add ``clarity`` to the subparsers of the command ``hsae``."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "clarity",
-        help="score every feature's label of tokens on contexts it was not made from, without a language model",
+        help=SUBCOMMANDS["clarity"],
         description="Score every feature's label of tokens on contexts that it was not made from, and compare roots "
         f"with several children and with one; also by the verdicts of hsae judge, if {JUDGEMENTS_FILENAME} is in "
         "FOLDER.",

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hsae_command import SUBCOMMANDS
 from sae_lens_hsae.commands.collected import dashboards_beside, labels_by_tokens
 from sae_lens_hsae.commands.outcome import Outcome, add_json
 from sae_lens_hsae.commands.text_flags import add_device, check_device
@@ -22,7 +23,7 @@ def add_contrast(commands: Any) -> None:
     """Add ``contrast`` to the subparsers of the command ``hsae``."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "contrast",
-        help="say which features differ between two sets of texts, and at which level",
+        help=SUBCOMMANDS["contrast"],
         description="Say which features of a saved SAE differ between two sets of texts: one line per cause, from the "
         "coarsest feature that shows it to the finest that still holds it. Two-sided Mann-Whitney tests over texts, "
         "corrected for the number of features.",

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from hsae_command import SUBCOMMANDS
 from sae_lens_hsae.commands.collected import dashboards_beside, labels_by_tokens
 from sae_lens_hsae.commands.outcome import Outcome, add_json
 from sae_lens_hsae.commands.text_flags import add_device, check_device
@@ -22,7 +23,7 @@ def add_explain(commands: Any) -> None:
     """Add ``explain`` to the subparsers of the command ``hsae``."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "explain",
-        help="show which paths of the forest are active on each token of a text",
+        help=SUBCOMMANDS["explain"],
         description="Read one text with a saved SAE and its own language model. For each token: the share of the "
         "activation that each level explains, the active paths of the forest, coarse to fine, and where a child fires "
         "without its parent.",

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hsae_command import SUBCOMMANDS
 from sae_lens_hsae.commands.collected import read_collected
 from sae_lens_hsae.commands.outcome import Outcome, add_json
 from sae_lens_hsae.interpret.dashboards import Dashboards
@@ -25,13 +26,13 @@ def add_label_and_judge(commands: Any) -> None:
     """Add ``label`` and ``judge`` to the subparsers of the command ``hsae``."""
     label = commands.add_parser(
         "label",
-        help="have a language model name the features of a saved SAE",
+        help=SUBCOMMANDS["label"],
         description="Have a language model behind an OpenAI-compatible endpoint name every feature that fires, from "
         "the contexts that hsae explore collected, coarse to fine. Answers are kept; a later call asks the rest.",
     )
     judge = commands.add_parser(
         "judge",
-        help="have a language model judge edges of a saved SAE's forest, and controls",
+        help=SUBCOMMANDS["judge"],
         description="Have a language model behind an OpenAI-compatible endpoint say for pairs of features whether "
         "one is a special case of the other: edges of the forest, and controls that are none (HSAE App. C). Answers "
         "are kept; a later call asks the rest.",
@@ -59,6 +60,8 @@ def run_label_or_judge(chosen: argparse.Namespace) -> Outcome:
         chosen.concurrency,
         temperature=JUDGE_TEMPERATURE if chosen.command == "judge" and chosen.repetitions > 1 else 0.0,
     )
+    if not chosen.estimate:
+        endpoint.check_can_ask()
     dashboards, text_of = read_collected(folder)
     return (_label if chosen.command == "label" else _judge)(chosen, folder, endpoint, dashboards, text_of)
 

@@ -13,6 +13,7 @@ from typing import Any
 import pandas
 import yaml
 
+from hsae_command import SUBCOMMANDS
 from sae_lens_hsae.commands.flags import as_flags, command_line
 from sae_lens_hsae.commands.measured_runner import summary
 from sae_lens_hsae.commands.outcome import Outcome, add_json
@@ -126,7 +127,8 @@ def add_sweep(commands: Any) -> None:
     """Add ``sweep`` to the subparsers of the command ``hsae``."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "sweep",
-        help="run a W&B sweep file without a server, several seeds each, into one table",
+        help=SUBCOMMANDS["sweep"],
+        usage="hsae sweep [FLAG …] FILE [-- FLAGS OF hsae train]",
         description="Run a W&B sweep file without a server, several seeds each, into one table. What follows -- goes "
         "to every hsae train.",
     )
@@ -136,7 +138,6 @@ def add_sweep(commands: Any) -> None:
     parser.add_argument("--runs", type=int, help="so many configurations, drawn at random (default: all)")
     parser.add_argument("--workers", type=int, default=1, help="processes that share the cores, default %(default)s")
     add_json(parser)
-    parser.add_argument("further", nargs="*", metavar="-- FLAGS", help="flags of hsae train for every run")
 
 
 def run_sweep_command(chosen: argparse.Namespace) -> Outcome:

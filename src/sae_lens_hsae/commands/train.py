@@ -19,7 +19,7 @@ from sae_lens_hsae.commands.training_estimate import estimate
 from sae_lens_hsae.config import ARCHITECTURE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.evaluation import ForestEvaluation
 from sae_lens_hsae.training.ranks import n_launched
-from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
+from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner, check_steps
 
 HELP = {"-h", "--help"}
 EPILOG = """Every field of SAELens' LanguageModelSAERunnerConfig and of HierarchicalTrainingSAEConfig is a flag too:
@@ -115,10 +115,12 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
         # Of a flag that they refuse both parsers print their whole usage, and end the process.
         with redirect_stderr(said):
             _, rest = _beyond_saelens().parse_known_args(command_line(flags), own)
-            return own, _parse_cfg_args(rest)
+            cfg = _parse_cfg_args(rest)
     except (argparse.ArgumentError, SystemExit) as error:
         what = error if isinstance(error, argparse.ArgumentError) else said.getvalue().rpartition("error: ")[2].strip()
         raise CallError(f"{what}; hsae train --help lists every flag") from error
+    check_steps(cfg)
+    return own, cfg
 
 
 def run_train(arguments: Sequence[str]) -> Outcome:

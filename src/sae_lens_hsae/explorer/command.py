@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hsae_command import SUBCOMMANDS
 from sae_lens_hsae.commands.collected import dashboards_beside
 from sae_lens_hsae.commands.outcome import Outcome, add_json
 from sae_lens_hsae.commands.text_flags import add_device, add_text, check_device, text_source
@@ -36,7 +37,7 @@ def add_explore(commands: Any) -> None:
     """Add ``explore`` to the subparsers of the command ``hsae``."""
     parser = commands.add_parser(
         "explore",
-        help="write a saved SAE's explorer page: one HTML file, no server",
+        help=SUBCOMMANDS["explore"],
         description="Read text with a saved SAE and its own language model, keep what every feature fires on as "
         "dashboards in FOLDER, and write the explorer page: one HTML file that opens from disk. Later calls use the "
         "dashboards again and need neither text nor model.",

@@ -2,6 +2,7 @@
 
 HSAE trains the forest together with its levels; a post-hoc assignment between independently trained SAEs
 gives the same object. Queries about one feature answer in Python ints, queries about the whole forest in tensors.
+A feature is given as its flat index, or by its name, such as ``"0/41"``.
 """
 
 from __future__ import annotations
@@ -119,30 +120,31 @@ class FeatureForest:
 
         return forest_html(self)
 
-    # One feature. All raise IndexError for a feature that does not exist.
+    # One feature. All raise IndexError for a feature that does not exist, and ValueError for a word that is no name.
 
-    def parent(self, feature: int) -> int | None:
+    def parent(self, feature: int | str) -> int | None:
         """Flat index of the feature's parent; None for a root and for an unassigned feature."""
         parent = int(self._parents[self._checked(feature)])
         return None if parent == NO_PARENT else parent
 
-    def children(self, feature: int) -> list[int]:
+    def children(self, feature: int | str) -> list[int]:
         """Flat indices of the feature's children, ascending."""
         return self._children_of(torch.tensor([self._checked(feature)])).tolist()
 
-    def siblings(self, feature: int) -> list[int]:
+    def siblings(self, feature: int | str) -> list[int]:
         """The other children of the feature's parent, ascending; none for a feature without a parent."""
+        feature = self._checked(feature)
         parent = self.parent(feature)
         return [] if parent is None else [child for child in self.children(parent) if child != feature]
 
-    def path(self, feature: int) -> list[int]:
+    def path(self, feature: int | str) -> list[int]:
         """From the feature's topmost ancestor (a root or an unassigned feature) down to the feature itself."""
         path = [self._checked(feature)]
         while (parent := self.parent(path[-1])) is not None:
             path.append(parent)
         return path[::-1]
 
-    def subtree(self, feature: int) -> list[int]:
+    def subtree(self, feature: int | str) -> list[int]:
         """The feature and all its descendants, breadth-first."""
         generation = torch.tensor([self._checked(feature)])
         generations = []
@@ -239,7 +241,9 @@ class FeatureForest:
         graph.add_edges_from(self.edges().tolist())
         return graph
 
-    def _checked(self, feature: int) -> int:
+    def _checked(self, feature: int | str) -> int:
+        if isinstance(feature, str):
+            return self._levels.named(feature)
         index = operator.index(feature)
         # A negative index would quietly answer for a feature counted from the end, and -1 means "no parent" here.
         if not 0 <= index < self.n_features:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from sae_lens_hsae.evaluation.cluster_bootstrap import Estimate, resampled_means
 from sae_lens_hsae.forest import FeatureForest
@@ -36,7 +38,9 @@ class Branching:
         return f"children {means}\nseveral − one: {self.difference}, relative: {self.relative}"
 
 
-def branching(forest: FeatureForest, scores: torch.Tensor, n_resamples: int = 5000, seed: int = 0) -> Branching:
+def branching(
+    forest: FeatureForest, scores: torch.Tensor | ArrayLike, n_resamples: int = 5000, seed: int = 0
+) -> Branching:
     """Compare the scores of roots with several children and of roots with one.
 
     Roots are drawn with replacement, so the intervals say how the result varies over roots of this forest, not over
@@ -44,14 +48,16 @@ def branching(forest: FeatureForest, scores: torch.Tensor, n_resamples: int = 50
 
     Args:
         forest: who is whose parent; roots are the features of level 0.
-        scores: (n_features,) any score per feature, such as ``label_detection(…).score`` or ``parent_verdicts(…)``;
-            NaN for none.
+        scores: (n_features,) any score per feature, such as ``label_detection(…).score``, ``parent_verdicts(…)`` or a
+            column of a table; NaN for none.
         n_resamples: draws of the bootstrap.
         seed: of the draws.
 
     Raises:
         ValueError: if there is not one score per feature, one is infinite, or ``n_resamples`` is not positive.
     """
+    if not isinstance(scores, torch.Tensor):
+        scores = torch.from_numpy(np.array(scores, dtype=np.float64))
     if scores.shape != (len(forest),):
         raise ValueError(f"scores has shape {tuple(scores.shape)}; give one per feature, ({len(forest)},)")
     if scores.isinf().any():

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hsae_command import SUBCOMMANDS
 from sae_lens_hsae.commands.outcome import Outcome, add_json
 from sae_lens_hsae.reproduce.figures import figures_of
 from sae_lens_hsae.reproduce.gemma_stream import GemmaActivations
@@ -32,7 +33,7 @@ def add_reproduce(commands: Any) -> None:
     """Add the subcommand to ``hsae``'s."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "reproduce",
-        help="train and measure what a table compares",
+        help=SUBCOMMANDS["reproduce"],
         description="Train and measure what a table compares. Finished models and cells are kept in the output folder, "
         "and a later call does the rest. The paper's tables: main, mechanisms (ablated), trees (their shapes), "
         "similarity (what makes a parent), tradeoff (ρ and r); ideas (beyond the paper, ablated), "

@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from hsae_command import SUBCOMMANDS
 from sae_lens_hsae.commands.outcome import Outcome, add_json
 from sae_lens_hsae.forest.files import FORMATS, read_forest, write_forest
-from sae_lens_hsae.sharing.push import push, save_levels
+from sae_lens_hsae.sharing.push import push, push_dry_run, save_levels
 from sae_lens_hsae.sharing.saved_model import load_hierarchical_sae
 
 
@@ -16,7 +17,7 @@ def add_push(commands: Any) -> None:
     """Add ``push`` to the subparsers of the command ``hsae``."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "push",
-        help="upload a saved HSAE to the Hugging Face hub, with a model card",
+        help=SUBCOMMANDS["push"],
         description="Upload a saved HSAE to the Hugging Face hub, so that SAE.from_pretrained(REPOSITORY, PATH) loads "
         "it. Log in first: hf auth login, or set HF_TOKEN.",
     )
@@ -25,11 +26,17 @@ def add_push(commands: Any) -> None:
     parser.add_argument("--path", help="the model's folder in the repository (default: the name of FOLDER)")
     parser.add_argument("--levels", action="store_true", help="also push each level as an ordinary SAELens SAE")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--dry-run", action="store_true", help="list the files, print the model card, upload nothing")
     add_json(parser)
 
 
 def run_push(chosen: argparse.Namespace) -> Outcome:
-    """Push; the commit's address."""
+    """Push; the commit's address. With ``--dry-run`` what would be pushed."""
+    if chosen.dry_run:
+        sizes, card = push_dry_run(chosen.folder, chosen.repository, chosen.path, levels=chosen.levels)
+        lines = [f"{size:>13,}  {name}" for name, size in sizes.items()]
+        head = f"Would go to {chosen.repository}, {sum(sizes.values()):,} bytes; nothing was uploaded"
+        return Outcome("\n".join([head, *lines, "", card]), {"files": sizes, "card": card})
     address = push(chosen.folder, chosen.repository, chosen.path, levels=chosen.levels, private=chosen.private)
     return Outcome(address, {"commit": address})
 
@@ -38,7 +45,7 @@ def add_convert(commands: Any) -> None:
     """Add ``convert`` to the subparsers of the command ``hsae``."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "convert",
-        help="write a forest as JSON, GraphML or CSV, or every level as an ordinary SAE",
+        help=SUBCOMMANDS["convert"],
         description="Write a forest for other tools. The output's ending decides: .json, .graphml or .csv; a name "
         "without ending is a folder, which gets every level as an ordinary SAELens SAE.",
     )

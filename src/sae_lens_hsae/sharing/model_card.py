@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
@@ -55,8 +56,8 @@ def model_card(
         f"---\n{data.to_yaml()}\n---",
         f"# HSAE {path}",
         "A hierarchical sparse autoencoder ([arXiv 2602.11881](https://arxiv.org/abs/2602.11881)) of "
-        f"`{metadata.hook_name}` in `{metadata.model_name}`: {len(sae.levels)} levels with {sae.cfg.d_sae:,} features, "
-        "and the forest of who is whose parent among them.",
+        f"`{metadata.hook_name}` in `{public_name(metadata.model_name)}`: {len(sae.levels)} levels with "
+        f"{sae.cfg.d_sae:,} features, and the forest of who is whose parent among them.",
     ]
     if picture:
         sections += [
@@ -69,6 +70,12 @@ def model_card(
     if training is not None:
         sections += ["## Training", _training_table(training)]
     return "\n\n".join(sections) + "\n"
+
+
+def public_name(name: Any) -> Any:
+    """A value of the card; of a folder on this machine the last two parts, which tell no more than what it is."""
+    folder = Path(str(name))
+    return "/".join(folder.parts[-2:]) if isinstance(name, str) and folder.is_absolute() else name
 
 
 def _loading_lines(repo_id: str, path: str, level_paths: Sequence[str]) -> str:
@@ -141,7 +148,7 @@ def _measures(evaluation: Mapping[str, Any]) -> str:
 
 def _training_table(training: Mapping[str, Any]) -> str:
     own = {name: value for name, value in training.get("sae", {}).items() if name != "metadata"}
-    rows = {name: training[name] for name in TRAINING_FIELDS if name in training} | own
+    rows = {name: public_name(training[name]) for name in TRAINING_FIELDS if name in training} | own
     return _table(["field", "value"], [[f"`{name}`", f"`{value}`"] for name, value in rows.items()])
 
 

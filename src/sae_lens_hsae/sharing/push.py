@@ -56,13 +56,10 @@ def push(
         ValueError: if it holds another architecture, the evaluation belongs to other weights, or a name cannot be one.
         OSError: if the hub cannot be reached or refuses.
     """
-    folder = Path(folder)
-    validate_repo_id(repo_id)
-    path = repository_path(folder.resolve().name if path is None else path)
     api = HfApi()
     with TemporaryDirectory() as name:
         staged = Path(name)
-        stage(folder, staged, repo_id, path, levels=levels)
+        path = _checked_and_staged(folder, staged, repo_id, path, levels)
         api.create_repo(repo_id, private=private, exist_ok=True)
         if not _has_another_card(api, repo_id, path):
             # Links from the root lead through the model's folder.
@@ -72,6 +69,32 @@ def push(
         operations = [CommitOperationAdd(file.relative_to(staged).as_posix(), str(file)) for file in files]
         # One commit: a repository is never half updated.
         return api.create_commit(repo_id, operations, commit_message=f"Upload HSAE {path}").commit_url
+
+
+def push_dry_run(
+    folder: str | Path, repo_id: str, path: str | None = None, *, levels: bool = False
+) -> tuple[dict[str, int], str]:
+    """What `push` would upload, without a network; arguments and errors as there.
+
+    Returns:
+        sizes: bytes of each file, by its place in the repository.
+        card: the text of the model card.
+    """
+    with TemporaryDirectory() as name:
+        staged = Path(name)
+        path = _checked_and_staged(folder, staged, repo_id, path, levels)
+        files = sorted(file for file in staged.rglob("*") if file.is_file())
+        sizes = {file.relative_to(staged).as_posix(): file.stat().st_size for file in files}
+        return sizes, (staged / path / CARD).read_text(encoding="utf-8")
+
+
+def _checked_and_staged(folder: str | Path, staged: Path, repo_id: str, path: str | None, levels: bool) -> str:
+    validate_repo_id(repo_id)
+    if "/" not in repo_id:
+        raise ValueError(f"repository={repo_id!r} names no owner; give owner/name, such as 'someone/{repo_id}'")
+    path = repository_path(Path(folder).resolve().name if path is None else path)
+    stage(folder, staged, repo_id, path, levels=levels)
+    return path
 
 
 def repository_path(path: str) -> str:

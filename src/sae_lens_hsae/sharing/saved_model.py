@@ -13,7 +13,7 @@ from sae_lens_hsae.evaluation import ForestEvaluation
 from sae_lens_hsae.hierarchical_sae import HierarchicalSAE, LevelStack
 from sae_lens_hsae.interpret.dashboards import fingerprint
 from sae_lens_hsae.storage.json_files import read_json_object
-from sae_lens_hsae.storage.whole_files import file_written_whole
+from sae_lens_hsae.storage.whole_files import check_writable, file_written_whole
 
 EVALUATION_FILENAME = "evaluation.json"
 
@@ -23,7 +23,7 @@ def load_hierarchical_sae(folder: str | Path, device: str = "cpu") -> Hierarchic
 
     Raises:
         FileNotFoundError: if the folder holds no SAE.
-        ValueError: if it holds one of another architecture.
+        ValueError: if it holds one of another architecture, or a file is damaged.
     """
     folder = Path(folder)
     if not (folder / SAE_CFG_FILENAME).is_file():
@@ -34,13 +34,42 @@ def load_hierarchical_sae(folder: str | Path, device: str = "cpu") -> Hierarchic
     return HierarchicalSAE.load_from_disk(folder, device=device)
 
 
-def save_evaluation(evaluation: ForestEvaluation, sae: LevelStack, folder: str | Path) -> Path:
-    """Write ``evaluation.json`` beside the model: ``weights``, which ties it to them, and ``evaluation``."""
-    path = Path(folder) / EVALUATION_FILENAME
+def save_evaluation(
+    evaluation: ForestEvaluation, sae: LevelStack, folder: str | Path, output: str | Path | None = None
+) -> Path:
+    """Write an evaluation: ``weights``, which ties it to the model, and ``evaluation``.
+
+    Args:
+        evaluation: to write.
+        sae: that was measured.
+        folder: of the model.
+        output: the file; None takes ``evaluation.json`` in the folder.
+    """
+    path = Path(output or Path(folder) / EVALUATION_FILENAME)
     record = {"weights": fingerprint(sae, sae.forest), "evaluation": evaluation.to_dict()}
     with file_written_whole(path) as aside:
         aside.write_text(json.dumps(record, indent=1), encoding="utf-8")
     return path
+
+
+def check_evaluation_can_stand(sae: HierarchicalSAE, folder: str | Path, n_tokens: int) -> None:
+    """Check, before anything is measured, that ``evaluation.json`` can be written and no better one would be lost.
+
+    Raises:
+        ValueError: if the one that stands there was measured on more tokens.
+        OSError: if the folder cannot be written to.
+    """
+    check_writable("folder", Path(folder))
+    try:
+        standing = load_evaluation(sae, folder)
+    except ValueError:
+        return  # of other weights, or damaged: to be replaced
+    before = 0 if standing is None else standing.get("n_tokens", 0)
+    if isinstance(before, int) and before > n_tokens:
+        raise ValueError(
+            f"n_tokens={n_tokens}, but {Path(folder) / EVALUATION_FILENAME} was measured on {before:,}, and hsae push "
+            "uploads it; give --output FILE to keep both, measure on more, or delete it"
+        )
 
 
 def load_evaluation(sae: HierarchicalSAE, folder: str | Path) -> dict[str, Any] | None:

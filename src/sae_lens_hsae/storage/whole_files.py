@@ -108,8 +108,12 @@ def check_writable(name: str, folder: Path) -> None:
 
 @contextmanager
 def _aside(parent: Path) -> Iterator[Path]:
-    parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(mkdtemp(prefix=UNFINISHED, dir=parent))
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(mkdtemp(prefix=UNFINISHED, dir=parent))
+    except OSError as error:
+        # The name that it gives is a temporary one, which means nothing to anybody.
+        raise type(error)(error.errno, f"cannot be written to ({error.strerror})", str(parent)) from error
     try:
         yield aside
     finally:

@@ -94,6 +94,7 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
                 f"prefetch_llm_batches={cfg.prefetch_llm_batches!r}: batches fetched ahead belong to no step yet, so a "
                 f"checkpoint could not be resumed exactly; set it to False, or n_checkpoints=0"
             )
+        check_steps(cfg)
         self.forest_logging = forest_logging or ForestLogging()
         self.forest_logging.check(cfg)
         if not is_count(max_bad_batches):
@@ -260,6 +261,19 @@ class Interrupted(InterruptedException, SystemExit):
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
         self.code = 128 + signal_number
+
+
+def check_steps(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+    """Check that there is a step to train.
+
+    Raises:
+        ValueError: if not.
+    """
+    if cfg.training_tokens < cfg.train_batch_size_tokens:
+        raise ValueError(
+            f"training_tokens={cfg.training_tokens} is less than one step of train_batch_size_tokens="
+            f"{cfg.train_batch_size_tokens}; give more, such as 30000000"
+        )
 
 
 def _take_devices(cfg: LanguageModelSAERunnerConfig[Any]) -> None:

@@ -61,6 +61,8 @@ class Replies:
 class Endpoint:
     """An OpenAI-compatible endpoint. Address and key come from OPENAI_BASE_URL and OPENAI_API_KEY; the key stays there.
 
+    An estimate needs neither.
+
     Attributes:
         model: name of the language model.
         cache: a file for the answers; one that exists goes on being used.
@@ -72,8 +74,7 @@ class Endpoint:
         temperature: of the sampling.
 
     Raises:
-        ValueError: if there is no key, or a number is too small.
-        ImportError: if the client is not installed.
+        ValueError: if a number is too small.
     """
 
     model: str
@@ -89,6 +90,14 @@ class Endpoint:
         for name in ("concurrency", "attempts", "max_tokens", "timeout"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0")
+
+    def check_can_ask(self) -> None:
+        """Check that there are a key and a client, before anything is prepared.
+
+        Raises:
+            ValueError: if there is no key.
+            ImportError: if the client is not installed.
+        """
         if not os.environ.get(KEY_VARIABLE):
             raise ValueError(
                 f"{KEY_VARIABLE} is not set; export the endpoint's key, or any word if it asks for none, "
@@ -113,8 +122,10 @@ class Endpoint:
 
         Raises:
             ConnectionError: if the very first question finds no endpoint.
-            ValueError: if the endpoint refuses the key, the model or the request.
+            ValueError: if there is no key, or the endpoint refuses it, the model or the request.
+            ImportError: if the client is not installed.
         """
+        self.check_can_ask()
         replies = Replies([None] * len(requests))
         with closing(self._open()) as stored:
             open_ones = []
