@@ -40,7 +40,7 @@ def main(folder: str) -> None:
     said = hsae("--version")
     assert version("sae-lens-hsae") in said, said
     config = json.loads(
-        hsae("train", "--preset", "gpt2", "--preset", "fading", "--training_tokens", "1024000", "--dry-run")
+        hsae("train", "--preset", "gpt2", "--preset", "fading", "--training_tokens", "1024000", "--dry-run", "--json")
     )
     assert config["config"]["sae"]["structural_loss_decay"] == [280, 880]
     hsae("convert", folder, str(Path(folder, "forest.csv")))

@@ -64,7 +64,7 @@ def test_the_interval_is_that_of_the_mean_and_covers_as_stated():
 
 def test_scores_may_be_a_column_of_a_table():
     forest = forest_of([2, 2, 1, 1, 0])
-    scores = scores_of(forest, [0.9, 0.7, 0.4, 0.6, math.nan])
+    scores = scores_of(forest, [0.9, 0.7, 0.4, 0.6, 0.5])
     assert branching(forest, pd.Series(scores.numpy())) == branching(forest, scores)
 
 

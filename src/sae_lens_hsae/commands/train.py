@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
+import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from typing import Any
 
+from datasets import Dataset
 from sae_lens.llm_sae_training_runner import LanguageModelSAETrainingRunner, _parse_cfg_args
 from transformers import set_seed
 
@@ -16,8 +17,10 @@ from sae_lens_hsae.commands.flags import Flags, command_line, parse_flags, prese
 from sae_lens_hsae.commands.measured_runner import MeasuredTrainingRunner
 from sae_lens_hsae.commands.outcome import CallError, Outcome, add_json
 from sae_lens_hsae.commands.training_estimate import estimate
+from sae_lens_hsae.commands.training_plan import plan_text, warnings_of
 from sae_lens_hsae.config import ARCHITECTURE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.evaluation import ForestEvaluation
+from sae_lens_hsae.text.documents import documents
 from sae_lens_hsae.training.ranks import n_launched
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner, check_steps
 
@@ -32,7 +35,7 @@ def _sources() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hsae train", add_help=False, allow_abbrev=False)
     parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML or JSON: flags, flat")
     parser.add_argument("--preset", action="append", default=[], help=f"one of {', '.join(preset_names())}")
-    parser.add_argument("--dry-run", action="store_true", help="print the config and what training will take, and stop")
+    parser.add_argument("--dry-run", action="store_true", help="say what it would do and take, with warnings, and stop")
     add_json(parser)
     return parser
 
@@ -51,6 +54,9 @@ def _beyond_saelens() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--max_bad_batches", type=int, default=0, help="batches of NaN or infinite numbers to skip (default: none)"
+    )
+    parser.add_argument(
+        "--text", help="train on a text of your own instead of dataset_path: a text file, a .jsonl file, or a folder"
     )
     parser.add_argument("--keep_checkpoints", type=int, help="how many stay, the newest (default: all)")
     parser.add_argument(
@@ -92,6 +98,11 @@ def merged_flags(presets: Sequence[str], files: Sequence[str], given: Flags) -> 
     for file in files:
         flags |= read_flags(file)
     flags |= given
+    if "text" in flags:
+        if "dataset_path" in flags:
+            raise CallError(f"text={flags['text']} and dataset_path={flags['dataset_path']}: give one of them")
+        # So the saved SAE says what it was trained on.
+        flags |= {"dataset_path": flags["text"], "is_dataset_tokenized": ["False"], "streaming": ["False"]}
     flags = preset_flags(presets, flags) | flags
     flags.setdefault("architecture", [ARCHITECTURE])
     if flags["architecture"] == [ARCHITECTURE] and "level_widths" in flags and "d_sae" not in flags:
@@ -132,8 +143,9 @@ def run_train(arguments: Sequence[str]) -> Outcome:
     """
     own, cfg = parse(arguments)
     if own.dry_run:
-        plan = {"config": cfg.to_dict(), "estimate": estimate(cfg)}
-        return Outcome(json.dumps(plan, indent=1, ensure_ascii=False), plan)
+        rows = own_text(own)
+        plan = {"config": cfg.to_dict(), "estimate": estimate(cfg), "warnings": warnings_of(cfg, rows)}
+        return Outcome(plan_text(cfg, plan["estimate"], plan["warnings"]), plan)
     evaluation = train(own, cfg)
     where = "not saved: output_path is None" if cfg.output_path is None else f"saved to {cfg.output_path}"
     text = f"The SAE is {where}" if evaluation is None else f"{evaluation}\n\nThe SAE is {where}"
@@ -141,8 +153,23 @@ def run_train(arguments: Sequence[str]) -> Outcome:
     return Outcome(text, {"output_path": cfg.output_path, "evaluation": data})
 
 
+def own_text(own: argparse.Namespace) -> Dataset | None:
+    """The texts of ``--text`` in a column ``text``; None without it.
+
+    Raises:
+        FileNotFoundError: if there are none.
+        ValueError: if a file holds no text.
+    """
+    return None if own.text is None else Dataset.from_dict({"text": list(documents(own.text))})
+
+
 def train(own: argparse.Namespace, cfg: Any) -> ForestEvaluation | None:
     """Train as `parse` read it; the measurement, where one was asked for."""
+    rows = own_text(own)
+    for warning in warnings_of(cfg, rows):
+        print(f"Warning: {warning}", flush=True)
+    # SAELens compares the number of rows with that of tokens.
+    warnings.filterwarnings("ignore", "The training dataset contains fewer samples", UserWarning)
     set_seed(cfg.seed)  # SAELens seeds neither the weights nor the order of the activations
     if not isinstance(cfg.sae, HierarchicalTrainingSAEConfig):
         if n_launched() > 1:
@@ -150,14 +177,18 @@ def train(own: argparse.Namespace, cfg: Any) -> ForestEvaluation | None:
                 f"architecture={cfg.sae.architecture()!r} trains in one process, but {n_launched()} were started; "
                 f"only {ARCHITECTURE!r} trains in several"
             )
-        LanguageModelSAETrainingRunner(cfg).run()
+        LanguageModelSAETrainingRunner(cfg, override_dataset=rows).run()
         return None
     faults = {name: getattr(own, name) for name in ("max_bad_batches", "keep_checkpoints", "rank_timeout")}
     if not own.evaluation_tokens:
-        HierarchicalSAETrainingRunner(cfg, **faults).run()
+        HierarchicalSAETrainingRunner(cfg, override_dataset=rows, **faults).run()
         return None
     runner = MeasuredTrainingRunner(
-        cfg, evaluation_tokens=own.evaluation_tokens, variance_floor=own.variance_floor, **faults
+        cfg,
+        evaluation_tokens=own.evaluation_tokens,
+        variance_floor=own.variance_floor,
+        override_dataset=rows,
+        **faults,
     )
     runner.run()
     return runner.evaluation

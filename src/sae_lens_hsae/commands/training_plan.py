@@ -1,0 +1,94 @@
+"""What ``hsae train --dry-run`` says: a run on one screen, and what about it is probably not meant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from datasets import Dataset
+
+from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
+
+CHARACTERS_PER_TOKEN = 4
+"""Rough, in English."""
+
+
+def warnings_of(cfg: Any, rows: Dataset | None = None) -> list[str]:
+    """What about a run is probably not meant, each with its remedy.
+
+    Args:
+        cfg: SAELens' runner config.
+        rows: texts in a column ``text``, where the run reads a text of one's own.
+    """
+    found, steps = [], cfg.training_tokens // cfg.train_batch_size_tokens
+    sae = cfg.sae
+    if isinstance(sae, HierarchicalTrainingSAEConfig):
+        if steps <= sae.hierarchy_first_update:
+            found.append(
+                f"the run ends after {steps:,} steps, before its first forest (hierarchy_first_update="
+                f"{sae.hierarchy_first_update}): levels are trained independently; train longer, or set it lower"
+            )
+        decay = sae.structural_loss_decay
+        if decay is not None and decay[-1] > steps:
+            found.append(
+                f"the run ends after {steps:,} steps, before ρ has faded (structural_loss_decay={list(decay)}); "
+                "--preset fading takes the steps of the run"
+            )
+    if cfg.lr_warm_up_steps > steps:
+        found.append(f"lr_warm_up_steps={cfg.lr_warm_up_steps} is more than all {steps:,} steps; set it lower")
+    estimated = {
+        "n_batches_for_norm_estimate": getattr(cfg, "n_batches_for_norm_estimate", 0) * cfg.train_batch_size_tokens,
+        "n_batches_in_buffer": cfg.n_batches_in_buffer * cfg.context_size,
+    }
+    for name, n_tokens in estimated.items():
+        if n_tokens > cfg.training_tokens:
+            found.append(
+                f"{name}={getattr(cfg, name)} has it read {n_tokens:,} tokens before the first step, more than it "
+                f"trains on ({cfg.training_tokens:,}); set it lower"
+            )
+    if rows is not None:
+        n_tokens = max(1, sum(map(len, rows["text"])) // CHARACTERS_PER_TOKEN)
+        if n_tokens < cfg.training_tokens:
+            found.append(
+                f"the text has about {n_tokens:,} tokens, so each is read about {cfg.training_tokens / n_tokens:.1f} "
+                "times; measurements afterwards read what was trained on"
+            )
+    return found
+
+
+def plan_text(cfg: Any, estimate: Mapping[str, float], warnings: list[str]) -> str:
+    """The run on one screen; `estimate` and `warnings_of` gave the other two."""
+    sae = cfg.sae
+    lines = {
+        "language model": f"{cfg.model_name}, {cfg.hook_name}, contexts of {cfg.context_size} tokens",
+        "text": cfg.dataset_path,
+        "training": f"{cfg.training_tokens:,} tokens, {estimate['steps']:,} steps of {cfg.train_batch_size_tokens:,}, "
+        f"lr {cfg.lr:g} ({cfg.lr_scheduler_name}), on {cfg.device}",
+    }
+    if isinstance(sae, HierarchicalTrainingSAEConfig):
+        targets = dict.fromkeys(sae.target_l0_per_level)
+        fading = sae.structural_loss_decay
+        lines |= {
+            "levels": f"{', '.join(f'{width:,}' for width in sae.level_widths)} features, d_in {sae.d_in:,}, "
+            f"L0 {', '.join(f'{target:g}' for target in targets)} ({sae.level_activation})",
+            "forest": f"from step {sae.hierarchy_first_update:,}, by similarity {sae.hierarchy_similarity!r}; "
+            f"ρ {sae.structural_loss_coefficient:g}"
+            + (f" fading over steps {fading[0]:,} to {fading[1]:,}" if fading else "")
+            + f", r {sae.perturbation_rate:g}",
+        }
+    else:
+        lines["SAE"] = f"{sae.architecture()}, {sae.d_sae:,} features, d_in {sae.d_in:,}"
+    memory = [f"{estimate[f'{name}_gb']:.2f} {name}" for name in ("weights", "batch", "buffer", "coactivation")]
+    lines |= {
+        "takes": f"at least {sum(estimate[f'{n}_gb'] for n in ('weights', 'batch', 'buffer', 'coactivation')):.2f} GB "
+        f"({', '.join(memory)}) beside the language model",
+        "arithmetic": f"{estimate['sae_teraflop']:,.0f} teraflop for the SAE: "
+        f"{estimate['hours_per_teraflop_per_second']:.2f} hours at one teraflop per second",
+        "checkpoints": f"{cfg.n_checkpoints} in {cfg.checkpoint_path}" if cfg.n_checkpoints else "none",
+        "result": cfg.output_path or "not saved: output_path is None",
+        "W&B": "on" if cfg.logger.log_to_wandb else "off",
+    }
+    width = max(map(len, lines))
+    shown = [f"{name:<{width}}  {value}" for name, value in lines.items()]
+    shown += [f"Warning: {warning}" for warning in warnings]
+    return "\n".join([*shown, "--json has every field of the config."])
