@@ -255,7 +255,7 @@ def test_evaluate_measures_what_evaluate_forest_does(tmp_path, capsys):
         train(LanguageModelSAETrainingRunner, cfg, override_dataset=tiny_dataset())
     (tmp_path / "text.txt").write_text(" ".join(f"w{1 + i % 97}" for i in range(320)))
     folder = str(tmp_path / "out")
-    cli.main(["evaluate", folder, "--text", str(tmp_path / "text.txt"), "--n-tokens", "300", "--json"])
+    cli.main(["evaluate", folder, "--text", str(tmp_path / "text.txt"), "--n-tokens", "320", "--json"])
     printed = json.loads(capsys.readouterr().out)
     sae = load_hierarchical_sae(folder)
     assert printed == load_evaluation(sae, folder)
@@ -264,8 +264,8 @@ def test_evaluate_measures_what_evaluate_forest_does(tmp_path, capsys):
     ids = AutoTokenizer.from_pretrained(tmp_path / "gpt2")((tmp_path / "text.txt").read_text())["input_ids"]
     with torch.no_grad():
         x = model(torch.tensor(ids).view(-1, 32), output_hidden_states=True).hidden_states[1]
-    expected = evaluate_forest(sae, sae.forest, x.flatten(0, 1), 300)
-    assert printed["n_tokens"] == 300
+    expected = evaluate_forest(sae, sae.forest, x.flatten(0, 1), 320)
+    assert printed["n_tokens"] == 320
     for found, level in zip(printed["levels"], expected.levels, strict=True):
         assert found["variance_explained"] == pytest.approx(level.variance_explained, rel=1e-4)
     for found, boundary in zip(printed["boundaries"], expected.boundaries, strict=True):
