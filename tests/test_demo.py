@@ -183,5 +183,7 @@ def test_the_command_line_trains_each_architecture_with_its_runner(monkeypatch, 
     if architecture == "hsae":
         line += " --level_widths 4 8 --target_l0 2 --max_bad_batches 3 --keep_checkpoints 2"
     cli.main(line.split())
-    options = {"max_bad_batches": 3, "keep_checkpoints": 2, "rank_timeout": 600.0} if architecture == "hsae" else {}
+    options: dict[str, object] = {"override_dataset": None}
+    if architecture == "hsae":
+        options |= {"max_bad_batches": 3, "keep_checkpoints": 2, "rank_timeout": 600.0}
     assert started == [(expected, "auto", options)]
