@@ -21,13 +21,13 @@ from sae_lens.training.sae_trainer import SAETrainer
 from benchmarks.naive import NaiveHSAE, PlainHSAE
 from benchmarks.plan import Size
 from benchmarks.planted import Planted
+from experiments import trainer_for
 from sae_lens_hsae import HierarchicalSAETrainer, HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig
-from sae_lens_hsae.encoder_product import product_of_rows
 from sae_lens_hsae.forest import FeatureForest
-from sae_lens_hsae.input_statistics import OBSERVED_STEPS
-from sae_lens_hsae.levels import Levels
+from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.presets import INDEPENDENT, PAPER
-from sae_lens_hsae.reproduce import trainer_for
+from sae_lens_hsae.sae.cpu_step.encoder_product import product_of_rows
+from sae_lens_hsae.sae.input_statistics import OBSERVED_STEPS
 
 HSAE = "HSAE"
 DEFAULTS = "HSAE, defaults"

@@ -25,8 +25,8 @@ from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
 from selenium import webdriver
 
 from sae_lens_hsae import FeatureForest
-from sae_lens_hsae.explorer import write_page
-from sae_lens_hsae.interpret.dashboards import collect_dashboards
+from sae_lens_hsae.interpret.feature_cache import collect_dashboards
+from sae_lens_hsae.interpret.page import write_page
 
 PAPER_WIDTHS = [2048, 4096, 8192, 16_384]
 D_IN = 128

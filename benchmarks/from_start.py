@@ -27,9 +27,9 @@ from benchmarks.machine import machine
 from benchmarks.plan import MEDIUM, Size
 from benchmarks.planted import activations
 from benchmarks.report import table
+from experiments import trainer_for
 from sae_lens_hsae import HierarchicalSAETrainer, HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig
-from sae_lens_hsae.reproduce import trainer_for
-from sae_lens_hsae.step_output import LazyStepOutput
+from sae_lens_hsae.sae.step_output import LazyStepOutput
 
 SIZE = Size(384, MEDIUM, 1024, 16)
 SPANS = (50, 200, 600)

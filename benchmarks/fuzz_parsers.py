@@ -30,7 +30,7 @@ with atheris.instrument_imports(include=["sae_lens_hsae"]):
 
     from sae_lens_hsae import FeatureForest, HierarchicalSAE, HierarchicalSAEConfig, HierarchicalTrainingSAEConfig
     from sae_lens_hsae.forest.files import read_forest, write_forest
-    from sae_lens_hsae.interpret.dashboards import Dashboards
+    from sae_lens_hsae.interpret.feature_cache import Dashboards
     from sae_lens_hsae.storage.json_files import read_json_object
     from sae_lens_hsae.training.checkpoints import MANIFEST, verify
     from sae_lens_hsae.training.trainer_state import read_trainer_state

@@ -18,8 +18,8 @@ from benchmarks.planted import Planted, plant
 from benchmarks.steps import measure_size
 from benchmarks.timing import alternate, linear_fit, ratio, spread
 from sae_lens_hsae import HierarchicalSAE, evaluate_forest
-from sae_lens_hsae.hierarchy_update import cosine_similarity, parent_table
-from sae_lens_hsae.levels import Levels
+from sae_lens_hsae.forest.levels import Levels
+from sae_lens_hsae.forest.parents import cosine_similarity, parent_table
 
 BYTES_PER_CHILD = 64
 """What an update holds for each child beyond a block: similarity, parent, place in the order, what sorting takes.

@@ -16,8 +16,8 @@ import torch
 
 from benchmarks.machine import machine
 from benchmarks.memory import peak_bytes
-from sae_lens_hsae.hierarchy_update import cosine_similarity, parent_table
-from sae_lens_hsae.levels import NO_PARENT, Levels
+from sae_lens_hsae.forest.levels import NO_PARENT, Levels
+from sae_lens_hsae.forest.parents import cosine_similarity, parent_table
 
 UNASSIGNED = 0.2
 

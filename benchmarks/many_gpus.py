@@ -27,8 +27,8 @@ from benchmarks.plan import Size
 from benchmarks.planted import plant
 from benchmarks.sharding import LAYOUTS, N_RANKS, bytes_sent, loopback_bytes
 from sae_lens_hsae.presets import PAPER
-from sae_lens_hsae.training.data_parallel import DataParallelTrainer
-from sae_lens_hsae.training.ranks import join
+from sae_lens_hsae.training.distributed.data_parallel import DataParallelTrainer
+from sae_lens_hsae.training.distributed.ranks import join
 
 FLOAT = 4
 GB = 1e9

@@ -25,7 +25,7 @@ def in_fresh_process(function: Callable[..., T], *args: Any) -> T:
     """
     # Its server imports everything once and computes nothing, so each process starts quickly and equal.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sae_lens_hsae.reproduce"])
+    context.set_forkserver_preload(["experiments"])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *args).result()
 

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from benchmarks.plan import Size
 from sae_lens_hsae import HierarchicalTrainingSAE
-from sae_lens_hsae.levels import Levels
+from sae_lens_hsae.forest.levels import Levels
 
 
 class PlainHSAE(HierarchicalTrainingSAE):

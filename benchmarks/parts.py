@@ -14,8 +14,10 @@ import torch
 
 from benchmarks.contestants import Trained
 from benchmarks.timing import wait_for
-from sae_lens_hsae import HierarchicalTrainingSAE, active_entries, row_products, training_sae
-from sae_lens_hsae.active_entries import ActiveEntries
+from sae_lens_hsae import HierarchicalTrainingSAE
+from sae_lens_hsae.sae import training as training_sae
+from sae_lens_hsae.sae.cpu_step import active_entries, row_products
+from sae_lens_hsae.sae.cpu_step.active_entries import ActiveEntries
 from sae_lens_hsae.training import trainer
 
 REST = "the rest"

@@ -36,10 +36,10 @@ from transformers import AutoTokenizer
 
 from benchmarks.machine import machine
 from sae_lens_hsae import ForestLogging, HierarchicalSAETrainingRunner
-from sae_lens_hsae.commands.demo import BATCH_SIZE, CONTEXT_SIZE, SPECIAL_TOKENS, minilm_config, minilm_folder
-from sae_lens_hsae.installed_text import token_rows
-from sae_lens_hsae.showcase import paper_optimizer
+from sae_lens_hsae.cli.demo import BATCH_SIZE, CONTEXT_SIZE, SPECIAL_TOKENS, minilm_config, minilm_folder
+from sae_lens_hsae.cli.showcase import paper_optimizer
 from sae_lens_hsae.storage.whole_files import file_written_whole
+from sae_lens_hsae.text.installed import token_rows
 from sae_lens_hsae.training.checkpoints import MANIFEST
 
 TEXT_TOKENS = 2_000_000

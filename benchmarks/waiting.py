@@ -18,8 +18,8 @@ from transformers import AutoTokenizer
 from benchmarks.contestants import CONTESTANTS, HSAE, SAELENS
 from benchmarks.plan import Size
 from benchmarks.planted import Planted, thresholds_at
-from sae_lens_hsae.commands.demo import CONTEXT_SIZE, SPECIAL_TOKENS, minilm_config
-from sae_lens_hsae.installed_text import token_rows
+from sae_lens_hsae.cli.demo import CONTEXT_SIZE, SPECIAL_TOKENS, minilm_config
+from sae_lens_hsae.text.installed import token_rows
 
 PREFETCHED = 4
 """Batches that SAELens' `PrefetchingIterator` holds ready."""

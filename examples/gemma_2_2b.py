@@ -10,8 +10,8 @@ import torch
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
 
 from sae_lens_hsae import HierarchicalTrainingSAEConfig
+from sae_lens_hsae.cli.showcase import paper_optimizer, train_and_show
 from sae_lens_hsae.presets import PAPER
-from sae_lens_hsae.showcase import paper_optimizer, train_and_show
 
 BATCH_SIZE = 1024
 STEPS = 100_000_000 // BATCH_SIZE

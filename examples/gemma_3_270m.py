@@ -13,7 +13,7 @@ import torch
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
 
 from sae_lens_hsae import HierarchicalTrainingSAEConfig
-from sae_lens_hsae.showcase import paper_optimizer, train_and_show
+from sae_lens_hsae.cli.showcase import paper_optimizer, train_and_show
 from sae_lens_hsae.text.brown import brown_corpus
 from sae_lens_hsae.text.gemma import gemma_folder
 

@@ -10,9 +10,9 @@ import torch
 from sae_lens import SAE
 
 from sae_lens_hsae import HierarchicalSAE
-from sae_lens_hsae.interpret.dashboards.text import load_language_model
-from sae_lens_hsae.interpret.hook_point import ids_of_text
+from sae_lens_hsae.interpret.feature_cache.text import load_language_model
 from sae_lens_hsae.interpret.steering import add, effect_of, steer
+from sae_lens_hsae.text.hook_point import ids_of_text
 
 
 def write(model: Any, tokens: torch.Tensor, n_tokens: int) -> str:

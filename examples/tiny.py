@@ -14,9 +14,9 @@ from sae_lens import SAE, LanguageModelSAERunnerConfig, LanguageModelSAETraining
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from sae_lens_hsae import HierarchicalSAE, HierarchicalTrainingSAEConfig, evaluate_forest
-from sae_lens_hsae.explorer import write_page
 from sae_lens_hsae.forest.files import write_forest
-from sae_lens_hsae.interpret.dashboards import collect_dashboards
+from sae_lens_hsae.interpret.feature_cache import collect_dashboards
+from sae_lens_hsae.interpret.page import write_page
 
 VOCABULARY, CONTEXT, D_MODEL = 100, 32, 16
 WIDTHS = [8, 16, 32]

@@ -125,7 +125,7 @@ def _common(kind: type[Any], like: Any) -> dict[str, Any]:
 
 
 def _lines() -> Iterator[str]:
-    from sae_lens_hsae.installed_text import installed_text
+    from sae_lens_hsae.text.installed import installed_text
 
     for _, text in zip(range(N_TEXTS), installed_text(), strict=False):
         yield text[:2000]

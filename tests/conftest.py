@@ -13,8 +13,8 @@ import torch
 from sae_lens.saes.sae import TrainStepInput
 from wordnet_helpers import tiny_synsets
 
+from experiments.wordnet.database import WordNet
 from sae_lens_hsae import HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig
-from sae_lens_hsae.evaluation.wordnet.database import WordNet
 from sae_lens_hsae.presets import PAPER
 
 WIDTHS = [4, 9, 20]

@@ -21,7 +21,7 @@ from test_resume import batches, new_trainer, take_steps
 
 import sae_lens_hsae
 from sae_lens_hsae import HierarchicalSAE, HierarchicalSAEConfig
-from sae_lens_hsae.interpret.dashboards import collect_dashboards
+from sae_lens_hsae.interpret.feature_cache import collect_dashboards
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 
 fuzzed = settings(

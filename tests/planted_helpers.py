@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
 
-from sae_lens_hsae.evaluation.planted.concept_matching import ConceptMatches
+from experiments.planted.concept_matching import ConceptMatches
 from sae_lens_hsae.forest import FeatureForest
 
 # Concepts 0 and 1 are roots, 2 and 3 under 0, 4 and 5 under 1, 6 under 2, and 7 is in no tree.

@@ -11,8 +11,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
-from sae_lens_hsae.evaluation.wordnet.database import NO_CONCEPT, Synset, WordNet
-from sae_lens_hsae.evaluation.wordnet.text import entry_text
+from experiments.wordnet.database import NO_CONCEPT, Synset, WordNet
+from experiments.wordnet.text import entry_text
 
 # A tiny WordNet, in the order of its files. dog.n.01 has two hypernyms, rex.n.01 is an instance, (verb) and (adjective)
 # are artificial, and quickly.r.01, the only adverb, stands right under (anything).

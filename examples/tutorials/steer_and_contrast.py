@@ -12,9 +12,9 @@ from sae_lens import SAE, HookedSAETransformer, LanguageModelSAERunnerConfig, Lo
 from transformer_lens import HookedTransformerConfig
 
 from sae_lens_hsae import HierarchicalSAE, HierarchicalSAETrainingRunner, HierarchicalTrainingSAEConfig
+from sae_lens_hsae.cli.showcase import paper_optimizer
 from sae_lens_hsae.interpret.contrast import contrast
 from sae_lens_hsae.interpret.steering import ablate, add, effect_of, steer
-from sae_lens_hsae.showcase import paper_optimizer
 
 D_MODEL, VOCABULARY, CONTEXT = 32, 60, 16
 BATCH, STEPS = 512, 300

@@ -12,7 +12,7 @@ from sae_lens.config import SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_lens_hsae import HierarchicalSAE, HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig, evaluate_forest
-from sae_lens_hsae.showcase import paper_optimizer
+from sae_lens_hsae.cli.showcase import paper_optimizer
 
 D_IN, TOPICS, SUBJECTS = 64, 8, 4
 BATCH, STEPS = 1024, 600
@@ -106,5 +106,5 @@ print(f"feature {root} stands for topic {int(topic_of[root])}; its children stan
 print([int(subject_of[child - TOPICS]) for child in forest.children(root)])
 
 # %% [markdown]
-# Real activations have no such answer. `sae_lens_hsae.evaluation.planted` has larger planted trees with correlated
+# Real activations have no such answer. `experiments.planted` has larger planted trees with correlated
 # concepts of unequal frequency, on which forests are much harder to find.

@@ -20,7 +20,6 @@ SUBCOMMANDS = {
     "contrast": "say which features differ between two sets of texts, and at which level",
     "label": "have a language model name the features of a saved SAE",
     "judge": "have a language model judge edges of a saved SAE's forest, and controls",
-    "reproduce": "train and measure what a table compares",
     "sweep": "run a W&B sweep file without a server, several seeds each, into one table",
     "push": "upload a saved HSAE to the Hugging Face hub, with a model card",
     "convert": "write a forest as JSON, GraphML or CSV, or every level as an ordinary SAE",
@@ -52,6 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         commands.add_parser(name, help=what, add_help=False)
     parser.parse_known_args(arguments)
 
-    from sae_lens_hsae import cli
+    from sae_lens_hsae.cli import main as cli
 
     cli.main(arguments)

@@ -8,11 +8,11 @@ from sae_lens.registry import register_sae_class, register_sae_training_class
 from sae_lens_hsae.config import ARCHITECTURE, HierarchicalSAEConfig, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.evaluation import evaluate_forest
 from sae_lens_hsae.forest import FeatureForest
-from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
+from sae_lens_hsae.sae.inference import HierarchicalSAE
+from sae_lens_hsae.sae.training import HierarchicalTrainingSAE
 from sae_lens_hsae.training.forest_log import ForestLogging
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
-from sae_lens_hsae.training_sae import HierarchicalTrainingSAE
 
 __version__ = "0.1.0"
 

@@ -15,15 +15,12 @@ from sae_lens_hsae.config_checks import (
     ARCHITECTURE,
     Activation,
     DeadFeatureLoss,
-    Similarity,
     check_common,
     check_dict,
     check_levels,
     check_training,
 )
-
-MEASURED_ON_ACTIVATIONS = ("coactivation", "conditional")
-"""Similarities that parameters alone do not give."""
+from sae_lens_hsae.forest.parents import Similarity
 
 
 @dataclass

@@ -9,7 +9,8 @@ import torch
 from sae_lens.constants import DTYPE_MAP
 from sae_lens.saes.sae import SAEMetadata
 
-from sae_lens_hsae.levels import Levels
+from sae_lens_hsae.forest.levels import Levels
+from sae_lens_hsae.forest.parents import Similarity
 from sae_lens_hsae.storage.json_files import is_count, is_number
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ MAX_WEIGHTS = 2**48
 """Entries of the encoder beyond which sizes are nonsense; below it they can be computed with."""
 Activation = Literal["jumprelu", "batchtopk"]
 DeadFeatureLoss = Literal["auxiliary", "ghost", "none"]
-Similarity = Literal["encoder", "decoder", "coactivation", "conditional"]
 
 
 def _check(cfg: object, name: str, holds: bool, remedy: str) -> None:

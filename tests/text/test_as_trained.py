@@ -18,17 +18,18 @@ from sae_lens.saes.sae import SAEMetadata
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
-from sae_lens_hsae import HierarchicalSAE, HierarchicalSAETrainingRunner, cli
-from sae_lens_hsae.commands import text_flags
-from sae_lens_hsae.commands.collected import read_collected
-from sae_lens_hsae.commands.evaluate import evaluate
-from sae_lens_hsae.commands.explain import explain_text
-from sae_lens_hsae.explorer.command import explore
-from sae_lens_hsae.explorer.rows import TextSource, text_rows
+from sae_lens_hsae import HierarchicalSAE, HierarchicalSAETrainingRunner
+from sae_lens_hsae.cli import main as cli
+from sae_lens_hsae.cli import text_flags
+from sae_lens_hsae.cli.collected import read_collected
+from sae_lens_hsae.cli.evaluate import evaluate
+from sae_lens_hsae.cli.explain import explain_text
+from sae_lens_hsae.cli.explore import explore
+from sae_lens_hsae.hub.saved_model import load_evaluation, load_hierarchical_sae
 from sae_lens_hsae.interpret.contrast import text_activations
-from sae_lens_hsae.interpret.dashboards.text import load_language_model, load_tokenizer, tokens_and_activations
-from sae_lens_hsae.sharing.saved_model import load_evaluation, load_hierarchical_sae
+from sae_lens_hsae.interpret.feature_cache.text import load_language_model, load_tokenizer, tokens_and_activations
 from sae_lens_hsae.text.as_trained import excluded_tokens, positions
+from sae_lens_hsae.text.rows import TextSource, text_rows
 
 CHAT = ["<start_of_turn>", "<end_of_turn>"]
 WORDS = VOCABULARY - 5

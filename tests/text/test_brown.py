@@ -8,8 +8,8 @@ from host_helpers import save_tiny_gpt2
 from sae_lens.saes.sae import SAEMetadata
 from transformers import AutoTokenizer
 
-from sae_lens_hsae.explorer.rows import TextSource, text_rows
 from sae_lens_hsae.text.brown import brown_corpus, plain_text
+from sae_lens_hsae.text.rows import TextSource, text_rows
 
 TAGGED = (
     "\n\n\tMr./np Old/np-tl said/vbd ,/, ``/`` Is/bez 1/2/cd enough/ap ?/. ?/. ''/'' (/( Yes/uh ;/. ;/. so/rb )/) ./.\n"

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from sae_lens_hsae import cli
+from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.text.documents import documents, read_text
 
 

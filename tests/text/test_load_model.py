@@ -25,8 +25,9 @@ from sae_lens import SAE, LanguageModelSAETrainingRunner
 from sae_lens.saes.sae import SAEMetadata
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-from sae_lens_hsae import HierarchicalSAETrainingRunner, HierarchicalTrainingSAEConfig, cli
-from sae_lens_hsae.interpret.dashboards.text import load_language_model
+from sae_lens_hsae import HierarchicalSAETrainingRunner, HierarchicalTrainingSAEConfig
+from sae_lens_hsae.cli import main as cli
+from sae_lens_hsae.interpret.feature_cache.text import load_language_model
 from sae_lens_hsae.text.load_model import load_model, model_of_run, no_hook_point
 
 D_IN = 640

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AddedToken, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from sae_lens_hsae.interpret.token_text import TokenTexts, readable, token_texts, whole_characters
+from sae_lens_hsae.text.token_text import TokenTexts, readable, token_texts, whole_characters
 
 BYTES = bytes_to_unicode()
 

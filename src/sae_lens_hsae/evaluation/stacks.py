@@ -9,7 +9,7 @@ import torch
 from sae_lens.saes.transcoder import Transcoder
 
 from sae_lens_hsae.forest import FeatureForest
-from sae_lens_hsae.post_hoc import check_one_token
+from sae_lens_hsae.forest.post_hoc import check_one_token
 
 
 class LevelSAE(Protocol):

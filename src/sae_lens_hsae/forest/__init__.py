@@ -1,6 +1,6 @@
 """The forest: which feature is under which, and how it is written to files and shown in notebooks."""
 
 from sae_lens_hsae.forest.feature_forest import FeatureForest, validate_parents
-from sae_lens_hsae.levels import NO_PARENT
+from sae_lens_hsae.forest.levels import NO_PARENT
 
 __all__ = ["NO_PARENT", "FeatureForest", "validate_parents"]

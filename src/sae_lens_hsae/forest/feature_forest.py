@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sae_lens_hsae.config import Similarity
-from sae_lens_hsae.levels import NO_PARENT, Levels, children_by_parent
-from sae_lens_hsae.post_hoc import assign_parents, widths_of
+from sae_lens_hsae.forest.levels import NO_PARENT, Levels, children_by_parent
+from sae_lens_hsae.forest.parents import Similarity
+from sae_lens_hsae.forest.post_hoc import assign_parents, widths_of
 
 if TYPE_CHECKING:
     import networkx

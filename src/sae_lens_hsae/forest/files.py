@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sae_lens_hsae.forest import FeatureForest
-from sae_lens_hsae.levels import NO_PARENT
+from sae_lens_hsae.forest.levels import NO_PARENT
 from sae_lens_hsae.storage.json_files import read_json_object
 from sae_lens_hsae.storage.whole_files import file_written_whole
 

@@ -14,12 +14,12 @@ from sae_lens import SAE, LanguageModelSAERunnerConfig, logger
 from sae_lens.training.activations_store import ActivationsStore
 
 from sae_lens_hsae.evaluation import ForestEvaluation, evaluate_forest
-from sae_lens_hsae.explorer import token_texts, write_page
-from sae_lens_hsae.hierarchical_sae import HierarchicalSAE
 from sae_lens_hsae.interpret import typical_tokens
-from sae_lens_hsae.interpret.dashboards import collect_dashboards, dashboards_folder
-from sae_lens_hsae.interpret.dashboards.text import unembedding_of
+from sae_lens_hsae.interpret.feature_cache import collect_dashboards, dashboards_folder
+from sae_lens_hsae.interpret.feature_cache.text import unembedding_of
+from sae_lens_hsae.interpret.page import token_texts, write_page
 from sae_lens_hsae.interpret.tree_text import choose_trees, edge_scores, shown_features
+from sae_lens_hsae.sae.inference import HierarchicalSAE
 
 if TYPE_CHECKING:
     from sae_lens_hsae.training.trainer import HierarchicalSAETrainer

@@ -24,16 +24,16 @@ from safetensors import SafetensorError
 from typing_extensions import override
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
+from sae_lens_hsae.sae.training import HierarchicalTrainingSAE, check_architecture
 from sae_lens_hsae.storage.json_files import check_storable, is_count
 from sae_lens_hsae.storage.whole_files import check_writable, delete_unfinished, files_written_whole
 from sae_lens_hsae.text.load_model import model_of_run
 from sae_lens_hsae.training.checkpoints import newest_valid, verify
-from sae_lens_hsae.training.data_parallel import DataParallelTrainer
+from sae_lens_hsae.training.distributed.data_parallel import DataParallelTrainer
+from sae_lens_hsae.training.distributed.ranks import join, n_launched, own_device
 from sae_lens_hsae.training.forest_log import ForestLog, ForestLogging
-from sae_lens_hsae.training.ranks import join, n_launched, own_device
-from sae_lens_hsae.training.resumable_store import ResumableActivationsStore, check_resumable
+from sae_lens_hsae.training.store import ResumableActivationsStore, check_resumable
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
-from sae_lens_hsae.training_sae import HierarchicalTrainingSAE, check_architecture
 
 if TYPE_CHECKING:
     from transformer_lens import HookedRootModule

@@ -17,15 +17,15 @@ from safetensors import SafetensorError
 from typing_extensions import Self, override
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
+from sae_lens_hsae.sae.bad_batches import BadBatchError, CheckedActivationScaler, check_parameters
 from sae_lens_hsae.sae.gpu_step.late_checks import LateChecks
-from sae_lens_hsae.step_output import LazyStepOutput
-from sae_lens_hsae.storage.model_files import scale_beside
+from sae_lens_hsae.sae.model_files import scale_beside
+from sae_lens_hsae.sae.step_output import LazyStepOutput
+from sae_lens_hsae.sae.training import HierarchicalTrainingSAE
 from sae_lens_hsae.storage.whole_files import folder_written_whole
-from sae_lens_hsae.training.bad_batches import BadBatchError, CheckedActivationScaler, check_parameters
 from sae_lens_hsae.training.checkpoints import Manifest, delete_older, write_manifest
 from sae_lens_hsae.training.trainer_state import check_trainer_state, read_trainer_state
 from sae_lens_hsae.training.watch import TrainingWatch, is_look_due, variance_explained
-from sae_lens_hsae.training_sae import HierarchicalTrainingSAE
 
 FUSED_ADAM_DEVICES = ("cpu", "cuda", "mps", "xpu")
 

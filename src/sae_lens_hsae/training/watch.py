@@ -8,8 +8,8 @@ from collections import deque
 import torch
 from sae_lens import logger
 
-from sae_lens_hsae.levels import NO_PARENT, Levels
-from sae_lens_hsae.sparsity_control import LOG_COEFFICIENT_BOUND, SparsityState
+from sae_lens_hsae.forest.levels import NO_PARENT, Levels
+from sae_lens_hsae.sae.sparsity_control import LOG_COEFFICIENT_BOUND, SparsityState
 
 EVERY = 100
 """Steps between two looks."""

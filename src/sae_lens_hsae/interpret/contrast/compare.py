@@ -15,9 +15,9 @@ from sae_lens_hsae.evaluation import level_saes
 from sae_lens_hsae.evaluation.stacks import check_fit
 from sae_lens_hsae.forest import NO_PARENT, FeatureForest
 from sae_lens_hsae.interpret.contrast.findings import Finding, roll_up
-from sae_lens_hsae.interpret.dashboards.text import tokens_and_activations
-from sae_lens_hsae.interpret.hook_point import ids_of_text
+from sae_lens_hsae.interpret.feature_cache.text import tokens_and_activations
 from sae_lens_hsae.text.as_trained import positions
+from sae_lens_hsae.text.hook_point import ids_of_text
 
 if TYPE_CHECKING:
     from sae_lens import SAE

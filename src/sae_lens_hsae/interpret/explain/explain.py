@@ -9,9 +9,9 @@ import torch
 
 from sae_lens_hsae.forest import NO_PARENT, FeatureForest
 from sae_lens_hsae.interpret.explain.explanation import Explanation
-from sae_lens_hsae.interpret.hook_point import hook_point, ids_of_text, most_tokens, run_and_keep, stack_of
-from sae_lens_hsae.interpret.token_text import token_texts, whole_characters
 from sae_lens_hsae.text.as_trained import positions as trained_positions
+from sae_lens_hsae.text.hook_point import hook_point, ids_of_text, most_tokens, run_and_keep, stack_of
+from sae_lens_hsae.text.token_text import token_texts, whole_characters
 
 if TYPE_CHECKING:
     from sae_lens import SAE

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from sae_lens_hsae.interpret.dashboards import Dashboards
+from sae_lens_hsae.interpret.feature_cache import Dashboards
 from sae_lens_hsae.interpret.labels.token_labels import distinctive_tokens, label_texts, same_text
 
 Chosen = Callable[[torch.Tensor], torch.Tensor]

@@ -12,7 +12,7 @@ import torch
 from scipy.sparse import coo_array, csr_array
 
 from sae_lens_hsae.forest import NO_PARENT
-from sae_lens_hsae.interpret.dashboards import Dashboards
+from sae_lens_hsae.interpret.feature_cache import Dashboards
 
 SEPARATOR = " · "
 MIN_OF_BEST = 0.3

@@ -16,7 +16,7 @@ import torch
 from scipy.stats import binomtest
 
 from sae_lens_hsae.forest import FeatureForest
-from sae_lens_hsae.interpret.dashboards import Dashboards
+from sae_lens_hsae.interpret.feature_cache import Dashboards
 from sae_lens_hsae.interpret.language_model.endpoint import Endpoint, Replies, Request
 from sae_lens_hsae.interpret.language_model.prompts import JUDGE, contexts, listed
 

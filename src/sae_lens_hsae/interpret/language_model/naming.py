@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from sae_lens_hsae.forest import FeatureForest
-from sae_lens_hsae.interpret.dashboards import Dashboards
+from sae_lens_hsae.interpret.feature_cache import Dashboards
 from sae_lens_hsae.interpret.labels import token_labels
 from sae_lens_hsae.interpret.language_model.endpoint import Endpoint, Replies, Request
 from sae_lens_hsae.interpret.language_model.prompts import NAME, contexts, listed

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sae_lens_hsae.interpret.dashboards import Dashboards
-from sae_lens_hsae.interpret.token_text import whole_characters
+from sae_lens_hsae.interpret.feature_cache import Dashboards
+from sae_lens_hsae.text.token_text import whole_characters
 
 MARKED_FROM = 0.3
 """A token is marked if the feature's activation on it is at least this share of the context's highest."""

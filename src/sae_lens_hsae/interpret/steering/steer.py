@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sae_lens_hsae.forest import FeatureForest
-from sae_lens_hsae.interpret.hook_point import LOAD_ANEW, hook_point, stack_of
 from sae_lens_hsae.interpret.steering.edits import Edit, Step, steps_of
+from sae_lens_hsae.text.hook_point import LOAD_ANEW, hook_point, stack_of
 
 if TYPE_CHECKING:
     from sae_lens import SAE

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from sae_lens_hsae.batch_topk import BatchTopKLevels, are_largest
-from sae_lens_hsae.jumprelu import JumpReLULevels
-from sae_lens_hsae.level_activation import LevelActivation
+from sae_lens_hsae.sae.batch_topk import BatchTopKLevels, are_largest
 from sae_lens_hsae.sae.gpu_step.products import exact_dtype, exact_product, is_compiled, one_pass
+from sae_lens_hsae.sae.jumprelu import JumpReLULevels
+from sae_lens_hsae.sae.level_activation import LevelActivation
 
 NUMBERS_AT_A_TIME = 2**23
 """So many intermediate results are in memory together, where passes are not compiled into one."""

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from sae_lens_hsae.levels import Levels
-from sae_lens_hsae.perturbation import Replacement
+from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.sae.gpu_step.products import exact_product
+from sae_lens_hsae.sae.perturbation import Replacement
 
 REPLACED_AT_A_TIME = 128
 """Replacements are filled up to a multiple of this many features: steps have few different shapes."""

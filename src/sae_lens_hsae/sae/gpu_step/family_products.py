@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from sae_lens_hsae.sae.gpu_step.products import exact_dtype, exact_product, one_pass
-from sae_lens_hsae.structural_loss import Families
+from sae_lens_hsae.sae.structural_loss import Families
 
 FEW = 5
 """Families of up to so many members, nearly all there are, are written out term by term: a tensor core's tile is far

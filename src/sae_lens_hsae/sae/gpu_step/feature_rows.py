@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 import torch
 
-from sae_lens_hsae.coactivation import COACTIVATION_MOMENTUM
-from sae_lens_hsae.level_activation import LevelActivation, PreActivations
-from sae_lens_hsae.levels import Levels
-from sae_lens_hsae.perturbation import Replacement
+from sae_lens_hsae.forest.counts import COACTIVATION_MOMENTUM
+from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.sae.gpu_step.activation import activations
 from sae_lens_hsae.sae.gpu_step.decoder import reconstructions
 from sae_lens_hsae.sae.gpu_step.family_products import structural_loss_of_rows
 from sae_lens_hsae.sae.gpu_step.products import exact_product, product_dtype
-from sae_lens_hsae.structural_loss import Families
+from sae_lens_hsae.sae.level_activation import LevelActivation, PreActivations
+from sae_lens_hsae.sae.perturbation import Replacement
+from sae_lens_hsae.sae.structural_loss import Families
 
 
 class FeatureRows:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from sae_lens_hsae.ghost_gradients import ghost_gradient_loss
-from sae_lens_hsae.levels import Levels
+from sae_lens_hsae.forest.levels import Levels
+from sae_lens_hsae.sae.ghost_gradients import ghost_gradient_loss
 from sae_lens_hsae.sae.gpu_step.products import product_dtype
 
 ROOM = 64

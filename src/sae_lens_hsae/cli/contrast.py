@@ -1,0 +1,111 @@
+"""``hsae contrast``: which features of a saved SAE differ between two files of texts."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hsae_command import SUBCOMMANDS
+from sae_lens_hsae.cli.collected import dashboards_beside, labels_by_tokens
+from sae_lens_hsae.cli.outcome import Outcome, add_json
+from sae_lens_hsae.cli.text_flags import add_device, check_device
+from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
+from sae_lens_hsae.interpret.contrast import Contrast, contrast, text_activations
+from sae_lens_hsae.interpret.feature_cache.text import load_language_model
+from sae_lens_hsae.interpret.labels.files import FLAG_HELP, labels_beside
+from sae_lens_hsae.storage.whole_files import file_written_whole
+from sae_lens_hsae.text.documents import read_text
+
+
+def add_contrast(commands: Any) -> None:
+    """Add ``contrast`` to the subparsers of the command ``hsae``."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "contrast",
+        help=SUBCOMMANDS["contrast"],
+        description="Say which features of a saved SAE differ between two sets of texts: one line per cause, from the "
+        "coarsest feature that shows it to the finest that still holds it. Two-sided Mann-Whitney tests over texts, "
+        "corrected for the number of features.",
+    )
+    parser.add_argument("folder", help="where the SAE was saved, such as runs/demo")
+    parser.add_argument("a", help="a text file with one text per line, at least 8")
+    parser.add_argument("b", help="the other set, in the same form")
+    parser.add_argument("--output", help="also write every feature's numbers, as CSV, to this file")
+    parser.add_argument("--labels", help=FLAG_HELP)
+    parser.add_argument("--max-tokens", type=int, default=128, help="of a text, the first (default: %(default)s)")
+    parser.add_argument("--alpha", type=float, default=0.05, help="rate of false discoveries (default: %(default)s)")
+    parser.add_argument(
+        "--localising-share",
+        type=float,
+        default=0.8,
+        help="least share of a parent's difference for which a child alone stands for it (default: %(default)s)",
+    )
+    add_device(parser)
+    add_json(parser)
+
+
+def run_contrast(chosen: argparse.Namespace) -> Outcome:
+    """Compare; the findings.
+
+    Raises:
+        FileNotFoundError: if the folder holds no SAE, or there is no such file of texts or labels.
+        ValueError: if a set is too small, dashboards of other weights stand there, or as `contrast`.
+    """
+    if chosen.max_tokens < 2:
+        raise ValueError(f"max_tokens={chosen.max_tokens} must be at least 2")
+    check_device(chosen.device)
+    texts = [read_texts(path) for path in (chosen.a, chosen.b)]
+    folder = Path(chosen.folder)
+    given = labels_beside(folder, chosen.labels)
+    sae = load_hierarchical_sae(folder, chosen.device)
+    dashboards = dashboards_beside(folder, sae)
+    model = load_language_model(sae)
+    found = contrast(
+        sae,
+        sae.forest,
+        *(text_activations(sae, model, each, chosen.max_tokens) for each in texts),
+        alpha=chosen.alpha,
+        localising_share=chosen.localising_share,
+    )
+    labels = labels_by_tokens(dashboards, model.tokenizer) | given
+    if chosen.output:
+        with file_written_whole(Path(chosen.output)) as aside:
+            found.to_frame(labels).to_csv(aside)
+    return Outcome(_text(found, labels), _data(found, labels))
+
+
+def read_texts(path: str | Path) -> list[str]:
+    """The lines of a file that are not empty, each a text."""
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+
+
+def _data(found: Contrast, labels: Mapping[int, str]) -> dict[str, Any]:
+    numbers = ("effect", "auc", "q_value")
+    findings = [
+        asdict(each)
+        | {"labels": [labels.get(feature, "") for feature in each.path]}
+        | {name: getattr(found, name)[each.coarsest].item() for name in numbers}
+        for each in found.findings
+    ]
+    n_significant = int(found.significant.sum())
+    return {"n_a": found.n_a, "n_b": found.n_b, "n_significant": n_significant, "findings": findings}
+
+
+def _text(found: Contrast, labels: Mapping[int, str]) -> str:
+    n_significant = int(found.significant.sum())
+    lines = [
+        f"{found.n_a} texts in a, {found.n_b} in b: {n_significant} of {len(found.forest):,} features differ, "
+        f"{len(found.findings)} findings"
+    ]
+    if found.findings:
+        lines.append("more in  effect    AUC  features  from the coarsest feature to the finest")
+    for each in found.findings:
+        top = each.coarsest
+        path = " → ".join(f"{found.forest.levels.name(f)} {labels.get(f, '')}".rstrip() for f in each.path)
+        lines.append(
+            f"{'a' if each.more_in_a else 'b':>7}  {found.effect[top]:>6.2f}  {found.auc[top]:>5.3f}  "
+            f"{each.n_features:>8}  {path}"
+        )
+    return "\n".join(lines)

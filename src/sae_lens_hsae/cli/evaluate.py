@@ -1,0 +1,90 @@
+"""``hsae evaluate``: measure a saved SAE's forest on text."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hsae_command import SUBCOMMANDS
+from sae_lens_hsae.cli.outcome import Outcome, add_json
+from sae_lens_hsae.cli.text_flags import add_device, add_text, check_device, text_source
+from sae_lens_hsae.evaluation import ForestEvaluation, evaluate_forest
+from sae_lens_hsae.hub.saved_model import check_evaluation_can_stand, load_hierarchical_sae, save_evaluation
+from sae_lens_hsae.interpret.feature_cache.text import load_language_model, tokens_and_activations
+from sae_lens_hsae.sae.inference import HierarchicalSAE
+from sae_lens_hsae.storage.whole_files import check_writable
+from sae_lens_hsae.text.as_trained import excluded_tokens
+from sae_lens_hsae.text.rows import TextSource, text_rows
+
+DEFAULT_TOKENS = 50_000
+
+
+def add_evaluate(commands: Any) -> None:
+    """Add ``evaluate`` to the subparsers of the command ``hsae``."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "evaluate",
+        help=SUBCOMMANDS["evaluate"],
+        description="Measure a saved SAE on text with its own language model: per level L0, variance explained and "
+        "dead features; per level boundary Hamming, P(parent|child), P(child|parent) and more. The result is also "
+        "written to evaluation.json in FOLDER, where hsae push finds it, unless one measured on more tokens is there.",
+    )
+    parser.add_argument("folder", help="where the SAE was saved, such as runs/demo")
+    add_text(parser, DEFAULT_TOKENS)
+    parser.add_argument("--output", help="where to write it (default: evaluation.json in the folder)")
+    add_device(parser)
+    add_json(parser)
+
+
+def run_evaluate(chosen: argparse.Namespace) -> Outcome:
+    """Measure."""
+    evaluation = evaluate(chosen.folder, chosen.n_tokens, text_source(chosen), chosen.device, output=chosen.output)
+    return Outcome(str(evaluation), evaluation.to_dict())
+
+
+def evaluate(
+    folder: str | Path,
+    n_tokens: int = DEFAULT_TOKENS,
+    text: TextSource | None = None,
+    device: str = "cpu",
+    model: Any = None,
+    output: str | Path | None = None,
+) -> ForestEvaluation:
+    """Measure a saved `HierarchicalSAE` on text, and write the result.
+
+    Args:
+        folder: where the SAE was saved.
+        n_tokens: how many tokens to measure on; those left out in training are left out here too.
+        text: what to read; None takes the installed packages' READMEs and docstrings.
+        device: where the SAE and its language model run.
+        model: the language model, from SAELens' ``load_model``; None loads the one that the SAE's metadata name.
+        output: the file to write; None takes ``evaluation.json`` in the folder.
+
+    Raises:
+        FileNotFoundError: if the folder holds no SAE.
+        ValueError: if it holds another architecture, ``n_tokens`` is below 1, the text is too short, or the
+            ``evaluation.json`` that stands there was measured on more tokens.
+        OSError: if the result could not be written.
+    """
+    if n_tokens < 1:
+        raise ValueError(f"n_tokens={n_tokens} must be at least 1; {DEFAULT_TOKENS} is a good number")
+    check_device(device)
+    sae = load_hierarchical_sae(folder, device)
+    if output is None:
+        check_evaluation_can_stand(sae, folder, n_tokens)
+    else:
+        check_writable("output", Path(output).parent)
+    evaluation = evaluate_forest(sae, sae.forest, _activations(sae, model, n_tokens, text), n_tokens)
+    save_evaluation(evaluation, sae, folder, output)
+    return evaluation
+
+
+def _activations(sae: HierarchicalSAE, model: Any, n_tokens: int, text: TextSource | None) -> Iterator[torch.Tensor]:
+    model = load_language_model(sae) if model is None else model
+    excluded = torch.tensor(excluded_tokens(sae, model.tokenizer), dtype=torch.long, device=sae.device)
+    rows = text_rows(text or TextSource(), sae.cfg.metadata, model.tokenizer, n_tokens)
+    for token_ids, x in tokens_and_activations(sae, model, rows):
+        yield x[~torch.isin(token_ids, excluded)]

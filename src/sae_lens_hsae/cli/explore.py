@@ -1,0 +1,142 @@
+"""``hsae explore``: from a saved SAE to its explorer page."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hsae_command import SUBCOMMANDS
+from sae_lens_hsae.cli.collected import dashboards_beside
+from sae_lens_hsae.cli.outcome import Outcome, add_json
+from sae_lens_hsae.cli.text_flags import add_device, add_text, check_device, text_source
+from sae_lens_hsae.config import ARCHITECTURE
+from sae_lens_hsae.interpret.explain import explain
+from sae_lens_hsae.interpret.explain.explain import check_text
+from sae_lens_hsae.interpret.feature_cache import collect_dashboards, dashboards_folder
+from sae_lens_hsae.interpret.feature_cache.text import (
+    load_language_model,
+    load_tokenizer,
+    tokens_and_activations,
+    unembedding_of,
+)
+from sae_lens_hsae.interpret.labels import token_labels
+from sae_lens_hsae.interpret.labels.files import FLAG_HELP, labels_beside
+from sae_lens_hsae.interpret.page.page import write_page
+from sae_lens_hsae.sae.inference import HierarchicalSAE
+from sae_lens_hsae.storage.json_files import read_json_object
+from sae_lens_hsae.text.as_trained import excluded_tokens
+from sae_lens_hsae.text.rows import TextSource, digest, text_rows
+from sae_lens_hsae.text.token_text import TokenTexts
+
+DEFAULT_TOKENS = 200_000
+
+
+def add_explore(commands: Any) -> None:
+    """Add ``explore`` to the subparsers of the command ``hsae``."""
+    parser = commands.add_parser(
+        "explore",
+        help=SUBCOMMANDS["explore"],
+        description="Read text with a saved SAE and its own language model, keep what every feature fires on as "
+        "dashboards in FOLDER, and write the explorer page: one HTML file that opens from disk. Later calls use the "
+        "dashboards again and need neither text nor model.",
+    )
+    parser.add_argument("folder", help="where the SAE was saved, such as runs/demo")
+    parser.add_argument("--output", help="the page (default: explorer.html in the folder)")
+    add_text(parser, DEFAULT_TOKENS)
+    parser.add_argument("--labels", help=FLAG_HELP)
+    parser.add_argument(
+        "--explain", action="append", default=[], metavar="TEXT", help="also show this text, token by token; repeatable"
+    )
+    parser.add_argument("--renew", action="store_true", help="collect the dashboards again")
+    add_device(parser)
+    add_json(parser)
+
+
+def run_explore(chosen: argparse.Namespace) -> Outcome:
+    """Write the page and say where it is."""
+    page = explore(
+        chosen.folder,
+        chosen.output,
+        chosen.n_tokens,
+        text_source(chosen),
+        chosen.labels,
+        chosen.renew,
+        chosen.explain,
+        chosen.device,
+    )
+    return Outcome(f"Open {page.resolve().as_uri()}", {"page": str(page)})
+
+
+def explore(
+    folder: str | Path,
+    output: str | Path | None = None,
+    n_tokens: int = DEFAULT_TOKENS,
+    text: TextSource | None = None,
+    labels: str | Path | None = None,
+    renew: bool = False,
+    explained: Sequence[str] = (),
+    device: str = "cpu",
+    model: Any = None,
+) -> Path:
+    """Write the explorer page of a saved ``HierarchicalSAE``; dashboards that stand beside it are used again.
+
+    Args:
+        folder: where the SAE was saved.
+        output: the page; None puts ``explorer.html`` into the folder.
+        n_tokens: tokens to read for the dashboards.
+        text: what to read; None takes the installed packages' READMEs and docstrings.
+        labels: a JSON object from flat feature index to label; None takes ``labels.json`` in the folder, if there.
+            Other features are named by their distinctive tokens.
+        renew: collect the dashboards again even where they stand.
+        explained: texts to show token by token; for these the language model is loaded in any case.
+        device: where the SAE and its language model run.
+        model: the language model, from SAELens' ``load_model``; None loads the one that the SAE's metadata name.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        FileNotFoundError: if the folder holds no SAE, or there is no such text.
+        ValueError: if it holds another architecture, the dashboards there are of other weights, the labels are no such
+            object, the text is too short, or one to explain is empty or longer than the model takes.
+    """
+    check_device(device)
+    for each in explained:
+        check_text(each)
+    folder = Path(folder)
+    if not (folder / "cfg.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no cfg.json, so no saved SAE; give the folder it was saved to")
+    architecture = read_json_object(folder / "cfg.json").get("architecture")
+    if architecture != ARCHITECTURE:
+        raise ValueError(
+            f"{folder} holds an SAE of architecture={architecture!r}, which has no forest; for others make a "
+            "FeatureForest and call collect_dashboards() and write_page()"
+        )
+    sae = HierarchicalSAE.load_from_disk(folder, device=device)
+    names = labels_beside(folder, labels)
+    where = dashboards_folder(folder)
+    dashboards = None if renew else dashboards_beside(folder, sae)
+    if model is None and (dashboards is None or explained):
+        model = load_language_model(sae)
+    # First, so that a text that cannot be explained costs no collection.
+    explanations = [explain(sae, model, each) for each in explained]
+    tokenizer = load_tokenizer(sae) if model is None else model.tokenizer
+    if dashboards is None:
+        rows = text_rows(text or TextSource(), sae.cfg.metadata, tokenizer, n_tokens)
+        dashboards = collect_dashboards(
+            sae,
+            sae.forest,
+            lambda skipped: tokens_and_activations(sae, model, rows, skipped),
+            n_tokens=n_tokens,
+            exclude_tokens=excluded_tokens(sae, tokenizer),
+            unembedding=unembedding_of(sae, model),
+            progress_file=where.with_name(f".{where.name}-{digest(rows)}.safetensors"),
+        )
+        dashboards.save(where)
+    texts = TokenTexts(tokenizer)
+    names = token_labels(dashboards, texts.__getitem__) | names
+    title = f"{folder.resolve().name}: {sae.cfg.metadata.hook_name}"
+    path = output or folder / "explorer.html"
+    return write_page(dashboards, sae.forest, path, texts.__getitem__, names, title=title, explanations=explanations)

@@ -1,0 +1,121 @@
+"""Flags of ``hsae train`` from files, presets and the command line, brought into one line for SAELens' own parser."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sae_lens_hsae.cli.outcome import CallError
+from sae_lens_hsae.presets import INDEPENDENT, LANGUAGE_MODELS, PAPER, fading
+
+Flags = dict[str, list[str]]
+"""Values of each flag, by its name without dashes."""
+
+OF_JSON = ("target_l0", "structural_loss_decay", "minimum_similarity", "outlier_limit")
+"""Fields that SAELens' parser reads as one JSON value, not as several words."""
+
+
+_SETS: dict[str, dict[str, Any]] = {"paper": PAPER, "independent": INDEPENDENT, **LANGUAGE_MODELS}
+
+
+def read_flags(path: str | Path) -> Flags:
+    """Flags from a YAML or JSON file: one mapping from a flag's name to its value; null takes the flag's ``None``.
+
+    Raises:
+        ValueError: if it is no such file.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))  # JSON is YAML, too
+    except yaml.YAMLError as error:
+        raise ValueError(f"config={str(path)!r} is neither YAML nor JSON: {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise ValueError(f"config={str(path)!r} must map names of flags to values, such as 'target_l0: 32'")
+    return as_flags(content)
+
+
+def as_flags(values: Mapping[str, Any]) -> Flags:
+    """Python values as words of a command line."""
+    flags = Flags()
+    for name, value in values.items():
+        if isinstance(value, dict):
+            raise ValueError(f"{name}={value!r}: flags are flat; write its entries as flags of their own")
+        if name in OF_JSON:
+            flags[name] = [json.dumps(value)]
+        else:
+            flags[name] = [str(item) for item in value] if isinstance(value, (list, tuple)) else [str(value)]
+    return flags
+
+
+def parse_flags(words: Sequence[str]) -> Flags:
+    """Flags of a command line: ``--name value …`` or ``--name=value``, where a value may be a list such as [8, 16].
+
+    Raises:
+        CallError: if the line begins with a value.
+    """
+    flags, current = Flags(), None
+    for word in words:
+        if word.startswith("--"):
+            name, given, value = word[2:].partition("=")
+            current = flags[name] = [value] if given else []
+        elif current is None:
+            raise CallError(f"{word!r} belongs to no flag; write --name {word}")
+        else:
+            current.append(word)
+    return {name: _joined(values) if name in OF_JSON else _spread(values) for name, values in flags.items()}
+
+
+def preset_names() -> list[str]:
+    """The presets of ``hsae train``."""
+    return [*_SETS, "fading"]
+
+
+def preset_flags(names: Sequence[str], given: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """The flags of presets, later ones over earlier ones.
+
+    Args:
+        names: "paper", "independent", "fading" or a language model's.
+        given: flags that go over the presets'; "fading" reads from both, in any order, how many steps there are.
+
+    Raises:
+        CallError: if there is no such preset, or "fading" does not know the steps.
+    """
+    values: dict[str, Any] = {}
+    sized = {field: value for name in names for field, value in _SETS.get(name, {}).items()}
+    for name in names:
+        if name == "fading":
+            sizes = as_flags(sized) | dict(given)
+            try:
+                tokens, batch = (int(sizes[flag][0]) for flag in ("training_tokens", "train_batch_size_tokens"))
+            except (KeyError, ValueError) as error:
+                raise CallError(
+                    "preset='fading' falls over the steps of the run; give --training_tokens and "
+                    "--train_batch_size_tokens as whole numbers"
+                ) from error
+            values |= fading(tokens // batch)
+        elif name in _SETS:
+            values |= _SETS[name]
+        else:
+            raise CallError(f"preset={name!r}: choose one of {', '.join(preset_names())}")
+    return as_flags(values)
+
+
+def command_line(flags: Flags) -> list[str]:
+    """The words that `parse_flags` reads."""
+    return [word for name, values in flags.items() for word in (f"--{name}", *values)]
+
+
+def _joined(values: list[str]) -> list[str]:
+    return values if len(values) < 2 else [f"[{', '.join(values)}]"]
+
+
+def _spread(values: list[str]) -> list[str]:
+    if len(values) == 1 and values[0].startswith("["):
+        try:
+            return [str(item) for item in json.loads(values[0])]
+        except ValueError:
+            return values
+    return values

@@ -1,0 +1,92 @@
+"""Cells of a comparison: each finished one is kept as a JSON file, and a later call computes the rest."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from sae_lens_hsae.cli.progress_bars import disable_bars
+from sae_lens_hsae.storage.whole_files import file_written_whole
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One result.
+
+    Attributes:
+        name: of its file, without ``.json``; unique.
+        compute: gives the result, a dictionary ready for JSON; a function of a module, so that a worker can import it.
+        arguments: of ``compute``.
+    """
+
+    name: str
+    compute: Callable[..., dict[str, Any]]
+    arguments: tuple[Any, ...]
+
+    def path(self, folder: Path) -> Path:
+        """Where its result is kept."""
+        return folder / f"{file_name(self.name)}.json"
+
+    def finish(self, folder: Path) -> None:
+        """Compute and keep the result; the file appears whole or not at all."""
+        result = json.dumps(self.compute(*self.arguments))
+        with file_written_whole(self.path(folder)) as aside:
+            aside.write_text(result)
+
+
+def file_name(text: str) -> str:
+    """``text`` with everything but letters, digits and ``.=-_`` replaced."""
+    return "".join(letter if letter.isalnum() or letter in ".=-" else "_" for letter in text)
+
+
+def missing(cells: Sequence[Cell], folder: Path) -> list[Cell]:
+    """The cells whose result is not kept yet."""
+    return [cell for cell in cells if not cell.path(folder).exists()]
+
+
+def finish_cells(cells: Sequence[Cell], folder: Path, title: str, workers: int = 1) -> list[dict[str, Any]]:
+    """Compute what ``folder`` does not hold yet, with a progress bar; all results in the end.
+
+    Args:
+        cells: in the order of the results.
+        folder: where results are kept.
+        title: of the progress bar.
+        workers: processes that share the cores; with one it all happens in this process.
+
+    Raises:
+        ValueError: if ``workers`` is below 1.
+    """
+    if workers < 1:
+        raise ValueError(f"workers={workers} must be at least 1")
+    folder.mkdir(parents=True, exist_ok=True)
+    to_do = missing(cells, folder)
+    with tqdm(total=len(cells), initial=len(cells) - len(to_do), desc=title, unit="cell") as progress:
+        if workers == 1:
+            for cell in to_do:
+                cell.finish(folder)
+                progress.update()
+        else:
+            threads = max(1, (os.cpu_count() or 1) // workers)
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(workers, context, _start_worker, (threads,)) as pool:
+                for future in as_completed([pool.submit(cell.finish, folder) for cell in to_do]):
+                    future.result()
+                    progress.update()
+    return [json.loads(cell.path(folder).read_text()) for cell in cells]
+
+
+def _start_worker(threads: int) -> None:
+    torch.set_num_threads(threads)
+    # A worker's result is a file: the bar and the result that are shown are the caller's.
+    sys.stdout = sys.stderr
+    disable_bars()

@@ -1,0 +1,149 @@
+"""``hsae label`` and ``hsae judge``: a language model names the features of a saved SAE, and judges its edges."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hsae_command import SUBCOMMANDS
+from sae_lens_hsae.cli.collected import read_collected
+from sae_lens_hsae.cli.outcome import Outcome, add_json
+from sae_lens_hsae.interpret.feature_cache import Dashboards
+from sae_lens_hsae.interpret.labels import token_labels
+from sae_lens_hsae.interpret.labels.files import LABELS_FILENAME
+from sae_lens_hsae.interpret.language_model import Endpoint, Replies, Request, judge_pairs, label_features, sample_pairs
+from sae_lens_hsae.interpret.language_model.judging import JUDGEMENTS_FILENAME, judge_requests
+from sae_lens_hsae.interpret.language_model.naming import firing_by_level, label_requests
+from sae_lens_hsae.storage.whole_files import file_written_whole
+
+JUDGE_TEMPERATURE = 0.7
+
+
+def add_label_and_judge(commands: Any) -> None:
+    """Add ``label`` and ``judge`` to the subparsers of the command ``hsae``."""
+    label = commands.add_parser(
+        "label",
+        help=SUBCOMMANDS["label"],
+        description="Have a language model behind an OpenAI-compatible endpoint name every feature that fires, from "
+        "the contexts that hsae explore collected, coarse to fine. Answers are kept; a later call asks the rest.",
+    )
+    judge = commands.add_parser(
+        "judge",
+        help=SUBCOMMANDS["judge"],
+        description="Have a language model behind an OpenAI-compatible endpoint say for pairs of features whether "
+        "one is a special case of the other: edges of the forest, and controls that are none (HSAE App. C). Answers "
+        "are kept; a later call asks the rest.",
+    )
+    for parser, output in ((label, LABELS_FILENAME), (judge, JUDGEMENTS_FILENAME)):
+        parser.add_argument("folder", help="where the SAE was saved and hsae explore has collected its dashboards")
+        parser.add_argument(
+            "--model", required=True, help="the language model's name at OPENAI_BASE_URL; the key is OPENAI_API_KEY"
+        )
+        parser.add_argument("--output", help=f"what to write (default: {output} in the folder)")
+        parser.add_argument("--concurrency", type=int, default=8, help="questions at once (default: %(default)s)")
+        parser.add_argument("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="cost of a million tokens")
+        parser.add_argument("--estimate", action="store_true", help="say what it would take, and stop")
+        add_json(parser)
+    judge.add_argument("--edges", type=int, default=5000, help="edges to judge (default: %(default)s)")
+    judge.add_argument("--repetitions", type=int, default=1, help="times each pair is judged (default: %(default)s)")
+
+
+def run_label_or_judge(chosen: argparse.Namespace) -> Outcome:
+    """Say what it takes, then ask and write the answers; only the former with ``--estimate``."""
+    folder = Path(chosen.folder)
+    endpoint = Endpoint(
+        chosen.model,
+        folder / "answers.sqlite",
+        chosen.concurrency,
+        temperature=JUDGE_TEMPERATURE if chosen.command == "judge" and chosen.repetitions > 1 else 0.0,
+    )
+    if not chosen.estimate:
+        endpoint.check_can_ask()
+    dashboards, text_of = read_collected(folder)
+    return (_label if chosen.command == "label" else _judge)(chosen, folder, endpoint, dashboards, text_of)
+
+
+def _label(
+    chosen: argparse.Namespace, folder: Path, endpoint: Endpoint, dashboards: Dashboards, text_of: Callable[[int], str]
+) -> Outcome:
+    by_tokens = token_labels(dashboards, text_of)
+    features = [feature for level in firing_by_level(dashboards) for feature in level]
+    # The parents' labels are not known yet; their tokens stand in for them.
+    estimated = _estimate(chosen, endpoint, label_requests(dashboards, features, text_of, {}, by_tokens))
+    if chosen.estimate:
+        return estimated
+    print(estimated.text, flush=True)
+    labels, replies = label_features(dashboards, text_of, endpoint)
+    output = Path(chosen.output or folder / LABELS_FILENAME)
+    _write(output, json.dumps({str(feature): label for feature, label in labels.items()}, indent=1, ensure_ascii=False))
+    shown_by = f"hsae explore {folder}" + (f" --labels {output}" if chosen.output else "")
+    said = f"{len(labels)} of {len(features)} features named in {output}; {shown_by} shows them"
+    return Outcome(
+        "\n".join([said, *map(_report, replies)]),
+        {"output": str(output), "n_named": len(labels), "n_features": len(features), "replies": _counts(*replies)},
+    )
+
+
+def _judge(
+    chosen: argparse.Namespace, folder: Path, endpoint: Endpoint, dashboards: Dashboards, text_of: Callable[[int], str]
+) -> Outcome:
+    if chosen.repetitions < 1:
+        raise ValueError(f"repetitions={chosen.repetitions} must be at least 1")
+    pairs = sample_pairs(dashboards, chosen.edges)
+    estimated = _estimate(chosen, endpoint, judge_requests(dashboards, pairs, text_of, chosen.repetitions))
+    if chosen.estimate:
+        return estimated
+    print(estimated.text, flush=True)
+    found = judge_pairs(dashboards, pairs, text_of, endpoint, chosen.repetitions)
+    output = Path(chosen.output or folder / JUDGEMENTS_FILENAME)
+    _write(output, found.pairs.to_csv(index=False))
+    rates = found.rates()
+    lines = [f"Judged a special case, with 95 % intervals; every pair in {output}\n{rates.round(3)}"]
+    data = {
+        "output": str(output),
+        "rates": rates.to_dict("index"),
+        "replies": _counts(found.replies),
+    }
+    if chosen.repetitions > 1:
+        agreement = found.agreement()
+        lines.append(f"Repeated judgements that agree: {agreement:.1%}")
+        data["agreement"] = agreement
+    return Outcome("\n".join([*lines, _report(found.replies)]), data)
+
+
+def _estimate(chosen: argparse.Namespace, endpoint: Endpoint, requests: list[Request]) -> Outcome:
+    n, n_in, n_out = endpoint.estimate(requests)
+    text = f"{n:,} questions to ask, about {n_in:,} tokens in and at most {n_out:,} out"
+    data: dict[str, float] = {"questions": n, "tokens_in": n_in, "tokens_out_at_most": n_out}
+    if chosen.price:
+        data["cost_at_most"] = (n_in * chosen.price[0] + n_out * chosen.price[1]) / 1e6
+        text += f"; at most about {data['cost_at_most']:,.2f}"
+    return Outcome(text, data)
+
+
+def _counts(*replies: Replies) -> dict[str, int]:
+    return {
+        "answered": sum(answer is not None for each in replies for answer in each.answers),
+        "cached": sum(each.n_cached for each in replies),
+        "malformed": sum(each.n_malformed for each in replies),
+        "missing": sum(len(each.errors) for each in replies),
+        "tokens_in": sum(each.prompt_tokens for each in replies),
+        "tokens_out": sum(each.completion_tokens for each in replies),
+    }
+
+
+def _report(replies: Replies) -> str:
+    n = _counts(replies)
+    lines = [
+        f"{n['answered']} answers ({n['cached']} from disk), {n['malformed']} malformed, {n['missing']} missing; "
+        f"{n['tokens_in']:,} tokens in, {n['tokens_out']:,} out"
+    ]
+    return "\n".join([*lines, *(f"  question {i}: {error}" for i, error in list(replies.errors.items())[:5])])
+
+
+def _write(path: Path, text: str) -> None:
+    with file_written_whole(path) as aside:
+        aside.write_text(text, encoding="utf-8")

@@ -1,0 +1,95 @@
+"""Our runner with a measurement at its end: what a sweep chooses by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import wandb
+from sae_lens.config import LanguageModelSAERunnerConfig
+from sae_lens.saes.sae import TrainingSAE
+from sae_lens.training.prefetch import PrefetchingIterator
+from sae_lens.training.sae_trainer import SAETrainer
+from typing_extensions import override
+
+from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
+from sae_lens_hsae.evaluation import ForestEvaluation, evaluate_forest
+from sae_lens_hsae.evaluation.objective import hamming_at_matched_variance, mean_hamming, mean_variance_explained
+from sae_lens_hsae.hub.saved_model import save_evaluation
+from sae_lens_hsae.sae.training import HierarchicalTrainingSAE
+from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
+
+
+class MeasuredTrainingRunner(HierarchicalSAETrainingRunner):
+    """`HierarchicalSAETrainingRunner` that runs `evaluate_forest` when training is done.
+
+    The text goes on where training stopped. The result stands in ``evaluation``, beside the model as
+    ``evaluation.json``, and in W&B's summary of the run as ``forest/…`` (see `summary`).
+
+    Args:
+        cfg: SAELens' config.
+        evaluation_tokens: how many tokens to measure on.
+        variance_floor: of `hamming_at_matched_variance`.
+        overrides: further arguments of `HierarchicalSAETrainingRunner`.
+
+    Raises:
+        ValueError: as `HierarchicalSAETrainingRunner`, or if one of the two numbers is out of range.
+    """
+
+    evaluation: ForestEvaluation | None = None
+
+    def __init__(
+        self,
+        cfg: LanguageModelSAERunnerConfig[HierarchicalTrainingSAEConfig],
+        *,
+        evaluation_tokens: int,
+        variance_floor: float = 0.0,
+        **overrides: Any,
+    ) -> None:
+        if evaluation_tokens < 1:
+            raise ValueError(f"evaluation_tokens={evaluation_tokens} must be at least 1; 50000 is a good number")
+        if not 0 <= variance_floor <= 1:
+            raise ValueError(f"variance_floor={variance_floor} must be a share of the variance, from 0 to 1")
+        super().__init__(cfg, **overrides)
+        self.evaluation_tokens = evaluation_tokens
+        self.variance_floor = variance_floor
+
+    @override
+    def run_trainer_with_interruption_handling(self, trainer: SAETrainer[Any, Any]) -> TrainingSAE[Any]:
+        sae = super().run_trainer_with_interruption_handling(trainer)
+        assert isinstance(sae, HierarchicalTrainingSAE)
+        if not self.is_first:
+            return sae
+        provider = trainer.data_provider
+        # The thread that fetches ahead reads the same store.
+        with provider.paused() if isinstance(provider, PrefetchingIterator) else nullcontext():
+            self.evaluation = evaluate_forest(sae, sae.forest, self._activations(), self.evaluation_tokens)
+        if wandb.run is not None and self.cfg.logger.log_to_wandb:
+            wandb.run.summary.update(summary(self.evaluation, self.variance_floor))
+        return sae
+
+    @override
+    def save_final_sae(
+        self, sae: TrainingSAE[Any], output_path: str, log_feature_sparsity: torch.Tensor | None = None
+    ) -> None:
+        super().save_final_sae(sae, output_path, log_feature_sparsity)
+        if not self.is_first:
+            return
+        assert isinstance(sae, HierarchicalTrainingSAE)
+        assert self.evaluation is not None  # training comes before
+        save_evaluation(self.evaluation, sae, output_path)
+
+    def _activations(self) -> Iterator[torch.Tensor]:
+        while True:
+            yield self.activations_store.get_filtered_llm_batch()
+
+
+def summary(evaluation: ForestEvaluation, variance_floor: float) -> dict[str, float]:
+    """What a sweep compares: the objective, and the two measures it is made of, means over levels or boundaries."""
+    return {
+        "forest/hamming_at_matched_variance": hamming_at_matched_variance(evaluation, variance_floor),
+        "forest/hamming": mean_hamming(evaluation),
+        "forest/variance_explained": mean_variance_explained(evaluation),
+    }

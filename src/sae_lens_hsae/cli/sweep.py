@@ -1,0 +1,146 @@
+"""W&B's sweep files without a server: every configuration with several seeds, one table."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas
+import yaml
+
+from hsae_command import SUBCOMMANDS
+from sae_lens_hsae.cli.flags import as_flags, command_line
+from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
+from sae_lens_hsae.cli.measured_runner import summary
+from sae_lens_hsae.cli.outcome import Outcome, add_json
+from sae_lens_hsae.cli.train import parse, train
+from sae_lens_hsae.evaluation import ForestEvaluation
+from sae_lens_hsae.storage.whole_files import file_written_whole
+
+ARGUMENTS = "${args}"
+EVALUATION_TOKENS = 50_000
+
+
+def read_sweep(path: str | Path) -> dict[str, Any]:
+    """A sweep file whose configurations can be told in advance.
+
+    Raises:
+        ValueError: if it is none, its command is not ``hsae train … ${args}``, or a parameter has no list of values.
+    """
+    try:
+        sweep = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"sweep={str(path)!r} is no YAML: {error}") from error
+    if not isinstance(sweep, dict) or not isinstance(sweep.get("parameters"), dict):
+        raise ValueError(f"sweep={str(path)!r} has no parameters; see examples/sweeps")
+    command = sweep.get("command", [])
+    if command[:2] != ["hsae", "train"] or ARGUMENTS not in command:
+        raise ValueError(f"command={command}: write [hsae, train, …, {ARGUMENTS!r}]")
+    for name, parameter in sweep["parameters"].items():
+        if not isinstance(parameter, dict) or not {"value", "values"} & set(parameter):
+            raise ValueError(
+                f"parameters.{name}={parameter}: without a server only 'value' and 'values' can be run; list "
+                "values, or use wandb sweep"
+            )
+    return sweep
+
+
+def configurations(sweep: dict[str, Any], runs: int | None = None) -> list[dict[str, Any]]:
+    """Every combination of the parameters' values, or ``runs`` of them, drawn at random, always the same."""
+    values = [p["values"] if "values" in p else [p["value"]] for p in sweep["parameters"].values()]
+    everyone = [dict(zip(sweep["parameters"], chosen, strict=True)) for chosen in itertools.product(*values)]
+    return everyone if runs is None or runs >= len(everyone) else random.Random(0).sample(everyone, runs)
+
+
+def arguments_of(sweep: dict[str, Any], configuration: dict[str, Any]) -> list[str]:
+    """What follows ``hsae train`` for one configuration."""
+    own = command_line(as_flags(configuration))
+    return [word for part in sweep["command"][2:] for word in (own if part == ARGUMENTS else [str(part)])]
+
+
+def run_sweep(
+    path: str | Path,
+    output: Path,
+    seeds: int = 3,
+    runs: int | None = None,
+    further: Sequence[str] = (),
+    workers: int = 1,
+) -> pandas.DataFrame:
+    """Train and measure every configuration; finished ones are kept in ``output``, and a later call does the rest.
+
+    Args:
+        path: a sweep file; see `read_sweep`.
+        output: gets the models, a JSON file per finished run, and the table as ``NAME.csv``.
+        seeds: how many, from 0.
+        runs: so many configurations, drawn at random; None runs all.
+        further: words of the command line for every run, over those of the file.
+        workers: processes that share the cores.
+
+    Returns:
+        One row per configuration, best first: its parameters, the mean of each number of
+        `sae_lens_hsae.cli.measured_runner.summary` over the seeds, and ``…_spread``, half its range.
+
+    Raises:
+        ValueError: if the file or a flag is refused, before anything is trained.
+    """
+    if seeds < 1 or (runs is not None and runs < 1):
+        raise ValueError(f"seeds={seeds}, runs={runs}: both count, from 1")
+    sweep = read_sweep(path)
+    chosen = configurations(sweep, runs)
+    cells = []
+    for configuration in chosen:
+        for seed in range(seeds):
+            words = [*arguments_of(sweep, configuration), *further, f"--seed={seed}", "--log_to_wandb=False"]
+            name = hashlib.sha256(repr((configuration, words)).encode()).hexdigest()[:12]
+            words.append(f"--output_path={output / 'models' / name}")
+            parse(words)
+            cells.append(Cell(f"run-{name}", measured, (words, configuration)))
+    results = finish_cells(cells, output / "cells", f"Sweep {Path(path).stem}", workers)
+    table = _table(results, list(sweep["parameters"]))
+    with file_written_whole(output / f"{Path(path).stem}.csv") as aside:
+        table.to_csv(aside, index=False)
+    return table
+
+
+def measured(words: list[str], configuration: dict[str, Any]) -> dict[str, Any]:
+    """One run: its parameters and its summary."""
+    own, cfg = parse(words)
+    own.evaluation_tokens = own.evaluation_tokens or EVALUATION_TOKENS
+    evaluation = train(own, cfg)
+    assert isinstance(evaluation, ForestEvaluation)
+    return {name: str(value) for name, value in configuration.items()} | summary(evaluation, own.variance_floor)
+
+
+def _table(results: list[dict[str, Any]], parameters: list[str]) -> pandas.DataFrame:
+    grouped: Any = pandas.DataFrame(results).groupby(parameters, sort=False)
+    means = grouped.mean()
+    spread = ((grouped.max() - grouped.min()) / 2).add_suffix("_spread")
+    return means.join(spread).sort_values("forest/hamming_at_matched_variance").reset_index()
+
+
+def add_sweep(commands: Any) -> None:
+    """Add ``sweep`` to the subparsers of the command ``hsae``."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "sweep",
+        help=SUBCOMMANDS["sweep"],
+        usage="hsae sweep [FLAG …] FILE [-- FLAGS OF hsae train]",
+        description="Run a W&B sweep file without a server, several seeds each, into one table. What follows -- goes "
+        "to every hsae train.",
+    )
+    parser.add_argument("file", help="such as examples/sweeps/rho_r.yaml")
+    parser.add_argument("--output", type=Path, default=Path("runs/sweep"), help="default %(default)s")
+    parser.add_argument("--seeds", type=int, default=3, help="default %(default)s")
+    parser.add_argument("--runs", type=int, help="so many configurations, drawn at random (default: all)")
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the cores, default %(default)s")
+    add_json(parser)
+
+
+def run_sweep_command(chosen: argparse.Namespace) -> Outcome:
+    """Sweep; the table."""
+    table = run_sweep(chosen.file, chosen.output, chosen.seeds, chosen.runs, chosen.further, chosen.workers)
+    return Outcome(table.to_string(index=False), table.to_dict("records"))

@@ -1,0 +1,194 @@
+"""``hsae train``: SAELens' own flags, from files, presets and the command line, and one call of our runner."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import warnings
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from typing import Any
+
+from datasets import Dataset
+from sae_lens.llm_sae_training_runner import LanguageModelSAETrainingRunner, _parse_cfg_args
+from transformers import set_seed
+
+from sae_lens_hsae.cli.flags import Flags, command_line, parse_flags, preset_flags, preset_names, read_flags
+from sae_lens_hsae.cli.measured_runner import MeasuredTrainingRunner
+from sae_lens_hsae.cli.outcome import CallError, Outcome, add_json
+from sae_lens_hsae.cli.training_estimate import estimate
+from sae_lens_hsae.cli.training_plan import plan_text, warnings_of
+from sae_lens_hsae.config import ARCHITECTURE, HierarchicalTrainingSAEConfig
+from sae_lens_hsae.evaluation import ForestEvaluation
+from sae_lens_hsae.text.documents import documents
+from sae_lens_hsae.training.distributed.ranks import n_launched
+from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner, check_steps
+
+HELP = {"-h", "--help"}
+EPILOG = """Every field of SAELens' LanguageModelSAERunnerConfig and of HierarchicalTrainingSAEConfig is a flag too:
+they follow below. --architecture is hsae unless you say otherwise, --d_sae the sum of the level widths. Lists are
+written --level_widths 128 256 or "--level_widths=[128, 256]"."""
+
+
+def _sources() -> argparse.ArgumentParser:
+    """Where flags come from, beside the command line."""
+    parser = argparse.ArgumentParser(prog="hsae train", add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML or JSON: flags, flat")
+    parser.add_argument("--preset", action="append", default=[], help=f"one of {', '.join(preset_names())}")
+    parser.add_argument("--dry-run", action="store_true", help="say what it would do and take, with warnings, and stop")
+    add_json(parser)
+    return parser
+
+
+def _beyond_saelens() -> argparse.ArgumentParser:
+    """Flags that go with SAELens' own, in files too."""
+    parser = argparse.ArgumentParser(prog="hsae train", add_help=False, allow_abbrev=False)
+    parser.add_argument(
+        "--evaluation_tokens", type=int, default=0, help="tokens to measure the forest on afterwards (default: none)"
+    )
+    parser.add_argument(
+        "--variance_floor",
+        type=float,
+        default=0.0,
+        help="mean variance explained below which forest/hamming_at_matched_variance pays (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max_bad_batches", type=int, default=0, help="batches of NaN or infinite numbers to skip (default: none)"
+    )
+    parser.add_argument(
+        "--text", help="train on a text of your own instead of dataset_path: a text file, a .jsonl file, or a folder"
+    )
+    parser.add_argument("--keep_checkpoints", type=int, help="how many stay, the newest (default: all)")
+    parser.add_argument(
+        "--rank_timeout",
+        type=float,
+        default=600.0,
+        help="under torchrun, seconds for which one process waits for the others (default: %(default)g)",
+    )
+    return parser
+
+
+def wants_help(arguments: Sequence[str]) -> bool:
+    """Whether the flags ask for help: also where there are none."""
+    return not arguments or bool(HELP & set(arguments))
+
+
+def print_help(arguments: Sequence[str]) -> None:
+    """Print our flags, then those of SAELens' parser, which ends the process."""
+    argparse.ArgumentParser(
+        prog="hsae train",
+        parents=[_sources(), _beyond_saelens()],
+        usage="hsae train [--preset NAME] [--config FILE] [--FLAG VALUE …]",
+        description="Train an SAE on a language model. Presets come first, then files, then the other flags; the last "
+        "one that sets a flag wins.",
+        epilog=EPILOG,
+    ).print_help()
+    words = [word for word in arguments if word not in HELP]
+    architecture = parse_flags(_sources().parse_known_args(words)[1]).get("architecture", [ARCHITECTURE])
+    _parse_cfg_args(["--architecture", *architecture, "--help"])
+
+
+def merged_flags(presets: Sequence[str], files: Sequence[str], given: Flags) -> Flags:
+    """One value for each flag: presets, then files, then those given.
+
+    Raises:
+        ValueError: if a preset does not exist, or a file cannot be read.
+    """
+    flags = Flags()
+    for file in files:
+        flags |= read_flags(file)
+    flags |= given
+    if "text" in flags:
+        if "dataset_path" in flags:
+            raise CallError(f"text={flags['text']} and dataset_path={flags['dataset_path']}: give one of them")
+        # So the saved SAE says what it was trained on.
+        flags |= {"dataset_path": flags["text"], "is_dataset_tokenized": ["False"], "streaming": ["False"]}
+    flags = preset_flags(presets, flags) | flags
+    flags.setdefault("architecture", [ARCHITECTURE])
+    if flags["architecture"] == [ARCHITECTURE] and "level_widths" in flags and "d_sae" not in flags:
+        widths = flags["level_widths"]
+        if all(width.isdigit() for width in widths):  # else the config says what is wrong
+            flags["d_sae"] = [str(sum(map(int, widths)))]
+    return flags
+
+
+def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
+    """Our own flags (``dry_run``, ``evaluation_tokens`` and so on) and SAELens' config.
+
+    Raises:
+        CallError: if a flag is refused.
+        ValueError: if its value is.
+    """
+    own, given = _sources().parse_known_args(list(arguments))
+    flags = merged_flags(own.preset, own.config, parse_flags(given))
+    said = io.StringIO()
+    try:
+        # Of a flag that they refuse both parsers print their whole usage, and end the process.
+        with redirect_stderr(said):
+            _, rest = _beyond_saelens().parse_known_args(command_line(flags), own)
+            cfg = _parse_cfg_args(rest)
+    except (argparse.ArgumentError, SystemExit) as error:
+        what = error if isinstance(error, argparse.ArgumentError) else said.getvalue().rpartition("error: ")[2].strip()
+        raise CallError(f"{what}; hsae train --help lists every flag") from error
+    check_steps(cfg)
+    return own, cfg
+
+
+def run_train(arguments: Sequence[str]) -> Outcome:
+    """Run the subcommand.
+
+    Raises:
+        CallError: if a flag is refused.
+        ValueError: if its value is.
+    """
+    own, cfg = parse(arguments)
+    if own.dry_run:
+        rows = own_text(own)
+        plan = {"config": cfg.to_dict(), "estimate": estimate(cfg), "warnings": warnings_of(cfg, rows)}
+        return Outcome(plan_text(cfg, plan["estimate"], plan["warnings"]), plan)
+    evaluation = train(own, cfg)
+    where = "not saved: output_path is None" if cfg.output_path is None else f"saved to {cfg.output_path}"
+    text = f"The SAE is {where}" if evaluation is None else f"{evaluation}\n\nThe SAE is {where}"
+    data = None if evaluation is None else evaluation.to_dict()
+    return Outcome(text, {"output_path": cfg.output_path, "evaluation": data})
+
+
+def own_text(own: argparse.Namespace) -> Dataset | None:
+    """The texts of ``--text`` in a column ``text``; None without it.
+
+    Raises:
+        FileNotFoundError: if there are none.
+        ValueError: if a file holds no text.
+    """
+    return None if own.text is None else Dataset.from_dict({"text": list(documents(own.text))})
+
+
+def train(own: argparse.Namespace, cfg: Any) -> ForestEvaluation | None:
+    """Train as `parse` read it; the measurement, where one was asked for."""
+    rows = own_text(own)
+    for warning in warnings_of(cfg, rows):
+        print(f"Warning: {warning}", flush=True)
+    # SAELens compares the number of rows with that of tokens.
+    warnings.filterwarnings("ignore", "The training dataset contains fewer samples", UserWarning)
+    set_seed(cfg.seed)  # SAELens seeds neither the weights nor the order of the activations
+    if not isinstance(cfg.sae, HierarchicalTrainingSAEConfig):
+        if n_launched() > 1:
+            raise ValueError(
+                f"architecture={cfg.sae.architecture()!r} trains in one process, but {n_launched()} were started; "
+                f"only {ARCHITECTURE!r} trains in several"
+            )
+        LanguageModelSAETrainingRunner(cfg, override_dataset=rows).run()
+        return None
+    faults = {name: getattr(own, name) for name in ("max_bad_batches", "keep_checkpoints", "rank_timeout")}
+    if not own.evaluation_tokens:
+        HierarchicalSAETrainingRunner(cfg, override_dataset=rows, **faults).run()
+        return None
+    runner = MeasuredTrainingRunner(
+        cfg,
+        evaluation_tokens=own.evaluation_tokens,
+        variance_floor=own.variance_floor,
+        override_dataset=rows,
+        **faults,
+    )
+    runner.run()
+    return runner.evaluation

@@ -1,6 +1,0 @@
-"""The explorer page: a forest and its dashboards as one HTML file that needs no network."""
-
-from sae_lens_hsae.explorer.page import PageLimits, write_page
-from sae_lens_hsae.interpret.token_text import TokenTexts, token_texts
-
-__all__ = ["PageLimits", "TokenTexts", "token_texts", "write_page"]

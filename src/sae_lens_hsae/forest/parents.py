@@ -1,0 +1,238 @@
+"""Hierarchy update: with the parameters fixed, every child takes its most similar parent (HSAE §3.3).
+
+The similarity of all pairs, one row per parent and one column per child, is made and read block by block: at a million
+features it would have no room.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+
+from sae_lens_hsae.forest.levels import NO_PARENT, Levels
+
+BLOCK = 512
+"""Parents and children of a block: 1 MiB in float32, which a processor's cache still holds when it is read."""
+
+BREADTH_PENALTY = 2.0
+"""How many times its own frequency a parent must make up for; 1 would be chance alone."""
+RARER_PARENT = 0.85
+"""How often a parent must fire at least, for each time the child does: of two copies either may fire a little more."""
+
+Similarity = Literal["encoder", "decoder", "coactivation", "conditional"]
+MEASURED_ON_ACTIVATIONS = ("coactivation", "conditional")
+"""Similarities that parameters alone do not give."""
+
+SimilarityBlock = Callable[[slice, torch.Tensor], torch.Tensor]
+"""Maps a slice of m parents and k child indices to their (m, k) similarities; −inf for pairs that cannot be."""
+
+
+def cosine_similarity(parents: torch.Tensor, children: torch.Tensor, either_sign: bool = False) -> SimilarityBlock:
+    """Cosine of encoder columns or decoder rows.
+
+    Args:
+        parents: directions of the coarse level, (n_parents, d_in).
+        children: directions of the fine level, (n_children, d_in).
+        either_sign: whether features fire with either sign, so that opposite directions are one.
+
+    Returns:
+        The blocks; a direction of norm 0 is similar to nothing (−inf).
+    """
+
+    p_norm, c_norm = (
+        torch.linalg.vector_norm(table, dim=1, dtype=torch.promote_types(table.dtype, torch.float32)).float()
+        for table in (parents, children)
+    )
+    tiny = torch.finfo(torch.float32).tiny
+    p_least, c_least = p_norm.clamp(min=tiny)[:, None], c_norm.clamp(min=tiny)[:, None]
+
+    def block(above: slice, below: torch.Tensor) -> torch.Tensor:
+        p, c = parents[above].float() / p_least[above], children[below].float() / c_least[below]
+        similarity = (p @ c.T).abs_() if either_sign else p @ c.T
+        for dim, norm in enumerate((p_norm[above], c_norm[below])):
+            # By their few indices: a mask of the block would be one more pass over it.
+            similarity.index_fill_(dim, torch.nonzero(norm == 0).squeeze(1), -torch.inf)
+        return similarity
+
+    return block
+
+
+def coactivation_similarity(coactivation: torch.Tensor) -> SimilarityBlock:
+    """Share of tokens on which both are active.
+
+    Args:
+        coactivation: (n_parents, n_children).
+
+    Returns:
+        The blocks; features that were never active together cannot be a pair (−inf).
+    """
+
+    def block(above: slice, below: torch.Tensor) -> torch.Tensor:
+        together = coactivation[above, below].float()
+        return together.masked_fill(together == 0, -torch.inf)
+
+    return block
+
+
+def conditional_similarity(
+    coactivation: torch.Tensor, parent_frequency: torch.Tensor, child_frequency: torch.Tensor
+) -> SimilarityBlock:
+    """P(parent | child) − 2 P(parent): how much likelier the parent is where the child fires (not in the paper).
+
+    Unlike co-activation it does not favour the parents that fire most. Once P(parent) is what chance alone would give.
+    Taken off once more, it keeps a broad parent, of which a child is but a small part, from all children that it does
+    not accompany nearly always. A parent is the more general of the two, or as general: it fires at least 0.85 times
+    as often as the child.
+
+    Args:
+        coactivation: share of tokens on which both are active, (n_parents, n_children).
+        parent_frequency: share of tokens on which each parent is active, (n_parents,); child_frequency: (n_children,).
+
+    Returns:
+        The blocks; features that were never active together cannot be a pair (−inf), nor can one be the parent of a
+        more frequent one.
+    """
+
+    def block(above: slice, below: torch.Tensor) -> torch.Tensor:
+        together = coactivation[above, below].float()
+        of_parents, of_children = parent_frequency[above, None], child_frequency[below]
+        raised = together / of_children - BREADTH_PENALTY * of_parents
+        return raised.masked_fill_((together == 0) | (of_parents < RARER_PARENT * of_children), -torch.inf)
+
+    return block
+
+
+def parent_table(
+    similarities: Sequence[SimilarityBlock],
+    levels: Levels,
+    unassigned_fraction: float,
+    max_children: int | None = None,
+    minimum_similarity: float | None = None,
+    device: torch.device | str = "cpu",
+) -> torch.Tensor:
+    """The forest of a stack of levels: `choose_parents` at every boundary.
+
+    Args:
+        similarities: blocks of the similarity of each level boundary, coarse to fine.
+        levels: the levels; one more than ``similarities``.
+
+    Returns:
+        (n_features,) int64, flat index of each feature's parent, −1 where there is none.
+    """
+    parents = torch.full((levels.n_features,), NO_PARENT, dtype=torch.int64, device=device)
+    # In bfloat16, autocast's, many similarities are equal and the forest is another one.
+    with torch.autocast(torch.device(device).type, enabled=False):
+        for (above, below), similarity in zip(levels.boundaries, similarities, strict=True):
+            n_parents, n_children = above.stop - above.start, below.stop - below.start
+            chosen = choose_parents(
+                similarity, n_parents, n_children, unassigned_fraction, max_children, minimum_similarity, device
+            )
+            parents[below] = torch.where(chosen == NO_PARENT, NO_PARENT, chosen + above.start)
+    return parents
+
+
+def choose_parents(
+    similarity: SimilarityBlock,
+    n_parents: int,
+    n_children: int,
+    unassigned_fraction: float,
+    max_children: int | None = None,
+    minimum_similarity: float | None = None,
+    device: torch.device | str = "cpu",
+) -> torch.Tensor:
+    """The parent of every child of one level boundary.
+
+    Each child takes its most similar parent, the first of equals. The ⌊unassigned_fraction · n_children⌋ children whose
+    best similarity is lowest stay unassigned, and of equals those of highest index (partial tree); so does a child that
+    is similar to nothing, or to no parent by more than ``minimum_similarity``.
+
+    With ``max_children`` a parent keeps the most similar of the children that want it, and the others ask their
+    next best parent that has room for them: the one assignment in which no parent and child prefer each other to
+    whom they have, which is also that of walking through all pairs from most to least similar. A child that finds no
+    parent stays unassigned.
+
+    Args:
+        similarity: blocks of the similarity matrix.
+        unassigned_fraction: share of the children without parent, in [0, 1).
+        max_children: most children of a parent, or None.
+        minimum_similarity: what a parent's must be above, or None.
+
+    Returns:
+        (n_children,) int64, index of the parent within its level, −1 where there is none.
+    """
+    everyone = torch.arange(n_children, device=device)
+    no_bar = torch.full((n_parents,), -torch.inf if minimum_similarity is None else minimum_similarity, device=device)
+    best, parent = _best_parent(similarity, everyone, no_bar)
+    best_first = torch.argsort(best, descending=True, stable=True)
+    # A little more than the product: 0.29 · 100 is 28.999… in floating point, and its floor must be 29.
+    n_assigned = n_children - math.floor(unassigned_fraction * n_children + 1e-9)
+    unassigned = best_first[n_assigned:]
+    parent[unassigned] = NO_PARENT
+    if max_children is not None:
+        _make_room(similarity, best, parent, no_bar, max_children)
+    return parent
+
+
+def _best_parent(
+    similarity: SimilarityBlock, children: torch.Tensor, bar: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Best similarity of each child above the parents' bar, and that parent (−1 if there is none)."""
+    lowest = bar.min()
+    bars_differ = bool((bar != lowest).any())
+    best = lowest.repeat(len(children))
+    parent = torch.full_like(children, NO_PARENT)
+    for own in (slice(start, start + BLOCK) for start in range(0, len(children), BLOCK)):
+        for above in (slice(start, start + BLOCK) for start in range(0, len(bar), BLOCK)):
+            block = similarity(above, children[own])
+            if bars_differ:
+                block.masked_fill_(block <= bar[above, None], -torch.inf)
+            # Where the best stands is asked only where there is a better one, which is rare after a few blocks; of
+            # equals the first stays.
+            highest = block.amax(dim=0)
+            better = torch.nonzero(highest > best[own]).squeeze(1)
+            if len(better):
+                best[own][better] = highest[better]
+                parent[own][better] = above.start + block[:, better].max(dim=0).indices
+    best[parent == NO_PARENT] = -torch.inf
+    return best, parent
+
+
+def _make_room(
+    similarity: SimilarityBlock, best: torch.Tensor, parent: torch.Tensor, no_bar: torch.Tensor, room: int
+) -> None:
+    """Deferred acceptance, in place: parents reject all but their ``room`` best, and the rejected ask again."""
+    while True:
+        held = torch.nonzero(parent != NO_PARENT).squeeze(1)
+        # By parent, most similar child first; equal ones by index.
+        order = held[torch.argsort(best[held], descending=True, stable=True)]
+        order = order[torch.argsort(parent[order], stable=True)]
+        holder = parent[order]
+        counts = torch.bincount(holder, minlength=len(no_bar))
+        rank = torch.arange(len(order), device=order.device) - (torch.cumsum(counts, 0) - counts)[holder]
+        rejected = order[rank >= room]
+        if len(rejected) == 0:
+            return
+        last_held = rank == room - 1
+        bar = no_bar.clone()
+        bar[holder[last_held]] = best[order[last_held]]
+        best[rejected], parent[rejected] = _best_parent(similarity, rejected, bar)
+
+
+def is_update_due(step: int, first: int, every: int, growth: float, freeze_after: int | None = None) -> bool:
+    """Whether the forest is recomputed at the start of a training step.
+
+    It is at ``first``, and then whenever the training has become ``growth`` times as long: features change fastest
+    early on, and a run shorter than ``every`` must have a forest too. Once that would be more than ``every`` steps
+    apart it is at every multiple of ``every``. Never after ``freeze_after``.
+    """
+    if step < first or (freeze_after is not None and step > freeze_after):
+        return False
+    if step > first and step * (growth - 1) >= every:
+        return step % every == 0
+    due = first
+    while due < step:
+        due = max(due + 1, round(due * growth))
+    return due == step

@@ -1,0 +1,127 @@
+"""Post-hoc assignment: parents for features of SAEs that were trained without a forest (HSAE §4.2, the baseline)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, get_args
+
+import torch
+from sae_lens.saes.abstopk_sae import AbsTopKSAE
+from sae_lens.saes.temporal_sae import TemporalSAE
+
+from sae_lens_hsae.forest.levels import Levels
+from sae_lens_hsae.forest.parents import (
+    MEASURED_ON_ACTIVATIONS,
+    Similarity,
+    SimilarityBlock,
+    coactivation_similarity,
+    conditional_similarity,
+    cosine_similarity,
+    parent_table,
+)
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+
+def widths_of(saes: Sequence[SAE[Any]]) -> list[int]:
+    """Features of every SAE."""
+    return [sae.cfg.d_sae for sae in saes]
+
+
+@torch.no_grad()
+def assign_parents(
+    saes: Sequence[SAE[Any]],
+    similarity: Similarity,
+    unassigned_fraction: float,
+    max_children: int | None,
+    activations: Iterable[torch.Tensor] | None,
+    minimum_similarity: float | None = None,
+) -> torch.Tensor:
+    """The parent table of a stack of SAEs; see ``FeatureForest.from_saes``.
+
+    Returns:
+        (n_features,) int64, flat index of each feature's parent, −1 where there is none.
+    """
+    check_one_token(saes)
+    _check(saes, similarity, unassigned_fraction, max_children, activations)
+    levels = Levels(tuple(widths_of(saes)))
+    if similarity in MEASURED_ON_ACTIVATIONS:
+        assert activations is not None  # checked above
+        similarities = _measured(saes, similarity, activations)
+    else:
+        directions = [sae.W_enc.T if similarity == "encoder" else sae.W_dec for sae in saes]
+        either_sign = any(isinstance(sae, AbsTopKSAE) for sae in saes)
+        similarities = [cosine_similarity(parents, children, either_sign) for parents, children in pairwise(directions)]
+    device = saes[0].W_dec.device
+    return parent_table(similarities, levels, unassigned_fraction, max_children, minimum_similarity, device)
+
+
+def check_one_token(saes: Sequence[Any]) -> None:
+    """Check that the SAEs read one token at a time.
+
+    Raises:
+        ValueError: if one is a `TemporalSAE`, which reads a whole context.
+    """
+    for level, sae in enumerate(saes):
+        if isinstance(sae, TemporalSAE):
+            raise ValueError(
+                f"level {level} is a TemporalSAE, which needs all tokens of a context; take SAEs that read one token "
+                "at a time"
+            )
+
+
+def _measured(
+    saes: Sequence[SAE[Any]], similarity: Similarity, activations: Iterable[torch.Tensor]
+) -> list[SimilarityBlock]:
+    together = [
+        torch.zeros(parents.cfg.d_sae, children.cfg.d_sae, device=parents.W_dec.device)
+        for parents, children in pairwise(saes)
+    ]
+    alone = [torch.zeros(sae.cfg.d_sae, device=sae.W_dec.device) for sae in saes]
+    n_tokens = 0
+    for x in activations:
+        fired = [(sae.encode(x.to(sae.W_dec.device)) != 0).float() for sae in saes]
+        n_tokens += len(x)
+        for count, of_level in zip(alone, fired, strict=True):
+            count += of_level.sum(0)
+        for count, (parents, children) in zip(together, pairwise(fired), strict=True):
+            count += parents.T @ children
+    if similarity == "coactivation":
+        return [coactivation_similarity(count) for count in together]
+    shares = [count / max(1, n_tokens) for count in alone]
+    return [
+        conditional_similarity(count / max(1, n_tokens), *pair)
+        for count, pair in zip(together, pairwise(shares), strict=True)
+    ]
+
+
+def _check(
+    saes: Sequence[SAE[Any]],
+    similarity: str,
+    unassigned_fraction: float,
+    max_children: int | None,
+    activations: Iterable[torch.Tensor] | None,
+) -> None:
+    if similarity not in get_args(Similarity):
+        raise ValueError(f"similarity={similarity!r}: choose one of {', '.join(map(repr, get_args(Similarity)))}")
+    if not 0 <= unassigned_fraction < 1:
+        raise ValueError(f"unassigned_fraction={unassigned_fraction!r}: it is a share, at least 0 and below 1")
+    if max_children is not None and max_children < 1:
+        raise ValueError(f"max_children={max_children!r}: use 1 or more, or None for no limit")
+    if similarity in MEASURED_ON_ACTIVATIONS and activations is None:
+        raise ValueError(
+            f"activations=None: similarity={similarity!r} is measured on activations; pass (batch, d_in) tensors"
+        )
+    widths, d_ins = widths_of(saes), [sae.cfg.d_in for sae in saes]
+    hooks = [sae.cfg.metadata.hook_name for sae in saes]
+    if any(fine <= coarse for coarse, fine in pairwise(widths)):
+        raise ValueError(f"saes have the widths {widths}, which do not grow; give them coarse to fine")
+    if len(set(d_ins)) > 1:
+        raise ValueError(f"saes have different d_in {d_ins}; all levels must read the same activations")
+    if len({hook for hook in hooks if hook is not None}) > 1:
+        raise ValueError(f"saes read different hook points {hooks}; all levels must read the same activations")
+    missing = [type(sae).__name__ for sae in saes if not hasattr(sae, "W_enc")]
+    if similarity == "encoder" and missing:
+        raise ValueError(f"similarity='encoder': {', '.join(missing)} has no W_enc; use another")

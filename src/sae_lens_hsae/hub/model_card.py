@@ -1,0 +1,161 @@
+"""The model card: how to load an HSAE, its forest in numbers, what was measured, how it was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from sae_lens_hsae.evaluation.shape import branching, forest_shape
+from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.sae.inference import HierarchicalSAE
+
+TRAINING_FIELDS = (
+    "model_name",
+    "hook_name",
+    "dataset_path",
+    "context_size",
+    "training_tokens",
+    "train_batch_size_tokens",
+    "lr",
+    "lr_scheduler_name",
+    "lr_warm_up_steps",
+    "adam_beta1",
+    "adam_beta2",
+    "seed",
+)
+"""Of SAELens' config; of the SAE's own config the card gives every field."""
+
+
+def model_card(
+    sae: HierarchicalSAE,
+    repo_id: str,
+    path: str,
+    *,
+    picture: str | None = None,
+    level_paths: Sequence[str] = (),
+    evaluation: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> str:
+    """The text of ``README.md``.
+
+    Args:
+        sae: the model.
+        repo_id: the repository, ``owner/name``.
+        path: of the model in the repository.
+        picture: address of the forest's picture relative to the card, or None.
+        level_paths: where in the repository each level is an SAE of its own; empty if they are not.
+        evaluation: `ForestEvaluation.to_dict`, or None if nothing was measured.
+        training: SAELens' runner config as a dictionary, or None if it is not known.
+    """
+    data = ModelCardData(library_name="saelens", tags=["sparse-autoencoder", "hsae", "interpretability"])
+    metadata = sae.cfg.metadata
+    sections = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# HSAE {path}",
+        "A hierarchical sparse autoencoder ([arXiv 2602.11881](https://arxiv.org/abs/2602.11881)) of "
+        f"`{metadata.hook_name}` in `{public_name(metadata.model_name)}`: {len(sae.levels)} levels with "
+        f"{sae.cfg.d_sae:,} features, and the forest of who is whose parent among them.",
+    ]
+    if picture:
+        sections += [
+            f"![The largest trees of the forest]({picture})",
+            "The largest trees; every feature stands above its children, and is as wide as it has leaves.",
+        ]
+    sections += ["## Load", _loading_lines(repo_id, path, level_paths), "## Forest", _forest_table(sae.forest)]
+    if evaluation is not None:
+        sections += ["## Measured", _measures(evaluation)]
+    if training is not None:
+        sections += ["## Training", _training_table(training)]
+    return "\n\n".join(sections) + "\n"
+
+
+def public_name(name: Any) -> Any:
+    """A value of the card; of a folder on this machine the last two parts, which tell no more than what it is."""
+    folder = Path(str(name))
+    return "/".join(folder.parts[-2:]) if isinstance(name, str) and folder.is_absolute() else name
+
+
+def _loading_lines(repo_id: str, path: str, level_paths: Sequence[str]) -> str:
+    lines = [
+        "```python",
+        "import sae_lens",
+        "import sae_lens_hsae  # pip install sae-lens-hsae; registers the architecture with SAELens",
+        "",
+        f'sae = sae_lens.SAE.from_pretrained("{repo_id}", "{path}")',
+        "sae.forest  # who is whose parent",
+        "sae.level_sae(-1)  # the finest level as a plain SAELens SAE",
+        "```",
+    ]
+    if level_paths:
+        lines += [
+            "",
+            "Each level is also here as an ordinary SAE, which needs SAELens alone:",
+            "",
+            "```python",
+            "import sae_lens",
+            "",
+            *(f'sae_lens.SAE.from_pretrained("{repo_id}", "{level_path}")' for level_path in level_paths),
+            "```",
+        ]
+    return "\n".join(lines)
+
+
+def _forest_table(forest: FeatureForest) -> str:
+    unassigned = forest.levels.level_of(forest.unassigned()).bincount(minlength=len(forest.levels)).tolist()
+    has_children = forest.has_children
+    rows = []
+    for level, own in enumerate(forest.levels):
+        parents, shape = int(has_children[own].sum()), branching(forest, level)
+        rows.append(
+            [
+                level,
+                f"{own.stop - own.start:,}",
+                f"{unassigned[level]:,}",
+                f"{parents:,}",
+                f"{shape.mean_children:.2f}" if parents else "–",
+                f"{shape.max_children:,}",
+            ]
+        )
+    of_depth = ", ".join(
+        f"{n:,} of depth {depth}" for depth, n in enumerate(forest_shape(forest).trees_by_depth, 1) if n
+    )
+    header = ["level", "features", "unassigned", "with children", "children each", "most children"]
+    return f"{_table(header, rows)}\n\nTrees: {of_depth}."
+
+
+def _measures(evaluation: Mapping[str, Any]) -> str:
+    levels = [
+        [level["level"], *map(_number, (level["variance_explained"], level["l0"])), level["n_dead"]]
+        for level in evaluation["levels"]
+    ]
+    names = ("hamming", "p_parent_given_child", "p_child_given_parent", "coverage", "sibling_lift")
+    boundaries = [
+        [f"{b['parent_level']} → {b['parent_level'] + 1}", *(_number(b[name]) for name in names)]
+        for b in evaluation["boundaries"]
+    ]
+    header = ["boundary", "Hamming", "P(parent∣child)", "P(child∣parent)", "coverage", "sibling lift"]
+    return "\n\n".join(
+        [
+            f"By `sae_lens_hsae.evaluate_forest`, on {evaluation['n_tokens']:,} tokens.",
+            _table(["level", "variance explained", "L0", "dead features"], levels),
+            _table(header, boundaries),
+        ]
+    )
+
+
+def _training_table(training: Mapping[str, Any]) -> str:
+    own = {name: value for name, value in training.get("sae", {}).items() if name != "metadata"}
+    rows = {name: public_name(training[name]) for name in TRAINING_FIELDS if name in training} | own
+    return _table(["field", "value"], [[f"`{name}`", f"`{value}`"] for name, value in rows.items()])
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

@@ -1,0 +1,164 @@
+"""From a saved model to a repository on the Hugging Face hub, in one commit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.utils import validate_repo_id
+from sae_lens.constants import RUNNER_CFG_FILENAME, SPARSITY_FILENAME
+
+from sae_lens_hsae.forest.files import write_forest
+from sae_lens_hsae.hub.model_card import model_card
+from sae_lens_hsae.hub.picture import forest_svg
+from sae_lens_hsae.hub.saved_model import EVALUATION_FILENAME, load_evaluation, load_hierarchical_sae
+from sae_lens_hsae.sae.inference import HierarchicalSAE
+from sae_lens_hsae.storage.json_files import read_json_object
+
+CARD = "README.md"
+PICTURE = "forest.svg"
+FOREST = "forest.json"
+OF_THE_MACHINE = (
+    "output_path",
+    "checkpoint_path",
+    "resume_from_checkpoint",
+    "from_pretrained_path",
+    "cached_activations_path",
+    "logger",
+)
+"""Fields of SAELens' runner config that say where things lay and who logged them; they are not pushed."""
+
+
+def push(
+    folder: str | Path, repo_id: str, path: str | None = None, *, levels: bool = False, private: bool = False
+) -> str:
+    """Upload a saved `HierarchicalSAE`; afterwards ``SAE.from_pretrained(repo_id, path)`` loads it.
+
+    With it go the forest as JSON, its picture, the model card, the training config, and SAELens' sparsity and our
+    evaluation where they stand in the folder. The card also becomes the repository's own, unless that has another.
+
+    Args:
+        folder: where the SAE was saved.
+        repo_id: ``owner/name``; made if it does not exist.
+        path: the model's folder in the repository; None takes the name of ``folder``.
+        levels: also push every level as an ordinary SAELens SAE, to ``path/level_0`` and so on.
+        private: whether a repository that is made is private.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        FileNotFoundError: if the folder holds no SAE.
+        ValueError: if it holds another architecture, the evaluation belongs to other weights, or a name cannot be one.
+        OSError: if the hub cannot be reached or refuses.
+    """
+    api = HfApi()
+    with TemporaryDirectory() as name:
+        staged = Path(name)
+        path = _checked_and_staged(folder, staged, repo_id, path, levels)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if not _has_another_card(api, repo_id, path):
+            # Links from the root lead through the model's folder.
+            card = (staged / path / CARD).read_text(encoding="utf-8").replace(f"]({PICTURE})", f"]({path}/{PICTURE})")
+            (staged / CARD).write_text(card, encoding="utf-8")
+        files = sorted(file for file in staged.rglob("*") if file.is_file())
+        operations = [CommitOperationAdd(file.relative_to(staged).as_posix(), str(file)) for file in files]
+        # One commit: a repository is never half updated.
+        return api.create_commit(repo_id, operations, commit_message=f"Upload HSAE {path}").commit_url
+
+
+def push_dry_run(
+    folder: str | Path, repo_id: str, path: str | None = None, *, levels: bool = False
+) -> tuple[dict[str, int], str]:
+    """What `push` would upload, without a network; arguments and errors as there.
+
+    Returns:
+        sizes: bytes of each file, by its place in the repository.
+        card: the text of the model card.
+    """
+    with TemporaryDirectory() as name:
+        staged = Path(name)
+        path = _checked_and_staged(folder, staged, repo_id, path, levels)
+        files = sorted(file for file in staged.rglob("*") if file.is_file())
+        sizes = {file.relative_to(staged).as_posix(): file.stat().st_size for file in files}
+        return sizes, (staged / path / CARD).read_text(encoding="utf-8")
+
+
+def _checked_and_staged(folder: str | Path, staged: Path, repo_id: str, path: str | None, levels: bool) -> str:
+    validate_repo_id(repo_id)
+    if "/" not in repo_id:
+        raise ValueError(f"repository={repo_id!r} names no owner; give owner/name, such as 'someone/{repo_id}'")
+    path = repository_path(Path(folder).resolve().name if path is None else path)
+    stage(folder, staged, repo_id, path, levels=levels)
+    return path
+
+
+def repository_path(path: str) -> str:
+    """``path`` if it can be a folder of a repository.
+
+    Raises:
+        ValueError: if it is empty, absolute, or leaves the repository.
+    """
+    parts = PurePosixPath(path).parts
+    if not parts or ".." in parts or parts[0] == "/" or "\\" in path:
+        raise ValueError(f"path={path!r} is no folder of a repository; give one such as 'layer_8/width_15k'")
+    return "/".join(parts)
+
+
+def stage(folder: str | Path, into: Path, repo_id: str, path: str, *, levels: bool = False) -> None:
+    """Write everything that is to be pushed below ``into / path``; arguments as of `push`."""
+    folder, target = Path(folder), into / path
+    sae = load_hierarchical_sae(folder)
+    evaluation = load_evaluation(sae, folder)
+    training = _training_config(folder)
+    sae.save_model(target)
+    if (folder / SPARSITY_FILENAME).is_file():
+        shutil.copy(folder / SPARSITY_FILENAME, target)
+    if evaluation is not None:
+        shutil.copy(folder / EVALUATION_FILENAME, target)
+    if training is not None:
+        (target / RUNNER_CFG_FILENAME).write_text(json.dumps(training), encoding="utf-8")
+    write_forest(sae.forest, target / FOREST)
+    (target / PICTURE).write_text(forest_svg(sae.forest), encoding="utf-8")
+    names = save_levels(sae, target) if levels else []
+    card = model_card(
+        sae,
+        repo_id,
+        path,
+        picture=PICTURE,
+        level_paths=[f"{path}/{name}" for name in names],
+        evaluation=evaluation,
+        training=training,
+    )
+    (target / CARD).write_text(card, encoding="utf-8")
+
+
+def save_levels(sae: HierarchicalSAE, folder: Path) -> list[str]:
+    """Save every level as an ordinary SAELens SAE; the names of their folders below ``folder``, coarse to fine."""
+    names = [f"level_{level}" for level in range(len(sae.levels))]
+    for level, name in enumerate(names):
+        sae.level_sae(level).save_model(folder / name)
+    return names
+
+
+def _training_config(folder: Path) -> dict[str, Any] | None:
+    path = folder / RUNNER_CFG_FILENAME
+    if not path.is_file():
+        return None
+    try:
+        training = read_json_object(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; delete it to push without the training config") from error
+    return {name: value for name, value in training.items() if name not in OF_THE_MACHINE}
+
+
+def _has_another_card(api: HfApi, repo_id: str, path: str) -> bool:
+    """Whether the repository's card is of another model than the one at ``path``."""
+    if not api.file_exists(repo_id, CARD):
+        return False
+    text = Path(api.hf_hub_download(repo_id, CARD)).read_text(encoding="utf-8")
+    return f"\n# HSAE {path}\n" not in text

@@ -1,0 +1,92 @@
+"""A saved model with its evaluation beside it, as other people will get it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sae_lens.constants import SAE_CFG_FILENAME
+
+from sae_lens_hsae.config import ARCHITECTURE
+from sae_lens_hsae.evaluation import ForestEvaluation
+from sae_lens_hsae.interpret.feature_cache import fingerprint
+from sae_lens_hsae.sae.inference import HierarchicalSAE, LevelStack
+from sae_lens_hsae.storage.json_files import read_json_object
+from sae_lens_hsae.storage.whole_files import check_writable, file_written_whole
+
+EVALUATION_FILENAME = "evaluation.json"
+
+
+def load_hierarchical_sae(folder: str | Path, device: str = "cpu") -> HierarchicalSAE:
+    """The model that was saved to ``folder``; of a checkpoint with its scale, see `HierarchicalSAE.load_from_disk`.
+
+    Raises:
+        FileNotFoundError: if the folder holds no SAE.
+        ValueError: if it holds one of another architecture, or a file is damaged.
+    """
+    folder = Path(folder)
+    if not (folder / SAE_CFG_FILENAME).is_file():
+        raise FileNotFoundError(f"{folder} holds no {SAE_CFG_FILENAME}, so no saved SAE; give the folder it is in")
+    architecture = read_json_object(folder / SAE_CFG_FILENAME).get("architecture")
+    if architecture != ARCHITECTURE:
+        raise ValueError(f"{folder} holds an SAE of architecture={architecture!r}, which has no forest; give an HSAE's")
+    return HierarchicalSAE.load_from_disk(folder, device=device)
+
+
+def save_evaluation(
+    evaluation: ForestEvaluation, sae: LevelStack, folder: str | Path, output: str | Path | None = None
+) -> Path:
+    """Write an evaluation: ``weights``, which ties it to the model, and ``evaluation``.
+
+    Args:
+        evaluation: to write.
+        sae: that was measured.
+        folder: of the model.
+        output: the file; None takes ``evaluation.json`` in the folder.
+    """
+    path = Path(output or Path(folder) / EVALUATION_FILENAME)
+    record = {"weights": fingerprint(sae, sae.forest), "evaluation": evaluation.to_dict()}
+    with file_written_whole(path) as aside:
+        aside.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    return path
+
+
+def check_evaluation_can_stand(sae: HierarchicalSAE, folder: str | Path, n_tokens: int) -> None:
+    """Check, before anything is measured, that ``evaluation.json`` can be written and no better one would be lost.
+
+    Raises:
+        ValueError: if the one that stands there was measured on more tokens.
+        OSError: if the folder cannot be written to.
+    """
+    check_writable("folder", Path(folder))
+    try:
+        standing = load_evaluation(sae, folder)
+    except ValueError:
+        return  # of other weights, or damaged: to be replaced
+    before = 0 if standing is None else standing.get("n_tokens", 0)
+    if isinstance(before, int) and before > n_tokens:
+        raise ValueError(
+            f"n_tokens={n_tokens}, but {Path(folder) / EVALUATION_FILENAME} was measured on {before:,}, and hsae push "
+            "uploads it; give --output FILE to keep both, measure on more, or delete it"
+        )
+
+
+def load_evaluation(sae: HierarchicalSAE, folder: str | Path) -> dict[str, Any] | None:
+    """`ForestEvaluation.to_dict` as `save_evaluation` wrote it; None if there is none.
+
+    Raises:
+        ValueError: if it belongs to other weights, or is no such file.
+    """
+    path = Path(folder) / EVALUATION_FILENAME
+    if not path.exists():
+        return None
+    remedy = "delete it, or measure again with hsae evaluate"
+    try:
+        record = read_json_object(path)
+        weights, evaluation = record["weights"], record["evaluation"]
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{path} is not what hsae evaluate writes ({error!r}); {remedy}") from error
+    if weights != fingerprint(sae, sae.forest):
+        raise ValueError(f"{path} belongs to other weights than those beside it; {remedy}")
+    return evaluation

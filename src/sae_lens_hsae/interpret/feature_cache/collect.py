@@ -1,0 +1,227 @@
+"""Feature dashboards: what every feature of a forest fires on, computed in one pass over text.
+
+`collect_dashboards` reads a stream of (tokens, activations) and returns `Dashboards`, a fixed number of
+numbers per feature however long the stream. They are saved beside the model and read by the explorer page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm.auto import tqdm
+
+from sae_lens_hsae.evaluation import level_saes
+from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.interpret.feature_cache.contexts import ContextSlots
+from sae_lens_hsae.interpret.feature_cache.directions import decoder_directions, promoted_tokens
+from sae_lens_hsae.interpret.feature_cache.format import (
+    FORMAT_VERSION,
+    Dashboards,
+    DashboardSettings,
+    fingerprint,
+)
+from sae_lens_hsae.interpret.feature_cache.resume import load_progress, save_progress
+from sae_lens_hsae.interpret.feature_cache.statistics import FiringStatistics
+from sae_lens_hsae.interpret.feature_cache.tokens import TokenMeans
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+    from sae_lens_hsae.sae.inference import LevelStack
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+MAX_ELEMENTS_AT_ONCE = 2**24
+# Bounds the (tokens, features) tensors in work: 64 MiB each in float32, unless one context alone is larger.
+
+
+@torch.no_grad()
+def collect_dashboards(
+    levels: Sequence[SAE[Any]] | LevelStack,
+    forest: FeatureForest,
+    batches: Iterable[Batch] | Callable[[int], Iterable[Batch]],
+    n_tokens: int | None = None,
+    settings: DashboardSettings | None = None,
+    exclude_tokens: Sequence[int] = (),
+    unembedding: torch.Tensor | None = None,
+    progress: bool = True,
+    progress_file: str | Path | None = None,
+    save_every: int = 100_000,
+) -> Dashboards:
+    """What every feature fires on, in one pass and memory that does not grow with the stream.
+
+    A *context* is one row of tokens. A feature's strongest contexts are those with the highest activation anywhere in
+    them; the sampled ones are drawn one from each band of that peak's quantiles. SAEs whose features fire with either
+    sign (AbsTopK) are read by the size of their activations: a dashboard does not tell the two signs apart.
+
+    Args:
+        levels: one SAE per level, coarse to fine, or one object for all (``HierarchicalSAE``).
+        forest: who is whose parent among their features.
+        batches: pairs of token ids (batch, context) and activations (batch, context, d_in), as the SAEs' ``encode``
+            takes them: fold an activation scale first. Or a function that takes a number of contexts to skip and
+            gives the rest, so that resuming need not compute what it skips.
+        n_tokens: stop after the context that reaches so many tokens; None takes all.
+        settings: how much is kept per feature.
+        exclude_tokens: token ids on which features count as silent, such as padding; the model's special tokens.
+        unembedding: (d_in, vocabulary) from the SAEs' activations to logits, for promoted and suppressed tokens.
+        progress: whether to show a progress bar.
+        progress_file: where the state is written while collecting, and read if it stands there from an interrupted call
+            with the same weights, forest and arguments; the stream must be the same too. Removed at the end.
+        save_every: tokens between two writes of it.
+
+    Raises:
+        ValueError: if levels and forest do not fit together, the stream is empty, or a batch has other shapes than
+            stated or holds NaN or infinity.
+    """
+    settings = settings or DashboardSettings()
+    saes: list[Any] = list(level_saes(levels))
+    _check(saes, forest, n_tokens, unembedding)
+    device = saes[0].device
+    excluded = torch.tensor(sorted(exclude_tokens), dtype=torch.int64, device=device)
+    parents = forest.parents.to(device)
+    seen = Seen()
+    contexts = ContextSlots(forest, settings, device)
+    statistics = FiringStatistics(forest, device)
+    token_means = TokenMeans(forest.n_features, settings, device)
+    parts = {"seen": seen, "contexts": contexts, "statistics": statistics, "token_means": token_means}
+    same = fingerprint(levels, forest)
+    about = {
+        "fingerprint": same,
+        "settings": asdict(settings),
+        "excluded": excluded.tolist(),
+        "version": FORMAT_VERSION,
+    }
+    path = None if progress_file is None else Path(progress_file)
+    if path is not None:
+        load_progress(path, parts, about)
+    saved_at = seen.tokens
+
+    with tqdm(total=n_tokens, initial=seen.tokens, desc="Dashboards", unit="tok", disable=not progress) as bar:
+        stream = batches(seen.contexts) if callable(batches) else _without_first(batches, seen.contexts)
+        for chunk in _chunks(stream, saes[0].cfg.d_in, forest.n_features, n_tokens, seen.tokens):
+            token_ids, x = (tensor.to(device) for tensor in chunk)
+            acts = torch.cat([sae.encode(x.flatten(0, 1)).float().abs() for sae in saes], dim=1)
+            kept = ~torch.isin(token_ids, excluded)
+            acts[~kept.flatten()] = 0
+            firing = Firing(acts, parents)
+            statistics.add(firing, int(kept.sum()))
+            token_means.add(firing, token_ids.flatten(), kept.flatten())
+            contexts.add(firing, token_ids, seen.contexts)
+            seen.contexts += len(token_ids)
+            seen.tokens += token_ids.numel()
+            bar.update(token_ids.numel())
+            if path is not None and seen.tokens - saved_at >= save_every:
+                token_means.compact()
+                save_progress(path, parts, about)
+                saved_at = seen.tokens
+
+    if not statistics.n_tokens:
+        raise ValueError(
+            "batches held no token to count; pass pairs of (batch, context) ids and (batch, context, d_in) "
+            "activations, no iterator that is used up, and exclude_tokens that leave something"
+        )
+    tensors: dict[str, Any] = {
+        **statistics.result(),
+        **contexts.result(),
+        **token_means.result(),
+        **decoder_directions(saes, forest, settings.n_nearest),
+        **promoted_tokens(saes, unembedding, settings.n_strongest_tokens),
+    }
+    if path is not None:
+        path.unlink(missing_ok=True)
+    return Dashboards(
+        settings=settings,
+        fingerprint=same,
+        level_widths=forest.level_widths,
+        n_tokens=statistics.n_tokens,
+        n_contexts=seen.contexts,
+        parents=forest.parents,
+        **tensors,
+    )
+
+
+@dataclass
+class Seen:
+    """How far the stream has been read."""
+
+    contexts: int = 0
+    tokens: int = 0
+
+
+@dataclass
+class Firing:
+    """Feature activations of a chunk of tokens, dense and as a list.
+
+    Attributes:
+        acts: (tokens, features) ≥ 0.
+        of_parent: (tokens, features) the activation of each feature's parent; 0 where it has none.
+        tokens, features, values: the entries of ``acts`` above 0.
+    """
+
+    acts: torch.Tensor
+    parents: torch.Tensor
+
+    def __post_init__(self) -> None:
+        self.of_parent = self.acts[:, self.parents.clamp(min=0)]
+        self.of_parent[:, self.parents < 0] = 0
+        self.tokens, self.features = self.acts.nonzero(as_tuple=True)
+        self.values = self.acts[self.tokens, self.features]
+
+
+def _chunks(batches: Iterable[Batch], d_in: int, n_features: int, n_tokens: int | None, n_seen: int) -> Iterable[Batch]:
+    """The checked batches, cut to so many contexts as may be encoded at once, until ``n_tokens``."""
+    if n_tokens is not None and n_seen >= n_tokens:
+        return
+    for i, (token_ids, x) in enumerate(batches):
+        if token_ids.ndim != 2 or x.shape != (*token_ids.shape, d_in):
+            raise ValueError(
+                f"batches: number {i} has token ids of shape {tuple(token_ids.shape)} and activations of shape "
+                f"{tuple(x.shape)}; expected (batch, context) and (batch, context, {d_in}), d_in of the levels"
+            )
+        if not x.isfinite().all():
+            raise ValueError(f"batches: number {i} holds NaN or infinity; leave out those contexts")
+        length = token_ids.shape[1]
+        if n_tokens is not None and length:
+            left = -(-(n_tokens - n_seen) // length)
+            token_ids, x = token_ids[:left], x[:left]
+        at_once = max(1, MAX_ELEMENTS_AT_ONCE // max(1, length * n_features))
+        if token_ids.numel():
+            yield from zip(token_ids.split(at_once), x.split(at_once), strict=True)
+        n_seen += token_ids.numel()
+        if n_tokens is not None and n_seen >= n_tokens:
+            return
+
+
+def _without_first(batches: Iterable[Batch], n_contexts: int) -> Iterable[Batch]:
+    for token_ids, x in batches:
+        skipped = min(n_contexts, len(token_ids))
+        n_contexts -= skipped
+        if skipped < len(token_ids) or not skipped:
+            yield token_ids[skipped:], x[skipped:]
+
+
+def _check(saes: Sequence[Any], forest: FeatureForest, n_tokens: int | None, unembedding: torch.Tensor | None) -> None:
+    widths = [sae.cfg.d_sae for sae in saes]
+    if widths != list(forest.level_widths):
+        raise ValueError(
+            f"levels have the widths {widths}, but the forest has level_widths={list(forest.level_widths)}; "
+            "give the SAEs coarse to fine, one per level of the forest"
+        )
+    if len({sae.cfg.d_in for sae in saes}) > 1:
+        raise ValueError(f"levels have different d_in {[sae.cfg.d_in for sae in saes]}; all must read the same x")
+    if n_tokens is not None and n_tokens < 1:
+        raise ValueError(f"n_tokens={n_tokens} must be at least 1; use None for all tokens")
+    if unembedding is not None and (unembedding.ndim != 2 or unembedding.shape[0] != saes[0].cfg.d_in):
+        raise ValueError(
+            f"unembedding has shape {tuple(unembedding.shape)}; it maps activations to logits and must be "
+            f"({saes[0].cfg.d_in}, vocabulary)"
+        )
+
+
+def dashboards_folder(sae_folder: str | Path) -> Path:
+    """Where the dashboards of a saved SAE stand: beside its weights."""
+    return Path(sae_folder) / "dashboards"

@@ -1,0 +1,145 @@
+"""`write_page`: forest and dashboards → one HTML file."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm.auto import tqdm
+
+from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.interpret.feature_cache import Dashboards
+from sae_lens_hsae.interpret.page.blocks import pack
+from sae_lens_hsae.interpret.page.content import PageContent
+from sae_lens_hsae.interpret.page.explained import explained_block
+from sae_lens_hsae.storage.whole_files import file_written_whole
+
+if TYPE_CHECKING:
+    from sae_lens_hsae.interpret.explain import Explanation
+
+SCRIPTS = (
+    "dom.js",
+    "data.js",
+    "tree.js",
+    "icicle.js",
+    "link.js",
+    "contexts.js",
+    "feature.js",
+    "compare.js",
+    "text.js",
+    "search.js",
+    "overview.js",
+    "app.js",
+)
+STYLES = ("page.css",)
+MANY_FEATURES = 8_000
+
+
+@dataclass(frozen=True)
+class PageLimits:
+    """How much of the dashboards the page takes; what they do not hold is left out.
+
+    Attributes:
+        n_top, n_sampled, n_counterexamples: contexts of each kind per feature (per edge and direction).
+        window: tokens per context.
+        features_per_block: features that are decoded together.
+    """
+
+    n_top: int = 8
+    n_sampled: int = 6
+    n_counterexamples: int = 2
+    window: int = 32
+    features_per_block: int = 64
+
+    @classmethod
+    def for_features(cls, n_features: int) -> PageLimits:
+        """Everything, or for large forests what keeps 30,720 features below 30 MB."""
+        return cls() if n_features <= MANY_FEATURES else cls(6, 4, 1, 24, 128)
+
+
+def write_page(
+    dashboards: Dashboards,
+    forest: FeatureForest,
+    path: str | Path,
+    text_of: Callable[[int], str],
+    labels: Mapping[int, str] | None = None,
+    title: str = "Feature forest",
+    limits: PageLimits | None = None,
+    explanations: Sequence[Explanation] = (),
+) -> Path:
+    """Write the explorer page: one file that opens from disk and fetches nothing.
+
+    Args:
+        dashboards: of the forest's features.
+        forest: who is whose parent.
+        path: the file to write; replaced if it exists.
+        text_of: text of a token id, with its leading space; see ``token_texts``.
+        labels: text for some of the features, by flat index.
+        title: of the page.
+        limits: how much the page takes; None chooses by the number of features.
+        explanations: texts to show token by token, from ``explain``.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        ValueError: if the dashboards or an explanation are of another forest, or a label is of a feature that does not
+            exist.
+    """
+    if dashboards.level_widths != forest.level_widths or not dashboards.parents.equal(forest.parents):
+        raise ValueError(
+            f"dashboards are of a forest with level_widths={list(dashboards.level_widths)} and other parents than the "
+            f"given one with {list(forest.level_widths)}; collect them for this forest"
+        )
+    unknown = [feature for feature in labels or {} if not 0 <= feature < forest.n_features]
+    if unknown:
+        raise ValueError(f"labels: feature {unknown[0]} does not exist; the forest has 0 … {forest.n_features - 1}")
+    for i, explanation in enumerate(explanations):
+        if explanation.forest != forest:
+            raise ValueError(
+                f"explanations: number {i} is of another forest than the given one; explain the text by it"
+            )
+    limits = limits or PageLimits.for_features(len(forest))
+    content = PageContent(dashboards, forest, text_of, labels or {}, limits)
+    # The vocabulary grows while the others are made, and so comes last.
+    blocks = {"forest": pack(*content.forest_block(title, [each.text for each in explanations]))}
+    n_blocks = math.ceil(len(forest) / limits.features_per_block)
+    is_quick = len(forest) <= MANY_FEATURES
+    of_features = tqdm(content.feature_blocks(), total=n_blocks, desc="Page", unit="block", disable=is_quick)
+    blocks |= {f"features-{i}": pack(*block) for i, block in enumerate(of_features)}
+    blocks |= {f"text-{i}": pack(*explained_block(each)) for i, each in enumerate(explanations)}
+    blocks["vocabulary"] = pack(*content.vocabulary_block())
+
+    path = Path(path)
+    with file_written_whole(path) as aside:
+        aside.write_text(_html(title, blocks), encoding="utf-8")
+    return path
+
+
+def _html(title: str, blocks: Mapping[str, str]) -> str:
+    script = '"use strict";\n' + "\n".join(_asset(name) for name in SCRIPTS)
+    style = "\n".join(_asset(name) for name in STYLES)
+    policy = (
+        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    data = "\n".join(f'<script type="text/plain" id="block-{name}">{block}</script>' for name, block in blocks.items())
+    parts = {"TITLE": html.escape(title), "POLICY": policy, "STYLE": style, "SCRIPT": script, "DATA": data}
+    page = _asset("page.html")
+    pieces = page.split("%%")
+    return "".join(parts[piece] if i % 2 else piece for i, piece in enumerate(pieces))
+
+
+def _asset(name: str) -> str:
+    return files("sae_lens_hsae.interpret.page").joinpath("assets").joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")

@@ -1,0 +1,183 @@
+"""The forest itself: one tree, how levels flow into each other, how good the edges are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import plotly.graph_objects as go
+import torch
+from plotly.colors import sample_colorscale
+from plotly.subplots import make_subplots
+
+from sae_lens_hsae.forest import NO_PARENT, FeatureForest
+from sae_lens_hsae.interpret.feature_cache import Dashboards
+from sae_lens_hsae.interpret.plots.style import COLOUR_SCALE, REST, finished, level_colours, plain, translucent
+
+UNASSIGNED = "#8a5a44"
+
+
+def tree_picture(forest: FeatureForest, root: int, names: Mapping[int, str] | None = None) -> go.Figure:
+    """A feature and all below it, level under level; a click enters a part of it.
+
+    Args:
+        root: flat index of the tree's topmost feature; any feature will do.
+        names: text for some of its features, by flat index.
+
+    Raises:
+        IndexError: if there is no such feature.
+    """
+    features = forest.subtree(root)
+    levels = forest.levels.level_of(torch.tensor(features)).tolist()
+    colours = level_colours(len(forest.levels))
+    ids = [forest.levels.name(feature) for feature in features]
+    labels = [
+        f"{id_}  {plain(names[f])}" if names and f in names else id_ for id_, f in zip(ids, features, strict=True)
+    ]
+    parents = [""] + [ids[features.index(int(forest.parents[feature]))] for feature in features[1:]]
+    picture = go.Icicle(
+        ids=ids,
+        labels=labels,
+        parents=parents,
+        marker={"colors": [colours[level] for level in levels]},
+        leaf={"opacity": 1},
+        textfont={"color": ["#ffffff" if level < len(colours) / 2 else "#000000" for level in levels]},
+        tiling={"orientation": "v"},
+        hovertemplate="%{label}<extra></extra>",
+    )
+    return finished(go.Figure(picture), f"Tree of {ids[0]}: {len(features)} features", 420)
+
+
+def forest_flow(forest: FeatureForest, n_trees: int = 10, names: Mapping[int, str] | None = None) -> go.Figure:
+    """How the features of each level spread over the trees of the level above.
+
+    Every level is divided among the ``n_trees`` largest trees, the other trees, what stands under unassigned features
+    and, where it begins, what is unassigned. A band between two levels is as wide as the number of children in it.
+
+    Args:
+        n_trees: trees shown by themselves, at least 0.
+        names: text for some of the roots, by flat index.
+    """
+    tops = forest.parents.clone()
+    tops[tops == NO_PARENT] = (tops == NO_PARENT).nonzero().flatten()
+    for _, below in forest.levels.boundaries:
+        tops[below] = tops[tops[below]]  # their parents' tops are final already
+    sizes = torch.bincount(tops, minlength=forest.n_features)[: forest.level_widths[0]]
+    largest = sizes.argsort(descending=True, stable=True)[:n_trees].tolist()
+    other, adrift = len(largest), len(largest) + 1
+    group = torch.full((forest.n_features,), other)
+    group[tops >= forest.level_widths[0]] = adrift
+    for i, root in enumerate(largest):
+        group[tops == root] = i
+
+    n_groups = adrift + 1
+    kinds = [
+        f"tree of {forest.levels.name(r)}" + (f" {plain(names[r])}" if names and r in names else "") for r in largest
+    ]
+    kinds += [f"the {forest.level_widths[0] - len(largest)} other trees", "under unassigned features"]
+    colours = [str(c) for c in sample_colorscale(COLOUR_SCALE, [i / max(1, other - 1) for i in range(other)])]
+    colours += [REST, UNASSIGNED]
+    counts = torch.stack([torch.bincount(group[own], minlength=n_groups) for own in forest.levels])
+    source, target, value = [], [], []
+    for level, (_, below) in enumerate(forest.levels.boundaries):
+        assigned = forest.parents[below] != NO_PARENT
+        flows = torch.bincount(group[below][assigned], minlength=n_groups)
+        for each in flows.nonzero().flatten().tolist():
+            source.append(level * n_groups + each)
+            target.append((level + 1) * n_groups + each)
+            value.append(int(flows[each]))
+    used = sorted({*source, *target})
+    place = {node: i for i, node in enumerate(used)}
+    labels = {node % n_groups: node for node in reversed(used)}
+    # Left to itself Plotly puts whatever nothing flows into at the very left, whichever level it belongs to.
+    x, y = _places(used, n_groups, len(forest.levels), source, target, value)
+    sankey = go.Sankey(
+        arrangement="snap",
+        node={
+            "label": [kinds[node % n_groups] if labels[node % n_groups] == node else "" for node in used],
+            "x": x,
+            "y": y,
+            "customdata": [
+                f"level {node // n_groups}, {kinds[node % n_groups]}: {int(counts.flatten()[node])} features"
+                for node in used
+            ],
+            "hovertemplate": "%{customdata}<extra></extra>",
+            "color": [colours[node % n_groups] for node in used],
+            "pad": 8,
+        },
+        link={
+            "source": [place[node] for node in source],
+            "target": [place[node] for node in target],
+            "value": value,
+            "color": [_faint(colours[node % n_groups]) for node in source],
+            "hovertemplate": "%{value} children<extra></extra>",
+        },
+    )
+    figure = go.Figure(sankey)
+    for level in range(len(forest.levels)):
+        at = level / (len(forest.levels) - 1) if level else 0
+        figure.add_annotation(text=f"level {level}", x=at, y=1.07, xref="paper", yref="paper", showarrow=False)
+    per_level = " → ".join(f"{width:,}" for width in forest.level_widths)
+    n_unassigned = len(forest.unassigned())
+    title = f"From level to level: {per_level} features, {n_unassigned:,} of them unassigned"
+    return finished(figure, title, 560)
+
+
+def edge_quality(dashboards: Dashboards) -> go.Figure:
+    """Histograms over the edges of each level boundary: P(parent|child), P(child|parent) and the decoder cosine.
+
+    Raises:
+        ValueError: if the forest has no edge.
+    """
+    levels = FeatureForest(dashboards.parents, dashboards.level_widths).levels
+    if not (dashboards.parents >= 0).any():
+        raise ValueError("the forest has no edge, so that there is nothing to show")
+    measures = {
+        "P(parent | child)": dashboards.parent_given_child,
+        "P(child | parent)": dashboards.child_given_parent,
+        "Cosine of parent and child": dashboards.parent_cosine,
+    }
+    figure = make_subplots(rows=1, cols=3, subplot_titles=list(measures))
+    colours = level_colours(len(levels))
+    for column, values in enumerate(measures.values(), 1):
+        for level, (_, below) in enumerate(levels.boundaries):
+            of_edges = values[below][dashboards.parents[below] >= 0]
+            of_edges = of_edges[of_edges.isfinite()]
+            name = f"level {level} → {level + 1}"
+            bars = go.Histogram(
+                x=of_edges.numpy(), xbins={"size": 0.05}, histnorm="probability", name=name, legendgroup=name,
+                marker={"color": colours[level]}, opacity=0.55, showlegend=column == 1,
+            )  # fmt: skip
+            figure.add_trace(bars, row=1, col=column)
+    figure.update_layout(barmode="overlay")
+    figure.update_yaxes(title_text="share of the edges", col=1)
+    return finished(figure, f"Quality of the edges, on {dashboards.n_tokens:,} tokens", 420)
+
+
+def _places(
+    nodes: list[int], n_groups: int, n_levels: int, source: list[int], target: list[int], value: list[int]
+) -> tuple[list[float], list[float]]:
+    """Where each node stands, from 0 to 1: its level from left to right, the groups from top to bottom."""
+    size = dict.fromkeys(nodes, 0)
+    for ends in (source, target):
+        through = dict.fromkeys(nodes, 0)
+        for node, n in zip(ends, value, strict=True):
+            through[node] += n
+        size = {node: max(size[node], through[node]) for node in nodes}
+    total = max(sum(n for node, n in size.items() if node // n_groups == level) for level in range(n_levels))
+    above: dict[int, int] = {}
+    x, y = [], []
+    for node in nodes:
+        level = node // n_groups
+        top = above.get(level, 0)
+        above[level] = top + size[node]
+        # Exactly 0 counts as not given.
+        x.append(min(max(level / max(1, n_levels - 1), 1e-3), 1 - 1e-3))
+        y.append(min(max((top + size[node] / 2) / max(1, total), 1e-3), 1 - 1e-3))
+    return x, y
+
+
+def _faint(colour: str) -> str:
+    if colour.startswith("rgb"):
+        return translucent(colour, 0.4)
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red}, {green}, {blue}, 0.4)"

@@ -1,0 +1,221 @@
+"""Do siblings fire on more similar activations than unrelated features? As numbers, and as a map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import plotly.graph_objects as go
+import torch
+from tqdm.auto import tqdm
+
+from sae_lens_hsae.evaluation.cluster_bootstrap import Estimate, resampled_means
+from sae_lens_hsae.evaluation.hierarchy_metrics import token_chunks
+from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack, check_fit, level_saes
+from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.interpret.plots.style import REST, finished, plain
+
+MAX_PER_FAMILY = 6
+TOKENS_AT_ONCE = 1024
+N_RESAMPLES = 2000
+FAMILY_COLOURS = ("#0b6bcb", "#c2410c", "#15803d", "#7e22ce", "#be185d", "#0e7490", "#a16207", "#4b5563")
+
+
+@dataclass(frozen=True, eq=False)
+class SiblingDistances:
+    """Mean cosine distance between the activations that trigger a feature and those that trigger others.
+
+    Every feature counts once; the 95 % intervals resample whole families.
+
+    Attributes:
+        siblings: to its siblings.
+        unrelated: to features of other trees, of the same level.
+        difference: the first minus the second; below 0 where siblings lie closer together.
+        level: of the features.
+        forest: who is whose parent.
+        features: (n,) flat indices of the features compared.
+        families: (n,) their parents.
+        x: (n, k, d_in) the activations each fires on most strongly, the stream's mean taken off; 0 where it fires on
+            fewer.
+    """
+
+    siblings: Estimate
+    unrelated: Estimate
+    difference: Estimate
+    level: int
+    forest: FeatureForest = field(repr=False)
+    features: torch.Tensor = field(repr=False)
+    families: torch.Tensor = field(repr=False)
+    x: torch.Tensor = field(repr=False)
+
+    def __str__(self) -> str:
+        n_families = len(self.families.unique())
+        return (
+            f"cosine distance of triggering activations, {len(self.features)} features of level {self.level} in "
+            f"{n_families} families: siblings {self.siblings}, unrelated {self.unrelated}, difference {self.difference}"
+        )
+
+
+@torch.no_grad()
+def sibling_distances(
+    levels: Sequence[LevelSAE] | SAEStack,
+    forest: FeatureForest,
+    activations: Iterable[torch.Tensor],
+    level: int = -1,
+    n_families: int = 100,
+    n_strongest: int = 16,
+    seed: int = 0,
+    progress: bool = True,
+) -> SiblingDistances:
+    """Measure whether siblings are triggered by more similar activations than features of other trees (HSAE §4.2).
+
+    From every feature's strongest tokens; a pair of features is compared over all pairs of their tokens but those that
+    are one and the same token, which would make features that fire together look alike. Memory does not grow with the
+    stream.
+
+    Args:
+        levels: one SAE per level, coarse to fine, or one object for all (``HierarchicalSAE``).
+        forest: who is whose parent.
+        activations: (batch, d_in) tensors.
+        level: whose features are compared; negative levels count from the finest.
+        n_families: families of siblings to draw, at random; of large ones some siblings.
+        n_strongest: tokens per feature.
+        seed: of the draws.
+        progress: whether to show a progress bar.
+
+    Raises:
+        IndexError: if there is no such level.
+        ValueError: if levels and forest do not fit together, the level has no siblings, or too few of them fire.
+    """
+    saes = level_saes(levels)
+    check_fit(saes, forest)
+    if not -len(saes) <= level < len(saes):
+        raise IndexError(f"level {level} does not exist; choose one from 0 to {len(saes) - 1}")
+    level %= len(saes)
+    generator = torch.Generator().manual_seed(seed)
+    features = _drawn_families(forest, level, n_families, generator)
+    sae, own = saes[level], features - forest.levels[level].start
+    peaks = torch.zeros(len(features), n_strongest)
+    numbers = torch.full((len(features), n_strongest), -1)
+    x = torch.zeros(len(features), n_strongest, sae.cfg.d_in)
+    total, seen = torch.zeros(sae.cfg.d_in, dtype=torch.float64), 0
+    for chunk in tqdm(
+        token_chunks(activations, sae.cfg.d_in, None, TOKENS_AT_ONCE), desc="Siblings", disable=not progress
+    ):
+        acts = sae.encode(chunk.to(sae.device)).float()[:, own.to(sae.device)].abs().T.cpu()
+        vectors = chunk.float().cpu()
+        values, at = acts.topk(min(n_strongest, len(chunk)), dim=1)
+        peaks, best = torch.cat([peaks, values], dim=1).topk(n_strongest, dim=1)
+        numbers = torch.cat([numbers, at + seen], dim=1).gather(1, best)
+        x = torch.cat([x, vectors[at]], dim=1).gather(1, best[..., None].expand(-1, -1, x.shape[2]))
+        total += vectors.double().sum(0)
+        seen += len(chunk)
+
+    fires = peaks > 0
+    alive = fires.any(1)
+    features, fires, numbers, x = features[alive], fires[alive], numbers[alive], x[alive]
+    x = (x - (total / max(seen, 1)).float()) * fires[..., None]
+    families = forest.parents[features]
+    trees = torch.tensor([forest.path(int(feature))[0] for feature in features], dtype=torch.int64)
+    alike = (families[:, None] == families) & ~torch.eye(len(features), dtype=torch.bool)
+    apart = trees[:, None] != trees
+    if not alike.any() or not apart.any():
+        raise ValueError(
+            f"of the {len(alive)} features drawn from level {level}, {len(features)} fire on these {seen} tokens: no "
+            "two siblings, or none of two trees; give more activations or more families"
+        )
+    distance = _distances(x, numbers.masked_fill(~fires, -1))
+    values = torch.stack([distance.masked_fill(~which, torch.nan).nanmean(1) for which in (alike, apart)], dim=1)
+    values[values.isnan().any(1)] = torch.nan  # the same features on both sides
+    means = resampled_means(values, families, N_RESAMPLES, generator)
+    return SiblingDistances(
+        means.estimate(0), means.estimate(1), means.difference(0, 1), level, forest, features, families, x
+    )  # fmt: skip
+
+
+def sibling_map(
+    distances: SiblingDistances,
+    n_families: int = 6,
+    reduce: Callable[[np.ndarray], np.ndarray] | None = None,
+    names: Mapping[int, str] | None = None,
+) -> go.Figure:
+    """A map of the activations that trigger siblings, against those that trigger other features of the level.
+
+    Args:
+        distances: from `sibling_distances`; its numbers stand in the title.
+        n_families: families shown in colour, those of most features; at most 8. All others are grey.
+        reduce: from (n, d_in) to (n, 2); None takes UMAP by cosine, which the extra ``plots`` installs.
+        names: text for some of the parents, by flat index.
+
+    Raises:
+        ImportError: if UMAP is asked for and not installed.
+        ValueError: if there are more families than colours.
+    """
+    if n_families > len(FAMILY_COLOURS):
+        raise ValueError(
+            f"n_families={n_families} is more than there are colours; choose at most {len(FAMILY_COLOURS)}"
+        )
+    fires = distances.x.abs().sum(2) > 0
+    which, _ = fires.nonzero(as_tuple=True)
+    places = (reduce or _umap())(distances.x[fires].numpy())
+    families, counts = distances.families.unique(return_counts=True)
+    shown = families[counts.argsort(descending=True, stable=True)][:n_families].tolist()
+    of_point = distances.families[which]
+    groups = [("other features", REST, ~torch.isin(of_point, torch.tensor(shown)))]
+    for family, colour in zip(shown, FAMILY_COLOURS, strict=False):
+        name = f"children of {distances.forest.levels.name(family)}"
+        name += f": {plain(names[family])}" if names and family in names else ""
+        groups.append((name, colour, of_point == family))
+    figure = go.Figure()
+    for name, colour, chosen in groups:
+        text = [distances.forest.levels.name(int(feature)) for feature in distances.features[which[chosen]]]
+        at = places[chosen.numpy()]
+        style = {"color": colour, "size": 4 if colour == REST else 7}
+        figure.add_trace(go.Scatter(x=at[:, 0], y=at[:, 1], mode="markers", name=name, text=text, marker=style))
+    figure.update_xaxes(showticklabels=False)
+    figure.update_yaxes(showticklabels=False)
+    title = (
+        f"What triggers features of level {distances.level}<br><sub>cosine distance: siblings {distances.siblings}, "
+        f"unrelated {distances.unrelated}, difference {distances.difference}</sub>"
+    )
+    return finished(figure, title, 620)
+
+
+def _umap() -> Callable[[np.ndarray], np.ndarray]:
+    try:
+        from umap import UMAP  # type: ignore[reportMissingImports]  # an extra
+    except ImportError as error:
+        raise ImportError(
+            "the map needs UMAP: pip install 'sae-lens-hsae[plots]', or give reduce, such as another projection"
+        ) from error
+    return lambda points: UMAP(metric="cosine", random_state=0).fit_transform(points)
+
+
+def _drawn_families(forest: FeatureForest, level: int, n: int, generator: torch.Generator) -> torch.Tensor:
+    """Features of a level in families of at least two, at most ``MAX_PER_FAMILY`` of each of ``n`` families."""
+    own = forest.levels[level]
+    parents = forest.parents[own]
+    order = torch.randperm(len(parents), generator=generator)
+    parents = parents[order]
+    n_children = torch.bincount(parents[parents >= 0], minlength=1)
+    several = (n_children > 1).nonzero().flatten()
+    if not len(several):
+        raise ValueError(f"no parent of level {level}'s features has two children, so there are no siblings to compare")
+    drawn = several[torch.randperm(len(several), generator=generator)[:n]]
+    features = [order[parents == parent][:MAX_PER_FAMILY] + own.start for parent in drawn]
+    return torch.cat(features)
+
+
+def _distances(x: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """(n, k, d_in), (n, k) → (n, n) mean cosine distance over pairs of tokens; −1 is none, equal ones are left out."""
+    n, k, _ = x.shape
+    unit = torch.nn.functional.normalize(x, dim=2).flatten(0, 1)
+    flat = numbers.flatten()
+    rows = []
+    for own, tokens in zip(unit.view(x.shape), numbers, strict=True):
+        counts = (tokens[:, None] != flat) & (tokens[:, None] >= 0) & (flat >= 0)
+        cosine = (own @ unit.T) * counts
+        of_feature = cosine.view(k, n, k).sum((0, 2)) / counts.view(k, n, k).sum((0, 2))  # 0 / 0 is NaN: no such pair
+        rows.append(1 - of_feature)
+    return torch.stack(rows)

@@ -1,0 +1,1 @@
+"""The two SAE classes and the parts that they have."""

@@ -1,0 +1,80 @@
+"""BatchTopK levels: of a level's pre-activations on a batch the largest fire, L̂0 per token on average.
+
+L0 is thus exact and needs no λ (Bussmann et al., arXiv 2412.06410). A token's features then depend on which others
+are in its batch; so, as in SAELens, a running mean of the smallest activation that fired is kept for each level, and
+what is saved are JumpReLU levels with that threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from sae_lens_hsae.forest.levels import Levels
+from sae_lens_hsae.sae.cpu_step.places import places_of
+from sae_lens_hsae.sae.level_activation import Activated, PreActivations
+
+THRESHOLD_MOMENTUM = 0.99
+"""Of the running thresholds; SAELens' default."""
+
+
+class BatchTopKLevels(NamedTuple):
+    """The rule for one batch, as a `LevelActivation`.
+
+    Attributes:
+        levels: of the features.
+        target_l0: L̂0 of each level; ⌊L̂0 · batch⌋ pre-activations of it fire, fewer if fewer are positive.
+        threshold: the running ones, (n_features,): where to look first. What is found does not depend on them.
+    """
+
+    levels: Levels
+    target_l0: Sequence[float]
+    threshold: torch.Tensor
+
+    def found(self, pre: PreActivations) -> torch.Tensor:
+        """Those that fire."""
+        batch = pre.product.shape[1]
+        found = torch.zeros(pre.product.shape, dtype=torch.bool)
+        for own, target in zip(self.levels, self.target_l0, strict=True):
+            n, of_level = int(target * batch), pre.of(own)
+            # A search among all is the slow part. Batches are alike: nearly all are far below what will be the limit.
+            places = places_of(of_level.above(self.threshold[own.start] / 2))
+            if len(places) < n:
+                places = places_of(of_level.above(torch.zeros_like(self.threshold[own.start])))
+            values = of_level.product.view(-1)[places] + of_level.bias[places // batch]
+            found[own].view(-1)[places[are_largest(values, n)]] = True
+        return found
+
+    def at(self, pre: torch.Tensor, features: torch.Tensor) -> Activated:  # noqa: ARG002 - all that was found fires
+        return Activated(pre, torch.ones_like(pre))
+
+    def of_all(self, hidden_pre: torch.Tensor) -> Activated:
+        pairs = zip(self.levels.split(hidden_pre.detach()), self.target_l0, strict=True)
+        fired = torch.cat(
+            [are_largest(own.flatten(), int(target * len(own))).view(own.shape) for own, target in pairs], dim=1
+        ).to(hidden_pre.dtype)
+        return Activated(hidden_pre * fired, fired)
+
+
+def follow_threshold(threshold: torch.Tensor, smallest: Sequence[torch.Tensor], levels: Levels, n_before: int) -> None:
+    """Take one more batch into the running thresholds, in place: first plain means, later with momentum.
+
+    Args:
+        threshold: (n_features,), the same for all features of a level.
+        smallest: activation that fired on the batch, () for each level; infinite where none did, which moves nothing.
+        levels: of the features.
+        n_before: batches they hold already.
+    """
+    weight = max(1 / (n_before + 1), 1 - THRESHOLD_MOMENTUM)
+    for own, least in zip(levels, smallest, strict=True):
+        running = threshold[own]
+        moved = running.lerp(least.to(running.dtype), weight)
+        running.copy_(torch.where(least.isfinite(), moved, running))
+
+
+def are_largest(values: torch.Tensor, n: int) -> torch.Tensor:
+    """Which of ``values`` (m,) are positive and among the n largest, never more than n of them, (m,) bool."""
+    top = values.topk(min(n, len(values)), sorted=False)
+    return torch.zeros_like(values, dtype=torch.bool).scatter_(0, top.indices, top.values > 0)

@@ -1,0 +1,187 @@
+"""Structural loss L_PC: a parent's contribution should be the sum of its children's (HSAE §3.1).
+
+For a parent p with children C(p), with a the activations and d the decoder rows,
+
+    L_PC,p(x) = ‖ a_p d_p − Σ_{j ∈ C(p)} a_j d_j ‖²,
+
+and 0 where C(p) is empty. A parent and its children form a *family*: with the signed activations
+v = (a_p, −a_j, …) and the decoder rows D of its members, L_PC,p = ‖v D‖² = v (D Dᵀ) vᵀ. Averaged over a
+batch V this is ⟨Vᵀ V, D Dᵀ⟩ / batch: only products within families are ever formed, and never
+anything of shape (batch, features, d_in).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from sae_lens_hsae.forest.levels import NO_PARENT, children_by_parent
+from sae_lens_hsae.sae.cpu_step.places import places_of, positions_in
+from sae_lens_hsae.sae.cpu_step.row_products import dot_rows
+
+
+def decay_factor(step: torch.Tensor, decay: Sequence[int] | None) -> torch.Tensor | float:
+    """What is left of ρ at a step: 1 up to the first step of ``decay``, 0 from the last on, a line between them."""
+    if decay is None:
+        return 1.0
+    first, last = decay
+    return ((last - step) / (last - first)).clamp(0, 1)
+
+
+class Families(NamedTuple):
+    """All families of a forest, grouped by size and padded to the largest of their group.
+
+    Attributes:
+        parents: the table they were made of, (n_features,) int64.
+        members: flat feature indices, family after family, in each the parent first; (n_members,) int64.
+            Padding repeats the parent.
+        signs: +1 for a parent, −1 for a child, 0 for padding; (n_members,) float32.
+        shapes: (n_families, size) of each group, in the order of ``members``.
+    """
+
+    parents: torch.Tensor
+    members: torch.Tensor
+    signs: torch.Tensor
+    shapes: tuple[tuple[int, int], ...]
+
+
+def families_of(parents: torch.Tensor) -> Families:
+    """Group a parent table into families, by sizes that double, so that padding at most doubles them.
+
+    Args:
+        parents: (n_features,) int64, flat index of each feature's parent or −1.
+
+    Returns:
+        The families, on the device of ``parents``.
+    """
+    table, device = parents, parents.device
+    parents = parents.cpu()
+    children, offsets = children_by_parent(parents)
+    first_child, n_children = offsets[:-1], offsets.diff()
+    groups: list[tuple[torch.Tensor, torch.Tensor]] = []
+    largest = int(n_children.max()) if len(n_children) else 0
+    low, high = 0, 1
+    while low < largest:
+        heads = torch.nonzero((n_children > low) & (n_children <= high)).squeeze(1)
+        if len(heads):
+            size = int(n_children[heads].max())
+            place = torch.arange(size)
+            present = place < n_children[heads, None]
+            places = (first_child[heads, None] + place).clamp(max=len(children) - 1)
+            kin = torch.where(present, children[places], heads[:, None])
+            signs = torch.cat([torch.ones(len(heads), 1), -present.float()], dim=1)
+            groups.append((torch.cat([heads[:, None], kin], dim=1), signs))
+        low, high = high, 2 * high
+    members = [group.flatten() for group, _ in groups] or [torch.zeros(0, dtype=torch.int64)]
+    signs = [group.flatten() for _, group in groups] or [torch.zeros(0)]
+    shapes = tuple((len(group), group.shape[1]) for group, _ in groups)
+    return Families(table, torch.cat(members).to(device), torch.cat(signs).to(device), shapes)
+
+
+def structural_loss(acts: torch.Tensor, W_dec: torch.Tensor, families: Families) -> torch.Tensor:
+    """Σ_l Σ_i L_PC,(l,i), mean over the batch, not yet weighted by ρ.
+
+    Args:
+        acts: activations of all levels, (batch, n_features).
+        W_dec: decoder rows of all levels, (n_features, d_in).
+        families: from `families_of`.
+
+    Returns:
+        A scalar in float32, or float64 if ``acts`` is.
+    """
+    dtype = torch.promote_types(acts.dtype, torch.float32)
+    sizes = [n_families * size for n_families, size in families.shapes]
+    total = torch.zeros((), dtype=dtype, device=acts.device)
+    with torch.autocast(acts.device.type, enabled=False):
+        signed_acts = acts.index_select(1, families.members).to(dtype) * families.signs.to(dtype)
+        rows = W_dec.index_select(0, families.members).to(dtype)
+        for shape, V, D in zip(families.shapes, signed_acts.split(sizes, dim=1), rows.split(sizes), strict=True):
+            V = V.reshape(len(acts), *shape).transpose(0, 1)
+            D = D.view(*shape, -1)
+            # Both forms are exact; the first costs batch·size² per family, the second batch·size·d_in.
+            if shape[1] <= D.shape[-1]:
+                total = total + ((V.transpose(1, 2) @ V) * (D @ D.transpose(1, 2))).sum()
+            else:
+                total = total + (V @ D).square().sum()
+    return total / len(acts)
+
+
+def entries_structural_loss(
+    values: torch.Tensor,
+    places: torch.Tensor,
+    features: torch.Tensor,
+    found: torch.Tensor,
+    W_dec: torch.Tensor,
+    parents: torch.Tensor,
+) -> torch.Tensor:
+    """The same loss from the entries of a batch alone: those pairs of a family that meet on a token.
+
+    With the products written out, L_PC,p = a_p² ‖d_p‖² − 2 a_p Σ_j a_j ⟨d_p, d_j⟩ + Σ_j a_j² ‖d_j‖² +
+    2 Σ_{j<k} a_j a_k ⟨d_j, d_k⟩. What one feature has with itself or with its parent is summed over the batch first, so
+    that their dot product is formed once.
+
+    Args:
+        values: activations of the entries, (n,).
+        places: the entries, ascending flat indices of ``found``, (n,) int64.
+        features: of each entry, (n,) int32.
+        found: where they are, (n_features, batch) bool.
+        W_dec: decoder rows of all levels, (n_features, d_in).
+        parents: (n_features,) int64, on the device of ``values``.
+
+    Returns:
+        A scalar of the dtype of ``values``.
+    """
+    n_features, batch = found.shape
+    is_child = parents != NO_PARENT
+    children = torch.nonzero(is_child).squeeze(1)
+    is_parent = torch.zeros_like(is_child).index_fill(0, parents[children], True)
+    n_families = is_child.to(values.dtype) + is_parent.to(values.dtype)
+    kin = torch.nonzero(n_families).squeeze(1)
+    per_feature = torch.zeros(n_features, dtype=values.dtype, device=values.device)
+    squares = n_families * per_feature.index_add(0, features, values.square())
+
+    child = places_of(is_child.index_select(0, features))
+    own_feature = features.index_select(0, child)
+    # Where the parent would be: a number for family and token.
+    family = places.index_select(0, child) + batch * (parents.index_select(0, own_feature) - own_feature)
+    meet = places_of(found.view(-1).index_select(0, family))
+    parent = positions_in(places, family.index_select(0, meet))
+    together = values.index_select(0, child.index_select(0, meet)) * values.index_select(0, parent)
+    with_parents = per_feature.index_add(0, own_feature.index_select(0, meet), together)
+
+    # Short numbers take fewer passes to sort.
+    left, right = _siblings(family.int() if found.numel() < 2**31 else family, child, values)
+    among_siblings = values.index_select(0, left) * values.index_select(0, right)
+    one = torch.cat([kin.int(), children.int(), features.index_select(0, left)])
+    other = torch.cat([kin.int(), parents[children].int(), features.index_select(0, right)])
+    squares, with_parents = squares.index_select(0, kin), with_parents.index_select(0, children)
+    weights = torch.cat([squares, -2 * with_parents, 2 * among_siblings])
+    return (weights * dot_rows(W_dec, one, other)).sum() / batch
+
+
+def _siblings(family: torch.Tensor, child: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pairs of entries that are children of one family on one token, at least one of them active.
+
+    Args:
+        family: a number for family and token, of each child, (n,).
+        child: its entry, (n,); values: activations of all entries.
+    """
+    family, order = family.sort(stable=True)
+    child = child.index_select(0, order)
+    active = values.detach().index_select(0, child) != 0
+    first, lefts, rights = torch.arange(len(child), device=child.device), [child[:0]], [child[:0]]
+    for distance in range(1, len(child)):
+        # Sorted by family: what has no sibling at this distance has none further on.
+        first = first[: torch.searchsorted(first, len(child) - distance)]
+        other = first + distance
+        same = family.index_select(0, first) == family.index_select(0, other)
+        first = first.index_select(0, places_of(same))
+        if len(first) == 0:
+            break
+        other = first + distance
+        seen = places_of(active.index_select(0, first) | active.index_select(0, other))
+        lefts.append(child.index_select(0, first.index_select(0, seen)))
+        rights.append(child.index_select(0, other.index_select(0, seen)))
+    return torch.cat(lefts), torch.cat(rights)

@@ -1,0 +1,156 @@
+"""Text for `hsae explore` as tokenised rows: a file, a Hugging Face data set, or what any machine has."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from sae_lens.tokenization_and_batching import concat_and_batch_sequences
+from tqdm.auto import tqdm
+
+from sae_lens_hsae.text.as_trained import first_token, separator
+from sae_lens_hsae.text.documents import documents
+from sae_lens_hsae.text.installed import MAX_TOKENS_PER_TEXT, installed_text
+
+DEFAULT_CONTEXT = 128
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Where text comes from; without file and data set, the READMEs and docstrings of the installed packages.
+
+    Args:
+        file: a text file, JSON lines, a folder of such files, or the Brown Corpus, as `documents` reads them.
+        dataset: a data set's name on the Hugging Face hub, a folder of its files, or one that ``save_to_disk`` wrote;
+            read no further than needed.
+        split: of the data set.
+        column: of the data set or the JSON lines, with text.
+
+    Raises:
+        ValueError: if both a file and a data set are given.
+    """
+
+    file: str | Path | None = None
+    dataset: str | Path | None = None
+    split: str = "train"
+    column: str = "text"
+
+    def __post_init__(self) -> None:
+        if self.file is not None and self.dataset is not None:
+            raise ValueError(f"text={str(self.file)!r} and dataset={str(self.dataset)!r}: give one of them")
+
+    def __str__(self) -> str:
+        if self.is_installed:
+            return "the text of the installed packages"
+        return f"dataset={str(self.dataset)!r}" if self.file is None else f"text={str(self.file)!r}"
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether it is the text of the installed packages."""
+        return self.file is None and self.dataset is None
+
+
+def text_rows(source: TextSource, metadata: Any, tokenizer: Any, n_tokens: int) -> Dataset:
+    """Rows as the SAE was trained on, in a column ``tokens``: as many as hold ``n_tokens``, cut by SAELens.
+
+    Args:
+        metadata: the SAE's, with ``context_size``, ``prepend_bos`` and what else says how training cut texts.
+        tokenizer: of the model.
+        n_tokens: of the texts; first tokens are not counted.
+
+    Raises:
+        ValueError: if the data set lacks the split or the column, or the text is too short.
+        FileNotFoundError: if there is no such file or data set.
+
+    Warns:
+        UserWarning: if a context is too short to hold more than its first token.
+    """
+    first, length = first_token(metadata, tokenizer), metadata.context_size or DEFAULT_CONTEXT
+    of_text = length - (first is not None)
+    if not of_text:
+        warnings.warn(
+            f"context_size={length} and prepend_bos=True: every context is the first token alone, in training and here",
+            stacklevel=2,
+        )
+    n_rows = math.ceil(n_tokens / max(1, of_text))
+    counted = _Counted(tokenizer, _texts(source), truncated=source.is_installed)
+    cut = concat_and_batch_sequences(
+        iter(counted),
+        length,
+        begin_batch_token_id=first,
+        sequence_separator_token_id=separator(metadata, tokenizer),
+        disable_concat_sequences=bool(metadata.disable_concat_sequences),
+    )
+    # SAELens' generator has no end where a context holds but its first token.
+    with tqdm(total=n_rows * length, desc="Reading text", unit="tok", disable=not source.is_installed) as progress:
+        rows = []
+        for row in islice(cut, n_rows):
+            rows.append(row.tolist())
+            progress.update(length)
+    if not rows:
+        raise ValueError(f"{source} holds {_lacking(counted.n_tokens, metadata, length)}; give more")
+    if source.is_installed:
+        if len(rows) < n_rows:
+            raise ValueError(f"{source} holds {counted.n_tokens} tokens, n_tokens={n_tokens}; ask for fewer")
+        random.Random(0).shuffle(rows)  # else there are few packages in many rows
+    return Dataset.from_dict({"tokens": rows})
+
+
+def digest(rows: Dataset) -> str:
+    """A short name for the rows' content."""
+    return hashlib.sha256(str(rows["tokens"][:]).encode()).hexdigest()[:12]
+
+
+class _Counted:
+    """Token ids of each text, and how many there were so far."""
+
+    def __init__(self, tokenizer: Any, texts: Iterator[str], truncated: bool) -> None:
+        self.n_tokens = 0
+        self._tokenizer, self._texts = tokenizer, texts
+        self._options = {"truncation": True, "max_length": MAX_TOKENS_PER_TEXT} if truncated else {}
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for text in self._texts:
+            ids = self._tokenizer(text, add_special_tokens=False, **self._options)["input_ids"]
+            self.n_tokens += len(ids)
+            if ids:
+                yield torch.tensor(ids)
+
+
+def _lacking(n_tokens: int, metadata: Any, length: int) -> str:
+    if metadata.disable_concat_sequences:
+        return f"no text that fills a context of {length} by itself (trained with disable_concat_sequences)"
+    return f"too little: {n_tokens} of {length} tokens that fill a context"
+
+
+def _texts(source: TextSource) -> Iterator[str]:
+    if source.file is not None:
+        yield from documents(source.file, source.column)
+        return
+    if source.is_installed:
+        yield from installed_text()
+        return
+    name, split = str(source.dataset), source.split
+    if any((Path(name) / file).is_file() for file in ("state.json", "dataset_dict.json")):
+        data: Any = load_from_disk(name)
+        if isinstance(data, DatasetDict):
+            if split not in data:
+                raise ValueError(f"split={split!r} is not in dataset={name!r}, which has {', '.join(map(str, data))}")
+            data = data[split]
+    else:
+        data = load_dataset(name, split=split, streaming=True)
+    for row in data:
+        if not isinstance(row.get(source.column), str):
+            raise ValueError(
+                f"column={source.column!r} holds no text in dataset={name!r}, which has the columns {', '.join(row)}"
+            )
+        yield row[source.column]

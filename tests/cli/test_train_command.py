@@ -1,0 +1,308 @@
+"""``hsae train`` and ``hsae evaluate``: where flags come from, what is refused, what is printed."""
+
+import json
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import make_sae
+from host_helpers import (
+    D_MODEL,
+    restored_signal_handlers,
+    runner_config,
+    save_tiny_gpt2,
+    tiny_dataset,
+    train,
+    write_train_flags,
+)
+from sae_lens import LanguageModelSAETrainingRunner
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sae_lens_hsae import HierarchicalTrainingSAE, evaluate_forest
+from sae_lens_hsae.cli import main as cli
+from sae_lens_hsae.cli.flags import as_flags, preset_flags, preset_names
+from sae_lens_hsae.cli.train import merged_flags, parse
+from sae_lens_hsae.cli.training_estimate import estimate
+from sae_lens_hsae.hub.saved_model import load_evaluation, load_hierarchical_sae
+from sae_lens_hsae.presets import LANGUAGE_MODELS, fading
+from sae_lens_hsae.training.checkpoints import verify
+from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
+
+
+def test_later_sources_win_and_d_sae_follows_from_the_widths(tmp_path):
+    (tmp_path / "a.yaml").write_text("d_in: 8\nlevel_widths: [4, 8]\ntarget_l0: [2, 3]\nlr: 0.1\nstreaming: false\n")
+    (tmp_path / "b.json").write_text('{"lr": 0.2, "level_widths": [4, 16]}')
+    files = [str(tmp_path / "a.yaml"), str(tmp_path / "b.json")]
+    flags = merged_flags(["paper", "gpt2"], files, {"perturbation_rate": ["0.5"]})
+    assert flags["d_in"] == ["8"]
+    assert flags["lr"] == ["0.2"]
+    assert flags["d_sae"] == ["20"]
+    assert flags["structural_loss_coefficient"] == ["0.01"]
+    assert flags["perturbation_rate"] == ["0.5"]
+    own, cfg = parse(["--preset", "paper", "--config", files[0], "--config", files[1], "--perturbation_rate=0.5"])
+    assert (cfg.sae.target_l0, cfg.sae.level_widths, cfg.streaming) == ([2, 3], [4, 16], False)
+    assert (cfg.sae.structural_loss_coefficient, cfg.sae.perturbation_rate) == (0.01, 0.5)
+    assert (own.evaluation_tokens, own.dry_run) == (0, False)
+
+
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
+def test_language_models_presets_are_whole_configs(name):
+    _, cfg = parse(["--preset", name])
+    assert {"gpt2": "gpt2", "gemm": "gemma-2-2b", "qwen": "Qwen/Qwen3-4B"}[name[:4]] == cfg.model_name
+    assert name == "gpt2" or cfg.hook_name == f"blocks.{name.rpartition('-')[2]}.hook_resid_post"
+    assert cfg.sae.d_sae == sum(cfg.sae.level_widths)
+    cfg.sae.device = "meta"
+    HierarchicalTrainingSAE(cfg.sae)
+
+
+def test_fading_falls_over_the_steps_of_the_run():
+    given = {"training_tokens": ["102400"], "train_batch_size_tokens": ["1024"]}
+    assert preset_flags(["fading"], given) == as_flags(fading(100))
+    assert preset_flags(["gpt2", "fading"], {"training_tokens": ["102400"]})["structural_loss_decay"] == ["[28, 88]"]
+    assert preset_flags(["fading", "gpt2"], {"training_tokens": ["102400"]})["structural_loss_decay"] == ["[28, 88]"]
+    with pytest.raises(ValueError, match="give --training_tokens"):
+        preset_flags(["fading"], {})
+    assert preset_names()[-1] == "fading"
+
+
+@pytest.mark.parametrize(
+    ("words", "decay", "target_l0"),
+    [
+        (["--preset", "fading"], [280, 880], 32),
+        (["--preset", "fading", "--config", "null.yaml"], None, 32),
+        (["--structural_loss_decay", "280", "880"], [280, 880], 32),
+        (["--structural_loss_decay=[280, 880]"], [280, 880], 32),
+        (["--target_l0", "8", "16", "24", "32"], None, [8, 16, 24, 32]),
+        (["--target_l0=[8, 16, 24, 32]"], None, [8, 16, 24, 32]),
+        (["--target_l0", "16.5"], None, 16.5),
+    ],
+)
+def test_fields_of_several_numbers_arrive(tmp_path, monkeypatch, words, decay, target_l0):
+    monkeypatch.chdir(tmp_path)
+    Path("null.yaml").write_text("structural_loss_decay: null\n")
+    _, cfg = parse(["--preset", "gpt2", "--training_tokens", "1024000", *words])
+    assert (cfg.sae.structural_loss_decay, cfg.sae.target_l0) == (decay, target_l0)
+
+
+def test_a_dry_run_fits_a_screen_and_says_what_is_hardly_meant(tmp_path, capsys):
+    call = ["train", "--preset", "gpt2", "--dry-run"]
+    cli.main([*call, "--preset", "fading", "--training_tokens", "30000000"])
+    said = capsys.readouterr().out
+    assert "Warning" not in said
+    for value in (
+        "gpt2, blocks.8.hook_resid_post",
+        "29,296 steps",
+        "1,024, 2,048, 4,096, 8,192 features",
+        "ρ 0.3 fading",
+    ):
+        assert value in said
+    (tmp_path / "my.txt").write_text("four letters " * 400)
+    flags = ["--training_tokens", "102400", "--structural_loss_decay", "10", "500", "--lr_warm_up_steps", "101"]
+    flags += [
+        "--n_batches_in_buffer",
+        "401",
+        "--n_batches_for_norm_estimate",
+        "101",
+        "--text",
+        str(tmp_path / "my.txt"),
+    ]
+    cli.main([*call, *flags])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) < 24
+    for wanted in (
+        "before its first forest (hierarchy_first_update=600)",
+        "before ρ has faded (structural_loss_decay=[10, 500])",
+        "lr_warm_up_steps=101",
+        "n_batches_in_buffer=401 has it read 102,656 tokens",
+        "n_batches_for_norm_estimate=101 has it read 103,424 tokens",
+        "the text has about 1,300 tokens, so each is read about 78.8 times",
+    ):
+        [line] = [line for line in lines if line.startswith("Warning: ") and wanted in line]
+        assert ";" in line
+    cli.main([*call, *flags, "--json"])
+    assert len(json.loads(capsys.readouterr().out)["warnings"]) == 6
+
+
+@pytest.mark.parametrize("name", ["my.txt", "my.jsonl", "folder"])
+def test_a_text_of_ones_own_trains_as_the_same_data_set_does(tmp_path, capsys, name):
+    path = write_train_flags(tmp_path)
+    flags = yaml.safe_load(path.read_text())
+    texts = [json.loads(line)["text"] for line in (tmp_path / "text" / "train.jsonl").read_text().splitlines()]
+    if name == "my.txt":
+        texts = ["\n".join(texts)]
+        (tmp_path / name).write_text(texts[0])
+    elif name == "my.jsonl":
+        (tmp_path / name).write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    else:
+        (tmp_path / name).mkdir()
+        for i, text in enumerate(texts):
+            (tmp_path / name / f"{i:03}.txt").write_text(text)
+    (tmp_path / "text" / "train.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({k: v for k, v in flags.items() if k != "dataset_path"}))
+    trained = []
+    for call in (["--config", str(path)], ["--config", str(tmp_path / "own.yaml"), "--text", str(tmp_path / name)]):
+        with restored_signal_handlers():
+            cli.main(["train", *call, "--output_path", str(tmp_path / "trained")])
+        trained.append(load_hierarchical_sae(tmp_path / "trained"))
+    for tensor, other in zip(trained[0].state_dict().values(), trained[1].state_dict().values(), strict=True):
+        assert torch.equal(tensor, other)
+    assert "fewer samples" not in capsys.readouterr().err
+
+
+def test_a_dry_run_says_what_it_would_do(capsys):
+    cli.main(["train", "--preset", "gpt2", "--training_tokens", "1024000", "--dry-run", "--json"])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["config"]["sae"]["level_widths"] == [1024, 2048, 4096, 8192]
+    assert printed["estimate"]["steps"] == 1000
+    assert printed["estimate"]["sae_teraflop"] == pytest.approx(6 * 2 * 768 * 15360 * 1024000 / 1e12)
+
+
+def test_the_estimate_counts_what_there_is(tmp_path):
+    cfg = runner_config(tmp_path)
+    sae = HierarchicalTrainingSAE(cfg.sae)
+    found = estimate(cfg)
+    assert found["parameters"] == sum(p.numel() for p in sae.parameters())
+    assert found["coactivation_gb"] == 0
+    for similarity in ("coactivation", "conditional"):
+        cfg.sae.hierarchy_similarity = similarity
+        buffers = dict(HierarchicalTrainingSAE(cfg.sae).named_buffers())
+        counted = sum(b.numel() * b.element_size() for name, b in buffers.items() if name.startswith("coactivation_"))
+        assert estimate(cfg)["coactivation_gb"] == counted / 1e9 > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "is_call"),
+    [
+        (["--level_widths", "4", "8", "--target_l0", "2", "--d_inn", "4"], "d_inn 4; hsae train --help", True),
+        (["--level_widths", "8", "4"], "not strictly increasing", False),
+        (["--level_widths", "4", "eight"], "eight.*hsae train --help", True),
+        (["--d_in"], "d_in.*hsae train --help", True),
+        (["--variance_floor", "high"], "variance_floor: invalid float value: 'high'; hsae train --help", True),
+        (["4"], "belongs to no flag", True),
+        (["--text", "a.txt", "--dataset_path", "b"], r"text=\['a.txt'\] and dataset_path=\['b'\]: give one", True),
+        (["--preset", "gpt2", "--training_tokens", "9999", "--text", "no.txt"], "text='no.txt' does not exist", False),
+        (["--preset", "big"], "preset='big': choose one of paper", True),
+        (["--config", "missing.yaml"], "missing.yaml", False),
+        (["--preset", "gpt2", "--training_tokens", "0"], "training_tokens=0 is less than one step", False),
+        (["--preset", "gpt2", "--training_tokens", "0", "--dry-run"], "training_tokens=0 is less than", False),
+        (["--config", "list.yaml"], "must map names of flags to values", False),
+        (["--config", "broken.yaml"], "neither YAML nor JSON", False),
+        (["--config", "nested.yaml"], "flags are flat", False),
+        (["--level_widths=[4, 8]", "--target_l0", "2", "--perturbation_rate", "2"], "r is a probability", False),
+    ],
+)
+def test_a_wrong_call_is_one_line(tmp_path, monkeypatch, capsys, arguments, message, is_call):
+    monkeypatch.chdir(tmp_path)
+    for name, text in {"list": "[1]", "broken": "a: [", "nested": "sae: {d_in: 4}"}.items():
+        Path(f"{name}.yaml").write_text(text)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["train", *arguments])
+    # Without a number the process writes the text to stderr, and ends with code 1.
+    said = capsys.readouterr().err.rstrip("\n") if end.value.code == 2 else str(end.value.code)
+    assert (end.value.code == 2) == is_call
+    assert re.search(message, said)
+    assert said.startswith("hsae train: ")
+    assert len(said.splitlines()) == 1
+    with pytest.raises((ValueError, OSError)):
+        cli.main(["train", *arguments, "--debug"])
+
+
+def test_help_of_train_has_our_flags_and_the_papers_symbols(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["train", "--help"])
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    for wanted in ("--preset", "--dry-run", "--variance_floor", "--lr_scheduler_name", "ρ", "L̂0", "n_l"):
+        assert wanted in printed
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_is_stopped_ends_with_the_conventional_code_and_can_go_on(
+    tmp_path, monkeypatch, capsys, number, code
+):
+    flags = str(write_train_flags(tmp_path))
+    original, n_steps = HierarchicalSAETrainer._train_step, []
+
+    def step(trainer, *args, **kwargs):
+        n_steps.append(trainer.n_training_steps)
+        if len(n_steps) == 5:
+            os.kill(os.getpid(), number)
+        return original(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(HierarchicalSAETrainer, "_train_step", step)
+    with restored_signal_handlers(), pytest.raises(SystemExit) as end:
+        cli.main(["train", "--config", flags])
+    assert end.value.code == code
+    assert "Traceback" not in capsys.readouterr().err
+    (manifest,) = tmp_path.glob("checkpoints/*/*/manifest.json")
+    assert verify(manifest.parent).n_training_samples == 5 * 64
+    with restored_signal_handlers():
+        cli.main(["train", "--config", flags, "--resume_from_checkpoint", "auto"])
+    assert n_steps == list(range(20))
+    assert load_hierarchical_sae(tmp_path / "out").cfg.d_in == D_MODEL
+
+
+def test_evaluate_measures_what_evaluate_forest_does(tmp_path, capsys):
+    save_tiny_gpt2(tmp_path / "gpt2")
+    name = "transformer.h.0"
+    cfg = runner_config(
+        tmp_path, model_name=str(tmp_path / "gpt2"), model_class_name="AutoModelForCausalLM", hook_name=name
+    )
+    with restored_signal_handlers():
+        train(LanguageModelSAETrainingRunner, cfg, override_dataset=tiny_dataset())
+    (tmp_path / "text.txt").write_text(" ".join(f"w{1 + i % 97}" for i in range(320)))
+    folder = str(tmp_path / "out")
+    cli.main(["evaluate", folder, "--text", str(tmp_path / "text.txt"), "--n-tokens", "320", "--json"])
+    printed = json.loads(capsys.readouterr().out)
+    sae = load_hierarchical_sae(folder)
+    assert printed == load_evaluation(sae, folder)
+    # The same by hand: transformers' own model on the same rows of 32.
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "gpt2")
+    ids = AutoTokenizer.from_pretrained(tmp_path / "gpt2")((tmp_path / "text.txt").read_text())["input_ids"]
+    with torch.no_grad():
+        x = model(torch.tensor(ids).view(-1, 32), output_hidden_states=True).hidden_states[1]
+    expected = evaluate_forest(sae, sae.forest, x.flatten(0, 1), 320)
+    assert printed["n_tokens"] == 320
+    for found, level in zip(printed["levels"], expected.levels, strict=True):
+        assert found["variance_explained"] == pytest.approx(level.variance_explained, rel=1e-4)
+    for found, boundary in zip(printed["boundaries"], expected.boundaries, strict=True):
+        assert found["hamming"] == pytest.approx(boundary.hamming, rel=1e-4)
+
+
+def test_a_worse_evaluation_replaces_no_better_one(tmp_path, capsys):
+    save_tiny_gpt2(tmp_path / "gpt2")
+    sae = make_sae(d_in=D_MODEL)
+    metadata = sae.cfg.metadata
+    metadata.model_name, metadata.model_class_name = str(tmp_path / "gpt2"), "AutoModelForCausalLM"
+    metadata.hook_name, metadata.context_size, metadata.prepend_bos = "transformer.h.0", 32, False
+    sae.fold_activation_norm_scaling_factor(1.0)
+    sae.save_inference_model(str(tmp_path / "out"))
+    (tmp_path / "text.txt").write_text(" ".join(f"w{1 + i % 97}" for i in range(320)))
+    saved, own = tmp_path / "out" / "evaluation.json", tmp_path / "own.json"
+    call = ["evaluate", str(tmp_path / "out"), "--text", str(tmp_path / "text.txt"), "--n-tokens"]
+    cli.main([*call, "192"])
+    before = saved.read_bytes()
+    with pytest.raises(SystemExit, match=r"n_tokens=10, but .*evaluation\.json was measured on 192.*--output"):
+        cli.main([*call, "10"])
+    cli.main([*call, "10", "--output", str(own)])
+    assert saved.read_bytes() == before
+    assert json.loads(own.read_text())["evaluation"]["n_tokens"] == 10
+    cli.main([*call, "320"])
+    assert json.loads(saved.read_text())["evaluation"]["n_tokens"] == 320
+    # Of other weights: no better one.
+    saved.write_text(json.dumps({"weights": "other", "evaluation": {"n_tokens": 10**9}}))
+    cli.main([*call, "10"])
+    assert json.loads(saved.read_text())["evaluation"]["n_tokens"] == 10
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match=r"output='.*own\.json': .* is no folder; give another path"):
+        cli.main([*call, "10", "--output", str(own / "below.json")])
+    assert capsys.readouterr().err == "", "nothing was loaded or read by then"
+
+
+def test_evaluate_refuses_no_tokens(tmp_path):
+    with pytest.raises(SystemExit, match="n_tokens=0 must be at least 1"):
+        cli.main(["evaluate", str(tmp_path), "--n-tokens", "0"])

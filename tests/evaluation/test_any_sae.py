@@ -1,0 +1,164 @@
+"""Every SAE that SAELens trains: those that fire with either sign, read contexts or write elsewhere."""
+
+from typing import Any
+
+import pytest
+import torch
+from host_helpers import D_MODEL, HOOK, VOCABULARY, save_tiny_gpt2
+from sae_lens import JumpReLUTranscoder, JumpReLUTranscoderConfig
+from sae_lens.load_model import load_model
+from sae_lens.saes.abstopk_sae import AbsTopKSAE, AbsTopKSAEConfig
+from sae_lens.saes.sae import SAEMetadata
+from sae_lens.saes.temporal_sae import TemporalSAE, TemporalSAEConfig
+
+from experiments.planted.absorption import measure_absorption
+from experiments.planted.concept_matching import match_features
+from sae_lens_hsae import FeatureForest, evaluate_forest
+from sae_lens_hsae.interpret import typical_tokens
+from sae_lens_hsae.interpret.contrast import contrast
+from sae_lens_hsae.interpret.explain import explain
+from sae_lens_hsae.interpret.feature_cache import collect_dashboards
+from sae_lens_hsae.interpret.plots import activation_distributions
+from sae_lens_hsae.interpret.steering import ablate, effect_of, steer
+
+WIDTHS = [6, 12]
+METADATA = {"hook_name": "transformer.h.0", "prepend_bos": False, "context_size": 8}
+
+
+def signed(width: int, flipped: list[int] | None = None) -> Any:
+    """The same SAE with some features' signs turned: their activations change sign, reconstructions do not."""
+    sae = AbsTopKSAE(
+        AbsTopKSAEConfig(
+            d_in=D_MODEL, d_sae=width, k=3, dtype="float32", device="cpu", metadata=SAEMetadata(**METADATA)
+        )
+    )
+    generator = torch.Generator().manual_seed(width)
+    rows = torch.nn.functional.normalize(torch.randn(width, D_MODEL, generator=generator), dim=1)
+    rows[: WIDTHS[0]] = torch.eye(D_MODEL)[: WIDTHS[0]]
+    rows[flipped or []] *= -1
+    sae.W_dec.data.copy_(rows)
+    sae.W_enc.data.copy_(rows.T)
+    sae.b_enc.data.zero_()
+    sae.b_dec.data.zero_()
+    return sae
+
+
+PLAIN = [signed(width) for width in WIDTHS]
+FLIPPED = [signed(WIDTHS[0], [0, 2]), signed(WIDTHS[1], [1, 7, 8])]
+X = torch.randn(512, D_MODEL, generator=torch.Generator().manual_seed(0)) * torch.linspace(3, 1, D_MODEL)
+FOREST = FeatureForest.from_saes(PLAIN, "conditional", 0.0, activations=[X])
+
+
+def test_the_signs_are_those_of_the_sae():
+    before, after = PLAIN[0].encode(X), FLIPPED[0].encode(X)
+    assert (before < 0).any()
+    assert torch.equal(before != 0, after != 0)
+    assert torch.equal(before[:, 0], -after[:, 0])
+    torch.testing.assert_close(PLAIN[0].decode(before), FLIPPED[0].decode(after))
+
+
+@pytest.mark.parametrize("similarity", ["encoder", "decoder", "coactivation", "conditional"])
+def test_the_sign_of_a_feature_decides_no_parent(similarity):
+    plain, flipped = (
+        FeatureForest.from_saes(saes, similarity, 0.0, activations=[X]) for saes in (PLAIN, FLIPPED)
+    )  # fmt: skip
+    assert plain == flipped
+    assert plain.parents[WIDTHS[0] : 2 * WIDTHS[0]].tolist() == list(range(WIDTHS[0])), "the same concepts"
+
+
+def test_measures_count_what_is_not_zero_whatever_the_sign():
+    plain, flipped = (evaluate_forest(saes, FOREST, [X]) for saes in (PLAIN, FLIPPED))
+    for sae, level in zip(PLAIN, plain.levels, strict=True):
+        acts = sae.encode(X)
+        assert level.l0 == pytest.approx((acts != 0).sum(1).double().mean().item())
+        error = (X - sae.decode(acts)).square().sum() / (X - X.mean(0)).square().sum()
+        assert level.variance_explained == pytest.approx(1 - error.item(), abs=1e-5)
+        assert torch.allclose(level.firing_frequency, (acts != 0).double().mean(0))
+    assert str(plain) == str(flipped)
+
+
+def test_dashboards_and_pictures_show_strengths():
+    tokens, x = torch.arange(512).view(64, 8) % VOCABULARY, X.view(64, 8, D_MODEL)
+    plain, flipped = (collect_dashboards(saes, FOREST, [(tokens, x)], progress=False) for saes in (PLAIN, FLIPPED))
+    acts = torch.cat([sae.encode(X) for sae in PLAIN], dim=1)
+    assert torch.equal(plain.n_firing, (acts != 0).sum(0))
+    assert torch.allclose(plain.max_activation, acts.abs().amax(0))
+    for name in ("n_firing", "n_with_parent", "histogram", "context_numbers", "activations", "strongest_tokens"):
+        assert torch.equal(getattr(plain, name), getattr(flipped, name)), name
+    pictures = [activation_distributions(saes, [X]).to_json() for saes in (PLAIN, FLIPPED)]
+    assert pictures[0] == pictures[1]
+    pairs = [(X, tokens.flatten())]
+    found = [typical_tokens(sae.encode, list(range(6)), pairs, VOCABULARY) for sae in (PLAIN[0], FLIPPED[0])]
+    assert found[0] == found[1]
+
+
+def test_planted_concepts_are_found_whatever_the_sign():
+    concepts = torch.cat([PLAIN[0].encode(X) != 0, PLAIN[1].encode(X)[:, 6:8] != 0], dim=1)
+    parents = torch.tensor([-1] * 6 + [0, 1])
+    plain, flipped = (match_features(saes, [(X, concepts)]) for saes in (PLAIN, FLIPPED))
+    assert torch.equal(plain.concept_of, flipped.concept_of)
+    assert plain.concept_of[:6].tolist() == list(range(6))
+    shares = [measure_absorption(saes, plain, parents, [(X, concepts)]) for saes in (PLAIN, FLIPPED)]
+    assert shares[0] == shares[1]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return load_model("AutoModelForCausalLM", str(save_tiny_gpt2(tmp_path_factory.mktemp("gpt2"))))
+
+
+def test_texts_are_explained_and_effects_measured_whatever_the_sign(model):
+    plain, flipped = (explain(saes, model, "w1 w2 w3 w4 w5", FOREST) for saes in (PLAIN, FLIPPED))
+    assert len(plain.features) == 5 * 2 * 3, "three features of each level fire on each token"
+    assert (plain.activations < 0).any()
+    assert torch.equal(plain.features, flipped.features)
+    torch.testing.assert_close(plain.shares, flipped.shares, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(plain.shares.sum(), plain.level_shares.sum(), rtol=1e-4, atol=1e-4)
+    tokens = torch.arange(1, 31)[None]
+    effects = [effect_of(model, saes, [ablate(0)], tokens, target=0, forest=FOREST) for saes in (PLAIN, FLIPPED)]
+    assert effects[0].n_on == effects[1].n_on > 0
+    assert effects[0].kl_on == pytest.approx(effects[1].kl_on, rel=1e-3)
+
+
+def test_a_contrast_turns_its_sign_with_the_feature():
+    a, b = X[:40] + torch.eye(D_MODEL)[0] * 4, X[40:80]
+    plain, flipped = (contrast(saes, FOREST, a, b) for saes in (PLAIN, FLIPPED))
+    assert plain.auc[0] == pytest.approx(1 - flipped.auc[0].item())
+    assert torch.equal(plain.p_value, flipped.p_value)
+    assert plain.share_of_parent[6] == pytest.approx(flipped.share_of_parent[6].item())
+
+
+def test_an_sae_that_reads_whole_contexts_is_refused():
+    temporal = TemporalSAE(TemporalSAEConfig(d_in=D_MODEL, d_sae=12, n_heads=1, n_attn_layers=1, bottleneck_factor=1))
+    saes: list[Any] = [PLAIN[0], temporal]
+    forest = FeatureForest([-1] * 18, WIDTHS)
+    calls = [
+        lambda: FeatureForest.from_saes(saes, "coactivation", activations=[X]),
+        lambda: evaluate_forest(saes, forest, [X]),
+        lambda: collect_dashboards(saes, forest, [], progress=False),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="level 1 is a TemporalSAE, which needs all tokens of a context"):
+            call()
+
+
+def test_a_transcoder_has_a_forest_but_reconstructs_nothing_that_it_reads(model):
+    saes: list[Any] = []
+    for width in WIDTHS:
+        config = JumpReLUTranscoderConfig(
+            d_in=D_MODEL,
+            d_out=D_MODEL,
+            d_sae=width,
+            apply_b_dec_to_input=False,
+            metadata=SAEMetadata(hook_name_out=HOOK, **METADATA),
+        )
+        saes.append(JumpReLUTranscoder(config))
+    forest = FeatureForest.from_saes(saes, "conditional", 0.0, activations=[X])
+    assert collect_dashboards(saes, forest, [(torch.zeros(64, 8).long(), X.view(64, 8, -1))], progress=False).n_tokens
+    for call in (
+        lambda: evaluate_forest(saes, forest, [X]),
+        lambda: explain(saes, model, "w1 w2", forest),
+        lambda: steer(model, saes, [ablate(0)], forest).__enter__(),
+    ):
+        with pytest.raises(ValueError, match="is a JumpReLUTranscoder, which gives another hook point's activations"):
+            call()

@@ -1,0 +1,503 @@
+"""The hierarchy metrics against values worked out by hand and against a plain loop over tokens and features."""
+
+import json
+import math
+import pickle
+import re
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hierarchy_reference import (
+    jumprelu,
+    random_forest,
+    random_levels,
+    readout_levels,
+    slow_evaluation,
+    tokens,
+)
+from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
+
+from sae_lens_hsae.config import HierarchicalSAEConfig
+from sae_lens_hsae.evaluation import ForestEvaluation, evaluate_forest, hierarchy_metrics, level_saes
+from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.sae.inference import HierarchicalSAE
+
+
+def assert_close(actual: dict[str, Any], expected: dict[str, Any]) -> None:
+    """All that ``expected`` holds is found; ``actual`` may hold more."""
+    assert actual["n_tokens"] == expected["n_tokens"]
+    for part in ("levels", "boundaries"):
+        assert len(actual[part]) == len(expected[part])
+        for a, e in zip(actual[part], expected[part], strict=True):
+            a, e = flat(a), flat(e)
+            assert {name: a[name] for name in e} == pytest.approx(e, rel=1e-9, abs=1e-12, nan_ok=True)
+
+
+def flat(record: dict[str, Any]) -> dict[str, Any]:
+    """Without reasons, with the ends of the intervals; NaN for None."""
+    values = {name: value for name, value in record.items() if name not in ("intervals", "undefined")}
+    for name, ends in record.get("intervals", {}).items():
+        values[f"{name}, low"], values[f"{name}, high"] = ends or (None, None)
+    return {name: math.nan if value is None else value for name, value in values.items()}
+
+
+#   0       1    2     level 0; 2 has no children
+#  3 4     5 6         level 1; 6 never fires, 7 is unassigned
+WIDTHS = (3, 5)
+FOREST = FeatureForest([-1, -1, -1, 0, 0, 1, 1, -1], WIDTHS)
+X = tokens(8, [0, 3], [0, 4, 7], [3], [1, 2], [1, 5], [0, 3, 4])
+
+
+@pytest.fixture
+def evaluation() -> ForestEvaluation:
+    return evaluate_forest(readout_levels(WIDTHS), FOREST, [X])
+
+
+class TestByHand:
+    def test_boundary(self, evaluation: ForestEvaluation):
+        (boundary,) = evaluation.boundaries
+        # Parent 0 is wrongly predicted on token 2, parent 1 missed on token 3, and so is the childless parent 2.
+        assert boundary.hamming == pytest.approx(2 / 6)
+        assert boundary.hamming_all_parents == pytest.approx(3 / 6)
+        # Pairs (0, 3), (0, 4) and (1, 5); (1, 6) is left out.
+        assert boundary.p_parent_given_child == pytest.approx((2 / 3 + 2 / 2 + 1 / 1) / 3)
+        assert boundary.p_child_given_parent == pytest.approx((2 / 3 + 2 / 3 + 1 / 2) / 3)
+        assert (boundary.parent_level, boundary.n_pairs, boundary.n_pairs_left_out) == (0, 4, 1)
+        assert (boundary.n_unassigned, boundary.unassigned_share, boundary.n_parents_with_children) == (1, 0.2, 2)
+
+    def test_beyond_the_paper(self, evaluation: ForestEvaluation):
+        (boundary,) = evaluation.boundaries
+        # Parent 0 always has an active child, parent 1 on one of two tokens.
+        assert boundary.coverage == pytest.approx(3 / 4)
+        assert boundary.dominance == 0  # all activations are equal
+        # 3 and 4 meet on one token of six and fire on 3 and on 2. Of the five other pairs only (4, 7) meets.
+        assert boundary.n_sibling_pairs == 1
+        assert boundary.sibling_coactivation == pytest.approx((1 / 6) / (3 / 6 * 2 / 6))
+        assert boundary.non_sibling_coactivation == pytest.approx((1 / 6) / ((3 + 3 + 2 + 2 + 1) / 36))
+        assert boundary.sibling_lift == pytest.approx(11 / 6)
+        assert (boundary.mean_children, boundary.max_children, boundary.several_children_share) == (2, 2, 1)
+        assert boundary.n_unassigned_dead == 0
+
+    def test_dominance_compares_contributions(self):
+        x = tokens(8, {0: 2, 3: 1}, {0: 1, 3: 2}, {0: 3, 3: 1, 4: 3}, {3: 4}, {1: 2, 5: 1}, {1: 1})
+        levels = readout_levels(WIDTHS)
+        (boundary,) = evaluate_forest(levels, FOREST, [x]).boundaries
+        assert boundary.dominance == pytest.approx((2 / 3 + 0 / 1 + 1 / 1) / 3)
+        levels[1].W_enc.data /= 8
+        assert evaluate_forest(levels, FOREST, [x]).boundaries[0].dominance == 1
+        levels[1].W_dec.data *= 8
+        assert evaluate_forest(levels, FOREST, [x]).boundaries == (boundary,)
+
+    def test_rank_correlation(self):
+        # Of parent 0 the strongest child falls as it rises; of parent 1 it rises with it, on two tokens without it.
+        falling = [{0: 1 + i, 3 + i % 2: 20 - i, 4 - i % 2: 0.5} for i in range(10)]
+        rising = [{1: i, 5: 1 + i} for i in range(2, 11)]
+        x = tokens(8, *falling, *rising, {5: 1}, {5: 2}, {1: 100}, {2: 1})
+        (boundary,) = evaluate_forest(readout_levels(WIDTHS), FOREST, [x]).boundaries
+        n, without = 11, torch.tensor([0.5, 0.5])  # mean rank of the two silent tokens
+        squares = (torch.tensor([0.0, 1.0]) - without).square().sum() + 0.0
+        ties = n * (n * n - 1) / 12
+        expected = (ties - float(squares)) / (ties * (ties - 0.5)) ** 0.5
+        assert boundary.n_parents_ranked == 2
+        assert boundary.rank_correlation == pytest.approx((-1 + expected) / 2)
+
+    def test_unassigned_features_that_never_fire(self):
+        forest = FeatureForest([-1, -1, -1, 0, 0, 1, -1, -1], WIDTHS)
+        (boundary,) = evaluate_forest(readout_levels(WIDTHS), forest, [X]).boundaries
+        assert (boundary.n_unassigned, boundary.n_unassigned_dead) == (2, 1)
+
+    def test_shape(self):
+        widths = (2, 3, 7)
+        forest = FeatureForest([-1, -1, 0, 0, -1, 2, 2, 2, 3, 4, 4, -1], widths)
+        result = evaluate_forest(readout_levels(widths), forest, [tokens(12, [0, 2, 5])])
+        # Root 0 has three generations, root 1 stands alone, as does 11; the unassigned 4 has two children.
+        assert result.shape is not None
+        assert (result.shape.depth, result.shape.trees_by_depth) == (3, (2, 1, 1))
+        assert result.shape.features_by_depth == (4, 4, 4)
+        upper, lower = result.boundaries
+        assert (upper.mean_children, upper.max_children, upper.several_children_share) == (2, 2, 1)
+        assert (lower.mean_children, lower.max_children) == (2, 3)
+        assert lower.several_children_share == pytest.approx(2 / 3)
+
+    def test_levels(self, evaluation: ForestEvaluation):
+        coarse, fine = evaluation.levels
+        assert evaluation.n_tokens == 6
+        assert (coarse.l0, fine.l0) == (pytest.approx(6 / 6), pytest.approx(7 / 6))
+        assert (coarse.n_dead, fine.n_dead) == (0, 1)
+        assert fine.firing_frequency.tolist() == pytest.approx([3 / 6, 2 / 6, 1 / 6, 0, 1 / 6])
+        # Each level reconstructs its own coordinates and misses the other's, 7 and 6 ones; the spread is 13 - 29/6.
+        assert coarse.variance_explained == pytest.approx(1 - 7 / (49 / 6))
+        assert fine.variance_explained == pytest.approx(1 - 6 / (49 / 6))
+
+    def test_a_parent_that_never_fires_is_no_parent(self):
+        forest = FeatureForest([-1, -1, -1, 0, 2, 2, -1, -1], WIDTHS)
+        x = tokens(8, [0, 3], [0, 4], [4, 5], [1])
+        boundary = evaluate_forest(readout_levels(WIDTHS), forest, [x]).boundaries[0]
+        assert (boundary.n_pairs, boundary.n_pairs_left_out) == (3, 2)
+        assert (boundary.p_parent_given_child, boundary.p_child_given_parent) == (1.0, 0.5)
+        assert boundary.hamming == 1 / 4  # parent 0 on token 1; parent 2, predicted on two tokens, does not count
+        assert boundary.hamming_all_parents == 2 / 4  # and parent 1 on token 3
+
+    def test_a_parent_whose_children_never_fire_has_none(self):
+        forest = FeatureForest([-1, -1, -1, 0, 1, 1, -1, -1], WIDTHS)
+        boundary = evaluate_forest(readout_levels(WIDTHS), forest, [tokens(8, [0, 3], [1], [1, 7])]).boundaries[0]
+        assert (boundary.n_parents_with_children, boundary.hamming, boundary.hamming_all_parents) == (1, 0.0, 2 / 3)
+
+    def test_a_perfect_hierarchy(self):
+        boundary = evaluate_forest(
+            readout_levels((1, 2)), FeatureForest([-1, 0, 0], (1, 2)), tokens(3, [0, 1], [0, 2], [])
+        ).boundaries[0]
+        assert (boundary.hamming, boundary.hamming_all_parents) == (0, 0)
+        assert (boundary.p_parent_given_child, boundary.p_child_given_parent) == (1, 0.5)
+
+    def test_nothing_to_average_is_nan(self):
+        result = evaluate_forest(readout_levels(WIDTHS), FeatureForest([-1] * 8, WIDTHS), [X])
+        (boundary,) = result.boundaries
+        assert math.isnan(boundary.p_parent_given_child)
+        assert math.isnan(boundary.p_child_given_parent)
+        assert math.isnan(boundary.hamming)
+        assert (boundary.hamming_all_parents, boundary.unassigned_share) == (1, 1)
+        assert result.to_dict()["boundaries"][0]["p_parent_given_child"] is None
+
+    def test_what_is_undefined_has_a_reason(self):
+        nobody = FeatureForest([-1] * 8, WIDTHS)
+        (boundary,) = evaluate_forest(readout_levels(WIDTHS), nobody, [X]).boundaries
+        assert boundary.undefined["hamming"] == "no parent that fires has a child that fires"
+        assert boundary.undefined["p_child_given_parent"] == "of no pair do both members fire"
+        assert boundary.undefined["sibling_coactivation"] == "no parent has two children that fire"
+        assert set(boundary.undefined) == {
+            name for name, value in vars(boundary).items() if isinstance(value, float) and math.isnan(value)
+        } - {"mean_children", "several_children_share"}
+        assert boundary.non_sibling_coactivation > 0
+
+    def test_all_siblings(self):
+        forest = FeatureForest([-1, 0, 0], (1, 2))
+        (boundary,) = evaluate_forest(readout_levels((1, 2)), forest, [tokens(3, [0, 1], [0, 2], [1, 2])]).boundaries
+        assert boundary.sibling_coactivation == pytest.approx((1 / 3) / (2 / 3 * 2 / 3))
+        assert boundary.undefined["non_sibling_coactivation"] == "all features that fire are siblings"
+        assert "no two other features" in boundary.undefined["sibling_lift"]
+
+    @pytest.mark.parametrize("dead", [0, 1])
+    def test_a_dead_level(self, dead: int):
+        levels = readout_levels(WIDTHS)
+        levels[dead].b_enc.data -= 100
+        result = evaluate_forest(levels, FOREST, [X])
+        reason = f"level {dead} is dead: none of its {WIDTHS[dead]} features fires"
+        (boundary,) = result.boundaries
+        assert (result.levels[dead].l0, result.levels[dead].n_dead) == (0, WIDTHS[dead])
+        for name in ("hamming", "p_parent_given_child", "coverage", "dominance", "rank_correlation"):
+            assert math.isnan(getattr(boundary, name))
+            assert boundary.undefined[name] == reason
+        assert str(result).count(reason) == 2
+        # What the dead level has no part in is still there.
+        assert math.isnan(boundary.hamming_all_parents) == (dead == 0)
+        assert math.isnan(boundary.sibling_coactivation) == (dead == 1)
+
+    def test_activations_that_do_not_vary(self):
+        # The mean of equal numbers, which is rounded, is not always the number itself.
+        x = torch.rand(8, generator=torch.Generator().manual_seed(0), dtype=torch.float64).expand(503, 8)
+        for n in (1, 503):
+            result = evaluate_forest(readout_levels(WIDTHS), FOREST, [x[:n]])
+            assert math.isnan(result.levels[0].variance_explained)
+            assert result.levels[0].undefined == {"variance_explained": "the activations do not vary"}
+
+    def test_one_level_has_no_boundary(self):
+        result = evaluate_forest(readout_levels((4,)), FeatureForest([-1] * 4, (4,)), [tokens(4, [0], [1, 2])])
+        assert result.boundaries == ()
+        assert result.levels[0].variance_explained == pytest.approx(1.0)
+        assert len(result.to_dataframe()) == 1
+
+
+class TestAgainstPlainLoops:
+    @pytest.mark.parametrize("seed", range(4))
+    def test_random_stack(self, seed: int):
+        widths, d_in = (6, 11, 23), 7
+        levels, forest = random_levels(widths, d_in, seed), random_forest(widths, seed)
+        x = 2 * torch.randn(90, d_in, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        with torch.no_grad():
+            expected = slow_evaluation(levels, forest, x)
+        assert_close(evaluate_forest(levels, forest, x.split(32)).to_dict(), expected)
+        # The case is worth its name only if something is dead, unassigned and imperfect.
+        assert all(level["n_dead"] for level in expected["levels"])
+        assert all(b["n_pairs_left_out"] and b["n_unassigned"] for b in expected["boundaries"])
+
+    @pytest.mark.parametrize("sizes", [[90], [1] * 90, [50, 0, 3, 37], [64, 26]])
+    def test_batch_sizes_do_not_matter(self, sizes: list[int], monkeypatch: pytest.MonkeyPatch):
+        widths, d_in = (4, 9), 5
+        levels, forest = random_levels(widths, d_in, 0), random_forest(widths, 0)
+        x = 3 + torch.randn(90, d_in, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        expected = evaluate_forest(levels, forest, [x]).to_dict()
+        monkeypatch.setattr(hierarchy_metrics, "MAX_TOKENS_AT_ONCE", 17)
+        assert_close(evaluate_forest(levels, forest, iter(x.split(sizes))).to_dict(), expected)
+
+    def test_variance_explained_survives_a_large_mean(self):
+        # In float32, or as Σx² - n·mean², nothing would be left of a spread of 1 around 1e8.
+        levels = readout_levels((3,))
+        x = 1e8 + torch.randn(50, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        levels[0].W_dec.data *= 1 - 1e-9
+        result = evaluate_forest(levels, FeatureForest([-1] * 3, (3,)), x.split(7))
+        expected = 1 - float((1e-9 * x).square().sum() / (x - x.mean(0)).square().sum())
+        assert result.levels[0].variance_explained == pytest.approx(expected, abs=1e-6)
+
+
+class TestMemory:
+    def test_nothing_of_the_size_of_both_levels_at_once(self):
+        widths = (20_000, 60_000)  # a table of pairs would take 4.8 GB and more
+        levels = [jumprelu(4, width, "float32") for width in widths]
+        forest = random_forest(widths, 0)
+        for sae in levels:
+            sae.threshold.data += 5 * sae.W_enc.abs().max()
+        (boundary,) = evaluate_forest(levels, forest, [10 * torch.randn(8, 4)]).boundaries
+        assert boundary.n_pairs_left_out < boundary.n_pairs
+
+    @pytest.mark.parametrize(("elements", "largest"), [(2**25, 30), (40, 8), (1, 1)])
+    def test_wide_levels_get_fewer_tokens_at_once(self, elements: int, largest: int, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(hierarchy_metrics, "MAX_ELEMENTS_AT_ONCE", elements)
+        monkeypatch.setattr(hierarchy_metrics, "MAX_TOKENS_AT_ONCE", 30)
+        seen: list[int] = []
+        levels = readout_levels(WIDTHS)
+        levels[0].hook_sae_input.add_hook(lambda tensor, *, hook: seen.append(len(tensor)))  # noqa: ARG005
+        evaluate_forest(levels, FOREST, [X.repeat(12, 1)])
+        assert max(seen) == largest
+        assert sum(seen) == 72
+
+    def test_no_gradient_is_recorded(self):
+        levels = readout_levels(WIDTHS)
+        levels[0].hook_sae_recons.add_hook(lambda tensor, *, hook: grads.append(tensor.requires_grad))  # noqa: ARG005
+        grads: list[bool] = []
+        evaluate_forest(levels, FOREST, [X])
+        assert grads == [False]
+
+
+class TestSources:
+    def test_endless_source_is_read_no_further_than_asked(self):
+        read = 0
+
+        def endless() -> Iterator[torch.Tensor]:
+            nonlocal read
+            while True:
+                read += 1
+                yield X
+
+        levels = readout_levels(WIDTHS)
+        result = evaluate_forest(levels, FOREST, endless(), n_tokens=15)
+        assert (result.n_tokens, read) == (15, 3)
+        assert result == evaluate_forest(levels, FOREST, [torch.cat([X, X, X])[:15]])
+
+    def test_one_tensor_is_one_batch(self, evaluation: ForestEvaluation):
+        assert evaluate_forest(readout_levels(WIDTHS), FOREST, X) == evaluation
+
+    def test_a_stack_object_gives_its_levels(self, evaluation: ForestEvaluation):
+        levels = readout_levels(WIDTHS)
+        stack: Any = SimpleNamespace(
+            cfg=SimpleNamespace(level_widths=list(WIDTHS)), level_sae=levels.__getitem__, encode=None
+        )
+        assert level_saes(stack) == levels
+        assert evaluate_forest(stack, FOREST, [X]) == evaluation
+
+    def test_a_hierarchical_sae_is_evaluated_by_its_own_activations(self):
+        widths, d_in = (6, 11, 23), 7
+        levels, forest = random_levels(widths, d_in, 0), random_forest(widths, 0)
+        cfg = HierarchicalSAEConfig(d_in=d_in, d_sae=sum(widths), level_widths=list(widths), dtype="float64")
+        hsae = HierarchicalSAE(cfg)
+        hsae.W_enc.data = torch.cat([sae.W_enc for sae in levels], dim=1)
+        for name in ("b_enc", "threshold", "W_dec"):
+            getattr(hsae, name).data = torch.cat([getattr(sae, name) for sae in levels])
+        hsae.b_dec.data = torch.stack([sae.b_dec for sae in levels])
+        hsae.parents.copy_(forest.parents)
+        x = 2 * torch.randn(60, d_in, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+        result = evaluate_forest(hsae, hsae.forest, x.split(25))
+        assert_close(result.to_dict(), evaluate_forest(levels, forest, x).to_dict())
+        frequency = torch.cat([level.firing_frequency for level in result.levels])
+        assert torch.allclose(frequency, (hsae.encode(x) > 0).double().mean(0))
+
+    def test_module_list(self, evaluation: ForestEvaluation):
+        assert evaluate_forest(torch.nn.ModuleList(readout_levels(WIDTHS)), FOREST, [X]) == evaluation  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_lower_precision(self, dtype: str, evaluation: ForestEvaluation):
+        levels = [sae.to(dtype=getattr(torch, dtype)) for sae in readout_levels(WIDTHS)]
+        assert_close(evaluate_forest(levels, FOREST, [X.float()]).to_dict(), evaluation.to_dict())
+
+    @pytest.mark.parametrize("normalize", ["layer_norm", "constant_norm_rescale"])
+    def test_levels_that_normalise_their_input(self, normalize: Any):
+        sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=4, d_sae=4, dtype="float64", normalize_activations=normalize))
+        sae.W_enc.data = sae.W_dec.data = torch.eye(4, dtype=torch.float64)
+        sae.b_enc.data += 10
+        sae.b_dec.data -= 10
+        sae.cfg.apply_b_dec_to_input = False
+        x = torch.randn(20, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        (level,) = evaluate_forest([sae], FeatureForest([-1] * 4, [4]), x.split(6)).levels
+        assert level.variance_explained == pytest.approx(1.0, abs=1e-4)
+
+
+class TestOutput:
+    def test_dict_is_json_of_plain_numbers(self, evaluation: ForestEvaluation):
+        data = json.loads(json.dumps(evaluation.to_dict(), allow_nan=False))
+        assert data == evaluation.to_dict()
+        assert "firing_frequency" not in data["levels"][0]
+        assert data["boundaries"][0]["intervals"]["hamming"] is None
+
+    def test_dataframe_has_a_row_per_level(self, evaluation: ForestEvaluation):
+        frame = evaluation.to_dataframe()
+        assert frame["level"].tolist() == [0, 1]
+        assert frame["hamming"].isna().tolist() == [True, False]
+        assert frame["hamming"][1] == evaluation.boundaries[0].hamming
+        assert frame["l0"].tolist() == [level.l0 for level in evaluation.levels]
+
+    def test_tables(self, evaluation: ForestEvaluation):
+        title, levels, boundaries, rest = (part.splitlines() for part in str(evaluation).split("\n\n"))
+        assert title == ["6 tokens"]
+        for table in (levels, boundaries):
+            assert len({len(line) for line in table}) == 1
+        assert [re.split(" {2,}", line.strip()) for line in levels] == [
+            ["level", "width", "L0", "var. explained", "dead", "unassigned"],
+            ["0", "3", "1.000", "0.143", "0", "–"],
+            ["1", "5", "1.167", "0.265", "1", "1 (20.0%)"],
+        ]
+        assert [re.split(" {2,}", line.strip()) for line in boundaries] == [
+            ["levels", "0 → 1"],
+            ["Hamming", "0.333"],
+            ["Hamming, all parents", "0.500"],
+            ["P(parent | child)", "0.889"],
+            ["P(child | parent)", "0.611"],
+            ["coverage", "0.750"],
+            ["dominance", "0.000"],
+            ["rank correlation", "–"],
+            ["sibling co-activation", "1.000"],
+            ["non-sibling co-activation", "0.545"],
+            ["sibling lift", "1.833"],
+            ["pairs (left out)", "4 (1)"],
+            ["parents with children", "2"],
+            ["children per parent (most)", "2.000 (2)"],
+            ["parents with several children", "100.0%"],
+        ]
+        assert rest == [
+            "trees: 2 of depth 1, 2 of depth 2",
+            "no intervals: 6 tokens are fewer than the 20 blocks that they need",
+            "levels 0 → 1: no rank_correlation: "
+            "no parent has 10 tokens with an active child on which both of them vary",
+        ]
+
+    def test_intervals_are_shown(self):
+        x = torch.cat([X, X.flip(0), X[:3]] * 4)
+        result = evaluate_forest(readout_levels(WIDTHS), FOREST, [x])
+        assert (result.n_blocks, result.tokens_per_block) == (30, 2)
+        title, *_ = str(result).splitlines()
+        assert title == "60 tokens; ± is half a 95% confidence interval, from 30 blocks of 2 tokens"
+        interval = result.boundaries[0].intervals["hamming"]
+        assert interval.low < result.boundaries[0].hamming < interval.high
+        shown = f"{result.boundaries[0].hamming:.3f} ± {interval.half_width:.2g}"
+        assert re.search(rf"^Hamming +{re.escape(shown)}$", str(result), re.MULTILINE)
+        data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+        assert data["boundaries"][0]["intervals"]["hamming"] == list(interval)
+        frame = result.to_dataframe()
+        assert (frame["hamming_low"][1], frame["hamming_high"][1]) == interval
+        assert frame["l0_low"][0] == result.levels[0].intervals["l0"].low
+
+    def test_equality_and_pickle_with_nan(self, evaluation: ForestEvaluation):
+        assert math.isnan(evaluation.boundaries[0].rank_correlation)
+        again = pickle.loads(pickle.dumps(evaluation))
+        assert again == evaluation
+        assert again != evaluate_forest(readout_levels(WIDTHS), FOREST, [X[:5]])
+        assert evaluation != 1
+
+    def test_results_cannot_be_changed(self, evaluation: ForestEvaluation):
+        for record in (evaluation, evaluation.levels[0], evaluation.boundaries[0]):
+            with pytest.raises(AttributeError):
+                record.n_tokens = 0  # type: ignore[misc, union-attr]
+
+
+class TestErrors:
+    def fails(self, message: str, *, levels: Any = None, x: Any = X, n_tokens: int | None = None) -> None:
+        with pytest.raises(ValueError, match=message):
+            evaluate_forest(levels or readout_levels(WIDTHS), FOREST, [x], n_tokens)
+
+    def test_no_tokens(self):
+        self.fails("activations held no token", x=X[:0])
+        with pytest.raises(ValueError, match="activations held no token"):
+            evaluate_forest(readout_levels(WIDTHS), FOREST, [])
+
+    def test_wrong_width(self):
+        self.fails(r"batch 0 has shape \(6, 7\), expected \(batch, 8\), d_in of the levels", x=X[:, :7])
+
+    def test_sequences(self):
+        self.fails(r"shape \(1, 6, 8\).*flatten sequences to tokens", x=X[None])
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_not_finite(self, value: float):
+        x = X.clone()
+        x[3, 3] = value
+        with pytest.raises(ValueError, match="activations: batch 1 holds NaN or infinity; leave out those tokens"):
+            evaluate_forest(readout_levels(WIDTHS), FOREST, [X, x])
+
+    def test_damaged_level(self):
+        levels = readout_levels(WIDTHS)
+        levels[1].W_dec.data[0, 0] = math.nan
+        self.fails("level 1 reconstructs NaN or infinity", levels=levels)
+
+    def test_levels_and_forest_of_different_widths(self):
+        message = (
+            r"levels have the widths \[3\], but the forest has level_widths=\[3, 5\]; give the SAEs coarse to fine"
+        )
+        self.fails(message, levels=readout_levels(WIDTHS)[:1])
+
+    def test_levels_over_different_activations(self):
+        self.fails(r"different d_in \[8, 9\]", levels=[jumprelu(8, 3), jumprelu(9, 5)])
+
+    def test_levels_at_different_hook_points(self):
+        levels = readout_levels(WIDTHS)
+        levels[0].cfg.metadata.hook_name = "blocks.3.hook_resid_post"
+        evaluate_forest(levels, FOREST, [X])  # the other level does not say where it reads
+        levels[1].cfg.metadata.hook_name = "blocks.4.hook_resid_post"
+        self.fails(
+            r"different cfg.metadata.hook_name: level 0 'blocks.3.hook_resid_post', level 1 'blocks.4", levels=levels
+        )
+        levels[1].cfg.metadata.hook_name = "blocks.3.hook_resid_post"
+        for head, sae in enumerate(levels):
+            sae.cfg.metadata.hook_head_index = head
+        self.fails("different cfg.metadata.hook_head_index: level 0 0, level 1 1", levels=levels)
+
+    def test_no_forest(self):
+        with pytest.raises(TypeError, match=r"forest is a Tensor, not a FeatureForest; take .*\.forest"):
+            evaluate_forest(readout_levels(WIDTHS), FOREST.parents, [X])  # type: ignore[arg-type]
+
+    def test_levels_that_reshape(self):
+        levels = readout_levels(WIDTHS)
+        levels[0].turn_on_forward_pass_hook_z_reshaping()
+        self.fails(
+            r"level 0 has reshape_activations='hook_z'.*turn_off_forward_pass_hook_z_reshaping\(\)", levels=levels
+        )
+
+    def test_a_single_sae(self):
+        with pytest.raises(TypeError, match=r"levels is a JumpReLUSAE, which has no level_sae\(\); pass a list"):
+            level_saes(jumprelu(8, 3))  # type: ignore[arg-type]
+
+    def test_n_tokens(self):
+        self.fails("n_tokens=0 must be at least 1", n_tokens=0)
+
+    def test_blocks_and_confidence(self):
+        bad: list[tuple[dict[str, Any], str]] = [
+            ({"n_blocks": 1}, "n_blocks=1 must be at least 2"),
+            ({"confidence": 95}, "confidence=95 must be between 0 and 1, for example 0.95"),
+        ]
+        for arguments, message in bad:
+            with pytest.raises(ValueError, match=message):
+                evaluate_forest(readout_levels(WIDTHS), FOREST, [X], **arguments)
+
+
+def test_a_few_outlying_tokens_do_not_decide_what_ordinary_ones_are_explained():
+    levels, forest = random_levels((4, 9), 6, seed=3), random_forest((4, 9), seed=3)
+    x = torch.randn(3000, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 5
+    clean = evaluate_forest(levels, forest, [x])
+    x[[5, 1500, 2999]] += 1e4
+    spoilt = evaluate_forest(levels, forest, [x])
+    assert spoilt.n_outlying == clean.n_outlying + 3
+    assert "without 3 outlying tokens (0.10%)" in str(spoilt)
+    for before, after in zip(clean.levels, spoilt.levels, strict=True):
+        assert after.variance_explained_ordinary == pytest.approx(before.variance_explained_ordinary, rel=1e-3)
+        assert abs(after.variance_explained - before.variance_explained) > 0.1

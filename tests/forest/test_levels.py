@@ -1,0 +1,109 @@
+"""Flat numbering of the features of a stack of levels."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sae_lens_hsae.forest.levels import Levels
+
+WIDTHS = st.lists(st.integers(1, 40), min_size=1, max_size=5, unique=True).map(lambda w: tuple(sorted(w)))
+
+
+def test_slices_of_a_small_stack():
+    levels = Levels((2, 3, 5))
+    assert levels.n_features == 10
+    assert levels.offsets == (0, 2, 5, 10)
+    assert list(levels) == [slice(0, 2), slice(2, 5), slice(5, 10)]
+    assert list(levels.boundaries) == [(slice(0, 2), slice(2, 5)), (slice(2, 5), slice(5, 10))]
+    assert (len(levels), levels[1], levels[-1]) == (3, slice(2, 5), slice(5, 10))
+
+
+def test_one_level_has_no_boundary():
+    assert list(Levels((7,)).boundaries) == []
+
+
+@settings(deadline=None)
+@given(WIDTHS)
+def test_every_feature_is_in_exactly_one_level(widths: tuple[int, ...]):
+    levels = Levels(widths)
+    flat = [levels.flat(level, feature) for level, width in enumerate(widths) for feature in range(width)]
+    assert flat == list(range(levels.n_features))
+    assert levels.level_of(torch.tensor(flat)).tolist() == [i for i, width in enumerate(widths) for _ in range(width)]
+
+
+def test_level_of_keeps_the_shape():
+    assert Levels((2, 3)).level_of(torch.tensor([[0, 1], [2, 4]])).tolist() == [[0, 0], [1, 1]]
+
+
+def test_split_gives_views_of_the_last_dimension():
+    values = torch.arange(20).reshape(2, 10)
+    parts = Levels((2, 3, 5)).split(values)
+    assert [tuple(part.shape) for part in parts] == [(2, 2), (2, 3), (2, 5)]
+    assert torch.equal(torch.cat(parts, dim=-1), values)
+    parts[1][0, 0] = -1
+    assert values[0, 2] == -1
+
+
+@pytest.mark.parametrize(("level", "feature"), [(-1, 4), (-3, 0), (-4, 0), (0, -1)])
+def test_flat_counts_nothing_from_the_end(level: int, feature: int):
+    with pytest.raises(IndexError, match=f"{'level' if level < 0 else 'feature'} {min(level, feature)} "):
+        Levels((2, 3, 5)).flat(level, feature)
+
+
+def test_names_are_read_as_they_are_written():
+    levels = Levels((2, 3, 5))
+    assert [levels.named(levels.name(feature)) for feature in range(10)] == list(range(10))
+    for name in ("2/5", "3/0"):
+        with pytest.raises(IndexError, match=r"does not exist|is not in level"):
+            levels.named(name)
+    for name in ("", "4", "0/", "/1", "-1/0", "0/1/0", "a/b", "0/²"):
+        with pytest.raises(ValueError, match="write level/number"):
+            levels.named(name)
+
+
+@pytest.mark.parametrize(("level", "feature"), [(0, 2), (0, -1), (2, 5)])
+def test_flat_refuses_a_feature_outside_its_level(level: int, feature: int):
+    with pytest.raises(IndexError, match=rf"feature {feature} is not in level {level}, which has \d features"):
+        Levels((2, 3, 5)).flat(level, feature)
+
+
+def test_flat_refuses_a_level_that_does_not_exist():
+    with pytest.raises(IndexError):
+        Levels((2, 3)).flat(2, 0)
+
+
+def test_equal_widths_make_equal_hashable_levels():
+    # A list is what JSON and config files give.
+    assert Levels([2, 3]) == Levels((2, 3))  # type: ignore[arg-type]
+    assert len({Levels((2, 3)), Levels((2, 3)), Levels((2, 4))}) == 2
+
+
+def test_widths_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        Levels((2, 3)).widths = (1,)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("widths", "fault"),
+    [
+        ((), "is empty"),
+        ((2, 0), "holds 0, which is not a positive whole number"),
+        ((2, 3.5), "holds 3.5"),
+        ((True, 3), "holds True"),
+        ((2, "3"), "holds '3'"),
+        ((4, 4), r"level_widths=\[4, 4\] is not strictly increasing \(4 is followed by 4\)"),
+        ((4, 8, 6), "8 is followed by 6"),
+    ],
+)
+def test_invalid_widths_are_named_with_an_example(widths: tuple[int, ...], fault: str):
+    with pytest.raises(ValueError, match=fault) as error:
+        Levels(widths)
+    assert "for example level_widths=[2048, 4096, 8192, 16384]" in str(error.value)
+
+
+def test_a_feature_is_named_by_its_level_and_number():
+    levels = Levels((2, 3, 5))
+    assert [levels.name(feature) for feature in range(10)] == [
+        f"{level}/{number}" for level, width in enumerate(levels.widths) for number in range(width)
+    ]

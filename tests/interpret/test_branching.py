@@ -1,0 +1,171 @@
+"""Branching against clarity: plain means, an interval that covers the truth, and silence where there is nothing."""
+
+import math
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from conftest import D_IN, make_sae
+from sae_lens import SAE
+from transformers import AutoTokenizer
+
+from sae_lens_hsae import FeatureForest
+from sae_lens_hsae.cli import main as cli
+from sae_lens_hsae.cli.demo import minilm_folder
+from sae_lens_hsae.interpret.branching import branching
+from sae_lens_hsae.interpret.feature_cache import Dashboards, collect_dashboards, dashboards_folder
+from sae_lens_hsae.interpret.labels import label_detection, token_labels
+from sae_lens_hsae.interpret.language_model.judging import COLUMNS, parent_verdicts, read_judgements
+from sae_lens_hsae.text.token_text import token_texts
+
+
+def forest_of(n_children: list[int]) -> FeatureForest:
+    """Roots with so many children each, and one unassigned feature."""
+    parents = [root for root, n in enumerate(n_children) for _ in range(n)]
+    return FeatureForest([-1] * len(n_children) + [*parents, -1], [len(n_children), len(parents) + 1])
+
+
+def scores_of(forest: FeatureForest, roots: list[float]) -> torch.Tensor:
+    scores = torch.full((len(forest),), 9.0)  # what is no root does not count
+    scores[: len(roots)] = torch.tensor(roots)
+    return scores
+
+
+def test_means_and_differences_are_plain_ones():
+    forest = forest_of([2, 3, 1, 1, 1, 0, 2, 1])
+    nan = math.nan
+    found = branching(forest, scores_of(forest, [0.6, 0.8, 0.5, 0.4, nan, 0.1, nan, 0.6]))
+    assert (found.n_several, found.n_one, found.n_none) == (2, 3, 1)
+    assert found.several.value == pytest.approx(0.7)
+    assert found.one.value == pytest.approx(0.5)
+    assert found.difference.value == pytest.approx(0.2)
+    assert found.relative.value == pytest.approx(0.4)
+    assert found.several.low == pytest.approx(0.6)
+    assert found.difference.low < 0.2 < found.difference.high
+    assert "children several: 0.700 [0.600, 0.800] (n = 2)" in str(found)
+    assert math.isnan(found.none.low), "one root has no spread"
+
+
+def test_the_interval_is_that_of_the_mean_and_covers_as_stated():
+    generator = torch.Generator().manual_seed(0)
+    forest = forest_of([2] * 40 + [1] * 30)
+    n_covered, widths, n_draws = 0, [], 200
+    for seed in range(n_draws):
+        noise = torch.randn(70, generator=generator) * 0.1
+        scores = scores_of(forest, (0.5 + noise + torch.tensor([0.05] * 40 + [0.0] * 30)).tolist())
+        found = branching(forest, scores, n_resamples=300, seed=seed).difference
+        n_covered += found.low <= 0.05 <= found.high
+        widths.append(found.high - found.low)
+    # 95 % of 200 is 190; 178 is more than three standard deviations below.
+    assert 178 <= n_covered < n_draws
+    expected = 2 * 1.96 * 0.1 * math.sqrt(1 / 40 + 1 / 30)
+    assert sum(widths) / n_draws == pytest.approx(expected, rel=0.1)
+
+
+def test_scores_may_be_a_column_of_a_table():
+    forest = forest_of([2, 2, 1, 1, 0])
+    scores = scores_of(forest, [0.9, 0.7, 0.4, 0.6, 0.5])
+    assert branching(forest, pd.Series(scores.numpy())) == branching(forest, scores)
+
+
+def test_the_same_seed_gives_the_same_interval():
+    forest = forest_of([2, 2, 1, 1, 1])
+    scores = scores_of(forest, [0.1, 0.5, 0.3, 0.2, 0.6])
+    assert str(branching(forest, scores)) == str(branching(forest, scores))
+    assert branching(forest, scores).difference != branching(forest, scores, seed=1, n_resamples=50).difference
+
+
+def test_without_roots_of_a_kind_there_is_no_difference():
+    forest = forest_of([2, 2, 3])
+    found = branching(forest, scores_of(forest, [0.1, 0.5, 0.3]))
+    assert found.n_one == 0
+    assert math.isnan(found.difference.value)
+    assert math.isnan(found.relative.value)
+    forest = forest_of([2, 1, 1])
+    assert math.isnan(branching(forest, scores_of(forest, [0.1, -0.5, 0.3])).relative.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scores": torch.zeros(3)}, r"scores has shape \(3,\); give one per feature, \(6,\)"),
+        ({"scores": torch.full((6,), torch.inf)}, "scores holds infinity"),
+        ({"n_resamples": 0}, "n_resamples=0 must be at least 1"),
+    ],
+)
+def test_bad_input_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        branching(forest_of([2, 1]), **({"scores": torch.zeros(6)} | arguments))
+
+
+ROWS = [
+    ("edge", 0, 4, 0, True, 0.9),
+    ("edge", 0, 5, 0, False, 0.9),
+    ("edge", 0, 4, 1, True, 0.5),
+    ("edge", 0, 5, 1, None, None),
+    ("swapped", 4, 0, 0, True, 0.9),
+    ("edge", 1, 6, 0, None, None),
+]
+
+
+@pytest.mark.parametrize("from_disk", [False, True])
+def test_a_parents_score_is_the_share_of_its_edges_judged_real(tmp_path, from_disk):
+    pairs = pd.DataFrame(ROWS, columns=list(COLUMNS)).astype({"special_case": object})
+    if from_disk:
+        pairs.to_csv(tmp_path / "judgements.csv", index=False)
+        pairs = read_judgements(tmp_path / "judgements.csv")
+    verdicts = parent_verdicts(pairs, 8)
+    assert verdicts[0].item() == pytest.approx(2 / 3)
+    assert verdicts[1:].isnan().all()
+    with pytest.raises(ValueError, match="feature 0 does not exist"):
+        parent_verdicts(pairs, 0)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a,b\n1,2\n", ",".join(COLUMNS) + "\nedge,0,1,0,maybe,0.5\n", "kind,broad\nedge,x\n"]
+)
+def test_a_file_of_something_else_is_refused(tmp_path, text):
+    (tmp_path / "judgements.csv").write_text(text)
+    with pytest.raises(ValueError, match="is not what hsae judge writes"):
+        read_judgements(tmp_path / "judgements.csv")
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A saved SAE with its dashboards, as ``hsae explore`` leaves them."""
+    sae = make_sae()
+    sae.cfg.metadata.model_name = str(minilm_folder())
+    sae.save_inference_model(tmp_path / "sae")
+    x = torch.randn(40, 8, D_IN, generator=torch.Generator().manual_seed(0)) * 2
+    loaded: Any = SAE.load_from_disk(tmp_path / "sae")
+    tokens = 2000 + torch.arange(320).view(40, 8) % 40
+    collect_dashboards(loaded, sae.forest, [(tokens, x)], progress=False).save(dashboards_folder(tmp_path / "sae"))
+    return tmp_path / "sae"
+
+
+def test_the_command_writes_every_feature_and_compares_roots(saved, capsys):
+    cli.main(["clarity", str(saved)])
+    out = capsys.readouterr().out
+    dashboards = Dashboards.load(dashboards_folder(saved))
+    forest = FeatureForest(dashboards.parents, dashboards.level_widths)
+    tokenizer = AutoTokenizer.from_pretrained(minilm_folder())
+    texts = token_texts(tokenizer, range(len(tokenizer)))
+    detection = label_detection(dashboards, texts.__getitem__)
+    assert str(branching(forest, detection.score)) in out
+    assert "judged real" not in out
+    table = pd.read_csv(saved / "clarity.csv", index_col="feature")
+    assert table["detection"].tolist() == pytest.approx(detection.score.tolist(), nan_ok=True)
+    assert table["n_children"].tolist() == forest.n_children.tolist()
+    assert table.loc[5, "name"] == "1/1"
+    assert table["label"].dropna().to_dict() == token_labels(dashboards, texts.__getitem__)
+
+    rows = [("edge", p, c, 0, c % 2 == 0, 0.9) for p, c in forest.edges().tolist()]
+    pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(saved / "judgements.csv", index=False)
+    cli.main(["clarity", str(saved), "--output", str(saved / "again.csv")])
+    verdicts = parent_verdicts(pd.read_csv(saved / "judgements.csv"), len(forest))
+    assert str(branching(forest, verdicts)) in capsys.readouterr().out.split("judged real\n")[1]
+    assert (saved / "again.csv").read_text() == (saved / "clarity.csv").read_text()
+    (saved / "judgements.csv").write_text("x")
+    with pytest.raises(SystemExit, match="is not what hsae judge writes"):
+        cli.main(["clarity", str(saved)])

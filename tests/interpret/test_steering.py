@@ -1,0 +1,247 @@
+"""Steering SAELens' hooked models: what is added to x, and that nothing stays behind."""
+
+import math
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_sae
+from host_helpers import CONTEXT, D_MODEL, HOOK, save_tiny_gpt2, tiny_sae_transformer, tiny_tokens
+from sae_lens import SAE
+from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
+from sae_lens.load_model import load_model
+
+from sae_lens_hsae import FeatureForest
+from sae_lens_hsae.cli.demo import minilm_folder
+from sae_lens_hsae.interpret.steering import Edit, ablate, add, clamp, effect_of, scale, steer
+
+MODELS = ["sae_transformer", "bridge", "bridge by alias", "proxy"]
+BRIDGE_NAMES = {HOOK: "blocks.0.hook_out", "blocks.1.hook_mlp_out": "blocks.1.mlp.hook_out"}
+"""HookedTransformer's names of hook points, and TransformerBridge's."""
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    return save_tiny_gpt2(tmp_path_factory.mktemp("gpt2"))
+
+
+def stack(hook: str, d_in: int = D_MODEL) -> Any:
+    """Levels of 4, 9 and 20; feature 0 is the parent of 4 and 5, and 4 of 13; fires often."""
+    sae = make_sae(d_in=d_in, level_widths=[4, 9, 20], normalize_activations="none")
+    sae.threshold.data.mul_(0.1)
+    sae.parents.fill_(-1)
+    for child, parent in {4: 0, 5: 0, 13: 4, 14: 4}.items():
+        sae.parents[child] = parent
+    sae.cfg.metadata.hook_name = hook
+    return sae
+
+
+def boot(gpt2: Path) -> SAETransformerBridge:
+    return SAETransformerBridge.boot_transformers(str(gpt2), device="cpu")
+
+
+@pytest.fixture
+def model_and_sae(request, gpt2) -> Any:
+    if request.param == "sae_transformer":
+        return tiny_sae_transformer(), stack(HOOK)
+    if request.param.startswith("bridge"):
+        hook = HOOK if request.param.endswith("alias") else BRIDGE_NAMES[HOOK]
+        return boot(gpt2), stack(hook)
+    return load_model("AutoModelForCausalLM", str(gpt2)), stack("transformer.h.0")
+
+
+def read(model: Any, hook: str) -> torch.Tensor:
+    kept = []
+    with torch.no_grad(), model.hooks(fwd_hooks=[(hook, lambda x, hook: kept.append(x.clone()))]):  # noqa: ARG005
+        model(tiny_tokens(2))
+    return kept[0]
+
+
+EDITS: dict[str, tuple[list[Edit], Any]] = {
+    # The change of each flat feature's activation a, straight from the edit's meaning.
+    "push": ([add(5, 3.0)], lambda _: {5: 3.0}),
+    "ablate": ([ablate(0)], lambda a: {0: -a[..., 0]}),
+    "scale and clamp": ([scale(1, 2.5), clamp(20, 0.7)], lambda a: {1: 1.5 * a[..., 1], 20: 0.7 - a[..., 20]}),
+    "in order": ([clamp(2, 2.0), scale(2, 3.0), add(2, 1.0)], lambda a: {2: 7 - a[..., 2]}),
+    "children": ([ablate(0, on="children")], lambda a: {4: -a[..., 4], 5: -a[..., 5]}),
+    "leaves": ([ablate(0, on="subtree")], lambda a: {f: -a[..., f] for f in (5, 13, 14)}),
+}
+
+
+@pytest.mark.parametrize("model_and_sae", MODELS, indirect=True)
+@pytest.mark.parametrize("name", EDITS)
+def test_x_moves_along_the_decoder_by_the_change_of_the_activations(model_and_sae, name):
+    model, sae = model_and_sae
+    edits, changes = EDITS[name]
+    hook: Any = sae.cfg.metadata.hook_name
+    hook = BRIDGE_NAMES.get(hook, hook) if isinstance(model, SAETransformerBridge) else hook
+    x = read(model, hook)
+    with torch.no_grad():
+        acts = torch.cat([sae.level_sae(level).encode(x) for level in range(3)], dim=-1)
+        expected = x.clone()
+        for feature, change in changes(acts).items():
+            assert name == "push" or change.abs().max() > 0, "the feature fires, else nothing is tested"
+            expected += torch.as_tensor(change)[..., None] * sae.W_dec[feature]
+        clean = model(tiny_tokens(2))
+        with steer(model, sae, edits):
+            torch.testing.assert_close(read(model, hook), expected, rtol=1e-4, atol=1e-4)
+            assert not torch.allclose(model(tiny_tokens(2)), clean)
+        assert torch.equal(model(tiny_tokens(2)), clean)
+
+
+def test_a_spread_push_has_the_norm_of_the_direct_one():
+    model, sae = tiny_sae_transformer(), stack(HOOK)
+    typical = torch.arange(33).float() + 1
+    x = read(model, HOOK)
+    with torch.no_grad():
+        cases: list[tuple[Any, list[int]]] = [("children", [4, 5]), ("subtree", [5, 13, 14])]
+        for on, reached in cases:
+            direction = sum(typical[f] * sae.W_dec[f] for f in reached)
+            assert isinstance(direction, torch.Tensor)
+            with steer(model, sae, [add(0, 2.0, on=on)], typical=typical):
+                moved = read(model, HOOK) - x
+            torch.testing.assert_close(moved, (2 * direction / direction.norm()).expand_as(moved), rtol=1e-4, atol=1e-5)
+
+
+def test_hooks_are_removed_after_an_exception_and_others_stay():
+    model, sae = tiny_sae_transformer(), stack(HOOK)
+    model.add_hook(HOOK, lambda tensor, *, hook: None)  # noqa: ARG005
+    n_hooks = len(model.hook_dict[HOOK].fwd_hooks)
+    with pytest.raises(RuntimeError, match="inside"), steer(model, sae, [ablate(0)]):
+        raise RuntimeError("inside")
+    assert len(model.hook_dict[HOOK].fwd_hooks) == n_hooks == 1
+
+
+@pytest.mark.parametrize("alias", BRIDGE_NAMES)
+def test_a_bridge_takes_the_names_of_hooked_transformer_everywhere(gpt2, alias):
+    own, tokens = BRIDGE_NAMES[alias], tiny_tokens(2)
+    by_alias, by_name = (effect_of(boot(gpt2), stack(hook), [add(5, 9.0)], tokens, target=5) for hook in (alias, own))
+    assert by_alias == by_name
+    assert by_alias.norm == pytest.approx(9.0, rel=1e-3)
+    assert by_alias.kl_on > 0
+    read_by_alias, read_by_name = (
+        effect_of(boot(gpt2), stack(HOOK), [add(5, 9.0)], tokens, target=5, read_at=at) for at in (alias, own)
+    )
+    assert read_by_alias.change_on == read_by_name.change_on > 0
+
+
+def test_a_hook_point_that_nothing_comes_by_is_told(gpt2):
+    """A bridge that an SAE was attached to and detached from has a new hook point there, which nothing reaches."""
+    model, sae = boot(gpt2), stack(HOOK)
+    model.run_with_saes(tiny_tokens(1), saes=[sae.level_sae(0)])
+    with pytest.warns(UserWarning, match="nothing was steered"), steer(model, sae, [ablate(0)]):
+        model(tiny_tokens(1))
+    with pytest.raises(ValueError, match=r"not through its hook point 'blocks\.0\.hook_out'; load it anew"):
+        effect_of(model, sae, [ablate(0)], tiny_tokens(1), target=0)
+
+
+def test_an_sae_that_stands_at_the_hook_point_is_to_be_detached(gpt2):
+    for model in (boot(gpt2), tiny_sae_transformer()):
+        sae = stack(HOOK)
+        model.add_sae(sae.level_sae(0))
+        with pytest.raises(ValueError, match="detach an SAE"), steer(model, sae, [ablate(0)]):
+            pass
+
+
+def test_heads_are_edited_as_one_vector():
+    hook = "blocks.0.attn.hook_z"
+    model, sae = tiny_sae_transformer(), stack(hook)
+    x = read(model, hook)
+    with torch.no_grad(), steer(model, sae, [add(5, 3.0)]):
+        moved = read(model, hook) - x
+    torch.testing.assert_close(moved.flatten(2), (3 * sae.W_dec[5]).expand(2, CONTEXT, -1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pushed", [4, 13])
+def test_effects_of_coarse_and_fine_pushes_of_one_norm_equal_plain_computation(pushed):
+    """Feature 4 is the parent of 13; both are pushed by the same norm and judged by the same target."""
+    model: Any = tiny_sae_transformer()
+    sae = stack(HOOK)
+    tokens = tiny_tokens(3)
+    found = effect_of(model, sae, [add(pushed, 4.0)], tokens, target=4)
+    with torch.no_grad():
+        without, cache = model.run_with_cache(tokens)
+        on = sae.level_sae(1).encode(cache[HOOK])[..., 0] > 0
+        clean = model(tokens, return_type="loss", loss_per_token=True)
+        with steer(model, sae, [add(pushed, 4.0)]):
+            changed = model(tokens, return_type="loss", loss_per_token=True)
+            logits, cache_after = model.run_with_cache(tokens)
+    assert (found.n_on, found.n_off) == (int(on.sum()), int((~on).sum()))
+    assert min(found.n_on, found.n_off) > 0
+    assert found.norm == pytest.approx(4.0, rel=1e-4)
+    p, q = (torch.distributions.Categorical(logits=each) for each in (without, logits))
+    kl = torch.distributions.kl_divergence(p, q)
+    change = (logits - without).norm(dim=-1) / without.norm(dim=-1)
+    for tokens_of, name in ((on, "on"), (~on, "off")):
+        rise = (changed - clean)[tokens_of[:, :-1]].mean().item()
+        assert getattr(found, f"loss_{name}") == pytest.approx(rise, rel=1e-3, abs=1e-6)
+        assert getattr(found, f"kl_{name}") == pytest.approx(kl[tokens_of].mean().item(), rel=1e-3)
+        assert getattr(found, f"change_{name}") == pytest.approx(change[tokens_of].mean().item(), rel=1e-3)
+    moved = torch.zeros(33)
+    for level, own in enumerate(sae.levels):
+        before, after = (sae.level_sae(level).encode(each[HOOK]).detach() for each in (cache, cache_after))
+        moved[own] = (after - before).abs().flatten(0, 1).sum(0)
+    family = [0, 4, 13, 14]  # the target's parent, itself, its children
+    assert found.family_share == pytest.approx((moved[family].sum() / moved.sum()).item(), rel=1e-3)
+    assert 0 < found.family_share < 1
+
+
+def test_embeddings_of_a_real_model():
+    model: Any = load_model("AutoModelForCausalLM", str(minilm_folder()))
+    sae = stack("bert.encoder.layer.3", d_in=384)
+    tokens = model.tokenizer(["the cat sat on the mat"], return_tensors="pt")["input_ids"]
+    last = "bert.encoder.layer.5"
+    small, large = (effect_of(model, sae, [add(0, by)], tokens, target=1, read_at=last) for by in (1.0, 4.0))
+    assert small.norm == pytest.approx(1.0, rel=1e-3)
+    assert 0 < max(small.change_on, small.change_off) < max(large.change_on, large.change_off)
+    assert math.isnan(small.kl_on), "there are no predictions to compare"
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"edits": []}, ValueError, "edits is empty"),
+        ({"edits": [ablate(33)]}, IndexError, "feature 33 does not exist"),
+        ({"edits": [ablate(13, on="children")]}, ValueError, "feature 13 has no children"),
+        ({"edits": [add(0, 1.0, on="children")]}, ValueError, "pass typical of shape"),
+        ({"forest": FeatureForest([-1], [1])}, ValueError, "level_widths"),
+    ],
+)
+def test_bad_input_is_refused_before_the_model_runs(change, error, message):
+    arguments: dict[str, Any] = {"levels": stack(HOOK), "edits": [ablate(0)]} | change
+    with pytest.raises(error, match=message), steer(tiny_sae_transformer(), **arguments):
+        pass
+
+
+def test_a_model_without_the_hook_point_and_wrong_edits_are_refused():
+    with (
+        pytest.raises(ValueError, match=r"hook_name='blocks\.9.*it has blocks\.0\.hook_resid_post, blocks\.1"),
+        steer(tiny_sae_transformer(), stack("blocks.9.hook_resid_post"), [ablate(0)]),
+    ):
+        pass
+    with pytest.raises(ValueError, match="must be a finite number"):
+        add(0, float("nan"))
+    with pytest.raises(ValueError, match="clamp each feature by itself"):
+        Edit(0, "clamp", 1.0, "children")
+
+
+def test_the_example_steers_a_causal_model(gpt2, tmp_path, capsys, monkeypatch):
+    sae = stack("transformer.h.0")
+    sae.cfg.metadata.model_name = str(gpt2)
+    sae.cfg.metadata.model_class_name = "AutoModelForCausalLM"
+    sae.save_inference_model(tmp_path / "sae")
+    example = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "steer.py"))
+    arguments = ["steer.py", str(tmp_path / "sae"), "13", "--amount", "50", "--prompt", "w1 w2 w3", "--n-tokens", "4"]
+    monkeypatch.setattr("sys.argv", arguments)
+    example["main"]()
+    lines = capsys.readouterr().out.splitlines()
+    names, texts = zip(*(line.split(":") for line in lines[:2]), strict=True)
+    assert names == ("as it is", "pushed")
+    assert all(text.strip().startswith("w1 w2 w3 ") for text in texts)
+    assert texts[0].strip() != texts[1].strip()
+    loaded: Any = SAE.load_from_disk(tmp_path / "sae")
+    path = loaded.forest.path(13)
+    assert len(path) > 1
+    assert [int(line.split()[1]) for line in lines[3:]] == path, "coarse to fine"

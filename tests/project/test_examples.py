@@ -1,0 +1,56 @@
+"""The examples' configs are complete and valid; they share the demo's path."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+from sae_lens.saes.sae import TrainingSAE
+
+from sae_lens_hsae import HierarchicalTrainingSAE
+from sae_lens_hsae.cli.showcase import train_and_show
+
+FOLDER = Path(__file__).parents[2] / "examples"
+EXAMPLES = sorted(path for path in FOLDER.glob("*.py") if path.stem not in ("gemma_scope", "steer", "tiny"))
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_config_makes_an_sae(path):
+    module = load(path)
+    assert module.train_and_show is train_and_show
+    cfg = module.config()
+    fields = cfg.get_training_sae_cfg_dict() | {"device": "meta"}  # weights without memory
+    assert isinstance(TrainingSAE.from_dict(fields), HierarchicalTrainingSAE)
+    assert cfg.lr_warm_up_steps == cfg.total_training_steps // 10
+    assert cfg.sae.hierarchy_first_update < cfg.total_training_steps
+
+
+def test_gemma_has_the_papers_settings():
+    cfg = load(next(path for path in EXAMPLES if path.stem == "gemma_2_2b")).config()
+    sae = cfg.sae
+    assert (sae.d_in, sae.level_widths, sae.target_l0) == (2304, [2048, 4096, 8192, 16384], 50)
+    assert (sae.structural_loss_coefficient, sae.perturbation_rate) == (0.01, 0.05)
+    assert (sae.hierarchy_update_every, sae.unassigned_fraction, sae.hierarchy_similarity) == (5000, 0.2, "encoder")
+    assert (cfg.train_batch_size_tokens, cfg.context_size) == (1024, 1024)
+    assert (cfg.adam_beta1, cfg.lr_scheduler_name, cfg.lr_end) == (0.0, "cosineannealing", 0.0)
+    assert cfg.training_tokens == pytest.approx(100_000_000, rel=1e-4)
+
+
+def test_gemma_scopes_saes_are_those_that_saelens_knows():
+    example = load(FOLDER / "gemma_scope.py")
+    release = get_pretrained_saes_directory()[example.RELEASE]
+    assert set(example.LEVELS) <= set(release.saes_map)
+    assert len({level.split("/")[0] for level in example.LEVELS}) == 1, "all read one hook point"
+
+
+def test_there_are_examples():
+    assert {path.stem for path in EXAMPLES} == {"gemma_2_2b", "gemma_3_270m", "gpt2"}

@@ -1,0 +1,112 @@
+"""Imports run one way: from the commands down to storage, and in no circle."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import networkx as nx
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = "sae_lens_hsae"
+FLOORS = (
+    ("storage", "presets"),
+    ("forest",),
+    ("config_checks",),
+    ("config",),
+    ("sae",),
+    ("evaluation",),
+    ("text",),
+    ("interpret",),
+    ("training", "hub"),
+    ("",),  # the package's own __init__: the public names
+    ("cli",),
+    ("__main__",),
+)
+"""Bottom to top. A module imports from its own folder and from floors below it."""
+FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+
+
+def _imported(tree: ast.AST, modules: set[str]) -> Iterator[str]:
+    """Modules of the package that the code imports, also inside functions; not those for type checkers alone."""
+    if isinstance(tree, ast.If) and ast.unparse(tree.test) == "TYPE_CHECKING":
+        for statement in tree.orelse:
+            yield from _imported(statement, modules)
+        return
+    if isinstance(tree, ast.ImportFrom) and tree.module and tree.module.split(".")[0] == PACKAGE:
+        for name in tree.names:
+            whole = f"{tree.module}.{name.name}"
+            yield whole if whole in modules else tree.module
+    elif isinstance(tree, ast.Import):
+        yield from (name.name for name in tree.names if name.name.split(".")[0] == PACKAGE)
+    for child in ast.iter_child_nodes(tree):
+        yield from _imported(child, modules)
+
+
+def import_graph(source: Path) -> nx.DiGraph:
+    """An edge from every module to each one that it imports."""
+    files = {_name(path.relative_to(source)): path for path in source.rglob("*.py")}
+    graph = nx.DiGraph()
+    graph.add_nodes_from(files)
+    for module, path in files.items():
+        graph.add_edges_from((module, other) for other in _imported(ast.parse(path.read_bytes()), set(files)))
+    return graph
+
+
+def _name(path: Path) -> str:
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+def _folder(module: str) -> str:
+    return (*module.split("."), "")[1]
+
+
+def arrows_up(graph: nx.DiGraph) -> list[str]:
+    """Imports from a floor above, or from a neighbour on the same floor."""
+    return [
+        f"{module} imports {other}"
+        for module, other in graph.edges
+        if _folder(module) != _folder(other) and FLOOR_OF[_folder(other)] >= FLOOR_OF[_folder(module)]
+    ]
+
+
+@pytest.fixture(scope="module")
+def graph() -> nx.DiGraph:
+    return import_graph(ROOT / "src")
+
+
+def test_every_module_stands_on_a_floor(graph):
+    assert {_folder(module) for module in graph if module.split(".")[0] == PACKAGE} == set(FLOOR_OF)
+
+
+def test_no_import_runs_up(graph):
+    assert not arrows_up(graph.subgraph(m for m in graph if m.split(".")[0] == PACKAGE))
+
+
+def test_no_imports_run_in_a_circle(graph):
+    assert not [sorted(circle) for circle in nx.strongly_connected_components(graph) if len(circle) > 1]
+
+
+def test_the_package_imports_nothing_that_stands_beside_it():
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [name.name for name in node.names] if isinstance(node, ast.Import) else []
+            beside = [name for name in names if name.split(".")[0] in ("experiments", "benchmarks", "tests")]
+            assert not beside, f"{path.relative_to(ROOT)} imports {beside}"
+
+
+def test_an_arrow_up_and_a_circle_are_found(tmp_path):
+    for name, text in {
+        "storage/__init__": "",
+        "storage/files": "def late():\n    from sae_lens_hsae.forest import trees\n",
+        "forest/__init__": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import sae_lens_hsae.cli\n",
+        "forest/trees": "from sae_lens_hsae.storage.files import late\n",
+    }.items():
+        path = tmp_path / PACKAGE / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    found = import_graph(tmp_path)
+    assert arrows_up(found) == ["sae_lens_hsae.storage.files imports sae_lens_hsae.forest.trees"]
+    circles = [sorted(circle) for circle in nx.strongly_connected_components(found) if len(circle) > 1]
+    assert circles == [["sae_lens_hsae.forest.trees", "sae_lens_hsae.storage.files"]]

@@ -1,0 +1,48 @@
+"""The tutorials run from beginning to end, and find what they say they find."""
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from host_helpers import restored_signal_handlers
+
+from sae_lens_hsae.forest.files import read_forest
+
+FOLDER = Path(__file__).parents[2] / "examples" / "tutorials"
+
+
+def run(name: str) -> dict[str, Any]:
+    with restored_signal_handlers():
+        return runpy.run_path(str(FOLDER / f"{name}.py"))
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_there_is_a_test_for_each():
+    tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
+    assert {path.stem for path in FOLDER.glob("*.py")} <= tested
+
+
+def test_train_and_read():
+    after = run("train_and_read")
+    assert after["forest"].level_widths == (8, 32)
+    assert after["true"].float().mean() > 0.4  # one in eight, by chance
+    assert after["evaluation"].levels[1].variance_explained > 0.8
+
+
+def test_forest_for_your_saes(tmp_path):
+    after = run("forest_for_your_saes")
+    assert read_forest(tmp_path / "runs" / "forest.json") == after["forest"]
+    assert after["frame"]["variance_explained"].is_monotonic_increasing
+
+
+def test_steer_and_contrast():
+    after = run("steer_and_contrast")
+    assert after["result"].findings
+    assert after["found"].more_in_a
+    assert len(after["found"].path) > 1
+    assert (after["without"] - after["logits"]).abs().max() > 0

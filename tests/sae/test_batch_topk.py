@@ -1,0 +1,229 @@
+"""BatchTopK levels: the same as SAELens' own, from all activations and from entries alone; L0; running thresholds."""
+
+from itertools import islice
+
+import pytest
+import torch
+from conftest import D_IN, WIDTHS, make_sae, step_input
+from host_helpers import runner_config, tiny_config, tiny_dataset, tiny_model, train
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ranks import FORK, on_ranks
+from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+from sae_lens.saes.batchtopk_sae import BatchTopK
+from sae_lens.saes.sae import TrainStepInput
+from sae_lens.training.sae_trainer import SAETrainer
+from test_resume import assert_equal_states, batches, new_trainer, take_steps
+
+from sae_lens_hsae import HierarchicalSAE
+from sae_lens_hsae.forest.levels import Levels
+from sae_lens_hsae.sae import training as training_sae
+from sae_lens_hsae.sae.batch_topk import BatchTopKLevels, follow_threshold
+from sae_lens_hsae.sae.level_activation import PreActivations
+from sae_lens_hsae.training.distributed.data_parallel import DataParallelTrainer
+from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
+from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
+
+TARGETS = [1.3, 2.0, 4.7]
+
+
+@pytest.fixture(params=["dense", "entries"])
+def form(request, monkeypatch):
+    monkeypatch.setattr(training_sae, "MAX_DENSITY", {"dense": -1.0, "entries": 1.0}[request.param])
+    return request.param
+
+
+def batch_topk_sae(**overrides):
+    return make_sae(**{"level_activation": "batchtopk", "target_l0": TARGETS, **overrides})
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    widths=st.sampled_from([(1, 2), (3, 7), (2, 5, 11)]),
+    batch=st.integers(1, 9),
+    target=st.sampled_from([0.05, 0.5, 1.0]),
+    guess=st.sampled_from([0.0, 0.5, 3.0, 1e6]),
+    seed=st.integers(0, 10_000),
+)
+def test_both_forms_choose_what_saelens_chooses_wherever_they_look_first(widths, batch, target, guess, seed):
+    generator = torch.Generator().manual_seed(seed)
+    levels = Levels(widths)
+    bias = torch.randn(levels.n_features, generator=generator, dtype=torch.float64)
+    product = torch.randn(levels.n_features, batch, generator=generator, dtype=torch.float64)
+    pre = PreActivations(product, bias)
+    rule = BatchTopKLevels(levels, [target] * len(levels), torch.full((levels.n_features,), guess))
+    theirs = torch.cat([BatchTopK(target)(pre.dense()[:, own]) for own in levels], dim=1)
+    values, fired = rule.of_all(pre.dense())
+    assert torch.equal(values, theirs)
+    assert torch.equal(fired != 0, theirs != 0)
+    assert torch.equal(rule.found(pre).T, theirs != 0)
+
+
+def test_of_equal_pre_activations_no_more_fire_than_may():
+    levels = Levels((2, 5))
+    values, _ = BatchTopKLevels(levels, [1.0, 1.5], torch.zeros(7)).of_all(torch.ones(4, 7))
+    assert [int((own > 0).sum()) for own in levels.split(values)] == [4, 6]
+
+
+@pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
+def test_without_hierarchy_it_is_independent_batch_topk_saes(batch, form, apply_b_dec_to_input):
+    sae = batch_topk_sae(
+        dtype="float64",
+        apply_b_dec_to_input=apply_b_dec_to_input,
+        structural_loss_coefficient=0.0,
+        perturbation_rate=0.0,
+    )
+    batch = batch.double()
+    start = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
+    output = sae.training_forward_pass(step_input(batch, logging=True))
+    output.loss.backward()
+    grads = {name: parameter.grad for name, parameter in sae.named_parameters() if parameter.grad is not None}
+    assert type(output).__name__ == {"dense": "TrainStepOutput", "entries": "LazyStepOutput"}[form]
+    assert list(output.losses) == ["mse_loss"]
+    total, features = 0.0, []
+    for level, own in enumerate(sae.levels):
+        fields = {"d_in": D_IN, "d_sae": WIDTHS[level], "k": TARGETS[level], "dtype": "float64"}
+        single = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(**fields, apply_b_dec_to_input=apply_b_dec_to_input))
+        single.W_enc.data = start["W_enc"][:, own].clone()
+        single.b_enc.data, single.W_dec.data = start["b_enc"][own].clone(), start["W_dec"][own].clone()
+        single.b_dec.data = start["b_dec"][level].clone()
+        theirs = single.training_forward_pass(TrainStepInput(batch, {}, None, 1, False))
+        theirs.loss.backward()
+        total += theirs.loss.item()
+        features.append(theirs.feature_acts.detach())
+        parts = {"W_enc": (slice(None), own), "b_enc": own, "W_dec": own, "b_dec": level}
+        for name, of_single in single.named_parameters():
+            assert of_single.grad is not None
+            assert of_single.grad.abs().max() > 0
+            torch.testing.assert_close(grads[name][parts[name]], of_single.grad)
+        # Theirs begins at 0, ours at the first batch.
+        theirs_at_first = float(single.topk_threshold) / single.cfg.topk_threshold_lr
+        assert sae.threshold[own].tolist() == pytest.approx([theirs_at_first] * WIDTHS[level], rel=1e-6)
+        assert output.metrics[f"level_{level}_l0"] == int(TARGETS[level] * len(batch)) / len(batch)
+        assert f"level_{level}_l0_coefficient" not in output.metrics
+    assert output.loss.item() == pytest.approx(total)
+    torch.testing.assert_close(output.feature_acts, torch.cat(features, dim=1))
+
+
+def test_both_forms_have_the_same_losses_and_gradients_with_all_that_a_step_has(batch, monkeypatch):
+    dead = torch.arange(sum(WIDTHS)) % 5 == 0
+    outcomes = []
+    for density in (-1.0, 1.0):
+        monkeypatch.setattr(training_sae, "MAX_DENSITY", density)
+        sae = batch_topk_sae(dtype="float64", structural_loss_coefficient=0.3, perturbation_rate=0.5)
+        output = sae.training_forward_pass(step_input(batch.double(), dead=dead, logging=True))
+        output.loss.backward()
+        outcomes.append((output.losses, output.metrics, {n: p.grad for n, p in sae.named_parameters()}))
+    assert set(outcomes[0][0]) == {"mse_loss", "structural_loss", "ghost_gradient_loss"}
+    assert "threshold" not in outcomes[0][2]
+    for plain, fast in zip(*outcomes, strict=True):
+        torch.testing.assert_close(fast, plain)
+
+
+def test_thresholds_are_running_means_that_a_silent_level_leaves_as_they_are():
+    levels = Levels((1, 2))
+    threshold = torch.zeros(3)
+    seen = [2.0, 4.0, 3.0, *[7.0] * 200]
+    for step, least in enumerate(seen):
+        silent = torch.tensor(torch.inf if step else 5.0)
+        follow_threshold(threshold, [torch.tensor(least), silent], levels, step)
+    expected = 0.0
+    for step, least in enumerate(seen):
+        weight = max(1 / (step + 1), 0.01)
+        expected += weight * (least - expected)
+    assert threshold.tolist() == pytest.approx([expected, 5.0, 5.0])
+
+
+def test_outside_of_training_features_fire_by_the_thresholds(batch):
+    sae = batch_topk_sae(structural_loss_coefficient=0.0)
+    sae.training_forward_pass(step_input(batch))
+    kept = sae.threshold.clone()
+    sae.eval()
+    one_by_one = torch.cat([sae.training_forward_pass(step_input(row[None])).feature_acts for row in batch])
+    torch.testing.assert_close(one_by_one, sae.encode(batch))
+    hidden_pre = sae.hidden_pre(sae.process_sae_in(batch))
+    torch.testing.assert_close(sae.encode(batch), hidden_pre * (hidden_pre > kept))
+    assert torch.equal(sae.threshold, kept)
+
+
+def test_it_is_saved_as_jumprelu_levels(tmp_path, batch):
+    sae = batch_topk_sae()
+    sae.training_forward_pass(step_input(batch))
+    sae.save_inference_model(tmp_path)
+    loaded = HierarchicalSAE.load_from_disk(tmp_path)
+    batch = batch.flip(1)  # on the first one some activation is the threshold itself, to rounding
+    torch.testing.assert_close(loaded.encode(batch), sae.encode(batch))
+    for level, own in enumerate(sae.levels):
+        plain = loaded.level_sae(level)
+        assert len(plain.threshold.unique()) == 1
+        torch.testing.assert_close(plain.encode(batch), sae.encode(batch)[:, own])
+
+
+def test_thresholds_keep_every_bit_in_half_precision(batch):
+    sae = batch_topk_sae()
+    sae.training_forward_pass(step_input(batch))
+    kept = sae.threshold.clone()
+    assert not torch.equal(kept.bfloat16().float(), kept)
+    assert torch.equal(sae.to(dtype=torch.bfloat16).threshold, kept)
+
+
+@pytest.mark.parametrize("trainer_class", [SAETrainer, HierarchicalSAETrainer])
+def test_a_resumed_run_takes_the_same_steps(tmp_path, trainer_class):
+    whole = new_trainer(trainer_class, level_activation="batchtopk")
+    data = batches()
+    take_steps(whole, data, 8)
+    whole.sae.save_model(tmp_path)
+    whole.save_trainer_state(tmp_path)
+    rest = list(islice(data, 8))
+    expected = take_steps(whole, rest, 8)
+    resumed = new_trainer(trainer_class, level_activation="batchtopk")
+    resumed.load_trainer_state(tmp_path)
+    resumed.sae.load_weights_from_checkpoint(tmp_path)
+    assert take_steps(resumed, rest, 8) == expected
+    assert_equal_states(resumed.sae, whole.sae)
+
+
+def test_a_checkpoint_of_the_other_levels_is_refused(tmp_path):
+    make_sae().save_model(tmp_path)
+    with pytest.raises(ValueError, match=r"'log_l0_coefficient'.*; resume with the configuration of the checkpoint"):
+        batch_topk_sae().load_weights_from_checkpoint(tmp_path)
+
+
+def test_l0_of_other_tokens_by_the_thresholds_is_near_the_target():
+    sae = batch_topk_sae(perturbation_rate=0.0)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        sae.training_forward_pass(step_input(torch.randn(256, D_IN, generator=generator)))
+    sae.eval()
+    acts = sae.encode(torch.randn(8192, D_IN, generator=generator))
+    l0 = [float((own > 0).sum(-1).float().mean()) for own in sae.levels.split(acts)]
+    assert l0 == pytest.approx(TARGETS, rel=0.02)
+
+
+@pytest.mark.skipif(FORK is None, reason="the processes are forked")
+def test_on_several_processes_each_part_has_the_l0_and_the_saved_threshold_is_the_mean(tmp_path):
+    def run(_):
+        own = {}
+        end = DataParallelTrainer.set_final_sae_metadata
+
+        def set_final_sae_metadata(trainer):
+            own.update({name: getattr(trainer.sae, name).clone() for name in ("threshold", "l0_ema")})
+            end(trainer)
+
+        # Not as many steps as there are at a hierarchy update, before which running means are averaged, too.
+        cfg = runner_config(tmp_path, sae=tiny_config(level_activation="batchtopk"), training_tokens=25 * 64)
+        overrides = {"override_model": tiny_model(), "override_dataset": tiny_dataset(600)}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(DataParallelTrainer, "set_final_sae_metadata", set_final_sae_metadata)
+            sae = train(HierarchicalSAETrainingRunner, cfg, **overrides)
+        return {"own": own, "threshold": sae.threshold.detach()}
+
+    ranks = on_ranks(2, tmp_path, run)
+    assert all(isinstance(result, dict) for result in ranks), ranks
+    thresholds = torch.stack([result["own"]["threshold"] for result in ranks])
+    assert not torch.equal(*thresholds)
+    for result in ranks:
+        torch.testing.assert_close(result["own"]["l0_ema"], torch.full((3,), 3.0))
+        scale = result["threshold"] / thresholds.mean(0)  # the activations' scale was folded
+        torch.testing.assert_close(scale, scale[:1].expand_as(scale))
+        assert torch.equal(result["threshold"], ranks[0]["threshold"])

@@ -1,0 +1,302 @@
+"""The GPU's form of a step, on CPU tensors: that it equals the plain one, waits for nothing, and keeps sums exact."""
+
+import copy
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import reference
+import torch
+from conftest import D_IN, at_step, make_sae, step_input
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_structural_loss import random_case
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sae_lens_hsae import HierarchicalTrainingSAE
+from sae_lens_hsae.forest.counts import follow_coactivation
+from sae_lens_hsae.sae.dense_activations import DenseActivations
+from sae_lens_hsae.sae.gpu_step import FeatureRows, activation
+from sae_lens_hsae.sae.gpu_step.family_products import (
+    _dots_of_few,
+    _sums_of_few,
+    dots_within,
+    structural_loss_of_rows,
+    sums_within,
+)
+from sae_lens_hsae.sae.gpu_step.products import exact_product
+from sae_lens_hsae.sae.perturbation import Replacement, draw_replaced, replacements
+from sae_lens_hsae.sae.step_output import LazyStepOutput
+from sae_lens_hsae.sae.structural_loss import families_of
+
+BATCH = 24
+KINDS: dict[str, dict[str, Any]] = {
+    "jumprelu": {},
+    "without gradient to the input": {"jumprelu_ste_to_input": False},
+    "input as it is": {"apply_b_dec_to_input": False},
+    "batchtopk": {"level_activation": "batchtopk"},
+}
+
+
+def activations_of(sae: HierarchicalTrainingSAE, x: torch.Tensor) -> FeatureRows:
+    centre, bias = sae.centre_and_bias()
+    return FeatureRows(sae.W_enc, bias, x - centre, sae.activation_rule(), sae.levels)
+
+
+def whole(acts: FeatureRows) -> tuple[torch.Tensor, torch.Tensor]:
+    return acts.dense(), acts.pre_activations.dense()
+
+
+def plain_activations_of(sae: HierarchicalTrainingSAE, x: torch.Tensor) -> DenseActivations:
+    hidden_pre = sae.hidden_pre(x)
+    return DenseActivations(*_swapped(sae.activation_rule().of_all(hidden_pre), hidden_pre), sae.levels)
+
+
+def _swapped(activated: Any, hidden_pre: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return activated.values, hidden_pre, activated.fired
+
+
+def losses(sae: HierarchicalTrainingSAE, x: torch.Tensor, acts: DenseActivations | FeatureRows) -> torch.Tensor:
+    """What a step makes of activations: perturbed errors and L0 of all levels, and the structural loss, (2 L + 1,)."""
+    parents = sae.parents.cpu()
+    drawn = replacements(draw_replaced(parents, 0.6, 0, 3), parents, sae.levels)
+    assert all(len(change.features) for change in drawn)
+    replaced = [Replacement(*(tensor.to(x.device) for tensor in change)) for change in drawn]
+    errors = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32) - acts.reconstruct(
+        sae.W_dec, sae.b_dec, replaced
+    )
+    structural = acts.structural_loss(sae.W_dec, families_of(sae.parents))
+    return torch.cat([errors.square().sum(-1).mean(-1), acts.l0(), structural[None]])
+
+
+def weighted_gradients(sae: HierarchicalTrainingSAE, terms: torch.Tensor) -> dict[str, torch.Tensor]:
+    weights = torch.linspace(0.3, 1.7, len(terms), dtype=terms.dtype, device=terms.device)
+    sae.zero_grad()
+    (weights * terms).sum().backward()
+    return {name: parameter.grad for name, parameter in sae.named_parameters() if parameter.grad is not None}
+
+
+def tokens(dtype: torch.dtype = torch.float64, seed: int = 7, n: int = BATCH) -> torch.Tensor:
+    return (2 * torch.randn(n, D_IN, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)).to(dtype)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("numbers_at_a_time", [1, 100, 2**23])
+def test_it_equals_the_plain_form(kind: str, numbers_at_a_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activation, "NUMBERS_AT_A_TIME", numbers_at_a_time)
+    sae, x = make_sae(dtype="float64", **KINDS[kind]), tokens()
+    results = []
+    for form in (plain_activations_of, activations_of):
+        acts = form(sae, x)
+        terms = losses(sae, x, acts)
+        running = [torch.full((4, 9), 0.25), torch.full((9, 20), 0.25)]
+        for share, (above, below) in zip(running, sae.levels.boundaries, strict=True):
+            acts.follow_coactivation(share, above, below)
+        in_full = (acts.values, acts.hidden_pre) if isinstance(acts, DenseActivations) else whole(acts)
+        told = (*in_full, acts.times_fired().double(), *acts.smallest(), *running)
+        results.append((terms.detach(), weighted_gradients(sae, terms), told))
+    (plain, plain_grads, plain_told), (ours, grads, told) = results
+    torch.testing.assert_close(ours, plain)
+    assert set(grads) == set(plain_grads)
+    for name, grad in plain_grads.items():
+        assert grad.abs().max() > 0
+        torch.testing.assert_close(grads[name], grad)
+    torch.testing.assert_close(told, plain_told)
+    assert 0 < plain_told[2].sum() < BATCH * sae.cfg.d_sae
+
+
+@settings(max_examples=20, deadline=None)
+@given(size=st.integers(2, 9), n_families=st.integers(1, 6), seed=st.integers(0, 10_000))
+def test_dots_and_sums_within_families(size: int, n_families: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    table = torch.randn(30, 7, generator=generator, dtype=torch.float64)
+    weights = torch.randn(n_families, size, size, generator=generator, dtype=torch.float64)
+    members = torch.randint(30, (n_families, size), generator=generator)
+    torch.testing.assert_close(
+        dots_within(table, members), torch.einsum("fik,fjk->fij", table[members], table[members])
+    )
+    torch.testing.assert_close(
+        sums_within(table, members, weights), torch.einsum("fij,fjk->fik", weights, table[members])
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    widths=st.sampled_from([(1, 2), (3, 7), (2, 5, 11), (2, 3, 4, 9), (1, 20)]),
+    batch=st.integers(1, 4),
+    seed=st.integers(0, 10_000),
+)
+def test_the_structural_loss_equals_the_formula(widths: tuple[int, ...], batch: int, seed: int) -> None:
+    acts, W_dec, parents = random_case(widths, 3, batch, seed)
+    ours = structural_loss_of_rows(acts.T.contiguous(), W_dec.detach(), W_dec, families_of(parents))
+    theirs = reference.structural_loss(acts, W_dec, parents.tolist())
+    torch.testing.assert_close(ours, theirs)
+    if (parents >= 0).any():
+        got = torch.autograd.grad(ours, [acts, W_dec])
+        torch.testing.assert_close(got, torch.autograd.grad(theirs, [acts, W_dec]))
+
+
+class Watched(TorchDispatchMode):
+    """Notes each operation with the shapes of its results, and refuses those for which a GPU's host would wait.
+
+    Those are the ones that read a number, or whose result has a shape that depends on numbers.
+    """
+
+    WAITING = (
+        "_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "bincount",
+        "unique", "_unique2", "unique_consecutive", "repeat_interleave",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, list[torch.Size]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in self.WAITING, f"{func} waits for the device"
+        by_mask = [
+            index
+            for index in (args[1] if name.startswith("index") and isinstance(args[1], list) else [])
+            if index is not None and index.dtype == torch.bool
+        ]
+        assert not by_mask, f"{func} picks by a mask, and waits for the device"
+        result = func(*args, **(kwargs or {}))
+        self.seen.append((str(func), [leaf.shape for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]))
+        return result
+
+
+def test_the_watch_sees_what_waits() -> None:
+    x = torch.tensor([0.0, 1.0])
+    waiting: list[Callable[[], object]] = [
+        lambda: x[1].item(), lambda: int(x[1]), lambda: bool(x[1]), lambda: x[x > 0], lambda: torch.nonzero(x),
+        lambda: torch.bincount(x.int()), lambda: x.unique(),
+    ]  # fmt: skip
+    for action in waiting:
+        with Watched(), pytest.raises(AssertionError, match="waits"):
+            action()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_waits_for_nothing_and_has_the_same_shapes_whatever_fires(kind: str) -> None:
+    sae = make_sae(**KINDS[kind])
+    families = families_of(sae.parents)
+    seen = []
+    for seed, rate in ((1, 0.6), (2, 0.9)):
+        x = tokens(torch.float32, seed) * seed
+        replaced = replacements(draw_replaced(sae.parents, rate, 0, seed), sae.parents, sae.levels)
+        sae.zero_grad()
+        with Watched() as watched:
+            acts = activations_of(sae, x)
+            errors = x - acts.reconstruct(sae.W_dec, sae.b_dec, replaced)
+            loss = errors.square().sum() + acts.l0().sum() + acts.structural_loss(sae.W_dec, families)
+            loss.backward()
+            acts.follow_coactivation(torch.zeros(4, 9), *next(sae.levels.boundaries))
+            acts.times_fired()
+            acts.smallest()
+        seen.append(watched.seen)
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_rounds_factors_and_no_sums(kind: str) -> None:
+    sae, x = make_sae(dtype="float64", **KINDS[kind]), tokens(n=1000)
+    expected = losses(sae, x, plain_activations_of(sae, x))
+    expected_grads = weighted_gradients(sae, expected)
+    single = make_sae(**KINDS[kind])
+    with torch.autocast("cpu", torch.bfloat16):
+        acts = activations_of(single, x.float())
+        terms = losses(single, x.float(), acts)
+    assert acts.rows.dtype == torch.bfloat16
+    assert acts.dense().dtype == acts.pre_activations.dense().dtype == torch.float32
+    assert terms.dtype == torch.float32
+    grads = weighted_gradients(single, terms)
+    torch.testing.assert_close(terms.double(), expected, rtol=0.01, atol=0.01)
+    for name, grad in expected_grads.items():
+        assert grads[name].dtype == torch.float32
+        assert (grads[name] - grad).norm() < 0.05 * grad.norm(), name
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.skipif(shutil.which("cc") is None, reason="torch.compile needs a C compiler")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_as_one_kernel_they_are_the_same(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int, kind: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(kind)
+
+    functions: list[Any] = [activation._fire, activation._gradients, _dots_of_few, _sums_of_few]
+    plain = [function.__wrapped__ for function in functions]
+    kernels = [torch.compile(function, dynamic=True, fullgraph=True) for function in plain]
+    for n, size in ((64, 2), (48, 3), (96, 3)):
+        table, of_values = normal(n, 20, kind=dtype), normal(n, 20, kind=dtype)
+        bias, threshold, of_times = normal(3, n)
+        weights = torch.rand(20, generator=generator)
+        members = list(torch.randint(n, (size, 7), generator=generator))
+        inputs: list[tuple[Any, ...]] = [
+            (table, bias, threshold, torch.zeros_like(table), weights),
+            (table, bias, threshold, of_values, of_times, torch.zeros_like(table), weights, 1.5, True),
+            (table, members),
+            (table, members, normal(7, size, size)),
+        ]
+        for function, kernel, own in zip(plain, kernels, inputs, strict=True):
+            its = copy.deepcopy(own)
+            torch.testing.assert_close(kernel(*its), function(*own), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(its, own)  # what they write to as well
+
+
+def test_sums_of_half_precision_products_are_kept() -> None:
+    ones = torch.ones(1, 257, dtype=torch.bfloat16)
+    assert (ones @ ones.T).item() == 256
+    assert exact_product(ones, ones.T).item() == 257
+    assert exact_product(ones[None], ones.T[None]).dtype == torch.float32
+
+
+@pytest.mark.parametrize("rule", ["jumprelu", "batchtopk"])
+def test_tokens_that_count_less_do_so_in_both_forms(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(64, D_IN, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    x[::7] *= 20
+    results = []
+    for devices in ((), ("cpu",)):
+        monkeypatch.setattr(HierarchicalTrainingSAE, "row_devices", devices)
+        monkeypatch.setattr("sae_lens_hsae.sae.training.MAX_DENSITY", -1.0)
+        sae = make_sae(
+            dtype="float64",
+            whiten_encoder=True,
+            outlier_limit=2.0,
+            perturbation_rate=0.0,
+            structural_loss_coefficient=0.3,
+            level_activation=rule,
+            dead_feature_loss="auxiliary",
+            hierarchy_first_update=1000,
+        )
+        sae.observe(x, 0)
+        sae.standardize()
+        sae.tokens_since_fired[::4] = 10_000
+        output = at_step(sae, 20).training_forward_pass(step_input(x))
+        output.loss.backward()
+        results.append((output, sae))
+    (plain, of_plain), (ours, of_ours) = results
+    assert isinstance(ours, LazyStepOutput)
+    assert plain.losses["auxiliary_loss"] > 0
+    torch.testing.assert_close(ours.losses, plain.losses, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(ours.feature_acts, plain.feature_acts, rtol=1e-9, atol=1e-9)
+    for name, parameter in of_plain.named_parameters():
+        torch.testing.assert_close(of_ours.get_parameter(name).grad, parameter.grad, rtol=1e-9, atol=1e-9)
+    for name in ("l0_ema", "tokens_since_fired"):
+        torch.testing.assert_close(of_ours.get_buffer(name), of_plain.get_buffer(name))
+
+
+def test_coactivation_counts_every_token() -> None:
+    sae, x = make_sae(), tokens(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        acts = activations_of(sae, x)
+        ours, theirs = torch.zeros(4, 9), torch.zeros(4, 9)
+        above, below = next(sae.levels.boundaries)
+        acts.follow_coactivation(ours, above, below)
+        follow_coactivation(theirs, acts.dense()[:, above], acts.dense()[:, below])
+    assert theirs.any()
+    torch.testing.assert_close(ours, theirs)

@@ -1,0 +1,48 @@
+"""Ghost gradients against plain loops."""
+
+import reference
+import torch
+
+from sae_lens_hsae.sae.ghost_gradients import ghost_gradient_loss
+
+
+def case(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    error = torch.randn(5, 4, generator=generator, dtype=torch.float64).requires_grad_()
+    pre = torch.randn(5, 7, generator=generator, dtype=torch.float64).requires_grad_()
+    W_dec = torch.randn(7, 4, generator=generator, dtype=torch.float64).requires_grad_()
+    dead = torch.tensor([False, True, False, True, True, False, False])
+    return error, pre, W_dec, dead
+
+
+def test_value_and_gradients_equal_the_formula():
+    error, pre, W_dec, dead = case()
+    ours = ghost_gradient_loss(error, pre[:, dead], W_dec[dead])
+    theirs = reference.ghost_gradient_loss(error, pre, W_dec, dead.tolist())
+    torch.testing.assert_close(ours, theirs)
+    for got, want in zip(
+        torch.autograd.grad(ours, [pre, W_dec]), torch.autograd.grad(theirs, [pre, W_dec]), strict=True
+    ):
+        torch.testing.assert_close(got, want)
+
+
+def test_only_dead_features_receive_gradients_and_the_reconstruction_receives_none():
+    error, pre, W_dec, dead = case()
+    grads = torch.autograd.grad(
+        ghost_gradient_loss(error, pre[:, dead], W_dec[dead]), [error, pre, W_dec], allow_unused=True
+    )
+    assert grads[0] is None
+    assert torch.equal(grads[1].abs().sum(0) > 0, dead)
+    assert torch.equal(grads[2].abs().sum(1) > 0, dead)
+
+
+def test_its_size_is_that_of_the_reconstruction_error():
+    error, pre, W_dec, dead = case()
+    torch.testing.assert_close(
+        ghost_gradient_loss(error, pre[:, dead], W_dec[dead]), error.detach().square().sum(-1).mean(), rtol=1e-4, atol=0
+    )
+
+
+def test_large_pre_activations_do_not_overflow():
+    error, pre, W_dec, dead = case()
+    assert torch.isfinite(ghost_gradient_loss(error.float(), pre.float()[:, dead] + 500, W_dec.float()[dead]))

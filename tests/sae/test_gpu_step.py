@@ -1,0 +1,157 @@
+"""A step in the GPU's form, taken on a CPU: the plain form's losses and gradients, and checks that come late."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conftest import at_step, make_sae, step_input
+from test_bad_batches import BAD, with_bad_batches
+from test_feature_rows import KINDS, Watched
+from test_resume import assert_equal_states, batches, new_trainer, take_steps
+from torch.utils._python_dispatch import _disable_current_modes
+
+from sae_lens_hsae import HierarchicalTrainingSAE
+from sae_lens_hsae.sae import training as training_sae
+from sae_lens_hsae.sae.bad_batches import BadBatchError
+from sae_lens_hsae.sae.gpu_step import FeatureRows
+from sae_lens_hsae.sae.gpu_step.late_checks import LateChecks
+from sae_lens_hsae.sae.input_statistics import OBSERVED_STEPS
+from sae_lens_hsae.sae.step_output import LazyStepOutput
+from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
+
+LATE = OBSERVED_STEPS + 6
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have steps on a CPU take the GPU's form."""
+    monkeypatch.setattr(HierarchicalTrainingSAE, "row_devices", ("cpu",))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_both_forms_have_the_same_losses_and_gradients(
+    kind: str, dtype: str, batch: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields: dict[str, Any] = {"structural_loss_coefficient": 0.3, "perturbation_rate": 0.5, "output_level": 0}
+    sae = make_sae(
+        dtype=dtype, hierarchy_first_update=1000, hierarchy_similarity="conditional", **fields, **KINDS[kind]
+    )
+    results = []
+    for devices in ((), ("cpu",)):
+        monkeypatch.setattr(HierarchicalTrainingSAE, "row_devices", devices)
+        monkeypatch.setattr("sae_lens_hsae.sae.training.MAX_DENSITY", -1.0)
+        twin = at_step(copy.deepcopy(sae), 4)
+        output = twin.training_forward_pass(
+            step_input(batch.to(sae.dtype), dead=torch.arange(33) % 5 == 0, logging=True)
+        )
+        output.loss.backward()
+        results.append((output, twin))
+    (plain, of_plain), (ours, of_ours) = results
+    assert isinstance(ours, LazyStepOutput)
+    tolerance = {"float32": 1e-4, "float64": 1e-10}[dtype]
+    near: dict[str, Any] = {"rtol": tolerance, "atol": tolerance}
+    assert "ghost_gradient_loss" in plain.losses
+    torch.testing.assert_close(ours.losses, plain.losses, **near)
+    for name in ("sae_out", "feature_acts", "hidden_pre"):
+        torch.testing.assert_close(getattr(ours, name), getattr(plain, name), **near)
+    torch.testing.assert_close(ours.metrics, plain.metrics, rtol=1e-4, atol=1e-4)
+    for name, parameter in of_plain.named_parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.abs().max() > 0
+        torch.testing.assert_close(of_ours.get_parameter(name).grad, parameter.grad, **near)
+    for name, buffer in of_plain.named_buffers():
+        torch.testing.assert_close(of_ours.get_buffer(name), buffer, rtol=1e-4, atol=1e-5)
+
+
+def test_hooks_and_gradients_to_the_input_take_the_plain_form(batch: torch.Tensor, on_cpu: None) -> None:  # noqa: ARG001
+    sae = make_sae()
+    assert isinstance(sae._activations(batch), FeatureRows)
+    assert not isinstance(sae._activations(batch.clone().requires_grad_()), FeatureRows)
+    sae.hook_sae_acts_pre.add_hook(lambda tensor, hook: 2 * tensor)  # noqa: ARG005
+    assert not isinstance(sae._activations(batch), FeatureRows)
+
+
+def trainer_that_checks_late() -> HierarchicalSAETrainer:
+    trainer = new_trainer(HierarchicalSAETrainer)
+    at_step(trainer.sae, LATE)
+    trainer.sae.late_checks = LateChecks()
+    return trainer
+
+
+def test_a_trainers_step_reads_no_number_from_the_device(on_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
+    trainer = trainer_that_checks_late()
+    data = batches()
+    take_steps(trainer, data, 3)
+    # What is on the host anyway: the draw, the parent table's copy there, and what was sent.
+    for name in ("draw_replaced", "replacements"):
+        monkeypatch.setattr(training_sae, name, unwatched(getattr(training_sae, name)))
+    monkeypatch.setattr(LateChecks, "receive", unwatched(LateChecks.receive))
+    x = next(data)
+    with Watched() as watched:
+        trainer.step(x)
+    assert any("_fused_adam_" in name for name, _ in watched.seen)
+
+
+def unwatched(function: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
+        with _disable_current_modes():
+            return function(*args)
+
+    return run
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_bad_batch_changes_nothing_and_is_told_one_step_later(bad: Any, on_cpu: None, caplog: Any) -> None:  # noqa: ARG001
+    undisturbed = trainer_that_checks_late()
+    take_steps(undisturbed, batches(), 3)
+    trainer = trainer_that_checks_late()
+    data = with_bad_batches(bad, {3})
+    take_steps(trainer, data, 3)
+    assert_equal_states(trainer.sae, undisturbed.sae)
+    before = copy.deepcopy(dict(trainer.sae.named_parameters())), trainer.sae.l0_ema.clone()
+    take_steps(trainer, data, 1)
+    for name, parameter in trainer.sae.named_parameters():
+        torch.testing.assert_close(parameter, before[0][name], rtol=1e-6, atol=1e-7)
+    assert torch.equal(trainer.sae.l0_ema, before[1])
+    with pytest.raises(BadBatchError, match=f"training step {LATE + 3} "):
+        trainer.step(next(data))
+    assert trainer.sae.steps_taken() == LATE + 4
+
+    trainer.max_bad_batches = 1
+    trainer.sae.late_checks = LateChecks()
+    data = with_bad_batches(bad, {1})
+    trainer.data_provider = data
+    n_samples = trainer.n_training_samples
+    seen = [float(output.loss.detach()) for output in (trainer.step(next(data)) for _ in range(5))]
+    assert sum(map(torch.isfinite, torch.tensor(seen))) >= 4
+    assert trainer.n_bad_batches == 1
+    assert "skipped bad batch 1" in caplog.text
+    assert trainer.n_training_samples - n_samples <= 5 * 32
+
+
+def test_the_count_of_steps_is_read_again_where_it_was_written() -> None:
+    sae = make_sae()
+    assert sae.steps_taken() == 0
+    sae.count_step()
+    assert (sae.steps_taken(), int(sae.n_steps)) == (1, 1)
+    sae.n_steps.fill_(7)
+    assert sae.steps_taken() == 7
+    assert copy.deepcopy(sae).steps_taken() == 7
+    sae.load_state_dict({**sae.state_dict(), "n_steps": torch.tensor(9)})
+    assert sae.steps_taken() == 9
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_autocast_trains_with_its_logs_and_looks(rows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HierarchicalTrainingSAE, "row_devices", ("cpu",) if rows else ())
+    monkeypatch.setattr("sae_lens_hsae.training.trainer.is_look_due", lambda step: True)  # noqa: ARG005
+    trainer = new_trainer(HierarchicalSAETrainer)
+    trainer.autocast_if_enabled = torch.autocast("cpu", torch.bfloat16)
+    losses = take_steps(trainer, batches(), 8)
+    plain = new_trainer(HierarchicalSAETrainer)
+    assert losses == pytest.approx(take_steps(plain, batches(), 8), rel=0.05)
+    log = trainer.build_train_step_log_dict(trainer.step(next(batches())), 1)
+    assert all(torch.isfinite(torch.as_tensor(value)).all() for value in log.values())

@@ -1,0 +1,121 @@
+"""L_PC against plain loops: values, gradients, and what it may hold in memory (HSAE §3.1)."""
+
+from itertools import pairwise
+
+import pytest
+import reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sae_lens_hsae.sae.structural_loss import decay_factor, families_of, structural_loss
+
+
+def random_case(widths, d_in, batch, seed, lonely_share=0.2):
+    generator = torch.Generator().manual_seed(seed)
+    parents, start = [-1] * widths[0], 0
+    for above, below in pairwise(widths):
+        chosen = start + torch.randint(above, (below,), generator=generator)
+        chosen[torch.rand(below, generator=generator) < lonely_share] = -1
+        parents += chosen.tolist()
+        start += above
+    acts = torch.randn(batch, sum(widths), generator=generator, dtype=torch.float64).relu().requires_grad_()
+    W_dec = torch.randn(sum(widths), d_in, generator=generator, dtype=torch.float64).requires_grad_()
+    return acts, W_dec, torch.tensor(parents)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    widths=st.sampled_from([(1, 2), (3, 7), (2, 5, 11), (2, 3, 4, 9), (1, 20)]),
+    d_in=st.sampled_from([1, 3, 8]),
+    batch=st.integers(1, 4),
+    seed=st.integers(0, 10_000),
+)
+def test_value_and_gradients_equal_the_formula(widths, d_in, batch, seed):
+    acts, W_dec, parents = random_case(widths, d_in, batch, seed)
+    ours = structural_loss(acts, W_dec, families_of(parents))
+    theirs = reference.structural_loss(acts, W_dec, parents.tolist())
+    torch.testing.assert_close(ours, theirs)
+    if not (parents >= 0).any():
+        return
+    for got, want in zip(
+        torch.autograd.grad(ours, [acts, W_dec]), torch.autograd.grad(theirs, [acts, W_dec]), strict=True
+    ):
+        torch.testing.assert_close(got, want)
+
+
+def test_a_parent_that_is_the_sum_of_its_children_costs_nothing():
+    W_dec = torch.tensor([[2.0, 3.0], [1.0, 0.0], [0.0, 1.0]])
+    acts = torch.tensor([[1.0, 2.0, 3.0]])
+    families = families_of(torch.tensor([-1, 0, 0]))
+    assert structural_loss(acts, W_dec, families) == 0
+    assert structural_loss(acts * torch.tensor([2.0, 1, 1]), W_dec, families) == 13
+
+
+def test_a_forest_without_edges_costs_nothing():
+    families = families_of(torch.full((6,), -1))
+    assert families.shapes == ()
+    assert structural_loss(torch.ones(2, 6), torch.ones(6, 3), families) == 0
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10_000), widths=st.sampled_from([(1, 40), (4, 9), (5, 6, 30)]))
+def test_every_child_is_in_the_family_of_its_parent_and_in_no_other(seed, widths):
+    _, _, parents = random_case(widths, 1, 1, seed)
+    found = {}
+    families = families_of(parents)
+    sizes = [n_families * size for n_families, size in families.shapes]
+    for shape, members, signs in zip(
+        families.shapes, families.members.split(sizes), families.signs.split(sizes), strict=True
+    ):
+        members, signs = members.view(shape), signs.view(shape)
+        assert shape[1] <= 2 * (signs < 0).sum(1).min() + 1, "padding must at most double a family"
+        for family, sign in zip(members.tolist(), signs.tolist(), strict=True):
+            assert sign[0] == 1
+            for member, s in zip(family[1:], sign[1:], strict=True):
+                assert s in (-1, 0)
+                if s == -1:
+                    assert member not in found
+                    found[member] = family[0]
+    assert found == {child: parent for child, parent in enumerate(parents.tolist()) if parent >= 0}
+
+
+class LargestTensor(TorchDispatchMode):
+    """The largest tensor that any operation makes, also in the backward pass."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return result
+
+
+def test_nothing_of_the_shape_batch_features_d_in_is_ever_made():
+    batch, n_parents, n_children, d_in = 64, 200, 400, 96
+    parents = torch.cat([torch.full((n_parents,), -1), torch.arange(n_children) % n_parents])
+    acts = torch.rand(batch, n_parents + n_children, requires_grad=True)
+    W_dec = torch.rand(n_parents + n_children, d_in, requires_grad=True)
+    families = families_of(parents)
+    with LargestTensor() as largest:
+        structural_loss(acts, W_dec, families).backward()
+    assert 0 < largest.numel <= 2 * max(acts.numel(), W_dec.numel())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_it_accumulates_in_float32_at_any_precision(dtype):
+    acts, W_dec, parents = random_case((4, 9, 20), 8, 16, seed=1)
+    exact = structural_loss(acts, W_dec, families_of(parents))
+    rounded = structural_loss(acts.detach().to(dtype), W_dec.detach().to(dtype), families_of(parents))
+    assert rounded.dtype == torch.float32
+    assert rounded.item() == pytest.approx(exact.item(), rel=2e-2)
+
+
+def test_rho_falls_on_a_line():
+    factors = [float(decay_factor(torch.tensor(step), [4, 8])) for step in (0, 4, 5, 7, 8, 100)]
+    assert factors == [1, 1, 0.75, 0.25, 0, 0]
+    assert decay_factor(torch.tensor(7), None) == 1

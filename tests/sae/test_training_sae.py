@@ -1,0 +1,434 @@
+"""The training SAE: what it adds up to, and what it never does."""
+
+import copy
+
+import pytest
+import reference
+import torch
+from conftest import D_IN, WIDTHS, at_step, make_sae, step_input
+from sae_lens import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
+from sae_lens.saes.sae import TrainStepInput
+from sae_lens.training.sae_trainer import _unwrap_item
+
+from sae_lens_hsae.forest.parents import MEASURED_ON_ACTIVATIONS
+from sae_lens_hsae.sae.auxiliary_loss import N_ACTIVE, auxiliary_loss
+from sae_lens_hsae.sae.perturbation import draw_replaced
+
+
+@pytest.fixture(autouse=True, params=["dense", "entries"])
+def form(request, monkeypatch):
+    """Everything here holds whichever form of the activations the density of a batch would choose."""
+    monkeypatch.setattr("sae_lens_hsae.sae.training.MAX_DENSITY", {"dense": -1.0, "entries": 1.0}[request.param])
+    return request.param
+
+
+def independent_saes(sae):
+    """One SAELens JumpReLU SAE per level, with the level's weights."""
+    saes = []
+    for level, own in enumerate(sae.levels):
+        cfg = JumpReLUTrainingSAEConfig(
+            d_in=D_IN,
+            d_sae=own.stop - own.start,
+            dtype=sae.cfg.dtype,
+            apply_b_dec_to_input=sae.cfg.apply_b_dec_to_input,
+            jumprelu_bandwidth=sae.cfg.jumprelu_bandwidth,
+            jumprelu_ste_to_input=sae.cfg.jumprelu_ste_to_input,
+        )
+        single = JumpReLUTrainingSAE(cfg)
+        for name in ("b_enc", "threshold", "W_dec"):
+            getattr(single, name).data = getattr(sae, name).data[own].clone()
+        single.W_enc.data = sae.W_enc.data[:, own].clone()
+        single.b_dec.data = sae.b_dec.data[level].clone()
+        saes.append(single)
+    return saes
+
+
+@pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
+@pytest.mark.parametrize("ste_to_input", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_without_hierarchy_it_is_independent_jumprelu_saes(batch, apply_b_dec_to_input, ste_to_input, dtype):
+    sae = make_sae(
+        dtype=dtype,
+        apply_b_dec_to_input=apply_b_dec_to_input,
+        jumprelu_ste_to_input=ste_to_input,
+        structural_loss_coefficient=0.0,
+        perturbation_rate=0.0,
+    )
+    sae.log_l0_coefficient.copy_(torch.tensor([0.3, -0.2, 0.9]))
+    saes, coefficients = independent_saes(sae), sae.log_l0_coefficient.exp().tolist()
+    batch = batch.to(sae.dtype)
+    output = sae.training_forward_pass(step_input(batch))
+    output.loss.backward()
+    losses = []
+    for single, coefficient in zip(saes, coefficients, strict=True):
+        single_input = TrainStepInput(batch, {"l0": coefficient}, None, 1, False)
+        losses.append(single.training_forward_pass(single_input).loss)
+        losses[-1].backward()
+    tolerance = 1e-4 if dtype == "float32" else 1e-6
+    torch.testing.assert_close(output.loss, torch.stack(losses).sum(), rtol=tolerance, atol=tolerance)
+    for name in ("b_enc", "threshold", "W_dec", "W_enc", "b_dec"):
+        parts = [getattr(single, name).grad for single in saes]
+        joined = torch.stack(parts) if name == "b_dec" else torch.cat(parts, dim=1 if name == "W_enc" else 0)
+        grad = getattr(sae, name).grad
+        assert grad.abs().max() > 0
+        torch.testing.assert_close(grad, joined, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
+def test_all_losses_together_equal_the_formula(batch, apply_b_dec_to_input):
+    sae = make_sae(
+        dtype="float64",
+        apply_b_dec_to_input=apply_b_dec_to_input,
+        structural_loss_coefficient=0.3,
+        perturbation_rate=0.5,
+        perturbation_seed=5,
+        hierarchy_first_update=1000,
+    )
+    batch = batch[:4].double()
+    sae.train()
+    output = at_step(sae, 3).training_forward_pass(step_input(batch))
+    params = [sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec]
+    smooth = output.losses["mse_loss"] + output.losses["structural_loss"]
+    got = torch.autograd.grad(smooth, params)
+
+    parents = sae.parents.tolist()
+    slices = [(own.start, own.stop) for own in sae.levels]
+    replaced = set(torch.nonzero(draw_replaced(sae.parents, 0.5, 5, 3)).squeeze(1).tolist())
+    assert replaced
+    pre = reference.pre_activations(batch, sae.W_enc, sae.b_enc, sae.b_dec, slices, apply_b_dec_to_input)
+    # The straight-through estimator is SAELens'; its part of the gradient is covered against SAELens' own classes.
+    window = ((pre - sae.threshold).abs() < 0.5 * sae.cfg.jumprelu_bandwidth).to(pre.dtype)
+    surrogate = reference.jumprelu_acts(pre, sae.threshold) + sae.threshold.detach() * window * (pre - pre.detach())
+    mse = sum(
+        (reference.reconstruction(surrogate, sae.W_dec, sae.b_dec, parents, slices, level, replaced) - batch)
+        .square()
+        .sum(-1)
+        .mean()
+        for level in range(3)
+    )
+    structural = 0.3 * reference.structural_loss(surrogate, sae.W_dec, parents)
+    torch.testing.assert_close(output.losses["mse_loss"], mse)
+    torch.testing.assert_close(output.losses["structural_loss"], structural)
+    for ours, theirs in zip(got, torch.autograd.grad(mse + structural, params), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    fired = (pre > sae.threshold).double()
+    l0 = torch.stack([fired[:, start:stop].sum(-1).mean() for start, stop in slices])
+    assert output.losses["l0_loss"].item() == pytest.approx(l0.sum().item(), rel=1e-6)  # λ is 1 before the first step
+    assert output.loss.item() == pytest.approx(sum(loss.item() for loss in output.losses.values()))
+
+
+def test_a_decayed_structural_loss_is_weighted_by_the_step(batch):
+    sae = make_sae(structural_loss_decay=[4, 8], perturbation_rate=0.0, hierarchy_first_update=1000)
+    losses = [
+        at_step(sae, step).training_forward_pass(step_input(batch)).losses["structural_loss"].item()
+        for step in (4, 6, 8)
+    ]
+    assert losses == [losses[0], pytest.approx(losses[0] / 2), 0]
+    assert losses[0] > 0
+
+
+def test_dead_features_of_every_level_receive_ghost_gradients(batch):
+    sae = make_sae(structural_loss_coefficient=0.0)
+    dead = torch.zeros(sum(WIDTHS), dtype=torch.bool)
+    dead[[1, 6, 30]] = True
+    output = sae.training_forward_pass(step_input(batch, dead=dead))
+    grad = torch.autograd.grad(output.losses["ghost_gradient_loss"], sae.W_enc)[0]
+    assert torch.equal(grad.abs().sum(0) > 0, dead)
+    nothing_dead = make_sae().training_forward_pass(step_input(batch, dead=torch.zeros_like(dead)))
+    assert nothing_dead.losses["ghost_gradient_loss"] == 0
+    off = make_sae(dead_feature_loss="none")
+    assert "ghost_gradient_loss" not in off.training_forward_pass(step_input(batch, dead=dead)).losses
+
+
+def test_silent_features_reconstruct_the_residual(batch):
+    sae = make_sae(perturbation_rate=0.0, dead_feature_loss="auxiliary", dtype="float64")
+    batch = batch.double()
+    silent = torch.zeros(sum(WIDTHS), dtype=torch.bool)
+    silent[[1, 6, 30, 31]] = True
+    sae.tokens_since_fired[silent] = 10_000
+    output = sae.training_forward_pass(step_input(batch))
+    expected = torch.zeros((), dtype=torch.float64)
+    for own, features in zip(sae.levels, ([1], [6], [30, 31]), strict=True):
+        pre = sae.hidden_pre(batch)
+        acts = torch.where(pre > sae.threshold, pre, 0.0)
+        error = batch - acts[:, own] @ sae.W_dec[own] - sae.b_dec[sae.levels.slices.index(own)]
+        again = pre[:, features].relu() @ sae.W_dec[features]
+        expected = expected + len(features) / N_ACTIVE * (again - error.detach()).square().sum(1).mean()
+    torch.testing.assert_close(output.losses["auxiliary_loss"], expected)
+    grad = torch.autograd.grad(output.losses["auxiliary_loss"], sae.W_dec)[0]
+    assert not (grad.abs().sum(1) > 0)[~silent].any()
+    assert (sae.tokens_since_fired[silent] >= 0).all()
+
+
+def test_of_many_silent_features_the_most_active_take_part():
+    generator = torch.Generator().manual_seed(0)
+    pre = torch.randn(5, 3 * N_ACTIVE, generator=generator, dtype=torch.float64) + 3
+    rows = torch.randn(3 * N_ACTIVE, D_IN, generator=generator, dtype=torch.float64)
+    error = torch.randn(5, D_IN, generator=generator, dtype=torch.float64)
+    weights = torch.rand(5, generator=generator, dtype=torch.float64)
+    expected = 0.0
+    for token in range(5):
+        largest = pre[token].argsort(descending=True)[:N_ACTIVE]
+        again = sum(max(float(pre[token, f]), 0.0) * rows[f] for f in largest)
+        expected += float(weights[token] * (again - error[token]).square().sum()) / 5
+    assert auxiliary_loss(error, pre, rows, weights, torch.ones(len(rows), dtype=torch.bool)).item() == pytest.approx(
+        expected
+    )
+
+
+def test_a_feature_is_silent_after_64_mean_intervals(batch):
+    sae = make_sae(dead_feature_loss="auxiliary", target_l0=[1.0, 3.0, 2.0])
+    sae.tokens_since_fired.copy_(torch.tensor([256, 257, 0, 0] + [192, 193] + 7 * [0] + [640, 641] + 18 * [0]))
+    assert sae.silent().nonzero().flatten().tolist() == [1, 5, 14]
+    sae.threshold.data[::3] = 100.0
+    sae.training_forward_pass(step_input(batch))
+    fired = (sae.encode(batch) != 0).any(0)
+    assert fired.any()
+    assert not fired.all()
+    assert (sae.tokens_since_fired[fired] == 0).all()
+    assert (sae.tokens_since_fired[~fired] >= len(batch)).all()
+
+
+def test_nothing_is_perturbed_outside_training(batch):
+    sae = make_sae(perturbation_rate=1.0, structural_loss_coefficient=0.0)
+    sae.train()
+    before = sae.encode(batch), sae(batch)
+    perturbed = sae.training_forward_pass(step_input(batch)).losses["mse_loss"]
+    sae.eval()
+    state = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
+    clean = sae.training_forward_pass(step_input(batch)).losses["mse_loss"]
+    for name in ("n_steps", "log_l0_coefficient", "l0_ema", "parents"):
+        assert torch.equal(getattr(sae, name), state[name]), "what training steers does not move in eval()"
+    assert torch.equal(sae.encode(batch), before[0])
+    torch.testing.assert_close(sae(batch), before[1])
+    expected = sum((sae.decode_level(before[0], level) - batch).square().sum(-1).mean() for level in range(3))
+    torch.testing.assert_close(clean, expected)
+    assert (perturbed - clean).abs() > 1e-3
+
+
+def test_sae_out_is_the_unperturbed_output_level(batch):
+    for level in range(3):
+        sae = make_sae(perturbation_rate=1.0, output_level=level)
+        output = sae.training_forward_pass(step_input(batch))
+        torch.testing.assert_close(output.sae_out, sae(batch))
+        torch.testing.assert_close(output.sae_out, sae.decode_level(output.feature_acts, level))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_activations_that_are_not_finite_are_refused_before_anything_changes(batch, bad):
+    sae = make_sae()
+    at_step(sae, 41)
+    before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
+    batch[3, 2] = bad
+    with pytest.raises(ValueError, match="activations of training step 41 are in part NaN or infinite"):
+        sae.training_forward_pass(step_input(batch))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in sae.state_dict().items())
+
+
+def test_activations_that_are_all_zero_are_refused(batch):
+    with pytest.raises(ValueError, match=r"activations of training step 0 are all zero.*normalize_activations"):
+        make_sae().training_forward_pass(step_input(0 * batch))
+
+
+def test_activations_of_the_wrong_width_are_refused_before_anything_changes(batch):
+    sae = at_step(make_sae(hierarchy_first_update=3), 3)
+    sae.W_dec.data.mul_(2)
+    before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
+    for call in (sae.encode, sae, lambda x: sae.training_forward_pass(step_input(x))):
+        with pytest.raises(ValueError, match=r"are 7 wide, but d_in=8"):
+            call(batch[:, :7])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in sae.state_dict().items())
+
+
+def most_similar(sae, similarity):
+    """The parent table by the reference, from the SAE's parameters as they are."""
+    rows = {"encoder": sae.W_enc.T, "decoder": sae.W_dec}
+    table = [-1] * sae.levels.widths[0]
+    for boundary, (above, below) in enumerate(sae.levels.boundaries):
+        if similarity == "coactivation":
+            matrix = sae.get_buffer(f"coactivation_{boundary}")
+            matrix = torch.where(matrix > 0, matrix, -torch.inf)
+        elif similarity == "conditional":
+            # The running means began at 0, with momentum 0.99, and take every fourth batch, the first one included.
+            reached = 1 - 0.99 ** ((int(sae.n_steps) + 3) // 4)
+            # In the same order of operations: few tokens make ties, which rounding would break in another way.
+            together, fires = sae.get_buffer(f"coactivation_{boundary}") / reached, sae.firing_frequency / reached
+            raised = together / fires[below] - 2 * fires[above, None]
+            matrix = torch.where((together > 0) & (fires[above, None] >= 0.85 * fires[below]), raised, -torch.inf)
+        else:
+            unit = torch.nn.functional.normalize(rows[similarity], dim=1)
+            matrix = unit[above] @ unit[below].T
+        chosen = reference.choose_parents(matrix.tolist(), 0.2)
+        table += [parent + above.start if parent >= 0 else -1 for parent in chosen]
+    return table
+
+
+@pytest.mark.parametrize("similarity", ["encoder", "decoder", "coactivation", "conditional"])
+def test_updates_follow_the_schedule_and_the_similarity(batch, similarity):
+    sae = make_sae(hierarchy_similarity=similarity, hierarchy_first_update=2, hierarchy_update_every=5)
+    sae.parents.fill_(-1)
+    for step in range(11):
+        before = sae.parents.clone()
+        with torch.no_grad():
+            sae.W_enc.copy_(torch.randn_like(sae.W_enc))
+            sae.W_dec.copy_(torch.randn_like(sae.W_dec))
+        sae.project_parameters()
+        expected = most_similar(sae, similarity) if step else None
+        sae.training_forward_pass(step_input(batch))
+        if step in (2, 4, 5, 10):
+            assert sae.parents.tolist() == expected
+            changed = (sae.parents != before)[sae.levels.widths[0] :].float().mean()
+            assert sae.reparented_share == changed
+            assert changed > 0 or (similarity in MEASURED_ON_ACTIVATIONS and step == 4)  # nothing was counted since
+        else:
+            assert torch.equal(sae.parents, before)
+
+
+@pytest.mark.parametrize("similarity", ["encoder", "decoder", "coactivation"])
+def test_mixed_precision_makes_the_forest_of_full_precision(batch, similarity):
+    forests = []
+    for enabled in (False, True):
+        sae = at_step(make_sae(level_widths=[64, 128, 256], hierarchy_similarity=similarity), 100)
+        for boundary in range(2):
+            if similarity == "coactivation":
+                buffer = sae.get_buffer(f"coactivation_{boundary}")
+                buffer.copy_(torch.rand(buffer.shape, generator=torch.Generator().manual_seed(boundary)))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            sae.training_forward_pass(step_input(batch))
+        forests.append(sae.forest)
+    assert forests[0] == forests[1]
+
+
+@pytest.mark.parametrize("mode", ["autocast", "bfloat16"])
+def test_a_large_mean_costs_no_more_precision_than_in_independent_saes(mode):
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(D_IN, generator=generator) * 50
+    x = mean + torch.randn(256, D_IN, generator=generator)
+    exact = make_sae(dtype="float64")
+    exact.b_dec.data.copy_(mean + 0.1 * exact.b_dec.data)
+    exact.W_enc.data.add_(mean[:, None].double() / 100)
+    rounded = make_sae()
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+        getattr(rounded, name).data.copy_(getattr(exact, name).data)
+    if mode == "bfloat16":
+        rounded = rounded.to(dtype=torch.bfloat16)
+    saes = independent_saes(rounded)
+    truth = exact.hidden_pre(exact.process_sae_in(x))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mode == "autocast"):
+        ours = rounded.encode_with_hidden_pre(x)[1]
+        theirs = torch.cat([single.encode_with_hidden_pre(x)[1] for single in saes], dim=1)
+    our_error, their_error = ((pre.double() - truth).square().mean().sqrt() for pre in (ours, theirs))
+    assert our_error < 1.5 * their_error
+
+
+def test_coactivation_is_the_running_share_of_tokens_with_both_active(batch):
+    sae = make_sae(hierarchy_similarity="coactivation", perturbation_rate=0.0)
+    acts = sae.training_forward_pass(step_input(batch)).feature_acts
+    fired = (acts > 0).double()
+    for boundary, (above, below) in enumerate(sae.levels.boundaries):
+        share = torch.einsum("bi,bj->ij", fired[:, above], fired[:, below]) / len(batch)
+        torch.testing.assert_close(
+            sae.get_buffer(f"coactivation_{boundary}").double(), 0.01 * share, rtol=1e-4, atol=1e-8
+        )
+
+
+def test_firing_frequency_is_the_running_share_of_tokens(batch):
+    sae = make_sae(hierarchy_similarity="conditional")
+    batches = (batch, -batch, 2 * batch, batch + 1, 1 - batch)
+    fired = [(sae.training_forward_pass(step_input(x)).feature_acts > 0).double().mean(0) for x in batches]
+    running = 0.99 * 0.01 * fired[0] + 0.01 * fired[4]  # of every fourth batch
+    torch.testing.assert_close(sae.firing_frequency.double(), running, rtol=1e-4, atol=1e-8)
+
+
+def test_a_frozen_forest_never_changes_again(batch):
+    sae = make_sae(hierarchy_first_update=1, hierarchy_update_every=1, freeze_hierarchy_after=3)
+    frozen = sae.parents
+    for step in range(8):
+        sae.training_forward_pass(step_input(batch))
+        if step == 3:
+            frozen = sae.parents.clone()
+        with torch.no_grad():
+            sae.W_enc.copy_(torch.randn_like(sae.W_enc))
+    sae.finish_training()
+    assert torch.equal(sae.parents, frozen)
+
+
+def test_binary_trees():
+    sae = make_sae(max_children=2)
+    sae.update_hierarchy()
+    assert torch.bincount(sae.parents[sae.parents >= 0]).max() == 2
+
+
+def test_parameters_are_constrained_before_each_step(batch):
+    sae = make_sae()
+    sae.W_dec.data.mul_(3)
+    sae.threshold.data[5] = -1
+    sae.training_forward_pass(step_input(batch))
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(33))
+    assert sae.threshold.min() == 0
+
+
+def test_metrics_are_those_of_the_levels(batch):
+    sae = make_sae(hierarchy_first_update=1000)
+    dead = torch.arange(33) < 5
+    output = sae.training_forward_pass(step_input(batch, dead=dead, logging=True))
+    metrics = {name: _unwrap_item(value) for name, value in output.metrics.items()}
+    fired = (output.feature_acts > 0).float()
+    variance = (batch - batch.mean(0)).square().sum(-1).mean()
+    for level, own in enumerate(sae.levels):
+        error = (sae.decode_level(output.feature_acts, level) - batch).square().sum(-1).mean()
+        assert metrics[f"level_{level}_l0"] == pytest.approx(fired[:, own].sum(-1).mean().item())
+        assert metrics[f"level_{level}_explained_variance"] == pytest.approx(1 - (error / variance).item(), abs=1e-5)
+        assert metrics[f"level_{level}_dead_features"] == [4, 1, 0][level]
+    assert metrics["level_2_unassigned_share"] == pytest.approx((sae.parents[13:] < 0).float().mean().item())
+    assert "level_0_unassigned_share" not in metrics
+    assert sae.training_forward_pass(step_input(batch)).metrics == {}
+
+
+@pytest.mark.parametrize("similarity", ["encoder", "coactivation", "conditional"])
+def test_half_precision_keeps_thresholds_and_controller_in_float32(batch, similarity):
+    sae = make_sae(dtype="bfloat16", hierarchy_similarity=similarity)
+    output = sae.training_forward_pass(step_input(batch))
+    assert output.loss.dtype == torch.float32
+    output.loss.backward()
+    moved = sae.to(dtype=torch.float16).to(dtype=torch.bfloat16)
+    for name in ("threshold", "log_l0_coefficient", "l0_ema"):
+        assert getattr(moved, name).dtype == torch.float32
+    moved.training_forward_pass(step_input(batch)).loss.backward()
+
+
+def test_casting_back_and_forth_loses_no_bit_of_what_must_be_exact(batch):
+    sae = make_sae()
+    sae.training_forward_pass(step_input(batch))
+    before = {name: getattr(sae, name).detach().clone() for name in sae.exact_tensors}
+    sae.to(dtype=torch.bfloat16).to(dtype=torch.float32)
+    assert all(torch.equal(getattr(sae, name), tensor) for name, tensor in before.items())
+
+
+def test_a_copy_has_the_families_of_its_own_forest(batch):
+    sae = make_sae(perturbation_rate=0.0)
+    sae.training_forward_pass(step_input(batch))
+    twin = copy.deepcopy(sae)
+    with torch.no_grad():
+        twin.W_enc.copy_(torch.randn_like(twin.W_enc))
+    for _ in range(2):
+        twin.update_hierarchy()
+        acts = twin.encode(batch).double()
+        got = twin.training_forward_pass(step_input(batch)).losses["structural_loss"]
+        want = 0.01 * reference.structural_loss(acts, twin.W_dec.double(), twin.parents.tolist())
+        assert got.item() == pytest.approx(want.item(), rel=1e-4)
+
+
+def test_compilation_settles_whatever_the_forest_the_draw_and_the_dead_features(batch):
+    torch._dynamo.reset()
+    sae = make_sae(hierarchy_first_update=1, hierarchy_update_every=5, perturbation_rate=0.1)
+    plain = copy.deepcopy(sae)
+    compiled = torch.compile(sae.training_forward_pass, backend="eager")
+    generator = torch.Generator().manual_seed(0)
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for _ in range(40):
+            dead = torch.rand(33, generator=generator) < 0.1
+            x = batch + 0.1 * torch.randn(batch.shape, generator=generator)
+            losses = [forward(step_input(x, dead=dead)).loss for forward in (compiled, plain.training_forward_pass)]
+            torch.testing.assert_close(losses[0], losses[1])
+            losses[0].backward()

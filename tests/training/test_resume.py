@@ -1,0 +1,297 @@
+"""Stop and go on: the resumed run is the uninterrupted one, to the bit on a CPU."""
+
+import os
+import signal
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import D_IN, make_sae
+from datasets import Dataset
+from host_helpers import runner_config, tiny_config, tiny_dataset, tiny_model, tiny_tokens, train
+from sae_lens import (
+    JumpReLUTrainingSAEConfig,
+    LanguageModelSAETrainingRunner,
+    LoggingConfig,
+    StandardTrainingSAE,
+    StandardTrainingSAEConfig,
+)
+from sae_lens.config import SAETrainerConfig
+from sae_lens.training._interruption import InterruptedException
+from sae_lens.training.mixing_buffer import mixing_buffer
+from sae_lens.training.sae_trainer import SAETrainer
+
+from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
+from sae_lens_hsae.training.store import STATE_FILENAME, MixingBuffer
+from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
+
+BATCH = 32
+
+
+def trainer_config(n_steps):
+    return SAETrainerConfig(
+        n_checkpoints=0,
+        checkpoint_path=None,
+        save_final_checkpoint=False,
+        total_training_samples=n_steps * BATCH,
+        device="cpu",
+        autocast=False,
+        lr=1e-2,
+        lr_end=0.0,
+        lr_scheduler_name="cosineannealing",
+        lr_warm_up_steps=3,
+        adam_beta1=0.0,
+        adam_beta2=0.995,
+        lr_decay_steps=0,
+        n_restart_cycles=1,
+        train_batch_size_samples=BATCH,
+        dead_feature_window=4,
+        feature_sampling_window=100,
+        logger=LoggingConfig(log_to_wandb=False),
+        n_batches_for_norm_estimate=1,
+    )
+
+
+def batches():
+    generator = torch.Generator().manual_seed(0)
+    while True:
+        yield torch.randn(BATCH, D_IN, generator=generator) * 2
+
+
+def new_trainer(trainer_class, **overrides):
+    fields = {"hierarchy_first_update": 3, "hierarchy_update_every": 7, "perturbation_rate": 0.5}
+    sae = make_sae(**fields | overrides)
+    return trainer_class(cfg=trainer_config(20), sae=sae, data_provider=batches())
+
+
+def take_steps(trainer, data, n_steps):
+    losses = []
+    for batch in islice(data, n_steps):
+        losses.append(trainer.step(batch).loss.item())
+        trainer.n_training_steps += 1
+    return losses
+
+
+@pytest.mark.parametrize("trainer_class", [SAETrainer, HierarchicalSAETrainer])
+@pytest.mark.parametrize("similarity", ["encoder", "coactivation", "conditional"])
+def test_given_the_same_batches_a_resumed_trainer_takes_the_same_steps(tmp_path, trainer_class, similarity):
+    whole = new_trainer(trainer_class, hierarchy_similarity=similarity)
+    data = batches()
+    take_steps(whole, data, 8)
+    whole.sae.save_model(tmp_path)
+    whole.save_trainer_state(tmp_path)
+    rest = list(islice(data, 8))
+    expected = take_steps(whole, rest, 8)
+
+    resumed = new_trainer(trainer_class, hierarchy_similarity=similarity)
+    resumed.load_trainer_state(tmp_path)
+    resumed.sae.load_weights_from_checkpoint(tmp_path)
+    assert take_steps(resumed, rest, 8) == expected
+    assert_equal_states(resumed.sae, whole.sae)
+
+
+def assert_equal_states(one, other):
+    ours, theirs = one.state_dict(), other.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+@pytest.mark.parametrize("mix_fraction", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("batch_size", [7, 16])
+def test_the_mixing_buffer_serves_what_saelens_serves(mix_fraction, batch_size):
+    def source():
+        for i in range(40):
+            yield torch.arange(11.0)[:, None] + 100 * i
+
+    torch.manual_seed(3)
+    theirs = list(islice(mixing_buffer(50, batch_size, source(), mix_fraction), 15))
+    torch.manual_seed(3)
+    ours = list(islice(MixingBuffer(50, batch_size, source(), mix_fraction), 15))
+    assert len(ours) == len(theirs) == 15
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_mixing_fraction_that_is_none_is_refused():
+    with pytest.raises(ValueError, match=r"activations_mixing_fraction=1\.5 must be from 0 to 1"):
+        MixingBuffer(50, 6, iter(()), 1.5)
+
+
+def test_a_buffer_smaller_than_a_batch_is_refused():
+    with pytest.raises(ValueError, match=r"buffer of 5 .* train_batch_size_tokens=6; raise n_batches_in_buffer"):
+        MixingBuffer(5, 6, iter(()), 0.5)
+
+
+def short_dataset():
+    """So few rows that a run passes over them several times."""
+    return Dataset.from_dict({"tokens": tiny_tokens(45).tolist()})
+
+
+@pytest.mark.parametrize("dataset", [tiny_dataset, short_dataset])
+def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(tmp_path, dataset):
+    def run(name, **overrides):
+        cfg = runner_config(tmp_path / name, n_checkpoints=2, **overrides)
+        model = {"override_model": tiny_model(), "override_dataset": dataset()}
+        return cfg, train(HierarchicalSAETrainingRunner, cfg, **model)
+
+    cfg, whole = run("whole")
+    checkpoints = sorted(Path(str(cfg.checkpoint_path)).iterdir(), key=lambda path: int(path.name))
+    assert len(checkpoints) == 2
+    for checkpoint in checkpoints:
+        _, resumed = run(checkpoint.name, resume_from_checkpoint=str(checkpoint))
+        assert_equal_states(resumed, whole)
+
+
+class StopAt:
+    """Sends a signal to this process when the model is asked for its n-th batch."""
+
+    def __init__(self, model, n, number):
+        self.left = n
+        model.hook_dict["blocks.0.hook_resid_post"].add_perma_hook(self)
+        self.number = number
+
+    def __call__(self, tensor, hook):  # noqa: ARG002 – TransformerLens passes it by name
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), self.number)
+        return tensor
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_stopped_by_a_signal_resumes_where_it_was(tmp_path, number):
+    whole = train(HierarchicalSAETrainingRunner, runner_config(tmp_path / "whole"))
+    cfg = runner_config(tmp_path / "stopped")
+    model = tiny_model()
+    StopAt(model, 11, number)
+    with pytest.raises(InterruptedException):
+        train(HierarchicalSAETrainingRunner, cfg, override_model=model, override_dataset=tiny_dataset())
+    (checkpoint,) = Path(str(cfg.checkpoint_path)).iterdir()
+    assert not Path(str(cfg.output_path)).exists()
+    resumed = train(
+        HierarchicalSAETrainingRunner, runner_config(tmp_path / "resumed", resume_from_checkpoint=str(checkpoint))
+    )
+    assert_equal_states(resumed, whole)
+
+
+def test_signal_handlers_are_put_back(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    torch.manual_seed(0)
+    cfg = runner_config(tmp_path, training_tokens=128)
+    HierarchicalSAETrainingRunner(cfg, override_model=tiny_model(), override_dataset=tiny_dataset()).run()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_checkpoint_of_the_stock_runner_is_refused_with_the_way_out(tmp_path):
+    cfg = runner_config(tmp_path, n_checkpoints=1)
+    train(LanguageModelSAETrainingRunner, cfg)
+    (checkpoint,) = Path(str(cfg.checkpoint_path)).iterdir()
+    with pytest.raises(FileNotFoundError, match=rf"{STATE_FILENAME} is missing.*LanguageModelSAETrainingRunner"):
+        train(HierarchicalSAETrainingRunner, runner_config(tmp_path / "b", resume_from_checkpoint=str(checkpoint)))
+
+
+def test_the_runner_refuses_other_architectures_and_inexact_resumes(tmp_path):
+    other = JumpReLUTrainingSAEConfig(d_in=16, d_sae=32)
+    with pytest.raises(ValueError, match=r"sae=JumpReLUTrainingSAEConfig is not a HierarchicalTrainingSAEConfig"):
+        HierarchicalSAETrainingRunner(runner_config(tmp_path, sae=other))
+    with pytest.raises(ValueError, match=r"prefetch_llm_batches=True.*set it to False, or n_checkpoints=0"):
+        HierarchicalSAETrainingRunner(runner_config(tmp_path, prefetch_llm_batches=True, n_checkpoints=1))
+
+
+@pytest.mark.parametrize("config", [JumpReLUTrainingSAEConfig, StandardTrainingSAEConfig])
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, config):
+    other = runner_config(tmp_path, sae=config(d_in=16, d_sae=56), n_checkpoints=1)
+    train(LanguageModelSAETrainingRunner, other)
+    (checkpoint,) = Path(str(other.checkpoint_path)).iterdir()
+    with pytest.raises(ValueError, match=r"architecture='(jumprelu|standard)', but this SAE is 'hsae'"):
+        train(HierarchicalSAETrainingRunner, runner_config(tmp_path / "b", resume_from_checkpoint=str(checkpoint)))
+
+
+def test_what_is_no_checkpoint_or_no_hierarchical_sae_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no cfg\.json; give the folder of one checkpoint"):
+        train(HierarchicalSAETrainingRunner, runner_config(tmp_path, resume_from_checkpoint=str(tmp_path)))
+    overrides = {
+        "override_model": tiny_model(),
+        "override_dataset": tiny_dataset(),
+        "override_sae": StandardTrainingSAE(StandardTrainingSAEConfig(d_in=16, d_sae=56)),
+    }
+    with pytest.raises(ValueError, match="override_sae=StandardTrainingSAE is not a HierarchicalTrainingSAE"):
+        train(HierarchicalSAETrainingRunner, runner_config(tmp_path), **overrides)
+
+
+def test_a_model_of_another_width_is_refused(tmp_path):
+    cfg = runner_config(tmp_path, sae=tiny_config(d_in=8))
+    with pytest.raises(ValueError, match=r"activations at hook_name='blocks.0.hook_resid_post' are not d_in=8 wide"):
+        train(HierarchicalSAETrainingRunner, cfg)
+
+
+def test_a_resumed_run_writes_no_checkpoint_that_it_has_passed(tmp_path):
+    cfg = runner_config(tmp_path / "a", n_checkpoints=3)
+    train(HierarchicalSAETrainingRunner, cfg)
+    names = sorted(int(path.name) for path in Path(str(cfg.checkpoint_path)).iterdir())
+    again = runner_config(tmp_path / "b", n_checkpoints=3, resume_from_checkpoint=f"{cfg.checkpoint_path}/{names[1]}")
+    train(HierarchicalSAETrainingRunner, again)
+    assert [int(path.name) for path in Path(str(again.checkpoint_path)).iterdir()] == names[2:]
+
+
+def test_adam_is_fused_also_after_resuming(tmp_path):
+    trainer = new_trainer(HierarchicalSAETrainer)
+    take_steps(trainer, batches(), 2)
+    stock = new_trainer(SAETrainer)
+    take_steps(stock, batches(), 2)
+    stock.save_trainer_state(tmp_path)
+    for ours in (trainer, HierarchicalSAETrainer.taking_over(stock)):
+        ours.load_trainer_state(tmp_path)
+        assert all(group["fused"] for group in ours.optimizer.param_groups)
+        take_steps(ours, batches(), 1)
+
+
+def test_a_checkpoint_that_cannot_be_finished_leaves_nothing_behind(tmp_path):
+    def fail(checkpoint_path):
+        assert checkpoint_path.exists()
+        raise OSError("no space left")
+
+    trainer = new_trainer(HierarchicalSAETrainer)
+    trainer.save_checkpoint_fn = fail
+    with pytest.raises(OSError, match="no space left"):
+        trainer.save_checkpoint("64", base_path=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    trainer.save_checkpoint_fn = None
+    trainer.save_checkpoint("64", base_path=tmp_path)
+    trainer.save_checkpoint("64", base_path=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["64"]
+
+
+@pytest.mark.parametrize("runner", [LanguageModelSAETrainingRunner, HierarchicalSAETrainingRunner])
+def test_an_infinite_activation_in_the_norm_estimate_overwrites_nothing(tmp_path, runner):
+    cfg = runner_config(tmp_path)
+    train(runner, cfg)
+    before = {path: path.read_bytes() for path in Path(str(cfg.output_path)).iterdir()}
+    model = tiny_model()
+
+    def poison(tensor, hook):  # noqa: ARG001 – TransformerLens passes it by name
+        return torch.where(tensor == tensor.max(), torch.inf, tensor)
+
+    model.hook_dict["blocks.0.hook_resid_post"].add_perma_hook(poison)
+    with pytest.raises(ValueError, match="activations of training step 0 are"):
+        train(runner, cfg, override_model=model, override_dataset=tiny_dataset())
+    assert {path: path.read_bytes() for path in Path(str(cfg.output_path)).iterdir()} == before
+
+
+def test_nothing_saved_is_overwritten_when_activations_turn_bad(tmp_path):
+    cfg = runner_config(tmp_path, sae=tiny_config(normalize_activations="none"))
+    train(HierarchicalSAETrainingRunner, cfg)
+    before = {path: path.read_bytes() for path in Path(str(cfg.output_path)).iterdir()}
+    assert before
+    model = tiny_model()
+    n_calls = 0
+
+    def poison(tensor, hook):  # noqa: ARG001 – TransformerLens passes it by name
+        nonlocal n_calls
+        n_calls += 1
+        return tensor * (float("nan") if n_calls > 6 else 1)
+
+    model.hook_dict["blocks.0.hook_resid_post"].add_perma_hook(poison)
+    with pytest.raises(ValueError, match=r"activations of training step \d+ are in part NaN"):
+        train(HierarchicalSAETrainingRunner, cfg, override_model=model, override_dataset=tiny_dataset())
+    assert {path: path.read_bytes() for path in Path(str(cfg.output_path)).iterdir()} == before

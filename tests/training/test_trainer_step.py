@@ -1,0 +1,41 @@
+"""Our trainer's step is SAELens' own: the same parameters and the same counts, whichever form the activations take."""
+
+import pytest
+import torch
+from sae_lens.training.sae_trainer import SAETrainer
+from test_resume import batches, new_trainer, take_steps
+
+from sae_lens_hsae.sae.step_output import LazyStepOutput
+from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
+
+
+@pytest.mark.parametrize("density", [-1.0, 1.0], ids=["dense", "entries"])
+def test_a_step_counts_and_moves_as_saelens_does(monkeypatch, density):
+    monkeypatch.setattr("sae_lens_hsae.sae.training.MAX_DENSITY", density)
+    ours, theirs = new_trainer(HierarchicalSAETrainer), new_trainer(SAETrainer)
+    for trainer in (ours, theirs):
+        trainer.sae.threshold.data[::3] = 50  # these never fire
+    # So few tokens that some features fire on one alone.
+    losses = [take_steps(trainer, (x[:2] for x in batches()), 6) for trainer in (ours, theirs)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert ours.n_forward_passes_since_fired.max() == 6
+    for name in ("act_freq_scores", "n_forward_passes_since_fired"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name))
+    assert ours.n_frac_active_samples == theirs.n_frac_active_samples > 0
+    theirs.sae.project_parameters()
+    for name, parameter in ours.sae.named_parameters():
+        torch.testing.assert_close(parameter, theirs.sae.get_parameter(name), rtol=1e-4, atol=1e-5)
+
+
+def test_what_few_read_is_made_when_it_is_read(monkeypatch):
+    monkeypatch.setattr("sae_lens_hsae.sae.training.MAX_DENSITY", 1.0)
+    trainer = new_trainer(HierarchicalSAETrainer)
+    x = next(batches())
+    trainer.sae.project_parameters()
+    acts, hidden_pre = trainer.sae.encode_with_hidden_pre(x)
+    output = trainer.step(x)
+    assert isinstance(output, LazyStepOutput)
+    assert not {"feature_acts", "hidden_pre"} & set(vars(output))
+    torch.testing.assert_close(output.feature_acts, acts.detach())
+    torch.testing.assert_close(output.hidden_pre, hidden_pre.detach())
+    assert torch.equal(output.times_fired(), (output.feature_acts > 0).float().sum(0))

@@ -1,0 +1,238 @@
+"""What SAELens' runner logs to Weights & Biases, read back from the file of a real offline run."""
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import wandb
+from host_helpers import (
+    CONTEXT,
+    WIDTHS,
+    recorded_steps,
+    residual_activations,
+    restored_signal_handlers,
+    runner_config,
+    tiny_dataset,
+    tiny_model,
+    train,
+)
+from sae_lens import SAE, LanguageModelSAETrainingRunner, LoggingConfig
+from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[reportAttributeAccessIssue]  # generated
+
+from sae_lens_hsae import ForestLogging, HierarchicalSAETrainingRunner, evaluate_forest
+from sae_lens_hsae.interpret.feature_cache import Dashboards, fingerprint
+from sae_lens_hsae.training.forest_log import COLUMNS
+
+LOG_EVERY = 5
+EVERY_LEVEL = ("l0", "l0_coefficient", "mse", "explained_variance", "dead_features")
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that the client writes to, and to nothing else."""
+    for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    # A client that went on line regardless would fail here instead of sending anything.
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    yield tmp_path
+    wandb.teardown()
+
+
+def records(path: Path) -> Iterator[Record]:
+    """The records of a run's file, which is a LevelDB log: chunks that never cross the border of a 32 KiB block."""
+    content = path.read_bytes()
+    assert content.startswith(b":W&B")
+    place, record = 7, b""
+    while place + 7 <= len(content):
+        left_in_block = -place % 2**15
+        if 0 < left_in_block < 7:
+            place += left_in_block
+            continue
+        _checksum, length, kind = struct.unpack_from("<IHB", content, place)
+        place += 7 + length
+        record += content[place - length : place]
+        whole, last = 1, 4
+        if kind in (whole, last):
+            yield Record.FromString(record)
+            record = b""
+
+
+def history(folder: Path) -> dict[int, dict[str, Any]]:
+    """Everything logged in the one run below ``folder``, by step."""
+    [path] = folder.glob("wandb/offline-run-*/run-*.wandb")
+    rows: dict[int, dict[str, Any]] = {}
+    for record in records(path):
+        if record.WhichOneof("record_type") == "history":
+            row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            rows.setdefault(row["_step"], {}).update(row)
+    return rows
+
+
+def test_levels_and_forest_are_logged(tmp_path, offline):
+    logger = LoggingConfig(log_to_wandb=True, wandb_log_frequency=LOG_EVERY, eval_every_n_wandb_logs=2)
+    with recorded_steps() as steps:
+        sae = train(LanguageModelSAETrainingRunner, runner_config(tmp_path, logger=logger, n_eval_batches=1))
+    wandb.teardown()  # ends the process that writes the file; before that its last record may be missing
+    rows = history(offline)
+    logged = {step: row for step, row in rows.items() if "losses/overall_loss" in row}
+    assert list(logged) == list(range(LOG_EVERY - 1, 30, LOG_EVERY))
+    for step, row in logged.items():
+        recorded = steps[step]
+        assert row["losses/overall_loss"] == pytest.approx(recorded.loss)
+        assert row["losses/structural_loss"] == pytest.approx(recorded.losses["structural_loss"])
+        assert 0 <= row["metrics/reparented_share"] <= 1
+        for level, (width, own) in enumerate(zip(WIDTHS, sae.levels, strict=True)):
+            values = {name: row[f"metrics/level_{level}_{name}"] for name in EVERY_LEVEL}
+            assert 0 < values["l0"] <= width
+            assert values["l0_coefficient"] > 0
+            assert 0 < values["mse"] < recorded.loss
+            assert values["explained_variance"] < 1
+            assert values["dead_features"] in range(width + 1)
+            if level > 0:
+                unassigned = (recorded.parents[own] < 0).float().mean().item()
+                assert row[f"metrics/level_{level}_unassigned_share"] == pytest.approx(unassigned)
+            else:
+                assert "metrics/level_0_unassigned_share" not in row
+    # λ is steered, the first forest comes at step 3, and the next update at step 10 changes some parents.
+    lambdas = [row["metrics/level_2_l0_coefficient"] for row in logged.values()]
+    assert len(set(lambdas)) == len(lambdas)
+    assert logged[LOG_EVERY - 1]["metrics/reparented_share"] > 0
+    # SAELens' own evaluation, every second time, runs on the architecture as well.
+    evaluated = [step for step, row in rows.items() if "model_performance_preservation" in str(row)]
+    assert evaluated == list(range(2 * LOG_EVERY - 1, 30, 2 * LOG_EVERY))
+
+
+def test_our_runner_is_evaluated_as_well(tmp_path, offline):
+    logger = LoggingConfig(log_to_wandb=True, wandb_log_frequency=LOG_EVERY, eval_every_n_wandb_logs=2)
+    sae, _ = run(tmp_path, logger=logger, n_eval_batches=1)
+    wandb.teardown()
+    evaluated = {step: row for step, row in history(offline).items() if "model_performance_preservation" in str(row)}
+    assert list(evaluated) == list(range(2 * LOG_EVERY - 1, 30, 2 * LOG_EVERY))
+    for row in evaluated.values():
+        for name in ("threshold", "b_enc"):
+            assert sum(row[f"weights/{name}/values"]) == sae.cfg.d_sae
+            assert len(row[f"weights/{name}/bins"]) == len(row[f"weights/{name}/values"]) + 1
+
+
+TREES = ForestLogging(trees=True, explorer=True, n_tokens=400)
+
+
+def run(tmp_path: Path, forest_logging: ForestLogging | None = None, **overrides: Any) -> tuple[Any, list[float]]:
+    """Thirty steps with our runner; the SAE and every step's loss."""
+    logger = LoggingConfig(log_to_wandb=True, wandb_log_frequency=LOG_EVERY)
+    cfg = runner_config(tmp_path, **{"logger": logger} | overrides)
+    torch.manual_seed(1)
+    with recorded_steps() as steps, restored_signal_handlers():
+        sae = HierarchicalSAETrainingRunner(
+            cfg, override_model=tiny_model(), override_dataset=tiny_dataset(), forest_logging=forest_logging
+        ).run()
+    return sae, [step.loss for step in steps]
+
+
+def table(folder: Path, name: str) -> list[dict[Any, Any]]:
+    """Rows of a table that was logged."""
+    [path] = folder.glob(f"wandb/offline-run-*/files/{name}")
+    content = json.loads(path.read_text())
+    assert content["columns"] == COLUMNS
+    return [dict(zip(COLUMNS, row, strict=True)) for row in content["data"]]
+
+
+def test_the_forest_is_logged_after_every_update(tmp_path, offline):
+    sae, losses = run(tmp_path, TREES)
+    wandb.teardown()
+    rows = history(offline)
+    updates = {step: row for step, row in rows.items() if "forest/trees/path" in row}
+    assert list(updates) == [3, 6, 10, 20, 30], "every update, and the one at the end"
+    for row in updates.values():
+        for boundary in ("level_0_to_1", "level_1_to_2"):
+            assert 0 <= row[f"forest/{boundary}_p_parent_given_child"] <= 1
+            assert row[f"forest/{boundary}_hamming"] >= 0
+    assert len({row["forest/level_1_to_2_hamming"] for row in updates.values()}) == len(updates)
+
+    # The table shows the forest as it was: the last one is the one that was saved.
+    forest, last = sae.forest, table(offline, updates[30]["forest/trees/path"])
+    number = {forest.levels.name(feature): feature for feature in range(forest.n_features)}
+    assert 1 <= len({row["tree"] for row in last}) <= 5
+    for row in last:
+        parent = forest.parent(number[row["feature"]])
+        assert row["parent"] == (None if parent is None else forest.levels.name(parent))
+        assert number[row["tree"]] == forest.path(number[row["feature"]])[0]
+    assert any("⟨" in row["tokens it fires on"] for row in last), "the tiny model has no tokenizer, so numbers"
+
+    # What is measured is what evaluate_forest says of the saved SAE on the text's first tokens.
+    x = residual_activations(13)
+    evaluation = evaluate_forest(sae, forest, x)
+    for boundary in evaluation.boundaries:
+        name = f"forest/level_{boundary.parent_level}_to_{boundary.parent_level + 1}_hamming"
+        assert updates[30][name] == pytest.approx(boundary.hamming, rel=1e-4)
+
+    # And nothing of it changes the training.
+    assert run(tmp_path / "without", logger=LoggingConfig(log_to_wandb=False))[1] == losses
+
+
+def test_the_explorer_page_is_logged_as_an_artifact(tmp_path, offline):
+    sae, _ = run(tmp_path, TREES)
+    wandb.teardown()
+    [path] = offline.glob("wandb/offline-run-*/run-*.wandb")
+    artifacts = [record.request.log_artifact.artifact for record in records(path) if record.HasField("request")]
+    artifacts += [record.artifact for record in records(path) if record.WhichOneof("record_type") == "artifact"]
+    [page] = [artifact for artifact in artifacts if artifact.type == "explorer"]
+    [entry] = page.manifest.contents
+    assert entry.path == "explorer.html"
+    out = tmp_path / "out"
+    assert entry.size == (out / "explorer.html").stat().st_size
+    saved: Any = SAE.load_from_disk(out)
+    assert saved.forest == sae.forest
+    dashboards = Dashboards.load(out / "dashboards", fingerprint(saved, saved.forest))
+    assert dashboards.n_tokens == 13 * CONTEXT
+
+
+def test_without_being_asked_for_nothing_of_the_forest_is_logged(tmp_path, offline):
+    run(tmp_path)
+    wandb.teardown()
+    assert not any(name.startswith("forest/") for row in history(offline).values() for name in row)
+    assert not (tmp_path / "out" / "explorer.html").exists()
+
+
+def test_a_log_that_fails_does_not_cost_the_training(tmp_path, offline, monkeypatch, caplog):
+    def fail(*_: Any) -> None:
+        raise RuntimeError("the tables are full")
+
+    monkeypatch.setattr("sae_lens_hsae.training.forest_log.evaluate_forest", fail)
+    _, losses = run(tmp_path, ForestLogging(trees=True, n_tokens=100))
+    assert len(losses) == 30
+    assert "the forest could not be logged" in caplog.text
+    assert offline.exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"logger": LoggingConfig(log_to_wandb=False)}, "log_to_wandb=False"),
+        ({"output_path": None}, "output_path=None"),
+        ({"use_cached_activations": True, "cached_activations_path": "x"}, "use_cached_activations=True"),
+    ],
+)
+def test_a_log_that_could_hold_nothing_is_refused(tmp_path, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, TREES, **overrides)
+
+
+def test_a_sample_of_no_tokens_is_refused():
+    with pytest.raises(ValueError, match="n_tokens=0 must be at least 1"):
+        ForestLogging(n_tokens=0)
+
+
+@pytest.mark.parametrize("name", ["folder/" * 30 + "model", "/models/of:me"])
+def test_a_name_that_wandb_would_refuse_at_the_first_checkpoint_is_refused_before(tmp_path, offline, name):
+    with recorded_steps() as steps, pytest.raises(ValueError, match=rf"model_name={name!r}: W&B cannot .* short path"):
+        run(tmp_path, model_name=name)
+    assert not steps
+    assert not list(offline.glob("wandb/*"))
