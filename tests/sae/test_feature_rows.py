@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from sae_lens_hsae import HierarchicalTrainingSAE
 from sae_lens_hsae.forest.counts import follow_coactivation
 from sae_lens_hsae.sae.dense_activations import DenseActivations
-from sae_lens_hsae.sae.gpu_step import FeatureRows, activation
+from sae_lens_hsae.sae.gpu_step import activation
 from sae_lens_hsae.sae.gpu_step.family_products import (
     _dots_of_few,
     _sums_of_few,
@@ -26,6 +26,7 @@ from sae_lens_hsae.sae.gpu_step.family_products import (
     structural_loss_of_rows,
     sums_within,
 )
+from sae_lens_hsae.sae.gpu_step.feature_rows import FeatureRows
 from sae_lens_hsae.sae.gpu_step.products import exact_product
 from sae_lens_hsae.sae.perturbation import Replacement, draw_replaced, replacements
 from sae_lens_hsae.sae.step_output import LazyStepOutput

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from sae_lens_hsae import HierarchicalTrainingSAE
 from sae_lens_hsae.sae import training as training_sae
 from sae_lens_hsae.sae.bad_batches import BadBatchError
-from sae_lens_hsae.sae.gpu_step import FeatureRows
+from sae_lens_hsae.sae.gpu_step.feature_rows import FeatureRows
 from sae_lens_hsae.sae.gpu_step.late_checks import LateChecks
 from sae_lens_hsae.sae.input_statistics import OBSERVED_STEPS
 from sae_lens_hsae.sae.step_output import LazyStepOutput

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from sae_lens_hsae.sae.cpu_step.active_entries import ActiveEntries
 from sae_lens_hsae.sae.dense_activations import DenseActivations
-from sae_lens_hsae.sae.gpu_step import FeatureRows
+from sae_lens_hsae.sae.gpu_step.feature_rows import FeatureRows
 
 Activations = DenseActivations | ActiveEntries | FeatureRows
 """The forms in which a batch's activations can be; all have the same values and gradients."""

@@ -21,7 +21,7 @@ from sae_lens_hsae.sae.cpu_step.encoder_product import product_of_rows
 from sae_lens_hsae.sae.cpu_step.places import places_of
 from sae_lens_hsae.sae.dense_activations import DenseActivations
 from sae_lens_hsae.sae.ghost_gradients import ghost_gradient_loss
-from sae_lens_hsae.sae.gpu_step import FeatureRows
+from sae_lens_hsae.sae.gpu_step.feature_rows import FeatureRows
 from sae_lens_hsae.sae.gpu_step.ghosts import ghost_gradients, places_for
 from sae_lens_hsae.sae.gpu_step.late_checks import LateChecks
 from sae_lens_hsae.sae.level_activation import PreActivations

@@ -4,7 +4,3 @@ Its tensor cores form a product with all rows of a decoder in the time in which 
 them one by one, so at L0 50 of thousands of features the dense products are the fast ones, and what is saved is
 everything around them: passes over all activations, copies, and waiting. `docs/performance.md` has the arithmetic.
 """
-
-from sae_lens_hsae.sae.gpu_step.feature_rows import FeatureRows
-
-__all__ = ["FeatureRows"]
