@@ -1,6 +1,7 @@
 """The forest: which feature is under which, and how it is written to files and shown in notebooks."""
 
+from sae_lens_hsae.forest.concepts import Concepts, copies_of_parents
 from sae_lens_hsae.forest.feature_forest import FeatureForest, validate_parents
 from sae_lens_hsae.forest.levels import NO_PARENT
 
-__all__ = ["NO_PARENT", "FeatureForest", "validate_parents"]
+__all__ = ["NO_PARENT", "Concepts", "FeatureForest", "copies_of_parents", "validate_parents"]

@@ -122,31 +122,41 @@ class FeatureForest:
 
     # One feature. All raise IndexError for a feature that does not exist, and ValueError for a word that is no name.
 
+    def index(self, feature: int | str) -> int:
+        """Flat index of a feature that is given by it or by its name, such as ``"0/41"``."""
+        if isinstance(feature, str):
+            return self._levels.named(feature)
+        index = operator.index(feature)
+        # A negative index would quietly answer for a feature counted from the end, and -1 means "no parent" here.
+        if not 0 <= index < self.n_features:
+            raise IndexError(f"feature {index} does not exist; the forest has features 0 … {self.n_features - 1}")
+        return index
+
     def parent(self, feature: int | str) -> int | None:
         """Flat index of the feature's parent; None for a root and for an unassigned feature."""
-        parent = int(self._parents[self._checked(feature)])
+        parent = int(self._parents[self.index(feature)])
         return None if parent == NO_PARENT else parent
 
     def children(self, feature: int | str) -> list[int]:
         """Flat indices of the feature's children, ascending."""
-        return self._children_of(torch.tensor([self._checked(feature)])).tolist()
+        return self._children_of(torch.tensor([self.index(feature)])).tolist()
 
     def siblings(self, feature: int | str) -> list[int]:
         """The other children of the feature's parent, ascending; none for a feature without a parent."""
-        feature = self._checked(feature)
+        feature = self.index(feature)
         parent = self.parent(feature)
         return [] if parent is None else [child for child in self.children(parent) if child != feature]
 
     def path(self, feature: int | str) -> list[int]:
         """From the feature's topmost ancestor (a root or an unassigned feature) down to the feature itself."""
-        path = [self._checked(feature)]
+        path = [self.index(feature)]
         while (parent := self.parent(path[-1])) is not None:
             path.append(parent)
         return path[::-1]
 
     def subtree(self, feature: int | str) -> list[int]:
         """The feature and all its descendants, breadth-first."""
-        generation = torch.tensor([self._checked(feature)])
+        generation = torch.tensor([self.index(feature)])
         generations = []
         while generation.numel():
             generations.append(generation)
@@ -240,15 +250,6 @@ class FeatureForest:
             graph.add_nodes_from(range(features.start, features.stop), level=level)
         graph.add_edges_from(self.edges().tolist())
         return graph
-
-    def _checked(self, feature: int | str) -> int:
-        if isinstance(feature, str):
-            return self._levels.named(feature)
-        index = operator.index(feature)
-        # A negative index would quietly answer for a feature counted from the end, and -1 means "no parent" here.
-        if not 0 <= index < self.n_features:
-            raise IndexError(f"feature {index} does not exist; the forest has features 0 … {self.n_features - 1}")
-        return index
 
     def _children_of(self, features: torch.Tensor) -> torch.Tensor:
         """Children of several features, concatenated in the features' order."""

@@ -16,7 +16,7 @@ from torch import nn
 from typing_extensions import override
 
 from sae_lens_hsae.config import HierarchicalSAEConfig
-from sae_lens_hsae.forest import FeatureForest, validate_parents
+from sae_lens_hsae.forest import Concepts, FeatureForest, copies_of_parents, validate_parents
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.sae.input_statistics import STATISTICS, Statistics, for_scaled
 from sae_lens_hsae.sae.model_files import check_model_files, scale_beside
@@ -57,6 +57,11 @@ class LevelStack(_Base):
     def forest(self) -> FeatureForest:
         """The forest as it is now: an immutable copy of the parent table."""
         return FeatureForest(self.parents, self.cfg.level_widths)
+
+    def concepts(self) -> Concepts:
+        """The forest with copies joined to their parents, by the decoder's directions."""
+        forest = self.forest
+        return Concepts(forest, copies_of_parents(forest, self.W_dec))
 
     @override
     def initialize_weights(self) -> None:
