@@ -9,8 +9,10 @@ from conftest import D_IN, make_sae
 
 from sae_lens_hsae import FeatureForest
 from sae_lens_hsae.interpret.feature_cache import Dashboards, DashboardSettings, collect_dashboards
-from sae_lens_hsae.interpret.labels import distinctive_tokens, label_detection
+from sae_lens_hsae.interpret.labels import label_detection
 from sae_lens_hsae.interpret.labels.detection import REASONS
+from sae_lens_hsae.interpret.labels.token_labels import label_words
+from sae_lens_hsae.interpret.labels.words import words_of
 
 VOCABULARY = 30
 TEXTS = [
@@ -46,32 +48,27 @@ def without(dashboards: Dashboards, first_half: bool) -> Dashboards:
     )
 
 
-def label_of(ids: list[int], scores: list[float]) -> list[str]:
-    texts = []
-    for id_, score in zip(ids, scores, strict=True):
-        text = TEXTS[id_].strip().casefold() if id_ >= 0 else None
-        if text is not None and score >= 0.3 * scores[0] and text not in texts:
-            texts.append(text)
-    return texts[:4]
-
-
 def test_counts_and_score_equal_plain_loops(dashboards):
     found = label_detection(dashboards, TEXTS.__getitem__)
     expected: defaultdict[int, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
     for held_out_first in (True, False):
         made_from, held_out = (without(dashboards, first) for first in (held_out_first, not held_out_first))
-        tokens, scores = distinctive_tokens(made_from, 16)
+        labels = label_words(made_from, words_of(made_from, TEXTS.__getitem__))
+        words = words_of(held_out, TEXTS.__getitem__)
+        own_texts = words_of(made_from, TEXTS.__getitem__).texts
         for feature in range(dashboards.n_features):
-            label = label_of(tokens[feature].tolist(), scores[feature].tolist())
+            label = {own_texts[number].casefold() for number in labels[feature]}
             counts, seen = [0, 0, 0, 0], {-1}
             for slot in range(5 + 4 + 2):
                 number = int(held_out.context_numbers[feature, slot])
                 if number in seen:
                     continue
                 seen.add(number)
-                of_slot = held_out.activations[feature, slot].tolist(), held_out.token_ids[feature, slot].tolist()
-                for act, token in zip(*of_slot, strict=True):
-                    said = TEXTS[token].strip().casefold() in label
+                of_slot = words.activations[feature, slot].tolist(), words.numbers[feature, slot].tolist()
+                for act, word in zip(*of_slot, strict=True):
+                    if word < 0:
+                        continue
+                    said = words.texts[word].casefold() in label
                     counts[0] += act > 0
                     counts[1] += act > 0 and said
                     counts[2] += act == 0
@@ -138,15 +135,15 @@ def test_where_there_is_no_score_it_says_why():
     found = label_detection(planted(contexts, fires_on, {}), ["", " ", "b", *"cdefg"].__getitem__)
     reasons = [REASONS[each] for each in found.reason.tolist()]
     assert reasons[0] == "all its contexts are in one half of the text"
-    assert reasons[2] == "no token stands out"
+    assert reasons[2] == "no word stands out"
     assert reasons[3] == "never fired"
     assert found.score[[0, 2, 3]].isnan().all()
     everywhere = planted([[1, 1, 2, 1]] * 16 + [[3, 3, 3, 3]] * 16, {1: (1, 2)}, {})
     silent = label_detection(everywhere, "zabcdefg".__getitem__)
-    assert REASONS[silent.reason[1]] == "fires on every token that was held out"
+    assert REASONS[silent.reason[1]] == "fires on every word that was held out"
     assert silent.n_silent[1] == 0
 
 
-def test_no_token_at_all_is_refused(dashboards):
-    with pytest.raises(ValueError, match="n_tokens=0 must be at least 1"):
+def test_no_word_at_all_is_refused(dashboards):
+    with pytest.raises(ValueError, match="n_words=0 must be at least 1"):
         label_detection(dashboards, TEXTS.__getitem__, 0)

@@ -1,17 +1,25 @@
-"""Labels from token statistics against a slow plain reference, and on planted families."""
+"""Labels of words against a slow plain reference, on planted families, and with every kind of tokenizer."""
 
 import math
+import re
 from collections import Counter
 
 import pytest
 import torch
 from conftest import D_IN, make_sae
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from sae_lens_hsae import FeatureForest
 from sae_lens_hsae.interpret.feature_cache import Dashboards, DashboardSettings, collect_dashboards
-from sae_lens_hsae.interpret.labels import distinctive_tokens, token_labels
+from sae_lens_hsae.interpret.labels import token_labels
+from sae_lens_hsae.interpret.labels.token_labels import label_words
+from sae_lens_hsae.interpret.labels.words import NO_WORD, words_of
+from sae_lens_hsae.text.token_text import TokenTexts
 
 VOCABULARY = 30
+TEXTS = [f" {'abcdefghij'[i % 10]}{i // 10}" if i % 4 else f"x{i}" for i in range(VOCABULARY)]
+"""Every fourth token goes on with the word before it."""
 
 
 @pytest.fixture(scope="module")
@@ -20,76 +28,197 @@ def dashboards() -> Dashboards:
     generator = torch.Generator().manual_seed(3)
     tokens = torch.randint(VOCABULARY, (40, 11), generator=generator)
     x = torch.randn(VOCABULARY, D_IN, generator=generator)[tokens] * 2 + torch.randn(40, 11, D_IN, generator=generator)
-    settings = DashboardSettings(n_top=3, n_sampled=3, n_counterexamples=2, window=5)
+    settings = DashboardSettings(n_top=3, n_sampled=3, n_counterexamples=2, window=7)
     return collect_dashboards(sae, sae.forest, [(tokens, x)], settings=settings, exclude_tokens=[0], progress=False)
 
 
-def shares(dashboards: Dashboards, feature: int) -> Counter[int]:
+def words_in(tokens: list[int], acts: list[float]) -> list[tuple[str, float]]:
+    """The words of a window and the feature's activation on each, without those that its edges may cut."""
+    words: list[tuple[str, float]] = []
+    for token, act in zip(tokens, acts, strict=True):
+        if TEXTS[token].startswith(" ") or not words:
+            words.append((TEXTS[token], act))
+        else:
+            words[-1] = (words[-1][0] + TEXTS[token], max(words[-1][1], act))
+    return [(word.strip(), act) for word, act in words[:-1] if word.startswith(" ")]
+
+
+def test_windows_are_cut_into_words(dashboards):
+    words = words_of(dashboards, TEXTS.__getitem__)
+    n_of_several = 0
+    for feature in range(dashboards.n_features):
+        for slot in range(dashboards.settings.n_slots):
+            tokens = dashboards.token_ids[feature, slot].tolist()
+            if tokens[0] < 0:
+                continue
+            found = [
+                (number, act)
+                for number, act in zip(
+                    words.numbers[feature, slot].tolist(), words.activations[feature, slot].tolist(), strict=True
+                )
+                if number != NO_WORD
+            ]
+            expected = words_in(tokens, dashboards.activations[feature, slot].tolist())
+            assert [(words.texts[number], act) for number, act in found] == expected
+            n_of_several += sum(len(word) > 2 for word, _ in expected)
+    assert n_of_several > 100
+
+
+def statistics(dashboards: Dashboards, feature: int) -> tuple[Counter[str], Counter[str], Counter[str]]:
+    """Each word's occurrences, activation and share."""
     seen, contexts = set(), []
     for slot in range(dashboards.settings.n_family_slots):
         number = int(dashboards.context_numbers[feature, slot])
         if number >= 0 and number not in seen:
-            acts = dashboards.activations[feature, slot].tolist()
-            contexts.append((max(acts), acts, dashboards.token_ids[feature, slot].tolist()))
+            contexts.append(
+                words_in(dashboards.token_ids[feature, slot].tolist(), dashboards.activations[feature, slot].tolist())
+            )
             seen.add(number)
-    p: Counter[int] = Counter()
-    for peak, acts, tokens in contexts:
-        for act, token in zip(acts, tokens, strict=True):
+    peaks = [max((act for _, act in context), default=0) for context in contexts]
+    n, total, share = Counter(), Counter(), Counter()
+    for context, peak in zip(contexts, peaks, strict=True):
+        for word, act in context:
+            n[word] += 1
+            total[word] += act
             if act:
-                p[token] += peak / sum(peak for peak, _, _ in contexts) * act / sum(acts)
-    return p
+                share[word] += act / sum(each for _, each in context) * peak / sum(peaks)
+    return n, total, share
 
 
-def test_scores_equal_the_formula(dashboards):
-    windows = dashboards.token_ids[:, : dashboards.settings.n_family_slots].flatten().tolist()
-    counts = Counter(token for token in windows if token >= 0)
-    q = {token: count / sum(counts.values()) for token, count in counts.items()}
-    tokens, scores = distinctive_tokens(dashboards, 5)
-    n_apart = n_fallen_back = 0
+@pytest.mark.parametrize("n_words", [2, 3])
+def test_labels_equal_the_formula(dashboards, n_words):
+    words = words_of(dashboards, TEXTS.__getitem__)
+    of_all = [statistics(dashboards, feature) for feature in range(dashboards.n_features)]
+    seen = sum((n for n, _, _ in of_all), Counter())
+    labels = [[words.texts[number] for number in label] for label in label_words(dashboards, words, n_words)]
+    n_apart = 0
     for feature, parent in enumerate(dashboards.parents.tolist()):
-        p, above = shares(dashboards, feature), shares(dashboards, parent) if parent >= 0 else Counter()
-        assert not p or math.isclose(sum(p.values()), 1)
-        apart = {token: share * math.log(share / max(q[token], above[token])) for token, share in p.items()}
-        if not any(score > 0 for score in apart.values()):
-            n_fallen_back += bool(p)
-            apart = {token: share * math.log(share / q[token]) for token, share in p.items()}
-        n_apart += parent >= 0 and any(above[token] > q[token] for token in p)
-        best = sorted((-score, token) for token, score in apart.items() if score > 0)[:5]
-        assert scores[feature].tolist() == pytest.approx([-s for s, _ in best] + [0] * (5 - len(best)))
-        found = {t: s for t, s in zip(tokens[feature].tolist(), scores[feature].tolist(), strict=True) if t >= 0}
-        for token, score in found.items():
-            assert score == pytest.approx(apart[token])
-        assert (tokens[feature] >= 0).sum() == len(best)
-    assert n_apart > 5, "the parent matters for some"
+        n, total, share = of_all[feature]
+        strength = {word: total[word] / (n[word] + 1) for word in n if total[word]}
+        ranked = sorted(strength, key=lambda word: (-strength[word], words.texts.index(word)))
+        best = [word for word in ranked if strength[word] >= 0.3 * strength[ranked[0]]]
+        label = labels[feature]
+        assert label[: n_words - 1] == best[: n_words - 1]
+        if parent >= 0 and share:
+            above = of_all[parent][2]
+            apart = {word: p * math.log(p / max(above[word], seen[word] / seen.total())) for word, p in share.items()}
+            word = max(apart, key=lambda word: apart[word])
+            if apart[word] > 0.1 and word not in best[:n_words]:
+                best = [*best[: n_words - 1], word]
+                n_apart += 1
+        assert label == best[:n_words]
+    assert n_apart > 1, "the parent matters for some"
 
 
-def planted() -> Dashboards:
-    """Feature 0 fires on tokens 1 and 2, its child 4 on token 2 alone; 5 repeats its parent 1 on token 3."""
+def planted(fires_on: dict[int, dict[int, float]], parents: dict[int, int]) -> Dashboards:
+    """Features that fire on the tokens given, each as strongly as given; of 8 tokens."""
     sae = make_sae()
     for tensor in (sae.W_enc, sae.b_enc, sae.b_dec, sae.threshold):
         tensor.data.zero_()
-    for feature, tokens in {0: (1, 2), 4: (2,), 1: (3,), 5: (3,)}.items():
-        for token in tokens:
-            sae.W_enc.data[token, feature] = 1
-    parents = torch.full((sae.cfg.d_sae,), -1)
-    parents[4], parents[5] = 0, 1
+    for feature, tokens in fires_on.items():
+        for token, strength in tokens.items():
+            sae.W_enc.data[token, feature] = strength
+    table = torch.full((sae.cfg.d_sae,), -1)
+    for child, parent in parents.items():
+        table[child] = parent
     tokens = torch.arange(320).view(40, 8) % 8
-    forest = FeatureForest(parents, sae.cfg.level_widths)
+    forest = FeatureForest(table, sae.cfg.level_widths)
     return collect_dashboards(sae, forest, [(tokens, torch.eye(D_IN)[tokens])], progress=False)
 
 
-def test_a_childs_label_says_what_sets_it_apart():
-    texts = ["", " Science", " biology", " Iron", "", "", "", ""]
-    labels = token_labels(planted(), texts.__getitem__)
-    assert labels == {0: "Science · biology", 4: "biology", 1: "Iron", 5: "Iron"}
-    tokens, _ = distinctive_tokens(planted(), 2)
-    assert tokens[4].tolist() == [2, -1]
+def test_the_strongest_words_come_first_and_what_sets_apart_last():
+    texts = ["", " Science", " biology", " Iron", " cell", " x", " y", " z"]
+    strengths = {0: {1: 3.0, 3: 2.0}, 4: {1: 3.0, 3: 2.95, 4: 2.9}, 1: {3: 1.0}, 5: {3: 1.0}}
+    labels = token_labels(planted(strengths, {4: 0, 5: 1}), texts.__getitem__)
+    assert labels == {0: "Science · Iron", 4: "Science · Iron · cell", 1: "Iron", 5: "Iron"}
+    labels = token_labels(planted(strengths, {4: 0, 5: 1}), texts.__getitem__, 2)
+    assert labels[4] == "Science · cell"
+    assert token_labels(planted(strengths, {}), texts.__getitem__, 2)[4] == "Science · Iron", "without a parent"
 
 
-def test_texts_that_look_alike_count_once_and_space_not_at_all():
-    assert token_labels(planted(), ["", "Cat", " cat", " \n", *[""] * 4].__getitem__) == {0: "Cat", 4: "cat"}
+def test_a_copy_is_called_as_its_parent():
+    """What falls a little unlike on words by chance is no difference."""
+    strengths = {1: 3.0, 2: 2.0, 3: 1.0}
+    data = planted({0: strengths, 4: strengths | {2: 2.05}}, {4: 0})
+    labels = token_labels(data, ["", " a", " b", " c", *[""] * 4].__getitem__, 2)
+    assert labels[4] == labels[0] == "a · b"
 
 
-def test_no_token_at_all_is_refused():
-    with pytest.raises(ValueError, match="n_tokens=0 must be at least 1"):
-        distinctive_tokens(planted(), 0)
+def test_words_that_look_alike_count_once_and_space_not_at_all():
+    data = planted({0: {1: 1.0, 2: 1.0}, 1: {3: 1.0}}, {})
+    assert token_labels(data, ["", " Cat", " cat", " \n", *[""] * 4].__getitem__) == {0: "Cat"}
+
+
+def test_no_word_at_all_is_refused():
+    data = planted({0: {1: 1.0}}, {})
+    with pytest.raises(ValueError, match="n_words=0 must be at least 1"):
+        token_labels(data, " abcdefg".__getitem__, 0)
+
+
+SENTENCES = [
+    " The biologist examined unbelievable crystallographers, naïve ones.",
+    " Overfitting (regularisation) helps photosynthesis in 1987: eukaryotes!",
+    " Photosynthesis unbelievably examines the crystallography of 19876 naïvety.",
+]
+
+
+def wordpiece() -> Tokenizer:
+    made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    made.normalizer, made.pre_tokenizer = (
+        normalizers.BertNormalizer(strip_accents=False),
+        pre_tokenizers.BertPreTokenizer(),
+    )
+    made.decoder = decoders.WordPiece()
+    made.train_from_iterator(SENTENCES, trainers.WordPieceTrainer(vocab_size=70, special_tokens=["[UNK]"]))
+    return made
+
+
+def byte_level() -> Tokenizer:
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=290, initial_alphabet=alphabet))
+    return made
+
+
+def sentencepiece() -> Tokenizer:
+    made = Tokenizer(models.Unigram())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    made.train_from_iterator(
+        SENTENCES, trainers.UnigramTrainer(vocab_size=60, unk_token="<unk>", special_tokens=["<unk>"])
+    )
+    return made
+
+
+@pytest.mark.parametrize("make", [wordpiece, byte_level, sentencepiece])
+def test_a_word_in_pieces_is_shown_whole(make):
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=make())
+    rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in SENTENCES]
+    sae = make_sae()
+    for tensor in (sae.W_enc, sae.b_enc, sae.b_dec, sae.threshold):
+        tensor.data.zero_()
+    sae.W_enc.data[0, 0] = 1
+    places = [torch.arange(1.0, len(row) + 1) for row in rows]
+    batches = [
+        (torch.tensor([row]), place[None, :, None] * torch.eye(D_IN)[0])
+        for row, place in zip(rows, places, strict=True)
+    ]
+    settings = DashboardSettings(window=80)
+    data = collect_dashboards(sae, sae.forest, batches, settings=settings, progress=False)
+    words = words_of(data, TokenTexts(tokenizer).__getitem__)
+    found = {
+        int(data.context_numbers[0, slot]): [
+            words.texts[n].casefold() for n in words.numbers[0, slot].tolist() if n > 0
+        ]
+        for slot in range(3)
+    }
+    assert sum(map(len, rows)) > 1.5 * sum(map(len, found.values())), "words are in pieces"
+    for number, text in enumerate(SENTENCES):
+        assert found[number] == re.findall(r"\w+|[^\w\s]", text.casefold())
+
+
+def test_where_no_space_is_known_a_token_is_a_word():
+    data = planted({0: {1: 1.0, 2: 1.0}}, {})
+    assert token_labels(data, "zabcdefg".__getitem__) == {0: "a · b"}
+    chinese = [" x", "科", "学", *[" y"] * 5]
+    assert token_labels(data, chinese.__getitem__) == {0: "科 · 学"}

@@ -1,4 +1,4 @@
-"""Held-out detection: do a label's tokens say where the feature fires, on contexts that the label was not made from?
+"""Held-out detection: do a label's words say where the feature fires, on contexts that the label was not made from?
 
 It asks no language model. All it needs is in the dashboards.
 """
@@ -8,38 +8,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
 import pandas as pd
 import torch
 
 from sae_lens_hsae.interpret.feature_cache import Dashboards
-from sae_lens_hsae.interpret.labels.token_labels import distinctive_tokens, label_texts, same_text
-
-Chosen = Callable[[torch.Tensor], torch.Tensor]
-"""Context numbers → whether they are among those meant, a bool of the same shape."""
+from sae_lens_hsae.interpret.labels.token_labels import Used, label_words
+from sae_lens_hsae.interpret.labels.words import NO_WORD, Words, words_of
 
 N_STRETCHES = 16
 FEATURES_AT_ONCE = 1024
-NO_TEXT = 0
 REASONS = (
     "",
     "never fired",
     "all its contexts are in one half of the text",
-    "no token stands out",
-    "fires on every token that was held out",
+    "no word stands out",
+    "fires on every word that was held out",
 )
 """Why a feature has no score; the first stands for one that has."""
 
 
 @dataclass(frozen=True, eq=False)
 class LabelDetection:
-    """How well labels of tokens detect their features. All tensors are (n_features,).
+    """How well labels of words detect their features. All tensors are (n_features,).
 
     Attributes:
         score: balanced accuracy, ``(n_detected / n_firing + 1 − n_false_alarms / n_silent) / 2``; 1 is perfect, ½ is
             chance, NaN where ``reason`` is not 0.
-        n_firing, n_detected: held-out tokens that the feature fires on; of those, in the label.
-        n_silent, n_false_alarms: held-out tokens that it does not fire on; of those, in the label.
+        n_firing, n_detected: held-out words that the feature fires on; of those, in the label.
+        n_silent, n_false_alarms: held-out words that it does not fire on; of those, in the label.
         reason: index into ``REASONS``.
     """
 
@@ -58,26 +54,26 @@ class LabelDetection:
         return frame.rename_axis("feature")
 
 
-def label_detection(dashboards: Dashboards, text_of: Callable[[int], str], n_tokens: int = 4) -> LabelDetection:
+def label_detection(dashboards: Dashboards, text_of: Callable[[int], str], n_words: int = 4) -> LabelDetection:
     """Make each feature's label from one half of the text, and detect the feature with it in the other half.
 
     The text is cut into 16 stretches, which belong to the halves in turn, so that both hold all kinds of it and hardly
     any document is in both. A label is made as `token_labels` makes it, from the contexts of one half alone, the
-    parent's and the background included. Then it is taken at its word: a token in the label is said to fire, any other
-    is said to be silent. It is tried on the kept windows of the other half, each context once: the strongest ones,
-    those from across the range, and those where the parent fires without the feature. Then the halves change places,
-    and the counts are added up.
+    parent's and the background included. Then it is taken at its word: a word in the label is said to fire, any other
+    is said to be silent; a word fires if one of its tokens does. It is tried on the kept windows of the other half,
+    each context once: the strongest ones, those from across the range, and those where the parent fires without the
+    feature. Then the halves change places, and the counts are added up.
 
-    So it measures the labels of tokens, not those that a language model gives. A feature whose meaning is not in its
-    tokens scores low, however clear it may be to a reader.
+    So it measures the labels of words, not those that a language model gives. A feature whose meaning is not in its
+    words scores low, however clear it may be to a reader.
 
     Args:
         dashboards: of the features.
         text_of: text of a token id.
-        n_tokens: most tokens per label.
+        n_words: most words per label.
 
     Raises:
-        ValueError: if ``n_tokens`` is not positive.
+        ValueError: if ``n_words`` is not positive.
     """
 
     def first_half(numbers: torch.Tensor) -> torch.Tensor:
@@ -86,18 +82,20 @@ def label_detection(dashboards: Dashboards, text_of: Callable[[int], str], n_tok
     def second_half(numbers: torch.Tensor) -> torch.Tensor:
         return ~first_half(numbers)
 
-    forms, form_of = _forms(dashboards, text_of)
+    words = words_of(dashboards, text_of)
     counts = torch.zeros(4, dashboards.n_features, dtype=torch.int64)
     n_held_out = torch.zeros(dashboards.n_features, dtype=torch.int64)
     n_labels = torch.zeros(dashboards.n_features, dtype=torch.int64)
     for used, held_out in ((first_half, second_half), (second_half, first_half)):
-        labels = _labels(dashboards, text_of, n_tokens, used, forms)
+        labels = torch.full((dashboards.n_features, n_words), NO_WORD, dtype=torch.int32)
+        for feature, label in enumerate(label_words(dashboards, words, n_words, used)):
+            labels[feature, : len(label)] = torch.tensor(label, dtype=torch.int32)
         for start in range(0, dashboards.n_features, FEATURES_AT_ONCE):
             own = slice(start, start + FEATURES_AT_ONCE)
-            found, made_from = _counts(dashboards, own, labels[own], held_out, form_of)
+            found, made_from = _counts(dashboards, words, own, labels[own], held_out)
             can = (found[0] > 0) & made_from
             n_held_out[own] += can
-            can &= (labels[own] != NO_TEXT).any(1)
+            can &= (labels[own] != NO_WORD).any(1)
             n_labels[own] += can
             counts[:, own] += found * can
     n_firing, n_detected, n_silent, n_false_alarms = counts
@@ -117,32 +115,8 @@ def label_detection(dashboards: Dashboards, text_of: Callable[[int], str], n_tok
     )
 
 
-def _forms(dashboards: Dashboards, text_of: Callable[[int], str]) -> tuple[dict[str, int], torch.Tensor]:
-    """Numbers of the texts that a label tells apart, 0 for none, and that number for each token id."""
-    ids = dashboards.token_ids.unique().long()
-    ids = ids[ids >= 0]
-    forms = {"": NO_TEXT}
-    form_of = torch.full((int(ids.max()) + 1 if len(ids) else 1,), NO_TEXT, dtype=torch.int32)
-    form_of[ids] = torch.tensor(
-        [forms.setdefault(same_text(text_of(id_)), len(forms)) for id_ in ids.tolist()], dtype=torch.int32
-    )
-    return forms, form_of
-
-
-def _labels(
-    dashboards: Dashboards, text_of: Callable[[int], str], n_tokens: int, used: Chosen, forms: dict[str, int]
-) -> torch.Tensor:
-    """(features, n_tokens) numbers of the label's texts, 0 where there are no more."""
-    tokens, scores = distinctive_tokens(dashboards, 4 * n_tokens, used)
-    labels = np.full((dashboards.n_features, n_tokens), NO_TEXT, dtype=np.int32)
-    for feature, (ids, found) in enumerate(zip(tokens.tolist(), scores.tolist(), strict=True)):
-        texts = [forms[text] for text in label_texts(ids, found, text_of, n_tokens)]
-        labels[feature, : len(texts)] = texts
-    return torch.from_numpy(labels)
-
-
 def _counts(
-    dashboards: Dashboards, own: slice, labels: torch.Tensor, held_out: Chosen, form_of: torch.Tensor
+    dashboards: Dashboards, words: Words, own: slice, labels: torch.Tensor, held_out: Used
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(4, features) firing, detected, silent, false alarms; and whether the label had any context to be made from."""
     settings = dashboards.settings
@@ -153,10 +127,9 @@ def _counts(
     made_from = (kept & ~is_held_out)[:, : settings.n_family_slots].any(1)
     earlier = torch.ones(numbers.shape[1], numbers.shape[1], dtype=torch.bool).tril(-1)
     again = ((numbers[:, :, None] == numbers[:, None, :]) & earlier).any(2)
-    tokens = dashboards.token_ids[own, slots].long()
-    counts = (kept & is_held_out & ~again)[..., None] & (tokens >= 0)
-    fires = dashboards.activations[own, slots] > 0
-    form = form_of[tokens.clamp(min=0)]
-    said = ((form[..., None] == labels[:, None, None, :]) & (labels != NO_TEXT)[:, None, None, :]).any(3)
+    found = words.numbers[own, slots]
+    counts = (kept & is_held_out & ~again)[..., None] & (found != NO_WORD)
+    fires = words.activations[own, slots] > 0
+    said = (found[..., None] == labels[:, None, None, :]).any(3)
     parts = (counts & fires, counts & fires & said, counts & ~fires, counts & ~fires & said)
     return torch.stack([part.sum((1, 2)) for part in parts]), made_from

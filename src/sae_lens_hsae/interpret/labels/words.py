@@ -1,0 +1,136 @@
+"""The windows of the dashboards as words: the pieces that a tokenizer makes of a word are put together again."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sae_lens_hsae.interpret.feature_cache import Dashboards
+from sae_lens_hsae.text.token_text import BYTE, whole_characters
+
+NO_WORD = -1
+BLANK = 0
+FEATURES_AT_ONCE = 1024
+MAX_CHARACTERS = 32
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+"""Odd and large: words are told apart by a sum of powers of it, modulo 2^64."""
+WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+"""Scripts, as Unicode's names of characters begin, whose words no space parts; there a token is a word."""
+
+
+@dataclass(frozen=True, eq=False)
+class Words:
+    """What stands in the windows that the dashboards keep, word by word.
+
+    Attributes:
+        numbers: (features, slots, window) int32, the words of each window from its first on, `BLANK` for nothing but
+            space, `NO_WORD` where there are no more.
+        activations: the same shape, float32: of the feature on the word, the highest of its pieces.
+        texts: of each number; words that differ in case are one, shown as it is written most often.
+    """
+
+    numbers: torch.Tensor
+    activations: torch.Tensor
+    texts: tuple[str, ...]
+
+
+def words_of(dashboards: Dashboards, text_of: Callable[[int], str]) -> Words:
+    """Put the tokens of all windows together to words.
+
+    Two tokens belong to one word if no space stands between them and letters or digits meet where they do. It asks the
+    texts of the tokens alone, so it does not matter how a tokenizer marks the pieces of a word; where no token has a
+    space before it each is a word. A word that the edge of a window may cut is left out.
+
+    Args:
+        dashboards: of the features.
+        text_of: text of a token id amid other text, with its leading space; see ``TokenTexts``.
+    """
+    ids = dashboards.token_ids
+    used = ids[ids >= 0].unique().tolist()
+    texts = {id_: text_of(id_) for id_ in used}
+    opens, closes = (torch.zeros((used or [0])[-1] + 1, dtype=torch.bool) for _ in range(2))
+    if any(text[:1].isspace() for text in texts.values()):
+        for id_, text in texts.items():
+            opens[id_], closes[id_] = _is_letter(text), _is_letter(text, last=True)
+
+    names = _Names(texts)
+    parts = zip(ids.split(FEATURES_AT_ONCE), dashboards.activations.split(FEATURES_AT_ONCE), strict=True)
+    blocks = [_block(of_part, acts.float(), opens, closes, names) for of_part, acts in parts]
+    form_of, shown = names.forms()
+    numbers, activations = (torch.cat(each) for each in zip(*blocks, strict=True))
+    return Words(torch.where(numbers < 0, NO_WORD, form_of[numbers.clamp(min=0)]), activations, shown)
+
+
+def same_word(text: str) -> str:
+    """What two words have in common that a label does not tell apart: case and the space around them are left out."""
+    return text.strip().casefold()
+
+
+class _Names:
+    """Numbers of the words as they are written, given out as they are met, and how often each was."""
+
+    def __init__(self, texts: dict[int, str]) -> None:
+        self._texts = texts
+        self._number_of: dict[str, int] = {"": BLANK}
+        self._counts = np.zeros(1, dtype=np.int64)
+
+    def numbers(self, words: np.ndarray) -> np.ndarray:
+        """Of words given as rows of token ids, −1 after the last."""
+        multipliers = MULTIPLIER ** np.arange(words.shape[1], dtype=np.uint64)
+        keys = (words.astype(np.int64).astype(np.uint64) * multipliers).sum(1)  # to sort rows would take much longer
+        _, first, inverse, counts = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
+        found = np.empty(len(first), dtype=np.int64)
+        for i in np.argsort(first):  # by when they were met first
+            row = words[first[i]].tolist()
+            text = whole_characters(["".join(self._texts[id_] for id_ in row if id_ >= 0)])[0].strip()
+            text = text if len(text) <= MAX_CHARACTERS else f"{text[: MAX_CHARACTERS - 1]}…"
+            found[i] = self._number_of.setdefault(text, len(self._number_of))
+        self._counts = np.pad(self._counts, (0, len(self._number_of) - len(self._counts)))
+        np.add.at(self._counts, found, counts)
+        return found[inverse]
+
+    def forms(self) -> tuple[torch.Tensor, tuple[str, ...]]:
+        """For each number that of its form, in which case is left out; and each form as it is written most often."""
+        numbers: dict[str, int] = {"": BLANK}
+        form_of = [numbers.setdefault(same_word(text), len(numbers)) for text in self._number_of]
+        shown, most = [""] * len(numbers), [-1] * len(numbers)
+        for text, form, count in zip(self._number_of, form_of, self._counts.tolist(), strict=True):
+            if count > most[form]:
+                shown[form], most[form] = text, count
+        return torch.tensor(form_of, dtype=torch.int32), tuple(shown)
+
+
+def _block(
+    ids: torch.Tensor, activations: torch.Tensor, opens: torch.Tensor, closes: torch.Tensor, names: _Names
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Numbers and activations of the words of some features' windows, both (features, slots, window)."""
+    there, known, order = ids >= 0, ids.clamp(min=0).long(), torch.arange(ids.shape[-1])
+    opens, closes = opens[known] & there, closes[known] & there
+    begins = there.clone()
+    begins[..., 1:] &= ~(opens[..., 1:] & closes[..., :-1])
+    place = (begins.cumsum(-1) - 1).clamp(min=0)  # of a token's word in the window
+    found = torch.zeros_like(activations).scatter_reduce_(-1, place, activations * there, "amax")
+
+    within = order - torch.where(begins, order, 0).cummax(-1).values
+    pieces = torch.full((int(begins.sum()), int(within[there].max()) + 1 if there.any() else 1), -1, dtype=ids.dtype)
+    pieces[begins.flatten().cumsum(0)[there.flatten()] - 1, within[there]] = ids[there]
+    numbers = torch.full(ids.shape, NO_WORD)
+    feature, slot, _ = begins.nonzero(as_tuple=True)
+    numbers[feature, slot, place[begins]] = torch.from_numpy(names.numbers(pieces.numpy()))
+
+    cut = torch.zeros_like(there)
+    cut.scatter_(-1, place[..., -1:], closes[..., -1:])
+    cut[..., 0] |= opens[..., 0]
+    return numbers.masked_fill(cut, NO_WORD), found.masked_fill(cut, 0)
+
+
+def _is_letter(text: str, last: bool = False) -> bool:
+    """Whether a text begins, or ends, with a letter, a digit or a part of a character."""
+    if BYTE.match(text[-6:] if last else text):
+        return True
+    character = text[-1:] if last else text[:1]
+    return character.isalnum() and not unicodedata.name(character, "").startswith(WITHOUT_SPACES)
