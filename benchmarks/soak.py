@@ -36,10 +36,10 @@ from transformers import AutoTokenizer
 
 from benchmarks.machine import machine
 from sae_lens_hsae import ForestLogging, HierarchicalSAETrainingRunner
-from sae_lens_hsae.cli.demo import BATCH_SIZE, CONTEXT_SIZE, SPECIAL_TOKENS, minilm_config, minilm_folder
+from sae_lens_hsae.cli.demo import BATCH_SIZE, minilm_config, minilm_folder
 from sae_lens_hsae.cli.showcase import paper_optimizer
 from sae_lens_hsae.storage.whole_files import file_written_whole
-from sae_lens_hsae.text.installed import token_rows
+from sae_lens_hsae.text.rows import training_rows
 from sae_lens_hsae.training.checkpoints import MANIFEST
 
 TEXT_TOKENS = 2_000_000
@@ -81,7 +81,6 @@ def train(folder: Path, minutes: float) -> None:
         os.environ[name] = str(folder)
     os.environ |= {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"}
     tokenizer = AutoTokenizer.from_pretrained(minilm_folder())
-    rows = token_rows(tokenizer, TEXT_TOKENS, CONTEXT_SIZE, SPECIAL_TOKENS[-1])
     pilot = minilm_config(
         None,
         training_tokens=PILOT_STEPS * BATCH_SIZE,
@@ -89,6 +88,7 @@ def train(folder: Path, minutes: float) -> None:
         n_batches_in_buffer=64,
         n_batches_for_norm_estimate=4,
     )
+    rows = training_rows(pilot, tokenizer, TEXT_TOKENS)
     began = time.monotonic()
     HierarchicalSAETrainingRunner(pilot, override_dataset=rows).run()
     steps_per_minute = 60 * PILOT_STEPS / (time.monotonic() - began)

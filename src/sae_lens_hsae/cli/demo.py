@@ -9,10 +9,10 @@ from typing import Any
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
 from transformers import AutoTokenizer
 
-from sae_lens_hsae.cli.showcase import EVALUATION_TOKENS, paper_optimizer, train_and_show
+from sae_lens_hsae.cli.showcase import paper_optimizer, train_and_show
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.sae.inference import HierarchicalSAE
-from sae_lens_hsae.text.installed import token_rows
+from sae_lens_hsae.text.rows import TextSource, training_rows
 
 CONTEXT_SIZE = 128
 BATCH_SIZE = 1024
@@ -68,10 +68,9 @@ def minilm_config(output_path: str | None = "runs/demo", **overrides: Any) -> La
 def demo(**overrides: Any) -> HierarchicalSAE:
     """Train on all-MiniLM-L6-v2 and show the forest; ``overrides`` are fields of SAELens' config."""
     cfg = minilm_config(**overrides)
-    n_held_out = 2 * EVALUATION_TOKENS // CONTEXT_SIZE
     n_norm = cfg.n_batches_for_norm_estimate * BATCH_SIZE
     n_buffer = cfg.n_batches_in_buffer * CONTEXT_SIZE
     # A little more than is trained on, for the special tokens that are left out.
-    n_tokens = int(1.05 * (cfg.training_tokens + n_norm + n_buffer)) + n_held_out * CONTEXT_SIZE
-    rows = token_rows(AutoTokenizer.from_pretrained(cfg.model_name), n_tokens, CONTEXT_SIZE, SPECIAL_TOKENS[-1])
-    return train_and_show(cfg, rows.select(range(n_held_out, len(rows))), rows.select(range(n_held_out)))
+    n_tokens = int(1.05 * (cfg.training_tokens + n_norm + n_buffer))
+    rows = training_rows(cfg, AutoTokenizer.from_pretrained(cfg.model_name), n_tokens)
+    return train_and_show(cfg, rows, TextSource())

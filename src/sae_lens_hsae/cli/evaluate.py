@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 
 from hsae_command import SUBCOMMANDS
 from sae_lens_hsae.cli.outcome import Outcome, add_json
-from sae_lens_hsae.cli.text_flags import add_device, add_text, check_device, text_source
+from sae_lens_hsae.cli.text_flags import add_device, add_text, check_device, read_rows, text_source
 from sae_lens_hsae.evaluation import ForestEvaluation, evaluate_forest
 from sae_lens_hsae.hub.saved_model import check_evaluation_can_stand, load_hierarchical_sae, save_evaluation
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model, tokens_and_activations
 from sae_lens_hsae.sae.inference import HierarchicalSAE
 from sae_lens_hsae.storage.whole_files import check_writable
 from sae_lens_hsae.text.as_trained import excluded_tokens
-from sae_lens_hsae.text.rows import TextSource, text_rows
+from sae_lens_hsae.text.rows import TextSource
 
 DEFAULT_TOKENS = 50_000
 
@@ -52,16 +53,19 @@ def evaluate(
     device: str = "cpu",
     model: Any = None,
     output: str | Path | None = None,
+    rows: Dataset | None = None,
 ) -> ForestEvaluation:
     """Measure a saved `HierarchicalSAE` on text, and write the result.
 
     Args:
         folder: where the SAE was saved.
         n_tokens: how many tokens to measure on; those left out in training are left out here too.
-        text: what to read; None takes the installed packages' READMEs and docstrings.
+        text: what to read; None takes those of the installed packages' READMEs and docstrings that are held out from
+            training.
         device: where the SAE and its language model run.
         model: the language model, from SAELens' ``load_model``; None loads the one that the SAE's metadata name.
         output: the file to write; None takes ``evaluation.json`` in the folder.
+        rows: tokenised rows, in a column ``tokens``, to read instead of ``text``.
 
     Raises:
         FileNotFoundError: if the folder holds no SAE.
@@ -77,14 +81,16 @@ def evaluate(
         check_evaluation_can_stand(sae, folder, n_tokens)
     else:
         check_writable("output", Path(output).parent)
-    evaluation = evaluate_forest(sae, sae.forest, _activations(sae, model, n_tokens, text), n_tokens)
+    evaluation = evaluate_forest(sae, sae.forest, _activations(sae, model, n_tokens, text, rows), n_tokens)
     save_evaluation(evaluation, sae, folder, output)
     return evaluation
 
 
-def _activations(sae: HierarchicalSAE, model: Any, n_tokens: int, text: TextSource | None) -> Iterator[torch.Tensor]:
+def _activations(
+    sae: HierarchicalSAE, model: Any, n_tokens: int, text: TextSource | None, rows: Dataset | None
+) -> Iterator[torch.Tensor]:
     model = load_language_model(sae) if model is None else model
     excluded = torch.tensor(excluded_tokens(sae, model.tokenizer), dtype=torch.long, device=sae.device)
-    rows = text_rows(text or TextSource(), sae.cfg.metadata, model.tokenizer, n_tokens)
+    rows = read_rows(text, sae, model.tokenizer, n_tokens) if rows is None else rows
     for token_ids, x in tokens_and_activations(sae, model, rows):
         yield x[~torch.isin(token_ids, excluded)]

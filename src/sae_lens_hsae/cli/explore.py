@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
+
 from hsae_command import SUBCOMMANDS
 from sae_lens_hsae.cli.collected import dashboards_beside
 from sae_lens_hsae.cli.outcome import Outcome, add_json
-from sae_lens_hsae.cli.text_flags import add_device, add_text, check_device, text_source
+from sae_lens_hsae.cli.text_flags import add_device, add_text, check_device, read_rows, text_source
 from sae_lens_hsae.config import ARCHITECTURE
 from sae_lens_hsae.interpret.explain import explain
 from sae_lens_hsae.interpret.explain.explain import check_text
@@ -27,7 +29,7 @@ from sae_lens_hsae.interpret.page.page import write_page
 from sae_lens_hsae.sae.inference import HierarchicalSAE
 from sae_lens_hsae.storage.json_files import read_json_object
 from sae_lens_hsae.text.as_trained import excluded_tokens
-from sae_lens_hsae.text.rows import TextSource, digest, text_rows
+from sae_lens_hsae.text.rows import TextSource, digest
 from sae_lens_hsae.text.token_text import TokenTexts
 
 DEFAULT_TOKENS = 200_000
@@ -79,6 +81,7 @@ def explore(
     explained: Sequence[str] = (),
     device: str = "cpu",
     model: Any = None,
+    rows: Dataset | None = None,
 ) -> Path:
     """Write the explorer page of a saved ``HierarchicalSAE``; dashboards that stand beside it are used again.
 
@@ -86,13 +89,15 @@ def explore(
         folder: where the SAE was saved.
         output: the page; None puts ``explorer.html`` into the folder.
         n_tokens: tokens to read for the dashboards.
-        text: what to read; None takes the installed packages' READMEs and docstrings.
+        text: what to read; None takes those of the installed packages' READMEs and docstrings that are held out from
+            training.
         labels: a JSON object from flat feature index to label; None takes ``labels.json`` in the folder, if there.
             Other features are named by their distinctive tokens.
         renew: collect the dashboards again even where they stand.
         explained: texts to show token by token; for these the language model is loaded in any case.
         device: where the SAE and its language model run.
         model: the language model, from SAELens' ``load_model``; None loads the one that the SAE's metadata name.
+        rows: tokenised rows, in a column ``tokens``, to read instead of ``text``.
 
     Returns:
         The page's path.
@@ -124,15 +129,15 @@ def explore(
     explanations = [explain(sae, model, each) for each in explained]
     tokenizer = load_tokenizer(sae) if model is None else model.tokenizer
     if dashboards is None:
-        rows = text_rows(text or TextSource(), sae.cfg.metadata, tokenizer, n_tokens)
+        read = read_rows(text, sae, tokenizer, n_tokens) if rows is None else rows
         dashboards = collect_dashboards(
             sae,
             sae.forest,
-            lambda skipped: tokens_and_activations(sae, model, rows, skipped),
+            lambda skipped: tokens_and_activations(sae, model, read, skipped),
             n_tokens=n_tokens,
             exclude_tokens=excluded_tokens(sae, tokenizer),
             unembedding=unembedding_of(sae, model),
-            progress_file=where.with_name(f".{where.name}-{digest(rows)}.safetensors"),
+            progress_file=where.with_name(f".{where.name}-{digest(read)}.safetensors"),
         )
         dashboards.save(where)
     texts = TokenTexts(tokenizer)

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
-from sae_lens import SAE, LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner
+from sae_lens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner
 from sae_lens.training.activations_store import ActivationsStore
-from tqdm.auto import tqdm
 
-from sae_lens_hsae.evaluation import ForestEvaluation, evaluate_forest
-from sae_lens_hsae.interpret import typical_tokens
+from sae_lens_hsae.cli.collected import labels_by_tokens
+from sae_lens_hsae.cli.evaluate import evaluate
+from sae_lens_hsae.cli.explore import explore
+from sae_lens_hsae.evaluation import ForestEvaluation
+from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.hub.saved_model import EVALUATION_FILENAME, load_hierarchical_sae
+from sae_lens_hsae.interpret.feature_cache import Dashboards, dashboards_folder
 from sae_lens_hsae.interpret.tree_text import RULE, choose_trees, draw_tree, edge_scores, shown_features
 from sae_lens_hsae.sae.inference import HierarchicalSAE
 from sae_lens_hsae.storage.json_files import printable
 from sae_lens_hsae.text.load_model import model_of_run
-from sae_lens_hsae.text.token_text import TokenTexts
+from sae_lens_hsae.text.rows import TextSource
+
+DASHBOARD_TOKENS = 100_000
+"""For the features' contexts, and the names that are made of them."""
 
 EVALUATION_TOKENS = 50_000
 TREES_SHOWN = 3
@@ -37,14 +45,14 @@ def paper_optimizer(n_steps: int, lr: float) -> dict[str, Any]:
 
 
 def train_and_show(
-    cfg: LanguageModelSAERunnerConfig[Any], rows: Dataset | None = None, held_out: Dataset | None = None
+    cfg: LanguageModelSAERunnerConfig[Any], rows: Dataset | None = None, text: TextSource | None = None
 ) -> HierarchicalSAE:
-    """Train with SAELens' own runner, load what it saved, measure it and print some of its trees.
+    """Train with SAELens' own runner, load what it saved, measure it, write its explorer page and print some trees.
 
     Args:
         cfg: SAELens' config with a `HierarchicalTrainingSAEConfig`; needs an ``output_path``.
         rows: what to train on, tokenised rows unless ``cfg`` says otherwise; None takes ``cfg.dataset_path``.
-        held_out: rows to measure on; None goes on in ``cfg.dataset_path`` where training stopped.
+        text: to measure on; None goes on in the training text where training stopped.
 
     Returns:
         The SAE as loaded from disk.
@@ -59,34 +67,24 @@ def train_and_show(
         with model_of_run(cfg) as model:
             runner = LanguageModelSAETrainingRunner(cfg, override_dataset=rows, override_model=model)
         runner.run()
-        sae = SAE.load_from_disk(cfg.output_path, device=cfg.device)
-    assert isinstance(sae, HierarchicalSAE)
-    store = runner.activations_store
-    if held_out is not None:
-        store = ActivationsStore.from_config(runner.model, cfg, override_dataset=held_out)
-    pairs = list(_activations_and_tokens(store, EVALUATION_TOKENS))
-    evaluation = evaluate_forest(sae, sae.forest, [x for x, _ in pairs])
+    folder, model = cfg.output_path, runner.model
+    sae = load_hierarchical_sae(folder, cfg.device)
+    further = _further_rows(runner.activations_store) if text is None else None
+    measured = {"text": text, "device": cfg.device, "model": model, "rows": further}
+    evaluation = evaluate(folder, EVALUATION_TOKENS, output=Path(folder) / EVALUATION_FILENAME, **measured)
     print(report(evaluation, cfg.sae.target_l0_per_level))
-    tokenizer: Any = runner.model.tokenizer
-    print(trees(sae, evaluation, pairs, tokenizer))
-    print("\nLoad it again:\n\n    import sae_lens, sae_lens_hsae")
-    print(f"    sae = sae_lens.SAE.load_from_disk({cfg.output_path!r})")
+    page = explore(folder, n_tokens=DASHBOARD_TOKENS, renew=True, **measured)
+    dashboards = Dashboards.load(dashboards_folder(folder))
+    print(trees(sae.forest, evaluation, labels_by_tokens(dashboards, model.tokenizer)))
+    print(f"\nWalk the forest: open {page.resolve().as_uri()}\n\nLoad it again:\n\n    import sae_lens, sae_lens_hsae")
+    print(f"    sae = sae_lens.SAE.load_from_disk({folder!r})")
     return sae
 
 
-def _activations_and_tokens(store: ActivationsStore, n_tokens: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Activations (batch, d_in) with their token ids (batch,), special tokens left out, in SAELens' own batches."""
-    progress, n_read = tqdm(total=n_tokens, desc="Measuring", unit="tok"), 0
-    while n_read < n_tokens:
-        x, token_ids = store.get_raw_llm_batch()
-        assert token_ids is not None  # they are missing only where activations come from a cache
-        if store.exclude_special_tokens is not None:
-            kept = ~torch.isin(token_ids, store.exclude_special_tokens)
-            x, token_ids = x[kept], token_ids[kept]
-        progress.update(min(len(x), n_tokens - n_read))
-        n_read += len(x)
-        yield x, token_ids
-    progress.close()
+def _further_rows(store: ActivationsStore) -> Dataset:
+    """Rows that come after those that training has read."""
+    n_rows = math.ceil(DASHBOARD_TOKENS / store.context_size)
+    return Dataset.from_dict({"tokens": store.get_batch_tokens(n_rows).tolist()})
 
 
 def report(evaluation: ForestEvaluation, targets: tuple[float, ...]) -> str:
@@ -110,21 +108,13 @@ def report(evaluation: ForestEvaluation, targets: tuple[float, ...]) -> str:
     return "\n".join(lines)
 
 
-def trees(
-    sae: HierarchicalSAE,
-    evaluation: ForestEvaluation,
-    pairs: list[tuple[torch.Tensor, torch.Tensor]],
-    tokenizer: Any,
-) -> str:
-    """The trees chosen by ``tree_text.RULE``, every feature with its most typical tokens."""
-    forest, scores = sae.forest, edge_scores(sae.forest, evaluation)
+def trees(forest: FeatureForest, evaluation: ForestEvaluation, labels: Mapping[int, str]) -> str:
+    """The trees chosen by ``tree_text.RULE``, every feature with its label."""
+    scores = edge_scores(forest, evaluation)
     roots = choose_trees(forest, evaluation, TREES_SHOWN)
     features = [feature for root in roots for feature in shown_features(forest, scores, root)]
-    tokens = typical_tokens(sae.encode, features, pairs, len(tokenizer))
-    texts = TokenTexts(tokenizer)
-    shown = {id_: printable(texts[id_].strip() or repr(texts[id_])) for ids in tokens.values() for id_ in ids}
-    names = {feature: "  ".join(shown[id_] for id_ in ids) for feature, ids in tokens.items()}
+    names = {feature: printable(labels.get(feature, "–")) for feature in features}
     drawn = [draw_tree(forest, scores, root, names) for root in roots]
     return "\n\n".join(
-        [f"\n{len(roots)} trees: {RULE}.\nlevel/feature  its most typical tokens  (its score as a child)", *drawn]
+        [f"\n{len(roots)} trees: {RULE}.\nlevel/feature  its strongest words  (its score as a child)", *drawn]
     )

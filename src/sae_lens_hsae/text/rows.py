@@ -1,4 +1,4 @@
-"""Text for `hsae explore` as tokenised rows: a file, a Hugging Face data set, or what any machine has."""
+"""Text as tokenised rows, cut as training cuts it: a file, a Hugging Face data set, or what any machine has."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from sae_lens import LanguageModelSAERunnerConfig
+from sae_lens.saes.sae import SAEMetadata
 from sae_lens.tokenization_and_batching import concat_and_batch_sequences
 from tqdm.auto import tqdm
 
 from sae_lens_hsae.text.as_trained import first_token, separator
 from sae_lens_hsae.text.documents import documents
-from sae_lens_hsae.text.installed import MAX_TOKENS_PER_TEXT, installed_text
+from sae_lens_hsae.text.installed import HELD_OUT_OF, MAX_TOKENS_PER_TEXT, installed_text
 
 DEFAULT_CONTEXT = 128
 
@@ -58,14 +60,26 @@ class TextSource:
         """Whether it is the text of the installed packages."""
         return self.file is None and self.dataset is None
 
+    def said(self, metadata: Any) -> str:
+        """One line: what is read, and whether an SAE with these metadata was trained on it."""
+        if self.is_installed:
+            return (
+                f"Text: READMEs and docstrings of installed packages, the 1 in {HELD_OUT_OF} that training leaves out"
+            )
+        trained = str(self.dataset if self.file is None else self.file) == str(metadata.dataset_path)
+        return f"Text: {self}" + ("; the SAE was trained on it" if trained else "")
 
-def text_rows(source: TextSource, metadata: Any, tokenizer: Any, n_tokens: int) -> Dataset:
+
+def text_rows(
+    source: TextSource, metadata: Any, tokenizer: Any, n_tokens: int, held_out: bool | None = True
+) -> Dataset:
     """Rows as the SAE was trained on, in a column ``tokens``: as many as hold ``n_tokens``, cut by SAELens.
 
     Args:
         metadata: the SAE's, with ``context_size``, ``prepend_bos`` and what else says how training cut texts.
         tokenizer: of the model.
         n_tokens: of the texts; first tokens are not counted.
+        held_out: of the text of the installed packages, which part: see `installed_text`.
 
     Raises:
         ValueError: if the data set lacks the split or the column, or the text is too short.
@@ -82,7 +96,7 @@ def text_rows(source: TextSource, metadata: Any, tokenizer: Any, n_tokens: int) 
             stacklevel=2,
         )
     n_rows = math.ceil(n_tokens / max(1, of_text))
-    counted = _Counted(tokenizer, _texts(source), truncated=source.is_installed)
+    counted = _Counted(tokenizer, _texts(source, held_out), truncated=source.is_installed)
     cut = concat_and_batch_sequences(
         iter(counted),
         length,
@@ -103,6 +117,17 @@ def text_rows(source: TextSource, metadata: Any, tokenizer: Any, n_tokens: int) 
             raise ValueError(f"{source} holds {counted.n_tokens} tokens, n_tokens={n_tokens}; ask for fewer")
         random.Random(0).shuffle(rows)  # else there are few packages in many rows
     return Dataset.from_dict({"tokens": rows})
+
+
+def training_rows(cfg: LanguageModelSAERunnerConfig[Any], tokenizer: Any, n_tokens: int) -> Dataset:
+    """Rows of the installed packages' text to train on, without the texts that are held out; see `text_rows`.
+
+    Args:
+        cfg: the runner's, which says how texts are cut.
+    """
+    names = ("context_size", "prepend_bos", "sequence_separator_token", "disable_concat_sequences")
+    metadata = SAEMetadata(**{name: getattr(cfg, name) for name in names})
+    return text_rows(TextSource(), metadata, tokenizer, n_tokens, held_out=False)
 
 
 def digest(rows: Dataset) -> str:
@@ -132,12 +157,12 @@ def _lacking(n_tokens: int, metadata: Any, length: int) -> str:
     return f"too little: {n_tokens} of {length} tokens that fill a context"
 
 
-def _texts(source: TextSource) -> Iterator[str]:
+def _texts(source: TextSource, held_out: bool | None) -> Iterator[str]:
     if source.file is not None:
         yield from documents(source.file, source.column)
         return
     if source.is_installed:
-        yield from installed_text()
+        yield from installed_text(held_out)
         return
     name, split = str(source.dataset), source.split
     if any((Path(name) / file).is_file() for file in ("state.json", "dataset_dict.json")):
