@@ -1,15 +1,12 @@
 """The explorer page in a real browser, opened from disk."""
 
-import json
 import re
-import shutil
-import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from chromium import Browser
 from conftest import D_IN, WIDTHS, make_sae
 from datasets import Dataset, DatasetDict
 from host_helpers import D_MODEL, VOCABULARY, save_tiny_gpt2
@@ -26,13 +23,6 @@ from sae_lens_hsae.interpret.feature_cache.text import load_language_model, unem
 from sae_lens_hsae.interpret.labels import label_detection
 from sae_lens_hsae.interpret.page import PageLimits, write_page
 from sae_lens_hsae.text.token_text import whole_characters
-
-CHROMIUM = shutil.which("chromium")
-DRIVER = shutil.which("chromedriver")
-FLAGS = [
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
-]  # fmt: skip
 
 LONG = "x" * 10_000
 HOSTILE = [
@@ -202,89 +192,6 @@ def test_a_token_that_cannot_be_decoded_is_shown_by_its_number(sae, dashboards, 
 # In the browser.
 
 
-class Browser:
-    """A page in Chromium; every call waits until the view it leads to is complete."""
-
-    def __init__(self, folder: Path, width: int = 1280, height: int = 900) -> None:
-        webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-        if CHROMIUM is None or DRIVER is None:
-            pytest.skip("chromium and chromedriver are not installed")
-        options = webdriver.ChromeOptions()
-        options.binary_location = CHROMIUM
-        for flag in [*FLAGS, f"--user-data-dir={folder}", f"--window-size={width},{height}"]:
-            options.add_argument(flag)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-        self.size(width, height)
-
-    def size(self, width: int, height: int) -> None:
-        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-
-    def scheme(self, value: str) -> None:
-        features = [{"name": "prefers-color-scheme", "value": value}]
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-
-    def open(self, page: Path, fragment: str = "#/") -> None:
-        self.driver.get("about:blank")
-        self.driver.get(page.as_uri() + fragment)
-        self.wait(fragment)
-
-    def go(self, fragment: str) -> None:
-        self.run("location.hash = arguments[0]", fragment)
-        self.wait(fragment)
-
-    def run(self, script: str, *arguments: Any) -> Any:
-        return self.driver.execute_script(script, *arguments)
-
-    def wait(self, fragment: str) -> None:
-        ready = """return document.documentElement.dataset.ready !== undefined
-            && document.getElementById("main").dataset.finished === arguments[0]"""
-        self.until(lambda: self.run(ready, fragment), f"the view {fragment}")
-
-    def until(self, condition: Any, what: str) -> None:
-        end = time.monotonic() + 20
-        while not condition():
-            assert time.monotonic() < end, f"{what} did not come; the page shows {self.text()[:500]!r}"
-            time.sleep(0.02)
-
-    def text(self) -> str:
-        return self.run("return document.getElementById('main').innerText")
-
-    def fragment(self) -> str:
-        return self.run("return location.hash")
-
-    def keys(self, *keys: str) -> None:
-        self.driver.switch_to.active_element.send_keys(*keys)
-
-    def active_row(self) -> str:
-        return self.run("""const tree = document.getElementById("tree");
-            return document.getElementById(tree.getAttribute("aria-activedescendant")).innerText""")
-
-    def rows(self) -> list[str]:
-        return self.run("""return Array.from(document.querySelectorAll("[role=treeitem]"),
-            (row) => row.querySelector(".id")?.textContent ?? row.querySelector(".name").textContent)""")
-
-    def requests(self) -> set[str]:
-        """What pages asked for since the last call, and the policy let through; the browser's own pages left out."""
-        messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        events = [(m["method"], m["params"]) for m in messages]
-        blocked = {
-            event["requestId"]
-            for method, event in events
-            if method == "Network.loadingFailed" and event.get("blockedReason") == "csp"
-        }
-        urls = {
-            event["request"]["url"]
-            for method, event in events
-            if method == "Network.requestWillBeSent" and event["requestId"] not in blocked
-        }
-        return {url for url in urls if not url.startswith(("about:", "chrome:"))}
-
-    def errors(self) -> list[Any]:
-        return [entry for entry in self.driver.get_log("browser") if entry["level"] != "INFO"]
-
-
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     browser = Browser(tmp_path_factory.mktemp("profile"))
@@ -317,7 +224,9 @@ def views(forest: FeatureForest) -> list[str]:
         "#/search/plain",
         "#/search/%3C%2Fscript%3E",
         "#/search/",
+        "#/map",
         "#/part/1/4",
+        "#feature=1/3",
         *(f"#/text/0/{position}" for position in range(len(HOSTILE))),
         "#/text/0",
         "#/text/0/99",
@@ -413,14 +322,16 @@ def test_a_deep_link_opens_the_branch_and_back_returns(opened, page, sae):
 
 
 @pytest.mark.browser
-def test_the_tree_is_walked_by_keyboard(opened, sae, dashboards):
+def test_the_tree_is_walked_by_keyboard(opened, sae):
     forest = sae.forest
     opened.run("document.getElementById('tree').focus()")
-    order = sorted(range(WIDTHS[0]), key=lambda f: -dashboards.n_firing[f].item())
-    assert opened.rows()[: WIDTHS[0]] == [name_of(forest, f) for f in order]
-    parent = next(f for f in order if forest.children(f))
-    for _ in range(order.index(parent)):
-        opened.keys("\ue015")
+    order = sorted(
+        (f for f in range(forest.n_features) if forest.parent(f) is None and forest.children(f)),
+        key=lambda f: -len(forest.subtree(f)),
+    )
+    assert opened.rows()[: len(order)] == [name_of(forest, f) for f in order]
+    parent = order[1]
+    opened.keys("\ue015")
     assert opened.active_row().startswith(name_of(forest, parent))
     assert opened.run("return document.querySelector('.row.active').getAttribute('aria-expanded')") == "false"
     opened.keys("\ue014")
@@ -437,12 +348,12 @@ def test_the_tree_is_walked_by_keyboard(opened, sae, dashboards):
     opened.keys("\ue012")
     assert opened.run("return document.querySelector('.row.active').getAttribute('aria-expanded')") == "false"
     opened.keys("\ue010")
-    assert "Unassigned" in opened.active_row()
+    assert "Standing alone" in opened.active_row()
     opened.keys("\ue014", "\ue015")
-    unassigned = opened.active_row().split("\n")[0]
-    assert unassigned in {name_of(forest, int(f)) for f in forest.unassigned()}
+    alone = opened.active_row().split("\n")[0]
+    assert alone in {name_of(forest, f) for f in range(forest.n_features) if len(forest.subtree(f)) == 1}
     opened.keys("\ue007")
-    opened.wait(f"#/f/{unassigned}")
+    opened.wait(f"#/f/{alone}")
     opened.keys("\ue011")
     assert opened.active_row().startswith(name_of(forest, order[0]))
 
@@ -471,17 +382,21 @@ def test_filters_keep_the_way_to_what_matches(opened, sae, dashboards):
     opened.run(choose, "filter-frequency", "never")
     assert f"2/{WIDTHS[2] - 1}" in opened.rows()
     opened.run(choose, "filter-frequency", "")
-    opened.run(choose, "sort", "number")
-    assert opened.rows()[:4] == ["0/0", "0/1", "0/2", "0/3"]
-    opened.run(choose, "sort", "size")
-    sizes = [len(forest.subtree(int(row[2:]))) for row in opened.rows()[:4]]
-    assert sizes == sorted(sizes, reverse=True)
-    opened.run(choose, "sort", "clarity")
-    clear = clarity(dashboards)[: WIDTHS[0]]
-    assert opened.rows()[:4] == [f"0/{root}" for root in clear.argsort(descending=True).tolist()]
-    opened.run(choose, "sort", "detection")
-    detected = label_detection(dashboards, HOSTILE.__getitem__).score[: WIDTHS[0]].nan_to_num(-1)
-    assert opened.rows()[:4] == [f"0/{root}" for root in detected.argsort(descending=True, stable=True).tolist()]
+    trees = [f for f in range(forest.n_features) if forest.parent(f) is None and forest.children(f)]
+    detected = label_detection(dashboards, HOSTILE.__getitem__).score.nan_to_num(-1).tolist()
+    shown = "return Array.from(document.querySelectorAll('.row .share'), (each) => each.textContent)"
+    for key, heading, values, written in (
+        ("number", "", [-f for f in range(forest.n_features)], lambda _: ""),
+        ("", "features in its tree", [len(forest.subtree(f)) for f in range(forest.n_features)], str),
+        ("clarity", "clarity", clarity(dashboards).nan_to_num(-1).tolist(), lambda v: f"{v:.2f}"),
+        ("detection", "detection by tokens", detected, lambda v: f"{v:.2f}" if v >= 0 else "–"),
+        ("frequency", "share of tokens it fires on", dashboards.frequency.tolist(), lambda v: f"{100 * v:.0f} %"),
+    ):
+        opened.run(choose, "sort", key)
+        order = sorted(trees, key=lambda f: (-values[f], f))[:4]
+        assert opened.rows()[:4] == [name_of(forest, f) for f in order], key
+        assert opened.run(shown)[:4] == [written(values[f]) for f in order], "the number it is sorted by"
+        assert opened.run("return document.getElementById('column').textContent") == heading
 
 
 @pytest.mark.browser
@@ -493,24 +408,28 @@ def test_a_link_holds_the_filter_the_order_and_the_colours(opened, page):
     opened.keys("a & b?#=é")
     opened.run(choose, "filter-level", "0")
     opened.run(choose, "sort", "clarity")
-    colours = "return document.querySelector('.overview').closest('section').querySelector('select')"
+    opened.run("document.getElementById('hide-copies').click()")
+    opened.go(opened.fragment().replace("#/", "#/map"))
+    colours = "return document.querySelector('.ramp').parentElement.querySelector('select')"
     opened.run(f"const s = (() => {{ {colours} }})(); s.value = 'agreement'; s.dispatchEvent(new Event('change'))")
     link = opened.fragment()
-    assert re.fullmatch(r"#/\?text=[^#?&]*&level=0&sort=clarity&colour=agreement", link)
+    assert re.fullmatch(r"#/map\?text=[^#?&]*&level=0&sort=clarity&copies=hidden&colour=agreement", link)
     opened.run("location.hash = '#/f/0/2'")
     opened.wait("#/f/0/2")
-    assert opened.fragment() == link.replace("#/?", "#/f/0/2?"), "a link to a feature keeps them"
+    assert opened.fragment() == link.replace("#/map?", "#/f/0/2?"), "a link to a feature keeps them"
     rows = opened.rows()
 
     opened.open(page, link)
     assert opened.run("return document.getElementById('filter-text').value") == "a & b?#=é"
     assert opened.run("return document.getElementById('filter-level').value") == "0"
     assert opened.run("return document.getElementById('sort').value") == "clarity"
+    assert opened.run("return document.getElementById('hide-copies').checked")
     assert opened.run(f"{colours}.value") == "agreement"
     assert opened.rows() == rows
-    opened.open(page, "#/f/0/1?level=nonsense&sort=size&colour=nonsense")
+    opened.open(page, "#/f/0/1?level=nonsense&sort=number&copies=nonsense&colour=nonsense")
     assert opened.run("return document.getElementById('filter-level').value") == ""
-    assert opened.fragment() == "#/f/0/1?sort=size"
+    assert not opened.run("return document.getElementById('hide-copies').checked")
+    assert opened.fragment() == "#/f/0/1?sort=number"
     opened.go("#/search/what?")
     assert opened.run("return document.getElementById('query').value") == "what?"
     assert opened.errors() == []
@@ -691,7 +610,7 @@ return bad;"""
 def test_text_is_legible_and_nothing_overflows(opened, scheme, width):
     opened.size(width, 850)
     opened.scheme(scheme)
-    for view in ("#/", "#/f/0/2", "#/f/1/3", "#/compare/0/1", "#/search/plain", "#/text/0", "#/text/0/3"):
+    for view in ("#/", "#/map", "#/f/0/2", "#/f/1/3", "#/compare/0/1", "#/search/plain", "#/text/0", "#/text/0/3"):
         opened.go(view)
         assert opened.run(CONTRAST) == [], view
         page_overflow = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
@@ -727,43 +646,48 @@ CLICK = """const canvas = document.querySelector("canvas"), box = canvas.getBoun
 
 
 @pytest.mark.browser
-def test_a_click_in_the_overview_goes_nearer_and_then_opens(opened, sae, dashboards):
+def test_a_click_in_the_map_zooms_in_and_then_opens(opened, page, sae):
     forest = sae.forest
-    order = sorted(range(WIDTHS[0]), key=lambda f: -dashboards.n_firing[f].item())
-    root = order[0]
-    n_leaves = sum(not forest.children(feature) for feature in forest.subtree(root))
+    top = int(array_of(blocks_of(page)["forest"], "families")[0])
+    n_leaves = sum(not forest.children(feature) for feature in forest.subtree(top))
     assert n_leaves > 1
+    assert forest.levels.level_of(torch.tensor(top)) == 0
+    opened.go("#/map")
     opened.run(CLICK, 0.001, 5)
     opened.wait(f"#/part/0/{n_leaves}")
-    assert f"Inside {name_of(forest, root)}" in opened.text()
+    assert f"Inside {name_of(forest, top)}" in opened.text()
     opened.run(CLICK, 0.5, 5)
-    opened.wait(f"#/f/{name_of(forest, root)}")
+    opened.wait(f"#/f/{name_of(forest, top)}")
     opened.driver.back()
     opened.wait(f"#/part/0/{n_leaves}")
-    opened.run("Array.from(document.querySelectorAll('.zoom a')).find((a) => a.textContent === 'Whole forest').click()")
-    opened.wait("#/")
+    whole = "const a = Array.from(document.querySelectorAll('.zoom a')).find((a) => a.textContent === 'Whole forest')"
+    opened.run(f"{whole}; a.click()")
+    n_all = sum(
+        not forest.children(f) and forest.parent(f) is not None for f in range(forest.n_features)
+    )  # leaves of trees; what stands alone is not drawn
+    opened.wait(f"#/part/0/{n_all}")
     assert "Inside" not in opened.text()
     opened.go("#/part/9/2")
-    assert "Whole forest" not in opened.text(), "a part that is none is the whole"
+    assert "Map of the forest" in opened.text(), "a part that is none is the first one"
     assert opened.errors() == []
 
 
 @pytest.mark.browser
-def test_where_features_are_too_narrow_a_click_goes_nearer(browser, tmp_path):
+def test_where_features_are_too_narrow_a_click_zooms_in(browser, tmp_path):
     widths = [2, 3000]
     wide = make_sae(level_widths=widths)
-    forest = FeatureForest(torch.full((sum(widths),), -1), widths)
+    forest = FeatureForest([-1, -1, *([0] * 3000)], widths)
     settings = DashboardSettings(window=2, n_top=1, n_sampled=0, n_counterexamples=0)
     data = collect_dashboards(wide, forest, stream(2), settings=settings, progress=False)
-    browser.open(write_page(data, forest, tmp_path / "p.html", HOSTILE.__getitem__))
+    browser.open(write_page(data, forest, tmp_path / "p.html", HOSTILE.__getitem__), "#/part/0/3000")
     browser.run(CLICK, 0.5, 50)
-    browser.until(lambda: browser.fragment().startswith("#/part/"), "the part")
+    browser.until(lambda: browser.fragment() != "#/part/0/3000", "the part")
     first, last = map(int, browser.fragment().split("/")[2:])
-    assert last - first == pytest.approx(3002 / 8, abs=1)
-    assert first < 1501 < last
+    assert last - first == pytest.approx(3000 / 8, abs=1)
+    assert first < 1500 < last
     browser.wait(browser.fragment())
     follow = "Array.from(document.querySelectorAll('.zoom a')).find((a) => a.textContent === arguments[0]).click()"
-    browser.run(follow, "Nearer")
+    browser.run(follow, "Zoom in")
     browser.until(lambda: len(browser.text()) and browser.fragment() != f"#/part/{first}/{last}", "the nearer part")
     browser.wait(browser.fragment())
     browser.run(CLICK, 0.5, 50)
@@ -778,7 +702,7 @@ def test_a_forest_without_edges_works(browser, sae, tmp_path):
     page = write_page(bare, forest, tmp_path / "p.html", HOSTILE.__getitem__)
     browser.errors()
     browser.open(page)
-    for view in ("#/f/0/0", "#/compare/0/0", "#/f/1/0"):
+    for view in ("#/map", "#/f/0/0", "#/compare/0/0", "#/f/1/0"):
         browser.go(view)
     assert "unassigned" in browser.text()
     assert browser.errors() == []

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 
 from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.forest.concepts import COPY_COSINE, Concepts
 from sae_lens_hsae.interpret.feature_cache import Dashboards, clarity
 from sae_lens_hsae.interpret.feature_cache.statistics import bin_edges, quantiles
 from sae_lens_hsae.interpret.labels import label_detection
 from sae_lens_hsae.interpret.labels.detection import REASONS
+from sae_lens_hsae.interpret.page.first_view import first_view
 from sae_lens_hsae.text.token_text import BYTE, whole_characters
 
 if TYPE_CHECKING:
@@ -66,6 +68,8 @@ class PageContent:
         """Everything the tree, the overview and the search by token need, about all features; and the texts."""
         data = self._data
         detection = label_detection(data, self._text)
+        concepts = Concepts(self._forest, data.parent_cosine.nan_to_num(nan=-1.0) > COPY_COSINE)
+        first = first_view(data, self._forest, concepts, detection.score, self._text)
         plain = {
             "title": title,
             "levelWidths": list(data.level_widths),
@@ -86,6 +90,9 @@ class PageContent:
         }
         arrays = {
             "parents": _array(data.parents, np.int32),
+            "isCopy": _array(concepts.is_copy, np.uint8),
+            "families": _array(first.families, np.int32),
+            "alone": _array(first.alone, np.int32),
             "frequency": _array(data.frequency, np.float32),
             "meanActivation": _array(data.mean_activation, np.float32),
             "maximum": _array(data.max_activation, np.float32),

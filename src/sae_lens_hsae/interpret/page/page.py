@@ -19,6 +19,7 @@ from sae_lens_hsae.interpret.feature_cache import Dashboards
 from sae_lens_hsae.interpret.page.blocks import pack
 from sae_lens_hsae.interpret.page.content import PageContent
 from sae_lens_hsae.interpret.page.explained import explained_block
+from sae_lens_hsae.interpret.page.sections import PageSection, section_rows
 from sae_lens_hsae.storage.whole_files import file_written_whole
 
 if TYPE_CHECKING:
@@ -31,11 +32,13 @@ SCRIPTS = (
     "icicle.js",
     "link.js",
     "contexts.js",
+    "family.js",
     "feature.js",
     "compare.js",
     "text.js",
     "search.js",
-    "overview.js",
+    "map.js",
+    "first.js",
     "app.js",
 )
 STYLES = ("page.css",)
@@ -73,6 +76,8 @@ def write_page(
     title: str = "Feature forest",
     limits: PageLimits | None = None,
     explanations: Sequence[Explanation] = (),
+    start: Sequence[int | str] = (),
+    sections: Sequence[PageSection] = (),
 ) -> Path:
     """Write the explorer page: one file that opens from disk and fetches nothing.
 
@@ -85,6 +90,9 @@ def write_page(
         title: of the page.
         limits: how much the page takes; None chooses by the number of features.
         explanations: texts to show token by token, from ``explain``.
+        start: features whose trees the page opens on, by flat index or by name, such as ``"2/313"``; below them stand
+            the trees that the page itself finds worth a look.
+        sections: of one's own, such as a circuit, on the first view.
 
     Returns:
         The file's path.
@@ -92,6 +100,7 @@ def write_page(
     Raises:
         ValueError: if the dashboards or an explanation are of another forest, or a label is of a feature that does not
             exist.
+        IndexError: if ``start`` or a section names a feature that does not exist.
     """
     if dashboards.level_widths != forest.level_widths or not dashboards.parents.equal(forest.parents):
         raise ValueError(
@@ -108,8 +117,11 @@ def write_page(
             )
     limits = limits or PageLimits.for_features(len(forest))
     content = PageContent(dashboards, forest, text_of, labels or {}, limits)
+    plain, arrays = content.forest_block(title, [each.text for each in explanations])
+    plain["start"] = [forest.index(feature) for feature in start]
+    plain["sections"] = [section_rows(section, forest) for section in sections]
     # The vocabulary grows while the others are made, and so comes last.
-    blocks = {"forest": pack(*content.forest_block(title, [each.text for each in explanations]))}
+    blocks = {"forest": pack(plain, arrays)}
     n_blocks = math.ceil(len(forest) / limits.features_per_block)
     is_quick = len(forest) <= MANY_FEATURES
     of_features = tqdm(content.feature_blocks(), total=n_blocks, desc="Page", unit="block", disable=is_quick)

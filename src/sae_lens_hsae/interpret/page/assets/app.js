@@ -17,7 +17,7 @@ async function start() {
     colour = key;
     note();
   };
-  const tree = new Tree(forest, open, note);
+  const tree = new Tree(forest, open, note, () => guarded());
 
   const show = async () => {
     const mine = ++current;
@@ -41,7 +41,8 @@ async function start() {
       try { query = decodeURIComponent(query); } catch { /* a link with a stray %: search for it as it stands */ }
       document.getElementById("query").value = query;
       shown = searchView(forest, query, isCurrent);
-    } else shown = overviewView(forest, open, view === "part" ? [first, rest[0]] : [], colour, recolour);
+    } else if (view === "map" || view === "part") shown = mapView(forest, open, [first, rest[0] ?? ""], colour, recolour);
+    else shown = firstView(forest);
     if (!isCurrent()) return;
     main.replaceChildren(...shown.parts);
     main.scrollTop = 0;

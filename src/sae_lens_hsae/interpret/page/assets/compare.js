@@ -54,10 +54,10 @@ async function compareView(forest, parent) {
   const shown = order.slice(0, MANY);
   box.append(
     element("p", {}, "Share of the parent's activation in the contexts below that each child accounts for: the child's activation times its direction, seen along the parent's direction."),
-    element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Shares of the children" }, element("table", {},
+    scrolling("Shares of the children",
       element("thead", {}, element("tr", {}, element("th", { scope: "col" }, "Show"), element("th", { scope: "col" }, "Child"), element("th", { scope: "col", class: "value" }, "Share"))),
       element("tbody", {}, shown.map((j) => line(j, featureLink(forest, children[j]), mass[j] / total, `colour-${colour.get(j)}`)),
-        line("none", "No child", unexplained / total, "nobody")))),
+        line("none", "No child", unexplained / total, "nobody"))),
   );
   if (order.length > shown.length) box.append(element("p", { class: "muted" }, `${order.length - shown.length} more children account for less each.`));
   const list = element("ol", { class: "contexts" });

@@ -47,12 +47,37 @@ class Forest {
     this.maxFrequency = this.frequency.reduce((most, each) => Math.max(most, each), 0);
     // One firing is the least there can be; below a ten-thousandth of the most frequent all look alike.
     this.minFrequency = Math.max(this.frequency.reduce((least, each) => (each > 0 ? Math.min(least, each) : least), 1), this.maxFrequency / 10000) * 0.8;
+    this.tops = Array.from(this.parents.keys()).filter((f) => this.parents[f] < 0);
+    this.concepts = new Uint32Array(this.n); // distinct features in the tree below each one
+    for (let i = this.n - 1; i >= 0; i--) {
+      this.concepts[i] += 1 - this.isCopy[i];
+      if (this.parents[i] >= 0) this.concepts[this.parents[i]] += this.concepts[i];
+    }
+    this.hideCopies = false;
     this.names = new Array(this.n);
     this.blocks = new Map();
   }
 
   children(feature) { return this.childList.subarray(this.childStart[feature], this.childStart[feature + 1]); }
   level(feature) { return this.levels[feature]; }
+
+  // Children and parent as they are shown: where copies are hidden, what is below or above a copy stands in its place.
+  below(feature, hideCopies = this.hideCopies) {
+    const children = Array.from(this.children(feature));
+    return hideCopies ? children.flatMap((child) => (this.isCopy[child] ? this.below(child, true) : [child])) : children;
+  }
+  above(feature, hideCopies = this.hideCopies) {
+    let parent = this.parents[feature];
+    while (hideCopies && parent >= 0 && this.isCopy[parent]) parent = this.parents[parent];
+    return parent;
+  }
+  // The feature itself, or the one that a hidden copy repeats.
+  shown(feature) {
+    let shown = feature;
+    while (this.hideCopies && this.isCopy[shown]) shown = this.parents[shown];
+    return shown;
+  }
+  treeSize(feature) { return (this.hideCopies ? this.concepts : this.size)[feature]; }
   flat(level, index) {
     const feature = this.offsets[level] + index;
     return level >= 0 && level < this.levelWidths.length && index >= 0 && index < this.levelWidths[level] ? feature : -1;
@@ -63,6 +88,8 @@ class Forest {
     while (this.parents[path[0]] >= 0) path.unshift(this.parents[path[0]]);
     return path;
   }
+  // As `path`, without hidden copies on the way.
+  trail(feature) { return this.path(feature).filter((each) => each === feature || !(this.hideCopies && this.isCopy[each])); }
   isUnassigned(feature) { return this.levels[feature] > 0 && this.parents[feature] < 0; }
   unassigned(level) {
     const found = [];

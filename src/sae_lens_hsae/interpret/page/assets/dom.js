@@ -66,6 +66,16 @@ function explained(term, explanation) {
   );
 }
 
+// A table that scrolls sideways where it is too wide, and says so as long as there is more to the right.
+function scrolling(label, head, rows) {
+  const region = element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, element("table", {}, head, rows));
+  const box = element("div", { class: "scroller" }, region, element("p", { class: "cue", "aria-hidden": "true" }, "Scroll sideways for more →"));
+  const look = () => box.classList.toggle("more-right", region.scrollLeft + region.clientWidth < region.scrollWidth - 1);
+  region.addEventListener("scroll", look);
+  new ResizeObserver(look).observe(region);
+  return box;
+}
+
 function section(title, ...children) {
   return element("section", {}, element("h2", {}, title), ...children);
 }

@@ -22,7 +22,7 @@ function featureLink(forest, feature, view = "f") {
 }
 
 function pathNode(forest, feature) {
-  const path = forest.path(feature);
+  const path = forest.trail(feature);
   const start = forest.isUnassigned(path[0]) ? [element("li", { class: "muted" }, "unassigned")] : [];
   return element("nav", { "aria-label": "Path from the root" }, element("ol", { class: "path" }, start, path.map((each) =>
     element("li", {}, each === feature ? element("span", { class: "here", "aria-current": "page" }, element("span", { class: "id" }, forest.id(each)), " ", element("bdi", {}, forest.name(each))) : featureLink(forest, each)))));
@@ -41,13 +41,13 @@ function metricsNode(forest, feature, data) {
   if (Number.isFinite(forest.detection[feature])) add("Detection by tokens", MEANING.detection, `${number(forest.detection[feature])} on ${forest.nHeldOutFiring[feature]} firing and ${forest.nHeldOutSilent[feature]} silent tokens`);
   else if (forest.frequency[feature] > 0) add("Detection by tokens", MEANING.detection, `none: ${forest.noDetection[forest.detectionReason[feature]]}`);
   if (forest.parents[feature] >= 0) {
-    add("Parent, given it", MEANING.parentGivenChild, percent(forest.parentGivenChild[feature]));
-    add("It, given parent", MEANING.childGivenParent, percent(forest.childGivenParent[feature]));
+    add("Its parent fires too", MEANING.parentGivenChild, percent(forest.parentGivenChild[feature]));
+    add("Share of its parent", MEANING.childGivenParent, percent(forest.childGivenParent[feature]));
     add("Cosine with parent", MEANING.parentCosine, number(forest.parentCosine[feature]));
   }
   if (forest.children(feature).length) {
     add("Agreement with children", MEANING.agreement, percent(forest.agreement[feature]));
-    add("Any child, given it", MEANING.anyChild, percent(forest.anyChildGivenParent[feature]));
+    add("A child fires too", MEANING.anyChild, percent(forest.anyChildGivenParent[feature]));
     add("Size of its tree", MEANING.size, `${forest.size[feature].toLocaleString("en")} features`);
   }
   return list;
@@ -78,12 +78,6 @@ function histogramNode(forest, data) {
   return picture;
 }
 
-function cardNode(forest, child) {
-  return element("li", { class: "card" },
-    featureLink(forest, child),
-    element("p", { class: "muted" }, `fires on ${percent(forest.frequency[child])} · parent given it ${percent(forest.parentGivenChild[child])} · it given parent ${percent(forest.childGivenParent[child])} · cosine ${number(forest.parentCosine[child])}`));
-}
-
 // A list whose rest is shown on demand.
 function longList(kind, items, make) {
   const list = element("ul", { class: kind }, items.slice(0, MANY).map(make));
@@ -106,22 +100,33 @@ function logitsNode(pairs) {
   return element("p", { class: "chips" }, pairs.map(([text, value]) => element("span", { class: "chip" }, element("bdi", {}, chipText(text)), ` ${value >= 0 ? "+" : ""}${number(value)}`)));
 }
 
+// What one wants to know first, as a sentence.
+function leadNode(forest, feature) {
+  const parent = forest.parents[feature], nChildren = forest.children(feature).length;
+  const words = ["Fires on ", share(forest.frequency[feature]), " of tokens."];
+  if (parent >= 0) words.push(" Where it fires, its parent fires too in ", share(forest.parentGivenChild[feature]), " of cases; it covers ", share(forest.childGivenParent[feature]), " of its parent's tokens.");
+  if (nChildren) words.push(nChildren === 1 ? " Its child fires on " : ` At least one of its ${nChildren} children fires on `, share(forest.anyChildGivenParent[feature]), " of its tokens.");
+  return element("p", { class: "lead" }, words);
+}
+
 async function featureView(forest, feature, open) {
   const data = await forest.feature(feature);
+  const pending = [];
   const byShare = (a, b) => (forest.childGivenParent[b] || 0) - (forest.childGivenParent[a] || 0) || a - b;
-  const children = Array.from(forest.children(feature)).sort(byShare);
-  const parent = forest.parents[feature];
+  const parent = forest.parents[feature], root = forest.path(feature)[0];
   const siblings = parent < 0 ? [] : Array.from(forest.children(parent)).filter((each) => each !== feature).sort(byShare);
   const tokens = forest.strongestTokens(feature);
   const never = forest.frequency[feature] === 0;
-  const root = forest.path(feature)[0];
   const parts = [
     pathNode(forest, feature),
-    element("h1", { tabindex: "-1" }, element("span", { class: "id" }, forest.id(feature)), " ", element("bdi", {}, forest.name(feature))),
+    element("h1", { tabindex: "-1" }, element("span", { class: "id" }, forest.id(feature)), " ", element("bdi", {}, forest.name(feature)), copyBadge(forest, feature)),
+    never ? element("p", { class: "notice" }, `This feature fired on none of the ${forest.nTokens.toLocaleString("en")} tokens read. There is nothing to show of what it means; its decoder direction still has neighbours.`) : leadNode(forest, feature),
+    familyNode(forest, feature, data, pending),
   ];
-  if (never) parts.push(element("p", { class: "notice" }, `This feature fired on none of the ${forest.nTokens.toLocaleString("en")} tokens read. There is nothing to show of what it means; its decoder direction still has neighbours.`));
-  parts.push(metricsNode(forest, feature, data));
-  if (children.length) parts.push(element("p", {}, element("a", { class: "action", href: `#/compare/${forest.id(feature)}` }, `Compare with its ${children.length} ${children.length === 1 ? "child" : "children"} on the same contexts`)));
+  for (const { title, lines } of forest.sections) {
+    const here = lines.filter(([, features]) => features.includes(feature));
+    if (here.length) parts.push(section(title, sectionLines(forest, here)));
+  }
   if (tokens.length) parts.push(section("Strongest tokens", element("p", { class: "muted" }, "Highest mean activation over all occurrences; ␣ is the space before a word. Follow one to search for it."), tokenChips(tokens)));
   if (data.promoted) parts.push(section("Promoted and suppressed tokens", element("p", { class: "muted" }, "Change of the logit per unit of activation, by the direction alone."), logitsNode(data.promoted), logitsNode(data.suppressed)));
   if (!never) parts.push(
@@ -133,11 +138,10 @@ async function featureView(forest, feature, open) {
     contextList(forest, feature, data.parentAlone, "Never in this text."),
     element("h3", {}, "This feature fires, the parent does not"),
     contextList(forest, feature, data.childAlone, "Never in this text.")));
-  parts.push(section("Activations", histogramNode(forest, data)));
-  if (children.length) parts.push(section(`Children (${children.length})`, ...longList("cards", children, (child) => cardNode(forest, child))));
-  if (siblings.length) parts.push(section(`Siblings (${siblings.length})`, ...longList("plain", siblings, (each) => element("li", {}, featureLink(forest, each)))));
+  parts.push(section("Numbers", metricsNode(forest, feature, data)), section("Activations", histogramNode(forest, data)));
+  if (siblings.length) parts.push(section(`Siblings (${siblings.length})`, ...longList("plain", siblings, (each) => element("li", {}, featureLink(forest, each), copyBadge(forest, each)))));
   if (data.nearest.length) parts.push(section(`Nearest features of level ${forest.level(feature)}`, element("p", { class: "muted" }, "By cosine of the decoder directions."),
     element("ul", { class: "plain" }, data.nearest.map((other, i) => element("li", {}, element("span", { class: "cosine" }, number(data.nearestCosines[i])), " ", featureLink(forest, other))))));
-  if (forest.size[root] > 1) parts.push(section("Its tree", icicle(forest, layout(forest, [root]), { open, selected: feature, bandHeight: 28, label: `Tree of ${forest.id(root)}: ${forest.size[root]} features. The list of features shows the same.` })));
-  return { title: `${forest.id(feature)} ${forest.name(feature)}`, parts };
+  if (forest.size[root] > 1) parts.push(section("Its tree", icicle(forest, layout(forest, [root]), { open, selected: feature, bandHeight: 30, label: `Tree of ${forest.id(root)}: ${forest.size[root]} features. The list of features shows the same.` })));
+  return { title: `${forest.id(feature)} ${forest.name(feature)}`, parts, finished: Promise.all(pending) };
 }

@@ -1,16 +1,16 @@
-// The overview: one band per level, every feature above its children, as wide as the leaves below it.
+// The picture of a forest: one band per level, every feature above its children, as wide as the leaves below it.
 
-const BAND_HEIGHT = 42;
-const TO_HIT = 6; // pixels; narrower features are not opened by a click, which goes nearer instead
-const TO_NAME = 60;
+const BAND_HEIGHT = 46;
+const TO_HIT = 6; // pixels; narrower features are not opened by a click, which zooms in instead
+const TO_NAME = 30;
 const NEARER = 8;
 const COLOURINGS = [
   ["", "frequency", (forest, f) => (forest.frequency[f] > 0 ? Math.log(forest.frequency[f] / forest.minFrequency) / Math.log(forest.maxFrequency / forest.minFrequency) : NaN)],
   ["clarity", "clarity", (forest, f) => forest.clarity[f]],
   ["detection", "detection by tokens", (forest, f) => forest.detection[f]],
   ["agreement", "agreement with children", (forest, f) => forest.agreement[f]],
-  ["parent", "P(parent | child)", (forest, f) => forest.parentGivenChild[f]],
-  ["child", "P(child | parent)", (forest, f) => forest.childGivenParent[f]],
+  ["parent", "how often its parent fires too", (forest, f) => forest.parentGivenChild[f]],
+  ["child", "its share of its parent", (forest, f) => forest.childGivenParent[f]],
 ];
 
 // Features with their place: x and width in leaves.
@@ -51,13 +51,21 @@ function inkOn(colour, one, other) {
   return Math.abs(light(channels(one)) - paper) > Math.abs(light(channels(other)) - paper) ? one : other;
 }
 
-// `part` is what of the width is shown, in leaves, and `zoom` is told where a click goes nearer; both are the overview's.
+// As much of a text as fits.
+function fitting(pen, text, width) {
+  if (pen.measureText(text).width <= width) return text;
+  let length = Math.min(text.length, Math.floor(width / 4));
+  while (length > 0 && pen.measureText(`${text.slice(0, length)}…`).width > width) length--;
+  return length ? `${text.slice(0, length)}…` : "";
+}
+
+// `part` is what of the width is shown, in leaves, and `zoom` is told what a click zooms to; both are the map's.
 function icicle(forest, { places, width }, { open, selected = -1, colouring = COLOURINGS[0], bandHeight = BAND_HEIGHT, label, part = [0, width], zoom = null }) {
   const first = places.findIndex((band) => band.length);
   const bands = places.slice(first).filter((band) => band.length);
   const height = bands.length * bandHeight;
   const canvas = element("canvas", { class: "icicle", role: "img", "aria-label": label });
-  const advice = zoom ? "Point at a feature; click to go nearer, and once more to open it." : "Point at a feature; click to open it.";
+  const advice = zoom ? "Point at a feature; click to zoom in, and once more to open it." : "Point at a feature; click to open it.";
   const hint = element("p", { class: "hint muted", "aria-hidden": "true" }, advice);
   const [, , value] = colouring;
   const [from, to] = part;
@@ -91,7 +99,7 @@ function icicle(forest, { places, width }, { open, selected = -1, colouring = CO
           pen.fillRect(left, top, Math.max(size - gap, 0.5), bandHeight - 1);
         }
         pen.globalAlpha = 1;
-        if (zoom && size > TO_NAME) {
+        if (size > TO_NAME) {
           const strength = Number.isFinite(shown) ? Math.min(Math.max(shown, 0), 1) : 0;
           const under = channels(Number.isFinite(shown) ? low : none), over = channels(high);
           pen.save();
@@ -99,7 +107,10 @@ function icicle(forest, { places, width }, { open, selected = -1, colouring = CO
           pen.rect(left, top, size - gap - 3, bandHeight - 1);
           pen.clip();
           pen.fillStyle = inkOn(under.map((c, i) => c + strength * (over[i] - c)), ink, paper);
-          pen.fillText(`${forest.id(f)}  ${forest.name(f)}`, left + 5, top + bandHeight / 2);
+          const room = size - gap - 8, id = `${forest.id(f)}${forest.isCopy[f] ? " copy" : ""}`;
+          const hasId = bandHeight >= BAND_HEIGHT && pen.measureText(id).width <= room;
+          pen.fillText(fitting(pen, forest.name(f), room), left + 4, top + bandHeight / (hasId ? 3 : 2));
+          if (hasId) pen.fillText(id, left + 4, top + (2 * bandHeight) / 3 + 2);
           pen.restore();
         }
         if (f === selected) {

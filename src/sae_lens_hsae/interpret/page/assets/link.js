@@ -1,8 +1,10 @@
 // A link: the view, and after a question mark how the list is filtered and sorted and the overview coloured.
 
-const LINK_STATE = ["text", "level", "fires", "sort", "colour"];
+const LINK_STATE = ["text", "level", "fires", "sort", "copies", "colour"];
 
-function readLink(hash) {
+function readLink(asked) {
+  // Other pages may know a feature by its name alone: #feature=2/313.
+  const hash = asked.replace(/^#feature=(\d+\/\d+)/, "#/f/$1");
   const at = hash.lastIndexOf("?");
   const said = new URLSearchParams(at < 0 ? "" : hash.slice(at + 1));
   const known = LINK_STATE.filter((key) => said.has(key));

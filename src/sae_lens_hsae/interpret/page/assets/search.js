@@ -22,6 +22,14 @@ function featuresByText(forest, text) {
   return found.sort((a, b) => b[0] - a[0] || a[1] - b[1]).map(([, f]) => f);
 }
 
+// Where a feature stands: the names above it, and how much is below.
+function placeNode(forest, feature) {
+  const above = forest.trail(feature).slice(0, -1), nBelow = forest.treeSize(feature) - 1;
+  if (!above.length && !nBelow) return element("span", { class: "place" }, "stands alone");
+  const rest = nBelow ? `${nBelow.toLocaleString("en")} ${nBelow === 1 ? "feature" : "features"} below it` : "";
+  return element("span", { class: "place" }, above.length ? "in " : "", above.map((each, i) => [i ? " › " : "", featureLink(forest, each)]).flat(), above.length && rest ? " · " : "", rest);
+}
+
 // Adds contexts to a list as it finds them, block by block, so that the page stays usable meanwhile.
 async function contextsByText(forest, text, isCurrent, report) {
   const seen = new Set();
@@ -52,12 +60,12 @@ function searchView(forest, query, isCurrent) {
   if (!text) return { title: "Search", parts: [...parts, element("p", {}, "Type a token, a label or a piece of text.")] };
   const features = featuresByText(forest, text);
   parts.push(section(`Features whose label or strongest tokens match (${features.length.toLocaleString("en")})`,
-    ...(features.length ? longList("plain", features, (f) => element("li", {}, featureLink(forest, f), " ", element("span", { class: "muted" }, percent(forest.frequency[f])))) : [element("p", { class: "muted" }, "None.")])));
+    ...(features.length ? longList("plain", features, (f) => element("li", {}, featureLink(forest, f), " ", element("span", { class: "muted" }, `fires on ${percent(forest.frequency[f])} of tokens`), placeNode(forest, f))) : [element("p", { class: "muted" }, "None.")])));
   const status = element("p", { role: "status", class: "muted" }, "Searching …");
   const list = element("ul", { class: "found" });
   parts.push(section("Contexts", status, list));
   const finished = contextsByText(forest, text, isCurrent, (f, context, done, found) => {
-    if (context) list.append(element("li", {}, element("p", {}, featureLink(forest, f)), element("ol", { class: "contexts" }, contextNode(forest, f, context))));
+    if (context) list.append(element("li", {}, element("p", {}, featureLink(forest, f), placeNode(forest, f)), element("ol", { class: "contexts" }, contextNode(forest, f, context))));
     else status.textContent = done < 1 && found < MAX_CONTEXTS ? `Searched ${percent(done)} of the features: ${found} found` : found >= MAX_CONTEXTS ? `The first ${found} are shown.` : `${found} found.`;
   });
   return { title: `Search: ${clipped(query, 40)}`, parts, finished };

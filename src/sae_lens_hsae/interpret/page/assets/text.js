@@ -67,8 +67,8 @@ function levelTable(forest, data, { entries, alone }, position) {
   const rows = forest.levelWidths.map((_, level) => element("tr", {},
     [level, wholePercent(data.levelShares[position * nLevels + level]), count(entries.keys(), level), level ? count(alone, level) : "–"].map((value) => element("td", { class: "value" }, String(value)))));
   const heads = ["Level", "Explains", "Features that fire", "Without their parent"];
-  return element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Levels on this token" }, element("table", {},
-    element("thead", {}, element("tr", {}, heads.map((name) => element("th", { scope: "col", class: "value" }, name)))), element("tbody", {}, rows)));
+  return scrolling("Levels on this token",
+    element("thead", {}, element("tr", {}, heads.map((name) => element("th", { scope: "col", class: "value" }, name)))), element("tbody", {}, rows));
 }
 
 async function textView(forest, indexText, positionText = "0") {

@@ -12,22 +12,25 @@ const FREQUENCIES = [
 ];
 
 class Tree {
-  constructor(forest, open, changed) {
+  constructor(forest, open, changed, copiesChanged) {
     this.forest = forest;
     this.open = open;
     this.changed = changed;
+    this.copiesChanged = copiesChanged;
     this.box = document.getElementById("tree");
     this.holder = document.getElementById("rows");
     this.expanded = new Set();
     this.active = 0;
     this.selected = -1;
+    // Key in links, name, value, and how the value is shown beside each feature.
+    const orLast = (value) => (Number.isFinite(value) ? value : -1);
     this.sorts = [
-      ["", "frequency", (f) => forest.frequency[f]],
-      ["size", "size of its tree", (f) => forest.size[f]],
-      ["clarity", "clarity", (f) => (Number.isFinite(forest.clarity[f]) ? forest.clarity[f] : -1)],
-      ["detection", "detection by tokens", (f) => (Number.isFinite(forest.detection[f]) ? forest.detection[f] : -1)],
-      ["agreement", "agreement with children", (f) => (Number.isFinite(forest.agreement[f]) ? forest.agreement[f] : -1)],
-      ["number", "number", (f) => -f],
+      ["", "features in its tree", (f) => forest.treeSize(f), (f) => forest.treeSize(f).toLocaleString("en")],
+      ["frequency", "share of tokens it fires on", (f) => forest.frequency[f], (f) => percent(forest.frequency[f])],
+      ["clarity", "clarity", (f) => orLast(forest.clarity[f]), (f) => number(forest.clarity[f])],
+      ["detection", "detection by tokens", (f) => orLast(forest.detection[f]), (f) => number(forest.detection[f])],
+      ["agreement", "agreement with children", (f) => orLast(forest.agreement[f]), (f) => percent(forest.agreement[f])],
+      ["number", "level and number", (f) => -f, () => ""],
     ];
     this.controls();
     this.box.addEventListener("keydown", (event) => this.key(event));
@@ -52,11 +55,17 @@ class Tree {
     this.sort = fill("sort", this.sorts);
     this.textFilter = document.getElementById("filter-text");
     this.textFilter.addEventListener("input", change);
+    this.hideCopies = document.getElementById("hide-copies");
+    this.hideCopies.addEventListener("change", () => {
+      this.forest.hideCopies = this.hideCopies.checked;
+      change();
+      this.copiesChanged();
+    });
   }
 
   // How the list is filtered and sorted, for links.
   state() {
-    return { text: this.textFilter.value.trim(), level: this.levelFilter.value, fires: this.frequencyFilter.value, sort: this.sort.value };
+    return { text: this.textFilter.value.trim(), level: this.levelFilter.value, fires: this.frequencyFilter.value, sort: this.sort.value, copies: this.hideCopies.checked ? "hidden" : "" };
   }
 
   restore(state) {
@@ -65,6 +74,7 @@ class Tree {
       select.value = value ?? "";
       if (select.selectedIndex < 0) select.value = ""; // a link may say anything
     }
+    this.hideCopies.checked = this.forest.hideCopies = state.copies === "hidden";
     this.rebuild();
   }
 
@@ -79,6 +89,7 @@ class Tree {
     const found = new Set();
     this.kept = new Set();
     for (let f = 0; f < forest.n; f++) {
+      if (forest.hideCopies && forest.isCopy[f]) continue;
       if (level >= 0 && forest.level(f) !== level) continue;
       if (!fits(forest.frequency[f])) continue;
       if (text && !forest.id(f).includes(text) && !forest.name(f).toLowerCase().includes(text)) continue;
@@ -104,28 +115,32 @@ class Tree {
     const ordered = (features) => Array.from(features).filter((f) => !kept || kept.has(f)).sort((a, b) => value(b) - value(a) || a - b);
     this.rows = [];
     const add = (features, depth) => features.forEach((feature, i) => {
-      const children = ordered(forest.children(feature));
+      const children = ordered(forest.below(feature));
       const open = this.isOpen(feature);
       this.rows.push({ feature, depth, position: i + 1, size: features.length, leaf: !children.length, open });
       if (children.length && open) add(children, depth + 1);
     });
-    const top = [];
-    const roots = ordered(Array.from({ length: forest.levelWidths[0] }, (_, i) => i));
-    const groups = forest.levelWidths.slice(1).map((_, i) => [i + 1, ordered(forest.unassigned(i + 1))]).filter(([, of]) => of.length);
-    add(roots, 0);
-    this.rows.forEach((row) => { if (row.depth === 0) { row.size = roots.length + groups.length; } });
-    groups.forEach(([level, features], i) => {
-      const key = `unassigned-${level}`;
+    const isTree = (f) => forest.below(f).length > 0;
+    const trees = ordered(forest.tops.filter(isTree));
+    const alone = forest.levelWidths.map((_, level) => [level, ordered(forest.tops.filter((f) => forest.level(f) === level && !isTree(f)))]).filter(([, of]) => of.length);
+    const size = trees.length + alone.length;
+    add(trees, 0);
+    this.rows.forEach((row) => { if (row.depth === 0) row.size = size; });
+    alone.forEach(([level, features], i) => {
+      const key = `alone-${level}`;
       const open = this.isOpen(key);
-      this.rows.push({ group: key, level, count: features.length, depth: 0, position: roots.length + i + 1, size: roots.length + groups.length, leaf: false, open });
+      this.rows.push({ group: key, level, count: features.length, depth: 0, position: trees.length + i + 1, size, leaf: false, open });
       if (open) add(features, 1);
     });
     const same = current ? this.rows.findIndex((row) => (current.group ? row.group === current.group : row.feature === current.feature)) : 0;
     this.active = Math.max(0, same);
-    const n = this.matches ? this.matches.size : forest.n;
+    const nShown = forest.hideCopies ? forest.n - forest.isCopy.reduce((sum, each) => sum + each, 0) : forest.n;
+    const n = (count) => count.toLocaleString("en");
     document.getElementById("count").textContent = this.matches
-      ? `${n.toLocaleString("en")} of ${forest.n.toLocaleString("en")} features`
-      : `${forest.levelWidths[0].toLocaleString("en")} trees, ${forest.n.toLocaleString("en")} features`;
+      ? `${n(this.matches.size)} of ${n(nShown)} features`
+      : `${n(trees.length)} trees, ${n(nShown)} features`;
+    const [key, name] = this.sorts[this.sort.selectedIndex];
+    document.getElementById("column").textContent = key === "number" ? "" : name;
     this.draw();
   }
 
@@ -161,12 +176,13 @@ class Tree {
     node.style.top = `${i * ROW_HEIGHT}px`;
     node.style.paddingLeft = `${6 + row.depth * 16}px`;
     if (row.group) {
-      node.append(element("span", { class: "name" }, `Unassigned features of level ${row.level}`), element("span", { class: "share" }, row.count.toLocaleString("en")));
+      node.append(element("span", { class: "name" }, `Standing alone on level ${row.level}`), element("span", { class: "share" }, row.count.toLocaleString("en")));
     } else {
       node.append(
         element("span", { class: "id" }, forest.id(row.feature)),
         element("span", { class: "name", dir: "auto" }, forest.name(row.feature)),
-        element("span", { class: "share" }, percent(forest.frequency[row.feature])),
+        copyBadge(forest, row.feature) ?? "",
+        element("span", { class: "share" }, this.sorts[this.sort.selectedIndex][3](row.feature)),
       );
     }
     return node;
@@ -222,13 +238,13 @@ class Tree {
 
   // Select a feature and open the branches that lead to it; -1 for none.
   select(feature) {
-    this.selected = feature;
+    this.selected = feature < 0 ? feature : this.forest.shown(feature);
     if (feature >= 0) {
-      const path = this.forest.path(feature);
-      if (this.forest.isUnassigned(path[0])) this.setOpen(`unassigned-${this.forest.level(path[0])}`, true);
+      const path = this.forest.trail(this.selected);
+      if (!this.forest.below(path[0]).length) this.setOpen(`alone-${this.forest.level(path[0])}`, true);
       path.slice(0, -1).forEach((each) => this.setOpen(each, true));
       this.rebuild();
-      const at = this.rows.findIndex((row) => row.feature === feature);
+      const at = this.rows.findIndex((row) => row.feature === this.selected);
       if (at >= 0) {
         this.active = at;
         this.show(at);

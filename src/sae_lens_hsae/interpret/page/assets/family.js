@@ -1,0 +1,97 @@
+// Features beside each other: names, words, and a few tokens of where each one fires.
+
+const SNIPPET_LENGTH = 40; // characters on either side of the peak
+const MANY_CHILDREN = 8;
+
+function copyBadge(forest, feature) {
+  return forest.isCopy[feature] ? element("span", { class: "badge", title: "Its decoder direction is nearly its parent's: the same thing once more, at a finer level." }, "copy") : null;
+}
+
+// The tokens around the peak of a context, as in a concordance: what comes before ends where the peak begins.
+function snippetNode(forest, feature, context) {
+  let peak = 0;
+  context.shades.forEach((value, i) => { if (value > context.shades[peak]) peak = i; });
+  const before = element("span", { class: "before" }), after = element("span", { class: `after${(forest.tokens[context.tokens[peak]] ?? "").startsWith(" ") ? " spaced" : ""}` });
+  const tokens = [];
+  for (let i = peak, left = SNIPPET_LENGTH; i >= 0 && left > 0; i--) left -= put(tokens, i, "unshift");
+  before.append(element("span", {}, tokens.slice(0, -1)));
+  const rest = tokens.slice(-1);
+  for (let i = peak + 1, left = SNIPPET_LENGTH; i < context.tokens.length && left > 0; i++) left -= put(rest, i, "push");
+  after.append(...rest);
+  return element("span", { class: "snippet", dir: "ltr" }, before, after);
+
+  function put(list, i, how) {
+    const text = clipped(forest.tokens[context.tokens[i]] ?? "", 24);
+    const node = element("span", { class: "token" }, i === peak ? text.trimStart() : text);
+    shade(node, "own", context.shades[i]);
+    if (context.tokens[i]) list[how](node);
+    return text.length + 1;
+  }
+}
+
+// Adds where a feature fires to a node, once its block is decoded.
+function withSnippets(forest, feature, node, count = 1) {
+  if (!(forest.frequency[feature] > 0)) return Promise.resolve();
+  return forest.feature(feature).then((data) => node.append(...data.top.slice(0, count).map((context) => snippetNode(forest, feature, context))));
+}
+
+// The strongest tokens, each word once.
+function wordsNode(forest, feature, count = 6) {
+  const words = new Map(forest.strongestTokens(feature).map((token) => [token.trim().toLowerCase() || token, token.trim() || token]));
+  return element("p", { class: "words" }, [...words.values()].slice(0, count).map((word, i) => [i ? " · " : "", element("bdi", {}, clipped(word, 24))]).flat());
+}
+
+// A tree as a card: its names indented, each with a few tokens. Copies are left out.
+function treeCard(forest, top, pending, most = 9) {
+  const order = (features) => features.sort((a, b) => forest.frequency[b] - forest.frequency[a] || a - b);
+  // Breadth first, so that a card cut short still shows every branch.
+  const kept = new Set([top]);
+  for (let generation = [top]; generation.length && kept.size < most;) {
+    generation = generation.flatMap((f) => order(forest.below(f, true)));
+    generation.slice(0, most - kept.size).forEach((f) => kept.add(f));
+  }
+  const line = (f) => {
+    const row = element("div", { class: "leaf" }, element("a", { href: `#/f/${forest.id(f)}` }, element("bdi", {}, forest.name(f))));
+    pending.push(withSnippets(forest, f, row));
+    const children = order(forest.below(f, true)).filter((child) => kept.has(child));
+    return element("li", {}, row, children.length ? element("ul", {}, children.map(line)) : null);
+  };
+  const more = forest.concepts[top] - kept.size;
+  return element("li", { class: "card tree" }, element("ul", { class: "branches" }, line(top)),
+    element("p", { class: "muted" }, `${forest.id(top)} · ${forest.concepts[top]} concepts`, more > 0 ? ` · ${more} more: ` : "", more > 0 ? element("a", { href: `#/f/${forest.id(top)}` }, "open the tree") : null));
+}
+
+// A feature that stands alone, with two contexts.
+function aloneCard(forest, feature, pending) {
+  const card = element("li", { class: "card" }, featureLink(forest, feature));
+  pending.push(withSnippets(forest, feature, card, 3));
+  return card;
+}
+
+function share(value) { return element("strong", {}, percent(value)); }
+
+// Parent, feature and children in three columns.
+function familyNode(forest, feature, data, pending) {
+  const parent = forest.above(feature), children = forest.below(feature)
+    .sort((a, b) => (forest.childGivenParent[b] || 0) - (forest.childGivenParent[a] || 0) || a - b);
+  const column = (title, ...content) => element("div", { class: "relative" }, element("h3", {}, title), ...content);
+  const above = parent >= 0
+    ? column("Parent", element("p", {}, featureLink(forest, parent), copyBadge(forest, parent)), wordsNode(forest, parent))
+    : column("Parent", element("p", { class: "muted" }, forest.level(feature) ? `None: unassigned. No feature of level ${forest.level(feature) - 1} is alike enough.` : "None: features of level 0 are roots."));
+  if (parent >= 0) pending.push(withSnippets(forest, parent, above, 3));
+  const own = column("This feature", wordsNode(forest, feature), data.top.slice(0, 4).map((context) => snippetNode(forest, feature, context)));
+  const list = element("ul", { class: "plain children" });
+  const add = (child) => {
+    const direct = forest.parents[child] === feature;
+    const item = element("li", {}, element("p", {}, featureLink(forest, child), copyBadge(forest, child)), wordsNode(forest, child),
+      direct ? element("p", { class: "muted" }, "on ", share(forest.childGivenParent[child]), " of this feature's tokens") : null);
+    pending.push(withSnippets(forest, child, item));
+    list.append(item);
+  };
+  children.slice(0, MANY_CHILDREN).forEach(add);
+  const more = children.length > MANY_CHILDREN ? element("button", { type: "button", class: "more" }, `Show all ${children.length}`) : null;
+  more?.addEventListener("click", () => { children.slice(MANY_CHILDREN).forEach(add); more.remove(); });
+  const compare = forest.children(feature).length ? element("p", {}, element("a", { class: "action", href: `#/compare/${forest.id(feature)}` }, "Compare on the same contexts")) : null;
+  const below = column(`Children (${children.length})`, children.length ? list : element("p", { class: "muted" }, "None."), more, compare);
+  return element("div", { class: "family" }, above, own, below);
+}

@@ -1,0 +1,90 @@
+"""What the page opens on: the trees that branch into something, and the clear features that stand alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from sae_lens_hsae.forest import NO_PARENT, FeatureForest
+from sae_lens_hsae.forest.concepts import Concepts
+from sae_lens_hsae.interpret.feature_cache import Dashboards
+
+MIN_CONCEPTS = 3
+WORD = re.compile(r"[^\W\d_]{3,}")
+
+
+@dataclass(frozen=True)
+class FirstView:
+    """Which trees the page shows first. A tree goes by its topmost feature, whatever that feature's level.
+
+    Attributes:
+        families: topmost features of trees of at least three concepts that branch somewhere, best first: how much the
+            children narrow their parents, times the share of words among the strongest tokens, times the logarithm of
+            the number of concepts.
+        alone: features of one-concept trees, best first: detection by tokens times the share of words.
+    """
+
+    families: torch.Tensor
+    alone: torch.Tensor
+
+
+def first_view(
+    dashboards: Dashboards,
+    forest: FeatureForest,
+    concepts: Concepts,
+    detection: torch.Tensor,
+    text: Callable[[int], str],
+) -> FirstView:
+    """Rank the trees of a forest for the first view.
+
+    A child narrows its parent by (P(parent | child) − P(parent)) · (1 − P(child | parent)): it lies within the parent,
+    and is only a part of it. Copies of parents count as their parents.
+
+    Args:
+        dashboards: of the forest's features.
+        forest: who is whose parent.
+        concepts: of the forest.
+        detection: (n_features,) score by tokens, NaN for none.
+        text: text of a token id.
+    """
+    n, parents = forest.n_features, forest.parents
+    tree = torch.arange(n)
+    for _, below in forest.levels.boundaries:
+        own = slice(below.start, below.stop)
+        tree[own] = torch.where(parents[own] == NO_PARENT, tree[own], tree[parents[own].clamp(min=0)])
+    distinct = ~concepts.is_copy
+    words = _word_shares(dashboards.strongest_tokens, text)
+
+    of_parent = dashboards.frequency[parents.clamp(min=0)]
+    narrowing = (dashboards.parent_given_child - of_parent) * (1 - dashboards.child_given_parent)
+    edge = distinct & (parents != NO_PARENT) & narrowing.isfinite()
+    size = concepts.tree_sizes
+    above = concepts.parents[distinct & (parents != NO_PARENT)]
+    n_children = torch.bincount(above, minlength=n)
+    branches = torch.zeros(n, dtype=torch.bool).index_put_((tree[n_children >= 2],), torch.tensor(True))
+    score = _means(narrowing, tree, edge) * _means(words, tree, distinct) * size.double().log()
+    top = parents == NO_PARENT
+    families = (top & branches & (size >= MIN_CONCEPTS)).nonzero().flatten()
+    alone = (top & (size == 1) & detection.isfinite()).nonzero().flatten()
+    return FirstView(_ranked(families, score), _ranked(alone, detection.double() * words))
+
+
+def _ranked(features: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
+    return features[score[features].argsort(descending=True, stable=True)]
+
+
+def _means(values: torch.Tensor, tree: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """(n_features,) mean of the counted values of each tree, at its topmost feature; 0 where none counts."""
+    sums = torch.zeros(len(tree), dtype=torch.float64).index_add_(0, tree[counted], values[counted].double())
+    return sums / torch.bincount(tree[counted], minlength=len(tree)).clamp(min=1)
+
+
+def _word_shares(strongest_tokens: torch.Tensor, text: Callable[[int], str]) -> torch.Tensor:
+    """(n_features,) float64: share of the strongest tokens that are words of at least three letters."""
+    known = strongest_tokens >= 0
+    ids, where = strongest_tokens.clamp(min=0).unique(return_inverse=True)
+    is_word = torch.tensor([bool(WORD.fullmatch(text(int(id_)).strip())) for id_ in ids], dtype=torch.bool)
+    return (is_word[where] & known).sum(1).double() / known.sum(1).clamp(min=1)

@@ -1,0 +1,248 @@
+"""What the explorer page opens on, and how copies, sections and families are shown: slow references and Chromium."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from chromium import Browser
+from conftest import D_IN, make_sae
+from page_blocks import array_of, blocks_of
+
+from sae_lens_hsae import FeatureForest, evaluate_forest
+from sae_lens_hsae.forest.concepts import COPY_COSINE
+from sae_lens_hsae.interpret.feature_cache import DashboardSettings, collect_dashboards
+from sae_lens_hsae.interpret.labels import label_detection
+from sae_lens_hsae.interpret.page import PageSection, write_page
+
+WIDTHS = [3, 5, 8]
+PARENTS = [-1, -1, -1, 0, 0, 1, -1, -1, 5, 5, 3, 3, 4, 7, -1, -1]
+COPIES = {5, 10}
+"""Of 1 and of 3. So 1 has the children 8 and 9 as a concept, 3 the child 11; 13 is the only child of 7."""
+TEXTS = [" alpha", " beta", "!", " gamma", " of", " delta", "9", " epsilon", " zeta", ";", " eta", " theta"]
+SECTION = PageSection("Circuit <b>", [("token </script> at 3", ["1/2", 9]), ("no feature", [])])
+
+
+@pytest.fixture(scope="module")
+def sae():
+    sae = make_sae(level_widths=WIDTHS, seed=5)
+    generator = torch.Generator().manual_seed(0)
+    for child, parent in enumerate(PARENTS):
+        if parent >= 0:
+            # Directions as of a family; copies nearly the same.
+            noise = torch.randn(D_IN, generator=generator)
+            near = 0.05 if child in COPIES else 1.0
+            direction = sae.W_dec.data[parent] + near * noise / noise.norm()
+            sae.W_dec.data[child] = direction / direction.norm()
+            sae.W_enc.data[:, child] = sae.W_enc.data[:, parent] * 0.8 + 0.2 * sae.W_enc.data[:, child]
+    sae.threshold.data[-1] = 1e9
+    return sae
+
+
+@pytest.fixture(scope="module")
+def forest():
+    return FeatureForest(PARENTS, WIDTHS)
+
+
+@pytest.fixture(scope="module")
+def batches():
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(len(TEXTS), (40, 16), generator=generator)
+    words = torch.randn(len(TEXTS), D_IN, generator=generator)
+    return [(ids, words[ids] + 0.5 * torch.randn(40, 16, D_IN, generator=generator))]
+
+
+@pytest.fixture(scope="module")
+def dashboards(sae, forest, batches):
+    settings = DashboardSettings(window=10, n_top=4, n_sampled=2)
+    return collect_dashboards(sae, forest, batches, settings=settings, progress=False)
+
+
+@pytest.fixture(scope="module")
+def page(dashboards, forest, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "explorer.html"
+    return write_page(dashboards, forest, path, TEXTS.__getitem__, start=["1/1"], sections=[SECTION])
+
+
+def narrowing(dashboards: Any, child: int, parent: int) -> float:
+    """(P(parent | child) − P(parent)) · (1 − P(child | parent)) from the counts."""
+    n, both = dashboards.n_firing.tolist(), dashboards.n_with_parent[child].item()
+    return (both / n[child] - n[parent] / dashboards.n_tokens) * (1 - both / n[parent])
+
+
+def word_share(dashboards: Any, feature: int) -> float:
+    tokens = [TEXTS[token].strip() for token in dashboards.strongest_tokens[feature].tolist() if token >= 0]
+    return sum(len(token) >= 3 and token.isalpha() for token in tokens) / max(len(tokens), 1)
+
+
+def test_trees_are_ranked_as_a_slow_loop_ranks_them(dashboards, forest, page):
+    copies = {
+        child
+        for child, parent in enumerate(PARENTS)
+        if parent >= 0 and dashboards.parent_cosine[child].item() > COPY_COSINE
+    }
+    assert copies == COPIES
+    score, alone = {}, {}
+    detection = label_detection(dashboards, TEXTS.__getitem__).score.tolist()
+    for top in (feature for feature, parent in enumerate(PARENTS) if parent < 0):
+        concepts = [feature for feature in forest.subtree(top) if feature not in copies]
+        above = []
+        for concept in concepts[1:]:
+            parent = PARENTS[concept]
+            while parent in copies:
+                parent = PARENTS[parent]
+            above.append(parent)
+        if len(concepts) == 1:
+            if not math.isnan(detection[top]):
+                alone[top] = detection[top] * word_share(dashboards, top)
+        elif len(concepts) >= 3 and any(above.count(each) >= 2 for each in above):
+            edges = [narrowing(dashboards, child, PARENTS[child]) for child in concepts[1:]]
+            edges = [each for each in edges if not math.isnan(each)]
+            words = [word_share(dashboards, concept) for concept in concepts]
+            score[top] = sum(edges) / len(edges) * sum(words) / len(words) * math.log(len(concepts))
+    assert len(score) == 2, "0 and 1; 7 does not branch"
+    arrays = blocks_of(page)["forest"]
+    assert array_of(arrays, "families").tolist() == sorted(score, key=lambda f: -score[f])
+    assert array_of(arrays, "alone").tolist() == sorted(alone, key=lambda f: (-alone[f], f))
+    assert set(array_of(arrays, "isCopy").nonzero().flatten().tolist()) == COPIES
+
+
+def test_a_start_or_section_of_no_feature_is_refused(dashboards, forest, tmp_path):
+    for wrong in ({"start": [99]}, {"sections": [PageSection("x", [("y", ["0/3"])])]}):
+        with pytest.raises(IndexError, match=r"feature 99 does not exist|feature 3 is not in level 0"):
+            write_page(dashboards, forest, tmp_path / "p.html", TEXTS.__getitem__, **wrong)
+    assert not list(tmp_path.iterdir())
+
+
+# In the browser.
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.driver.quit()
+
+
+@pytest.fixture
+def opened(browser, page):
+    browser.size(1280, 900)
+    browser.errors()
+    browser.open(page)
+    return browser
+
+
+TREES = """return Array.from(document.querySelectorAll(".card.tree"), (card) =>
+    Array.from(card.querySelectorAll(".leaf a"), (a) => a.hash))"""
+
+
+@pytest.mark.browser
+def test_the_first_view_opens_on_the_start_and_then_the_families(opened, dashboards):
+    trees = opened.run(TREES)
+    assert [tree[0] for tree in trees] == ["#/f/0/0", "#/f/0/1"]
+    assert sorted(trees[1]) == ["#/f/0/1", "#/f/2/0", "#/f/2/1"], "the copy 1/2 is left out"
+    text = opened.text()
+    assert text.index("Start here") < text.index("Circuit <b>") < text.index("Trees that branch")
+    # Every feature of a card with the token it is strongest on, shaded.
+    for hash_, peak in opened.run("""return Array.from(document.querySelectorAll(".leaf"), (leaf) =>
+            [leaf.querySelector("a").hash, leaf.querySelector(".after .token")?.textContent])"""):
+        level, number = map(int, hash_[4:].split("/"))
+        feature = sum(WIDTHS[:level]) + number
+        token = dashboards.token_ids[feature, 0, dashboards.peak_positions[feature, 0]].item()
+        assert peak == TEXTS[token].lstrip()
+    assert opened.errors() == []
+
+
+@pytest.mark.browser
+def test_the_counts_are_those_of_the_evaluation(opened, sae, forest, batches):
+    evaluation = evaluate_forest(sae, forest, [acts.flatten(0, 1) for _, acts in batches])
+    rows = opened.run("""return Array.from(document.querySelectorAll("tbody tr"),
+        (row) => Array.from(row.children, (cell) => cell.textContent))""")
+    for level, row in zip(evaluation.levels, rows, strict=True):
+        assert row[:4] == [str(level.level), str(level.width), f"{level.l0:.2f}", str(level.n_dead)]
+    assert evaluation.levels[-1].n_dead > 0
+    for boundary, row in zip(evaluation.boundaries, rows[1:], strict=True):
+        assert f"({100 * boundary.unassigned_share:.1f} %)" in row[4]
+    assert [row[5] for row in rows] == ["–", "1", "1"]
+
+
+@pytest.mark.browser
+def test_hidden_copies_leave_list_path_and_family(opened):
+    labels = (
+        "return Array.from(document.querySelectorAll('.family .relative:last-child .id'), (each) => each.textContent)"
+    )
+    opened.go("#/f/0/1")
+    assert opened.run(labels) == ["1/2"]
+    assert opened.run("return document.querySelector('.family .badge').textContent") == "copy"
+    assert "1/2" not in opened.rows(), "closed"
+    opened.run("document.getElementById('hide-copies').click()")
+    opened.until(lambda: opened.fragment().endswith("copies=hidden"), "the link")
+    opened.wait("#/f/0/1?copies=hidden")
+    assert set(opened.run(labels)) == {"2/0", "2/1"}
+    assert opened.run("return document.getElementById('count').textContent") == "3 trees, 14 features"
+    opened.go("#/f/2/0")
+    assert opened.run("return document.querySelector('.path').textContent").startswith("0/1")
+    assert "1/2" not in opened.run("return document.querySelector('.path').textContent")
+    assert {"0/1", "2/0", "2/1"} <= set(opened.rows())
+    assert "1/2" not in opened.rows()
+    opened.go("#/f/1/2")
+    selected = opened.run("return document.querySelector('[aria-selected=true] .id').textContent")
+    assert selected == "0/1", "a copy is found under what it repeats"
+    opened.run("document.getElementById('hide-copies').click()")
+    opened.until(lambda: "copies" not in opened.fragment(), "the link")
+    assert opened.errors() == []
+
+
+@pytest.mark.browser
+def test_parent_and_children_stand_beside_the_feature_at_the_top(opened):
+    opened.go("#/f/1/0")
+    boxes = """return Array.from(document.querySelectorAll(".family > *"),
+        (box) => { const r = box.getBoundingClientRect(); return [r.left, r.top, r.bottom]; })"""
+    (left, top, _), (middle, _, _), (right, _, bottom) = opened.run(boxes)
+    assert left < middle < right
+    assert (
+        top < bottom < opened.run("return Array.from(document.querySelectorAll('h2'))[0].getBoundingClientRect().top")
+    )
+    shown = opened.run("return Array.from(document.querySelectorAll('.family a[href^=\"#/f\"]'), (a) => a.hash)")
+    assert shown[0] == "#/f/0/0"
+    assert set(shown[1:]) == {"#/f/2/2", "#/f/2/3"}
+    assert opened.run("return document.querySelectorAll('.children .snippet').length") == 2
+    opened.size(390, 844)
+    (_, one, _), (_, two, _), (_, three, _) = opened.run(boxes)
+    assert one < two < three
+
+
+@pytest.mark.browser
+def test_a_section_stands_on_the_first_view_and_with_its_features(opened):
+    opened.go("#/f/2/1")
+    text = opened.text()
+    assert "Circuit <b>" in text
+    assert "token </script> at 3" in text
+    assert "no feature" not in text
+    opened.go("#/f/2/0")
+    assert "Circuit" not in opened.text()
+    opened.go("#feature=1/2")
+    assert opened.run("return document.querySelector('h1 .id').textContent") == "1/2"
+
+
+@pytest.mark.browser
+def test_search_says_where_a_feature_stands(opened):
+    opened.go("#/search/2/1")
+    place = "return document.querySelector('.plain .place').textContent"
+    found = opened.run(place)
+    assert found.startswith("in 0/1")
+    assert "› 1/2" in found
+    opened.go("#/search/0/0")
+    assert "5 features below it" in opened.run(place)
+    opened.go("#/search/0/2")
+    assert opened.run(place) == "stands alone"
+
+
+@pytest.mark.browser
+def test_a_table_too_wide_for_a_phone_says_that_it_scrolls(opened):
+    shown = "return document.querySelector('.cue').checkVisibility()"
+    assert not opened.run(shown)
+    opened.size(320, 700)
+    opened.until(lambda: opened.run(shown), "the cue")
+    opened.run("const s = document.querySelector('.scroll'); s.scrollLeft = s.scrollWidth")
+    opened.until(lambda: not opened.run(shown), "the end")
