@@ -108,6 +108,7 @@ def test_trees_are_ranked_as_a_slow_loop_ranks_them(dashboards, forest, page):
 
 
 def test_a_start_or_section_of_no_feature_is_refused(dashboards, forest, tmp_path):
+    wrong: dict[str, Any]
     for wrong in ({"start": [99]}, {"sections": [PageSection("x", [("y", ["0/3"])])]}):
         with pytest.raises(IndexError, match=r"feature 99 does not exist|feature 3 is not in level 0"):
             write_page(dashboards, forest, tmp_path / "p.html", TEXTS.__getitem__, **wrong)
