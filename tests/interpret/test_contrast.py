@@ -121,9 +121,9 @@ def test_text_activations_are_those_of_the_model():
     sae.cfg.metadata.hook_name = "bert.encoder.layer.3"
     sae.cfg.metadata.prepend_bos = False
     long, short = text_activations(sae, model, ["The cat sat on the mat.", "The cat"], max_tokens=5)
-    assert (len(long), len(short)) == (5, 2)
-    ids = torch.tensor([model.tokenizer("The cat", add_special_tokens=False)["input_ids"]])
+    assert (len(long), len(short)) == (4, 2)
+    ids = torch.tensor([[102, *model.tokenizer("The cat", add_special_tokens=False)["input_ids"]]])
     _, cache = model.run_with_cache(ids, names_filter=["bert.encoder.layer.3"])
-    torch.testing.assert_close(short, cache["bert.encoder.layer.3"][0])
+    torch.testing.assert_close(short, cache["bert.encoder.layer.3"][0, 1:])
     with pytest.raises(ValueError, match=r"number 1 .* has no token"):
         list(text_activations(sae, model, ["cat", ""]))

@@ -167,7 +167,7 @@ def test_tables_say_the_same(gpt2):
     assert row["path"].split(" › ") == [sae.levels.name(f) for f in sae.forest.path(feature)]
     assert row["parent"] == sae.forest.parent(feature)
     levels = found.levels_to_frame()
-    assert levels.shape == (len(found.tokens), 4)
+    assert levels.shape == (len(found.tokens), 5)
     sums = frame.groupby(["position", "level"])["share"].sum()
     for (position, level), total in sums.items():  # type: ignore[misc]
         assert levels.loc[position, f"level_{level}"] == pytest.approx(total, abs=1e-4)
@@ -327,7 +327,7 @@ def test_the_command_explains_a_text_with_the_labels_there_are(saved, tmp_path, 
         (["--text", ""], "hsae explain: text='' has no token"),
         (["--text", "x", "--paths", "0"], "paths=0 must be at least 1"),
         (["--text", "x", "--labels", "nowhere.json"], "nowhere.json"),
-        (["--text", "word " * 600], "has 600 tokens, but the model takes at most 512"),
+        (["--text", "word " * 600], "has 600 tokens, but the model takes at most 511"),
     ],
 )
 def test_the_command_says_what_is_wrong(saved, arguments, message):
@@ -340,6 +340,41 @@ def test_no_text_costs_no_model(saved, monkeypatch):
     monkeypatch.setattr("sae_lens_hsae.cli.explain.load_hierarchical_sae", lambda _: pytest.fail("it is loaded"))
     with pytest.raises(SystemExit, match="text='' has no token"):
         cli.main(["explain", str(saved), "--text", ""])
+
+
+def test_a_sink_is_left_out_and_said(gpt2):
+    """The token w5 is a hundred times as large as the others where the SAE reads it."""
+    model, hook = hooked("proxy", gpt2)
+    sae, position = stack(hook), TEXT.split().index("w5")
+    ordinary = explain(sae, model, TEXT)
+    assert ordinary.outlying == ()
+    (sink,) = model.tokenizer("w5", add_special_tokens=False)["input_ids"]
+    model.model.transformer.wte.weight.data[sink] *= 100
+    found = explain(sae, model, TEXT)
+    assert found.outlying == (position,)
+    assert found.level_shares[position].isnan().all()
+    assert position in ordinary.positions
+    assert position not in found.positions
+    assert found.levels_to_frame()["outlying"].tolist() == [each == position for each in range(len(found.tokens))]
+    shown = Console(file=io.StringIO(), width=200)
+    shown.print(found)
+    assert "w5  left out: outlying, such as an attention sink" in shown.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_text_begins_as_texts_did_in_training_not_with_an_artefact(saved):
+    """Trained on texts one after another: the separator stands before the first word."""
+    sae: Any = SAE.load_from_disk(saved)
+    model = load_model("AutoModelForCausalLM", str(minilm_folder()), hook_names=["bert.encoder.layer.3"])
+    sae.cfg.metadata.prepend_bos = False
+    found = explain(sae, model, "the cat sat")
+    x = activations(model, "bert.encoder.layer.3", [102, 1996, 4937, 2938])[1:]
+    acts = sae.encode(x).detach()
+    for entry, (position, feature) in enumerate(zip(found.positions.tolist(), found.features.tolist(), strict=True)):
+        assert found.activations[entry].item() == pytest.approx(acts[position, feature].item(), rel=1e-3)
+    assert len(found.positions) == (acts != 0).sum() > 3
+    assert found.outlying == ()
+    sae.cfg.metadata.disable_concat_sequences = True
+    assert explain(sae, model, "the cat sat").outlying == (0,), "nothing stood before a text"
 
 
 def test_dashboards_of_other_weights_give_no_labels(saved):

@@ -26,6 +26,18 @@ def separator(metadata: Any, tokenizer: Any) -> int | None:
     return next((id_ for id_ in (tokenizer.eos_token_id, tokenizer.sep_token_id) if id_ is not None), None)
 
 
+def before_text(metadata: Any, tokenizer: Any) -> int | None:
+    """The token that goes before a single text, so that the text's own first token is read as most were in training.
+
+    The first position of a context is an artefact of many models: what fires there is about the position, not about the
+    token. So a model that was trained without a first token, on texts one after another, gets their separator.
+    """
+    first = first_token(metadata, tokenizer)
+    if first is None and metadata.prepend_bos is False and not metadata.disable_concat_sequences:
+        return separator(metadata, tokenizer)
+    return first
+
+
 def excluded_tokens(sae: SAE[Any], tokenizer: Any) -> list[int]:
     """Ids of the tokens that training left out: for True SAELens' choice, which keeps the tokens of a chat."""
     excluded = sae.cfg.metadata.exclude_special_tokens

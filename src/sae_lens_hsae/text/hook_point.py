@@ -10,7 +10,7 @@ import torch
 from sae_lens_hsae.evaluation import level_saes
 from sae_lens_hsae.evaluation.stacks import check_fit, check_reconstruct, check_scale, metadata
 from sae_lens_hsae.forest import FeatureForest
-from sae_lens_hsae.text.as_trained import first_token
+from sae_lens_hsae.text.as_trained import before_text
 from sae_lens_hsae.text.load_model import no_hook_point
 
 if TYPE_CHECKING:
@@ -92,11 +92,11 @@ def run_and_keep(model: Any, tokens: torch.Tensor, names: Sequence[str]) -> tupl
 
 
 def ids_of_text(model: Any, sae: Any, text: str) -> tuple[list[int], list[int]]:
-    """Token ids that go before a text, where the SAE was trained so, and those of the text itself.
+    """Token ids that go before a text, see `before_text`, and those of the text itself.
 
     Args:
         model: with a tokenizer.
-        sae: with metadata that say whether a text begins with the model's first token.
+        sae: with metadata that say what texts began with in training.
 
     Raises:
         ValueError: if the text is no Unicode, or the model has no tokenizer.
@@ -108,7 +108,7 @@ def ids_of_text(model: Any, sae: Any, text: str) -> tuple[list[int], list[int]]:
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise ValueError("the model has no tokenizer; load it with one, or set model.tokenizer")
-    first = first_token(sae.cfg.metadata, tokenizer)
+    first = before_text(sae.cfg.metadata, tokenizer)
     return [] if first is None else [first], list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

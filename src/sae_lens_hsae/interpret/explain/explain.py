@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sae_lens_hsae.evaluation.outliers import Outliers
 from sae_lens_hsae.forest import NO_PARENT, FeatureForest
 from sae_lens_hsae.interpret.explain.explanation import Explanation
 from sae_lens_hsae.text.as_trained import positions as trained_positions
@@ -15,6 +16,9 @@ from sae_lens_hsae.text.token_text import token_texts, whole_characters
 
 if TYPE_CHECKING:
     from sae_lens import SAE
+
+MIN_TOKENS = 8
+"""Shorter texts do not say which distance is usual."""
 
 
 @torch.no_grad()
@@ -41,8 +45,10 @@ def explain(
         levels: one SAE per level, coarse to fine, or one object for all (``HierarchicalSAE``), with a hook name.
         model: ``HookedSAETransformer``, ``SAETransformerBridge``, or what ``load_language_model`` gives, with a
             tokenizer and without an SAE attached at the hook point.
-        text: at most as long as the model takes. A first token that the SAEs were trained with is put before it and
-            not explained, and neither are tokens at positions that training left out (``seqpos_slice``).
+        text: at most as long as the model takes. The token that stood before texts in training is put before it and
+            not explained, and neither are tokens at positions that training left out (``seqpos_slice``), nor outlying
+            ones, such as attention sinks and a first position with nothing before it: what fires there is about the
+            place, not about the word.
         forest: of the features; None takes ``levels.forest``.
         labels: text for some of the features, by flat index.
 
@@ -74,7 +80,11 @@ def explain(
     )
     read = range(len(start) + len(ids))[trained_positions(saes[0].cfg.metadata)]
     unread = [position for position in range(len(ids)) if position + len(start) not in read]
+    outlying = _outlying(x)
+    if not start and saes[0].cfg.metadata.prepend_bos is False:
+        outlying[0] = True
     level_shares[unread], acts[unread] = torch.nan, 0
+    level_shares[outlying], acts[outlying] = torch.nan, 0
     positions, features = acts.nonzero(as_tuple=True)
     parents = forest.parents[features]
     texts = token_texts(model.tokenizer, ids)
@@ -89,7 +99,15 @@ def explain(
         shares=shares[positions, features],
         without_parent=(parents != NO_PARENT) & (acts[positions, parents.clamp(min=0)] == 0),
         labels=dict(labels or {}),
+        outlying=tuple(outlying.nonzero().flatten().tolist()),
     )
+
+
+def _outlying(x: torch.Tensor) -> torch.Tensor:
+    """Which tokens of a text (tokens, d_in) are outlying, (tokens,) bool; a short text has no usual distance."""
+    if len(x) < MIN_TOKENS:
+        return torch.zeros(len(x), dtype=torch.bool)
+    return ~Outliers(x.float()).ordinary(x.float()).cpu()
 
 
 def check_text(text: str) -> None:

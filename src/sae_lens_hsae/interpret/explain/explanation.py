@@ -21,14 +21,15 @@ class Explanation:
         forest: of the features.
         text: as it was given.
         tokens: text of each token, with its leading space.
-        level_shares: (tokens, levels) float64, see `explain`; NaN where x is the level's bias alone,
-            and at positions that were not trained on.
+        level_shares: (tokens, levels) float64, see `explain`; NaN where x is the level's bias alone, at positions that
+            were not trained on, and on outlying tokens.
         positions: (entries,) the token.
         features: (entries,) the feature, flat.
         activations: (entries,) other than 0.
         shares: (entries,) the feature's part of its level's share; the parts of a level add up to it.
         without_parent: (entries,) bool, whether the feature has a parent and that does not fire.
         labels: text for some of the features, by flat index.
+        outlying: positions of tokens that are left out, such as attention sinks.
     """
 
     forest: FeatureForest = field(repr=False)
@@ -41,6 +42,7 @@ class Explanation:
     shares: torch.Tensor = field(repr=False)
     without_parent: torch.Tensor = field(repr=False)
     labels: Mapping[int, str] = field(default_factory=dict, repr=False)
+    outlying: tuple[int, ...] = ()
 
     def entries(self, position: int) -> dict[int, int]:
         """The features that fire on a token, each with the number of its entry."""
@@ -82,10 +84,11 @@ class Explanation:
         )
 
     def levels_to_frame(self) -> pd.DataFrame:
-        """One row per token: its text and the share that each level explains."""
+        """One row per token: its text, whether it is left out as outlying, and the share that each level explains."""
         names = [f"level_{level}" for level in range(len(self.forest.levels))]
         frame = pd.DataFrame(self.level_shares.numpy(), columns=names)
         frame.insert(0, "token", self.tokens)
+        frame.insert(1, "outlying", [position in self.outlying for position in range(len(self.tokens))])
         return frame.rename_axis("position")
 
     def __rich__(self) -> Any:

@@ -34,6 +34,9 @@ def drawn(explanation: Explanation, n_paths: int = N_PATHS) -> Group:
 
 
 def _token(explanation: Explanation, position: int, n_paths: int) -> Tree:
+    if position in explanation.outlying:
+        token = (_shown(explanation.tokens[position]), "bold reverse")
+        return Tree(Text.assemble(token, ("  left out: outlying, such as an attention sink", "dim")))
     shares = [f"level {level} {_percent(share)}" for level, share in enumerate(explanation.level_shares[position])]
     # Text objects: what stands in square brackets in a token or a label is no style.
     tree = Tree(Text.assemble((_shown(explanation.tokens[position]), "bold reverse"), "  " + "  ".join(shares)))
