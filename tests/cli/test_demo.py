@@ -11,6 +11,7 @@ from urllib.request import url2pathname
 import pytest
 import torch
 from host_helpers import restored_signal_handlers, tiny_dataset
+from page_blocks import blocks_of
 from sae_lens import SAE
 
 from sae_lens_hsae import FeatureForest
@@ -52,7 +53,8 @@ def test_the_main_job_from_text_to_trees(monkeypatch, tmp_path, capsys):
     assert all(re.search(r"─ 2/\d+  ", tree) for tree in drawn), "three levels deep"
     page = re.search(r"open (file://\S+/demo/explorer\.html)", out)
     assert page is not None
-    assert Path(url2pathname(urlparse(page[1]).path)).is_file()
+    start = blocks_of(Path(url2pathname(urlparse(page[1]).path)))["forest"][0]["plain"]["start"]
+    assert [f"0/{root}" for root in start] == [tree.split()[0] for tree in drawn], "the page opens on the trees printed"
     loading = "\n".join(line.strip() for line in out.splitlines()[-2:])
     namespace = {}
     exec(loading, namespace)

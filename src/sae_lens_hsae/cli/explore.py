@@ -25,7 +25,7 @@ from sae_lens_hsae.interpret.feature_cache.text import (
 )
 from sae_lens_hsae.interpret.labels import token_labels
 from sae_lens_hsae.interpret.labels.files import FLAG_HELP, labels_beside
-from sae_lens_hsae.interpret.page.page import write_page
+from sae_lens_hsae.interpret.page import PageSection, write_page
 from sae_lens_hsae.sae.inference import HierarchicalSAE
 from sae_lens_hsae.storage.json_files import read_json_object
 from sae_lens_hsae.text.as_trained import excluded_tokens
@@ -82,6 +82,8 @@ def explore(
     device: str = "cpu",
     model: Any = None,
     rows: Dataset | None = None,
+    start: Sequence[int | str] = (),
+    sections: Sequence[PageSection] = (),
 ) -> Path:
     """Write the explorer page of a saved ``HierarchicalSAE``; dashboards that stand beside it are used again.
 
@@ -98,6 +100,7 @@ def explore(
         device: where the SAE and its language model run.
         model: the language model, from SAELens' ``load_model``; None loads the one that the SAE's metadata name.
         rows: tokenised rows, in a column ``tokens``, to read instead of ``text``.
+        start, sections: as of `write_page`.
 
     Returns:
         The page's path.
@@ -144,4 +147,14 @@ def explore(
     names = token_labels(dashboards, texts.__getitem__) | names
     title = f"{folder.resolve().name}: {sae.cfg.metadata.hook_name}"
     path = output or folder / "explorer.html"
-    return write_page(dashboards, sae.forest, path, texts.__getitem__, names, title=title, explanations=explanations)
+    return write_page(
+        dashboards,
+        sae.forest,
+        path,
+        texts.__getitem__,
+        names,
+        title=title,
+        explanations=explanations,
+        start=start,
+        sections=sections,
+    )

@@ -73,7 +73,8 @@ def train_and_show(
     measured = {"text": text, "device": cfg.device, "model": model, "rows": further}
     evaluation = evaluate(folder, EVALUATION_TOKENS, output=Path(folder) / EVALUATION_FILENAME, **measured)
     print(report(evaluation, cfg.sae.target_l0_per_level))
-    page = explore(folder, n_tokens=DASHBOARD_TOKENS, renew=True, **measured)
+    start = choose_trees(sae.forest, evaluation, TREES_SHOWN)
+    page = explore(folder, n_tokens=DASHBOARD_TOKENS, renew=True, start=start, **measured)
     dashboards = Dashboards.load(dashboards_folder(folder))
     print(trees(sae.forest, evaluation, labels_by_tokens(dashboards, model.tokenizer)))
     print(f"\nWalk the forest: open {page.resolve().as_uri()}\n\nLoad it again:\n\n    import sae_lens, sae_lens_hsae")
