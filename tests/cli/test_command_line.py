@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pty
+import re
 import signal
 import struct
 import subprocess
@@ -225,10 +226,26 @@ def test_contrast_says_what_the_function_finds(trained, tmp_path, capsys):
 
     cli.main(arguments)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith(f" of 28 features differ, {len(expected.findings)} findings")
-    assert len(lines) == 2 + len(expected.findings)
-    assert lines[2].split()[0] == ("a" if first["more_in_a"] else "b")
-    assert sae.forest.levels.name(first["coarsest"]) in lines[2]
+    assert lines[0].endswith(f" of 28 features differ, of {len(expected.findings)} causes")
+    higher = [each for each in expected.findings if each.more_in_a]
+    assert 1 < len(higher) < len(expected.findings), "else there is but one direction"
+    begins = lines.index(f"More in a, a.txt: {len(higher)}")
+    for i, finding in enumerate(higher[:5]):
+        line, example = lines[begins + 2 + 2 * i], lines[begins + 3 + 2 * i].strip()
+        assert f"  {sae.forest.levels.name(finding.coarsest)}" in line
+        assert finding.example is not None
+        text, token = finding.example
+        marked = re.search("«(.*)»", example)
+        assert marked is not None
+        assert marked[1] == texts[0][text].split()[token]
+        means = [acts[:, finding.finest].max() for acts in map(sae.encode, text_activations(sae, model, texts[0]))]
+        assert means[text] == max(means)
+    assert said["findings"][0]["text"] in "\n".join(lines)
+
+    cli.main([*arguments, "--top", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert f"… {len(higher) - 1} more: --top {len(higher)}" in lines
+    assert sum("«" in line for line in lines) == 2
 
 
 @pytest.mark.parametrize(
@@ -239,6 +256,7 @@ def test_contrast_says_what_the_function_finds(trained, tmp_path, capsys):
         (["{0}/out", "{0}/a.txt", "{0}/a.txt"], "the same texts"),
         (["{0}/out", "{0}/a.txt", "{0}/b.txt", "--alpha", "2"], "alpha=2.0 must lie between 0 and 1"),
         (["{0}/out", "{0}/a.txt", "{0}/b.txt", "--max-tokens", "0"], "max_tokens=0 must be at least 2"),
+        (["{0}/out", "{0}/a.txt", "{0}/b.txt", "--top", "0"], "top=0 must be at least 1"),
         (["{0}/gpt2", "{0}/a.txt", "{0}/b.txt"], "no saved SAE"),
     ],
 )

@@ -1,5 +1,6 @@
 """Contrasts: found where planted, at the right granularity; silent where there is nothing to find."""
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ from sae_lens.load_model import load_model
 
 from sae_lens_hsae import FeatureForest
 from sae_lens_hsae.cli.demo import minilm_folder
-from sae_lens_hsae.interpret.contrast import contrast, text_activations
+from sae_lens_hsae.interpret.contrast import Finding, contrast, text_activations
+from sae_lens_hsae.interpret.contrast.findings import join_alike
 
 # Feature 0 fires on concepts 0 and 1, its children 4 and 5 on one each; 13 repeats 4. Concept 7 has no feature.
 PARENTS = {4: 0, 5: 0, 13: 4, 6: 1}
@@ -63,6 +65,47 @@ def test_opposite_differences_are_two_findings_also_within_a_tree(planted):
     by_top = {each[0]: each[1:] for each in findings}
     assert by_top == {0: (13, 3, True), 5: (5, 1, False), 1: (6, 2, True)}
     assert result.significant[0], "else 5 would be apart from its parent anyway"
+
+
+def test_a_repetition_without_an_edge_is_the_same_cause(planted):
+    """Feature 14 repeats 1 two levels down, without an edge; 15 differs the other way."""
+    sae, forest = deepcopy(planted[0]), planted[1]
+    sae.W_enc.data[2, 14] = 1
+    a, b = texts(40, {2: 0.4, 3: 0.1}, 1), texts(40, {2: 0.1, 3: 0.4}, 2)
+    sae.W_enc.data[3, 15] = 1
+    result = contrast(sae, forest, list(a), list(b))
+    assert result.significant[[1, 6, 14, 15]].all()
+    found = {each.coarsest: (each.n_features, each.more_in_a) for each in result.findings}
+    assert found == {1: (3, True), 15: (1, False)}
+
+
+def test_join_alike_equals_plain_loops():
+    generator = torch.Generator().manual_seed(0)
+    acts = torch.rand(30, 12, generator=generator) * (torch.rand(30, 12, generator=generator) < 0.6)
+    findings = [Finding(i, i, (i,), 1 + i, i % 3 > 0) for i in range(12)]
+    expected: list[list[int]] = []
+    for i in range(12):
+        for group in expected:
+            x, y = acts[:, group[0]], acts[:, i]
+            if findings[group[0]].more_in_a == findings[i].more_in_a and x @ y >= 0.5 * x.norm() * y.norm():
+                group.append(i)
+                break
+        else:
+            expected.append([i])
+    assert 2 < len(expected) < 12
+    joined = join_alike(findings, acts)
+    assert [(each.coarsest, each.n_features) for each in joined] == [
+        (group[0], sum(1 + i for i in group)) for group in expected
+    ]
+
+
+def test_the_example_is_where_the_finest_feature_is_strongest(planted):
+    _, result = found(planted, {0: 0.4, 1: 0.2, 2: 0.2}, {0: 0.1, 1: 0.2, 2: 0.2})
+    (finding,) = result.findings
+    strengths = [x[:, 0] for x in texts(40, {0: 0.4, 1: 0.2, 2: 0.2}, 1)]
+    assert finding.example is not None
+    text, token = finding.example
+    assert strengths[text][token] == max(each.max() for each in strengths)
 
 
 def test_measures_equal_plain_counting(planted):

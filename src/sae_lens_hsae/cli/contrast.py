@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,19 @@ from sae_lens_hsae.cli.collected import dashboards_beside, labels_by_tokens
 from sae_lens_hsae.cli.outcome import Outcome, add_json
 from sae_lens_hsae.cli.text_flags import add_device, check_device
 from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
-from sae_lens_hsae.interpret.contrast import Contrast, contrast, text_activations
+from sae_lens_hsae.interpret.contrast import Contrast, Finding, contrast, text_activations
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
 from sae_lens_hsae.interpret.labels.files import FLAG_HELP, labels_beside
+from sae_lens_hsae.storage.json_files import printable
 from sae_lens_hsae.storage.whole_files import file_written_whole
+from sae_lens_hsae.text.as_trained import positions
 from sae_lens_hsae.text.documents import read_text
+from sae_lens_hsae.text.hook_point import ids_of_text
+from sae_lens_hsae.text.token_text import TokenTexts, whole_characters
+
+TOP = 5
+AROUND = 40
+"""Characters of an example before and after the word."""
 
 
 def add_contrast(commands: Any) -> None:
@@ -26,12 +34,15 @@ def add_contrast(commands: Any) -> None:
         "contrast",
         help=SUBCOMMANDS["contrast"],
         description="Say which features of a saved SAE differ between two sets of texts: one line per cause, from the "
-        "coarsest feature that shows it to the finest that still holds it. Two-sided Mann-Whitney tests over texts, "
-        "corrected for the number of features.",
+        "coarsest feature that shows it to the finest that still holds it, and a text that shows it. Two-sided "
+        "Mann-Whitney tests over texts, corrected for the number of features.",
     )
     parser.add_argument("folder", help="where the SAE was saved, such as runs/demo")
     parser.add_argument("a", help="a text file with one text per line, at least 8")
     parser.add_argument("b", help="the other set, in the same form")
+    parser.add_argument(
+        "--top", type=int, default=TOP, help="causes to show in each direction, the strongest (default: %(default)s)"
+    )
     parser.add_argument("--output", help="also write every feature's numbers, as CSV, to this file")
     parser.add_argument("--labels", help=FLAG_HELP)
     parser.add_argument("--max-tokens", type=int, default=128, help="of a text, the first (default: %(default)s)")
@@ -53,6 +64,8 @@ def run_contrast(chosen: argparse.Namespace) -> Outcome:
         FileNotFoundError: if the folder holds no SAE, or there is no such file of texts or labels.
         ValueError: if a set is too small, dashboards of other weights stand there, or as `contrast`.
     """
+    if chosen.top < 1:
+        raise ValueError(f"top={chosen.top} must be at least 1")
     if chosen.max_tokens < 2:
         raise ValueError(f"max_tokens={chosen.max_tokens} must be at least 2")
     check_device(chosen.device)
@@ -73,7 +86,9 @@ def run_contrast(chosen: argparse.Namespace) -> Outcome:
     if chosen.output:
         with file_written_whole(Path(chosen.output)) as aside:
             found.to_frame(labels).to_csv(aside)
-    return Outcome(_text(found, labels), _data(found, labels))
+    examples = [_example(each, texts, sae, model) for each in found.findings]
+    names = (Path(chosen.a).name, Path(chosen.b).name)
+    return Outcome(_text(found, labels, examples, names, chosen.top), _data(found, labels, examples))
 
 
 def read_texts(path: str | Path) -> list[str]:
@@ -81,31 +96,54 @@ def read_texts(path: str | Path) -> list[str]:
     return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
-def _data(found: Contrast, labels: Mapping[int, str]) -> dict[str, Any]:
+def _data(found: Contrast, labels: Mapping[int, str], examples: Sequence[str]) -> dict[str, Any]:
     numbers = ("effect", "auc", "q_value")
     findings = [
         asdict(each)
-        | {"labels": [labels.get(feature, "") for feature in each.path]}
+        | {"labels": [labels.get(feature, "") for feature in each.path], "text": example}
         | {name: getattr(found, name)[each.coarsest].item() for name in numbers}
-        for each in found.findings
+        for each, example in zip(found.findings, examples, strict=True)
     ]
     n_significant = int(found.significant.sum())
     return {"n_a": found.n_a, "n_b": found.n_b, "n_significant": n_significant, "findings": findings}
 
 
-def _text(found: Contrast, labels: Mapping[int, str]) -> str:
+def _text(found: Contrast, labels: Mapping[int, str], examples: Sequence[str], names: tuple[str, str], top: int) -> str:
     n_significant = int(found.significant.sum())
     lines = [
-        f"{found.n_a} texts in a, {found.n_b} in b: {n_significant} of {len(found.forest):,} features differ, "
-        f"{len(found.findings)} findings"
+        f"{found.n_a} texts in a, {found.n_b} in b: {n_significant} of {len(found.forest):,} features differ, of "
+        f"{len(found.findings)} causes"
     ]
-    if found.findings:
-        lines.append("more in  effect    AUC  features  from the coarsest feature to the finest")
-    for each in found.findings:
-        top = each.coarsest
-        path = " → ".join(f"{found.forest.levels.name(f)} {labels.get(f, '')}".rstrip() for f in each.path)
-        lines.append(
-            f"{'a' if each.more_in_a else 'b':>7}  {found.effect[top]:>6.2f}  {found.auc[top]:>5.3f}  "
-            f"{each.n_features:>8}  {path}"
-        )
+    for more_in_a, name in zip((True, False), names, strict=True):
+        own = [pair for pair in zip(found.findings, examples, strict=True) if pair[0].more_in_a == more_in_a]
+        if not own:
+            continue
+        lines += ["", f"More in {'a' if more_in_a else 'b'}, {name}: {len(own)}"]
+        lines.append("effect    AUC  features  from the coarsest feature to the finest")
+        for each, example in own[:top]:
+            path = " → ".join(f"{found.forest.levels.name(f)} {labels.get(f, '')}".rstrip() for f in each.path)
+            lines.append(
+                f"{found.effect[each.coarsest]:>6.2f}  {found.auc[each.coarsest]:>5.3f}  {each.n_features:>8}  {path}"
+            )
+            lines.append(f"{'':25}{example}")
+        if len(own) > top:
+            lines.append(f"… {len(own) - top} more: --top {len(own)}")
     return "\n".join(lines)
+
+
+def _example(finding: Finding, texts: Sequence[Sequence[str]], sae: Any, model: Any) -> str:
+    """The text that shows a finding, around the word on which its finest feature is strongest, which is marked."""
+    assert finding.example is not None
+    number, token = finding.example
+    text = texts[0 if finding.more_in_a else 1][number]
+    start, ids = ids_of_text(model, sae, text)
+    at = [position - len(start) for position in range(len(start) + len(ids))[positions(sae.cfg.metadata)]]
+    place = [position for position in at if position >= 0][token]
+    written = TokenTexts(model.tokenizer)
+    shown = whole_characters([written[id_] for id_ in ids])
+    before, word, after = "".join(shown[:place]), shown[place], "".join(shown[place + 1 :])
+    space = word[: len(word) - len(word.lstrip())]
+    before, after = (" ".join(part.splitlines()) for part in (before + space, after))
+    before = before if len(before) <= AROUND else f"…{before[-AROUND:]}"
+    after = after if len(after) <= AROUND else f"{after[:AROUND]}…"
+    return printable(f"{before}«{word.strip()}»{after}".strip())

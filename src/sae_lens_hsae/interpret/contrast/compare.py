@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
+from scipy.sparse import csc_array, csr_array, vstack
 from scipy.stats import false_discovery_control, mannwhitneyu
 
 from sae_lens_hsae.evaluation import level_saes
 from sae_lens_hsae.evaluation.stacks import check_fit
 from sae_lens_hsae.forest import NO_PARENT, FeatureForest
-from sae_lens_hsae.interpret.contrast.findings import Finding, roll_up
+from sae_lens_hsae.interpret.contrast.findings import Finding, join_alike, roll_up
 from sae_lens_hsae.interpret.feature_cache.text import tokens_and_activations
 from sae_lens_hsae.text.as_trained import positions
 from sae_lens_hsae.text.hook_point import ids_of_text
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 MIN_TEXTS = 8
 """The p-values are asymptotic; with fewer texts in a set they are not to be trusted."""
 FEATURES_AT_ONCE = 1024
+TEXTS_KEPT = 500
+"""Texts of each set whose activations are kept, to say which features fire together, and for examples."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +104,9 @@ def contrast(
             raise ValueError(f"{name}={value} must lie between 0 and 1")
     saes: list[Any] = list(level_saes(levels))  # type: ignore[arg-type]
     check_fit(saes, forest)
-    (own_a, with_child_a), (own_b, with_child_b) = (_per_text(saes, forest, *each) for each in (("a", a), ("b", b)))
+    (own_a, with_child_a, kept_a), (own_b, with_child_b, kept_b) = (
+        _per_text(saes, forest, *each) for each in (("a", a), ("b", b))
+    )
     if own_a.shape == own_b.shape and own_a.equal(own_b):
         raise ValueError("a and b hold the same texts in the same order; give two different sets")
 
@@ -115,6 +121,10 @@ def contrast(
     share = (with_child_a.mean(0) - with_child_b.mean(0)) / of_parent
     share[parents == NO_PARENT] = torch.nan
     significant = q_value <= alpha
+    findings = roll_up(forest, significant, auc, share, localising_share)
+    coarsest = [each.coarsest for each in findings]
+    shown = vstack([*kept_a, *kept_b], format="csc")
+    findings = join_alike(findings, torch.from_numpy(csc_array(shown)[:, coarsest].toarray()))
     return Contrast(
         forest=forest,
         n_a=n_a,
@@ -127,7 +137,7 @@ def contrast(
         q_value=q_value,
         significant=significant,
         share_of_parent=share,
-        findings=tuple(roll_up(forest, significant, auc, share, localising_share)),
+        findings=tuple(_with_example(each, kept_a if each.more_in_a else kept_b) for each in findings),
     )
 
 
@@ -160,12 +170,15 @@ def text_activations(sae: SAE[Any], model: Any, texts: Iterable[str], max_tokens
 
 def _per_text(
     saes: Sequence[Any], forest: FeatureForest, name: str, texts: Iterable[torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(texts, n_features) float64: mean activation on each text, and that of the parent where the feature fires."""
+) -> tuple[torch.Tensor, torch.Tensor, list[csr_array]]:
+    """(texts, n_features) float64: mean activation on each text, and that of the parent where the feature fires.
+
+    And of the first texts the activations themselves, (tokens, n_features) each.
+    """
     if isinstance(texts, str) or (isinstance(texts, (list, tuple)) and texts and isinstance(texts[0], str)):
         raise ValueError(f"{name} holds text; pass its activations: text_activations(sae, model, texts)")
     d_in, above = saes[0].cfg.d_in, forest.parents.clamp(min=0)
-    own, with_child = [], []
+    own, with_child, kept = [], [], []
     for i, x in enumerate(texts):
         x = x[None] if x.ndim == 1 else x
         if x.ndim != 2 or x.shape[1] != d_in or not len(x):
@@ -177,9 +190,18 @@ def _per_text(
         acts = torch.cat([sae.encode(x.to(sae.device)).cpu() for sae in saes], dim=1).double()
         own.append(acts.mean(0))
         with_child.append((acts[:, above] * (acts != 0)).mean(0))
+        if i < TEXTS_KEPT:
+            kept.append(csr_array(acts.abs().float().numpy()))
     if len(own) < MIN_TEXTS:
         raise ValueError(f"{name} holds {len(own)} texts; give at least {MIN_TEXTS}, and no iterator that is used up")
-    return torch.stack(own), torch.stack(with_child)
+    return torch.stack(own), torch.stack(with_child), kept
+
+
+def _with_example(finding: Finding, texts: list[csr_array]) -> Finding:
+    """A finding with the text and the token on which its finest feature is strongest."""
+    strongest = [text[:, [finding.finest]].toarray().ravel() for text in texts]
+    text = int(np.argmax([each.max() for each in strongest]))
+    return replace(finding, example=(text, int(strongest[text].argmax())))
 
 
 def _mann_whitney(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
