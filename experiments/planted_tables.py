@@ -12,13 +12,13 @@ from sae_lens.util import temporary_seed
 from experiments.matryoshka import groups_and_prefixes, inference_sae
 from experiments.models import HSAE, IDEAS, MATRYOSHKA, new_matryoshka
 from experiments.planted.training import Stack, compare
-from experiments.planted.trees import EASY, N_SAMPLES, STANDARD, SYNTH_SAE_BENCH_16K, PlantedSetting
+from experiments.planted.trees import EASY, N_SAMPLES, STANDARD, SYNTH_SAE_BENCH_16K, UNKNOWN_L0, PlantedSetting
 from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.presets import INDEPENDENT, PAPER
 
-SETTINGS = {setting.name: setting for setting in (STANDARD, EASY, SYNTH_SAE_BENCH_16K)}
+SETTINGS = {setting.name: setting for setting in (STANDARD, UNKNOWN_L0, EASY, SYNTH_SAE_BENCH_16K)}
 
 
 def reproduce_planted(

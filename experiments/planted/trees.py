@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count, islice
 from typing import Any, Literal
 
 import numpy as np
@@ -35,7 +36,7 @@ BATCH_SIZE = 1024
 N_SAMPLES = 100_000
 """Samples to measure on."""
 
-_TRAINING, _MEASURING = range(2)
+_TRAINING, _MEASURING, _ORDER = range(3)
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class PlantedSetting:
         sae_fields: other fields of HSAE's config, for every model trained on the setting.
         source: a folder or Hugging Face repository that holds the generator; ``model`` then only states its sizes, the
             trees and directions are the same for every seed, and loading takes a network or the folder.
+        n_stored: training samples, seen again and again in a new order each time; None for ever new ones.
     """
 
     name: str
@@ -69,6 +71,7 @@ class PlantedSetting:
     n_steps: int
     sae_fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
     source: str | None = None
+    n_stored: int | None = None
 
     def plant(self, seed: int, device: str = "cpu") -> PlantedTrees:
         """The generator of one seed.
@@ -132,13 +135,21 @@ class PlantedTrees:
 
     def training_batches(self) -> Iterator[torch.Tensor]:
         """Activations (BATCH_SIZE, d_in) to train on, without end; the same on every call."""
-        batch = 0
-        while True:
+        if self.setting.n_stored is None:
+            yield from self._new_batches()
+        n_batches = max(1, (self.setting.n_stored or 0) // BATCH_SIZE)
+        stored = torch.cat(list(islice(self._new_batches(), n_batches)))
+        for epoch in count():
+            order = torch.randperm(len(stored), generator=torch.Generator().manual_seed(self._seed_of(_ORDER, epoch)))
+            for rows in order.to(stored.device).split(BATCH_SIZE):
+                yield stored[rows]
+
+    def _new_batches(self) -> Iterator[torch.Tensor]:
+        for batch in count():
             # A seed for each batch: the stream must not depend on who else draws random numbers meanwhile.
             with temporary_seed(self._seed_of(_TRAINING, batch)):
                 x = self.model.sample(BATCH_SIZE)
             yield x
-            batch += 1
 
     def _seed_of(self, stream: int, batch: int) -> int:
         # torch's CPU generator uses 32 bits of a seed only, so the three numbers have to be hashed.
@@ -203,6 +214,19 @@ STANDARD = PlantedSetting(
     sae_fields={"sparsity_rate": 0.01},
 )
 """700 concepts, 507 of them in trees, correlated and of unequal frequency: tells true forests from consistent ones."""
+
+UNKNOWN_L0 = replace(
+    STANDARD,
+    name="unknown-l0",
+    tree_seed=9,
+    # Nobody knows the true L0 of real activations, and takes one number for all levels.
+    target_l0=(8.0, 8.0, 8.0),
+    learning_rate=3e-3,
+    n_steps=3000,
+    n_stored=200_000,
+    sae_fields={},
+)
+"""Other trees of the same kind, few samples seen 15 times, and one L0 for all levels that is not the true one."""
 
 
 SYNTH_SAE_BENCH_16K = PlantedSetting(

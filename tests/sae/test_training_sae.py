@@ -249,10 +249,7 @@ def most_similar(sae, similarity):
             matrix = sae.get_buffer(f"coactivation_{boundary}")
             matrix = torch.where(matrix > 0, matrix, -torch.inf)
         elif similarity == "conditional":
-            # The running means began at 0, with momentum 0.99, and take every fourth batch, the first one included.
-            reached = 1 - 0.99 ** ((int(sae.n_steps) + 3) // 4)
-            # In the same order of operations: few tokens make ties, which rounding would break in another way.
-            together, fires = sae.get_buffer(f"coactivation_{boundary}") / reached, sae.firing_frequency / reached
+            together, fires = sae.get_buffer(f"coactivation_{boundary}"), sae.firing_frequency
             raised = together / fires[below] - 2 * fires[above, None]
             matrix = torch.where((together > 0) & (fires[above, None] >= 0.85 * fires[below]), raised, -torch.inf)
         else:
@@ -327,16 +324,14 @@ def test_coactivation_is_the_running_share_of_tokens_with_both_active(batch):
     fired = (acts > 0).double()
     for boundary, (above, below) in enumerate(sae.levels.boundaries):
         share = torch.einsum("bi,bj->ij", fired[:, above], fired[:, below]) / len(batch)
-        torch.testing.assert_close(
-            sae.get_buffer(f"coactivation_{boundary}").double(), 0.01 * share, rtol=1e-4, atol=1e-8
-        )
+        torch.testing.assert_close(sae.get_buffer(f"coactivation_{boundary}").double(), share, rtol=1e-4, atol=1e-8)
 
 
 def test_firing_frequency_is_the_running_share_of_tokens(batch):
     sae = make_sae(hierarchy_similarity="conditional")
     batches = (batch, -batch, 2 * batch, batch + 1, 1 - batch)
     fired = [(sae.training_forward_pass(step_input(x)).feature_acts > 0).double().mean(0) for x in batches]
-    running = 0.99 * 0.01 * fired[0] + 0.01 * fired[4]  # of every fourth batch
+    running = fired[0] / 7 + fired[4] * 6 / 7  # of every fourth batch
     torch.testing.assert_close(sae.firing_frequency.double(), running, rtol=1e-4, atol=1e-8)
 
 

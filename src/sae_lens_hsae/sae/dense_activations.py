@@ -35,9 +35,9 @@ class DenseActivations:
         """Tokens on which each feature is active, (n_features,)."""
         return (self.values.detach() != 0).sum(0)
 
-    def follow_coactivation(self, running: torch.Tensor, above: slice, below: slice) -> None:
+    def follow_coactivation(self, running: torch.Tensor, above: slice, below: slice, weight: float) -> None:
         """Move the running share of tokens on which parents and children are both active on, in place."""
-        follow_coactivation(running, self.values[:, above], self.values[:, below])
+        follow_coactivation(running, self.values[:, above], self.values[:, below], weight)
 
     def l0(self, weights: torch.Tensor | None = None) -> torch.Tensor:
         """Mean L0 of every level, (L,), with the gradient that the rule of activation gives it.

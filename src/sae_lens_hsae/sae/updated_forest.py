@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from typing_extensions import override
 
-from sae_lens_hsae.forest.counts import COACTIVATION_EVERY, COACTIVATION_MOMENTUM, follow_frequency
+from sae_lens_hsae.forest.counts import COACTIVATION_EVERY, follow_frequency, weight_of_batch
 from sae_lens_hsae.forest.parents import (
     MEASURED_ON_ACTIVATIONS,
     SimilarityBlock,
@@ -120,21 +120,19 @@ class UpdatedForest(LevelStack):
         coactivation = self.get_buffer(f"coactivation_{boundary}")
         if self.cfg.hierarchy_similarity == "coactivation":
             return coactivation_similarity(coactivation)
-        # The running means began at 0, and hold so much of the truth by now; in the quotient it cancels.
-        n_counted = -(-self.steps_taken() // COACTIVATION_EVERY)
-        reached = 1 - COACTIVATION_MOMENTUM ** max(1, n_counted)
         frequency = self.firing_frequency
-        return conditional_similarity(coactivation / reached, frequency[above] / reached, frequency[below] / reached)
+        return conditional_similarity(coactivation, frequency[above], frequency[below])
 
     @torch.no_grad()
     def count_coactivation(self, acts: Activations, batch: int, step: int) -> None:
         """Take a batch into the shares of tokens that the similarity reads, if it is one of those that are counted."""
         if self.cfg.hierarchy_similarity not in MEASURED_ON_ACTIVATIONS or step % COACTIVATION_EVERY:
             return
+        weight = weight_of_batch(step)
         if self.cfg.hierarchy_similarity == "conditional":
-            follow_frequency(self.firing_frequency, acts.times_fired(), batch)
+            follow_frequency(self.firing_frequency, acts.times_fired(), batch, weight)
         for boundary, (above, below) in enumerate(self.levels.boundaries):
-            acts.follow_coactivation(self.get_buffer(f"coactivation_{boundary}"), above, below)
+            acts.follow_coactivation(self.get_buffer(f"coactivation_{boundary}"), above, below, weight)
 
     def forest_view(self) -> ForestView:
         """The parent table and its families, as training steps read them."""

@@ -90,9 +90,9 @@ class ActiveEntries:
         """Tokens on which each feature is active, (n_features,)."""
         return torch.zeros(len(self._found)).index_add_(0, self.features, (self.values.detach() != 0).float())
 
-    def follow_coactivation(self, running: torch.Tensor, above: slice, below: slice) -> None:
+    def follow_coactivation(self, running: torch.Tensor, above: slice, below: slice, weight: float) -> None:
         """Move the running share of tokens on which parents and children are both active on, in place."""
-        follow_coactivation_of_entries(running, self._active(above), self._active(below), self._found.shape[1])
+        follow_coactivation_of_entries(running, self._active(above), self._active(below), self._found.shape[1], weight)
 
     def _active(self, level: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Features of a level and the tokens on which they are active, two of (n,)."""

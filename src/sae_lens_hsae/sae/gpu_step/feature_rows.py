@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 
-from sae_lens_hsae.forest.counts import COACTIVATION_MOMENTUM
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.sae.gpu_step.activation import activations
 from sae_lens_hsae.sae.gpu_step.decoder import reconstructions
@@ -67,13 +66,13 @@ class FeatureRows:
             return self._times.detach()
         return (self.rows.detach() != 0).sum(1).to(self._times.dtype)
 
-    def follow_coactivation(self, running: torch.Tensor, above: slice, below: slice) -> None:
+    def follow_coactivation(self, running: torch.Tensor, above: slice, below: slice, weight: float) -> None:
         """Move the running share of tokens on which parents and children are both active on, in place."""
         # Zeros and ones are exact in half precision, and so are their sums in float32.
         half = torch.bfloat16 if self.rows.is_cuda else torch.float32
         parents, children = ((self.rows.detach()[own] > 0).to(half) for own in (above, below))
         together = exact_product(parents, children.T).div_(self.rows.shape[1])
-        running.lerp_(together, 1 - COACTIVATION_MOMENTUM)
+        running.lerp_(together, weight)
 
     def l0(self, weights: torch.Tensor | None = None) -> torch.Tensor:
         """Mean L0 of every level, (L,), with the gradient that the rule of activation gives it.
