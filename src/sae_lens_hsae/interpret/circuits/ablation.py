@@ -1,0 +1,114 @@
+"""Does a circuit alone carry the behaviour, and does the rest without it? (Marks et al. 2024, §3.2)"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from sae_lens_hsae.interpret.circuits.pairs import Pair, batches_of
+from sae_lens_hsae.interpret.circuits.places import Place, places_of
+from sae_lens_hsae.text.hook_point import run_and_keep
+
+
+class Ablation:
+    """Runs in which features of one level, outside a circuit, have their mean over the prompts' tokens.
+
+    Means are those over all clean and other prompts. Downstream, what is kept follows what was changed upstream.
+
+    Args:
+        model: as for `find_circuit`, like ``forests`` and ``pairs``.
+        level: of every forest; −1 is the finest.
+        keep_errors: whether what the level does not reconstruct stays; else it has its mean, too.
+
+    Raises:
+        IndexError: if a forest has no such level.
+        ValueError: as `find_circuit`.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        model: Any,
+        forests: Mapping[str, Any],
+        pairs: Sequence[Pair],
+        level: int = -1,
+        keep_errors: bool = True,
+    ) -> None:
+        self._model, self._keep_errors = model, keep_errors
+        self._places = {place.own: place for place in places_of(model, forests)}
+        for place in self._places.values():
+            n_levels = len(place.forest.levels)
+            if not -n_levels <= level < n_levels:
+                raise IndexError(f"level {level} does not exist at {place.hook}; choose one from 0 to {n_levels - 1}")
+        self._level = {own: range(len(place.saes))[level] for own, place in self._places.items()}
+        first = next(iter(self._places.values()))
+        self._batches = batches_of(pairs, model, first.saes[0])
+        self._means = self._mean_values()
+        self.none = self.metric({})
+        self.all = self.metric({place.hook: range(len(place.forest)) for place in self._places.values()})
+
+    @torch.no_grad()
+    def metric(self, kept: Mapping[str, Collection[int]]) -> float:
+        """Mean logit difference with only these features left, flat indices by hook point; others of the level have
+        their mean, and features of other levels are ignored."""
+        left = {own: self._left_alone(place, kept) for own, place in self._places.items()}
+
+        def hook_at(own: str, n_before: int) -> Any:
+            def hook_function(x: torch.Tensor, hook: Any) -> torch.Tensor:  # noqa: ARG001
+                return self._replaced(x, self._places[own], left[own], n_before)
+
+            return hook_function
+
+        total, n = 0.0, 0
+        for batch in self._batches:
+            with self._model.hooks(fwd_hooks=[(own, hook_at(own, batch.n_before)) for own in self._places]):
+                total += batch.differences(self._model(batch.clean)).sum().item()
+            n += len(batch.clean)
+        return total / n
+
+    def faithfulness(self, kept: Mapping[str, Collection[int]]) -> float:
+        """(m(C) − m(∅)) / (m(M) − m(∅)): 1 if the circuit is enough, 0 if it does no more than nothing."""
+        return (self.metric(kept) - self.none) / (self.all - self.none)
+
+    def completeness(self, circuit: Mapping[str, Collection[int]]) -> float:
+        """The faithfulness of all but the circuit: 0 if nothing outside carries the behaviour."""
+        rest = {
+            place.hook: set(range(len(place.forest))).difference(circuit.get(place.hook, ()))
+            for place in self._places.values()
+        }
+        return self.faithfulness(rest)
+
+    def _left_alone(self, place: Place, kept: Mapping[str, Collection[int]]) -> torch.Tensor:
+        own = place.forest.levels[self._level[place.own]]
+        left = torch.zeros(len(place.forest), dtype=torch.bool)
+        left[torch.tensor(sorted(kept.get(place.hook, ())), dtype=torch.int64)] = True
+        return left[own]
+
+    def _replaced(self, x: torch.Tensor, place: Place, left: torch.Tensor, n_before: int) -> torch.Tensor:
+        flat = x.flatten(2)
+        mean_acts, mean_error = self._means[place.own]
+        level = self._level[place.own]
+        acts = place.acts(flat, level)
+        change = ((mean_acts - acts) * ~left.to(acts.device)) @ place.saes[level].W_dec
+        if not self._keep_errors and not left.all():
+            change = change + mean_error - place.error(flat, level)
+        mask = place.trained_on(x.shape[1], n_before).to(change.device)[:, None]
+        return x + (change * mask).to(x).view_as(x)
+
+    def _mean_values(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """By place, the mean activations (n_l,) and the mean error (d_in,)."""
+        seen: dict[str, list[torch.Tensor]] = {own: [] for own in self._places}
+        for batch in self._batches:
+            for tokens in (batch.clean, batch.patch):
+                if tokens is None:
+                    continue
+                _, kept = run_and_keep(self._model, tokens, list(self._places))
+                for own, place in self._places.items():
+                    seen[own].append(kept[own][:, place.trained_on(tokens.shape[1], batch.n_before)].flatten(0, 1))
+        means = {}
+        for own, place in self._places.items():
+            x, level = torch.cat(seen[own]), self._level[own]
+            means[own] = (place.acts(x, level).mean(0), place.error(x, level).mean(0))
+        return means

@@ -1,0 +1,88 @@
+"""The result: nodes with their effects, and what was looked at to find them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Method = Literal["attribution", "integrated", "patch"]
+SCHEMA = "sae_lens_hsae/circuit"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Node:
+    """A feature at a hook point, or what a level does not reconstruct there.
+
+    Attributes:
+        hook: the hook point.
+        level: of the forest there.
+        feature: flat index in the forest; None for the error of the level.
+        name: ``level/feature``, as ``2/17``, or ``level/error``.
+        effect: logits that the answer loses against its foil, on average over the pairs, where this node is as on the
+            other prompt (or 0) at all positions; positive where it helps the answer.
+    """
+
+    hook: str
+    level: int
+    feature: int | None
+    name: str
+    effect: float
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """What carries a behaviour, at every level. The levels are views of the same x: do not add their effects up.
+
+    Attributes:
+        method: how effects were found, see `find_circuit`.
+        threshold: in logits; features of at least this effect, either sign, are nodes.
+        n_pairs: examples.
+        clean: mean logit difference of answer and foil on the clean prompts.
+        patched: the same on the other prompts; None against zero.
+        accuracy: share of clean prompts on which the answer has the higher logit.
+        nodes: features in the order of hook point, level and falling |effect|; the error of every level that was
+            looked at comes last there, whatever its effect.
+        n_visited: features whose effect was computed, by level over all hook points.
+        n_features: features there are, likewise.
+    """
+
+    method: Method
+    threshold: float
+    n_pairs: int
+    clean: float
+    patched: float | None
+    accuracy: float
+    nodes: tuple[Node, ...]
+    n_visited: tuple[int, ...]
+    n_features: tuple[int, ...]
+
+    def at(self, level: int) -> dict[str, list[int]]:
+        """The features among the nodes of one level, by hook point; the strongest first."""
+        found: dict[str, list[int]] = {}
+        for node in self.nodes:
+            if node.level == level and node.feature is not None:
+                found.setdefault(node.hook, []).append(node.feature)
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON; `from_dict` reads them back."""
+        return {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Circuit:
+        """The circuit that `to_dict` described.
+
+        Raises:
+            ValueError: if the data are no such circuit.
+        """
+        if (data.get("schema"), data.get("schema_version")) != (SCHEMA, SCHEMA_VERSION):
+            raise ValueError(f"schema={data.get('schema')!r} is no {SCHEMA} of version {SCHEMA_VERSION}")
+        own: dict[str, Any] = {name: value for name, value in data.items() if not name.startswith("schema")}
+        try:
+            own["nodes"] = tuple(Node(**node) for node in own["nodes"])
+            own |= {name: tuple(own[name]) for name in ("n_visited", "n_features")}
+            return cls(**own)
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"the data are no circuit ({error})") from error

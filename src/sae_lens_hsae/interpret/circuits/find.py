@@ -1,0 +1,112 @@
+"""Going down a forest for a circuit: only into children of parents that matter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+import torch
+
+from sae_lens_hsae.forest.levels import NO_PARENT
+from sae_lens_hsae.interpret.circuits.attribution import Attribution
+from sae_lens_hsae.interpret.circuits.circuit import Circuit, Method, Node
+from sae_lens_hsae.interpret.circuits.pairs import Pair, batches_of
+from sae_lens_hsae.interpret.circuits.places import Place, places_of
+
+
+def find_circuit(
+    model: Any,
+    forests: Mapping[str, Any],
+    pairs: Sequence[Pair],
+    method: Method = "attribution",
+    threshold: float = 0.1,
+) -> Circuit:
+    """The features that carry a behaviour, coarse to fine.
+
+    At every hook point the effects of the coarsest level's features are computed first; at a finer level, those of the
+    children of features of at least the threshold, and of features without a parent, for which nothing coarser
+    stands. Every level is taken in its own reconstruction, with its own error.
+
+    Args:
+        model: a causal ``HookedSAETransformer``, ``SAETransformerBridge``, or what ``load_language_model`` gives.
+        forests: by hook point, a ``HierarchicalSAE`` or another stack of levels with its ``forest``.
+        pairs: the behaviour.
+        method: "attribution": attribution patching, ∂m/∂f · Δf on the clean prompt; "integrated": the gradient's
+            mean over ten points between both prompts; "patch": exactly, with a run of the model per feature.
+        threshold: in logits.
+
+    Raises:
+        ValueError: before anything is computed, if an argument is wrong; see `batches_of` and `places_of`.
+    """
+    if not (math.isfinite(threshold) and threshold >= 0):
+        raise ValueError(f"threshold={threshold} must be 0 or more, in logits")
+    places, attributions = _prepared(model, forests, pairs, method)
+    depth = max(len(place.forest.levels) for place in places)
+    visited, nodes = [0] * depth, []
+    for place in places:
+        over = torch.zeros(len(place.forest), dtype=torch.bool)
+        for level, own in enumerate(place.forest.levels):
+            parents = place.forest.parents[own]
+            candidates = ((parents == NO_PARENT) | over[parents.clamp(min=0)]).nonzero().flatten()
+            effects = _effects(attributions, place, level, candidates) / len(pairs)
+            visited[level] += len(candidates)
+            chosen = candidates[effects.abs() >= threshold] + own.start
+            over[chosen] = True
+            by_feature = dict(zip((candidates + own.start).tolist(), effects.tolist(), strict=True))
+            strongest = sorted(chosen.tolist(), key=lambda feature: -abs(by_feature[feature]))
+            name = place.forest.levels.name
+            nodes += [Node(place.hook, level, feature, name(feature), by_feature[feature]) for feature in strongest]
+            error = sum(each.error(place, level) for each in attributions) / len(pairs)
+            nodes.append(Node(place.hook, level, None, f"{level}/error", error))
+    clean = torch.cat([each.clean for each in attributions])
+    patched = [each.patched for each in attributions if each.patched is not None]
+    widths = [[*place.forest.level_widths, *[0] * (depth - len(place.forest.levels))] for place in places]
+    return Circuit(
+        method=method,
+        threshold=float(threshold),
+        n_pairs=len(pairs),
+        clean=clean.mean().item(),
+        patched=torch.cat(patched).mean().item() if patched else None,
+        accuracy=(clean > 0).float().mean().item(),
+        nodes=tuple(nodes),
+        n_visited=tuple(visited),
+        n_features=tuple(map(sum, zip(*widths, strict=True))),
+    )
+
+
+def flat_effects(
+    model: Any, forests: Mapping[str, Any], pairs: Sequence[Pair], method: Method = "attribution"
+) -> dict[str, torch.Tensor]:
+    """The effect of every feature of every level, by hook point: (n_features,), as `Node.effect`.
+
+    Args:
+        model: as for `find_circuit`, like the other arguments.
+
+    Raises:
+        ValueError: as `find_circuit`.
+    """
+    places, attributions = _prepared(model, forests, pairs, method)
+    return {
+        place.hook: torch.cat(
+            [
+                _effects(attributions, place, level, torch.arange(width)) / len(pairs)
+                for level, width in enumerate(place.forest.level_widths)
+            ]
+        )
+        for place in places
+    }
+
+
+def _prepared(
+    model: Any, forests: Mapping[str, Any], pairs: Sequence[Pair], method: Method
+) -> tuple[list[Place], list[Attribution]]:
+    if method not in get_args(Method):
+        raise ValueError(f"method={method!r} must be one of {', '.join(get_args(Method))}")
+    places = places_of(model, forests)
+    batches = batches_of(pairs, model, places[0].saes[0])
+    return places, [Attribution(model, places, batch, method) for batch in batches]
+
+
+def _effects(attributions: Sequence[Attribution], place: Place, level: int, features: torch.Tensor) -> torch.Tensor:
+    return torch.stack([each.features(place, level, features).cpu() for each in attributions]).sum(0)

@@ -1,0 +1,82 @@
+"""Forests at the places of a model that they read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sae_lens_hsae.evaluation.stacks import metadata
+from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.text.as_trained import positions
+from sae_lens_hsae.text.hook_point import hook_point, own_name, stack_of
+
+
+@dataclass(frozen=True)
+class Place:
+    """A forest at its hook point.
+
+    Attributes:
+        hook: the name it was given by.
+        own: the model's own name of it.
+        saes: one per level, coarse to fine.
+        forest: of their features.
+    """
+
+    hook: str
+    own: str
+    saes: tuple[Any, ...]
+    forest: FeatureForest
+
+    def acts(self, x: torch.Tensor, level: int) -> torch.Tensor:
+        """(…, d_in) → (…, n_l): the activations of one level."""
+        sae = self.saes[level]
+        return sae.encode(x.to(sae.device, sae.dtype))
+
+    def error(self, x: torch.Tensor, level: int) -> torch.Tensor:
+        """(…, d_in): what the level does not reconstruct."""
+        sae = self.saes[level]
+        return x.to(sae.device, sae.dtype) - sae.decode(self.acts(x, level))
+
+    def trained_on(self, n_positions: int, n_before: int) -> torch.Tensor:
+        """(positions,) bool: those that hold text, and were trained on."""
+        own = torch.zeros(n_positions, dtype=torch.bool)
+        own[positions(self.saes[0].cfg.metadata)] = True
+        own[:n_before] = False
+        return own
+
+
+def places_of(model: Any, forests: Mapping[str, Any]) -> list[Place]:
+    """The places, in the order in which the model comes by them.
+
+    Args:
+        model: ``HookedSAETransformer``, ``SAETransformerBridge``, or what ``load_language_model`` gives.
+        forests: by hook point, a ``HierarchicalSAE`` or another stack of levels with its ``forest``.
+
+    Raises:
+        ValueError: if there is none, one was trained at another hook point than it is given for, they are of different
+            models or stand at the same place, or the model has no such hook point.
+    """
+    if not forests:
+        raise ValueError("forests is empty; give at least one, by hook point")
+    trained = {hook: metadata(levels, "model_name") for hook, levels in forests.items()}
+    named = {name for name in trained.values() if name is not None}
+    if len(named) > 1:
+        listed = ", ".join(f"{hook} of {name!r}" for hook, name in trained.items())
+        raise ValueError(f"the forests read different models: {listed}; give forests of one model")
+    found = []
+    for hook, levels in forests.items():
+        saes, forest = stack_of(levels, None)
+        reads = metadata(levels, "hook_name")
+        if reads is not None and own_name(model, reads) != own_name(model, hook):
+            raise ValueError(f"the forest given for {hook!r} was trained at {reads!r}; name it so")
+        for sae in saes:
+            sae.cfg.metadata.hook_name = hook
+        found.append(Place(hook, hook_point(model, saes), tuple(saes), forest))
+    owns = [place.own for place in found]
+    if len(set(owns)) < len(owns):
+        raise ValueError(f"two forests stand at one hook point, {max(owns, key=owns.count)!r}; give one for each")
+    order = list(model.hook_dict)
+    return sorted(found, key=lambda place: order.index(place.own))

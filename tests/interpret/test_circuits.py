@@ -1,0 +1,284 @@
+"""Circuits on a tiny model in float64: effects against finite differences and against patching by hand."""
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_sae
+from host_helpers import D_MODEL, VOCABULARY, save_tiny_gpt2
+from sae_lens import HookedSAETransformer
+from transformer_lens import HookedTransformerConfig
+from transformers import AutoTokenizer
+
+from sae_lens_hsae.interpret.circuits import Ablation, Circuit, Pair, find_circuit, flat_effects, read_pairs
+
+FIRST, SECOND = HOOKS = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post")
+PAIRS = [
+    Pair("w1 w2 w3 w4", "w50", "w51", "w1 w7 w3 w4"),
+    Pair("w9 w8 w7", "w52", "w53", "w9 w21 w22"),
+    Pair("w5 w2 w6 w11", "w54", "w51", "w5 w30 w6 w11"),
+]
+ZERO = [dataclasses.replace(pair, patch=None) for pair in PAIRS]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return AutoTokenizer.from_pretrained(save_tiny_gpt2(tmp_path_factory.mktemp("gpt2")))
+
+
+def tiny(tokenizer: Any, **overrides: Any) -> Any:
+    """Two blocks with random weights large enough for everything to matter, in float64."""
+    options: dict[str, Any] = {"normalization_type": "LN", "act_fn": "gelu", "dtype": torch.float64} | overrides
+    torch.manual_seed(0)
+    cfg = HookedTransformerConfig(
+        n_layers=2, d_model=D_MODEL, n_ctx=16, d_head=8, n_heads=2, d_mlp=32, d_vocab=VOCABULARY, **options
+    )
+    model = HookedSAETransformer(cfg)
+    for parameter in model.parameters():
+        parameter.data.normal_(0, 0.3)
+    model.tokenizer = tokenizer
+    return model
+
+
+def stacks(prepend_bos: bool = True) -> dict[str, Any]:
+    """At each hook point levels of 4, 9 and 20 with a random forest that fire often."""
+    found = {}
+    for seed, hook in enumerate(HOOKS):
+        sae = make_sae(seed, d_in=D_MODEL, level_widths=[4, 9, 20], normalize_activations="none", dtype="float64")
+        sae.threshold.data.mul_(0.1)
+        sae.cfg.metadata.hook_name, sae.cfg.metadata.prepend_bos = hook, prepend_bos
+        found[hook] = sae
+    return found
+
+
+def ids(model: Any, text: str) -> torch.Tensor:
+    return torch.tensor([[0, *model.tokenizer(text)["input_ids"]]])
+
+
+@torch.no_grad()
+def metric(model: Any, pair: Pair, changes: dict[str, Any]) -> float:
+    """Logit of answer less foil, x at some hook points changed by functions of x, in a plain run."""
+    hooks = [(hook, lambda x, hook, own=own: own(x)) for hook, own in changes.items()]  # noqa: ARG005
+    logits = model.run_with_hooks(ids(model, pair.clean), fwd_hooks=hooks)[0, -1]
+    return (logits[int(pair.answer[1:])] - logits[int(pair.foil[1:])]).item()
+
+
+@torch.no_grad()
+def read(model: Any, text: str, hook: str) -> torch.Tensor:
+    return model.run_with_cache(ids(model, text), names_filter=[hook])[1][hook]
+
+
+def patched(sae: Any, level: int, feature: int, other: torch.Tensor | None) -> Any:
+    """x, decoded by a level with one activation as on another prompt (or 0), its error kept; BOS left alone."""
+
+    def change(x: torch.Tensor) -> torch.Tensor:
+        own = sae.level_sae(level)
+        acts = own.encode(x)
+        error = x - own.decode(acts)
+        acts[:, 1:, feature] = 0.0 if other is None else own.encode(other)[:, 1:, feature]
+        return own.decode(acts) + error
+
+    return change
+
+
+def by_hand(model: Any, saes: Any, pairs: list[Pair], hook: str, level: int, feature: int) -> float:
+    lost = []
+    for pair in pairs:
+        other = None if pair.patch is None else read(model, pair.patch, hook)
+        change = patched(saes[hook], level, feature, other)
+        lost.append(metric(model, pair, {}) - metric(model, pair, {hook: change}))
+    return sum(lost) / len(lost)
+
+
+def each_feature(saes: Any) -> Any:
+    for hook in HOOKS:
+        for level, own in enumerate(saes[hook].levels):
+            for feature in range(own.start, own.stop):
+                yield hook, level, feature - own.start, feature
+
+
+@pytest.mark.parametrize("pairs", [PAIRS, ZERO], ids=["pairs", "zero"])
+def test_patching_equals_patching_by_hand(tokenizer, pairs):
+    model, saes = tiny(tokenizer), stacks()
+    effects = flat_effects(model, saes, pairs, "patch")
+    assert all((effect != 0).sum() > 9 for effect in effects.values())
+    for hook, level, feature, flat in each_feature(saes):
+        expected = by_hand(model, saes, pairs, hook, level, feature)
+        assert effects[hook][flat].item() == pytest.approx(expected, abs=1e-10)
+
+
+@torch.no_grad()
+def slope(model: Any, pair: Pair, hook: str, at: torch.Tensor, direction: torch.Tensor, h: float = 1e-5) -> float:
+    """Of the metric along a change of x at a hook point, where x stands at ``at``."""
+    up, down = (metric(model, pair, {hook: lambda _, sign=sign: at + sign * h * direction}) for sign in (1, -1))
+    return (up - down) / (2 * h)
+
+
+@pytest.mark.parametrize("pairs", [PAIRS, ZERO], ids=["pairs", "zero"])
+@pytest.mark.parametrize("method", ["attribution", "integrated"])
+def test_gradients_equal_finite_differences(tokenizer, method, pairs):
+    model, saes = tiny(tokenizer), stacks()
+    effects = flat_effects(model, saes, pairs, method)
+    some = [each for each in each_feature(saes) if each[3] in (0, 2, 3, 5, 8, 12, 14, 20, 31)]
+    for hook, level, feature, flat in some:
+        sae, expected = saes[hook].level_sae(level), 0.0
+        with torch.no_grad():
+            for pair in pairs:
+                x = read(model, pair.clean, hook)
+                other = sae.b_dec.expand_as(x) if pair.patch is None else read(model, pair.patch, hook)
+                other = torch.cat([x[:, :1], other[:, 1:]], dim=1)
+                change = sae.encode(x)[..., feature, None]
+                if pair.patch is not None:
+                    change = change - sae.encode(other)[..., feature, None]
+                change = change * torch.arange(x.shape[1])[:, None].clamp(max=1)
+                along = change * sae.W_dec[feature]
+                steps = [1.0] if method == "attribution" else [(k + 0.5) / 10 for k in range(10)]
+                expected += sum(slope(model, pair, hook, other + t * (x - other), along) for t in steps) / len(steps)
+        assert effects[hook][flat].item() == pytest.approx(expected / len(pairs), rel=1e-6, abs=1e-8)
+
+
+def test_where_the_rest_of_the_model_is_linear_all_methods_agree(tokenizer):
+    """After the last block without a norm, logits are linear in x; and a level's effects add up to the whole change."""
+    model, saes = tiny(tokenizer, normalization_type=None), {SECOND: stacks()[SECOND]}
+    found = [
+        find_circuit(model, saes, PAIRS, method, threshold=0.0) for method in ("attribution", "integrated", "patch")
+    ]
+    for circuit in found:
+        by_name = {node.name: node.effect for node in circuit.nodes}
+        assert by_name == pytest.approx({node.name: node.effect for node in found[0].nodes}, abs=1e-9)
+        assert circuit.patched is not None
+        for level in range(3):
+            total = sum(node.effect for node in circuit.nodes if node.level == level)
+            # The answer changes with the position's x alone: the last one.
+            assert total == pytest.approx(circuit.clean - circuit.patched, abs=1e-9)
+
+
+def test_the_way_down_leads_through_parents_over_the_threshold(tokenizer):
+    model, saes = tiny(tokenizer), stacks()
+    effects = flat_effects(model, saes, PAIRS)
+    threshold = torch.cat([*effects.values()]).abs().quantile(0.7).item()
+    circuit = find_circuit(model, saes, PAIRS, threshold=threshold)
+    expected, n_visited = set(), [0, 0, 0]
+    for hook, level, _, feature in each_feature(saes):
+        forest = saes[hook].forest
+        over = [abs(effects[hook][each].item()) >= threshold for each in forest.path(feature)]
+        n_visited[level] += all(over[:-1])
+        if all(over):
+            expected.add((hook, level, feature))
+    assert {(n.hook, n.level, n.feature) for n in circuit.nodes if n.feature is not None} == expected
+    assert expected
+    assert circuit.n_visited == tuple(n_visited)
+    assert circuit.n_features == (8, 18, 40)
+    assert sum(n_visited) < 66, "something is left out"
+    for node in circuit.nodes:
+        if node.feature is not None:
+            assert node.effect == pytest.approx(effects[node.hook][node.feature].item(), abs=1e-12)
+            assert node.name == saes[node.hook].forest.levels.name(node.feature)
+    assert circuit.clean == pytest.approx(sum(metric(model, pair, {}) for pair in PAIRS) / 3)
+    assert Circuit.from_dict(json.loads(json.dumps(circuit.to_dict()))) == circuit
+    with pytest.raises(ValueError, match="schema=None"):
+        Circuit.from_dict({})
+
+
+@pytest.mark.parametrize("keep_errors", [True, False])
+@pytest.mark.parametrize("level", [0, 2])
+def test_ablation_equals_replacing_by_hand(tokenizer, level, keep_errors):
+    model, saes = tiny(tokenizer), stacks()
+    ablation = Ablation(model, saes, PAIRS, level, keep_errors)
+    assert ablation.all == pytest.approx(sum(metric(model, pair, {}) for pair in PAIRS) / 3, abs=1e-10)
+    texts = [text for pair in PAIRS for text in (pair.clean, pair.patch or "")]
+    own = saes[FIRST].levels[level]
+    kept = {FIRST: [own.start, own.start + 2], SECOND: [own.start + 1]}
+    changes = {}
+    for hook in HOOKS:
+        sae = saes[hook].level_sae(level)
+        seen = torch.cat([read(model, text, hook)[0, 1:] for text in texts])
+        with torch.no_grad():
+            mean, mean_error = sae.encode(seen).mean(0), (seen - sae.decode(sae.encode(seen))).mean(0)
+
+        def change(x, sae=sae, mean=mean, mean_error=mean_error, hook=hook):
+            acts = sae.encode(x)
+            error = x - sae.decode(acts) if keep_errors else mean_error
+            new = mean.expand_as(acts).clone()
+            for feature in kept[hook]:
+                new[..., feature - own.start] = acts[..., feature - own.start]
+            out = sae.decode(new) + error
+            out[:, 0] = x[:, 0]
+            return out
+
+        changes[hook] = change
+    expected = sum(metric(model, pair, changes) for pair in PAIRS) / 3
+    assert ablation.metric(kept) == pytest.approx(expected, abs=1e-10)
+    share = (expected - ablation.none) / (ablation.all - ablation.none)
+    assert ablation.faithfulness(kept) == pytest.approx(share)
+    everything = {hook: range(33) for hook in HOOKS}
+    assert ablation.faithfulness(everything) == 1
+    assert ablation.completeness(everything) == 0
+    assert ablation.completeness({}) == 1
+
+
+def test_without_bos_the_first_position_counts(tokenizer):
+    saes = {SECOND: stacks(prepend_bos=False)[SECOND]}
+    saes[SECOND].cfg.metadata.disable_concat_sequences = True
+    assert flat_effects(tiny(tokenizer), saes, [Pair("w4", "w50", "w51")])[SECOND].any()
+
+
+def of_another_model(saes: Any) -> Any:
+    for name, sae in zip(("a", "b"), saes.values(), strict=True):
+        sae.cfg.metadata.model_name = name
+    return saes
+
+
+@pytest.mark.parametrize(
+    ("pairs", "change", "message"),
+    [
+        ([], None, "pairs is empty"),
+        (PAIRS, lambda _: {}, "forests is empty"),
+        ([Pair("w1 w2", "w3", "w4", "w1")], None, "pair 1: .* has 2 tokens and patch='w1' has 1"),
+        ([Pair("w1 w2", "w3 w5", "w4", "w1 w5")], None, r"pair 1: answer='w3 w5' has 2 tokens, \['w3', 'w5'\]"),
+        ([PAIRS[0], Pair("w1", "w3", "w3", "w2")], None, "pair 2: answer and foil are the same tokens"),
+        ([Pair("w1", "w3", "w4", "w1")], None, "pair 1: clean and patch are the same tokens"),
+        ([Pair("", "w3", "w4", "w1")], None, "pair 1: a prompt is empty"),
+        ([PAIRS[0], ZERO[1]], None, "some pairs have a patch and some have none"),
+        (PAIRS, of_another_model, "read different models: .* of 'a', .* of 'b'"),
+        (PAIRS, lambda saes: {FIRST: saes[SECOND]}, f"given for '{FIRST}' was trained at '{SECOND}'"),
+        (
+            PAIRS,
+            lambda saes: {"blocks.7.hook_resid_post": stacks_at("blocks.7.hook_resid_post", saes)},
+            "no hook point",
+        ),
+    ],
+)
+@pytest.mark.parametrize("function", [find_circuit, Ablation])
+def test_bad_input_is_refused_before_the_model_runs(tokenizer, function, pairs, change, message):
+    model, saes = tiny(tokenizer), stacks()
+    model.forward = lambda *_: pytest.fail("the model ran")
+    with pytest.raises(ValueError, match=message):
+        function(model, change(saes) if change else saes, pairs)
+
+
+def stacks_at(hook: str, saes: Any) -> Any:
+    saes[FIRST].cfg.metadata.hook_name = hook
+    return saes[FIRST]
+
+
+@pytest.mark.parametrize("threshold", [-1.0, math.nan])
+def test_a_threshold_is_a_number_of_logits(tokenizer, threshold):
+    with pytest.raises(ValueError, match=r"threshold=.* must be 0 or more"):
+        find_circuit(tiny(tokenizer), stacks(), PAIRS, threshold=threshold)
+
+
+def test_pairs_are_read_from_lines(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(json.dumps(dataclasses.asdict(pair)) for pair in (*PAIRS, ZERO[0])) + "\n\n")
+    assert read_pairs(path) == [*PAIRS, ZERO[0]]
+    for line in ("{", "[]", '{"clean": "a", "answer": "b"}', '{"clean": "a", "answer": "b", "foil": 1}'):
+        path.write_text(line)
+        with pytest.raises(ValueError, match=r"pairs\.jsonl, line 1 is no"):
+            read_pairs(path)
+    path.write_text("\n")
+    with pytest.raises(ValueError, match="holds no pair"):
+        read_pairs(path)
