@@ -159,6 +159,20 @@ def test_clarity_tells_a_feature_of_one_token_from_one_of_many():
     assert found[1].item() < 0.5
 
 
+def test_attention_sinks_are_no_contexts(sae):
+    tokens, x = (torch.cat(parts) for parts in zip(*stream(), strict=True))
+    sinks = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(1)) < 0.01
+    with_sinks = torch.where(sinks[..., None], 100 * x, x)
+    named = torch.where(sinks, VOCABULARY, tokens)
+    read, left_out = (
+        collect_dashboards(sae, sae.forest, [(named, seen)], settings=SETTINGS, exclude_tokens=excluded, progress=False)
+        for seen, excluded in ((with_sinks, ()), (x, (VOCABULARY,)))
+    )
+    assert read.n_tokens == left_out.n_tokens == int((~sinks).sum())
+    assert torch.equal(read.activations, left_out.activations)
+    assert torch.equal(read.peak_positions, left_out.peak_positions)
+
+
 def check_window(sae, dashboards, tokens, acts, feature, slot, context, peak):
     start = min(max(peak - SETTINGS.window // 2, 0), LENGTH - SETTINGS.window)
     shown = slice(start, start + SETTINGS.window)

@@ -19,13 +19,26 @@ SEEN_FIRST = 1024
 """Tokens at the beginning of a stream that say what is usual."""
 
 
+FEWEST_TOKENS = 8
+"""Fewer do not say what is usual."""
+
+
+def usual(first: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where tokens (n, d_in) lie: their centre (d_in,), and the distance () beyond which one is outlying.
+
+    Where most tokens are one and the same, none is.
+    """
+    centre = first.median(0).values
+    median = (first - centre).norm(dim=1).median()
+    return centre, torch.where(median > 0, OUTLYING * median, torch.inf)
+
+
 class Outliers:
     """Tells outlying tokens of a stream from ordinary ones, and keeps Σ‖x − mean‖² of the latter."""
 
     def __init__(self, first: torch.Tensor) -> None:
         """Take the centre and the median distance from the first tokens, (n, d_in)."""
-        self._centre = first.median(0).values
-        self._limit = OUTLYING * (first - self._centre).norm(dim=1).median()
+        self._centre, self._limit = usual(first)
         self.n_ordinary = 0
         self._sum, self._squares = torch.zeros(first.shape[1], dtype=torch.float64), 0.0
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sae_lens_hsae.evaluation.outliers import Outliers
+from sae_lens_hsae.evaluation.outliers import FEWEST_TOKENS, Outliers
 from sae_lens_hsae.forest import NO_PARENT, FeatureForest
 from sae_lens_hsae.interpret.explain.explanation import Explanation
 from sae_lens_hsae.text.as_trained import positions as trained_positions
@@ -16,9 +16,6 @@ from sae_lens_hsae.text.token_text import token_texts, whole_characters
 
 if TYPE_CHECKING:
     from sae_lens import SAE
-
-MIN_TOKENS = 8
-"""Shorter texts do not say which distance is usual."""
 
 
 @torch.no_grad()
@@ -105,7 +102,7 @@ def explain(
 
 def _outlying(x: torch.Tensor) -> torch.Tensor:
     """Which tokens of a text (tokens, d_in) are outlying, (tokens,) bool; a short text has no usual distance."""
-    if len(x) < MIN_TOKENS:
+    if len(x) < FEWEST_TOKENS:
         return torch.zeros(len(x), dtype=torch.bool)
     return ~Outliers(x.float()).ordinary(x.float()).cpu()
 

@@ -15,6 +15,7 @@ import torch
 from tqdm.auto import tqdm
 
 from sae_lens_hsae.evaluation import level_saes
+from sae_lens_hsae.evaluation.outliers import FEWEST_TOKENS, SEEN_FIRST, usual
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.feature_cache.contexts import ContextSlots
 from sae_lens_hsae.interpret.feature_cache.directions import decoder_directions, promoted_tokens
@@ -58,6 +59,9 @@ def collect_dashboards(
     them; the sampled ones are drawn one from each band of that peak's quantiles. SAEs whose features fire with either
     sign (AbsTopK) are read by the size of their activations: a dashboard does not tell the two signs apart.
 
+    Outlying tokens, such as attention sinks, count as silent: there nearly every feature has its highest activations,
+    whatever it stands for.
+
     Args:
         levels: one SAE per level, coarse to fine, or one object for all (``HierarchicalSAE``).
         forest: who is whose parent among their features.
@@ -87,7 +91,14 @@ def collect_dashboards(
     contexts = ContextSlots(forest, settings, device)
     statistics = FiringStatistics(forest, device)
     token_means = TokenMeans(forest.n_features, settings, device)
-    parts = {"seen": seen, "contexts": contexts, "statistics": statistics, "token_means": token_means}
+    ordinary = OrdinaryTokens(device)
+    parts = {
+        "seen": seen,
+        "ordinary": ordinary,
+        "contexts": contexts,
+        "statistics": statistics,
+        "token_means": token_means,
+    }
     same = fingerprint(levels, forest)
     about = {
         "fingerprint": same,
@@ -106,6 +117,7 @@ def collect_dashboards(
             token_ids, x = (tensor.to(device) for tensor in chunk)
             acts = torch.cat([sae.encode(x.flatten(0, 1)).float().abs() for sae in saes], dim=1)
             kept = ~torch.isin(token_ids, excluded)
+            kept &= ordinary(x, kept)
             acts[~kept.flatten()] = 0
             firing = Firing(acts, parents)
             statistics.add(firing, int(kept.sum()))
@@ -150,6 +162,22 @@ class Seen:
 
     contexts: int = 0
     tokens: int = 0
+
+
+class OrdinaryTokens:
+    """Tells ordinary tokens from outlying ones by the distances that are usual in the first chunk."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._centre, self._limit = torch.zeros(0, device=device), torch.zeros(0, device=device)
+
+    def __call__(self, x: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        """Which activations (batch, context, d_in) are ordinary, (batch, context) bool; ``kept`` says which count."""
+        if not len(self._centre):
+            if int(kept.sum()) < FEWEST_TOKENS:
+                return torch.ones_like(kept)
+            centre, limit = usual(x[kept][:SEEN_FIRST].float())
+            self._centre, self._limit = centre, limit[None]
+        return (x.float() - self._centre).norm(dim=-1) <= self._limit
 
 
 @dataclass
