@@ -13,6 +13,7 @@ from typing import Any
 from sae_lens.training._interruption import InterruptedException
 
 from hsae_command import DEBUG, SUBCOMMANDS, root_parser
+from sae_lens_hsae.cli.circuit import add_circuit, run_circuit
 from sae_lens_hsae.cli.clarity import add_clarity, run_clarity
 from sae_lens_hsae.cli.contrast import add_contrast, run_contrast
 from sae_lens_hsae.cli.demo import demo
@@ -34,6 +35,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Outcome]] = {
     "explain": run_explain,
     "explore": run_explore,
     "contrast": run_contrast,
+    "circuit": run_circuit,
     "label": run_label_or_judge,
     "judge": run_label_or_judge,
     "sweep": run_sweep_command,
@@ -127,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
         add_explain,
         add_explore,
         add_contrast,
+        add_circuit,
         add_label_and_judge,
         add_sweep,
         add_push,

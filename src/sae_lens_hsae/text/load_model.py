@@ -23,7 +23,12 @@ NO_MODULE = "hook_names not found"
 
 
 def load_model(
-    model_class_name: str, model_name: str, device: Any, options: Mapping[str, Any] | None, hook_name: str
+    model_class_name: str,
+    model_name: str,
+    device: Any,
+    options: Mapping[str, Any] | None,
+    hook_name: str,
+    *further: str,
 ) -> Any:
     """A language model as SAELens loads it, with the hook point that is read.
 
@@ -36,6 +41,7 @@ def load_model(
         device: where to.
         options: for its ``from_pretrained``.
         hook_name: the hook point.
+        further: more of them.
 
     Raises:
         ValueError: if the model has no such hook point, or TransformerLens no model of the folder's name.
@@ -44,13 +50,16 @@ def load_model(
     if model_class_name == TRANSFORMER_LENS and Path(model_name).is_dir():
         model_name, given = _from_folder(Path(model_name), given)
     try:
-        model = load_by_name(model_class_name, model_name, device, given, [hook_name])
+        model = load_by_name(model_class_name, model_name, device, given, [hook_name, *further])
     except ValueError as error:
         if NO_MODULE not in str(error):
             raise
-        raise ValueError(no_hook_point(hook_name, _modules(model_name, given))) from error
-    if hook_name not in model.hook_dict:
-        raise ValueError(no_hook_point(hook_name, model.hook_dict))
+        modules = _modules(model_name, given)
+        missing = next((name for name in (hook_name, *further) if name not in modules), hook_name)
+        raise ValueError(no_hook_point(missing, modules)) from error
+    for name in (hook_name, *further):
+        if name not in model.hook_dict:
+            raise ValueError(no_hook_point(name, model.hook_dict))
     return model
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 Method = Literal["attribution", "integrated", "patch"]
@@ -22,6 +22,7 @@ class Node:
         name: ``level/feature``, as ``2/17``, or ``level/error``.
         effect: logits that the answer loses against its foil, on average over the pairs, where this node is as on the
             other prompt (or 0) at all positions; positive where it helps the answer.
+        label: of the feature, where there is one.
     """
 
     hook: str
@@ -29,6 +30,7 @@ class Node:
     feature: int | None
     name: str
     effect: float
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,14 @@ class Circuit:
             if node.level == level and node.feature is not None:
                 found.setdefault(node.hook, []).append(node.feature)
         return found
+
+    def labelled(self, labels: Mapping[str, Mapping[int, str]]) -> Circuit:
+        """The same with labels of features, by hook point and flat index."""
+        of_nodes = [
+            labels.get(node.hook, {}).get(-1 if node.feature is None else node.feature, "") for node in self.nodes
+        ]
+        nodes = tuple(replace(node, label=label) for node, label in zip(self.nodes, of_nodes, strict=True))
+        return replace(self, nodes=nodes)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; `from_dict` reads them back."""

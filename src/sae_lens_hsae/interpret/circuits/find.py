@@ -21,12 +21,13 @@ def find_circuit(
     pairs: Sequence[Pair],
     method: Method = "attribution",
     threshold: float = 0.1,
+    unassigned: bool = True,
 ) -> Circuit:
     """The features that carry a behaviour, coarse to fine.
 
     At every hook point the effects of the coarsest level's features are computed first; at a finer level, those of the
-    children of features of at least the threshold, and of features without a parent, for which nothing coarser
-    stands. Every level is taken in its own reconstruction, with its own error.
+    children of features of at least the threshold, and of unassigned features, for which nothing coarser stands.
+    Every level is taken in its own reconstruction, with its own error.
 
     Args:
         model: a causal ``HookedSAETransformer``, ``SAETransformerBridge``, or what ``load_language_model`` gives.
@@ -35,6 +36,7 @@ def find_circuit(
         method: "attribution": attribution patching, ∂m/∂f · Δf on the clean prompt; "integrated": the gradient's
             mean over ten points between both prompts; "patch": exactly, with a run of the model per feature.
         threshold: in logits.
+        unassigned: whether unassigned features are looked at; without them the circuit is that of the roots' trees.
 
     Raises:
         ValueError: before anything is computed, if an argument is wrong; see `batches_of` and `places_of`.
@@ -48,7 +50,9 @@ def find_circuit(
         over = torch.zeros(len(place.forest), dtype=torch.bool)
         for level, own in enumerate(place.forest.levels):
             parents = place.forest.parents[own]
-            candidates = ((parents == NO_PARENT) | over[parents.clamp(min=0)]).nonzero().flatten()
+            candidates = (
+                ((parents == NO_PARENT) & (unassigned or level == 0) | over[parents.clamp(min=0)]).nonzero().flatten()
+            )
             effects = _effects(attributions, place, level, candidates) / len(pairs)
             visited[level] += len(candidates)
             chosen = candidates[effects.abs() >= threshold] + own.start

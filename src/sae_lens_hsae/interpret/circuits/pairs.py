@@ -118,15 +118,8 @@ def batches_of(pairs: Sequence[Pair], model: Any, sae: Any) -> list[Batch]:
     for own in by_length.values():
         clean, patch, answers, foils, n_before = zip(*own, strict=True)
         has_patch = pairs[0].patch is not None
-        found.append(
-            Batch(
-                torch.tensor(clean),
-                torch.tensor(patch) if has_patch else None,
-                torch.tensor(answers),
-                torch.tensor(foils),
-                n_before[0],
-            )
-        )
+        tensors = [torch.tensor(each, device=sae.device) for each in (clean, patch, answers, foils)]
+        found.append(Batch(tensors[0], tensors[1] if has_patch else None, tensors[2], tensors[3], n_before[0]))
     return found
 
 

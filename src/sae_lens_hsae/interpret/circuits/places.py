@@ -59,13 +59,7 @@ def places_of(model: Any, forests: Mapping[str, Any]) -> list[Place]:
         ValueError: if there is none, one was trained at another hook point than it is given for, they are of different
             models or stand at the same place, or the model has no such hook point.
     """
-    if not forests:
-        raise ValueError("forests is empty; give at least one, by hook point")
-    trained = {hook: metadata(levels, "model_name") for hook, levels in forests.items()}
-    named = {name for name in trained.values() if name is not None}
-    if len(named) > 1:
-        listed = ", ".join(f"{hook} of {name!r}" for hook, name in trained.items())
-        raise ValueError(f"the forests read different models: {listed}; give forests of one model")
+    check_one_model(forests)
     found = []
     for hook, levels in forests.items():
         saes, forest = stack_of(levels, None)
@@ -80,3 +74,20 @@ def places_of(model: Any, forests: Mapping[str, Any]) -> list[Place]:
         raise ValueError(f"two forests stand at one hook point, {max(owns, key=owns.count)!r}; give one for each")
     order = list(model.hook_dict)
     return sorted(found, key=lambda place: order.index(place.own))
+
+
+def check_one_model(forests: Mapping[str, Any]) -> None:
+    """Check, before the model is loaded, that there are forests, and all read the same model.
+
+    Args:
+        forests: by hook point, or by whatever else the user knows them.
+
+    Raises:
+        ValueError: if not.
+    """
+    if not forests:
+        raise ValueError("forests is empty; give at least one, by hook point")
+    trained = {own: metadata(levels, "model_name") for own, levels in forests.items()}
+    if len({name for name in trained.values() if name is not None}) > 1:
+        listed = ", ".join(f"{own} reads {name!r}" for own, name in trained.items())
+        raise ValueError(f"the forests read different models: {listed}; give forests of one model")

@@ -41,8 +41,12 @@ PLACEMENT = {"device_map", "n_devices"}
 """Options that say where the model lay in training, and nothing about what it computes."""
 
 
-def load_language_model(sae: SAE[Any]) -> Any:
+def load_language_model(sae: SAE[Any], *further: str) -> Any:
     """The model that an SAE's metadata names, on the SAE's device.
+
+    Args:
+        sae: with metadata.
+        further: hook points of it, beside the SAE's, that will be read.
 
     Raises:
         ValueError: if the metadata name no model or no hook point of it, or ask for more than a way of loading it, or
@@ -70,6 +74,7 @@ def load_language_model(sae: SAE[Any]) -> Any:
         str(sae.device),
         {name: value for name, value in options.items() if name not in PLACEMENT},
         metadata.hook_name,
+        *further,
     )
 
 

@@ -1,0 +1,124 @@
+"""``hsae circuit``: which features of saved SAEs carry a behaviour of their language model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from hsae_command import SUBCOMMANDS
+from sae_lens_hsae.cli.collected import dashboards_beside, labels_by_tokens
+from sae_lens_hsae.cli.outcome import Outcome, add_json
+from sae_lens_hsae.cli.text_flags import add_device, check_device
+from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
+from sae_lens_hsae.interpret.circuits import Circuit, Node, find_circuit, read_pairs
+from sae_lens_hsae.interpret.circuits.circuit import Method
+from sae_lens_hsae.interpret.circuits.places import check_one_model
+from sae_lens_hsae.interpret.feature_cache.text import load_language_model
+from sae_lens_hsae.interpret.labels.files import labels_beside
+from sae_lens_hsae.storage.json_files import printable
+from sae_lens_hsae.storage.whole_files import check_writable, file_written_whole
+
+OUTPUT = "circuit.json"
+
+
+def add_circuit(commands: Any) -> None:
+    """Add ``circuit`` to the subparsers of the command ``hsae``."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "circuit",
+        help=SUBCOMMANDS["circuit"],
+        description="Attribute a behaviour of a causal language model, the logit of an answer less that of a foil, to "
+        "features of saved SAEs at one or several of its hook points: first the coarsest features, then the children "
+        "of those over the threshold.",
+    )
+    parser.add_argument("folders", nargs="+", metavar="folder", help="where an SAE was saved; one for each hook point")
+    parser.add_argument(
+        "--pairs",
+        required=True,
+        help='a .jsonl file, a line like {"clean": "The keys", "patch": "The key", "answer": " are", "foil": " is"}; '
+        "without any patch, effects are against zero",
+    )
+    parser.add_argument(
+        "--method",
+        choices=get_args(Method),
+        default="attribution",
+        help="gradients on the clean prompts, gradients integrated from the other prompts, or a run of the model per "
+        "feature (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--threshold", type=float, default=0.1, help="least effect of a node, in logits (default: %(default)s)"
+    )
+    parser.add_argument("--output", default=OUTPUT, help="the circuit as JSON goes here (default: %(default)s)")
+    add_device(parser)
+    add_json(parser)
+
+
+def run_circuit(chosen: argparse.Namespace) -> Outcome:
+    """Find the circuit, write and print it.
+
+    Raises:
+        FileNotFoundError: if a folder holds no SAE, or there is no file of pairs.
+        ValueError: if the SAEs are of different models or of one hook point, or as `find_circuit` and `read_pairs`.
+    """
+    check_device(chosen.device)
+    pairs = read_pairs(chosen.pairs)
+    output = Path(chosen.output)
+    check_writable("output", output.parent)
+    saes = {folder: load_hierarchical_sae(folder, chosen.device) for folder in chosen.folders}
+    check_one_model(saes)
+    by_hook: dict[str, str] = {}
+    for folder in chosen.folders:
+        hook = str(saes[folder].cfg.metadata.hook_name)
+        if hook in by_hook:
+            raise ValueError(f"{by_hook[hook]} and {folder} both read {hook}; give one SAE for each hook point")
+        by_hook[hook] = folder
+    forests = {hook: saes[folder] for hook, folder in by_hook.items()}
+    given = {hook: labels_beside(folder) for hook, folder in by_hook.items()}
+    dashboards = {hook: dashboards_beside(Path(folder), forests[hook]) for hook, folder in by_hook.items()}
+    model = load_language_model(next(iter(forests.values())), *list(forests)[1:])
+    circuit = find_circuit(model, forests, pairs, chosen.method, chosen.threshold).labelled(
+        {hook: labels_by_tokens(dashboards[hook], model.tokenizer) | given[hook] for hook in forests}
+    )
+    data = circuit.to_dict()
+    with file_written_whole(output) as aside:
+        aside.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
+    return Outcome(_text(circuit, {hook: sae.forest for hook, sae in forests.items()}, output), data)
+
+
+def _text(circuit: Circuit, forests: Mapping[str, FeatureForest], output: Path) -> str:
+    others = "against zero" if circuit.patched is None else f"{circuit.patched:.2f} on the others"
+    lines = [
+        f"{circuit.n_pairs} pairs: the answer leads its foil by {circuit.clean:.2f} logits on the clean prompts, "
+        f"{others}; it leads on {circuit.accuracy:.0%}"
+    ]
+    for hook in dict.fromkeys(node.hook for node in circuit.nodes):
+        own = [node for node in circuit.nodes if node.hook == hook]
+        errors = "  ".join(f"{node.level}: {node.effect:.2f}" for node in own if node.feature is None)
+        lines += ["", f"{hook}  (errors of the levels: {errors})"]
+        lines += _trees([node for node in own if node.feature is not None], forests[hook]) or ["  no feature"]
+    seen = "  ".join(
+        f"level {level}: {visited:,} of {there:,}"
+        for level, (visited, there) in enumerate(zip(circuit.n_visited, circuit.n_features, strict=True))
+    )
+    return "\n".join([*lines, "", f"Features looked at: {seen}", f"Written to {output}"])
+
+
+def _trees(nodes: Sequence[Node], forest: FeatureForest) -> list[str]:
+    """A line per node, children below their parents."""
+    by_feature = {node.feature: node for node in nodes if node.feature is not None}
+    tops = [feature for feature in by_feature if forest.parent(feature) not in by_feature]
+    lines: list[str] = []
+
+    def add(feature: int, depth: int) -> None:
+        node = by_feature[feature]
+        lines.append(f"{'  ' * (depth + 1)}{node.effect:+.2f}  {node.name}  {printable(node.label)}".rstrip())
+        for child in by_feature:
+            if forest.parent(child) == feature:
+                add(child, depth + 1)
+
+    for top in tops:
+        add(top, 0)
+    return lines

@@ -1,0 +1,92 @@
+"""``hsae circuit`` on a tiny GPT-2 and SAEs saved for two of its blocks."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import make_sae
+from host_helpers import D_MODEL, save_tiny_gpt2
+
+from sae_lens_hsae.cli import main as cli
+from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
+from sae_lens_hsae.interpret.circuits import Circuit, find_circuit, read_pairs
+from sae_lens_hsae.interpret.feature_cache.text import load_language_model
+
+HOOKS = ("transformer.h.0", "transformer.h.1")
+PAIRS = [
+    {"clean": "w1 w2 w3", "patch": "w1 w9 w3", "answer": "w50", "foil": "w51"},
+    {"clean": "w4 w2", "patch": "w4 w9", "answer": "w52", "foil": "w53"},
+]
+
+
+def save(folder: Path, hook: str, seed: int, model: str) -> None:
+    sae: Any = make_sae(seed, d_in=D_MODEL, level_widths=[4, 9, 20], normalize_activations="none")
+    sae.threshold.data.mul_(0.1)
+    sae.cfg.metadata.hook_name, sae.cfg.metadata.model_name = hook, model
+    sae.cfg.metadata.model_class_name, sae.cfg.metadata.prepend_bos = "AutoModelForCausalLM", True
+    sae.save_inference_model(folder)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("circuit")
+    gpt2 = str(save_tiny_gpt2(folder / "gpt2"))
+    for seed, hook in enumerate(HOOKS):
+        save(folder / f"run{seed}", hook, seed, gpt2)
+    save(folder / "other", HOOKS[1], 1, "another model")
+    save(folder / "twin", HOOKS[0], 1, gpt2)
+    save(folder / "nowhere", "transformer.h.9", 1, gpt2)
+    (folder / "run0" / "labels.json").write_text('{"1": "low words"}')
+    for name, pairs in {"pairs": PAIRS, "long": [PAIRS[0] | {"patch": "w1"}], "none": []}.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    return folder
+
+
+def test_it_prints_and_writes_what_the_function_finds(saved, tmp_path, capsys):
+    output = tmp_path / "c.json"
+    arguments = ["circuit", str(saved / "run0"), str(saved / "run1"), "--pairs", str(saved / "pairs.jsonl")]
+    arguments += ["--threshold", "0.01", "--output", str(output)]
+    cli.main([*arguments, "--json"])
+    said = json.loads(capsys.readouterr().out)
+    assert said == json.loads(output.read_text())
+    forests = {hook: load_hierarchical_sae(saved / f"run{seed}") for seed, hook in enumerate(HOOKS)}
+    model = load_language_model(forests[HOOKS[0]], HOOKS[1])
+    expected = find_circuit(model, forests, read_pairs(saved / "pairs.jsonl"), threshold=0.01)
+    assert Circuit.from_dict(said) == expected.labelled({HOOKS[0]: {1: "low words"}})
+    assert {node.hook for node in expected.nodes if node.feature is not None} == set(HOOKS)
+
+    cli.main(arguments)
+    text = capsys.readouterr().out
+    own = {(node.hook, node.name): node for node in expected.nodes if node.feature is not None}
+    assert f"{own[HOOKS[0], '0/1'].effect:+.2f}  0/1  low words" in text
+    first, second = text[: text.index(HOOKS[1])], text[text.index(HOOKS[1]) :]
+    for hook, name in own:
+        assert f"  {name}" in (first if hook == HOOKS[0] else second)
+    deepest = max(own.values(), key=lambda node: node.hook == HOOKS[0] and len(path_of(forests, node)))
+    indent = "  " * len(path_of(forests, deepest))
+    assert f"\n{indent}{deepest.effect:+.2f}  {deepest.name}" in text
+    assert text.endswith(f"Written to {output}\n")
+
+
+def path_of(forests: Any, node: Any) -> list[int]:
+    return forests[node.hook].forest.path(node.feature)
+
+
+@pytest.mark.parametrize(
+    ("folders", "pairs", "message"),
+    [
+        (["run0", "other"], "pairs", "read different models: .*run0 reads .*, .*other reads 'another model'"),
+        (["run0", "twin"], "pairs", "run0 and .*twin both read transformer.h.0"),
+        (["run0", "nowhere"], "pairs", "hook_name='transformer.h.9' is no hook point of the model"),
+        (["run0", "gpt2"], "pairs", "gpt2 holds an SAE of architecture|gpt2 holds no cfg.json"),
+        (["run0"], "long", "pair 1: clean='w1 w2 w3' has 3 tokens and patch='w1' has 1"),
+        (["run0"], "none", "none.jsonl holds no pair"),
+        (["run0"], "missing", "missing.jsonl"),
+    ],
+)
+def test_it_says_what_is_wrong(saved, tmp_path, folders, pairs, message):
+    arguments = [*(str(saved / folder) for folder in folders), "--pairs", str(saved / f"{pairs}.jsonl")]
+    with pytest.raises(SystemExit, match=message):
+        cli.main(["circuit", *arguments, "--output", str(tmp_path / "c.json")])
+    assert not (tmp_path / "c.json").exists()
