@@ -16,18 +16,21 @@ import torch
 from sae_lens_hsae.forest import FeatureForest
 
 On = Literal["feature", "children", "subtree"]
+Kind = Literal["add", "scale", "clamp", "at_least", "take"]
+ONE_BY_ONE = ("clamp", "at_least", "take")
+"""Kinds whose value is an activation, which the features of a family do not share."""
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One change; see `add`, `scale`, `clamp` and `ablate`.
+    """One change; see `add`, `scale`, `clamp`, `at_least`, `take` and `ablate`.
 
     Raises:
-        ValueError: if a field has an unknown or infinite value, or a clamp is meant for several features.
+        ValueError: if a field has an unknown or infinite value, or an activation is meant for several features.
     """
 
     feature: int
-    kind: Literal["add", "scale", "clamp"]
+    kind: Kind
     value: float
     on: On = "feature"
 
@@ -36,8 +39,10 @@ class Edit:
             raise ValueError(f"on={self.on!r} must be 'feature', 'children' or 'subtree'")
         if not math.isfinite(self.value):
             raise ValueError(f"{self.kind} of feature {self.feature}: value={self.value} must be a finite number")
-        if self.kind == "clamp" and self.on != "feature":
-            raise ValueError(f"clamp of feature {self.feature}: on={self.on!r}; clamp each feature by itself")
+        if self.kind in ONE_BY_ONE and self.on != "feature":
+            raise ValueError(
+                f"{self.kind} of feature {self.feature}: on={self.on!r}; {self.kind} each feature by itself"
+            )
 
 
 def add(feature: int, amount: float, on: On = "feature") -> Edit:
@@ -59,6 +64,16 @@ def clamp(feature: int, value: float) -> Edit:
     return Edit(feature, "clamp", value)
 
 
+def at_least(feature: int, value: float) -> Edit:
+    """Raise the feature's activation to ``value`` where it is lower."""
+    return Edit(feature, "at_least", value)
+
+
+def take(feature: int, amount: float) -> Edit:
+    """Lower the feature's activation by ``amount``, but not below 0."""
+    return Edit(feature, "take", amount)
+
+
 def ablate(feature: int, on: On = "feature") -> Edit:
     """Set to 0 the activation of the feature, of each of its children, or of each leaf of its subtree."""
     return scale(feature, 0.0, on)
@@ -69,15 +84,28 @@ class Step:
     """An edit of features of one level: their numbers within it and a value for each."""
 
     level: int
-    kind: Literal["add", "scale", "clamp"]
+    kind: Kind
     features: torch.Tensor
     values: torch.Tensor
+
+    def changed(self, acts: torch.Tensor) -> torch.Tensor:
+        """(…, k) of the features' activations (…, k) before the step."""
+        values = self.values.to(acts)
+        if self.kind == "add":
+            return acts + values
+        if self.kind == "scale":
+            return acts * values
+        if self.kind == "at_least":
+            return torch.maximum(acts, values)
+        if self.kind == "take":
+            return acts - torch.minimum(acts, values)
+        return values.expand_as(acts)
 
 
 def steps_of(
     edits: Sequence[Edit], saes: Sequence[Any], forest: FeatureForest, typical: torch.Tensor | None
 ) -> list[Step]:
-    """Edits as steps on single levels, in the order of the edits.
+    """Edits as steps on single levels, in the order of the edits; a run of one kind on different features is one step.
 
     Args:
         saes: one per level, coarse to fine.
@@ -100,7 +128,25 @@ def steps_of(
         for level in level_of.unique().tolist():
             own = level_of == level
             steps.append(Step(level, edit.kind, features[own] - forest.levels.offsets[level], values[own]))
-    return steps
+    return _joined(steps)
+
+
+def _joined(steps: Sequence[Step]) -> list[Step]:
+    joined: list[Step] = []
+    runs: list[list[Step]] = []
+    seen: set[int] = set()
+    for step in steps:
+        own = set(step.features.tolist())
+        if runs and (runs[-1][0].level, runs[-1][0].kind) == (step.level, step.kind) and not seen & own:
+            runs[-1].append(step)
+            seen |= own
+        else:
+            runs.append([step])
+            seen = own
+    for run in runs:
+        features, values = (torch.cat([getattr(step, name) for step in run]) for name in ("features", "values"))
+        joined.append(Step(run[0].level, run[0].kind, features, values))
+    return joined
 
 
 def _reached(edit: Edit, forest: FeatureForest) -> list[int]:

@@ -24,6 +24,9 @@ def steer(
     edits: Sequence[Edit],
     forest: FeatureForest | None = None,
     typical: torch.Tensor | None = None,
+    *,
+    keep_norm: bool = False,
+    rest: torch.Tensor | None = None,
 ) -> Iterator[None]:
     """While this is open, the model runs with edited features; whatever happens inside, its hooks are then removed.
 
@@ -38,22 +41,27 @@ def steer(
         edits: what to do.
         forest: of their features; None takes ``levels.forest``.
         typical: (n_features,) typical activations, for a push that is spread over children.
+        keep_norm: whether x gets its length back after the change.
+        rest: (d_in,) what is added to x besides.
 
     Raises:
         IndexError: if a feature does not exist.
-        ValueError: if the model has no such hook point, or levels, forest and edits do not fit together.
+        ValueError: if the model has no such hook point, levels, forest and edits do not fit together, or ``rest`` is
+            not ``d_in`` wide.
 
     Warns:
         UserWarning: at the end, if the model did not run or did not come by the hook point.
     """
     saes, forest = stack_of(levels, forest)
     steps = steps_of(edits, saes, forest, typical)
+    if rest is not None and rest.shape != (saes[0].cfg.d_in,):
+        raise ValueError(f"rest has shape {tuple(rest.shape)}; give one number for each of d_in={saes[0].cfg.d_in}")
 
     name, came_by = hook_point(model, saes), []
 
     def change(x: torch.Tensor, hook: Any) -> torch.Tensor:
         came_by.append(hook.name)
-        return edited(x, saes, steps)
+        return edited(x, saes, steps, keep_norm, rest)
 
     with model.hooks(fwd_hooks=[(name, change)]):
         yield
@@ -64,8 +72,14 @@ def steer(
         )
 
 
-def edited(x: torch.Tensor, saes: Sequence[Any], steps: Sequence[Step]) -> torch.Tensor:
-    """x, (…, d_in) or (…, heads, d_head), with the steps' changes added.
+def edited(
+    x: torch.Tensor,
+    saes: Sequence[Any],
+    steps: Sequence[Step],
+    keep_norm: bool = False,
+    rest: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """x, (…, d_in) or (…, heads, d_head), with the steps' changes, and ``rest`` (d_in,), added.
 
     Raises:
         ValueError: if the activations are not ``d_in`` wide.
@@ -80,13 +94,13 @@ def edited(x: torch.Tensor, saes: Sequence[Any], steps: Sequence[Step]) -> torch
         before = sae.encode(flat.to(sae.device, sae.dtype))
         after = before.clone()
         for step in (step for step in steps if step.level == level):
-            features, values = step.features.to(after.device), step.values.to(after)
-            if step.kind == "add":
-                after[..., features] += values
-            elif step.kind == "scale":
-                after[..., features] *= values
-            else:
-                after[..., features] = values
+            features = step.features.to(after.device)
+            after[..., features] = step.changed(after[..., features])
         touched = torch.cat([step.features for step in steps if step.level == level]).unique().to(after.device)
         change += ((after - before)[..., touched] @ sae.W_dec[touched]).to(change)
-    return x + change.view_as(x)
+    if rest is not None:
+        change += rest.to(change)
+    moved = flat + change
+    if keep_norm:
+        moved *= flat.norm(dim=-1, keepdim=True) / moved.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    return moved.view_as(x)

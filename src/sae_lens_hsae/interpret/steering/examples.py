@@ -1,0 +1,131 @@
+"""Two sets of texts as the features see them: what every selector of features to steer by reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.text.hook_point import stack_of
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+FEWEST = 2
+"""Texts of a set: with one, nothing tells its topic from what is wanted."""
+
+
+class Texts(NamedTuple):
+    """One set, a text a row; a text counts once however many tokens it has.
+
+    Attributes:
+        x: (texts, d_in) mean over a text's tokens of what stands at the hook point.
+        acts: (texts, n_features) mean activations.
+        firing: (texts, n_features) share of the text's tokens on which a feature fires.
+    """
+
+    x: torch.Tensor
+    acts: torch.Tensor
+    firing: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Texts that have what is wanted, and texts that have its opposite or lack it.
+
+    Attributes:
+        forest: of the features.
+        positive, negative: the sets.
+        decoder: (n_features, d_in) directions of all levels' features.
+    """
+
+    forest: FeatureForest
+    positive: Texts = field(repr=False)
+    negative: Texts = field(repr=False)
+    decoder: torch.Tensor = field(repr=False)
+
+    @property
+    def difference(self) -> torch.Tensor:
+        """(n_features,) mean activation on the positive texts less that on the negative."""
+        return self.positive.acts.mean(0) - self.negative.acts.mean(0)
+
+    def of_level(self, level: int, among: Sequence[int] | torch.Tensor | None = None) -> torch.Tensor:
+        """The features to choose from: flat indices of one level, or those of ``among``.
+
+        Args:
+            level: from 0, the coarsest; negative levels count from the finest.
+            among: flat indices; None takes all of the level.
+
+        Raises:
+            IndexError: if there is no such level.
+            ValueError: if ``among`` is empty or holds a feature of another level.
+        """
+        level = level_number(level, self.forest)
+        own = self.forest.levels[level]
+        if among is None:
+            return torch.arange(own.start, own.stop)
+        chosen = torch.as_tensor(among, dtype=torch.int64)
+        if not len(chosen):
+            raise ValueError(f"among is empty; give features of level {level}")
+        outside = chosen[(chosen < own.start) | (chosen >= own.stop)]
+        if len(outside):
+            raise ValueError(f"among holds {outside[0].item()}, which is no feature of level {level}; leave it out")
+        return chosen
+
+
+def level_number(level: int, forest: FeatureForest) -> int:
+    """A level counted from the coarsest.
+
+    Raises:
+        IndexError: if there is no such level.
+    """
+    n_levels = len(forest.levels)
+    if not -n_levels <= level < n_levels:
+        raise IndexError(f"level {level} does not exist; choose one from 0 to {n_levels - 1}")
+    return level % n_levels
+
+
+@torch.no_grad()
+def examples_of(
+    levels: Sequence[SAE[Any]] | SAE[Any],
+    positive: Iterable[torch.Tensor],
+    negative: Iterable[torch.Tensor],
+    forest: FeatureForest | None = None,
+) -> Examples:
+    """Two sets of texts, read by all levels.
+
+    Args:
+        levels: one SAE per level, coarse to fine, or one object for all (``HierarchicalSAE``).
+        positive: what is wanted; each item holds the activations of one text, (tokens, d_in), as `text_activations`
+            gives them.
+        negative: the other set.
+        forest: of their features; None takes ``levels.forest``.
+
+    Raises:
+        ValueError: if levels and forest do not fit, a set has fewer than two texts, both sets are the same, or a text
+            is empty, of another width or holds NaN or infinity.
+    """
+    saes, forest = stack_of(levels, forest)
+    with_it, without = _read("positive", positive, saes), _read("negative", negative, saes)
+    if with_it.x.shape == without.x.shape and with_it.x.equal(without.x):
+        raise ValueError("positive and negative hold the same texts, so there is no contrast; give two different sets")
+    decoder = torch.cat([sae.W_dec.detach().float().cpu() for sae in saes])
+    return Examples(forest, with_it, without, decoder)
+
+
+def _read(name: str, texts: Iterable[torch.Tensor], saes: Sequence[Any]) -> Texts:
+    rows: list[tuple[torch.Tensor, ...]] = []
+    d_in = saes[0].cfg.d_in
+    for i, x in enumerate(texts):
+        if x.ndim != 2 or x.shape[1] != d_in or not len(x):
+            raise ValueError(f"{name}: text {i} has activations of shape {tuple(x.shape)}; expected (tokens, {d_in})")
+        if not x.isfinite().all():
+            raise ValueError(f"{name}: text {i} holds NaN or infinity; leave it out")
+        acts = torch.cat([sae.encode(x.to(sae.device, sae.dtype)).float().cpu() for sae in saes], dim=1)
+        rows.append((x.float().cpu().mean(0), acts.mean(0), (acts != 0).float().mean(0)))
+    if len(rows) < FEWEST:
+        raise ValueError(f"{name} holds {len(rows)} texts; give at least {FEWEST}, and no iterator that is used up")
+    return Texts(*(torch.stack(own) for own in zip(*rows, strict=True)))

@@ -1,0 +1,42 @@
+"""Choosing along the forest: from a coarse selection down into its children, or to the subtrees' leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from sae_lens_hsae.forest.levels import NO_PARENT
+from sae_lens_hsae.interpret.steering.examples import Examples, level_number
+from sae_lens_hsae.interpret.steering.selection import Selection
+
+Selector = Callable[..., Selection]
+
+
+def descend(selector: Selector, examples: Examples, level: int = -1, **options: Any) -> Selection:
+    """Select level by level from the coarsest, each time only among the children of what was selected above.
+
+    Features without a parent are among the candidates everywhere, since nothing coarser stands for them.
+
+    Args:
+        selector: `sta`, `spare`, `srps`, `sae_rsv` or `difference_of_means`.
+        examples: from `examples_of`.
+        level: where to end.
+        options: of the selector.
+
+    Raises:
+        IndexError: if there is no such level.
+    """
+    parents = examples.forest.parents
+    found = selector(examples, 0, **options)
+    for below in range(1, level_number(level, examples.forest) + 1):
+        own = examples.of_level(below)
+        above = torch.zeros(len(parents), dtype=torch.bool)
+        above[list(found.features)] = True
+        candidates = own[(parents[own] == NO_PARENT) | above[parents[own].clamp(min=0)]]
+        if not len(candidates):
+            return replace(found, features=(), weights=(), level=below, rest=None)
+        found = selector(examples, below, candidates, **options)
+    return found

@@ -1,0 +1,91 @@
+"""What a selector of features gives: features of one level, a weight for each, and how they act."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.interpret.steering.edits import Edit, add, at_least, take
+from sae_lens_hsae.interpret.steering.examples import Examples, level_number
+from sae_lens_hsae.interpret.steering.steer import steer
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Features to steer by, all of one level; the strongest first.
+
+    Attributes:
+        features: flat indices.
+        weights: of each, in units of its activation. At strength s a feature's activation changes by s times this.
+            With ``bounds`` it is raised to at least s times a weight above 0, and of a weight below 0 s times the size
+            is taken away from it, as far as it is there.
+        level: of the features, from the coarsest.
+        bounds: see ``weights``.
+        keep_norm: whether x gets its length back after the change.
+        rest: (d_in,) what is added to x beside the features, times the strength; None for nothing.
+    """
+
+    features: tuple[int, ...]
+    weights: tuple[float, ...]
+    level: int
+    bounds: bool = False
+    keep_norm: bool = False
+    rest: torch.Tensor | None = field(default=None, repr=False)
+
+    def edits(self, strength: float) -> list[Edit]:
+        """The changes of the features' activations, for `steer`.
+
+        Raises:
+            ValueError: if there is no feature, or the strength is not a finite number.
+        """
+        if not self.features:
+            raise ValueError("nothing was selected, so there is nothing to steer by; give texts that differ more")
+        amounts = [(feature, strength * weight) for feature, weight in zip(self.features, self.weights, strict=True)]
+        if not self.bounds:
+            return [add(feature, amount) for feature, amount in amounts]
+        return [at_least(f, amount) if amount > 0 else take(f, -amount) for f, amount in amounts]
+
+    def direction(self, examples: Examples) -> torch.Tensor:
+        """(d_in,) the change of x at strength 1, where no feature is bounded by what it is."""
+        pushed = torch.tensor(self.weights) @ examples.decoder[list(self.features)]
+        return pushed if self.rest is None else pushed + self.rest
+
+
+def selected(features: torch.Tensor, weights: torch.Tensor, level: int, forest: FeatureForest, **how: Any) -> Selection:
+    """A selection of these features (k,), by falling size of their weights (k,); features of weight 0 are left out."""
+    order = weights.abs().argsort(descending=True, stable=True)
+    order = order[weights[order] != 0]
+    return Selection(
+        tuple(features[order].tolist()), tuple(weights[order].tolist()), level_number(level, forest), **how
+    )
+
+
+@contextmanager
+def steer_by(
+    model: Any,
+    levels: Sequence[SAE[Any]] | SAE[Any],
+    selection: Selection,
+    strength: float = 1.0,
+    forest: FeatureForest | None = None,
+) -> Iterator[None]:
+    """`steer` by a selection.
+
+    Args:
+        model: as for `steer`, like ``levels`` and ``forest``.
+        selection: from one of the selectors.
+        strength: 1 makes as large a change as the two sets of texts differ by, in the features selected.
+
+    Raises:
+        ValueError: as `steer`, or if nothing was selected.
+    """
+    rest = None if selection.rest is None else strength * selection.rest
+    with steer(model, levels, selection.edits(strength), forest, keep_norm=selection.keep_norm, rest=rest):
+        yield
