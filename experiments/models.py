@@ -83,7 +83,7 @@ MODELS: dict[str, dict[str, Any]] = IDEAS | {
 }
 TRADE_OFF: dict[str, dict[str, Any]] = {
     f"ρ={rho:g}, r={r:g}": {"structural_loss_coefficient": rho, "perturbation_rate": r}
-    for rho, r in [(0.02, 0.0), (0.2, 0.0), (0.5, 0.0), (0.05, 0.02), (0.05, 0.05), (0.05, 0.2)]
+    for rho, r in [(0.05, 0.0), (0.2, 0.0), (0.5, 0.0), (0.02, 0.02), (0.02, 0.05), (0.02, 0.2)]
 }
 
 
@@ -92,16 +92,22 @@ def fields_of(model: str, steps: int) -> dict[str, Any]:
     return (MODELS | TRADE_OFF)[model] | (fading(steps) if model == FADING else {})
 
 
-def new_sae(model: str, target_l0: float, d_in: int, steps: int) -> TrainingSAE[Any]:
+def targets_of(finest: float) -> list[float]:
+    """L̂0 of every level by HSAE's default, of that of the finest; all models of a table have the same."""
+    cfg = HierarchicalTrainingSAEConfig(d_in=1, d_sae=sum(WIDTHS), level_widths=list(WIDTHS), target_l0=finest)
+    return list(cfg.target_l0_per_level)
+
+
+def new_sae(model: str, finest_l0: float, d_in: int, steps: int) -> TrainingSAE[Any]:
     """A model before training for ``steps``, by its name in ``MODELS`` or ``TRADE_OFF``."""
-    levels = Levels(WIDTHS)
+    levels, targets = Levels(WIDTHS), targets_of(finest_l0)
     if model == MATRYOSHKA:
-        return new_matryoshka(levels, target_l0 * len(levels), d_in)
+        return new_matryoshka(levels, sum(targets), d_in)
     fields: dict[str, Any] = {
         "d_in": d_in,
         "d_sae": levels.n_features,
         "level_widths": list(WIDTHS),
-        "target_l0": target_l0,
+        "target_l0": targets,
         "normalize_activations": "none",  # the stream is scaled already
     }
     return HierarchicalTrainingSAE(HierarchicalTrainingSAEConfig(**fields | fields_of(model, steps)))
@@ -122,9 +128,12 @@ def matryoshka_levels(sae: SAE[Any]) -> tuple[list[JumpReLUSAE], list[JumpReLUSA
     return groups_and_prefixes(sae, Levels(WIDTHS).offsets[1:])
 
 
-def new_batch_topk(target_l0: float, d_in: int) -> list[BatchTopKTrainingSAE]:
-    """SAELens' BatchTopK SAEs of the levels' widths."""
-    return [BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=d_in, d_sae=width, k=target_l0)) for width in WIDTHS]
+def new_batch_topk(finest_l0: float, d_in: int) -> list[BatchTopKTrainingSAE]:
+    """SAELens' BatchTopK SAEs of the levels' widths and L0."""
+    return [
+        BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=d_in, d_sae=width, k=target))
+        for width, target in zip(WIDTHS, targets_of(finest_l0), strict=True)
+    ]
 
 
 def stack_of(sae: SAE[Any] | list[SAE[Any]]) -> tuple[Sequence[LevelSAE] | SAEStack, FeatureForest]:

@@ -64,7 +64,7 @@ QUICK = Size(steps=150, seeds=1, held_out=20_000, places=1)
 
 @dataclass(frozen=True)
 class Stream:
-    """Where activations come from, and what is asked of the models that read them."""
+    """Where activations come from, and what is asked of the models that read them: L̂0 of the finest level."""
 
     layer: int
     target_l0: float
@@ -72,7 +72,7 @@ class Stream:
 
     @property
     def name(self) -> str:
-        return f"layer{self.layer}-l0_{self.target_l0:g}-seed{self.seed}"
+        return f"layer{self.layer}-finest_l0_{self.target_l0:g}-seed{self.seed}"
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,10 @@ TOO_LARGE = 10**400
         ("normalize_activations", "layer_norm", 'use "none" or "expected_average_only_in"'),
         ("target_l0", 0, "level 0 has 4 features, so its target must be above 0 and at most 4"),
         ("target_l0", -3.0, "level 0 has 4 features"),
-        ("target_l0", 5.0, "level 0 has 4 features"),
+        ("target_l0", 7.0, "level 0 has 4 features"),
+        ("target_l0", TOO_LARGE, "give one number, or one per level"),
+        ("l0_width_exponent", -0.1, "from 0"),
+        ("l0_width_exponent", 1.5, "to 1"),
         ("target_l0", [2, 2, 21], "level 2 has 20 features, so its target must be above 0 and at most 20"),
         ("target_l0", [2, 2], "one per level: there are 3 levels"),
         ("target_l0", [2, 2, 2, 2], "one per level: there are 3 levels"),
@@ -96,8 +99,11 @@ def test_the_config_of_an_inference_model_is_no_training_config():
         HierarchicalTrainingSAEConfig.from_dict(saved)
 
 
-def test_one_target_stands_for_every_level():
-    assert make_config(target_l0=3).target_l0_per_level == (3.0, 3.0, 3.0)
+def test_one_target_is_that_of_the_finest_level_and_others_follow_their_width():
+    assert make_config(target_l0=3, l0_width_exponent=0).target_l0_per_level == (3.0, 3.0, 3.0)
+    assert make_config(target_l0=3, l0_width_exponent=1).target_l0_per_level == pytest.approx((0.6, 1.35, 3.0))
+    expected = [2 * (width / 20) ** (1 / 3) for width in (4, 9, 20)]
+    assert make_config(target_l0=2, l0_width_exponent=1 / 3).target_l0_per_level == pytest.approx(expected)
     assert make_config(target_l0=[1, 2, 3]).target_l0_per_level == (1.0, 2.0, 3.0)
 
 

@@ -71,7 +71,9 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
         output_level: the level that ``decode`` and ``forward`` reconstruct from; −1 is the finest.
         level_activation: "jumprelu", whose L0 λ steers to the target, or "batchtopk", whose L0 is exact; both are saved
             as JumpReLU levels.
-        target_l0: L̂0, active features per token at every level: one number, or one per level.
+        target_l0: L̂0, active features per token: one number per level, or one, which is then the finest level's.
+        l0_width_exponent: with one ``target_l0``, a level of n features gets target_l0 · (n / n_finest)^exponent: in a
+            tree few of the broad concepts are active at a time. 0 gives every level the same.
         structural_loss_coefficient: ρ, weight of the parent–children loss L_PC (§3.1).
         structural_loss_decay: steps [first, last] between which ρ falls linearly to 0; None keeps it constant.
         perturbation_rate: r, probability with which a parent's contribution is replaced by its children's in
@@ -82,7 +84,7 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
             ``hierarchy_update_every`` apart.
         hierarchy_similarity: what makes a parent similar to a child: cosine of their "encoder" or "decoder"
             directions, or "coactivation", the share of tokens on which both are active (§3.3), or "conditional",
-            P(parent | child) − 2 P(parent) of parents that fire at least 0.85 times as often as the child.
+            P(parent | child) − 2 P(parent) of parents that fire at least as often as the child.
         unassigned_fraction: share of each level's children, those least similar to any parent, that stay
             without one (§3.3, partial tree).
         minimum_similarity: a child whose best similarity is not above it stays without a parent, too; None sets no bar.
@@ -119,7 +121,8 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
     level_activation: Activation = "jumprelu"
     # On SAELens' command line a JSON number or list: its parser knows no "number or list" by itself.
     target_l0: float | list[float] = simple_parsing.field(default=50.0, type=json.loads)  # noqa: RUF009
-    structural_loss_coefficient: float = 0.05
+    l0_width_exponent: float = 1 / 3
+    structural_loss_coefficient: float = 0.02
     structural_loss_decay: list[int] | None = simple_parsing.field(default=None, type=json.loads, nargs=None)  # noqa: RUF009
     perturbation_rate: float = 0.0
     hierarchy_update_every: int = 5000
@@ -127,7 +130,7 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
     hierarchy_update_growth: float = 1.25
     hierarchy_similarity: Similarity = "conditional"
     unassigned_fraction: float = 0.0
-    minimum_similarity: float | None = simple_parsing.field(default=0.4, type=json.loads)
+    minimum_similarity: float | None = simple_parsing.field(default=0.3, type=json.loads)
     max_children: int | None = None
     freeze_hierarchy_after: int | None = None
     perturbation_seed: int = 0
@@ -179,4 +182,5 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
         """L̂0 of each level, coarse to fine."""
         if isinstance(self.target_l0, Sequence):
             return tuple(float(target) for target in self.target_l0)
-        return (float(self.target_l0),) * len(self.level_widths)
+        finest = self.level_widths[-1]
+        return tuple(self.target_l0 * (width / finest) ** self.l0_width_exponent for width in self.level_widths)

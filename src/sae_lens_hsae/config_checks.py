@@ -91,7 +91,13 @@ def check_levels(cfg: HierarchicalSAEConfig | HierarchicalTrainingSAEConfig) -> 
 
 def check_training(cfg: HierarchicalTrainingSAEConfig) -> None:
     """Check the fields that only training has."""
-    targets = cfg.target_l0 if isinstance(cfg.target_l0, Sequence) else [cfg.target_l0] * len(cfg.level_widths)
+    exponent = cfg.l0_width_exponent
+    _check(cfg, "l0_width_exponent", _within(exponent, 0, 1), "from 0, L0 as high everywhere, to 1, L0 like the width")
+    if isinstance(cfg.target_l0, Sequence):
+        targets = cfg.target_l0
+    else:
+        _check(cfg, "target_l0", is_number(cfg.target_l0), "give one number, or one per level")
+        targets = cfg.target_l0_per_level
     _check(
         cfg,
         "target_l0",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 AS_PUBLISHED: dict[str, Any] = {
+    "l0_width_exponent": 0.0,
     "hierarchy_similarity": "encoder",
     "unassigned_fraction": 0.2,
     "minimum_similarity": None,

@@ -96,12 +96,12 @@ def test_conditional_takes_the_parent_that_a_child_makes_likeliest():
     assert choose_parents(similarity, 2, 3, 0.0).tolist() == [1, 1, -1]
 
 
-def test_a_parent_fires_about_as_often_as_its_child_or_more_often():
+def test_a_parent_fires_at_least_as_often_as_its_child():
     together = torch.tensor([[0.08], [0.05]])
-    for child, chosen in ((0.1, 1), (0.094, 0)):  # to 0.08 a child of 0.094 is close enough, and one of 0.1 is not
+    for child, chosen in ((0.081, 1), (0.08, 0)):
         similarity = conditional_similarity(together, torch.tensor([0.08, 0.11]), torch.tensor([child]))
         assert choose_parents(similarity, 2, 1, 0.0).tolist() == [chosen]
-    assert choose_parents(similarity, 2, 1, 0.0, minimum_similarity=0.7).tolist() == [-1]
+    assert choose_parents(similarity, 2, 1, 0.0, minimum_similarity=0.85).tolist() == [-1]
 
 
 def test_the_bar_holds_for_the_next_best_parent_too():

@@ -63,7 +63,7 @@ def test_conditional_is_measured_on_activations():
             tokens = children[:, child] > 0
             raised = parents[tokens].mean(0) - 2 * parents.mean(0)
             raised[~(parents[tokens] > 0).any(0)] = -torch.inf
-            raised[parents.mean(0) < 0.85 * tokens.double().mean()] = -torch.inf
+            raised[parents.mean(0) < tokens.double().mean()] = -torch.inf
             if raised.max() > -torch.inf:
                 assert raised[forest.parents[below][child] - above.start] == pytest.approx(raised.max().item())
             else:

@@ -251,7 +251,7 @@ def most_similar(sae, similarity):
         elif similarity == "conditional":
             together, fires = sae.get_buffer(f"coactivation_{boundary}"), sae.firing_frequency
             raised = together / fires[below] - 2 * fires[above, None]
-            matrix = torch.where((together > 0) & (fires[above, None] >= 0.85 * fires[below]), raised, -torch.inf)
+            matrix = torch.where((together > 0) & (fires[above, None] >= fires[below]), raised, -torch.inf)
         else:
             unit = torch.nn.functional.normalize(rows[similarity], dim=1)
             matrix = unit[above] @ unit[below].T

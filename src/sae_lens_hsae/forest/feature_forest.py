@@ -64,7 +64,7 @@ class FeatureForest:
         Args:
             saes: SAELens SAEs of growing width that read the same hook point, of any architectures.
             similarity: cosine of "encoder" or "decoder" directions, "coactivation", or "conditional"
-                (P(parent | child) − 2 P(parent), of parents that fire at least 0.85 times as often as the child).
+                (P(parent | child) − 2 P(parent), of parents that fire at least as often as the child).
             unassigned_fraction: share of each level's children that stay without a parent.
             max_children: most children of a parent, or None.
             activations: (batch, d_in) tensors; the last two need them, the others do not.

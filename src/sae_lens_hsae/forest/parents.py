@@ -19,8 +19,6 @@ BLOCK = 512
 
 BREADTH_PENALTY = 2.0
 """How many times its own frequency a parent must make up for; 1 would be chance alone."""
-RARER_PARENT = 0.85
-"""How often a parent must fire at least, for each time the child does: of two copies either may fire a little more."""
 
 Similarity = Literal["encoder", "decoder", "coactivation", "conditional"]
 MEASURED_ON_ACTIVATIONS = ("coactivation", "conditional")
@@ -84,8 +82,8 @@ def conditional_similarity(
 
     Unlike co-activation it does not favour the parents that fire most. Once P(parent) is what chance alone would give.
     Taken off once more, it keeps a broad parent, of which a child is but a small part, from all children that it does
-    not accompany nearly always. A parent is the more general of the two, or as general: it fires at least 0.85 times
-    as often as the child.
+    not accompany nearly always. A parent is the more general of the two, or as general: it fires at least as often
+    as the child.
 
     Args:
         coactivation: share of tokens on which both are active, (n_parents, n_children).
@@ -100,7 +98,7 @@ def conditional_similarity(
         together = coactivation[above, below].float()
         of_parents, of_children = parent_frequency[above, None], child_frequency[below]
         raised = together / of_children - BREADTH_PENALTY * of_parents
-        return raised.masked_fill_((together == 0) | (of_parents < RARER_PARENT * of_children), -torch.inf)
+        return raised.masked_fill_((together == 0) | (of_parents < of_children), -torch.inf)
 
     return block
 
