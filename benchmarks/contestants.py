@@ -120,10 +120,10 @@ def hsae(
         sae = kind(cfg)
         _set_weights(sae, planted.directions)
         sae.threshold.data.copy_(planted.thresholds.repeat_interleave(_widths(size, planted)))
-        sae.log_l0_coefficient.copy_(2 * planted.thresholds.clamp(min=1e-3).log())
+        sae.sparsity.log_l0_coefficient.copy_(2 * planted.thresholds.clamp(min=1e-3).log())
         levels = [sae.level_sae(level) for level in range(len(sae.levels))]
         sae.parents.copy_(FeatureForest.from_saes(levels).parents)  # the same forest for all
-        sae.n_steps.fill_(OBSERVED_STEPS + 1)  # past the steps that only observe
+        sae.forest_updater.n_steps.fill_(OBSERVED_STEPS + 1)  # past the steps that only observe
         trainer = trainer_kind(cfg=_trainer_config(sae, size), sae=sae, data_provider=iter(()))
         return Trained([trainer], size.widths)
 

@@ -11,6 +11,8 @@ from typing_extensions import override
 from benchmarks.plan import Size
 from sae_lens_hsae import HierarchicalTrainingSAE
 from sae_lens_hsae.forest.levels import Levels
+from sae_lens_hsae.sae.forms import dense_activations_of
+from sae_lens_hsae.sae.step_output import Activations
 
 
 class PlainHSAE(HierarchicalTrainingSAE):
@@ -19,8 +21,8 @@ class PlainHSAE(HierarchicalTrainingSAE):
     row_devices = ()
 
     @override
-    def _may_use_entries(self, sae_in: torch.Tensor) -> bool:
-        return False
+    def _activations(self, sae_in: torch.Tensor, weights: torch.Tensor | None = None) -> Activations:
+        return dense_activations_of(self, sae_in, self.activation.rule())
 
 
 class NaiveHSAE(PlainHSAE):

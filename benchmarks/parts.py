@@ -15,15 +15,15 @@ import torch
 from benchmarks.contestants import Trained
 from benchmarks.timing import wait_for
 from sae_lens_hsae import HierarchicalTrainingSAE
-from sae_lens_hsae.sae import training as training_sae
+from sae_lens_hsae.sae import forms, perturbation
 from sae_lens_hsae.sae.cpu_step import active_entries, row_products
 from sae_lens_hsae.sae.cpu_step.active_entries import ActiveEntries
 from sae_lens_hsae.training import trainer
 
 REST = "the rest"
 PARTS: dict[str, list[tuple[Any, str]]] = {
-    "encoder product": [(training_sae, "product_of_rows")],
-    "finding entries": [(active_entries.PreActivations, "above"), (training_sae, "places_of")],
+    "encoder product": [(forms, "product_of_rows")],
+    "finding entries": [(active_entries.PreActivations, "above"), (forms, "places_of")],
     "their values": [(ActiveEntries, "__init__")],
     "decode and its gradients": [(ActiveEntries, "reconstruct"), (row_products._SumRows, "backward")],
     "encoder gradient": [(active_entries._PreActivationsAt, "backward")],
@@ -31,7 +31,7 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
         (HierarchicalTrainingSAE, "_structural_loss"),
         (row_products._DotRows, "backward"),
     ],
-    "perturbation": [(training_sae, "draw_replaced"), (training_sae, "replacements"), (ActiveEntries, "_changes")],
+    "perturbation": [(perturbation, "draw_replaced"), (perturbation, "replacements"), (ActiveEntries, "_changes")],
     "clipping": [(torch.nn.utils, "clip_grad_norm_")],
     "optimizer": [(import_module("torch.optim.adam"), "adam")],
     "renormalisation": [(HierarchicalTrainingSAE, "project_parameters")],

@@ -16,6 +16,7 @@ from wordnet_helpers import tiny_synsets
 from experiments.wordnet.database import WordNet
 from sae_lens_hsae import HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.presets import PAPER
+from sae_lens_hsae.sae.inference import own_name
 
 WIDTHS = [4, 9, 20]
 D_IN = 8
@@ -50,8 +51,14 @@ def make_sae(seed: int = 0, **overrides: Any) -> HierarchicalTrainingSAE:
 
 def at_step(sae: HierarchicalTrainingSAE, step: int) -> HierarchicalTrainingSAE:
     """Have the next training step be number ``step``."""
-    sae.n_steps.fill_(step)
+    sae.forest_updater.n_steps.fill_(step)
+    sae.forest_updater.forget()
     return sae
+
+
+def tensors_of(sae: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by their own names, whichever part keeps them."""
+    return {own_name(name): tensor for name, tensor in (*sae.named_parameters(), *sae.named_buffers())}
 
 
 def step_input(x: torch.Tensor, dead: torch.Tensor | None = None, logging: bool = False) -> TrainStepInput:

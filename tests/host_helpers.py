@@ -231,7 +231,7 @@ def recorded_steps() -> Iterator[list[RecordedStep]]:
         sae = self.sae
         if not isinstance(sae, HierarchicalTrainingSAE):
             return original(self, batch)
-        before = sae.log_l0_coefficient.exp()
+        before = sae.sparsity.log_l0_coefficient.exp()
         output = original(self, batch)
         steps.append(
             RecordedStep(
@@ -239,7 +239,7 @@ def recorded_steps() -> Iterator[list[RecordedStep]]:
                 losses={name: loss.item() for name, loss in output.losses.items()},
                 parents=sae.parents.clone(),
                 coefficients_before=before,
-                coefficients=sae.log_l0_coefficient.exp(),
+                coefficients=sae.sparsity.log_l0_coefficient.exp(),
                 row_norms=sae.W_dec.detach().float().norm(dim=1),
                 scale=self.activation_scaler.scaling_factor,
             )

@@ -20,6 +20,7 @@ from sae_lens_hsae.config_checks import (
     check_levels,
     check_training,
 )
+from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.forest.parents import Similarity
 
 
@@ -42,6 +43,11 @@ class HierarchicalSAEConfig(SAEConfig):
     @classmethod
     def architecture(cls) -> str:
         return ARCHITECTURE
+
+    @property
+    def levels(self) -> Levels:
+        """Widths of the levels and their slices of the features."""
+        return Levels(tuple(self.level_widths))
 
     def __post_init__(self) -> None:
         check_common(self)
@@ -149,6 +155,11 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
     @classmethod
     def architecture(cls) -> str:
         return ARCHITECTURE
+
+    @property
+    def levels(self) -> Levels:
+        """Widths of the levels and their slices of the features."""
+        return Levels(tuple(self.level_widths))
 
     def __post_init__(self) -> None:
         check_common(self)

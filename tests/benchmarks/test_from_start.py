@@ -8,7 +8,6 @@ import torch
 from benchmarks.from_start import main, measure
 from benchmarks.plan import Size
 from benchmarks.planted import activations
-from sae_lens_hsae.sae import training as training_sae
 from sae_lens_hsae.sae.input_statistics import OBSERVED_STEPS
 
 TINY = Size(16, (16, 64, 256), 64, 2)
@@ -27,7 +26,7 @@ def test_a_training_is_told_step_by_step(tmp_path, capsys):
 def test_the_form_of_each_step_is_told(monkeypatch):
     forms = {}
     for density in (-1.0, 1.0):
-        monkeypatch.setattr(training_sae, "MAX_DENSITY", density)
+        monkeypatch.setattr(forms, "MAX_DENSITY", density)
         rows = list(measure(TINY, OBSERVED_STEPS + 3, 1, activations(TINY)))
         forms[density] = {row["dense"] for row in rows[OBSERVED_STEPS:]}
     assert forms == {-1.0: {True}, 1.0: {False}}

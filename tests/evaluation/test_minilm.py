@@ -50,7 +50,7 @@ def test_every_level_reaches_its_target_from_a_cold_start_and_hardly_a_feature_d
     for batch in islice(cycle(training.split(BATCH_SIZE)), STEPS):
         trainer.step(batch)
         trainer.n_training_steps += 1
-        running.append(sae.l0_ema / target)
+        running.append(sae.sparsity.l0_ema / target)
     sae.finish_training()
     evaluation = evaluate_forest(sae, sae.forest, held_out.split(BATCH_SIZE))
     last_third = torch.stack(running[-STEPS // 3 :])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_structural_loss import random_case
 
-from sae_lens_hsae.sae import training as training_sae
+from sae_lens_hsae.sae import forms
 from sae_lens_hsae.sae.cpu_step.places import places_of
 from sae_lens_hsae.sae.structural_loss import entries_structural_loss
 
@@ -45,7 +45,7 @@ def forms_of(sae, batch, **kwargs):
     results = []
     for density in (-1.0, 1.0):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(training_sae, "MAX_DENSITY", density)
+            patch.setattr(forms, "MAX_DENSITY", density)
             twin = at_step(copy.deepcopy(sae), 3)
             output = twin.training_forward_pass(step_input(batch, **kwargs))
             output.loss.backward()

@@ -4,7 +4,7 @@ from itertools import islice
 
 import pytest
 import torch
-from conftest import D_IN, WIDTHS, make_sae, step_input
+from conftest import D_IN, WIDTHS, make_sae, step_input, tensors_of
 from host_helpers import runner_config, tiny_config, tiny_dataset, tiny_model, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +17,7 @@ from test_resume import assert_equal_states, batches, new_trainer, take_steps
 
 from sae_lens_hsae import HierarchicalSAE
 from sae_lens_hsae.forest.levels import Levels
-from sae_lens_hsae.sae import training as training_sae
+from sae_lens_hsae.sae import forms
 from sae_lens_hsae.sae.batch_topk import BatchTopKLevels, follow_threshold
 from sae_lens_hsae.sae.level_activation import PreActivations
 from sae_lens_hsae.training.distributed.data_parallel import DataParallelTrainer
@@ -29,7 +29,7 @@ TARGETS = [1.3, 2.0, 4.7]
 
 @pytest.fixture(params=["dense", "entries"])
 def form(request, monkeypatch):
-    monkeypatch.setattr(training_sae, "MAX_DENSITY", {"dense": -1.0, "entries": 1.0}[request.param])
+    monkeypatch.setattr(forms, "MAX_DENSITY", {"dense": -1.0, "entries": 1.0}[request.param])
     return request.param
 
 
@@ -109,7 +109,7 @@ def test_both_forms_have_the_same_losses_and_gradients_with_all_that_a_step_has(
     dead = torch.arange(sum(WIDTHS)) % 5 == 0
     outcomes = []
     for density in (-1.0, 1.0):
-        monkeypatch.setattr(training_sae, "MAX_DENSITY", density)
+        monkeypatch.setattr(forms, "MAX_DENSITY", density)
         sae = batch_topk_sae(dtype="float64", structural_loss_coefficient=0.3, perturbation_rate=0.5)
         output = sae.training_forward_pass(step_input(batch.double(), dead=dead, logging=True))
         output.loss.backward()
@@ -207,7 +207,7 @@ def test_on_several_processes_each_part_has_the_l0_and_the_saved_threshold_is_th
         end = DataParallelTrainer.set_final_sae_metadata
 
         def set_final_sae_metadata(trainer):
-            own.update({name: getattr(trainer.sae, name).clone() for name in ("threshold", "l0_ema")})
+            own.update({name: tensors_of(trainer.sae)[name].detach().clone() for name in ("threshold", "l0_ema")})
             end(trainer)
 
         # Not as many steps as there are at a hierarchy update, before which running means are averaged, too.

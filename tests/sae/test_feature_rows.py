@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import reference
 import torch
-from conftest import D_IN, at_step, make_sae, step_input
+from conftest import D_IN, at_step, make_sae, step_input, tensors_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_structural_loss import random_case
@@ -43,7 +43,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def activations_of(sae: HierarchicalTrainingSAE, x: torch.Tensor) -> FeatureRows:
     centre, bias = sae.centre_and_bias()
-    return FeatureRows(sae.W_enc, bias, x - centre, sae.activation_rule(), sae.levels)
+    return FeatureRows(sae.W_enc, bias, x - centre, sae.activation.rule(), sae.levels)
 
 
 def whole(acts: FeatureRows) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,7 +52,7 @@ def whole(acts: FeatureRows) -> tuple[torch.Tensor, torch.Tensor]:
 
 def plain_activations_of(sae: HierarchicalTrainingSAE, x: torch.Tensor) -> DenseActivations:
     hidden_pre = sae.hidden_pre(x)
-    return DenseActivations(*_swapped(sae.activation_rule().of_all(hidden_pre), hidden_pre), sae.levels)
+    return DenseActivations(*_swapped(sae.activation.rule().of_all(hidden_pre), hidden_pre), sae.levels)
 
 
 def _swapped(activated: Any, hidden_pre: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -263,7 +263,7 @@ def test_tokens_that_count_less_do_so_in_both_forms(rule: str, monkeypatch: pyte
     results = []
     for devices in ((), ("cpu",)):
         monkeypatch.setattr(HierarchicalTrainingSAE, "row_devices", devices)
-        monkeypatch.setattr("sae_lens_hsae.sae.training.MAX_DENSITY", -1.0)
+        monkeypatch.setattr("sae_lens_hsae.sae.forms.MAX_DENSITY", -1.0)
         sae = make_sae(
             dtype="float64",
             whiten_encoder=True,
@@ -274,9 +274,9 @@ def test_tokens_that_count_less_do_so_in_both_forms(rule: str, monkeypatch: pyte
             dead_feature_loss="auxiliary",
             hierarchy_first_update=1000,
         )
-        sae.observe(x, 0)
+        sae.standardization.observe(x, 0)
         sae.standardize()
-        sae.tokens_since_fired[::4] = 10_000
+        sae.silent_features.tokens_since_fired[::4] = 10_000
         output = at_step(sae, 20).training_forward_pass(step_input(x))
         output.loss.backward()
         results.append((output, sae))
@@ -288,7 +288,7 @@ def test_tokens_that_count_less_do_so_in_both_forms(rule: str, monkeypatch: pyte
     for name, parameter in of_plain.named_parameters():
         torch.testing.assert_close(of_ours.get_parameter(name).grad, parameter.grad, rtol=1e-9, atol=1e-9)
     for name in ("l0_ema", "tokens_since_fired"):
-        torch.testing.assert_close(of_ours.get_buffer(name), of_plain.get_buffer(name))
+        torch.testing.assert_close(tensors_of(of_ours)[name], tensors_of(of_plain)[name])
 
 
 def test_coactivation_counts_every_token() -> None:

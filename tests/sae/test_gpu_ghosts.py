@@ -3,9 +3,10 @@
 import pytest
 import torch
 from conftest import D_IN, make_sae
-from test_feature_rows import Watched, plain_activations_of
+from test_feature_rows import Watched
 
 from sae_lens_hsae.forest.levels import Levels
+from sae_lens_hsae.sae.encoder import Encoder
 from sae_lens_hsae.sae.gpu_step.ghosts import ghost_gradients, places_for
 
 
@@ -17,10 +18,10 @@ def test_they_equal_those_of_the_dead_features_alone(apply_b_dec_to_input, place
     errors, x = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((3, 6, D_IN), (6, D_IN)))
     dead = torch.zeros(33, dtype=torch.bool)
     dead[torch.tensor([5, 6, 20, 30, 31])] = True  # none in the first level
-    encoder = (sae.W_enc, sae.b_enc, sae.b_dec if apply_b_dec_to_input else None)
+    encoder = Encoder(sae.W_enc, sae.b_enc, sae.b_dec if apply_b_dec_to_input else None)
     with Watched():
         ours = ghost_gradients(errors, x, dead, places, encoder, sae.W_dec, sae.levels)
-    theirs = sae._ghost_gradients(plain_activations_of(sae, x), errors, x, dead)
+    theirs = sae.silent_features.ghosts(errors, x, encoder, sae.W_dec, dead)
     torch.testing.assert_close(ours, theirs)
     inputs = [sae.W_enc, sae.b_enc, sae.W_dec]
     for got, want in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, inputs), strict=True):
@@ -32,7 +33,7 @@ def test_without_room_some_wait():
     sae = make_sae()
     errors, x = torch.randn(3, 6, D_IN), torch.randn(6, D_IN)
     dead = torch.ones(33, dtype=torch.bool)
-    encoder = (sae.W_enc, sae.b_enc, None)
+    encoder = Encoder(sae.W_enc, sae.b_enc, None)
     ghost_gradients(errors, x, dead, (0, 0, 5), encoder, sae.W_dec, sae.levels).backward()
     assert sae.b_enc.grad is not None
     assert sae.b_enc.grad.nonzero().flatten().tolist() == [13, 14, 15, 16, 17]

@@ -13,7 +13,7 @@ from test_resume import assert_equal_states, batches, new_trainer, take_steps
 from torch.utils._python_dispatch import _disable_current_modes
 
 from sae_lens_hsae import HierarchicalTrainingSAE
-from sae_lens_hsae.sae import training as training_sae
+from sae_lens_hsae.sae import perturbation
 from sae_lens_hsae.sae.bad_batches import BadBatchError
 from sae_lens_hsae.sae.gpu_step.feature_rows import FeatureRows
 from sae_lens_hsae.sae.gpu_step.late_checks import LateChecks
@@ -42,7 +42,7 @@ def test_both_forms_have_the_same_losses_and_gradients(
     results = []
     for devices in ((), ("cpu",)):
         monkeypatch.setattr(HierarchicalTrainingSAE, "row_devices", devices)
-        monkeypatch.setattr("sae_lens_hsae.sae.training.MAX_DENSITY", -1.0)
+        monkeypatch.setattr("sae_lens_hsae.sae.forms.MAX_DENSITY", -1.0)
         twin = at_step(copy.deepcopy(sae), 4)
         output = twin.training_forward_pass(
             step_input(batch.to(sae.dtype), dead=torch.arange(33) % 5 == 0, logging=True)
@@ -77,7 +77,7 @@ def test_hooks_and_gradients_to_the_input_take_the_plain_form(batch: torch.Tenso
 def trainer_that_checks_late() -> HierarchicalSAETrainer:
     trainer = new_trainer(HierarchicalSAETrainer)
     at_step(trainer.sae, LATE)
-    trainer.sae.late_checks = LateChecks()
+    trainer.sae.checks.late = LateChecks()
     return trainer
 
 
@@ -87,7 +87,7 @@ def test_a_trainers_step_reads_no_number_from_the_device(on_cpu: None, monkeypat
     take_steps(trainer, data, 3)
     # What is on the host anyway: the draw, the parent table's copy there, and what was sent.
     for name in ("draw_replaced", "replacements"):
-        monkeypatch.setattr(training_sae, name, unwatched(getattr(training_sae, name)))
+        monkeypatch.setattr(perturbation, name, unwatched(getattr(perturbation, name)))
     monkeypatch.setattr(LateChecks, "receive", unwatched(LateChecks.receive))
     x = next(data)
     with Watched() as watched:
@@ -111,17 +111,17 @@ def test_a_bad_batch_changes_nothing_and_is_told_one_step_later(bad: Any, on_cpu
     data = with_bad_batches(bad, {3})
     take_steps(trainer, data, 3)
     assert_equal_states(trainer.sae, undisturbed.sae)
-    before = copy.deepcopy(dict(trainer.sae.named_parameters())), trainer.sae.l0_ema.clone()
+    before = copy.deepcopy(dict(trainer.sae.named_parameters())), trainer.sae.sparsity.l0_ema.clone()
     take_steps(trainer, data, 1)
     for name, parameter in trainer.sae.named_parameters():
         torch.testing.assert_close(parameter, before[0][name], rtol=1e-6, atol=1e-7)
-    assert torch.equal(trainer.sae.l0_ema, before[1])
+    assert torch.equal(trainer.sae.sparsity.l0_ema, before[1])
     with pytest.raises(BadBatchError, match=f"training step {LATE + 3} "):
         trainer.step(next(data))
-    assert trainer.sae.steps_taken() == LATE + 4
+    assert trainer.sae.forest_updater.steps_taken() == LATE + 4
 
     trainer.max_bad_batches = 1
-    trainer.sae.late_checks = LateChecks()
+    trainer.sae.checks.late = LateChecks()
     data = with_bad_batches(bad, {1})
     trainer.data_provider = data
     n_samples = trainer.n_training_samples
@@ -134,14 +134,16 @@ def test_a_bad_batch_changes_nothing_and_is_told_one_step_later(bad: Any, on_cpu
 
 def test_the_count_of_steps_is_read_again_where_it_was_written() -> None:
     sae = make_sae()
-    assert sae.steps_taken() == 0
-    sae.count_step()
-    assert (sae.steps_taken(), int(sae.n_steps)) == (1, 1)
-    sae.n_steps.fill_(7)
-    assert sae.steps_taken() == 7
-    assert copy.deepcopy(sae).steps_taken() == 7
-    sae.load_state_dict({**sae.state_dict(), "n_steps": torch.tensor(9)})
-    assert sae.steps_taken() == 9
+    updater = sae.forest_updater
+    assert updater.steps_taken() == 0
+    updater.count_step()
+    assert (updater.steps_taken(), int(updater.n_steps)) == (1, 1)
+    assert copy.deepcopy(sae).forest_updater.steps_taken() == 1
+    sae.load_state_dict({**sae.state_dict(), "forest_updater.n_steps": torch.tensor(9)})
+    assert updater.steps_taken() == 9
+    updater.n_steps.fill_(7)
+    updater.forget()
+    assert updater.steps_taken() == 7
 
 
 @pytest.mark.parametrize("rows", [False, True])

@@ -79,7 +79,7 @@ def test_a_checkpoint_holds_all_that_training_needs_and_changes_nothing(tmp_path
     assert isinstance(from_disk, HierarchicalTrainingSAE)
     assert all(torch.equal(tensor, before[name]) for name, tensor in from_disk.state_dict().items())
     rounded = TrainingSAE.load_from_disk(tmp_path, dtype="bfloat16")
-    assert all(torch.equal(getattr(rounded, name), before[name]) for name in sae.exact_tensors)
+    assert all(torch.equal(rounded.state_dict()[name], before[name]) for name in sae.exact_tensors)
 
 
 @pytest.mark.parametrize("level", range(-3, 3))

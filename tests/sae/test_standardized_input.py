@@ -18,7 +18,7 @@ from sae_lens_hsae.sae.input_statistics import (
     statistics_of,
     weights_of,
 )
-from tests.conftest import D_IN, make_config, make_sae, step_input
+from tests.conftest import D_IN, make_config, make_sae, step_input, tensors_of
 
 STANDARDIZED = {
     "whiten_encoder": True,
@@ -146,7 +146,7 @@ def trained(x, n_steps, sae=None, lr=1e-3):
     sae = sae or make_sae(dtype="float64", **STANDARDIZED)
     optimizer = torch.optim.SGD(sae.parameters(), lr=lr)
     for step, rows in enumerate(batches(x, n_steps)):
-        if step < int(sae.n_steps):
+        if step < int(sae.forest_updater.n_steps):
             continue
         optimizer.zero_grad()
         sae.training_forward_pass(step_input(rows)).loss.backward()
@@ -158,14 +158,14 @@ def test_the_first_steps_only_observe(x):
     sae = make_sae(dtype="float64", **STANDARDIZED)
     before = {name: parameter.detach().clone() for name, parameter in sae.named_parameters()}
     trained(x, OBSERVED_STEPS, sae)
-    assert int(sae.n_steps) == OBSERVED_STEPS
+    assert int(sae.forest_updater.n_steps) == OBSERVED_STEPS
     for name, parameter in sae.named_parameters():
         torch.testing.assert_close(parameter.detach(), before[name], rtol=1e-14, atol=0)
     sae = trained(x, OBSERVED_STEPS + 1, sae, lr=0.0)
     scale, mean, matrix = statistics_of(moments_of(*batches(x, OBSERVED_STEPS), limit=3.0))
-    torch.testing.assert_close(sae.input_scale, scale.float())
-    torch.testing.assert_close(sae.input_mean, mean.float())
-    torch.testing.assert_close(sae.whitening_matrix, matrix.float(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sae.standardization.input_scale, scale.float())
+    torch.testing.assert_close(sae.standardization.input_mean, mean.float())
+    torch.testing.assert_close(sae.standardization.whitening_matrix, matrix.float(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(sae.b_dec, mean.expand_as(sae.b_dec))
 
 
@@ -175,13 +175,14 @@ def test_losses_are_those_of_scaled_activations_with_outliers_counting_less(x):
     sae.cfg.structural_loss_coefficient = 0.5
     sae.parents.fill_(-1)
     sae.parents[sae.levels[1].start] = 0
-    log_coefficient, ema = sae.log_l0_coefficient.clone(), sae.l0_ema.clone()
+    sae.forest_updater.forget()
+    log_coefficient, ema = sae.sparsity.log_l0_coefficient.clone(), sae.sparsity.l0_ema.clone()
     output = sae.training_forward_pass(step_input(far))
-    scaled = sae.input_scale.double() * far
-    weights = (3 * D_IN**0.5 / (scaled - sae.input_mean.double()).norm(dim=1)).clamp(max=1) ** 2
+    scaled = sae.standardization.input_scale.double() * far
+    weights = (3 * D_IN**0.5 / (scaled - sae.standardization.input_mean.double()).norm(dim=1)).clamp(max=1) ** 2
     assert (weights < 0.02).sum() == is_sink.sum() > 10
-    torch.testing.assert_close(sae.token_weights(scaled), weights, rtol=1e-5, atol=1e-6)
-    z = (scaled - sae.input_mean.double()) @ sae.whitening_matrix.double()
+    torch.testing.assert_close(sae.standardization.token_weights(scaled), weights, rtol=1e-5, atol=1e-6)
+    z = (scaled - sae.standardization.input_mean.double()) @ sae.standardization.whitening_matrix.double()
     pre = z @ sae.W_enc + sae.b_enc
     acts = torch.where(pre > sae.threshold, pre, 0.0)
     expected = sum(
@@ -193,7 +194,7 @@ def test_losses_are_those_of_scaled_activations_with_outliers_counting_less(x):
     torch.testing.assert_close(
         output.losses["l0_loss"], (log_coefficient.exp() * l0).sum(), rtol=1e-5, atol=1e-5, check_dtype=False
     )
-    torch.testing.assert_close(sae.l0_ema, (0.95 * ema + 0.05 * l0).float())
+    torch.testing.assert_close(sae.sparsity.l0_ema, (0.95 * ema + 0.05 * l0).float())
     parent, child = 0, sae.levels[1].start
     family = (acts[:, parent, None] * sae.W_dec[parent] - acts[:, child, None] * sae.W_dec[child]).square().sum(1)
     torch.testing.assert_close(output.losses["structural_loss"], 0.5 * (weights * family).mean(), rtol=1e-5, atol=1e-6)
@@ -257,17 +258,17 @@ def test_a_resumed_training_goes_on_to_the_same_bits(x, tmp_path, saved_at):
 
 def test_a_cast_keeps_the_statistics_whole():
     sae = make_sae(**STANDARDIZED)
-    sae.input_mean.copy_(torch.arange(D_IN) + 1 / 3)
-    kept = sae.input_mean.clone()
+    sae.standardization.input_mean.copy_(torch.arange(D_IN) + 1 / 3)
+    kept = sae.standardization.input_mean.clone()
     sae.to(torch.bfloat16)
-    assert torch.equal(sae.input_mean, kept)
-    assert sae.moments_second.dtype == torch.float64
+    assert torch.equal(sae.standardization.input_mean, kept)
+    assert sae.standardization.moments_second.dtype == torch.float64
 
 
 def test_without_whitening_or_limit_nothing_is_observed(x):
     sae = make_sae(dtype="float64", whiten_encoder=False, outlier_limit=None)
-    assert not sae.is_observing(0)
-    assert "input_scale" not in sae.state_dict()
+    assert not sae.standardization.is_observing(0)
+    assert "input_scale" not in tensors_of(sae)
     assert sae.training_forward_pass(step_input(x)).loss > 0
 
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import reference
 import torch
-from conftest import D_IN, WIDTHS, at_step, make_sae, step_input
+from conftest import D_IN, WIDTHS, at_step, make_sae, step_input, tensors_of
 from sae_lens import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
 from sae_lens.saes.sae import TrainStepInput
 from sae_lens.training.sae_trainer import _unwrap_item
@@ -18,7 +18,7 @@ from sae_lens_hsae.sae.perturbation import draw_replaced
 @pytest.fixture(autouse=True, params=["dense", "entries"])
 def form(request, monkeypatch):
     """Everything here holds whichever form of the activations the density of a batch would choose."""
-    monkeypatch.setattr("sae_lens_hsae.sae.training.MAX_DENSITY", {"dense": -1.0, "entries": 1.0}[request.param])
+    monkeypatch.setattr("sae_lens_hsae.sae.forms.MAX_DENSITY", {"dense": -1.0, "entries": 1.0}[request.param])
     return request.param
 
 
@@ -54,8 +54,8 @@ def test_without_hierarchy_it_is_independent_jumprelu_saes(batch, apply_b_dec_to
         structural_loss_coefficient=0.0,
         perturbation_rate=0.0,
     )
-    sae.log_l0_coefficient.copy_(torch.tensor([0.3, -0.2, 0.9]))
-    saes, coefficients = independent_saes(sae), sae.log_l0_coefficient.exp().tolist()
+    sae.sparsity.log_l0_coefficient.copy_(torch.tensor([0.3, -0.2, 0.9]))
+    saes, coefficients = independent_saes(sae), sae.sparsity.log_l0_coefficient.exp().tolist()
     batch = batch.to(sae.dtype)
     output = sae.training_forward_pass(step_input(batch))
     output.loss.backward()
@@ -145,7 +145,7 @@ def test_silent_features_reconstruct_the_residual(batch):
     batch = batch.double()
     silent = torch.zeros(sum(WIDTHS), dtype=torch.bool)
     silent[[1, 6, 30, 31]] = True
-    sae.tokens_since_fired[silent] = 10_000
+    sae.silent_features.tokens_since_fired[silent] = 10_000
     output = sae.training_forward_pass(step_input(batch))
     expected = torch.zeros((), dtype=torch.float64)
     for own, features in zip(sae.levels, ([1], [6], [30, 31]), strict=True):
@@ -157,7 +157,7 @@ def test_silent_features_reconstruct_the_residual(batch):
     torch.testing.assert_close(output.losses["auxiliary_loss"], expected)
     grad = torch.autograd.grad(output.losses["auxiliary_loss"], sae.W_dec)[0]
     assert not (grad.abs().sum(1) > 0)[~silent].any()
-    assert (sae.tokens_since_fired[silent] >= 0).all()
+    assert (sae.silent_features.tokens_since_fired[silent] >= 0).all()
 
 
 def test_of_many_silent_features_the_most_active_take_part():
@@ -178,15 +178,17 @@ def test_of_many_silent_features_the_most_active_take_part():
 
 def test_a_feature_is_silent_after_64_mean_intervals(batch):
     sae = make_sae(dead_feature_loss="auxiliary", target_l0=[1.0, 3.0, 2.0])
-    sae.tokens_since_fired.copy_(torch.tensor([256, 257, 0, 0] + [192, 193] + 7 * [0] + [640, 641] + 18 * [0]))
-    assert sae.silent().nonzero().flatten().tolist() == [1, 5, 14]
+    sae.silent_features.tokens_since_fired.copy_(
+        torch.tensor([256, 257, 0, 0] + [192, 193] + 7 * [0] + [640, 641] + 18 * [0])
+    )
+    assert sae.silent_features.silent().nonzero().flatten().tolist() == [1, 5, 14]
     sae.threshold.data[::3] = 100.0
     sae.training_forward_pass(step_input(batch))
     fired = (sae.encode(batch) != 0).any(0)
     assert fired.any()
     assert not fired.all()
-    assert (sae.tokens_since_fired[fired] == 0).all()
-    assert (sae.tokens_since_fired[~fired] >= len(batch)).all()
+    assert (sae.silent_features.tokens_since_fired[fired] == 0).all()
+    assert (sae.silent_features.tokens_since_fired[~fired] >= len(batch)).all()
 
 
 def test_nothing_is_perturbed_outside_training(batch):
@@ -195,10 +197,10 @@ def test_nothing_is_perturbed_outside_training(batch):
     before = sae.encode(batch), sae(batch)
     perturbed = sae.training_forward_pass(step_input(batch)).losses["mse_loss"]
     sae.eval()
-    state = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
+    state = {name: tensor.clone() for name, tensor in tensors_of(sae).items()}
     clean = sae.training_forward_pass(step_input(batch)).losses["mse_loss"]
     for name in ("n_steps", "log_l0_coefficient", "l0_ema", "parents"):
-        assert torch.equal(getattr(sae, name), state[name]), "what training steers does not move in eval()"
+        assert torch.equal(tensors_of(sae)[name], state[name]), "what training steers does not move in eval()"
     assert torch.equal(sae.encode(batch), before[0])
     torch.testing.assert_close(sae(batch), before[1])
     expected = sum((sae.decode_level(before[0], level) - batch).square().sum(-1).mean() for level in range(3))
@@ -246,10 +248,13 @@ def most_similar(sae, similarity):
     table = [-1] * sae.levels.widths[0]
     for boundary, (above, below) in enumerate(sae.levels.boundaries):
         if similarity == "coactivation":
-            matrix = sae.get_buffer(f"coactivation_{boundary}")
+            matrix = sae.forest_updater.get_buffer(f"coactivation_{boundary}")
             matrix = torch.where(matrix > 0, matrix, -torch.inf)
         elif similarity == "conditional":
-            together, fires = sae.get_buffer(f"coactivation_{boundary}"), sae.firing_frequency
+            together, fires = (
+                sae.forest_updater.get_buffer(f"coactivation_{boundary}"),
+                sae.forest_updater.firing_frequency,
+            )
             raised = together / fires[below] - 2 * fires[above, None]
             matrix = torch.where((together > 0) & (fires[above, None] >= fires[below]), raised, -torch.inf)
         else:
@@ -275,7 +280,7 @@ def test_updates_follow_the_schedule_and_the_similarity(batch, similarity):
         if step in (2, 4, 5, 10):
             assert sae.parents.tolist() == expected
             changed = (sae.parents != before)[sae.levels.widths[0] :].float().mean()
-            assert sae.reparented_share == changed
+            assert sae.forest_updater.reparented_share == changed
             assert changed > 0 or (similarity in MEASURED_ON_ACTIVATIONS and step == 4)  # nothing was counted since
         else:
             assert torch.equal(sae.parents, before)
@@ -288,7 +293,7 @@ def test_mixed_precision_makes_the_forest_of_full_precision(batch, similarity):
         sae = at_step(make_sae(level_widths=[64, 128, 256], hierarchy_similarity=similarity), 100)
         for boundary in range(2):
             if similarity == "coactivation":
-                buffer = sae.get_buffer(f"coactivation_{boundary}")
+                buffer = sae.forest_updater.get_buffer(f"coactivation_{boundary}")
                 buffer.copy_(torch.rand(buffer.shape, generator=torch.Generator().manual_seed(boundary)))
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
             sae.training_forward_pass(step_input(batch))
@@ -324,7 +329,9 @@ def test_coactivation_is_the_running_share_of_tokens_with_both_active(batch):
     fired = (acts > 0).double()
     for boundary, (above, below) in enumerate(sae.levels.boundaries):
         share = torch.einsum("bi,bj->ij", fired[:, above], fired[:, below]) / len(batch)
-        torch.testing.assert_close(sae.get_buffer(f"coactivation_{boundary}").double(), share, rtol=1e-4, atol=1e-8)
+        torch.testing.assert_close(
+            sae.forest_updater.get_buffer(f"coactivation_{boundary}").double(), share, rtol=1e-4, atol=1e-8
+        )
 
 
 def test_firing_frequency_is_the_running_share_of_tokens(batch):
@@ -332,7 +339,7 @@ def test_firing_frequency_is_the_running_share_of_tokens(batch):
     batches = (batch, -batch, 2 * batch, batch + 1, 1 - batch)
     fired = [(sae.training_forward_pass(step_input(x)).feature_acts > 0).double().mean(0) for x in batches]
     running = fired[0] / 7 + fired[4] * 6 / 7  # of every fourth batch
-    torch.testing.assert_close(sae.firing_frequency.double(), running, rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(sae.forest_updater.firing_frequency.double(), running, rtol=1e-4, atol=1e-8)
 
 
 def test_a_frozen_forest_never_changes_again(batch):
@@ -388,16 +395,16 @@ def test_half_precision_keeps_thresholds_and_controller_in_float32(batch, simila
     output.loss.backward()
     moved = sae.to(dtype=torch.float16).to(dtype=torch.bfloat16)
     for name in ("threshold", "log_l0_coefficient", "l0_ema"):
-        assert getattr(moved, name).dtype == torch.float32
+        assert tensors_of(moved)[name].dtype == torch.float32
     moved.training_forward_pass(step_input(batch)).loss.backward()
 
 
 def test_casting_back_and_forth_loses_no_bit_of_what_must_be_exact(batch):
     sae = make_sae()
     sae.training_forward_pass(step_input(batch))
-    before = {name: getattr(sae, name).detach().clone() for name in sae.exact_tensors}
+    before = {name: sae.state_dict()[name].clone() for name in sae.exact_tensors}
     sae.to(dtype=torch.bfloat16).to(dtype=torch.float32)
-    assert all(torch.equal(getattr(sae, name), tensor) for name, tensor in before.items())
+    assert all(torch.equal(sae.state_dict()[name], tensor) for name, tensor in before.items())
 
 
 def test_a_copy_has_the_families_of_its_own_forest(batch):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import tensors_of
 from host_helpers import (
     CONTEXT,
     D_MODEL,
@@ -237,10 +238,10 @@ def test_checkpoints(tmp_path, runner):
         loaded = TrainingSAE.load_from_disk(path)
         assert type(loaded) is HierarchicalTrainingSAE
         n_steps = int(name.removeprefix("final_")) // 64
-        assert int(loaded.n_steps) == n_steps
+        assert loaded.forest_updater.steps_taken() == n_steps
         if not name.startswith("final_"):
             assert torch.equal(loaded.parents, steps[n_steps - 1].parents)
-        torch.testing.assert_close(loaded.log_l0_coefficient.exp(), steps[n_steps - 1].coefficients)
+        torch.testing.assert_close(loaded.sparsity.log_l0_coefficient.exp(), steps[n_steps - 1].coefficients)
     if runner is HierarchicalSAETrainingRunner:
         final = TrainingSAE.load_from_disk(saved[f"final_{30 * 64}"])
         for name in ("W_enc", "b_enc", "threshold", "W_dec", "b_dec", "parents"):
@@ -305,7 +306,7 @@ def test_half_precision(tmp_path, runner, dtype, autocast):
         sae = train(runner, cfg)
     # Thresholds and the controller move by steps that half precision would round away.
     for name in ("threshold", "log_l0_coefficient", "l0_ema"):
-        assert getattr(sae, name).dtype == torch.float32
+        assert tensors_of(sae)[name].dtype == torch.float32
     loaded = assert_saved_as_trained(tmp_path / "out", sae, residual_activations())
     assert {str(getattr(loaded, name).dtype) for name in ("W_enc", "W_dec", "b_dec")} == {f"torch.{dtype}"}
     # Were the losses equal, half precision would not have been in use.

@@ -11,7 +11,7 @@ from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 
 @pytest.mark.parametrize("density", [-1.0, 1.0], ids=["dense", "entries"])
 def test_a_step_counts_and_moves_as_saelens_does(monkeypatch, density):
-    monkeypatch.setattr("sae_lens_hsae.sae.training.MAX_DENSITY", density)
+    monkeypatch.setattr("sae_lens_hsae.sae.forms.MAX_DENSITY", density)
     ours, theirs = new_trainer(HierarchicalSAETrainer), new_trainer(SAETrainer)
     for trainer in (ours, theirs):
         trainer.sae.threshold.data[::3] = 50  # these never fire
@@ -28,7 +28,7 @@ def test_a_step_counts_and_moves_as_saelens_does(monkeypatch, density):
 
 
 def test_what_few_read_is_made_when_it_is_read(monkeypatch):
-    monkeypatch.setattr("sae_lens_hsae.sae.training.MAX_DENSITY", 1.0)
+    monkeypatch.setattr("sae_lens_hsae.sae.forms.MAX_DENSITY", 1.0)
     trainer = new_trainer(HierarchicalSAETrainer)
     x = next(batches())
     trainer.sae.project_parameters()

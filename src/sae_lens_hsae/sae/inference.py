@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 else:
     _Base = object
 
+CAST_TENSORS = ("W_enc", "b_enc", "threshold", "W_dec", "b_dec")
+"""Tensors of the SAE's own dtype. A part of a training SAE keeps its tensors exactly as they are."""
+
 
 class LevelStack(_Base):
     """What both SAE classes are: a stack of JumpReLU levels that read the same x, and one parent table.
@@ -40,18 +44,18 @@ class LevelStack(_Base):
     """
 
     b_enc: nn.Parameter
-    threshold: nn.Parameter
+    threshold: torch.Tensor
     parents: torch.Tensor
 
     @property
     def exact_tensors(self) -> tuple[str, ...]:
-        """Tensors that keep every bit whatever dtype the SAE is cast, saved or loaded to."""
-        return ("parents",)
+        """Tensors that keep every bit whatever dtype the SAE is cast, saved or loaded to: parents, and all of parts."""
+        return tuple(name for name in self.state_dict() if name not in CAST_TENSORS)
 
     @property
     def levels(self) -> Levels:
         """Widths of the levels and their slices of the features."""
-        return Levels(tuple(self.cfg.level_widths))
+        return self.cfg.levels
 
     @property
     def forest(self) -> FeatureForest:
@@ -218,11 +222,11 @@ class LevelStack(_Base):
 
     @override
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
-        exact = {name: getattr(self, name).detach() for name in self.exact_tensors}
+        exact = {name: attrgetter(name)(self).detach() for name in self.exact_tensors}
         exact = {name: tensor.clone() if tensor.is_floating_point() else tensor for name, tensor in exact.items()}
         out = super()._apply(fn, recurse)
         for name, before in exact.items():
-            after = getattr(self, name)
+            after = attrgetter(name)(self)
             if after.dtype != before.dtype:
                 after.data = before.to(after.device)
         return out
@@ -236,22 +240,28 @@ class LevelStack(_Base):
 
     @override
     def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
-        for name in self.exact_tensors:
-            if name in state_dict:
-                state_dict[name + SUFFIX] = as_bytes(state_dict.pop(name))
+        """A file names a tensor by its own name alone, whichever part of the SAE keeps it."""
+        exact = set(self.exact_tensors)
+        for name in list(state_dict):
+            tensor = state_dict.pop(name)
+            state_dict[own_name(name) + SUFFIX * (name in exact)] = as_bytes(tensor) if name in exact else tensor
 
     @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
-        """Restore the exact tensors and check the rest.
+        """Restore the exact tensors, check the rest, and name them as this SAE does.
 
         Raises:
             ValueError: if a tensor is missing or of another shape or kind, or the parent table is no forest.
         """
-        expected = self.state_dict()
+        full_names = {own_name(name): name for name in self.state_dict()}
+        expected = {own_name(name): tensor for name, tensor in self.state_dict().items()}
+        exact_names = set(map(own_name, self.exact_tensors))
+        for stored in list(state_dict):
+            state_dict[own_name(stored)] = state_dict.pop(stored)
         for stored in [name for name in state_dict if name.endswith(SUFFIX)]:
             name, values = stored.removesuffix(SUFFIX), state_dict.pop(stored)
             # A checkpoint keeps thresholds in float32, whatever dtype the SAE has that is made of them.
-            dtype = expected[name].dtype if name in self.exact_tensors else torch.float32
+            dtype = expected[name].dtype if name in exact_names else torch.float32
             known = name in expected or name in STATISTICS
             state_dict[name] = from_bytes(values, dtype) if known else values
         for name, tensor in expected.items():
@@ -266,12 +276,19 @@ class LevelStack(_Base):
                     f"{self.cfg.level_widths} and d_in={self.cfg.d_in} need {tuple(tensor.shape)}; "
                     f"load it with the configuration it was saved with"
                 )
-            exact = name in self.exact_tensors
+            exact = name in exact_names
             if state_dict[name].dtype != tensor.dtype if exact else not state_dict[name].is_floating_point():
                 raise ValueError(
                     f"{name} is {state_dict[name].dtype} in the file, which is no {tensor.dtype}; the file is damaged"
                 )
         validate_parents(state_dict["parents"], self.levels)
+        for name, full_name in full_names.items():
+            state_dict[full_name] = state_dict.pop(name)
+
+
+def own_name(name: str) -> str:
+    """A tensor's name without that of the part that keeps it."""
+    return name.rpartition(".")[2]
 
 
 class HierarchicalSAE(LevelStack, SAE[HierarchicalSAEConfig]):

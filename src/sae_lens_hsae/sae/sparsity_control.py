@@ -17,13 +17,15 @@ import math
 from typing import NamedTuple
 
 import torch
+from torch import nn
+
+from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 
 LOG_COEFFICIENT_BOUND = math.log(1e6)
 """λ stays within 1e-6 and 1e6: beyond them nothing is left to steer."""
 
 MIN_L0 = 1e-3
 """L0 below this counts as this: the logarithm of a level on which nothing fires must stay finite."""
-
 
 MIN_THRESHOLD = 1e-3
 """A threshold below this counts as this where λ starts, whose logarithm must be finite."""
@@ -82,3 +84,56 @@ def control_sparsity(
     mismatch = velocity + rate * (ema / target).log()
     log_coefficient = (state.log_coefficient + gain * mismatch).clamp(-LOG_COEFFICIENT_BOUND, LOG_COEFFICIENT_BOUND)
     return SparsityState(log_coefficient, ema)
+
+
+class SparsityControl(nn.Module):
+    """The controller of a training, in float32: in half precision its steps would be rounded away.
+
+    Keeps ``l0_ema`` (L,), the running mean of every level's L0, and of levels that are steered, which BatchTopK's are
+    not, ``log_l0_coefficient`` (L,).
+    """
+
+    l0_ema: torch.Tensor
+    log_l0_coefficient: torch.Tensor
+
+    def __init__(self, cfg: HierarchicalTrainingSAEConfig, device: torch.device) -> None:
+        super().__init__()
+        self._cfg = cfg
+        state = initial_state(len(cfg.levels), cfg.jumprelu_init_threshold, device)
+        self.register_buffer("l0_ema", state.l0_ema)
+        if self._steers:
+            self.register_buffer("log_l0_coefficient", state.log_coefficient)
+
+    @property
+    def _steers(self) -> bool:
+        return self._cfg.level_activation != "batchtopk"
+
+    @torch.compiler.disable()
+    def state(self) -> SparsityState:
+        """The controller as it is now."""
+        # Copies, because a compiled graph keeps what it reads for its backward pass, which runs after it has moved.
+        log_coefficient = self.log_l0_coefficient.clone() if self._steers else None
+        return SparsityState(log_coefficient, self.l0_ema.clone())
+
+    @torch.no_grad()
+    def follow(self, l0: torch.Tensor, good: torch.Tensor | None = None) -> None:
+        """Take a step's L0 into the running mean, and steer λ for the next step.
+
+        Args:
+            l0: of every level on the whole batch, (L,) float32.
+            good: 1, or 0 if the batch turns out to be bad, so that nothing is to move; ().
+        """
+        cfg = self._cfg
+        if not self._steers:
+            _move(self.l0_ema, follow_l0(self.l0_ema, l0, cfg.l0_ema_momentum), good)
+            return
+        # Made on the host and sent, where it would else wait until the device has it.
+        target = torch.tensor(cfg.target_l0_per_level).to(l0.device, non_blocking=True)
+        after = control_sparsity(self.state(), l0, target, cfg.sparsity_rate, cfg.sparsity_gain, cfg.l0_ema_momentum)
+        assert after.log_coefficient is not None
+        _move(self.log_l0_coefficient, after.log_coefficient, good)
+        _move(self.l0_ema, after.l0_ema, good)
+
+
+def _move(buffer: torch.Tensor, moved: torch.Tensor, good: torch.Tensor | None) -> None:
+    buffer.copy_(moved if good is None else torch.where(good > 0, moved, buffer))

@@ -1,16 +1,15 @@
-"""A stack of levels that observes its activations first and then trains on them standardized (`input_statistics`)."""
+"""Standardized activations: a training observes its first batches, and then trains on x̃ (`input_statistics`)."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from typing_extensions import override
+from torch import nn
 
-from sae_lens_hsae.sae.inference import LevelStack
+from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.sae.input_statistics import (
     OBSERVED_STEPS,
-    STATISTICS,
     Moments,
     Statistics,
     follow_moments,
@@ -21,13 +20,15 @@ from sae_lens_hsae.sae.input_statistics import (
 )
 
 
-class StandardizedInput(LevelStack):
-    """Mixed in before SAELens' training class.
+class StandardizedInput(nn.Module):
+    """What parameters and losses of a training read of activations.
 
-    With ``cfg.whiten_encoder`` or ``cfg.outlier_limit`` the first steps of a training observe. From then on parameters
-    and losses are those of x̃ = ``input_scale`` · x, and with ``cfg.whiten_encoder`` ``W_enc`` and ``b_enc`` read
-    z = (x̃ − ``input_mean``) @ ``whitening_matrix``. ``encode``, ``decode`` and what is saved for inference are in the
-    units of x all the same. Without either field nothing changes.
+    With ``cfg.whiten_encoder`` or ``cfg.outlier_limit`` the first steps only observe. From then on parameters and
+    losses are those of x̃ = ``input_scale`` · x, and with ``cfg.whiten_encoder`` ``W_enc`` and ``b_enc`` read
+    z = (x̃ − ``input_mean``) @ ``whitening_matrix``. Without either field there are no tensors, and x̃ and z are x.
+
+    Attributes:
+        is_on: whether there is anything to do.
     """
 
     input_scale: torch.Tensor
@@ -39,40 +40,33 @@ class StandardizedInput(LevelStack):
     moments_first: torch.Tensor
     moments_second: torch.Tensor
 
-    @property
-    def is_standardized(self) -> bool:
-        """Whether the first steps observe, and the others train on standardized activations."""
-        return self.cfg.whiten_encoder or self.cfg.outlier_limit is not None
-
-    @override
-    def initialize_weights(self) -> None:
-        super().initialize_weights()
-        if not self.is_standardized:
+    def __init__(self, cfg: HierarchicalTrainingSAEConfig, device: torch.device) -> None:
+        super().__init__()
+        self._cfg = cfg
+        self.is_on = cfg.whiten_encoder or cfg.outlier_limit is not None
+        if not self.is_on:
             return
-        d_in = self.cfg.d_in
-        kind: dict[str, Any] = {"dtype": torch.float32, "device": self.device}
+        d_in = cfg.d_in
+        kind: dict[str, Any] = {"dtype": torch.float32, "device": device}
         self.register_buffer("input_scale", torch.ones((), **kind))
         self.register_buffer("input_mean", torch.zeros(d_in, **kind))
         self.register_buffer("whitening_matrix", torch.eye(d_in, **kind))
         # A covariance is a small difference of large moments.
-        exact: dict[str, Any] = kind | {"dtype": torch.float32 if self.device.type == "mps" else torch.float64}
-        for name, shape in zip(Moments._fields, ((d_in,), (), (), (d_in,), (d_in, d_in)), strict=True):
-            self.register_buffer(f"moments_{name}", torch.zeros(shape, **exact))
+        exact: dict[str, Any] = kind | {"dtype": torch.float32 if device.type == "mps" else torch.float64}
+        self.register_buffer("moments_centre", torch.zeros(d_in, **exact))
+        self.register_buffer("moments_distance", torch.zeros((), **exact))
+        self.register_buffer("moments_weight", torch.zeros((), **exact))
+        self.register_buffer("moments_first", torch.zeros(d_in, **exact))
+        self.register_buffer("moments_second", torch.zeros(d_in, d_in, **exact))
 
-    @property
-    @override
-    def exact_tensors(self) -> tuple[str, ...]:
-        if not self.is_standardized:
-            return super().exact_tensors
-        moments = (f"moments_{name}" for name in Moments._fields)
-        return (*super().exact_tensors, *STATISTICS, *moments)
-
-    def moments(self) -> list[torch.Tensor]:
+    def running_means(self) -> list[torch.Tensor]:
         """The moments of x, as far as they are followed."""
-        return [*self._moments()] if self.is_standardized else []
+        return [*self._moments()] if self.is_on else []
 
     def _moments(self) -> Moments:
-        return Moments(*(getattr(self, f"moments_{name}") for name in Moments._fields))
+        return Moments(
+            self.moments_centre, self.moments_distance, self.moments_weight, self.moments_first, self.moments_second
+        )
 
     @property
     def statistics(self) -> Statistics:
@@ -81,46 +75,50 @@ class StandardizedInput(LevelStack):
 
     def is_observing(self, step: int) -> bool:
         """Whether a training step only takes its batch into the statistics."""
-        return self.is_standardized and step < OBSERVED_STEPS
+        return self.is_on and step < OBSERVED_STEPS
 
-    def statistics_are_due(self, step: int) -> bool:
+    def is_due(self, step: int) -> bool:
         """Whether a training step begins by making the statistics of what was observed."""
-        return self.is_standardized and step == OBSERVED_STEPS
+        return self.is_on and step == OBSERVED_STEPS
 
     @torch.no_grad()
     def observe(self, x: torch.Tensor, step: int) -> None:
         """Take a batch (batch, d_in) into the moments."""
-        follow_moments(self._moments(), x, self.cfg.outlier_limit, step)
+        follow_moments(self._moments(), x, self._cfg.outlier_limit, step)
 
     @torch.no_grad()
-    def standardize(self) -> None:
-        """Make the statistics from the moments, and begin from them: b_dec at the mean, encoders as matched filters."""
+    def begin(self, W_enc: torch.Tensor, b_enc: torch.Tensor, W_dec: torch.Tensor, b_dec: torch.Tensor) -> None:
+        """Make the statistics from the moments, and begin from them: b_dec at the mean, encoders as matched filters.
+
+        Args:
+            W_enc: (d_in, d_sae), b_enc: (d_sae,), b_dec: (L, d_in); written in place.
+            W_dec: (d_sae, d_in).
+        """
         statistics = statistics_of(self._moments())
         self.input_scale.copy_(statistics.scale)
         self.input_mean.copy_(statistics.mean)
-        self.b_dec.data.copy_(statistics.mean.expand_as(self.b_dec))
-        if self.cfg.whiten_encoder:
+        b_dec.copy_(statistics.mean.expand_as(b_dec))
+        if self._cfg.whiten_encoder:
             self.whitening_matrix.copy_(statistics.matrix)
-            self.W_enc.data.copy_(matched_filters(self.W_dec, statistics.matrix))
-            self.b_enc.data.zero_()
+            W_enc.copy_(matched_filters(W_dec, statistics.matrix))
+            b_enc.zero_()
 
     def scaled(self, x: torch.Tensor) -> torch.Tensor:
         """x̃, which the levels reconstruct."""
-        return (x * self.input_scale).to(x.dtype) if self.is_standardized else x
+        return (x * self.input_scale).to(x.dtype) if self.is_on else x
 
     def token_weights(self, scaled: torch.Tensor) -> torch.Tensor | None:
         """How much each token of x̃ (batch, d_in) counts in losses and L0, (batch,); None where all count alike."""
-        if self.cfg.outlier_limit is None:
+        if self._cfg.outlier_limit is None:
             return None
         exact = torch.promote_types(scaled.dtype, torch.float32)
         distance = (scaled.to(exact) - self.input_mean).norm(dim=-1)
-        return weights_of(distance, self.cfg.outlier_limit * self.cfg.d_in**0.5)
+        return weights_of(distance, self._cfg.outlier_limit * self._cfg.d_in**0.5)
 
-    @override
-    def process_sae_in(self, sae_in: torch.Tensor) -> torch.Tensor:
-        """What the encoder reads of activations as they are: x̃, whitened if the encoder is."""
-        scaled = self.scaled(super().process_sae_in(sae_in))
-        if not self.cfg.whiten_encoder:
+    def read_by_encoder(self, x: torch.Tensor) -> torch.Tensor:
+        """z, which the encoder reads; x̃ where it is not whitened."""
+        scaled = self.scaled(x)
+        if not self._cfg.whiten_encoder:
             return scaled
         with torch.autocast(scaled.device.type, enabled=False):
             exact = torch.promote_types(scaled.dtype, self.whitening_matrix.dtype)
@@ -129,30 +127,12 @@ class StandardizedInput(LevelStack):
 
     def in_units_of_x(self, values: torch.Tensor) -> torch.Tensor:
         """Activations, thresholds, biases or reconstructions of x̃ as those of x."""
-        return (values / self.input_scale).to(values.dtype) if self.is_standardized else values
+        return (values / self.input_scale).to(values.dtype) if self.is_on else values
 
-    @override
     @torch.no_grad()
-    def encoder(self, features: slice = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
-        weights, bias = super().encoder(features)
-        if self.cfg.whiten_encoder:
+    def encoder_of_x(self, weights: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Columns (d_in, n) and biases (n,) of the encoder as ones that read x."""
+        dtype = weights.dtype
+        if self._cfg.whiten_encoder:
             weights, bias = for_scaled(weights, bias, self.statistics)
-        return weights.to(self.dtype), self.in_units_of_x(bias).to(self.dtype)
-
-    @override
-    def thresholds(self, features: slice = slice(None)) -> torch.Tensor:
-        return self.in_units_of_x(super().thresholds(features))
-
-    @override
-    def decoder_biases(self) -> torch.Tensor:
-        return self.in_units_of_x(super().decoder_biases())
-
-    @override
-    @torch.no_grad()
-    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
-        if not self.is_standardized:
-            super().fold_activation_norm_scaling_factor(scaling_factor)
-            return
-        self.check_scaling_factor(scaling_factor)
-        self.input_scale.mul_(scaling_factor)
-        self.cfg.normalize_activations = "none"
+        return weights.to(dtype), self.in_units_of_x(bias).to(dtype)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any
 
 import torch
 from sae_lens.saes.sae import TrainStepOutput
+from torch import nn
 from typing_extensions import override
 
 from sae_lens_hsae.sae.cpu_step.active_entries import ActiveEntries
@@ -51,3 +52,43 @@ class LazyStepOutput(TrainStepOutput):
     def times_fired(self) -> torch.Tensor:
         """Tokens on which each feature is active, (d_sae,)."""
         return self._acts.times_fired()
+
+
+def output_of(
+    acts: Activations,
+    in_units_of_x: Callable[[torch.Tensor], torch.Tensor],
+    sae_in: torch.Tensor,
+    sae_out: torch.Tensor,
+    losses: dict[str, torch.Tensor],
+    metrics: dict[str, Any],
+) -> TrainStepOutput:
+    """SAELens' output of a step; the loss is the sum of ``losses``.
+
+    Args:
+        acts: of the batch; their values become those of the activations as they are by ``in_units_of_x``.
+        sae_in, sae_out: activations and their reconstruction, (batch, d_in).
+        losses: each (), with gradient.
+        metrics: to be logged.
+    """
+    loss = torch.stack(list(losses.values())).sum()
+    common: dict[str, Any] = {
+        "sae_in": sae_in, "sae_out": sae_out, "loss": loss, "losses": losses, "metrics": metrics,
+    }  # fmt: skip
+    if not isinstance(acts, DenseActivations):
+        return LazyStepOutput(acts, in_units_of_x, **common)
+    return TrainStepOutput(feature_acts=in_units_of_x(acts.values), hidden_pre=in_units_of_x(acts.hidden_pre), **common)
+
+
+def observing_output(x: torch.Tensor, d_sae: int, n_levels: int, parameters: Iterable[nn.Parameter]) -> TrainStepOutput:
+    """The output of a step that only observes x (batch, d_in): nothing fires, and every gradient is 0."""
+    silent = x.new_zeros(len(x), d_sae)
+    nothing = torch.stack([0.0 * parameter.float().sum() for parameter in parameters]).sum()
+    return TrainStepOutput(
+        sae_in=x,
+        sae_out=torch.zeros_like(x),
+        feature_acts=silent,
+        hidden_pre=silent,
+        loss=nothing,
+        losses={"mse_loss": n_levels * x.detach().float().square().sum(-1).mean()},
+        metrics={},
+    )

@@ -81,7 +81,7 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
 
     def _check_late(self) -> None:
         # On a CPU nothing is gained: it waits for nobody.
-        self.sae.late_checks = LateChecks() if self.sae.device.type == "cuda" else None
+        self.sae.checks.late = LateChecks() if self.sae.device.type == "cuda" else None
 
     def _use_fused_adam(self) -> None:
         # Switched on here because the optimizer is SAELens' to construct, and a loaded state brings its own setting.
@@ -212,12 +212,12 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
 
     @override
     def _train_step(self, sae: HierarchicalTrainingSAE, sae_in: torch.Tensor) -> TrainStepOutput:
-        version = sae.parents._version
+        n_updates = sae.forest_updater.n_updates
         output = self._stepped(sae, sae_in)
         sae.project_parameters()
-        self._after_step(forest_is_new=sae.parents._version != version)
-        self._tell_update(version)
-        if is_look_due(sae.steps_taken()):
+        self._after_step(forest_is_new=sae.forest_updater.n_updates != n_updates)
+        self._tell_update(n_updates)
+        if is_look_due(sae.forest_updater.steps_taken()):
             self._look(output)
         return output
 
@@ -235,9 +235,9 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
                 )
             )
         self._count_firing(output)
-        if sae.late_checks is not None:
+        if sae.checks.late is not None:
             # Fused Adam does nothing where this is 1, as under a gradient scaler.
-            self.optimizer.found_inf = sae.late_checks.bad  # pyright: ignore[reportAttributeAccessIssue]
+            self.optimizer.found_inf = sae.checks.late.bad  # pyright: ignore[reportAttributeAccessIssue]
         output.loss.backward()
         torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
         self.optimizer.step()
@@ -267,8 +267,8 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
             self._watch = TrainingWatch(sae.levels, sae.cfg.target_l0_per_level)
         reconstructions = [sae.decode_level(output.feature_acts, level) for level in range(len(sae.levels))]
         self._watch.look(
-            int(sae.n_steps),
-            sae.sparsity(),
+            sae.forest_updater.steps_taken(),
+            sae.sparsity.state(),
             self.dead_neurons,
             sae.parents,
             [variance_explained(output.sae_in, reconstruction) for reconstruction in reconstructions],
@@ -283,12 +283,11 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
     def set_final_sae_metadata(self) -> None:
         self._check_parameters()
         self._finished = True
-        version = self.sae.parents._version
+        n_updates = self.sae.forest_updater.n_updates
         self.sae.finish_training()
-        self._tell_update(version)
+        self._tell_update(n_updates)
         super().set_final_sae_metadata()
 
-    def _tell_update(self, version_before: int) -> None:
-        # The table's version counts the writes to it, and is known without waiting for a device.
-        if self.after_update is not None and self.sae.parents._version != version_before:
+    def _tell_update(self, n_updates_before: int) -> None:
+        if self.after_update is not None and self.sae.forest_updater.n_updates != n_updates_before:
             self.after_update(self)

@@ -14,27 +14,20 @@ one level, stays in the cache.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from sae_lens_hsae.forest.counts import follow_coactivation_of_entries
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.sae.cpu_step.row_products import sum_rows, sum_sorted_rows
+from sae_lens_hsae.sae.encoder import Encoder
 from sae_lens_hsae.sae.level_activation import LevelActivation, PreActivations
 from sae_lens_hsae.sae.perturbation import Replacement
 from sae_lens_hsae.sae.structural_loss import Families, entries_structural_loss
 
 MAX_DENSITY = 0.35
 """Above this share of entries the dense products are the faster ones."""
-
-
-class Encoder(NamedTuple):
-    """The parameters behind the pre-activations: (x − b_l) W + b_enc; ``b_dec`` is None where the input is x itself."""
-
-    W_enc: torch.Tensor
-    b_enc: torch.Tensor
-    b_dec: torch.Tensor | None
 
 
 class ActiveEntries:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from sae_lens_hsae.forest.levels import Levels
+from sae_lens_hsae.sae.encoder import Encoder
 from sae_lens_hsae.sae.ghost_gradients import ghost_gradient_loss
 from sae_lens_hsae.sae.gpu_step.products import product_dtype
 
@@ -25,7 +26,7 @@ def ghost_gradients(
     x: torch.Tensor,
     dead: torch.Tensor,
     places: Sequence[int],
-    encoder: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
+    encoder: Encoder,
     W_dec: torch.Tensor,
     levels: Levels,
 ) -> torch.Tensor:
@@ -36,7 +37,7 @@ def ghost_gradients(
         x: what the encoder reads, (batch, d_in).
         dead: (n_features,) bool.
         places: how many dead features of each level there is room for.
-        encoder: W_enc (d_in, n_features), b_enc (n_features,), and b_dec (L, d_in) if it is taken off the input.
+        encoder: of all levels.
         W_dec: (n_features, d_in).
         levels: of the features.
 

@@ -51,6 +51,7 @@ class DataParallelTrainer(HierarchicalSAETrainer):
     def fit(self) -> HierarchicalTrainingSAE:
         self.activation_scaler = SharedActivationScaler(self.activation_scaler, self.ranks)
         self.ranks.take_from_first(self.sae.buffers())
+        self.sae.forest_updater.forget()
         with gradients_averaged(self.sae):
             self.sae.whole_batch_l0 = self._whole_batch_l0
             self.sae.whole_batch = self.ranks.gather
@@ -73,10 +74,11 @@ class DataParallelTrainer(HierarchicalSAETrainer):
             return super()._train_step(sae, sae_in)
         except BadBatchError as error:
             if not isinstance(error, BadElsewhereError):
-                self._agree(sae.l0_ema, bad=True)
+                self._agree(sae.sparsity.l0_ema, bad=True)
             # Those whose part was good have gone further, and have normalised the decoder and updated the forest.
             parameters = [parameter.data for parameter in sae.parameters()]
-            self.ranks.take_from_first([*parameters, sae.parents, sae.reparented_share])
+            self.ranks.take_from_first([*parameters, sae.parents, sae.forest_updater.reparented_share])
+            sae.forest_updater.forget()
             raise
         finally:
             self.act_freq_scores += counted
@@ -107,10 +109,11 @@ class DataParallelTrainer(HierarchicalSAETrainer):
         self.n_forward_passes_since_fired[fired] = 0
         # Each rank counts its own part of the batch.
         of_others = self.cfg.train_batch_size_samples * (self.ranks.n_ranks - 1) // self.ranks.n_ranks
-        sae.tokens_since_fired.add_(of_others).masked_fill_(fired, 0)
+        sae.silent_features.tokens_since_fired.add_(of_others).masked_fill_(fired, 0)
         if forest_is_new:
             # Already equal, but for rounding where ranks have GPUs of different kinds.
-            self.ranks.take_from_first([sae.parents, sae.reparented_share])
+            self.ranks.take_from_first([sae.parents, sae.forest_updater.reparented_share])
+            sae.forest_updater.forget()
         if sae.running_means_are_due():
             self.ranks.average(sae.running_means())
 

@@ -1,0 +1,108 @@
+"""Features that do not fire, and the losses by which they learn to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
+from sae_lens_hsae.sae.auxiliary_loss import SILENT_INTERVALS, auxiliary_loss, longest_silent
+from sae_lens_hsae.sae.encoder import Encoder
+from sae_lens_hsae.sae.ghost_gradients import ghost_gradient_loss
+from sae_lens_hsae.sae.gpu_step.ghosts import ghost_gradients, places_for
+from sae_lens_hsae.sae.step_output import Activations
+
+
+class SilentFeatures(nn.Module):
+    """Keeps ``tokens_since_fired`` (d_sae,)."""
+
+    tokens_since_fired: torch.Tensor
+
+    def __init__(self, cfg: HierarchicalTrainingSAEConfig, device: torch.device) -> None:
+        super().__init__()
+        self._cfg = cfg
+        self.register_buffer("tokens_since_fired", torch.zeros(cfg.d_sae, dtype=torch.int64, device=device))
+
+    def silent(self) -> torch.Tensor:
+        """Which features have not fired for `SILENT_INTERVALS` mean intervals of their level, (d_sae,) bool."""
+        levels = self._cfg.levels
+        pairs = zip(levels.widths, self._cfg.target_l0_per_level, strict=True)
+        limits = [SILENT_INTERVALS * width / target for width, target in pairs]
+        per_level = zip(levels.split(self.tokens_since_fired), limits, strict=True)
+        return torch.cat([own > limit for own, limit in per_level])
+
+    def count(self, acts: Activations, batch: int) -> None:
+        """Take a batch of so many tokens into the count."""
+        self.tokens_since_fired.add_(batch).masked_fill_(acts.times_fired() > 0, 0)
+
+    # Which features are silent changes shapes from step to step: a compiled graph would be compiled again and again.
+    @torch.compiler.disable()
+    def losses(
+        self,
+        errors: torch.Tensor,
+        x: torch.Tensor,
+        encoder: Encoder,
+        W_dec: torch.Tensor,
+        weights: torch.Tensor | None,
+        dead: torch.Tensor | None,
+        *,
+        fixed_shapes: bool = False,
+        n_dead: Sequence[int] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """The loss that ``cfg.dead_feature_loss`` asks for, if any.
+
+        Args:
+            errors: x − x̂ of every level, (L, batch, d_in).
+            x: what the encoder reads, (batch, d_in).
+            encoder: of all levels.
+            W_dec: (d_sae, d_in).
+            weights: of the tokens, (batch,); None where all count alike.
+            dead: which features are dead to the trainer, (d_sae,) bool; None where it keeps no account.
+            fixed_shapes: whether no shape may depend on what is silent (`FeatureRows`).
+            n_dead: dead features of every level a step ago, if that is known; asked of ``dead`` else.
+        """
+        if self._cfg.dead_feature_loss == "auxiliary":
+            return {"auxiliary_loss": self._auxiliary(errors, x, encoder, W_dec, weights, fixed_shapes)}
+        if self._cfg.dead_feature_loss == "ghost" and dead is not None:
+            if fixed_shapes:
+                levels = self._cfg.levels
+                places = places_for(n_dead or [int(own.sum()) for own in levels.split(dead)], levels)
+                return {"ghost_gradient_loss": ghost_gradients(errors, x, dead, places, encoder, W_dec, levels)}
+            return {"ghost_gradient_loss": self.ghosts(errors, x, encoder, W_dec, dead)}
+        return {}
+
+    def _auxiliary(
+        self,
+        errors: torch.Tensor,
+        x: torch.Tensor,
+        encoder: Encoder,
+        W_dec: torch.Tensor,
+        weights: torch.Tensor | None,
+        fixed_shapes: bool,
+    ) -> torch.Tensor:
+        total = torch.zeros((), dtype=errors.dtype, device=errors.device)
+        is_silent = self.silent()
+        for level, own in enumerate(self._cfg.levels):
+            mine = own.start + longest_silent(self.tokens_since_fired[own])
+            silent = is_silent[mine]
+            if not fixed_shapes:
+                mine, silent = mine[silent], silent[silent]
+            if len(mine):
+                pre = encoder.pre_activations(mine, level, x)
+                total = total + auxiliary_loss(errors[level], pre, W_dec[mine], weights, silent)
+        return total
+
+    def ghosts(
+        self, errors: torch.Tensor, x: torch.Tensor, encoder: Encoder, W_dec: torch.Tensor, dead: torch.Tensor
+    ) -> torch.Tensor:
+        """Ghost gradients of the dead features alone; arguments as of `losses`."""
+        total = torch.zeros((), dtype=errors.dtype, device=dead.device)
+        of_all_levels = torch.nonzero(dead).squeeze(1)
+        for level, own in enumerate(self._cfg.levels):
+            mine = of_all_levels[(of_all_levels >= own.start) & (of_all_levels < own.stop)]
+            if len(mine):
+                pre = encoder.pre_activations(mine, level, x)
+                total = total + ghost_gradient_loss(errors[level], pre, W_dec[mine])
+        return total
