@@ -26,7 +26,7 @@ def test_a_training_is_told_step_by_step(tmp_path, capsys):
 def test_the_form_of_each_step_is_told(monkeypatch):
     forms = {}
     for density in (-1.0, 1.0):
-        monkeypatch.setattr(forms, "MAX_DENSITY", density)
+        monkeypatch.setattr("sae_lens_hsae.sae.forms.MAX_DENSITY", density)
         rows = list(measure(TINY, OBSERVED_STEPS + 3, 1, activations(TINY)))
         forms[density] = {row["dense"] for row in rows[OBSERVED_STEPS:]}
     assert forms == {-1.0: {True}, 1.0: {False}}

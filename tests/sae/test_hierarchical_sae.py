@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import D_IN, WIDTHS, at_step, make_sae, step_input
+from conftest import D_IN, WIDTHS, at_step, make_sae, step_input, tensors_of
 from sae_lens import SAE, JumpReLUSAE
 from sae_lens.saes.sae import TrainingSAE
 from safetensors.torch import load_file, save_file
@@ -80,6 +80,40 @@ def test_a_checkpoint_holds_all_that_training_needs_and_changes_nothing(tmp_path
     assert all(torch.equal(tensor, before[name]) for name, tensor in from_disk.state_dict().items())
     rounded = TrainingSAE.load_from_disk(tmp_path, dtype="bfloat16")
     assert all(torch.equal(rounded.state_dict()[name], before[name]) for name in sae.exact_tensors)
+
+
+NAMES_OF_A_CHECKPOINT = {
+    *(
+        "W_enc",
+        "b_enc",
+        "W_dec",
+        "b_dec",
+        "threshold_bytes",
+        "parents_bytes",
+        "n_steps_bytes",
+        "reparented_share_bytes",
+    ),
+    *("l0_ema_bytes", "log_l0_coefficient_bytes", "tokens_since_fired_bytes", "firing_frequency_bytes"),
+    *("coactivation_0_bytes", "coactivation_1_bytes", "input_scale_bytes", "input_mean_bytes"),
+    *("whitening_matrix_bytes", "moments_centre_bytes", "moments_distance_bytes", "moments_weight_bytes"),
+    *("moments_first_bytes", "moments_second_bytes"),
+}
+
+
+def test_a_checkpoint_names_its_tensors_without_the_parts_that_keep_them(tmp_path, batch):
+    fields = {"whiten_encoder": True, "hierarchy_similarity": "conditional"}
+    sae = make_sae(**fields)
+    sae.training_forward_pass(step_input(batch))
+    weights, _ = sae.save_model(tmp_path)
+    stored = load_file(weights)
+    assert set(stored) == NAMES_OF_A_CHECKPOINT
+    for state in (stored, tensors_of(sae)):  # from a file, and as plain tensors
+        again = make_sae(seed=1, **fields)
+        of_again = dict(state)
+        again.process_state_dict_for_loading(of_again)
+        again.load_state_dict(of_again)
+        assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in sae.state_dict().items())
+        assert again.forest_updater.steps_taken() == 1
 
 
 @pytest.mark.parametrize("level", range(-3, 3))
