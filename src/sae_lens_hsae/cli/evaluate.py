@@ -60,8 +60,7 @@ def evaluate(
     Args:
         folder: where the SAE was saved.
         n_tokens: how many tokens to measure on; those left out in training are left out here too.
-        text: what to read; None takes those of the installed packages' READMEs and docstrings that are held out from
-            training.
+        text: what to read; None takes what training leaves out of the installed text, see `TextSource`.
         device: where the SAE and its language model run.
         model: the language model, from SAELens' ``load_model``; None loads the one that the SAE's metadata name.
         output: the file to write; None takes ``evaluation.json`` in the folder.

@@ -91,8 +91,7 @@ def explore(
         folder: where the SAE was saved.
         output: the page; None puts ``explorer.html`` into the folder.
         n_tokens: tokens to read for the dashboards.
-        text: what to read; None takes those of the installed packages' READMEs and docstrings that are held out from
-            training.
+        text: what to read; None takes what training leaves out of the installed text, see `TextSource`.
         labels: a JSON object from flat feature index to label; None takes ``labels.json`` in the folder, if there.
             Other features are named by their distinctive tokens.
         renew: collect the dashboards again even where they stand.

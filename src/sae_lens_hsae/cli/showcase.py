@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +11,30 @@ from datasets import Dataset
 from sae_lens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner
 from sae_lens.training.activations_store import ActivationsStore
 
-from sae_lens_hsae.cli.collected import labels_by_tokens
 from sae_lens_hsae.cli.evaluate import evaluate
 from sae_lens_hsae.cli.explore import explore
 from sae_lens_hsae.evaluation import ForestEvaluation
-from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.forest.concepts import Concepts, copies_of_parents
 from sae_lens_hsae.hub.saved_model import EVALUATION_FILENAME, load_hierarchical_sae
+from sae_lens_hsae.interpret.family_text import draw_family
 from sae_lens_hsae.interpret.feature_cache import Dashboards, dashboards_folder
-from sae_lens_hsae.interpret.tree_text import RULE, choose_trees, draw_tree, edge_scores, shown_features
+from sae_lens_hsae.interpret.labels import label_detection, token_labels
+from sae_lens_hsae.interpret.page.first_view import MIN_CONCEPTS, first_view
 from sae_lens_hsae.sae.inference import HierarchicalSAE
-from sae_lens_hsae.storage.json_files import printable
 from sae_lens_hsae.text.load_model import model_of_run
 from sae_lens_hsae.text.rows import TextSource
+from sae_lens_hsae.text.token_text import TokenTexts
 
 DASHBOARD_TOKENS = 100_000
 """For the features' contexts, and the names that are made of them."""
 
 EVALUATION_TOKENS = 50_000
-TREES_SHOWN = 3
+TREES_SHOWN = 5
+RULE = (
+    f"of those that branch into at least {MIN_CONCEPTS} concepts the ones whose children narrow their parents most, "
+    "whose tokens are words, and whose labels hold on other texts"
+)
+LEGEND = "level/feature = its copies one level down, its strongest words, and where it is strongest"
 
 
 def paper_optimizer(n_steps: int, lr: float) -> dict[str, Any]:
@@ -73,10 +78,8 @@ def train_and_show(
     measured = {"text": text, "device": cfg.device, "model": model, "rows": further}
     evaluation = evaluate(folder, EVALUATION_TOKENS, output=Path(folder) / EVALUATION_FILENAME, **measured)
     print(report(evaluation, cfg.sae.target_l0_per_level))
-    start = choose_trees(sae.forest, evaluation, TREES_SHOWN)
-    page = explore(folder, n_tokens=DASHBOARD_TOKENS, renew=True, start=start, **measured)
-    dashboards = Dashboards.load(dashboards_folder(folder))
-    print(trees(sae.forest, evaluation, labels_by_tokens(dashboards, model.tokenizer)))
+    page = explore(folder, n_tokens=DASHBOARD_TOKENS, renew=True, **measured)
+    print(trees(sae, Dashboards.load(dashboards_folder(folder)), model.tokenizer))
     print(f"\nWalk the forest: open {page.resolve().as_uri()}\n\nLoad it again:\n\n    import sae_lens, sae_lens_hsae")
     print(f"    sae = sae_lens.SAE.load_from_disk({folder!r})")
     return sae
@@ -109,13 +112,15 @@ def report(evaluation: ForestEvaluation, targets: tuple[float, ...]) -> str:
     return "\n".join(lines)
 
 
-def trees(forest: FeatureForest, evaluation: ForestEvaluation, labels: Mapping[int, str]) -> str:
-    """The trees chosen by ``tree_text.RULE``, every feature with its label."""
-    scores = edge_scores(forest, evaluation)
-    roots = choose_trees(forest, evaluation, TREES_SHOWN)
-    features = [feature for root in roots for feature in shown_features(forest, scores, root)]
-    names = {feature: printable(labels.get(feature, "–")) for feature in features}
-    drawn = [draw_tree(forest, scores, root, names) for root in roots]
-    return "\n\n".join(
-        [f"\n{len(roots)} trees: {RULE}.\nlevel/feature  its strongest words  (its score as a child)", *drawn]
-    )
+def trees(sae: HierarchicalSAE, dashboards: Dashboards, tokenizer: Any) -> str:
+    """The trees that the explorer page shows first, with copies joined to their parents."""
+    concepts = Concepts(sae.forest, copies_of_parents(sae.forest, sae.W_dec))
+    text_of = TokenTexts(tokenizer).__getitem__
+    detection = label_detection(dashboards, text_of).score
+    roots = first_view(dashboards, sae.forest, concepts, detection, text_of).families[:TREES_SHOWN].tolist()
+    if not roots:
+        return "\nNo feature has two children that are no copies of it: train longer, or lower minimum_similarity."
+    labels = token_labels(dashboards, text_of)
+    separators = frozenset(tokenizer.all_special_tokens)
+    drawn = [draw_family(concepts, root, dashboards, labels, text_of, separators) for root in roots]
+    return "\n\n".join([f"\n{len(roots)} trees: {RULE}.\n{LEGEND}", *drawn])

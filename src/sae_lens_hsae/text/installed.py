@@ -1,4 +1,4 @@
-"""Real text that any machine has: READMEs and docstrings of the installed Python packages."""
+"""Real text without a network: an English dictionary, or what the installed packages say of themselves."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import warnings
 from collections.abc import Iterator
 from importlib.metadata import distributions
 from pathlib import Path
+
+from sae_lens_hsae.text.dictionary import PACKAGE as DICTIONARY
+from sae_lens_hsae.text.dictionary import definitions, dictionary_folder
 
 MIN_DOCSTRING = 80
 """Characters a docstring needs; shorter ones are mostly names again."""
@@ -26,17 +29,26 @@ def is_held_out(text: str) -> bool:
 
 
 def installed_text(held_out: bool | None = None) -> Iterator[str]:
-    """READMEs, then docstrings, of the installed Python packages, in a fixed order that mixes the packages.
+    """The dictionary's definitions; without it `package_text`. In a fixed order that mixes entries, or packages.
 
     Args:
-        held_out: True for those that are held out from training, False for the others, None for all.
+        held_out: True for the texts that are held out from training, False for the others, None for all.
     """
-    for text in _texts():
+    folder = dictionary_folder()
+    for text in package_text() if folder is None else sorted(definitions(folder), key=_order):
         if held_out is None or is_held_out(text) == held_out:
             yield text
 
 
-def _texts() -> Iterator[str]:
+def installed_name() -> str:
+    """What `installed_text` reads."""
+    if dictionary_folder() is None:
+        return "READMEs and docstrings of the installed packages"
+    return f"definitions of the English dictionary in the package {DICTIONARY}"
+
+
+def package_text() -> Iterator[str]:
+    """READMEs, then docstrings, of the installed Python packages."""
     readmes = ((each.read_text("METADATA") or "").partition("\n\n")[2] for each in distributions())
     yield from sorted(filter(str.strip, readmes), key=_order)
     root = Path(sysconfig.get_path("purelib"))

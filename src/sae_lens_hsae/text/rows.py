@@ -21,14 +21,14 @@ from tqdm.auto import tqdm
 
 from sae_lens_hsae.text.as_trained import first_token, separator
 from sae_lens_hsae.text.documents import documents
-from sae_lens_hsae.text.installed import HELD_OUT_OF, MAX_TOKENS_PER_TEXT, installed_text
+from sae_lens_hsae.text.installed import HELD_OUT_OF, MAX_TOKENS_PER_TEXT, installed_name, installed_text
 
 DEFAULT_CONTEXT = 128
 
 
 @dataclass(frozen=True)
 class TextSource:
-    """Where text comes from; without file and data set, the READMEs and docstrings of the installed packages.
+    """Where text comes from; without file and data set, what is installed, see `installed_text`.
 
     Args:
         file: a text file, JSON lines, a folder of such files, or the Brown Corpus, as `documents` reads them.
@@ -52,20 +52,18 @@ class TextSource:
 
     def __str__(self) -> str:
         if self.is_installed:
-            return "the text of the installed packages"
+            return installed_name()
         return f"dataset={str(self.dataset)!r}" if self.file is None else f"text={str(self.file)!r}"
 
     @property
     def is_installed(self) -> bool:
-        """Whether it is the text of the installed packages."""
+        """Whether it is `installed_text`."""
         return self.file is None and self.dataset is None
 
     def said(self, metadata: Any) -> str:
         """One line: what is read, and whether an SAE with these metadata was trained on it."""
         if self.is_installed:
-            return (
-                f"Text: READMEs and docstrings of installed packages, the 1 in {HELD_OUT_OF} that training leaves out"
-            )
+            return f"Text: {installed_name()}, the 1 in {HELD_OUT_OF} that training leaves out"
         trained = str(self.dataset if self.file is None else self.file) == str(metadata.dataset_path)
         return f"Text: {self}" + ("; the SAE was trained on it" if trained else "")
 
@@ -79,7 +77,7 @@ def text_rows(
         metadata: the SAE's, with ``context_size``, ``prepend_bos`` and what else says how training cut texts.
         tokenizer: of the model.
         n_tokens: of the texts; first tokens are not counted.
-        held_out: of the text of the installed packages, which part: see `installed_text`.
+        held_out: which part of the text that is installed, see `installed_text`.
 
     Raises:
         ValueError: if the data set lacks the split or the column, or the text is too short.
@@ -120,7 +118,7 @@ def text_rows(
 
 
 def training_rows(cfg: LanguageModelSAERunnerConfig[Any], tokenizer: Any, n_tokens: int) -> Dataset:
-    """Rows of the installed packages' text to train on, without the texts that are held out; see `text_rows`.
+    """Rows of the installed text to train on, without the texts that are held out; see `text_rows`.
 
     Args:
         cfg: the runner's, which says how texts are cut.

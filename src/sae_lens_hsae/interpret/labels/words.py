@@ -70,6 +70,11 @@ def same_word(text: str) -> str:
     return text.strip().casefold()
 
 
+def in_one_word(before: str, after: str) -> bool:
+    """Whether the texts of two tokens, one after the other, belong to one word."""
+    return _is_letter(before, last=True) and _is_letter(after)
+
+
 class _Names:
     """Numbers of the words as they are written, given out as they are met, and how often each was."""
 

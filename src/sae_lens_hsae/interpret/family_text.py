@@ -1,0 +1,66 @@
+"""A tree of concepts as text: each with its copies, its label, and the words it is strongest on in their context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from sae_lens_hsae.forest.concepts import Concepts
+from sae_lens_hsae.interpret.feature_cache import Dashboards
+from sae_lens_hsae.interpret.snippet import snippet
+from sae_lens_hsae.storage.json_files import printable
+from sae_lens_hsae.text.token_text import whole_characters
+
+MAX_CHILDREN = 5
+
+
+def draw_family(
+    concepts: Concepts,
+    root: int,
+    dashboards: Dashboards,
+    labels: Mapping[int, str],
+    text_of: Callable[[int], str],
+    separators: frozenset[str] = frozenset(),
+) -> str:
+    """One line per concept, children indented, those that fire most often first.
+
+    A line has the level and number of the concept's topmost feature, and of its copies; its label; and of its strongest
+    context the part around the strongest word.
+
+    Args:
+        concepts: of the forest.
+        root: a concept's topmost feature.
+        dashboards: of the forest.
+        labels: text by flat index.
+        text_of: text of a token id.
+        separators: texts of tokens that part texts; a context is shown no further.
+    """
+    lines: list[tuple[str, str, str]] = []
+
+    def add(feature: int, lead: str, branch: str, next_lead: str) -> None:
+        names = " = ".join(map(concepts.forest.levels.name, concepts.members(feature)))
+        context = _context(dashboards, feature, text_of, separators)
+        lines.append((f"{lead}{branch}{names}", labels.get(feature, "–"), context))
+        children = sorted(concepts.children(feature), key=lambda each: (-int(dashboards.n_firing[each]), each))
+        shown = children[:MAX_CHILDREN]
+        for child in shown:
+            last = child == children[-1]
+            add(child, lead + next_lead, "└─ " if last else "├─ ", "   " if last else "│  ")
+        if len(children) > len(shown):
+            lines.append((f"{lead}{next_lead}… {len(children) - len(shown)} more", "", ""))
+
+    add(root, "", "", "")
+    widths = [max(len(line[i]) for line in lines) for i in range(2)]
+    return "\n".join(
+        printable(f"{name:<{widths[0]}}  {label:<{widths[1]}}  {context}".rstrip()) for name, label, context in lines
+    )
+
+
+def _context(dashboards: Dashboards, feature: int, text_of: Callable[[int], str], separators: frozenset[str]) -> str:
+    if dashboards.context_numbers[feature, 0] < 0:
+        return "never fires"
+    ids = [id_ for id_ in dashboards.token_ids[feature, 0].tolist() if id_ >= 0]
+    place = int(dashboards.peak_positions[feature, 0])
+    texts = whole_characters([text_of(id_) for id_ in ids])
+    first = max((i + 1 for i in range(place) if texts[i] in separators), default=0)
+    last = min((i for i in range(place + 1, len(texts)) if texts[i] in separators), default=len(texts))
+    return snippet(texts[first:last], place - first)

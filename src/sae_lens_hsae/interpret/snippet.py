@@ -1,0 +1,38 @@
+"""A word amid its text, on one line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sae_lens_hsae.interpret.labels.words import in_one_word
+
+AROUND = 40
+
+
+def snippet(texts: Sequence[str], place: int, around: int = AROUND) -> str:
+    """The word at a token, between « and », and what stands around it.
+
+    Args:
+        texts: of consecutive tokens, from `whole_characters`.
+        place: of the token.
+        around: most characters before the word, and as many after it.
+    """
+    first = last = place
+    while first > 0 and in_one_word(texts[first - 1], texts[first]):
+        first -= 1
+    while last + 1 < len(texts) and in_one_word(texts[last], texts[last + 1]):
+        last += 1
+    before, word, after = ("".join(part) for part in (texts[:first], texts[first : last + 1], texts[last + 1 :]))
+    lead = word[: len(word) - len(word.lstrip())]
+    before, after = _one_line(before + lead), _one_line(after)
+    if len(before) > around:
+        before = "…" + before[-around:].partition(" ")[2]
+    if len(after) > around:
+        after = after[:around].rpartition(" ")[0] + "…"
+    return f"{before}«{word.strip()}»{after}".strip()
+
+
+def _one_line(text: str) -> str:
+    """Text with every stretch of space as one space."""
+    words = " ".join(text.split())
+    return (" " if text[:1].isspace() else "") + words + (" " if words and text[-1:].isspace() else "")
