@@ -1,4 +1,4 @@
-"""The command ``hsae`` before it needs anything: its own help, its version and a misspelt subcommand.
+"""The command ``hsae`` before it needs anything: help, version and wrong calls.
 
 It stands beside ``sae_lens_hsae`` because importing anything from there imports SAELens and torch, which takes seconds.
 """
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 SUBCOMMANDS = {
-    "demo": "train a four-level forest on all-MiniLM-L6-v2, offline, and show some of its trees",
+    "demo": "train a forest on a small language model, offline, show some of its trees, write its page",
     "train": "train on a language model; SAELens' fields are flags",
     "evaluate": "measure a saved SAE's levels and forest, and keep the result beside it",
     "clarity": "score every feature's label of tokens on contexts it was not made from, without a language model",
@@ -46,12 +46,9 @@ def root_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Answer what needs no SAE; hand the rest to `sae_lens_hsae.cli.main`."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = root_parser()
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, what in SUBCOMMANDS.items():
-        commands.add_parser(name, help=what, add_help=False)
-    parser.parse_known_args(arguments)
+    from hsae_command.parsers import read_line
 
+    read_line(arguments)
     from sae_lens_hsae.cli import main as cli
 
     cli.main(arguments)

@@ -55,7 +55,20 @@ def test_the_version_is_the_packages(capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code"), [(["--version"], 0), (["--help"], 0), (["demonstrate"], 2), ([], 2), (["--verison"], 2)]
+    ("arguments", "code"),
+    [
+        (["--version"], 0),
+        (["--help"], 0),
+        (["demonstrate"], 2),
+        ([], 2),
+        (["--verison"], 2),
+        (["evaluate", "--help"], 0),
+        (["explore", "--debug", "-h"], 0),
+        (["contrast", "runs/demo", "a.txt"], 2),
+        (["explain", "runs/demo", "--txet", "a"], 2),
+        (["demo", "--steps", "3"], 2),
+        (["sweep", "file.yaml", "--seed", "x", "--", "--lr", "1"], 2),
+    ],
 )
 def test_what_needs_no_sae_waits_for_none(arguments, code):
     """An exit through SystemExit, with nothing heavy loaded until then."""

@@ -6,54 +6,18 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
 
-from hsae_command import SUBCOMMANDS
 from sae_lens_hsae.cli.collected import dashboards_beside, labels_by_tokens
-from sae_lens_hsae.cli.outcome import Outcome, add_json
-from sae_lens_hsae.cli.text_flags import add_device, check_device
+from sae_lens_hsae.cli.outcome import Outcome
+from sae_lens_hsae.cli.text_flags import check_device
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
 from sae_lens_hsae.interpret.circuits import Circuit, Node, find_circuit, read_pairs
-from sae_lens_hsae.interpret.circuits.circuit import Method
 from sae_lens_hsae.interpret.circuits.places import check_one_model
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
 from sae_lens_hsae.interpret.labels.files import labels_beside
 from sae_lens_hsae.storage.json_files import printable
 from sae_lens_hsae.storage.whole_files import check_writable, file_written_whole
-
-OUTPUT = "circuit.json"
-
-
-def add_circuit(commands: Any) -> None:
-    """Add ``circuit`` to the subparsers of the command ``hsae``."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "circuit",
-        help=SUBCOMMANDS["circuit"],
-        description="Attribute a behaviour of a causal language model, the logit of an answer less that of a foil, to "
-        "features of saved SAEs at one or several of its hook points: first the coarsest features, then the children "
-        "of those over the threshold.",
-    )
-    parser.add_argument("folders", nargs="+", metavar="folder", help="where an SAE was saved; one for each hook point")
-    parser.add_argument(
-        "--pairs",
-        required=True,
-        help='a .jsonl file, a line like {"clean": "The keys", "patch": "The key", "answer": " are", "foil": " is"}; '
-        "without any patch, effects are against zero",
-    )
-    parser.add_argument(
-        "--method",
-        choices=get_args(Method),
-        default="attribution",
-        help="gradients on the clean prompts, gradients integrated from the other prompts, or a run of the model per "
-        "feature (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--threshold", type=float, default=0.1, help="least effect of a node, in logits (default: %(default)s)"
-    )
-    parser.add_argument("--output", default=OUTPUT, help="the circuit as JSON goes here (default: %(default)s)")
-    add_device(parser)
-    add_json(parser)
 
 
 def run_circuit(chosen: argparse.Namespace) -> Outcome:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from hsae_command import SUBCOMMANDS
 from sae_lens_hsae.cli.collected import read_collected
-from sae_lens_hsae.cli.outcome import Outcome, add_json
+from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.branching import branching
 from sae_lens_hsae.interpret.feature_cache import Dashboards, clarity
@@ -20,20 +18,6 @@ from sae_lens_hsae.interpret.language_model.judging import JUDGEMENTS_FILENAME, 
 from sae_lens_hsae.storage.whole_files import file_written_whole
 
 CLARITY_FILENAME = "clarity.csv"
-
-
-def add_clarity(commands: Any) -> None:
-    """Add ``clarity`` to the subparsers of the command ``hsae``."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "clarity",
-        help=SUBCOMMANDS["clarity"],
-        description="Score every feature's label of tokens on contexts that it was not made from, and compare roots "
-        f"with several children and with one; also by the verdicts of hsae judge, if {JUDGEMENTS_FILENAME} is in "
-        "FOLDER.",
-    )
-    parser.add_argument("folder", help="where the SAE was saved and hsae explore has collected its dashboards")
-    parser.add_argument("--output", help=f"the table to write (default: {CLARITY_FILENAME} in the folder)")
-    add_json(parser)
 
 
 def run_clarity(chosen: argparse.Namespace) -> Outcome:

@@ -8,14 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hsae_command import SUBCOMMANDS
 from sae_lens_hsae.cli.collected import dashboards_beside, labels_by_tokens
-from sae_lens_hsae.cli.outcome import Outcome, add_json
-from sae_lens_hsae.cli.text_flags import add_device, check_device
+from sae_lens_hsae.cli.outcome import Outcome
+from sae_lens_hsae.cli.text_flags import check_device
 from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
 from sae_lens_hsae.interpret.contrast import Contrast, Finding, contrast, text_activations
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
-from sae_lens_hsae.interpret.labels.files import FLAG_HELP, labels_beside
+from sae_lens_hsae.interpret.labels.files import labels_beside
 from sae_lens_hsae.interpret.snippet import snippet
 from sae_lens_hsae.storage.json_files import printable
 from sae_lens_hsae.storage.whole_files import file_written_whole
@@ -23,37 +22,6 @@ from sae_lens_hsae.text.as_trained import positions
 from sae_lens_hsae.text.documents import read_text
 from sae_lens_hsae.text.hook_point import ids_of_text
 from sae_lens_hsae.text.token_text import TokenTexts, whole_characters
-
-TOP = 5
-
-
-def add_contrast(commands: Any) -> None:
-    """Add ``contrast`` to the subparsers of the command ``hsae``."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "contrast",
-        help=SUBCOMMANDS["contrast"],
-        description="Say which features of a saved SAE differ between two sets of texts: one line per cause, from the "
-        "coarsest feature that shows it to the finest that still holds it, and a text that shows it. Two-sided "
-        "Mann-Whitney tests over texts, corrected for the number of features.",
-    )
-    parser.add_argument("folder", help="where the SAE was saved, such as runs/demo")
-    parser.add_argument("a", help="a text file with one text per line, at least 8")
-    parser.add_argument("b", help="the other set, in the same form")
-    parser.add_argument(
-        "--top", type=int, default=TOP, help="causes to show in each direction, the strongest (default: %(default)s)"
-    )
-    parser.add_argument("--output", help="also write every feature's numbers, as CSV, to this file")
-    parser.add_argument("--labels", help=FLAG_HELP)
-    parser.add_argument("--max-tokens", type=int, default=128, help="of a text, the first (default: %(default)s)")
-    parser.add_argument("--alpha", type=float, default=0.05, help="rate of false discoveries (default: %(default)s)")
-    parser.add_argument(
-        "--localising-share",
-        type=float,
-        default=0.8,
-        help="least share of a parent's difference for which a child alone stands for it (default: %(default)s)",
-    )
-    add_device(parser)
-    add_json(parser)
 
 
 def run_contrast(chosen: argparse.Namespace) -> Outcome:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from hsae_command import SUBCOMMANDS
-from sae_lens_hsae.cli.outcome import Outcome, add_json
-from sae_lens_hsae.cli.text_flags import add_device, add_text, check_device, read_rows, text_source
+from hsae_command.parsers import EVALUATION_TOKENS
+from sae_lens_hsae.cli.outcome import Outcome
+from sae_lens_hsae.cli.text_flags import check_device, read_rows, text_source
 from sae_lens_hsae.evaluation import ForestEvaluation, evaluate_forest
 from sae_lens_hsae.hub.saved_model import check_evaluation_can_stand, load_hierarchical_sae, save_evaluation
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model, tokens_and_activations
@@ -20,24 +20,6 @@ from sae_lens_hsae.sae.inference import HierarchicalSAE
 from sae_lens_hsae.storage.whole_files import check_writable
 from sae_lens_hsae.text.as_trained import excluded_tokens
 from sae_lens_hsae.text.rows import TextSource
-
-DEFAULT_TOKENS = 50_000
-
-
-def add_evaluate(commands: Any) -> None:
-    """Add ``evaluate`` to the subparsers of the command ``hsae``."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "evaluate",
-        help=SUBCOMMANDS["evaluate"],
-        description="Measure a saved SAE on text with its own language model: per level L0, variance explained and "
-        "dead features; per level boundary Hamming, P(parent|child), P(child|parent) and more. The result is also "
-        "written to evaluation.json in FOLDER, where hsae push finds it, unless one measured on more tokens is there.",
-    )
-    parser.add_argument("folder", help="where the SAE was saved, such as runs/demo")
-    add_text(parser, DEFAULT_TOKENS)
-    parser.add_argument("--output", help="where to write it (default: evaluation.json in the folder)")
-    add_device(parser)
-    add_json(parser)
 
 
 def run_evaluate(chosen: argparse.Namespace) -> Outcome:
@@ -48,7 +30,7 @@ def run_evaluate(chosen: argparse.Namespace) -> Outcome:
 
 def evaluate(
     folder: str | Path,
-    n_tokens: int = DEFAULT_TOKENS,
+    n_tokens: int = EVALUATION_TOKENS,
     text: TextSource | None = None,
     device: str = "cpu",
     model: Any = None,
@@ -73,7 +55,7 @@ def evaluate(
         OSError: if the result could not be written.
     """
     if n_tokens < 1:
-        raise ValueError(f"n_tokens={n_tokens} must be at least 1; {DEFAULT_TOKENS} is a good number")
+        raise ValueError(f"n_tokens={n_tokens} must be at least 1; {EVALUATION_TOKENS} is a good number")
     check_device(device)
     sae = load_hierarchical_sae(folder, device)
     if output is None:

@@ -4,37 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from hsae_command import SUBCOMMANDS
 from sae_lens_hsae.cli.collected import dashboards_beside, labels_by_tokens
-from sae_lens_hsae.cli.outcome import Outcome, add_json
-from sae_lens_hsae.cli.text_flags import add_device, check_device
+from sae_lens_hsae.cli.outcome import Outcome
+from sae_lens_hsae.cli.text_flags import check_device
 from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
 from sae_lens_hsae.interpret.explain import Explanation, explain
 from sae_lens_hsae.interpret.explain.explain import check_text
-from sae_lens_hsae.interpret.explain.terminal import N_PATHS, drawn
+from sae_lens_hsae.interpret.explain.terminal import drawn
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
-from sae_lens_hsae.interpret.labels.files import FLAG_HELP, labels_beside
+from sae_lens_hsae.interpret.labels.files import labels_beside
 from sae_lens_hsae.storage.whole_files import file_written_whole
-
-
-def add_explain(commands: Any) -> None:
-    """Add ``explain`` to the subparsers of the command ``hsae``."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "explain",
-        help=SUBCOMMANDS["explain"],
-        description="Read one text with a saved SAE and its own language model. For each token: the share of the "
-        "activation that each level explains, the active paths of the forest, coarse to fine, and where a child fires "
-        "without its parent.",
-    )
-    parser.add_argument("folder", help="where the SAE was saved, such as runs/demo")
-    parser.add_argument("--text", required=True, help="the text itself")
-    parser.add_argument("--paths", type=int, default=N_PATHS, help="most paths per token (default: %(default)s)")
-    parser.add_argument("--labels", help=FLAG_HELP)
-    parser.add_argument("--output", help="also write every feature on every token to this CSV file")
-    add_device(parser)
-    add_json(parser)
 
 
 def run_explain(chosen: argparse.Namespace) -> Outcome:

@@ -9,10 +9,10 @@ from typing import Any
 
 from datasets import Dataset
 
-from hsae_command import SUBCOMMANDS
+from hsae_command.parsers import DASHBOARD_TOKENS
 from sae_lens_hsae.cli.collected import dashboards_beside
-from sae_lens_hsae.cli.outcome import Outcome, add_json
-from sae_lens_hsae.cli.text_flags import add_device, add_text, check_device, read_rows, text_source
+from sae_lens_hsae.cli.outcome import Outcome
+from sae_lens_hsae.cli.text_flags import check_device, read_rows, text_source
 from sae_lens_hsae.config import ARCHITECTURE
 from sae_lens_hsae.interpret.explain import explain
 from sae_lens_hsae.interpret.explain.explain import check_text
@@ -24,36 +24,13 @@ from sae_lens_hsae.interpret.feature_cache.text import (
     unembedding_of,
 )
 from sae_lens_hsae.interpret.labels import token_labels
-from sae_lens_hsae.interpret.labels.files import FLAG_HELP, labels_beside
+from sae_lens_hsae.interpret.labels.files import labels_beside
 from sae_lens_hsae.interpret.page import PageSection, write_page
 from sae_lens_hsae.sae.inference import HierarchicalSAE
 from sae_lens_hsae.storage.json_files import read_json_object
 from sae_lens_hsae.text.as_trained import excluded_tokens
 from sae_lens_hsae.text.rows import TextSource, digest
 from sae_lens_hsae.text.token_text import TokenTexts
-
-DEFAULT_TOKENS = 200_000
-
-
-def add_explore(commands: Any) -> None:
-    """Add ``explore`` to the subparsers of the command ``hsae``."""
-    parser = commands.add_parser(
-        "explore",
-        help=SUBCOMMANDS["explore"],
-        description="Read text with a saved SAE and its own language model, keep what every feature fires on as "
-        "dashboards in FOLDER, and write the explorer page: one HTML file that opens from disk. Later calls use the "
-        "dashboards again and need neither text nor model.",
-    )
-    parser.add_argument("folder", help="where the SAE was saved, such as runs/demo")
-    parser.add_argument("--output", help="the page (default: explorer.html in the folder)")
-    add_text(parser, DEFAULT_TOKENS)
-    parser.add_argument("--labels", help=FLAG_HELP)
-    parser.add_argument(
-        "--explain", action="append", default=[], metavar="TEXT", help="also show this text, token by token; repeatable"
-    )
-    parser.add_argument("--renew", action="store_true", help="collect the dashboards again")
-    add_device(parser)
-    add_json(parser)
 
 
 def run_explore(chosen: argparse.Namespace) -> Outcome:
@@ -74,7 +51,7 @@ def run_explore(chosen: argparse.Namespace) -> Outcome:
 def explore(
     folder: str | Path,
     output: str | Path | None = None,
-    n_tokens: int = DEFAULT_TOKENS,
+    n_tokens: int = DASHBOARD_TOKENS,
     text: TextSource | None = None,
     labels: str | Path | None = None,
     renew: bool = False,

@@ -6,11 +6,9 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from hsae_command import SUBCOMMANDS
 from sae_lens_hsae.cli.collected import read_collected
-from sae_lens_hsae.cli.outcome import Outcome, add_json
+from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.interpret.feature_cache import Dashboards
 from sae_lens_hsae.interpret.labels import token_labels
 from sae_lens_hsae.interpret.labels.files import LABELS_FILENAME
@@ -20,35 +18,6 @@ from sae_lens_hsae.interpret.language_model.naming import firing_by_level, label
 from sae_lens_hsae.storage.whole_files import file_written_whole
 
 JUDGE_TEMPERATURE = 0.7
-
-
-def add_label_and_judge(commands: Any) -> None:
-    """Add ``label`` and ``judge`` to the subparsers of the command ``hsae``."""
-    label = commands.add_parser(
-        "label",
-        help=SUBCOMMANDS["label"],
-        description="Have a language model behind an OpenAI-compatible endpoint name every feature that fires, from "
-        "the contexts that hsae explore collected, coarse to fine. Answers are kept; a later call asks the rest.",
-    )
-    judge = commands.add_parser(
-        "judge",
-        help=SUBCOMMANDS["judge"],
-        description="Have a language model behind an OpenAI-compatible endpoint say for pairs of features whether "
-        "one is a special case of the other: edges of the forest, and controls that are none (HSAE App. C). Answers "
-        "are kept; a later call asks the rest.",
-    )
-    for parser, output in ((label, LABELS_FILENAME), (judge, JUDGEMENTS_FILENAME)):
-        parser.add_argument("folder", help="where the SAE was saved and hsae explore has collected its dashboards")
-        parser.add_argument(
-            "--model", required=True, help="the language model's name at OPENAI_BASE_URL; the key is OPENAI_API_KEY"
-        )
-        parser.add_argument("--output", help=f"what to write (default: {output} in the folder)")
-        parser.add_argument("--concurrency", type=int, default=8, help="questions at once (default: %(default)s)")
-        parser.add_argument("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="cost of a million tokens")
-        parser.add_argument("--estimate", action="store_true", help="say what it would take, and stop")
-        add_json(parser)
-    judge.add_argument("--edges", type=int, default=5000, help="edges to judge (default: %(default)s)")
-    judge.add_argument("--repetitions", type=int, default=1, help="times each pair is judged (default: %(default)s)")
 
 
 def run_label_or_judge(chosen: argparse.Namespace) -> Outcome:

@@ -12,19 +12,20 @@ from typing import Any
 
 from sae_lens.training._interruption import InterruptedException
 
-from hsae_command import DEBUG, SUBCOMMANDS, root_parser
-from sae_lens_hsae.cli.circuit import add_circuit, run_circuit
-from sae_lens_hsae.cli.clarity import add_clarity, run_clarity
-from sae_lens_hsae.cli.contrast import add_contrast, run_contrast
+from hsae_command import DEBUG
+from hsae_command.parsers import read_line
+from sae_lens_hsae.cli.circuit import run_circuit
+from sae_lens_hsae.cli.clarity import run_clarity
+from sae_lens_hsae.cli.contrast import run_contrast
 from sae_lens_hsae.cli.demo import demo
-from sae_lens_hsae.cli.evaluate import add_evaluate, run_evaluate
-from sae_lens_hsae.cli.explain import add_explain, run_explain
-from sae_lens_hsae.cli.explore import add_explore, run_explore
-from sae_lens_hsae.cli.label import add_label_and_judge, run_label_or_judge
+from sae_lens_hsae.cli.evaluate import run_evaluate
+from sae_lens_hsae.cli.explain import run_explain
+from sae_lens_hsae.cli.explore import run_explore
+from sae_lens_hsae.cli.label import run_label_or_judge
 from sae_lens_hsae.cli.outcome import CallError, Outcome
 from sae_lens_hsae.cli.progress_bars import bars_on_terminals_only
-from sae_lens_hsae.cli.push import add_convert, add_push, run_convert, run_push
-from sae_lens_hsae.cli.sweep import add_sweep, run_sweep_command
+from sae_lens_hsae.cli.push import run_convert, run_push
+from sae_lens_hsae.cli.sweep import run_sweep_command
 from sae_lens_hsae.cli.train import print_help, run_train, wants_help
 from sae_lens_hsae.training.distributed.ranks import is_first_launched, n_launched
 from sae_lens_hsae.training.runner import Interrupted
@@ -52,46 +53,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
     and SIGTERM. An error is one message on stderr; ``--debug``, anywhere on the line, shows its traceback instead.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    debug = DEBUG in arguments
-    arguments = [argument for argument in arguments if argument != DEBUG]
-    # The flags of train are SAELens' and many; it reads them itself, its own --help included.
-    trains = arguments[:1] == ["train"]
-    own, further = arguments[:1] if trains else arguments, None
-    if "sweep" in own[:1] and "--" in own:
-        # argparse itself gives nothing after "--" to a subcommand whose positional arguments came before its flags.
-        own, further = own[: own.index("--")], own[own.index("--") + 1 :]
-    chosen = _parser().parse_args(own, argparse.Namespace(further=further or []))
+    chosen = read_line(arguments)
     try:
         with bars_on_terminals_only():
-            outcome = _run(chosen, arguments[1:])
+            outcome = _run(chosen)
     except (KeyboardInterrupt, InterruptedException) as error:
-        if debug:
+        if chosen.debug:
             raise
         print(f"hsae {chosen.command}: interrupted", file=sys.stderr)
         sys.exit(_code_after(error))
     except CallError as error:
-        if debug:
+        if chosen.debug:
             raise
         print(f"hsae {chosen.command}: {_message(error)}", file=sys.stderr)
         sys.exit(CALL_ERROR)
     except Exception as error:
-        if debug:
+        if chosen.debug:
             raise
         sys.exit(f"hsae {chosen.command}: {_message(error)}")
     if outcome is not None and is_first_launched():
-        outcome.show(as_json=getattr(chosen, "json", "--json" in arguments))
+        outcome.show(as_json=getattr(chosen, "json", "--json" in chosen.further))
 
 
-def _run(chosen: argparse.Namespace, arguments: Sequence[str]) -> Outcome | None:
+def _run(chosen: argparse.Namespace) -> Outcome | None:
     if chosen.command != "train" and n_launched() > 1:
         raise CallError(f"this is for one process, but {n_launched()} were started; torchrun is for train")
     if chosen.command == "demo":  # shows what it does while it does it
         demo()
         return None
-    if chosen.command == "train" and wants_help(arguments):
-        print_help(arguments)
+    if chosen.command == "train" and wants_help(chosen.further):
+        print_help(chosen.further)
     with redirect_stdout(sys.stderr):  # what libraries print is no result
-        return run_train(arguments) if chosen.command == "train" else COMMANDS[chosen.command](chosen)
+        return run_train(chosen.further) if chosen.command == "train" else COMMANDS[chosen.command](chosen)
 
 
 def _code_after(error: BaseException) -> Any:
@@ -111,29 +104,3 @@ def _message(error: Exception) -> str:
         return line
     # Not one that we foresaw: its text alone may say nothing, as that of a KeyError.
     return f"{type(error).__name__}: {line} ({DEBUG} shows where)"
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = root_parser()
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser(
-        "demo",
-        help=SUBCOMMANDS["demo"],
-        description="Train a four-level forest on all-MiniLM-L6-v2, offline, on the READMEs and docstrings of the "
-        "installed Python packages; save it to runs/demo, measure it and show some of its trees. Minutes on two cores.",
-    )
-    commands.add_parser("train", help=SUBCOMMANDS["train"], add_help=False)
-    for add in (
-        add_evaluate,
-        add_clarity,
-        add_explain,
-        add_explore,
-        add_contrast,
-        add_circuit,
-        add_label_and_judge,
-        add_sweep,
-        add_push,
-        add_convert,
-    ):
-        add(commands)
-    return parser

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -38,11 +37,6 @@ class Outcome:
         except BrokenPipeError:
             # Else Python would complain once more when it flushes stdout at its end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def add_json(parser: argparse.ArgumentParser) -> None:
-    """Add ``--json``, with which a command prints `Outcome.data`."""
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def _printed(text: RenderableType) -> str:

@@ -11,6 +11,7 @@ from datasets import Dataset
 from sae_lens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner
 from sae_lens.training.activations_store import ActivationsStore
 
+from hsae_command.parsers import EVALUATION_TOKENS
 from sae_lens_hsae.cli.evaluate import evaluate
 from sae_lens_hsae.cli.explore import explore
 from sae_lens_hsae.evaluation import ForestEvaluation
@@ -28,7 +29,6 @@ from sae_lens_hsae.text.token_text import TokenTexts
 DASHBOARD_TOKENS = 100_000
 """For the features' contexts, and the names that are made of them."""
 
-EVALUATION_TOKENS = 50_000
 TREES_SHOWN = 5
 RULE = (
     f"of those that branch into at least {MIN_CONCEPTS} concepts the ones whose children narrow their parents most, "

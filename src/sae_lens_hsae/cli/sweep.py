@@ -13,11 +13,10 @@ from typing import Any
 import pandas
 import yaml
 
-from hsae_command import SUBCOMMANDS
 from sae_lens_hsae.cli.flags import as_flags, command_line
 from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
 from sae_lens_hsae.cli.measured_runner import summary
-from sae_lens_hsae.cli.outcome import Outcome, add_json
+from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.cli.train import parse, train
 from sae_lens_hsae.evaluation import ForestEvaluation
 from sae_lens_hsae.storage.whole_files import file_written_whole
@@ -121,23 +120,6 @@ def _table(results: list[dict[str, Any]], parameters: list[str]) -> pandas.DataF
     means = grouped.mean()
     spread = ((grouped.max() - grouped.min()) / 2).add_suffix("_spread")
     return means.join(spread).sort_values("forest/hamming_at_matched_variance").reset_index()
-
-
-def add_sweep(commands: Any) -> None:
-    """Add ``sweep`` to the subparsers of the command ``hsae``."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "sweep",
-        help=SUBCOMMANDS["sweep"],
-        usage="hsae sweep [FLAG …] FILE [-- FLAGS OF hsae train]",
-        description="Run a W&B sweep file without a server, several seeds each, into one table. What follows -- goes "
-        "to every hsae train.",
-    )
-    parser.add_argument("file", help="such as examples/sweeps/rho_r.yaml")
-    parser.add_argument("--output", type=Path, default=Path("runs/sweep"), help="default %(default)s")
-    parser.add_argument("--seeds", type=int, default=3, help="default %(default)s")
-    parser.add_argument("--runs", type=int, help="so many configurations, drawn at random (default: all)")
-    parser.add_argument("--workers", type=int, default=1, help="processes that share the cores, default %(default)s")
-    add_json(parser)
 
 
 def run_sweep_command(chosen: argparse.Namespace) -> Outcome:

@@ -13,9 +13,10 @@ from datasets import Dataset
 from sae_lens.llm_sae_training_runner import LanguageModelSAETrainingRunner, _parse_cfg_args
 from transformers import set_seed
 
+from hsae_command.parsers import add_json
 from sae_lens_hsae.cli.flags import Flags, command_line, parse_flags, preset_flags, preset_names, read_flags
 from sae_lens_hsae.cli.measured_runner import MeasuredTrainingRunner
-from sae_lens_hsae.cli.outcome import CallError, Outcome, add_json
+from sae_lens_hsae.cli.outcome import CallError, Outcome
 from sae_lens_hsae.cli.training_estimate import estimate
 from sae_lens_hsae.cli.training_plan import plan_text, warnings_of
 from sae_lens_hsae.config import ARCHITECTURE, HierarchicalTrainingSAEConfig

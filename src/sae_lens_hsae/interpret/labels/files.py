@@ -7,11 +7,6 @@ from pathlib import Path
 from sae_lens_hsae.storage.json_files import read_json_object
 
 LABELS_FILENAME = "labels.json"
-FLAG_HELP = (
-    f"a JSON object from flat feature index to label (default: {LABELS_FILENAME} in the folder, if it is there; "
-    "other features: their tokens, once hsae explore has read text)"
-)
-"""Of the flag ``--labels``."""
 
 
 def labels_beside(folder: str | Path, path: str | Path | None = None) -> dict[int, str]:
