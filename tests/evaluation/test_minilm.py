@@ -23,7 +23,7 @@ HELD_OUT = 50_000
 @pytest.fixture(scope="module")
 def activations() -> torch.Tensor:
     """(tokens, 384) activations after layer 3, shuffled, scaled to mean norm √384 as SAELens' trainer does."""
-    cfg = minilm_config()
+    cfg = minilm_config(hook_name="bert.encoder.layer.3")
     n_tokens = STEPS * BATCH_SIZE + HELD_OUT
     model = load_model(cfg.model_class_name, cfg.model_name, device="cpu", hook_names=[cfg.hook_name])
     tokenizer = AutoTokenizer.from_pretrained(cfg.model_name)

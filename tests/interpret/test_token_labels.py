@@ -94,7 +94,7 @@ def test_labels_equal_the_formula(dashboards, n_words):
     n_apart = 0
     for feature, parent in enumerate(dashboards.parents.tolist()):
         n, total, share = of_all[feature]
-        strength = {word: total[word] / (n[word] + 1) for word in n if total[word]}
+        strength = {word: total[word] / (n[word] + 2) for word in n if total[word]}
         ranked = sorted(strength, key=lambda word: (-strength[word], words.texts.index(word)))
         best = [word for word in ranked if strength[word] >= 0.3 * strength[ranked[0]]]
         label = labels[feature]

@@ -79,7 +79,7 @@ def _run(chosen: argparse.Namespace) -> Outcome | None:
     if chosen.command != "train" and n_launched() > 1:
         raise CallError(f"this is for one process, but {n_launched()} were started; torchrun is for train")
     if chosen.command == "demo":  # shows what it does while it does it
-        demo()
+        demo(chosen.model)
         return None
     if chosen.command == "train" and wants_help(chosen.further):
         print_help(chosen.further)

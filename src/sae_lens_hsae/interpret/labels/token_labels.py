@@ -48,7 +48,7 @@ def label_words(dashboards: Dashboards, words: Words, n_words: int = 4, used: Us
     """The words of each feature's label: the strongest first, and last what most sets it apart from its parent.
 
     How strong a feature is on a word is its activation summed over the word's n occurrences in the strongest contexts
-    and those from across the range, each context once, over n + 1: so one lucky occurrence counts half.
+    and those from across the range, each context once, over n + 2: so one lucky occurrence counts a third.
 
     With p(w) the share of the feature's activation that falls on word w, averaged over these contexts in proportion to
     their peaks, p'(w) the same for its parent, and q(w) the word's share of all of them, a word sets the feature apart
@@ -80,7 +80,7 @@ def label_words(dashboards: Dashboards, words: Words, n_words: int = 4, used: Us
     background = seen / max(seen.sum(), 1)
     labels = []
     for row, parent in zip(rows, dashboards.parents.tolist(), strict=True):
-        strength = row.total / (row.occurrences + 1)
+        strength = row.total / (row.occurrences + 2)
         order = np.lexsort((row.words, -strength))
         order = order[strength[order] >= max(MIN_OF_BEST * strength.max(initial=0), np.finfo(float).tiny)]
         label = row.words[order[:n_words]].tolist()
