@@ -16,6 +16,7 @@ from experiments.in_the_model import reproduce_in_the_model
 from experiments.meaning import EntryWords, reproduce_meaning
 from experiments.paper_tables import FULL, QUICK, TABLES, reproduce, reproduce_sinks
 from experiments.planted_tables import SETTINGS, reproduce_planted
+from experiments.readability import readability
 from experiments.tables import (
     meaning_table,
     named_trees,
@@ -24,7 +25,8 @@ from experiments.tables import (
     write_rows,
     write_table,
 )
-from sae_lens_hsae.cli.outcome import Outcome, add_json
+from hsae_command.parsers import add_json
+from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.cli.progress_bars import bars_on_terminals_only
 from sae_lens_hsae.storage.whole_files import file_written_whole
 
@@ -41,9 +43,13 @@ def parser() -> argparse.ArgumentParser:
         "activation (JumpReLU or BatchTopK levels); "
         "all on all-MiniLM-L6-v2 reading WordNet's glosses; sinks (a few tokens far from all others, put into them); "
         "gemma (Gemma 3 270M reading the Brown Corpus), in-the-model (what its levels recover and steer). "
-        "Ground truths: planted (trees that generated the activations), wordnet (the meaning of parent and child).",
+        "Ground truths: planted (trees that generated the activations), wordnet (the meaning of parent and child). "
+        "readability (of one saved run: do children read as parts of their parents?).",
     )
-    parser.add_argument("table", choices=[*TABLES, "in-the-model", "planted", "wordnet"])
+    parser.add_argument("table", choices=[*TABLES, "in-the-model", "planted", "wordnet", "readability"])
+    parser.add_argument("run", nargs="?", type=Path, help="of readability: where the SAE and its dashboards are")
+    parser.add_argument("--edges", type=int, default=40, help="of readability: edges to list, default %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of readability: of the draw, default %(default)s")
     parser.add_argument("--output", type=Path, default=Path("runs/reproduce"), help="default %(default)s")
     parser.add_argument("--seeds", type=int, help="default 3; 5 for planted")
     parser.add_argument("--steps", type=int, help=f"training steps, default {FULL.steps}; planted: the setting's")
@@ -78,6 +84,14 @@ def run(chosen: argparse.Namespace) -> Outcome:
         name, table = "wordnet", meaning_table(results)
         with file_written_whole(chosen.output / "wordnet-trees.md") as aside:
             aside.write_text(named_trees(results), encoding="utf-8")
+    elif chosen.table == "readability":
+        if chosen.run is None:
+            raise ValueError(
+                "readability needs a saved SAE with its dashboards: python -m experiments readability runs/demo"
+            )
+        rows, edges = readability(chosen.run, chosen.edges, chosen.seed)
+        text = write_rows("readability", rows, chosen.output) + "\n\n" + write_rows("edges", edges, chosen.output)
+        return Outcome(text, {"measures": rows, "edges": edges})
     elif chosen.table == "in-the-model":
         gemma = GemmaActivations(source.folder, chosen.text)
         rows = reproduce_in_the_model(gemma, chosen.output / "gemma-cells", size)

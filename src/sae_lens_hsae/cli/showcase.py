@@ -32,7 +32,7 @@ DASHBOARD_TOKENS = 100_000
 TREES_SHOWN = 5
 RULE = (
     f"of those that branch into at least {MIN_CONCEPTS} concepts the ones whose children narrow their parents most, "
-    "whose tokens are words, and whose labels hold on other texts"
+    "that fire on words, and that have many concepts"
 )
 LEGEND = "level/feature = its copies one level down, its strongest words, and where it is strongest"
 

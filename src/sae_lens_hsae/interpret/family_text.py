@@ -38,7 +38,7 @@ def draw_family(
 
     def add(feature: int, lead: str, branch: str, next_lead: str) -> None:
         names = " = ".join(map(concepts.forest.levels.name, concepts.members(feature)))
-        context = _context(dashboards, feature, text_of, separators)
+        context = context_of(dashboards, feature, text_of, separators)
         lines.append((f"{lead}{branch}{names}", labels.get(feature, "–"), context))
         children = sorted(concepts.children(feature), key=lambda each: (-int(dashboards.n_firing[each]), each))
         shown = children[:MAX_CHILDREN]
@@ -55,7 +55,13 @@ def draw_family(
     )
 
 
-def _context(dashboards: Dashboards, feature: int, text_of: Callable[[int], str], separators: frozenset[str]) -> str:
+def context_of(
+    dashboards: Dashboards,
+    feature: int,
+    text_of: Callable[[int], str],
+    separators: frozenset[str] = frozenset(["[SEP]", "[CLS]", "<eos>", "<bos>"]),
+) -> str:
+    """Of a feature's strongest context the part around the strongest word, no further than a token that parts texts."""
     if dashboards.context_numbers[feature, 0] < 0:
         return "never fires"
     ids = [id_ for id_ in dashboards.token_ids[feature, 0].tolist() if id_ >= 0]

@@ -1,0 +1,200 @@
+"""Do children read as parts of their parents? By detection, by WordNet, and as a list for a reader; no language model.
+
+Copies, children whose direction is nearly their parent's, are counted by themselves. Each share stands beside the same
+with a stranger in place of the child, a feature of the child's level: what chance alone gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.wordnet.database import DEBIAN_FOLDER, WordNet, read_wordnet
+from sae_lens_hsae.cli.collected import read_collected
+from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.forest.concepts import COPY_COSINE
+from sae_lens_hsae.interpret.family_text import context_of
+from sae_lens_hsae.interpret.feature_cache import Dashboards
+from sae_lens_hsae.interpret.labels import token_labels
+from sae_lens_hsae.interpret.labels.token_labels import SEPARATOR
+from sae_lens_hsae.interpret.labels.words import words_of
+
+DETECTED = 0.6
+"""Balanced accuracy from which on a label says which part of its parent a child is; ½ is chance."""
+MIN_WORDS = 3
+"""Words of either kind that it takes to say so."""
+RELATED = 4.0
+"""Nats of information of the lowest concept over two words: it is over less than one synset in fifty."""
+ENDINGS = ("", "s", "es", "ed", "d", "ing", "ly")
+
+Edge = tuple[int, int]
+
+
+def readability(
+    folder: str | Path, n_listed: int = 40, seed: int = 0
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Measure the edges of a saved forest beside its dashboards, and draw some for a reader.
+
+    Args:
+        folder: where the SAE was saved and ``hsae explore`` has collected its dashboards.
+        n_listed: edges to list, copies among them.
+        seed: of the draw and of the strangers.
+
+    Returns:
+        One row per measure: ``edges`` judged, the ``share`` that pass, and the same for ``strangers``; and one row per
+        edge drawn.
+    """
+    dashboards, text_of = read_collected(Path(folder))
+    wordnet = read_wordnet() if Path(DEBIAN_FOLDER).is_dir() else None
+    return measures(dashboards, text_of, wordnet, seed), listed(dashboards, text_of, n_listed, seed)
+
+
+def measures(
+    dashboards: Dashboards, text_of: Callable[[int], str], wordnet: WordNet | None, seed: int = 0
+) -> list[dict[str, Any]]:
+    """The rows of `readability`, without WordNet where there is none."""
+    forest = FeatureForest(dashboards.parents, dashboards.level_widths)
+    edges: list[Edge] = [(parent, child) for parent, child in forest.edges().tolist()]
+    copies = [edge for edge in edges if dashboards.parent_cosine[edge[1]] > COPY_COSINE]
+    others = sorted(set(edges) - set(copies))
+    labels = {feature: label.split(SEPARATOR) for feature, label in token_labels(dashboards, text_of).items()}
+    generator = torch.Generator().manual_seed(seed)
+    strangers = [_stranger(forest, child, generator) for _, child in others]
+
+    rows: list[dict[str, Any]] = [
+        {
+            "measure": "copies of their parents",
+            "edges": len(edges),
+            "share": len(copies) / max(len(edges), 1),
+            "strangers": None,
+        }
+    ]
+    by_detection = _detection(dashboards, text_of, others, labels, [child for _, child in others])
+    of_strangers = _detection(dashboards, text_of, others, labels, strangers)
+    rows.append(
+        _row(
+            "label says which part of the parent",
+            *(
+                [None if score is None else score >= DETECTED for score in scores]
+                for scores in (by_detection, of_strangers)
+            ),
+        )
+    )
+    if wordnet is not None:
+        related = _Related(wordnet)
+        rows.append(
+            _row(
+                "words related by WordNet",
+                *(
+                    [
+                        related(labels.get(parent, []), labels.get(other, []))
+                        for (parent, _), other in zip(others, of, strict=True)
+                    ]
+                    for of in ([child for _, child in others], strangers)
+                ),
+            )
+        )
+    return rows
+
+
+def listed(dashboards: Dashboards, text_of: Callable[[int], str], n: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Random edges with labels and contexts of both ends, and whether the child is a copy."""
+    forest = FeatureForest(dashboards.parents, dashboards.level_widths)
+    edges = forest.edges()
+    chosen = edges[torch.randperm(len(edges), generator=torch.Generator().manual_seed(seed))[:n]].tolist()
+    labels = token_labels(dashboards, text_of)
+    rows = []
+    for parent, child in chosen:
+        row: dict[str, Any] = {}
+        for name, feature in (("parent", parent), ("child", child)):
+            row[name] = f"{forest.levels.name(feature)} {labels.get(feature, '–')}"
+            row[f"{name} in context"] = context_of(dashboards, feature, text_of)
+        rows.append(row | {"copy": "copy" if dashboards.parent_cosine[child] > COPY_COSINE else ""})
+    return rows
+
+
+def _row(measure: str, *verdicts: Sequence[bool | None]) -> dict[str, Any]:
+    judged = [[verdict for verdict in each if verdict is not None] for each in verdicts]
+    share, strangers = (sum(each) / len(each) if each else None for each in judged)
+    return {"measure": measure, "edges": len(judged[0]), "share": share, "strangers": strangers}
+
+
+def _stranger(forest: FeatureForest, child: int, generator: torch.Generator) -> int:
+    """A feature of the child's level that is no child of its parent."""
+    own = forest.levels[int(forest.levels.level_of(torch.tensor(child)))]
+    family = set(forest.children(forest.parent(child) or 0)) | {child}
+    while True:
+        other = own.start + int(torch.randint(own.stop - own.start, (), generator=generator))
+        if other not in family or len(family) >= own.stop - own.start:
+            return other
+
+
+def _detection(
+    dashboards: Dashboards,
+    text_of: Callable[[int], str],
+    edges: Sequence[Edge],
+    labels: dict[int, list[str]],
+    named_by: Sequence[int],
+) -> list[float | None]:
+    """For each edge, how well a feature's label says on which of the parent's words the child fires.
+
+    The words are those of the parent's contexts on which the parent fires, without the contexts that are kept of the
+    child as well, from which its label was made.
+    """
+    family = dashboards.settings.n_family_slots
+    above = dashboards.parents.clamp(min=0)
+    ids, numbers = dashboards.token_ids[above, :family], dashboards.context_numbers[above, :family]
+    of_child = words_of(replace(dashboards, token_ids=ids, activations=dashboards.activations_on_parent), text_of)
+    of_parent = words_of(
+        replace(dashboards, token_ids=ids, activations=dashboards.activations[above, :family]), text_of
+    )
+    number_of = {text.casefold(): number for number, text in enumerate(of_child.texts)}
+    scores: list[float | None] = []
+    for (_, child), name in zip(edges, named_by, strict=True):
+        new = ~torch.isin(numbers[child], dashboards.context_numbers[child, :family])
+        counts = (of_parent.activations[child] > 0) & new[:, None]
+        fires = of_child.activations[child] > 0
+        own = torch.tensor([number_of.get(word.casefold(), -2) for word in labels.get(name, [])], dtype=torch.int32)
+        said = torch.isin(of_child.numbers[child], own)
+        n_firing, n_silent = int((counts & fires).sum()), int((counts & ~fires).sum())
+        if min(n_firing, n_silent) < MIN_WORDS:
+            scores.append(None)
+            continue
+        detected, false = int((counts & fires & said).sum()), int((counts & ~fires & said).sum())
+        scores.append((detected / n_firing + 1 - false / n_silent) / 2)
+    return scores
+
+
+@dataclass
+class _Related:
+    """Whether some word of one label and some other word of another have a telling concept above both."""
+
+    wordnet: WordNet
+
+    def __post_init__(self) -> None:
+        self._senses: dict[str, list[int]] = {}
+        for i, synset in enumerate(self.wordnet.synsets):
+            for lemma in synset.lemmas:
+                self._senses.setdefault(lemma.casefold(), []).append(i)
+
+    def __call__(self, parent: Sequence[str], child: Sequence[str]) -> bool | None:
+        """None where WordNet does not know the words, or the child has none of its own."""
+        above = [self._of(word) for word in parent]
+        below = [self._of(word) for word in child if word not in parent]
+        pairs = [(a, b) for x in above for y in below for a in x for b in y if a != b]
+        if not pairs:
+            return None
+        common = self.wordnet.common_hypernyms(torch.tensor(pairs))
+        return bool((self.wordnet.information[common] >= RELATED).any())
+
+    def _of(self, word: str) -> list[int]:
+        """The usual senses of a word, or of the word without an ending."""
+        for ending in ENDINGS:
+            stem = word.casefold().removesuffix(ending)
+            if word.casefold().endswith(ending) and stem in self._senses:
+                return self._senses[stem][:3]
+        return []

@@ -1,0 +1,77 @@
+"""Edges judged without a language model: on planted families, where the answers are known."""
+
+import pytest
+import torch
+from conftest import D_IN, make_sae
+from wordnet_helpers import tiny_synsets
+
+from experiments import command
+from experiments.readability import _Related, listed, measures
+from experiments.wordnet.database import WordNet
+from sae_lens_hsae import FeatureForest
+from sae_lens_hsae.interpret.feature_cache import Dashboards, DashboardSettings, collect_dashboards
+
+TEXTS = [" the", " dog", " cat", " bread", " run", " think", " of", " a"]
+PARENTS = {4: 0, 5: 0, 6: 1, 13: 4}
+
+
+@pytest.fixture(scope="module")
+def dashboards() -> Dashboards:
+    """0 fires on dog, cat and bread; 4 on cat, 5 on dog, 13 repeats 4; 6 on think, but its parent 1 on run."""
+    sae = make_sae()
+    for tensor in (sae.W_enc, sae.b_enc, sae.b_dec, sae.threshold):
+        tensor.data.zero_()
+    for feature, tokens in {0: (1, 2, 3), 4: (2,), 5: (1,), 13: (2,), 1: (4,), 6: (5,)}.items():
+        for token in tokens:
+            sae.W_enc.data[token, feature] = 1
+    sae.W_dec.data = torch.randn(sae.W_dec.shape, generator=torch.Generator().manual_seed(0))
+    sae.W_dec.data[13] = sae.W_dec.data[4] * 2
+    parents = torch.full((sae.cfg.d_sae,), -1)
+    for child, parent in PARENTS.items():
+        parents[child] = parent
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(8, (400, 8), generator=generator)
+    forest = FeatureForest(parents, sae.cfg.level_widths)
+    settings = DashboardSettings(n_top=4, n_sampled=60, window=9)
+    x = torch.eye(D_IN)[tokens] * (0.2 + torch.rand(400, 8, 1, generator=generator))
+    return collect_dashboards(sae, forest, [(tokens, x)], settings=settings, progress=False)
+
+
+def test_a_child_is_found_in_its_parent_by_its_label_and_a_stranger_is_not(dashboards):
+    copies, detected, related = measures(dashboards, TEXTS.__getitem__, WordNet(tiny_synsets()))
+    assert copies == {"measure": "copies of their parents", "edges": 4, "share": 0.25, "strangers": None}
+    assert detected["edges"] == 2, "nothing can be said of 6, which fires where its parent is silent"
+    assert detected["share"] == 1
+    assert detected["strangers"] == 0
+    assert related["edges"] == 1, "4 and 5 have no word of their own"
+
+
+def test_words_are_related_by_a_concept_that_tells():
+    """Of sixteen synsets: dog and cat are pets (4 of 16), bread and dog only entities, or food."""
+    related = _Related(WordNet(tiny_synsets()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("experiments.readability.RELATED", 1.3)  # ln 4 for pets
+        assert related(["dogs"], ["cat"])
+        assert related(["running", "cat"], ["think", "dog"])
+        assert not related(["cat"], ["think"])
+        assert related(["cat"], ["cat"]) is None, "no word of its own"
+        assert related(["xyz"], ["cat"]) is None
+        assert related([], []) is None
+
+
+def test_edges_are_drawn_by_the_seed_and_copies_marked(dashboards):
+    rows = listed(dashboards, TEXTS.__getitem__, 40, seed=3)
+    assert rows == listed(dashboards, TEXTS.__getitem__, 40, seed=3)
+    assert sorted((row["parent"].split()[0], row["child"].split()[0], row["copy"]) for row in rows) == [
+        ("0/0", "1/0", ""),
+        ("0/0", "1/1", ""),
+        ("0/1", "1/2", ""),
+        ("1/0", "2/0", "copy"),
+    ]
+    assert all("«" in row["child in context"] for row in rows)
+    assert len(listed(dashboards, TEXTS.__getitem__, 2)) == 2
+
+
+def test_the_command_needs_a_run():
+    with pytest.raises(ValueError, match="needs a saved SAE with its dashboards"):
+        command.main(["readability"])
