@@ -13,6 +13,7 @@ import sys
 import termios
 from contextlib import suppress
 from pathlib import Path
+from typing import get_args
 
 import pandas
 import pytest
@@ -24,13 +25,21 @@ from tqdm.auto import tqdm
 
 import hsae_command
 import sae_lens_hsae
+from hsae_command import parsers
 from sae_lens_hsae import FeatureForest, HierarchicalSAE, HierarchicalSAETrainingRunner
+from sae_lens_hsae.cli import demo
 from sae_lens_hsae.cli import main as cli
+from sae_lens_hsae.cli.clarity import CLARITY_FILENAME
 from sae_lens_hsae.cli.outcome import CallError, Outcome
 from sae_lens_hsae.cli.progress_bars import bars_on_terminals_only
-from sae_lens_hsae.forest.files import write_forest
+from sae_lens_hsae.forest.files import FORMATS, write_forest
+from sae_lens_hsae.hub.saved_model import EVALUATION_FILENAME
+from sae_lens_hsae.interpret.circuits.circuit import Method
 from sae_lens_hsae.interpret.contrast import contrast, text_activations
+from sae_lens_hsae.interpret.explain.terminal import N_PATHS
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
+from sae_lens_hsae.interpret.labels.files import LABELS_FILENAME
+from sae_lens_hsae.interpret.language_model.judging import JUDGEMENTS_FILENAME
 from sae_lens_hsae.training.runner import Interrupted
 
 HSAE = [sys.executable, "-W", "ignore", "-c", "from sae_lens_hsae.cli.main import main; main()"]
@@ -81,6 +90,18 @@ def test_what_needs_no_sae_waits_for_none(arguments, code):
     loaded = done.stdout.rpartition("loaded:")[2].split()
     assert "hsae_command" in loaded
     assert not {"torch", "sae_lens", "sae_lens_hsae", "numpy", "transformers"} & set(loaded)
+
+
+def test_what_the_parsers_say_of_files_and_choices_is_so():
+    """They import nothing of the package, and so repeat some of its names."""
+    shown = Path(parsers.__file__).read_text(encoding="utf-8")
+    for name in (LABELS_FILENAME, JUDGEMENTS_FILENAME, CLARITY_FILENAME, EVALUATION_FILENAME, *FORMATS):
+        assert name in shown
+    for method in get_args(Method):
+        assert parsers.read_line(["circuit", "a", "--pairs", "b", "--method", method]).method == method
+    for model in demo.CONFIGS:
+        assert parsers.read_line(["demo", "--model", model]).model == model
+    assert parsers.N_PATHS == N_PATHS
 
 
 def test_the_two_parsers_know_the_same_subcommands(capsys):
