@@ -1,8 +1,12 @@
-"""A page for every script in examples/tutorials: its comment cells as text, its code cells as code."""
+"""A page and a notebook for every script in examples/tutorials: comment cells as text, code cells as code.
+
+The site offers the notebooks; without building it, ``jupytext --to ipynb examples/tutorials/*.py`` makes the same.
+"""
 
 from pathlib import Path
 from typing import Any
 
+import jupytext
 from mkdocs.structure.files import File, Files
 
 CELL = "# %%"
@@ -13,9 +17,18 @@ def on_files(files: Files, config: Any) -> Files:
     """Called by mkdocs when it has listed the pages."""
     root = Path(config.config_file_path).parent
     for script in sorted((root / "examples" / "tutorials").glob("*.py")):
-        page = page_of(script.read_text(encoding="utf-8"), script.relative_to(root).as_posix())
+        text = script.read_text(encoding="utf-8")
+        page = page_of(text, script.relative_to(root).as_posix())
         files.append(File.generated(config, f"tutorials/{script.stem}.md", content=page))
+        files.append(File.generated(config, f"tutorials/{script.stem}.ipynb", content=notebook_of(text)))
     return files
+
+
+def notebook_of(script: str) -> str:
+    """A script in cells as a Jupyter notebook, without outputs."""
+    notebook = jupytext.reads(script, fmt="py:percent")
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return jupytext.writes(notebook, fmt="ipynb")
 
 
 def page_of(script: str, path: str) -> str:
@@ -28,7 +41,11 @@ def page_of(script: str, path: str) -> str:
     if before.strip() or not cells or not cells[0].startswith(TEXT_CELL.removeprefix(CELL)):
         raise ValueError(f"{path} must begin with {TEXT_CELL!r} and its title")
     blocks = [_block(cell) for cell in cells]
-    blocks.insert(1, f"The script is `{path}`; it takes seconds, on a CPU and without a network.")
+    blocks.insert(
+        1,
+        f"The script is `{path}`, here also [as a notebook]({Path(path).stem}.ipynb). It takes seconds, on a CPU and "
+        "without a network.",
+    )
     return "\n\n".join(blocks)
 
 

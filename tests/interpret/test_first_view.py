@@ -16,9 +16,9 @@ from sae_lens_hsae.interpret.labels import label_detection
 from sae_lens_hsae.interpret.page import PageSection, write_page
 
 WIDTHS = [3, 5, 8]
-PARENTS = [-1, -1, -1, 0, 0, 1, -1, -1, 5, 5, 3, 3, 4, 7, -1, -1]
+PARENTS = [-1, -1, -1, 0, 0, 1, -1, -1, 5, 5, 3, 3, 4, 7, -1, 4]
 COPIES = {5, 10}
-"""Of 1 and of 3. So 1 has the children 8 and 9 as a concept, 3 the child 11; 13 is the only child of 7."""
+"""Of 1 and of 3. So 1 has the children 8 and 9 as a concept, 3 the child 11; 15 never fires."""
 TEXTS = [" alpha", " beta", "!", " gamma", " of", " delta", "9", " epsilon", " zeta", ";", " eta", " theta"]
 SECTION = PageSection("Circuit <b>", [("token </script> at 3", ["1/2", 9]), ("no feature", [])])
 
@@ -85,7 +85,7 @@ def test_trees_are_ranked_as_a_slow_loop_ranks_them(dashboards, forest, page):
     score, alone = {}, {}
     detection = label_detection(dashboards, TEXTS.__getitem__).score.tolist()
     for top in (feature for feature, parent in enumerate(PARENTS) if parent < 0):
-        concepts = [feature for feature in forest.subtree(top) if feature not in copies]
+        concepts = [f for f in forest.subtree(top) if f not in copies and dashboards.n_firing[f] > 0]
         above = []
         for concept in concepts[1:]:
             parent = PARENTS[concept]
@@ -234,7 +234,7 @@ def test_search_says_where_a_feature_stands(opened):
     assert found.startswith("in 0/1")
     assert "› 1/2" in found
     opened.go("#/search/0/0")
-    assert "5 features below it" in opened.run(place)
+    assert "6 features below it" in opened.run(place)
     opened.go("#/search/0/2")
     assert opened.run(place) == "stands alone"
 

@@ -4,6 +4,8 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from host_helpers import restored_signal_handlers
+from page_blocks import blocks_of
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 from sae_lens.saes.sae import TrainingSAE
 
@@ -11,7 +13,9 @@ from sae_lens_hsae import HierarchicalTrainingSAE
 from sae_lens_hsae.cli.showcase import train_and_show
 
 FOLDER = Path(__file__).parents[2] / "examples"
-EXAMPLES = sorted(path for path in FOLDER.glob("*.py") if path.stem not in ("gemma_scope", "steer", "tiny"))
+EXAMPLES = sorted(
+    path for path in FOLDER.glob("*.py") if path.stem not in ("gemma_scope", "own_activations", "steer", "tiny")
+)
 
 
 def load(path):
@@ -43,6 +47,19 @@ def test_gemma_has_the_papers_settings():
     assert (cfg.train_batch_size_tokens, cfg.context_size) == (1024, 1024)
     assert (cfg.adam_beta1, cfg.lr_scheduler_name, cfg.lr_end) == (0.0, "cosineannealing", 0.0)
     assert cfg.training_tokens == pytest.approx(100_000_000, rel=1e-4)
+
+
+def test_a_forest_of_activations_of_ones_own(monkeypatch, tmp_path, capsys):
+    example = load(FOLDER / "own_activations.py")
+    x, names = example.made_up()
+    monkeypatch.setattr(example, "STEPS", 200)
+    with restored_signal_handlers():
+        example.main(x, names, tmp_path / "mine")
+    assert "Open file://" in capsys.readouterr().out
+    forest = blocks_of(tmp_path / "mine" / "explorer.html")["forest"][0]["plain"]
+    words = {word for members in example.KINDS.values() for word in members}
+    assert set(" · ".join(forest["labels"].values()).split(" · ")) - {""} <= words
+    assert forest["nTokens"] == len(x)
 
 
 def test_gemma_scopes_saes_are_those_that_saelens_knows():

@@ -46,3 +46,22 @@ def test_steer_and_contrast():
     assert after["found"].more_in_a
     assert len(after["found"].path) > 1
     assert (after["without"] - after["logits"]).abs().max() > 0
+
+
+def test_every_script_becomes_a_notebook_of_its_cells():
+    jupytext = pytest.importorskip("jupytext", reason="the extra 'docs' is not installed")
+    nbformat = pytest.importorskip("nbformat", reason="the extra 'docs' is not installed")
+    pytest.importorskip("mkdocs", reason="the extra 'docs' is not installed")
+    notebook_of = runpy.run_path(str(FOLDER.parents[1] / "docs/site_tools/tutorial_pages.py"))["notebook_of"]
+    for script in FOLDER.glob("*.py"):
+        text = script.read_text(encoding="utf-8")
+        notebook = nbformat.reads(notebook_of(text), as_version=4)
+        nbformat.validate(notebook)
+        assert notebook.cells[0].cell_type == "markdown"
+        assert notebook.cells[0].source.startswith("# ")
+        code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+        assert all(compile(source, script.name, "exec") for source in code)
+        assert [
+            cell.source for cell in jupytext.reads(text, fmt="py:percent").cells if cell.cell_type == "code"
+        ] == code
+        assert not any(cell.get("outputs") for cell in notebook.cells)

@@ -41,7 +41,7 @@ def first_view(
     """Rank the trees of a forest for the first view.
 
     A child narrows its parent by (P(parent | child) − P(parent)) · (1 − P(child | parent)): it lies within the parent,
-    and is only a part of it. Copies of parents count as their parents.
+    and is only a part of it. Copies of parents count as their parents; features that never fired do not count.
 
     Args:
         dashboards: of the forest's features.
@@ -55,13 +55,13 @@ def first_view(
     for _, below in forest.levels.boundaries:
         own = slice(below.start, below.stop)
         tree[own] = torch.where(parents[own] == NO_PARENT, tree[own], tree[parents[own].clamp(min=0)])
-    distinct = ~concepts.is_copy
+    distinct = ~concepts.is_copy & (dashboards.n_firing > 0)
     words = _word_shares(dashboards.strongest_tokens, text)
 
     of_parent = dashboards.frequency[parents.clamp(min=0)]
     narrowing = (dashboards.parent_given_child - of_parent) * (1 - dashboards.child_given_parent)
     edge = distinct & (parents != NO_PARENT) & narrowing.isfinite()
-    size = concepts.tree_sizes
+    size = torch.bincount(tree[distinct], minlength=n)
     above = concepts.parents[distinct & (parents != NO_PARENT)]
     n_children = torch.bincount(above, minlength=n)
     branches = torch.zeros(n, dtype=torch.bool).index_put_((tree[n_children >= 2],), torch.tensor(True))

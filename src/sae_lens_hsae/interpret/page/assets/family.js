@@ -41,9 +41,9 @@ function wordsNode(forest, feature, count = 6) {
   return element("p", { class: "words" }, [...words.values()].slice(0, count).map((word, i) => [i ? " · " : "", element("bdi", {}, clipped(word, 24))]).flat());
 }
 
-// A tree as a card: its names indented, each with a few tokens. Copies are left out.
+// A tree as a card: its names indented, each with a few tokens. Copies, and what never fired, are left out.
 function treeCard(forest, top, pending, most = 9) {
-  const order = (features) => features.sort((a, b) => forest.frequency[b] - forest.frequency[a] || a - b);
+  const order = (features) => features.filter((f) => forest.frequency[f] > 0).sort((a, b) => forest.frequency[b] - forest.frequency[a] || a - b);
   // Breadth first, so that a card cut short still shows every branch.
   const kept = new Set([top]);
   for (let generation = [top]; generation.length && kept.size < most;) {
@@ -56,9 +56,10 @@ function treeCard(forest, top, pending, most = 9) {
     const children = order(forest.below(f, true)).filter((child) => kept.has(child));
     return element("li", {}, row, children.length ? element("ul", {}, children.map(line)) : null);
   };
-  const more = forest.concepts[top] - kept.size;
+  const count = (f) => 1 + order(forest.below(f, true)).reduce((sum, child) => sum + count(child), 0);
+  const concepts = count(top), more = concepts - kept.size;
   return element("li", { class: "card tree" }, element("ul", { class: "branches" }, line(top)),
-    element("p", { class: "muted" }, `${forest.id(top)} · ${forest.concepts[top]} concepts`, more > 0 ? ` · ${more} more: ` : "", more > 0 ? element("a", { href: `#/f/${forest.id(top)}` }, "open the tree") : null));
+    element("p", { class: "muted" }, `${forest.id(top)} · ${concepts} ${concepts === 1 ? "concept" : "concepts"}`, more > 0 ? ` · ${more} more: ` : "", more > 0 ? element("a", { href: `#/f/${forest.id(top)}` }, "open the tree") : null));
 }
 
 // A feature that stands alone, with two contexts.
