@@ -4,7 +4,6 @@ python examples/steer.py runs/gpt2 4321 --amount 40 --prompt "The weather today"
 """
 
 import argparse
-from typing import Any
 
 import torch
 from sae_lens import SAE
@@ -12,15 +11,8 @@ from sae_lens import SAE
 from sae_lens_hsae import HierarchicalSAE
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
 from sae_lens_hsae.interpret.steering import add, effect_of, steer
+from sae_lens_hsae.interpret.steering.writing import continued
 from sae_lens_hsae.text.hook_point import ids_of_text
-
-
-def write(model: Any, tokens: torch.Tensor, n_tokens: int) -> str:
-    """The most likely continuation, after the prompt."""
-    with torch.no_grad():
-        for _ in range(n_tokens):
-            tokens = torch.cat([tokens, model(tokens)[:, -1].argmax(-1)[:, None]], dim=1)
-    return model.tokenizer.decode(tokens[0])
 
 
 def main() -> None:
@@ -38,9 +30,12 @@ def main() -> None:
     start, ids = ids_of_text(model, sae, chosen.prompt)
     tokens = torch.tensor([[*start, *ids]], device=sae.device)
 
-    print("as it is:", write(model, tokens, chosen.n_tokens))
+    def text() -> str:
+        return model.tokenizer.decode(continued(model, tokens, chosen.n_tokens)[0])
+
+    print("as it is:", text())
     with steer(model, sae, [add(chosen.feature, chosen.amount)]):
-        print("pushed:  ", write(model, tokens, chosen.n_tokens))
+        print("pushed:  ", text())
 
     print("pushing     norm    KL    share of the change in the feature's ancestors and subtree")
     for feature in sae.forest.path(chosen.feature):

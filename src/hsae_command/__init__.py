@@ -19,6 +19,7 @@ SUBCOMMANDS = {
     "explore": "write a saved SAE's explorer page: one HTML file, no server",
     "contrast": "say which features differ between two sets of texts, and at which level",
     "circuit": "say which features of saved SAEs carry a behaviour of their language model, coarse to fine",
+    "steer": "choose features that tell two sets of texts apart, push them, and show what the model writes",
     "label": "have a language model name the features of a saved SAE",
     "judge": "have a language model judge edges of a saved SAE's forest, and controls",
     "sweep": "run a W&B sweep file without a server, several seeds each, into one table",

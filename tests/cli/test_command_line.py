@@ -40,6 +40,7 @@ from sae_lens_hsae.interpret.explain.terminal import N_PATHS
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
 from sae_lens_hsae.interpret.labels.files import LABELS_FILENAME
 from sae_lens_hsae.interpret.language_model.judging import JUDGEMENTS_FILENAME
+from sae_lens_hsae.interpret.steering import METHODS
 from sae_lens_hsae.training.runner import Interrupted
 
 HSAE = [sys.executable, "-W", "ignore", "-c", "from sae_lens_hsae.cli.main import main; main()"]
@@ -99,6 +100,9 @@ def test_what_the_parsers_say_of_files_and_choices_is_so():
         assert name in shown
     for method in get_args(Method):
         assert parsers.read_line(["circuit", "a", "--pairs", "b", "--method", method]).method == method
+    for method in METHODS:
+        line = ["steer", "a", "--positive", "b", "--negative", "c", "--prompt", "d", "--method", method]
+        assert parsers.read_line(line).method == method
     for model in demo.CONFIGS:
         assert parsers.read_line(["demo", "--model", model]).model == model
     assert parsers.N_PATHS == N_PATHS

@@ -25,6 +25,7 @@ from sae_lens_hsae.cli.label import run_label_or_judge
 from sae_lens_hsae.cli.outcome import CallError, Outcome
 from sae_lens_hsae.cli.progress_bars import bars_on_terminals_only
 from sae_lens_hsae.cli.push import run_convert, run_push
+from sae_lens_hsae.cli.steer import run_steer
 from sae_lens_hsae.cli.sweep import run_sweep_command
 from sae_lens_hsae.cli.train import print_help, run_train, wants_help
 from sae_lens_hsae.training.distributed.ranks import is_first_launched, n_launched
@@ -37,6 +38,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Outcome]] = {
     "explore": run_explore,
     "contrast": run_contrast,
     "circuit": run_circuit,
+    "steer": run_steer,
     "label": run_label_or_judge,
     "judge": run_label_or_judge,
     "sweep": run_sweep_command,

@@ -1,0 +1,111 @@
+"""``hsae steer``: what a saved SAE's language model writes before and after it is steered towards a set of texts."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sae_lens_hsae.cli.collected import dashboards_beside, labels_by_tokens
+from sae_lens_hsae.cli.contrast import read_texts
+from sae_lens_hsae.cli.outcome import Outcome
+from sae_lens_hsae.cli.text_flags import check_device
+from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
+from sae_lens_hsae.interpret.contrast import text_activations
+from sae_lens_hsae.interpret.feature_cache.text import load_language_model
+from sae_lens_hsae.interpret.labels.files import labels_beside
+from sae_lens_hsae.interpret.steering import METHODS, Selection, descend, examples_of, steer_by
+from sae_lens_hsae.interpret.steering.examples import FEWEST
+from sae_lens_hsae.interpret.steering.writing import continued, perplexity
+from sae_lens_hsae.storage.json_files import printable
+from sae_lens_hsae.text.hook_point import ids_of_text
+
+SHOWN = 8
+"""Features printed, the strongest."""
+
+
+def run_steer(chosen: argparse.Namespace) -> Outcome:
+    """Steer; both texts.
+
+    Raises:
+        FileNotFoundError: if the folder holds no SAE, or there is no such file of texts or labels.
+        IndexError: if there is no such level.
+        ValueError: if a set is too small, the sets do not differ, the prompt is empty or too long, or a number is out
+            of range.
+    """
+    _check(chosen)
+    sets = [read_texts(path) for path in (chosen.positive, chosen.negative)]
+    for name, texts in zip(("positive", "negative"), sets, strict=True):
+        if len(texts) < FEWEST:
+            raise ValueError(f"{name}={getattr(chosen, name)!r} holds {len(texts)} texts; give at least {FEWEST}")
+    if sets[0] == sets[1]:
+        raise ValueError("positive and negative hold the same texts, so there is no contrast; give two different files")
+    folder = Path(chosen.folder)
+    given = labels_beside(folder, chosen.labels)
+    sae = load_hierarchical_sae(folder, chosen.device)
+    n_levels = len(sae.levels)
+    if not -n_levels <= chosen.level < n_levels:
+        raise IndexError(f"level {chosen.level} does not exist; choose one from 0 to {n_levels - 1}")
+    dashboards = dashboards_beside(folder, sae)
+    model = load_language_model(sae)
+    start, ids = ids_of_text(model, sae, chosen.prompt)
+    if not ids:
+        raise ValueError("prompt is empty; give a text to go on from")
+    prompt = torch.tensor([[*start, *ids]], device=sae.device)
+
+    before = continued(model, prompt, chosen.n_tokens, chosen.temperature, chosen.seed)
+    with_it, without = (text_activations(sae, model, texts, chosen.max_tokens) for texts in sets)
+    examples = examples_of(sae, with_it, without)
+    method = METHODS[chosen.method]
+    selection = descend(method, examples, chosen.level) if chosen.descend else method(examples, chosen.level)
+    with steer_by(model, sae, selection, chosen.strength):
+        after = continued(model, prompt, chosen.n_tokens, chosen.temperature, chosen.seed)
+    written = {
+        name: {
+            "text": model.tokenizer.decode(tokens[0, len(start) :].tolist()),
+            "perplexity": perplexity(model, tokens, prompt.shape[1]).item(),
+        }
+        for name, tokens in (("before", before), ("after", after))
+    }
+    labels = labels_by_tokens(dashboards, model.tokenizer) | given
+    features = [
+        {"feature": feature, "name": sae.levels.name(feature), "weight": weight, "label": labels.get(feature, "")}
+        for feature, weight in zip(selection.features, selection.weights, strict=True)
+    ]
+    data = {
+        "method": chosen.method,
+        "level": selection.level,
+        "strength": chosen.strength,
+        "features": features,
+        **written,
+    }
+    return Outcome(_text(data, selection), data)
+
+
+def _check(chosen: argparse.Namespace) -> None:
+    check_device(chosen.device)
+    if not math.isfinite(chosen.strength) or chosen.strength == 0:
+        raise ValueError(f"strength={chosen.strength} must be a finite number other than 0")
+    if chosen.max_tokens < 2:
+        raise ValueError(f"max_tokens={chosen.max_tokens} must be at least 2")
+    if chosen.n_tokens < 1:
+        raise ValueError(f"n_tokens={chosen.n_tokens} must be at least 1")
+    if not 0 <= chosen.temperature < math.inf:
+        raise ValueError(f"temperature={chosen.temperature} must be 0 or more")
+    if not chosen.prompt.strip():
+        raise ValueError("prompt is empty; give a text to go on from")
+
+
+def _text(data: Mapping[str, Any], selection: Selection) -> str:
+    lines = [f"{len(selection.features)} features of level {selection.level} by {data['method']}:"]
+    for each in data["features"][:SHOWN]:
+        lines.append(f"  {each['weight']:+8.3f}  {each['name']}  {printable(each['label'])}".rstrip())
+    if len(selection.features) > SHOWN:
+        lines.append(f"  … {len(selection.features) - SHOWN} more")
+    for name in ("before", "after"):
+        lines += ["", f"{name} (perplexity {data[name]['perplexity']:.1f}): {printable(data[name]['text'])}"]
+    return "\n".join(lines)

@@ -1,0 +1,62 @@
+"""Text that a causal model writes, for a look at what steering does."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from sae_lens_hsae.text.hook_point import most_tokens
+
+
+@torch.no_grad()
+def continued(model: Any, tokens: torch.Tensor, n_tokens: int, temperature: float = 0.0, seed: int = 0) -> torch.Tensor:
+    """Token ids (batch, context + n_tokens): each row, and what the model writes after it.
+
+    Plain: the model reads the whole text for every new token, so it works with whatever hooks stand in it.
+
+    Args:
+        model: causal; any that `steer` takes.
+        tokens: (batch, context).
+        n_tokens: how many to write.
+        temperature: 0 takes the most likely token.
+        seed: of the draws.
+
+    Raises:
+        ValueError: if there are no tokens to begin with, a number is out of range, or the text would be longer than the
+            model takes.
+    """
+    if not tokens.numel():
+        raise ValueError(f"tokens of shape {tuple(tokens.shape)} are none; give (batch, context)")
+    if n_tokens < 1:
+        raise ValueError(f"n_tokens={n_tokens} must be at least 1")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature={temperature} must be 0 or more")
+    limit = most_tokens(model)
+    if limit is not None and tokens.shape[1] + n_tokens > limit:
+        raise ValueError(
+            f"n_tokens={n_tokens} after {tokens.shape[1]} tokens is more than the model takes, {limit}; write fewer"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(n_tokens):
+        logits = model(tokens)[:, -1].float().cpu()
+        if temperature == 0:
+            following = logits.argmax(-1, keepdim=True)
+        else:
+            following = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+        tokens = torch.cat([tokens, following.to(tokens.device)], dim=1)
+    return tokens
+
+
+@torch.no_grad()
+def perplexity(model: Any, tokens: torch.Tensor, n_given: int) -> torch.Tensor:
+    """(batch,) of what stands after the first ``n_given`` tokens, by a model as it is.
+
+    Args:
+        model: causal.
+        tokens: (batch, context).
+        n_given: at least 1, and fewer than the context.
+    """
+    log_p = model(tokens).float().log_softmax(-1)[:, n_given - 1 : -1].cpu()
+    return (-log_p.gather(-1, tokens[:, n_given:, None].cpu())[..., 0].mean(-1)).exp()
