@@ -259,8 +259,8 @@ def _train_as_rank(rank: int, n_ranks: int, port: int, size: Size, setting: str)
             yield batch
 
     def train() -> None:
-        contestant = hsae(PlainHSAE, SETTINGS[setting])(size, planted)
-        trainer = DataParallelTrainer.taking_over(contestant.trainers[0])
+        (trainer,) = hsae(PlainHSAE, SETTINGS[setting], DataParallelTrainer)(size, planted).trainers
+        assert isinstance(trainer, DataParallelTrainer)
         trainer.ranks, trainer.data_provider = ranks, batches()
         trainer.cfg = replace(trainer.cfg, total_training_samples=STEPS * n_ranks * size.batch)
         trainer.fit()

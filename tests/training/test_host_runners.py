@@ -34,6 +34,7 @@ from sae_lens import (
     LoggingConfig,
     TrainingSAE,
 )
+from sae_lens.constants import SPARSITY_FILENAME
 from sae_lens.llm_sae_training_runner import _parse_cfg_args
 from sae_lens.multi_sae_training_runner import MultiSAETrainingRunner, MultiSAETrainingRunnerConfig
 from sae_lens.synthetic import (
@@ -43,6 +44,7 @@ from sae_lens.synthetic import (
     SyntheticSAERunnerConfig,
     ZipfianFiringProbabilityConfig,
 )
+from safetensors.torch import load_file
 
 from sae_lens_hsae import HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
@@ -77,6 +79,8 @@ def test_language_model_runner(tmp_path, runner):
     assert torch.equal(sae.parents, before)
     assert loaded.cfg.metadata.hook_name == HOOK
     assert loaded.cfg.metadata.training_architecture == "hsae"
+    sparsity = load_file(tmp_path / "out" / SPARSITY_FILENAME)["sparsity"]
+    assert ((sparsity > -3) & (sparsity <= 0)).any(), "the frequencies saved are those of the training"
     assert sum(losses(steps)[-5:]) < sum(losses(steps)[:5])
 
 
@@ -184,7 +188,7 @@ def test_command_line():
     cfg = _parse_cfg_args(line.split()).sae
     assert type(cfg) is HierarchicalTrainingSAEConfig
     assert cfg.level_widths == [128, 256, 512]
-    assert cfg.target_l0_per_level == (16, 16, 16)
+    assert cfg.target_l0_per_level[-1] == 16
     assert cfg.max_children == 2
     # What is not on the command line has the class's default.
     assert cfg == HierarchicalTrainingSAEConfig(

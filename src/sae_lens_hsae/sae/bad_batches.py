@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.types import DataProvider
-from typing_extensions import Self, override
+from typing_extensions import override
 
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.sae.gpu_step.late_checks import Told
@@ -28,11 +28,6 @@ class BadBatchError(ValueError):
 
 class CheckedActivationScaler(ActivationScaler):
     """SAELens' scaler, which would answer activations that are all zero with a ``ZeroDivisionError``."""
-
-    @classmethod
-    def like(cls, scaler: ActivationScaler) -> Self:
-        """With what another one has estimated."""
-        return cls(scaler.scaling_factor, scaler.whitening)
 
     @override
     def estimate_scaling_factor(

@@ -150,6 +150,8 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
             os.environ["WANDB_MODE"] = "disabled"
         return store
 
+    _trainer: HierarchicalSAETrainer | None = None
+
     @override
     def run(self) -> TrainingSAE[Any]:
         if self.cfg.logger.log_to_wandb:
@@ -169,7 +171,7 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
     @override
     def run_trainer_with_interruption_handling(self, trainer: SAETrainer[Any, Any]) -> TrainingSAE[Any]:
         """Train with `HierarchicalSAETrainer` in place of the given trainer."""
-        ours = self._own_trainer(trainer)
+        self._trainer = ours = self._own_trainer(trainer)
         if self.forest_logging.trees and self.is_first:
             ours.after_update = self._forest_log.after_update
         ours.max_bad_batches, ours.keep_checkpoints = self.max_bad_batches, self.keep_checkpoints
@@ -201,6 +203,8 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
     ) -> None:
         """SAELens', and the explorer page if ``forest_logging`` asks for it; by rank 0."""
         assert isinstance(sae, HierarchicalTrainingSAE)
+        if self._trainer is not None:
+            log_feature_sparsity = self._trainer.log_feature_sparsity  # the given one's trainer has not trained
         if not self.is_first:
             sae.finish_training()  # as saving does, so that all ranks return the SAE that is saved
             return
@@ -221,10 +225,15 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         return self.ranks is None or self.ranks.is_first
 
     def _own_trainer(self, trainer: SAETrainer[Any, Any]) -> HierarchicalSAETrainer:
-        if self.ranks is None:
-            return HierarchicalSAETrainer.taking_over(trainer)
-        ours = DataParallelTrainer.taking_over(trainer)
-        ours.ranks, ours.save_text = self.ranks, self.activations_store.save_to_checkpoint
+        """A trainer of ours for what SAELens' has been given, and at the checkpoint where that stands."""
+        kind = HierarchicalSAETrainer if self.ranks is None else DataParallelTrainer
+        ours = kind(trainer.cfg, trainer.sae, trainer.data_provider, trainer.evaluator, trainer.save_checkpoint_fn)
+        if isinstance(ours, DataParallelTrainer):
+            assert self.ranks is not None
+            ours.ranks, ours.save_text = self.ranks, self.activations_store.save_to_checkpoint
+        if self.cfg.resume_from_checkpoint is not None:
+            trainer.optimizer.state.clear()  # Adam's moments need not be in memory twice
+            ours.load_trainer_state(self.cfg.resume_from_checkpoint)
         return ours
 
     @cached_property

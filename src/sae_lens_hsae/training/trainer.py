@@ -14,7 +14,7 @@ from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from sae_lens.training._interruption import InterruptedException
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors import SafetensorError
-from typing_extensions import Self, override
+from typing_extensions import override
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.sae.bad_batches import BadBatchError, CheckedActivationScaler, check_parameters
@@ -65,21 +65,8 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
     @override
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.activation_scaler = CheckedActivationScaler()
         self._use_fused_adam()
-        self._check_late()
-
-    @classmethod
-    def taking_over(cls, trainer: SAETrainer[Any, Any]) -> Self:
-        """Go on with the state of another trainer, which sees what becomes of it: they share their attributes."""
-        ours = cls.__new__(cls)
-        ours.__dict__ = trainer.__dict__
-        ours.activation_scaler = CheckedActivationScaler.like(trainer.activation_scaler)
-        ours._use_fused_adam()
-        ours._check_late()
-        ours._drop_passed_checkpoints()
-        return ours
-
-    def _check_late(self) -> None:
         # On a CPU nothing is gained: it waits for nobody.
         self.sae.checks.late = LateChecks() if self.sae.device.type == "cuda" else None
 
