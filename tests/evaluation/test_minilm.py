@@ -42,7 +42,7 @@ def test_every_level_reaches_its_target_from_a_cold_start_and_hardly_a_feature_d
     torch.manual_seed(target)
     widths = [128, 256, 512, 1024]
     sae = HierarchicalTrainingSAE(
-        HierarchicalTrainingSAEConfig(d_in=384, d_sae=sum(widths), level_widths=widths, target_l0=target)
+        HierarchicalTrainingSAEConfig(d_in=384, d_sae=sum(widths), level_widths=widths, target_l0=[target] * 4)
     )
     training, held_out = activations[:-HELD_OUT], activations[-HELD_OUT:]
     trainer = trainer_for(sae, iter(()), STEPS)
