@@ -122,7 +122,7 @@ def test_commands_are_ones_that_hsae_accepts(block, monkeypatch):
     accepted = []
     for name in cli.COMMANDS:
         monkeypatch.setitem(cli.COMMANDS, name, lambda chosen: accepted.append(chosen) or Outcome("", None))
-    monkeypatch.setattr(cli, "demo", lambda: accepted.append("demo"))
+    monkeypatch.setattr(cli, "demo", lambda *_: accepted.append("demo"))
     for line in block.splitlines():
         if not line.startswith("hsae "):
             continue
