@@ -22,6 +22,10 @@ class Ablation:
         level: of every forest; −1 is the finest.
         keep_errors: whether what the level does not reconstruct stays; else it has its mean, too.
 
+    Attributes:
+        all: mean logit difference of the model as it is.
+        none: the same with the level's features at their means, all of them.
+
     Raises:
         IndexError: if a forest has no such level.
         ValueError: as `find_circuit`.
@@ -46,8 +50,9 @@ class Ablation:
         first = next(iter(self._places.values()))
         self._batches = batches_of(pairs, model, first.saes[0])
         self._means = self._mean_values()
+        runs = [batch.differences(model(batch.clean)) for batch in self._batches]
+        self.all = torch.cat(runs).mean().item()
         self.none = self.metric({})
-        self.all = self.metric({place.hook: range(len(place.forest)) for place in self._places.values()})
 
     @torch.no_grad()
     def metric(self, kept: Mapping[str, Collection[int]]) -> float:
@@ -92,7 +97,7 @@ class Ablation:
         level = self._level[place.own]
         acts = place.acts(flat, level)
         change = ((mean_acts - acts) * ~left.to(acts.device)) @ place.saes[level].W_dec
-        if not self._keep_errors and not left.all():
+        if not self._keep_errors:
             change = change + mean_error - place.error(flat, level)
         mask = place.trained_on(x.shape[1], n_before).to(change.device)[:, None]
         return x + (change * mask).to(x).view_as(x)
