@@ -1,0 +1,245 @@
+"""Circuits of behaviours of Gemma 3 270M: does going down the forest find what looking at every fine feature finds?"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import torch
+
+from experiments.behaviours import BEHAVIOURS, usable
+from experiments.gemma_stream import LAYERS, GemmaActivations
+from experiments.models import HSAE
+from experiments.paper_tables import Size, Stream, n_tokens, trained
+from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
+from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.interpret.circuits import Ablation, find_circuit, flat_effects
+from sae_lens_hsae.text.gemma import gemma_folder
+from sae_lens_hsae.text.load_model import TRANSFORMER_LENS, load_model
+
+N_PAIRS = 8
+LEAST_ACCURACY = 0.6
+"""A behaviour below it is one that the model does not have."""
+THRESHOLD = 0.02
+"""Of a node, as a share of the logits between clean and other prompts."""
+N_NODES = (8, 32, 128)
+"""Sizes of circuits, all hook points together."""
+FINEST = 3
+INTEGRATED_TOO = "capital of a country"
+"""The behaviour whose effects are also found by integrated gradients, which take twenty times as long."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model and the trained forests, loaded when the first cell needs them."""
+
+    activations: GemmaActivations
+    folder: Path
+    size: Size
+
+    @cached_property
+    def model(self) -> Any:
+        model = load_model(TRANSFORMER_LENS, str(gemma_folder()), "cpu", None, _hook(LAYERS[-1]))
+        # Only the last position's logits are asked for, and most of this model's parameters make logits.
+        model.add_hook("ln_final.hook_normalized", lambda x, hook: x[:, -1:], is_permanent=True)  # noqa: ARG005
+        return model
+
+    @cached_property
+    def forests(self) -> dict[str, Any]:
+        found = {}
+        for layer in LAYERS:
+            sae: Any = trained(HSAE, Stream(layer, 16, 0), self.activations, self.size, self.folder)
+            x = self.activations.unscaled(layer, n_tokens(self.size))
+            sae.fold_activation_norm_scaling_factor(x.shape[1] ** 0.5 / x.norm(dim=1).mean().item())
+            sae.cfg.metadata.hook_name, sae.cfg.metadata.prepend_bos = _hook(layer), True
+            found[_hook(layer)] = sae
+        return found
+
+
+def reproduce_circuits(activations: GemmaActivations, folder: Path, size: Size) -> list[dict[str, Any]]:
+    """One row for each behaviour, level of the forests and way of choosing nodes; kept by behaviour.
+
+    Args:
+        activations: what the models were trained on.
+        folder: where trained models and finished cells are kept.
+        size: of their training; one seed.
+    """
+    subject = Subject(activations, folder, size)
+    cells = [Cell(f"circuit-{N_PAIRS}pairs-{name}", measure_behaviour, (name, subject)) for name in BEHAVIOURS]
+    return finish_cells(cells, folder, "Circuits")
+
+
+def measure_behaviour(name: str, subject: Subject) -> dict[str, Any]:
+    """Accuracy; and of a behaviour that the model has, effects, circuits and what they are worth."""
+    model, forests = subject.model, subject.forests
+    pairs = usable(BEHAVIOURS[name](), model.tokenizer, N_PAIRS)
+    circuit = find_circuit(model, forests, pairs, threshold=1e9)
+    found: dict[str, Any] = {"behaviour": name, "pairs": len(pairs), "accuracy": circuit.accuracy}
+    if circuit.accuracy < LEAST_ACCURACY:
+        return found | {"left_out": True}
+    assert circuit.patched is not None
+    threshold = THRESHOLD * abs(circuit.clean - circuit.patched)
+    found |= {"clean": circuit.clean, "patched": circuit.patched, "threshold": threshold}
+    began = time.perf_counter()
+    effects = flat_effects(model, forests, pairs)
+    found["seconds"] = {"attribution": time.perf_counter() - began}
+    if name == INTEGRATED_TOO:
+        began = time.perf_counter()
+        integrated = flat_effects(model, forests, pairs, "integrated")
+        found["seconds"]["integrated"] = time.perf_counter() - began
+        both = torch.stack([torch.cat(list(each.values())) for each in (effects, integrated)])
+        found["r_integrated"] = torch.corrcoef(both)[0, 1].item()
+
+    trees = {hook: sae.forest for hook, sae in forests.items()}
+    circuits = {
+        way: find_circuit(model, forests, pairs, "attribution", threshold, unassigned)
+        for way, unassigned in {"down the forest": True, "roots' trees only": False}.items()
+    }
+    found["visited"] = {way: each.n_visited for way, each in circuits.items()}
+    found["errors"] = [
+        sum(node.effect for node in circuit.nodes if node.feature is None and node.level == level) for level in range(4)
+    ]
+    found["parents"] = [parents_and_children(trees, effects, level, threshold) for level in range(FINEST)]
+    found["curves"] = curves(subject, pairs, effects, {way: each.at(FINEST) for way, each in circuits.items()})
+    return found
+
+
+def parents_and_children(
+    forests: Mapping[str, FeatureForest], effects: Mapping[str, torch.Tensor], level: int, threshold: float
+) -> dict[str, float]:
+    """Of one boundary: a parent's effect against the sum of its children's, over parents that either is other than 0.
+
+    Returns:
+        correlation: Pearson's; with ``shuffled`` parents, too.
+        slope: of the sum on the parent's effect, least squares through 0.
+        found: share of the children over the threshold whose parent is over it; ``n`` of them, and ``base``, the share
+            of all parents of such a level's children, drawn at random, that are over it.
+    """
+    parent_effects, sums, strong, strong_below, base = [], [], 0, 0, []
+    shuffled = []
+    for hook, forest in forests.items():
+        own, effect = forest.levels[level + 1], effects[hook]
+        children = torch.arange(own.start, own.stop)[forest.parents[own] >= 0]
+        parents = forest.parents[children]
+        for order, into in ((children, sums), (children[torch.randperm(len(children), generator=_seeded())], shuffled)):
+            total = torch.zeros_like(effect).index_add(0, parents, effect[order])
+            into.append(total[parents.unique()])
+        parent_effects.append(effect[parents.unique()])
+        over = effect[children].abs() >= threshold
+        strong += int(over.sum())
+        strong_below += int((effect[parents[over]].abs() >= threshold).sum())
+        base.append((effect[parents].abs() >= threshold).float())
+    x, y, z = (torch.cat(each).double() for each in (parent_effects, sums, shuffled))
+    used, other = (x != 0) | (y != 0), (x != 0) | (z != 0)
+    return {
+        "correlation": torch.corrcoef(torch.stack([x[used], y[used]]))[0, 1].item(),
+        "shuffled": torch.corrcoef(torch.stack([x[other], z[other]]))[0, 1].item(),
+        "slope": ((x @ y) / (x @ x)).item(),
+        "n": strong,
+        "found": strong_below / max(strong, 1),
+        "base": torch.cat(base).mean().item(),
+    }
+
+
+def curves(
+    subject: Subject, pairs: list[Any], effects: Mapping[str, torch.Tensor], chosen: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Faithfulness and completeness of the strongest nodes, by how they were chosen; errors stay."""
+    rows = []
+    widths = next(iter(subject.forests.values())).cfg.level_widths
+    for level in (0, FINEST):
+        ablation = Ablation(subject.model, subject.forests, pairs, level)
+        without_errors = Ablation(subject.model, subject.forests, pairs, level, keep_errors=False)
+        everything = {hook: range(sum(widths)) for hook in effects}
+        of_level = {"level": level, "none": ablation.none, "all": ablation.all}
+        of_level["features_alone"] = without_errors.faithfulness(everything)
+        own = slice(sum(widths[:level]), sum(widths[: level + 1]))
+        ways = {"flat": {hook: range(own.start, own.stop) for hook in effects}}
+        ways |= dict(chosen) if level == FINEST else {}
+        for way, candidates in ways.items():
+            ranked = _ranked(effects, candidates)
+            for n in N_NODES:
+                rows.append(of_level | _worth(ablation, way, n, ranked[:n]))
+        firing = _ranked(effects, ways["flat"])
+        random.Random(0).shuffle(firing)
+        rows.append(of_level | _worth(ablation, "random", N_NODES[-1], firing[: N_NODES[-1]]))
+    return rows
+
+
+def _ranked(effects: Mapping[str, torch.Tensor], candidates: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Candidates with an effect, the strongest first."""
+    pairs = [(hook, feature) for hook, own in candidates.items() for feature in own if effects[hook][feature] != 0]
+    return sorted(pairs, key=lambda each: -abs(effects[each[0]][each[1]].item()))
+
+
+def _worth(ablation: Ablation, way: str, n: int, nodes: list[tuple[str, int]]) -> dict[str, Any]:
+    kept: dict[str, list[int]] = {}
+    for hook, feature in nodes:
+        kept.setdefault(hook, []).append(feature)
+    worth = {"faithfulness": ablation.faithfulness(kept), "completeness": ablation.completeness(kept)}
+    return {"way": way, "n": n, "n_kept": len(nodes), **worth}
+
+
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def _hook(layer: int) -> str:
+    return f"blocks.{layer}.hook_resid_post"
+
+
+def circuit_rows(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cells as rows of tables: behaviours; parents against children; circuits, as means over behaviours."""
+    rows: list[dict[str, Any]] = [
+        {
+            "behaviour": cell["behaviour"],
+            "pairs": cell["pairs"],
+            "accuracy": cell["accuracy"],
+            "clean": cell.get("clean", "left out"),
+            "other prompt": cell.get("patched", "–"),
+            "errors' effect, level 0": cell["errors"][0] if "errors" in cell else "–",
+            "level 3": cell["errors"][FINEST] if "errors" in cell else "–",
+            "seconds": cell["seconds"]["attribution"] if "seconds" in cell else "–",
+        }
+        for cell in cells
+    ]
+    had = [cell for cell in cells if not cell.get("left_out")]
+    rows += [
+        {
+            "integrated gradients": cell["behaviour"],
+            "r with attribution patching": cell["r_integrated"],
+            "their seconds": cell["seconds"]["integrated"],
+        }
+        for cell in had
+        if "r_integrated" in cell
+    ]
+    for level in range(FINEST):
+        own = [cell["parents"][level] for cell in had]
+        strong = sum(each["n"] for each in own)
+        rows.append(
+            {
+                "parent level": level,
+                "r(parent, Σ children)": fmean(each["correlation"] for each in own),
+                "shuffled": fmean(each["shuffled"] for each in own),
+                "slope": fmean(each["slope"] for each in own),
+                "children over the threshold": strong,
+                "their parent is, too": sum(each["n"] * each["found"] for each in own) / max(strong, 1),
+                "any parent is": fmean(each["base"] for each in own),
+            }
+        )
+    for way in dict.fromkeys(way for cell in had for way in cell["visited"]):
+        visited = [cell["visited"][way] for cell in had]
+        rows.append({"looked at": way} | {f"level {i}": fmean(each[i] for each in visited) for i in range(FINEST + 1)})
+    kinds = dict.fromkeys((row["level"], row["way"], row["n"]) for cell in had for row in cell["curves"])
+    for level, way, n in kinds:
+        own = [row for cell in had for row in cell["curves"] if (row["level"], row["way"], row["n"]) == (level, way, n)]
+        worth = {name: median(row[name] for row in own) for name in ("faithfulness", "completeness", "features_alone")}
+        kept = fmean(row["n_kept"] for row in own)
+        rows.append({"level": level, "way": way, "nodes": n, "kept": kept, **worth})
+    return rows

@@ -1,0 +1,72 @@
+"""The measures of the circuits' table, on effects by hand."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
+
+from experiments.behaviours import BEHAVIOURS, usable
+from experiments.circuits import circuit_rows, parents_and_children
+from sae_lens_hsae import FeatureForest
+from sae_lens_hsae.interpret.circuits import Pair
+
+
+@pytest.mark.parametrize("name", BEHAVIOURS)
+def test_every_pair_has_a_contrast_and_no_side_is_favoured(name):
+    pairs = BEHAVIOURS[name]()
+    assert len(pairs) == len(set(pairs)) >= 8
+    for pair in pairs:
+        assert pair.patch not in (None, pair.clean)
+        assert pair.answer != pair.foil
+    if name != "later year":  # from an early year both decades are right
+        answers = [pair.answer for pair in pairs]
+        assert max(map(answers.count, answers)) <= len(pairs) / 2
+
+
+def test_pairs_of_unequal_length_are_left_out_and_the_rest_is_spread():
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"?": 0}, unk_token="?")), unk_token="?")
+    tokenizer.backend_tokenizer.pre_tokenizer = WhitespaceSplit()
+    good = [Pair(f"a {i}", "x", "y", f"b {i}") for i in range(6)]
+    bad = [Pair("a", "x", "y", "b c"), Pair("a", "x z", "y", "b"), Pair("a", "x", "y z", "b")]
+    assert usable([*bad, *good], tokenizer, 3) == [good[0], good[2], good[4]]
+    assert usable([*bad, *good], tokenizer, 9) == good
+
+
+def test_parents_against_the_sum_of_their_children():
+    # Parents 0, 1, 2; children 3 and 4 of 0, 5 of 1, 6 of 2; 7 has no parent.
+    forest = FeatureForest([-1, -1, -1, 0, 0, 1, 2, -1], [3, 5])
+    effect = torch.tensor([1.0, -2.0, 0.0, 0.4, 0.8, -1.0, 0.6, 9.0])
+    found = parents_and_children({"h": forest}, {"h": effect}, 0, 0.5)
+    x, y = torch.tensor([1.0, -2.0, 0.0]), torch.tensor([1.2, -1.0, 0.6])
+    assert found["correlation"] == pytest.approx(torch.corrcoef(torch.stack([x, y]))[0, 1].item())
+    assert found["slope"] == pytest.approx((1.0 * 1.2 + 2.0) / 5.0)
+    assert found["n"] == 3, "4, 5 and 6"
+    assert found["found"] == pytest.approx(2 / 3), "2 is under the threshold"
+    assert found["base"] == pytest.approx(3 / 4)
+
+
+def test_a_behaviour_that_is_left_out_is_said():
+    rows = circuit_rows(
+        [
+            {"behaviour": "a", "pairs": 8, "accuracy": 0.5, "left_out": True},
+            {
+                "behaviour": "b",
+                "pairs": 8,
+                "accuracy": 1.0,
+                "clean": 2.0,
+                "patched": -1.0,
+                "errors": [1.0, 1.0, 1.0, 0.5],
+                "seconds": {"attribution": 1.0},
+                "parents": [{"correlation": 1, "shuffled": 0, "slope": 1, "n": 2, "found": 0.5, "base": 0.1}] * 3,
+                "visited": {"down the forest": [1, 2, 3, 4]},
+                "curves": [
+                    {"level": 0, "way": "flat", "n": 8, "n_kept": 8, "faithfulness": 0.5, "completeness": 0.1}
+                    | {"features_alone": 0.2}
+                ],
+            },
+        ]
+    )
+    assert rows[0]["clean"] == "left out"
+    assert next(row for row in rows if row.get("way") == "flat")["faithfulness"] == 0.5
