@@ -10,10 +10,11 @@ from conftest import D_IN, make_sae
 from page_blocks import array_of, blocks_of
 
 from sae_lens_hsae import FeatureForest, evaluate_forest
-from sae_lens_hsae.forest.concepts import COPY_COSINE
+from sae_lens_hsae.forest.concepts import Concepts
 from sae_lens_hsae.interpret.feature_cache import DashboardSettings, collect_dashboards
 from sae_lens_hsae.interpret.labels import label_detection
 from sae_lens_hsae.interpret.page import PageSection, write_page
+from sae_lens_hsae.interpret.page.first_view import first_view
 
 WIDTHS = [3, 5, 8]
 PARENTS = [-1, -1, -1, 0, 0, 1, -1, -1, 5, 5, 3, 3, 4, 7, -1, 4]
@@ -64,46 +65,70 @@ def page(dashboards, forest, tmp_path_factory):
     return write_page(dashboards, forest, path, TEXTS.__getitem__, start=["1/1"], sections=[SECTION])
 
 
-def narrowing(dashboards: Any, child: int, parent: int) -> float:
-    """(P(parent | child) − P(parent)) · (1 − P(child | parent)) from the counts."""
-    n, both = dashboards.n_firing.tolist(), dashboards.n_with_parent[child].item()
-    return (both / n[child] - n[parent] / dashboards.n_tokens) * (1 - both / n[parent])
-
-
-def word_share(dashboards: Any, feature: int) -> float:
-    tokens = [TEXTS[token].strip() for token in dashboards.strongest_tokens[feature].tolist() if token >= 0]
-    return sum(len(token) >= 3 and token.isalpha() for token in tokens) / max(len(tokens), 1)
-
-
-def test_trees_are_ranked_as_a_slow_loop_ranks_them(dashboards, forest, page):
-    copies = {
-        child
-        for child, parent in enumerate(PARENTS)
-        if parent >= 0 and dashboards.parent_cosine[child].item() > COPY_COSINE
-    }
-    assert copies == COPIES
-    score, alone = {}, {}
+def ranked_slowly(dashboards: Any, forest: FeatureForest, copies: set[int]) -> tuple[list[int], list[int]]:
+    """Families and features that stand alone, by loops over features."""
+    n_firing, parents = dashboards.n_firing.tolist(), forest.parents.tolist()
     detection = label_detection(dashboards, TEXTS.__getitem__).score.tolist()
-    for top in (feature for feature, parent in enumerate(PARENTS) if parent < 0):
-        concepts = [f for f in forest.subtree(top) if f not in copies and dashboards.n_firing[f] > 0]
+
+    def narrowing(child: int) -> float:
+        both, parent = dashboards.n_with_parent[child].item(), parents[child]
+        if not n_firing[parent]:
+            return math.nan
+        return (both / n_firing[child] - n_firing[parent] / dashboards.n_tokens) * (1 - both / n_firing[parent])
+
+    def word_share(feature: int) -> float:
+        tokens = [TEXTS[token].strip() for token in dashboards.strongest_tokens[feature].tolist() if token >= 0]
+        return sum(len(token) >= 3 and token.isalpha() for token in tokens) / max(len(tokens), 1)
+
+    score, alone = {}, {}
+    for top in (f for f, parent in enumerate(parents) if parent < 0 and n_firing[f]):
+        concepts = [f for f in forest.subtree(top) if f not in copies and n_firing[f] > 0]
         above = []
-        for concept in concepts[1:]:
-            parent = PARENTS[concept]
+        for concept in concepts:
+            parent = parents[concept]
             while parent in copies:
-                parent = PARENTS[parent]
-            above.append(parent)
-        if len(concepts) == 1:
-            if not math.isnan(detection[top]):
-                alone[top] = detection[top] * word_share(dashboards, top)
+                parent = parents[parent]
+            above += [parent] if parent >= 0 else []
+        if len(concepts) == 1 and not math.isnan(detection[top]):
+            alone[top] = detection[top] * word_share(top)
         elif len(concepts) >= 3 and any(above.count(each) >= 2 for each in above):
-            edges = [narrowing(dashboards, child, PARENTS[child]) for child in concepts[1:]]
+            edges = [narrowing(child) for child in concepts if parents[child] >= 0]
             edges = [each for each in edges if not math.isnan(each)]
-            words = [word_share(dashboards, concept) for concept in concepts]
-            score[top] = sum(edges) / len(edges) * sum(words) / len(words) * math.log(len(concepts))
-    assert len(score) == 2, "0 and 1; 7 does not branch"
+            words = [word_share(concept) for concept in concepts]
+            score[top] = sum(edges) / max(len(edges), 1) * sum(words) / len(words) * math.log(len(concepts))
+    return sorted(score, key=lambda f: (-score[f], f)), sorted(alone, key=lambda f: (-alone[f], f))
+
+
+def test_trees_are_ranked_as_a_slow_loop_ranks_them(batches):
+    widths = [12, 40, 120]
+    sae = make_sae(level_widths=widths, seed=2)
+    generator = torch.Generator().manual_seed(3)
+    parents = [-1] * 12
+    for start, width, above in ((0, 12, 40), (12, 40, 120)):
+        has = torch.rand(above, generator=generator) < 0.5
+        parents += torch.where(has, start + torch.randint(width, (above,), generator=generator), -1).tolist()
+    forest = FeatureForest(parents, widths)
+    sae.threshold.data[::7] = 1e9
+    assigned = (forest.parents >= 0).nonzero().flatten()
+    copies = set(assigned[torch.rand(len(assigned), generator=generator) < 0.2].tolist())
+    settings = DashboardSettings(window=10, n_top=4, n_sampled=2)
+    data = collect_dashboards(sae, forest, batches, settings=settings, progress=False)
+    is_copy = torch.zeros(len(forest), dtype=torch.bool)
+    is_copy[list(copies)] = True
+    detection = label_detection(data, TEXTS.__getitem__).score
+    found = first_view(data, forest, Concepts(forest, is_copy), detection, TEXTS.__getitem__)
+    families, alone = ranked_slowly(data, forest, copies)
+    assert len(families) > 5
+    assert found.families.tolist() == families
+    assert found.alone.tolist() == alone
+
+
+def test_the_page_holds_the_ranks_and_the_copies(dashboards, forest, page):
+    families, alone = ranked_slowly(dashboards, forest, COPIES)
+    assert set(families) == {0, 1}, "7 does not branch"
     arrays = blocks_of(page)["forest"]
-    assert array_of(arrays, "families").tolist() == sorted(score, key=lambda f: -score[f])
-    assert array_of(arrays, "alone").tolist() == sorted(alone, key=lambda f: (-alone[f], f))
+    assert array_of(arrays, "families").tolist() == families
+    assert array_of(arrays, "alone").tolist() == alone
     assert set(array_of(arrays, "isCopy").nonzero().flatten().tolist()) == COPIES
 
 

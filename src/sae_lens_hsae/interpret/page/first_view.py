@@ -66,7 +66,7 @@ def first_view(
     n_children = torch.bincount(above, minlength=n)
     branches = torch.zeros(n, dtype=torch.bool).index_put_((tree[n_children >= 2],), torch.tensor(True))
     score = _means(narrowing, tree, edge) * _means(words, tree, distinct) * size.double().log()
-    top = parents == NO_PARENT
+    top = (parents == NO_PARENT) & (dashboards.n_firing > 0)
     families = (top & branches & (size >= MIN_CONCEPTS)).nonzero().flatten()
     alone = (top & (size == 1) & detection.isfinite()).nonzero().flatten()
     return FirstView(_ranked(families, score), _ranked(alone, detection.double() * words))
