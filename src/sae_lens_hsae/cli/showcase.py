@@ -112,12 +112,12 @@ def report(evaluation: ForestEvaluation, targets: tuple[float, ...]) -> str:
     return "\n".join(lines)
 
 
-def trees(sae: HierarchicalSAE, dashboards: Dashboards, tokenizer: Any) -> str:
+def trees(sae: HierarchicalSAE, dashboards: Dashboards, tokenizer: Any, n_trees: int = TREES_SHOWN) -> str:
     """The trees that the explorer page shows first, with copies joined to their parents."""
     concepts = Concepts(sae.forest, copies_of_parents(sae.forest, sae.W_dec))
     text_of = TokenTexts(tokenizer).__getitem__
     detection = label_detection(dashboards, text_of).score
-    roots = first_view(dashboards, sae.forest, concepts, detection, text_of).families[:TREES_SHOWN].tolist()
+    roots = first_view(dashboards, sae.forest, concepts, detection, text_of).families[:n_trees].tolist()
     if not roots:
         return "\nNo feature has two children that are no copies of it: train longer, or lower minimum_similarity."
     labels = token_labels(dashboards, text_of)
