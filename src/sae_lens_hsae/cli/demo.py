@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, set_seed
 
 from sae_lens_hsae.cli.showcase import paper_optimizer, train_and_show
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
@@ -23,7 +23,7 @@ SPECIAL_TOKENS = [101, 102]
 """[CLS] and [SEP] of MiniLM's vocabulary."""
 
 FOREST: dict[str, Any] = {"level_widths": [64, 256, 1024], "d_sae": 1344, "target_l0": 16, "minimum_similarity": 0.3}
-"""Each level has four times the features of the one above: with twice as many, most children repeat their parents."""
+"""Each level has four times the features of the one above: with twice as many, more children repeat their parents."""
 
 SHOWN: dict[str, Any] = {
     "context_size": CONTEXT_SIZE,
@@ -102,6 +102,7 @@ def demo(model: str = "minilm", **overrides: Any) -> HierarchicalSAE:
         ModuleNotFoundError: if the model is not installed.
     """
     cfg = CONFIGS[model](**overrides)
+    set_seed(cfg.seed)  # SAELens seeds neither the weights nor the order of the activations
     n_norm = cfg.n_batches_for_norm_estimate * cfg.train_batch_size_tokens
     n_buffer = cfg.n_batches_in_buffer * CONTEXT_SIZE
     # A little more than is trained on, for the special tokens that are left out.
