@@ -23,7 +23,7 @@ from benchmarks.plan import Size
 from benchmarks.planted import Planted
 from experiments import trainer_for
 from sae_lens_hsae import HierarchicalSAETrainer, HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig
-from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.forest import PAPER_RULE, FeatureForest
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.presets import INDEPENDENT, PAPER
 from sae_lens_hsae.sae.cpu_step.encoder_product import product_of_rows
@@ -122,7 +122,7 @@ def hsae(
         sae.threshold.data.copy_(planted.thresholds.repeat_interleave(_widths(size, planted)))
         sae.sparsity.log_l0_coefficient.copy_(2 * planted.thresholds.clamp(min=1e-3).log())
         levels = [sae.level_sae(level) for level in range(len(sae.levels))]
-        sae.parents.copy_(FeatureForest.from_saes(levels).parents)  # the same forest for all
+        sae.parents.copy_(FeatureForest.from_saes(levels, PAPER_RULE).parents)  # the same forest for all
         sae.forest_updater.n_steps.fill_(OBSERVED_STEPS + 1)  # past the steps that only observe
         trainer = trainer_kind(cfg=_trainer_config(sae, size), sae=sae, data_provider=iter(()))
         return Trained([trainer], size.widths)

@@ -24,7 +24,7 @@ import torch
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
 from selenium import webdriver
 
-from sae_lens_hsae import FeatureForest
+from sae_lens_hsae.forest import PAPER_RULE, FeatureForest
 from sae_lens_hsae.interpret.feature_cache import collect_dashboards
 from sae_lens_hsae.interpret.page import write_page
 
@@ -54,7 +54,7 @@ def main() -> None:
     chosen = parser.parse_args()
     generator = torch.Generator().manual_seed(chosen.seed)
     saes = [random_sae(width, generator) for width in chosen.widths]
-    forest = FeatureForest.from_saes(saes)
+    forest = FeatureForest.from_saes(saes, PAPER_RULE)
     before = peak_gib()
     start = time.perf_counter()
     dashboards = collect_dashboards(saes, forest, batches(generator), n_tokens=chosen.n_tokens)

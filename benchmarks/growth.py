@@ -19,14 +19,13 @@ from benchmarks.steps import measure_size
 from benchmarks.timing import alternate, linear_fit, ratio, spread
 from sae_lens_hsae import HierarchicalSAE, evaluate_forest
 from sae_lens_hsae.forest.levels import Levels
-from sae_lens_hsae.forest.parents import cosine_similarity, parent_table
+from sae_lens_hsae.forest.parents import PAPER_RULE, cosine_similarity, parent_table
 
 BYTES_PER_CHILD = 64
 """What an update holds for each child beyond a block: similarity, parent, place in the order, what sorting takes.
 
 Counted in `choose_parents`, not measured: beside a block it is lost in the noise at any size that is run."""
 UPDATE_RUNS = 3
-UNASSIGNED = 0.2
 
 
 def step_growth(sizes: Sequence[Size], rounds: int, device: str) -> dict[str, Any]:
@@ -128,11 +127,11 @@ def update_cost(d_in: int, n_parents: int, n_children: int, device: str) -> tupl
         start = time.perf_counter()
         above, below = levels
         similarity = cosine_similarity(W_enc[:, above].T, W_enc[:, below].T)
-        parent_table([similarity], levels, UNASSIGNED, device=device).cpu()
+        parent_table([similarity], levels, PAPER_RULE, device).cpu()
         seconds.append(time.perf_counter() - start)
 
     warm_up = torch.eye(2, device=device)
-    parent_table([cosine_similarity(warm_up[:1], warm_up)], Levels((1, 2)), UNASSIGNED, device=device)
+    parent_table([cosine_similarity(warm_up[:1], warm_up)], Levels((1, 2)), PAPER_RULE, device)
     extra = peak_bytes(update, device)
     for _ in range(UPDATE_RUNS - 1):
         update()

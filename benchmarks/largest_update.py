@@ -17,9 +17,7 @@ import torch
 from benchmarks.machine import machine
 from benchmarks.memory import peak_bytes
 from sae_lens_hsae.forest.levels import NO_PARENT, Levels
-from sae_lens_hsae.forest.parents import cosine_similarity, parent_table
-
-UNASSIGNED = 0.2
+from sae_lens_hsae.forest.parents import PAPER_RULE, cosine_similarity, parent_table
 
 
 def largest_update(d_in: int, n_parents: int, n_children: int, device: str) -> str:
@@ -32,7 +30,7 @@ def largest_update(d_in: int, n_parents: int, n_children: int, device: str) -> s
 
     def update() -> None:
         similarity = cosine_similarity(W_enc[:, above].T, W_enc[:, below].T)
-        table.append(parent_table([similarity], levels, UNASSIGNED, device=device).cpu())
+        table.append(parent_table([similarity], levels, PAPER_RULE, device).cpu())
 
     held = peak_bytes(update, device)
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - computed

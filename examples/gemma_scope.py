@@ -7,7 +7,7 @@ what comes out, and docs/explorer.md tells how to look at it.
 
 from sae_lens import SAE
 
-from sae_lens_hsae import FeatureForest
+from sae_lens_hsae.forest import PAPER_RULE, FeatureForest
 from sae_lens_hsae.forest.files import write_forest
 
 RELEASE = "gemma-scope-2b-pt-res-canonical"
@@ -17,7 +17,7 @@ OUTPUT = "runs/gemma_scope_layer_12.json"
 
 def main() -> None:
     saes = [SAE.from_pretrained(RELEASE, level) for level in LEVELS]
-    forest = FeatureForest.from_saes(saes)
+    forest = FeatureForest.from_saes(saes, PAPER_RULE)
     print(forest)
     write_forest(forest, OUTPUT)
 

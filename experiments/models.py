@@ -23,7 +23,7 @@ from experiments.matryoshka import groups_and_prefixes
 from sae_lens_hsae.cli.showcase import paper_optimizer
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack
-from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.forest import PAPER_RULE, FeatureForest
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.presets import INDEPENDENT, PAPER, fading
 from sae_lens_hsae.sae.inference import HierarchicalSAE
@@ -137,13 +137,13 @@ def new_batch_topk(finest_l0: float, d_in: int) -> list[BatchTopKTrainingSAE]:
 
 
 def stack_of(sae: SAE[Any] | list[SAE[Any]]) -> tuple[Sequence[LevelSAE] | SAEStack, FeatureForest]:
-    """Levels and forest of any trained model; one without a forest gets it by the defaults of `from_saes`."""
+    """Levels and forest of any trained model; one without a forest gets it by the paper's rule."""
     if isinstance(sae, list):
-        return sae, FeatureForest.from_saes(sae)
+        return sae, FeatureForest.from_saes(sae, PAPER_RULE)
     if isinstance(sae, HierarchicalSAE):
         return sae, sae.forest
     groups, _ = matryoshka_levels(sae)
-    return groups, FeatureForest.from_saes(groups)
+    return groups, FeatureForest.from_saes(groups, PAPER_RULE)
 
 
 def train(sae: TrainingSAE[Any], x: torch.Tensor, steps: int, seed: int) -> None:

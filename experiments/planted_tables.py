@@ -14,7 +14,7 @@ from experiments.models import HSAE, IDEAS, MATRYOSHKA, new_matryoshka
 from experiments.planted.training import Stack, compare
 from experiments.planted.trees import EASY, N_SAMPLES, STANDARD, SYNTH_SAE_BENCH_16K, UNKNOWN_L0, PlantedSetting
 from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
-from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.forest import PAPER_RULE, FeatureForest
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.presets import INDEPENDENT, PAPER
 
@@ -77,4 +77,4 @@ def _matryoshka(setting: PlantedSetting, seed: int, device: str) -> TrainingSAE[
 def _matryoshka_stack(sae: TrainingSAE[Any]) -> Stack:
     assert isinstance(sae, MatryoshkaBatchTopKTrainingSAE)
     groups, _ = groups_and_prefixes(inference_sae(sae), sae.cfg.matryoshka_widths)
-    return groups, FeatureForest.from_saes(groups)
+    return groups, FeatureForest.from_saes(groups, PAPER_RULE)

@@ -1,12 +1,13 @@
 # %% [markdown]
 # # A forest for SAEs that you have
 #
-# Any SAEs of growing width that read the same activations can get a forest afterwards, by the rule that HSAE uses in
+# Any SAEs of growing width that read the same activations can get a forest afterwards, by the rules that HSAE uses in
 # training. It is the baseline against which a trained forest has to show what it is worth, and the way to look at Gemma
 # Scope's widths as one forest (`examples/gemma_scope.py`). Here SAELens trains two small SAEs of its own first.
 
 # %%
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from sae_lens import SAE, BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
@@ -15,6 +16,7 @@ from sae_lens.synthetic import HierarchyConfig, SyntheticModel, SyntheticModelCo
 from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_lens_hsae import FeatureForest, evaluate_forest
+from sae_lens_hsae.forest import PAPER_RULE
 from sae_lens_hsae.forest.files import write_forest
 
 D_IN, BATCH, STEPS = 64, 1024, 200
@@ -57,11 +59,11 @@ saes = [train(32), train(128)]
 # %% [markdown]
 # ## Assign
 #
-# One call. Every fine feature takes the coarse one whose encoder direction is most similar; the fifth of them that is
-# least similar to any stays unassigned.
+# One call. By the paper's rule every fine feature takes the coarse one whose encoder direction is most similar; the
+# fifth of them that is least similar to any stays unassigned.
 
 # %%
-forest = FeatureForest.from_saes(saes)
+forest = FeatureForest.from_saes(saes, PAPER_RULE)
 print(forest)
 
 # %% [markdown]
@@ -75,8 +77,8 @@ measured = [next(stream) for _ in range(20)]
 print(evaluate_forest(saes, forest, measured))
 
 for similarity in ("encoder", "decoder", "coactivation", "conditional"):
-    counted = measured if similarity in ("coactivation", "conditional") else None
-    other = FeatureForest.from_saes(saes, similarity=similarity, activations=counted)
+    rule = replace(PAPER_RULE, similarity=similarity)
+    other = FeatureForest.from_saes(saes, rule, measured)
     boundary = evaluate_forest(saes, other, measured).boundaries[0]
     print(
         f"{similarity:>12}: Hamming {boundary.hamming:.2f}, P(parent | child) {boundary.p_parent_given_child:.2f}, "

@@ -7,7 +7,7 @@ from sae_lens.registry import register_sae_class, register_sae_training_class
 
 from sae_lens_hsae.config import ARCHITECTURE, HierarchicalSAEConfig, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.evaluation import evaluate_forest
-from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.forest import FeatureForest, ParentRule
 from sae_lens_hsae.sae.inference import HierarchicalSAE
 from sae_lens_hsae.sae.training import HierarchicalTrainingSAE
 from sae_lens_hsae.training.forest_log import ForestLogging
@@ -25,6 +25,7 @@ __all__ = [
     "HierarchicalSAETrainingRunner",
     "HierarchicalTrainingSAE",
     "HierarchicalTrainingSAEConfig",
+    "ParentRule",
     "evaluate_forest",
 ]
 

@@ -21,7 +21,7 @@ from sae_lens_hsae.config_checks import (
     check_training,
 )
 from sae_lens_hsae.forest.levels import Levels
-from sae_lens_hsae.forest.parents import Similarity
+from sae_lens_hsae.forest.parents import DEFAULT_RULE, ParentRule, Similarity
 
 
 @dataclass
@@ -134,10 +134,10 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
     hierarchy_update_every: int = 5000
     hierarchy_first_update: int = 600
     hierarchy_update_growth: float = 1.25
-    hierarchy_similarity: Similarity = "conditional"
-    unassigned_fraction: float = 0.0
-    minimum_similarity: float | None = simple_parsing.field(default=0.3, type=json.loads)
-    max_children: int | None = None
+    hierarchy_similarity: Similarity = DEFAULT_RULE.similarity
+    unassigned_fraction: float = DEFAULT_RULE.unassigned_fraction
+    minimum_similarity: float | None = simple_parsing.field(default=DEFAULT_RULE.minimum_similarity, type=json.loads)
+    max_children: int | None = DEFAULT_RULE.max_children
     freeze_hierarchy_after: int | None = None
     perturbation_seed: int = 0
     jumprelu_init_threshold: float = 1.0
@@ -195,3 +195,10 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
             return tuple(float(target) for target in self.target_l0)
         finest = self.level_widths[-1]
         return tuple(self.target_l0 * (width / finest) ** self.l0_width_exponent for width in self.level_widths)
+
+    @property
+    def parent_rule(self) -> ParentRule:
+        """What makes a parent, as ``FeatureForest.from_saes`` takes it."""
+        return ParentRule(
+            self.hierarchy_similarity, self.minimum_similarity, self.unassigned_fraction, self.max_children
+        )

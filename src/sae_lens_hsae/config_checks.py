@@ -143,18 +143,7 @@ def check_training(cfg: HierarchicalTrainingSAEConfig) -> None:
     for name, choices in of_literals.items():
         known = get_args(choices)
         _check(cfg, name, getattr(cfg, name) in known, f"choose one of {', '.join(map(repr, known))}")
-    _check(
-        cfg,
-        "unassigned_fraction",
-        _within(cfg.unassigned_fraction, 0, 1) and cfg.unassigned_fraction < 1,
-        "it is a share of the children, at least 0 and below 1",
-    )
-    _check(
-        cfg,
-        "max_children",
-        cfg.max_children is None or _is_count(cfg.max_children),
-        "use 1 or more, or None for no limit",
-    )
+    _ = cfg.parent_rule  # which checks itself
     _check(
         cfg,
         "freeze_hierarchy_after",
@@ -167,14 +156,6 @@ def check_training(cfg: HierarchicalTrainingSAEConfig) -> None:
         "freeze_hierarchy_after",
         cfg.freeze_hierarchy_after is None or cfg.freeze_hierarchy_after >= first,
         f"the first forest is made at step {first}, so no feature would ever have a parent; freeze at {first} or later",
-    )
-    bar = cfg.minimum_similarity
-    _check(cfg, "minimum_similarity", bar is None or is_number(bar), "give a number, or None for no bar")
-    _check(
-        cfg,
-        "minimum_similarity",
-        bar is None or bar < 0.1 or cfg.hierarchy_similarity != "coactivation",
-        'of "coactivation" it is a share of all tokens, which hardly any pair exceeds; use None',
     )
     for name in ("jumprelu_ste_to_input", "whiten_encoder"):
         _check(cfg, name, isinstance(getattr(cfg, name), bool), "use True or False")

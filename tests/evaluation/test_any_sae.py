@@ -13,7 +13,7 @@ from sae_lens.saes.temporal_sae import TemporalSAE, TemporalSAEConfig
 
 from experiments.planted.absorption import measure_absorption
 from experiments.planted.concept_matching import match_features
-from sae_lens_hsae import FeatureForest, evaluate_forest
+from sae_lens_hsae import FeatureForest, ParentRule, evaluate_forest
 from sae_lens_hsae.interpret import typical_tokens
 from sae_lens_hsae.interpret.contrast import contrast
 from sae_lens_hsae.interpret.explain import explain
@@ -46,7 +46,8 @@ def signed(width: int, flipped: list[int] | None = None) -> Any:
 PLAIN = [signed(width) for width in WIDTHS]
 FLIPPED = [signed(WIDTHS[0], [0, 2]), signed(WIDTHS[1], [1, 7, 8])]
 X = torch.randn(512, D_MODEL, generator=torch.Generator().manual_seed(0)) * torch.linspace(3, 1, D_MODEL)
-FOREST = FeatureForest.from_saes(PLAIN, "conditional", 0.0, activations=[X])
+EVERYONE = ParentRule(minimum_similarity=None)
+FOREST = FeatureForest.from_saes(PLAIN, EVERYONE, [X])
 
 
 def test_the_signs_are_those_of_the_sae():
@@ -60,7 +61,7 @@ def test_the_signs_are_those_of_the_sae():
 @pytest.mark.parametrize("similarity", ["encoder", "decoder", "coactivation", "conditional"])
 def test_the_sign_of_a_feature_decides_no_parent(similarity):
     plain, flipped = (
-        FeatureForest.from_saes(saes, similarity, 0.0, activations=[X]) for saes in (PLAIN, FLIPPED)
+        FeatureForest.from_saes(saes, ParentRule(similarity, None), [X]) for saes in (PLAIN, FLIPPED)
     )  # fmt: skip
     assert plain == flipped
     assert plain.parents[WIDTHS[0] : 2 * WIDTHS[0]].tolist() == list(range(WIDTHS[0])), "the same concepts"
@@ -133,7 +134,7 @@ def test_an_sae_that_reads_whole_contexts_is_refused():
     saes: list[Any] = [PLAIN[0], temporal]
     forest = FeatureForest([-1] * 18, WIDTHS)
     calls = [
-        lambda: FeatureForest.from_saes(saes, "coactivation", activations=[X]),
+        lambda: FeatureForest.from_saes(saes, EVERYONE, [X]),
         lambda: evaluate_forest(saes, forest, [X]),
         lambda: collect_dashboards(saes, forest, [], progress=False),
     ]
@@ -153,7 +154,7 @@ def test_a_transcoder_has_a_forest_but_reconstructs_nothing_that_it_reads(model)
             metadata=SAEMetadata(hook_name_out=HOOK, **METADATA),
         )
         saes.append(JumpReLUTranscoder(config))
-    forest = FeatureForest.from_saes(saes, "conditional", 0.0, activations=[X])
+    forest = FeatureForest.from_saes(saes, EVERYONE, [X])
     assert collect_dashboards(saes, forest, [(torch.zeros(64, 8).long(), X.view(64, 8, -1))], progress=False).n_tokens
     for call in (
         lambda: evaluate_forest(saes, forest, [X]),

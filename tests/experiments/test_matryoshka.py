@@ -6,6 +6,7 @@ from sae_lens import MatryoshkaBatchTopKTrainingSAE, MatryoshkaBatchTopKTraining
 
 from experiments.matryoshka import groups_and_prefixes, inference_sae
 from sae_lens_hsae import FeatureForest, evaluate_forest
+from sae_lens_hsae.forest import PAPER_RULE
 
 PREFIXES = [4, 13, 33]
 
@@ -34,7 +35,7 @@ def test_groups_partition_the_features_and_prefixes_nest(trained, batch):
 
 def test_its_groups_make_a_forest_that_can_be_measured(trained, batch):
     groups, _ = groups_and_prefixes(inference_sae(trained), PREFIXES)
-    forest = FeatureForest.from_saes(groups)
+    forest = FeatureForest.from_saes(groups, PAPER_RULE)
     assert forest.level_widths == (4, 9, 20)
     assert len(forest.unassigned()) == 1 + 4
     assert len(evaluate_forest(groups, forest, [batch]).boundaries) == 2

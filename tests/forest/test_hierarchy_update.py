@@ -1,5 +1,7 @@
 """Choice of parents (HSAE §3.3): quantile, ties, dead levels, limited children, schedule."""
 
+from dataclasses import replace
+
 import pytest
 import reference
 import torch
@@ -11,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from sae_lens_hsae.forest import parents as hierarchy_update
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.forest.parents import (
+    PAPER_RULE,
     choose_parents,
     coactivation_similarity,
     conditional_similarity,
@@ -160,7 +163,7 @@ def test_no_more_than_a_block_is_in_memory(monkeypatch, source, room):
     rows = weights.T if source == "encoder" else weights.T.contiguous()
     above, below = levels
     with LargestTensor() as watched:
-        parent_table([cosine_similarity(rows[above], rows[below])], levels, 0.2, room)
+        parent_table([cosine_similarity(rows[above], rows[below])], levels, replace(PAPER_RULE, max_children=room))
     # A block of similarities, or a number per feature. The whole matrix would be 4 MB, a copy of a level's rows 288 kB.
     assert watched.largest <= max(4 * 64 * 64, 8 * levels.n_features)
 

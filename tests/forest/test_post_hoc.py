@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import make_sae
+from conftest import make_config, make_sae
 from sae_lens import (
     BatchTopKTrainingSAE,
     BatchTopKTrainingSAEConfig,
@@ -17,7 +17,9 @@ from sae_lens import (
 )
 from sae_lens.saes.sae import SAEMetadata
 
-from sae_lens_hsae import FeatureForest, evaluate_forest
+from sae_lens_hsae import FeatureForest, HierarchicalTrainingSAEConfig, ParentRule, evaluate_forest
+from sae_lens_hsae.forest import PAPER_RULE
+from sae_lens_hsae.presets import PAPER
 
 
 def sae_of(sae_class, config_class, width, seed, hook_name="hook", d_in=8, **fields):
@@ -40,7 +42,7 @@ def stack():
 @pytest.mark.parametrize("similarity", ["encoder", "decoder"])
 def test_architectures_mix_and_every_child_has_its_most_similar_parent(similarity):
     saes = stack()
-    forest = FeatureForest.from_saes(saes, similarity, unassigned_fraction=0.0)
+    forest = FeatureForest.from_saes(saes, ParentRule(similarity, None))
     assert forest.level_widths == (4, 9, 15, 20)
     for (above, below), coarse, fine in zip(forest.levels.boundaries, saes, saes[1:], strict=False):
         parents, children = [
@@ -56,7 +58,7 @@ def test_architectures_mix_and_every_child_has_its_most_similar_parent(similarit
 def test_conditional_is_measured_on_activations():
     saes = stack()
     activations = [torch.randn(40, 8, generator=torch.Generator().manual_seed(i)) for i in range(2)]
-    forest = FeatureForest.from_saes(saes, "conditional", unassigned_fraction=0.0, activations=iter(activations))
+    forest = FeatureForest.from_saes(saes, ParentRule(minimum_similarity=None), iter(activations))
     fired = [(sae.encode(torch.cat(activations)) > 0).double() for sae in saes]
     for (above, below), parents, children in zip(forest.levels.boundaries, fired, fired[1:], strict=False):
         for child in torch.nonzero(children.any(0)).squeeze(1).tolist():
@@ -72,8 +74,8 @@ def test_conditional_is_measured_on_activations():
 
 def test_a_bar_leaves_children_without_parent():
     saes = stack()
-    everyone = FeatureForest.from_saes(saes, unassigned_fraction=0.0)
-    some = FeatureForest.from_saes(saes, unassigned_fraction=0.0, minimum_similarity=0.4)
+    everyone = FeatureForest.from_saes(saes, ParentRule("encoder", None))
+    some = FeatureForest.from_saes(saes, ParentRule("encoder", 0.4))
     directions = [torch.nn.functional.normalize(sae.W_enc, dim=0) for sae in saes]
     for (_, below), upper, lower in zip(everyone.levels.boundaries, directions, directions[1:], strict=False):
         best = (upper.T @ lower).max(0).values
@@ -85,7 +87,7 @@ def test_a_bar_leaves_children_without_parent():
 def test_coactivation_counts_tokens_on_which_both_fire():
     saes = stack()
     activations = [torch.randn(40, 8, generator=torch.Generator().manual_seed(i)) for i in range(2)]
-    forest = FeatureForest.from_saes(saes, "coactivation", unassigned_fraction=0.0, activations=iter(activations))
+    forest = FeatureForest.from_saes(saes, ParentRule("coactivation", None), iter(activations))
     fired = [(sae.encode(torch.cat(activations)) > 0).float() for sae in saes]
     for (above, below), parents, children in zip(forest.levels.boundaries, fired, fired[1:], strict=False):
         together = parents.T @ children
@@ -100,11 +102,11 @@ def test_coactivation_counts_tokens_on_which_both_fire():
 def test_the_levels_of_a_trained_stack_give_its_own_forest():
     sae = make_sae()
     sae.update_hierarchy()
-    assert FeatureForest.from_saes([sae.level_sae(level) for level in range(3)]) == sae.forest
+    assert FeatureForest.from_saes([sae.level_sae(level) for level in range(3)], sae.cfg.parent_rule) == sae.forest
 
 
 def test_limited_children_and_the_unassigned_share():
-    forest = FeatureForest.from_saes(stack(), unassigned_fraction=0.4, max_children=2)
+    forest = FeatureForest.from_saes(stack(), ParentRule("encoder", None, 0.4, 2))
     assert forest.n_children.max() <= 2
     assert len(forest.unassigned()) >= int(0.4 * 9) + int(0.4 * 15) + int(0.4 * 20)
 
@@ -112,28 +114,53 @@ def test_limited_children_and_the_unassigned_share():
 def test_training_saes_of_other_architectures_work_too():
     torch.manual_seed(0)
     saes = [BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=8, d_sae=width, k=2)) for width in (4, 8)]
-    assert len(FeatureForest.from_saes(saes).edges()) == 8 - int(0.2 * 8)
+    assert len(FeatureForest.from_saes(saes, PAPER_RULE).edges()) == 8 - int(0.2 * 8)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda saes: {"saes": saes[::-1]}, r"saes have the widths \[20, 15, 9, 4\], which do not grow"),
+        (lambda saes: {"saes": saes}, "activations=None: similarity='conditional' is measured on activations"),
         (
-            lambda saes: {"saes": [saes[0], sae_of(JumpReLUSAE, JumpReLUSAEConfig, 9, 0, d_in=7)]},
+            lambda saes: {"saes": saes[::-1], "rule": PAPER_RULE},
+            r"saes have the widths \[20, 15, 9, 4\], which do not grow",
+        ),
+        (
+            lambda saes: {"saes": [saes[0], sae_of(JumpReLUSAE, JumpReLUSAEConfig, 9, 0, d_in=7)], "rule": PAPER_RULE},
             r"different d_in \[8, 7\]",
         ),
         (
-            lambda saes: {"saes": [saes[0], sae_of(JumpReLUSAE, JumpReLUSAEConfig, 9, 0, hook_name="other")]},
+            lambda saes: {
+                "saes": [saes[0], sae_of(JumpReLUSAE, JumpReLUSAEConfig, 9, 0, hook_name="other")],
+                "rule": PAPER_RULE,
+            },
             "different hook points",
         ),
-        (lambda saes: {"saes": saes, "similarity": "cosine"}, "similarity='cosine': choose one of 'encoder'"),
-        (lambda saes: {"saes": saes, "similarity": "coactivation"}, "activations=None"),
-        (lambda saes: {"saes": saes, "unassigned_fraction": 1.0}, "unassigned_fraction=1.0"),
-        (lambda saes: {"saes": saes, "max_children": 0}, "max_children=0"),
-        (lambda _: {"saes": []}, "level_widths=\\[\\] is empty"),
+        (lambda _: {"saes": [], "rule": PAPER_RULE}, "level_widths=\\[\\] is empty"),
     ],
 )
 def test_saes_that_do_not_fit_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         FeatureForest.from_saes(**change(stack()))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"similarity": "cosine"}, "similarity='cosine': choose one of 'encoder'"),
+        ({"similarity": "coactivation"}, 'minimum_similarity=0.3: of "coactivation" it is a share of all tokens'),
+        ({"minimum_similarity": float("nan")}, "minimum_similarity=nan: give a number"),
+        ({"unassigned_fraction": 1.0}, "unassigned_fraction=1.0"),
+        ({"max_children": 0}, "max_children=0"),
+    ],
+)
+def test_a_rule_that_makes_no_sense_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        ParentRule(**fields)
+
+
+def test_rules_of_training_and_of_from_saes_are_the_same():
+    plain = {name: value for name, value in make_config().to_dict().items() if name not in PAPER}
+    defaults = HierarchicalTrainingSAEConfig.from_dict(plain)
+    assert defaults.parent_rule == ParentRule()
+    assert make_config(**PAPER).parent_rule == PAPER_RULE

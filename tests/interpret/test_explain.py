@@ -16,7 +16,7 @@ from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 from sae_lens.load_model import load_model
 from transformers import AutoTokenizer
 
-from sae_lens_hsae import FeatureForest
+from sae_lens_hsae import FeatureForest, ParentRule
 from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.cli.demo import minilm_folder
 from sae_lens_hsae.interpret.explain import Explanation, explain
@@ -184,7 +184,7 @@ def test_any_stack_with_a_forest_will_do(gpt2, normalize):
         sae.W_dec.data.mul_(3 + torch.rand(width, 1))
         sae.cfg.metadata.hook_name = hook
         saes.append(sae)
-    forest = FeatureForest.from_saes(saes, unassigned_fraction=0.0)
+    forest = FeatureForest.from_saes(saes, ParentRule("encoder", None))
     found = explain(saes, model, TEXT, forest=forest)
     x = activations(model, hook, model.tokenizer(TEXT, add_special_tokens=False)["input_ids"])
     rows = by_token(found)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sae_lens_hsae.forest.levels import NO_PARENT, Levels, children_by_parent
-from sae_lens_hsae.forest.parents import Similarity
+from sae_lens_hsae.forest.parents import DEFAULT_RULE, ParentRule
 from sae_lens_hsae.forest.post_hoc import assign_parents, widths_of
 
 if TYPE_CHECKING:
@@ -53,27 +53,20 @@ class FeatureForest:
     def from_saes(
         cls,
         saes: Sequence[SAE[Any]],
-        similarity: Similarity = "encoder",
-        unassigned_fraction: float = 0.2,
-        max_children: int | None = None,
+        rule: ParentRule = DEFAULT_RULE,
         activations: Iterable[torch.Tensor] | None = None,
-        minimum_similarity: float | None = None,
     ) -> FeatureForest:
-        """The forest of SAEs that were trained without one, by the rule that HSAE uses (the paper's "post hoc").
+        """The forest of SAEs that were trained without one (the paper's "post hoc", whose rule is `PAPER_RULE`).
 
         Args:
             saes: SAELens SAEs of growing width that read the same hook point, of any architectures.
-            similarity: cosine of "encoder" or "decoder" directions, "coactivation", or "conditional"
-                (P(parent | child) − 2 P(parent), of parents that fire at least as often as the child).
-            unassigned_fraction: share of each level's children that stay without a parent.
-            max_children: most children of a parent, or None.
-            activations: (batch, d_in) tensors; the last two need them, the others do not.
-            minimum_similarity: a child whose best similarity is not above it stays without a parent, too.
+            rule: what makes a parent; by default as in training.
+            activations: (batch, d_in) tensors, read once; a rule of the weights alone needs none.
 
         Raises:
-            ValueError: if the SAEs do not fit together, or an argument is out of range or missing.
+            ValueError: if the SAEs do not fit together, or the rule needs activations and there are none.
         """
-        parents = assign_parents(saes, similarity, unassigned_fraction, max_children, activations, minimum_similarity)
+        parents = assign_parents(saes, rule, activations)
         return cls(parents, widths_of(saes))
 
     @property

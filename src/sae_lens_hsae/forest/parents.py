@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 
 from sae_lens_hsae.forest.levels import NO_PARENT, Levels
+from sae_lens_hsae.storage.json_files import is_count, is_number
 
 BLOCK = 512
 """Parents and children of a block: 1 MiB in float32, which a processor's cache still holds when it is read."""
@@ -23,6 +25,58 @@ BREADTH_PENALTY = 2.0
 Similarity = Literal["encoder", "decoder", "coactivation", "conditional"]
 MEASURED_ON_ACTIVATIONS = ("coactivation", "conditional")
 """Similarities that parameters alone do not give."""
+
+
+@dataclass(frozen=True)
+class ParentRule:
+    """Which feature of the level above is a child's parent; the defaults are those of training.
+
+    Attributes:
+        similarity: cosine of "encoder" or "decoder" directions, or, measured on activations, "coactivation", the share
+            of tokens on which both are active, or "conditional" (`conditional_similarity`).
+        minimum_similarity: a child whose best similarity is not above it stays without a parent; None sets no bar.
+        unassigned_fraction: share of each level's children, those least similar to any parent, that stay without one.
+        max_children: most children of a parent; None sets no limit.
+
+    Raises:
+        ValueError: naming the field, its value and the remedy.
+    """
+
+    similarity: Similarity = "conditional"
+    minimum_similarity: float | None = 0.3
+    unassigned_fraction: float = 0.0
+    max_children: int | None = None
+
+    def __post_init__(self) -> None:
+        share, bar, most = self.unassigned_fraction, self.minimum_similarity, self.max_children
+        known = get_args(Similarity)
+        self._check("similarity", self.similarity in known, f"choose one of {', '.join(map(repr, known))}")
+        fits = is_number(share) and 0 <= share < 1
+        self._check("unassigned_fraction", fits, "it is a share of the children, at least 0 and below 1")
+        fits = most is None or (is_count(most) and most >= 1)
+        self._check("max_children", fits, "use 1 or more, or None for no limit")
+        self._check("minimum_similarity", bar is None or is_number(bar), "give a number, or None for no bar")
+        self._check(
+            "minimum_similarity",
+            bar is None or bar < 0.1 or self.similarity != "coactivation",
+            'of "coactivation" it is a share of all tokens, which hardly any pair exceeds; use None',
+        )
+
+    def _check(self, name: str, holds: bool, remedy: str) -> None:
+        if not holds:
+            raise ValueError(f"{name}={getattr(self, name)!r}: {remedy}")
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the similarity is measured on activations; weights alone do not give it."""
+        return self.similarity in MEASURED_ON_ACTIVATIONS
+
+
+DEFAULT_RULE = ParentRule()
+"""The rule of a training by default."""
+
+PAPER_RULE = ParentRule("encoder", minimum_similarity=None, unassigned_fraction=0.2)
+"""The rule as published (HSAE §3.3), by weights alone."""
 
 SimilarityBlock = Callable[[slice, torch.Tensor], torch.Tensor]
 """Maps a slice of m parents and k child indices to their (m, k) similarities; −inf for pairs that cannot be."""
@@ -106,9 +160,7 @@ def conditional_similarity(
 def parent_table(
     similarities: Sequence[SimilarityBlock],
     levels: Levels,
-    unassigned_fraction: float,
-    max_children: int | None = None,
-    minimum_similarity: float | None = None,
+    rule: ParentRule,
     device: torch.device | str = "cpu",
 ) -> torch.Tensor:
     """The forest of a stack of levels: `choose_parents` at every boundary.
@@ -116,6 +168,7 @@ def parent_table(
     Args:
         similarities: blocks of the similarity of each level boundary, coarse to fine.
         levels: the levels; one more than ``similarities``.
+        rule: what else makes a parent.
 
     Returns:
         (n_features,) int64, flat index of each feature's parent, −1 where there is none.
@@ -125,9 +178,8 @@ def parent_table(
     with torch.autocast(torch.device(device).type, enabled=False):
         for (above, below), similarity in zip(levels.boundaries, similarities, strict=True):
             n_parents, n_children = above.stop - above.start, below.stop - below.start
-            chosen = choose_parents(
-                similarity, n_parents, n_children, unassigned_fraction, max_children, minimum_similarity, device
-            )
+            quota, room, bar = rule.unassigned_fraction, rule.max_children, rule.minimum_similarity
+            chosen = choose_parents(similarity, n_parents, n_children, quota, room, bar, device)
             parents[below] = torch.where(chosen == NO_PARENT, NO_PARENT, chosen + above.start)
     return parents
 

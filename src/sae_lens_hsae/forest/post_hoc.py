@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from sae_lens.saes.abstopk_sae import AbsTopKSAE
@@ -12,8 +12,7 @@ from sae_lens.saes.temporal_sae import TemporalSAE
 
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.forest.parents import (
-    MEASURED_ON_ACTIVATIONS,
-    Similarity,
+    ParentRule,
     SimilarityBlock,
     coactivation_similarity,
     conditional_similarity,
@@ -32,12 +31,7 @@ def widths_of(saes: Sequence[SAE[Any]]) -> list[int]:
 
 @torch.no_grad()
 def assign_parents(
-    saes: Sequence[SAE[Any]],
-    similarity: Similarity,
-    unassigned_fraction: float,
-    max_children: int | None,
-    activations: Iterable[torch.Tensor] | None,
-    minimum_similarity: float | None = None,
+    saes: Sequence[SAE[Any]], rule: ParentRule, activations: Iterable[torch.Tensor] | None
 ) -> torch.Tensor:
     """The parent table of a stack of SAEs; see ``FeatureForest.from_saes``.
 
@@ -45,17 +39,16 @@ def assign_parents(
         (n_features,) int64, flat index of each feature's parent, −1 where there is none.
     """
     check_one_token(saes)
-    _check(saes, similarity, unassigned_fraction, max_children, activations)
+    _check(saes, rule, activations)
     levels = Levels(tuple(widths_of(saes)))
-    if similarity in MEASURED_ON_ACTIVATIONS:
+    if rule.is_measured:
         assert activations is not None  # checked above
-        similarities = _measured(saes, similarity, activations)
+        similarities = _measured(saes, rule, activations)
     else:
-        directions = [sae.W_enc.T if similarity == "encoder" else sae.W_dec for sae in saes]
+        directions = [sae.W_enc.T if rule.similarity == "encoder" else sae.W_dec for sae in saes]
         either_sign = any(isinstance(sae, AbsTopKSAE) for sae in saes)
         similarities = [cosine_similarity(parents, children, either_sign) for parents, children in pairwise(directions)]
-    device = saes[0].W_dec.device
-    return parent_table(similarities, levels, unassigned_fraction, max_children, minimum_similarity, device)
+    return parent_table(similarities, levels, rule, saes[0].W_dec.device)
 
 
 def check_one_token(saes: Sequence[Any]) -> None:
@@ -72,9 +65,7 @@ def check_one_token(saes: Sequence[Any]) -> None:
             )
 
 
-def _measured(
-    saes: Sequence[SAE[Any]], similarity: Similarity, activations: Iterable[torch.Tensor]
-) -> list[SimilarityBlock]:
+def _measured(saes: Sequence[SAE[Any]], rule: ParentRule, activations: Iterable[torch.Tensor]) -> list[SimilarityBlock]:
     together = [
         torch.zeros(parents.cfg.d_sae, children.cfg.d_sae, device=parents.W_dec.device)
         for parents, children in pairwise(saes)
@@ -88,7 +79,7 @@ def _measured(
             count += of_level.sum(0)
         for count, (parents, children) in zip(together, pairwise(fired), strict=True):
             count += parents.T @ children
-    if similarity == "coactivation":
+    if rule.similarity == "coactivation":
         return [coactivation_similarity(count) for count in together]
     shares = [count / max(1, n_tokens) for count in alone]
     return [
@@ -97,22 +88,11 @@ def _measured(
     ]
 
 
-def _check(
-    saes: Sequence[SAE[Any]],
-    similarity: str,
-    unassigned_fraction: float,
-    max_children: int | None,
-    activations: Iterable[torch.Tensor] | None,
-) -> None:
-    if similarity not in get_args(Similarity):
-        raise ValueError(f"similarity={similarity!r}: choose one of {', '.join(map(repr, get_args(Similarity)))}")
-    if not 0 <= unassigned_fraction < 1:
-        raise ValueError(f"unassigned_fraction={unassigned_fraction!r}: it is a share, at least 0 and below 1")
-    if max_children is not None and max_children < 1:
-        raise ValueError(f"max_children={max_children!r}: use 1 or more, or None for no limit")
-    if similarity in MEASURED_ON_ACTIVATIONS and activations is None:
+def _check(saes: Sequence[SAE[Any]], rule: ParentRule, activations: Iterable[torch.Tensor] | None) -> None:
+    if rule.is_measured and activations is None:
         raise ValueError(
-            f"activations=None: similarity={similarity!r} is measured on activations; pass (batch, d_in) tensors"
+            f"activations=None: similarity={rule.similarity!r} is measured on activations; pass (batch, d_in) tensors, "
+            "or a rule that reads weights alone, such as sae_lens_hsae.forest.PAPER_RULE"
         )
     widths, d_ins = widths_of(saes), [sae.cfg.d_in for sae in saes]
     hooks = [sae.cfg.metadata.hook_name for sae in saes]
@@ -123,5 +103,5 @@ def _check(
     if len({hook for hook in hooks if hook is not None}) > 1:
         raise ValueError(f"saes read different hook points {hooks}; all levels must read the same activations")
     missing = [type(sae).__name__ for sae in saes if not hasattr(sae, "W_enc")]
-    if similarity == "encoder" and missing:
+    if rule.similarity == "encoder" and missing:
         raise ValueError(f"similarity='encoder': {', '.join(missing)} has no W_enc; use another")

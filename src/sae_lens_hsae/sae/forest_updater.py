@@ -11,7 +11,6 @@ from torch import nn
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.forest.counts import COACTIVATION_EVERY, follow_frequency, weight_of_batch
 from sae_lens_hsae.forest.parents import (
-    MEASURED_ON_ACTIVATIONS,
     SimilarityBlock,
     coactivation_similarity,
     conditional_similarity,
@@ -73,7 +72,7 @@ class ForestUpdater(nn.Module):
     @property
     def _counts(self) -> bool:
         """Whether the similarity is measured on what fires."""
-        return self._cfg.hierarchy_similarity in MEASURED_ON_ACTIVATIONS
+        return self._cfg.parent_rule.is_measured
 
     def shares_of_tokens(self) -> list[torch.Tensor]:
         """The counted shares that the similarity reads."""
@@ -114,14 +113,12 @@ class ForestUpdater(nn.Module):
             parents: (d_sae,) int64; written in place.
             W_enc: (d_in, d_sae); W_dec: (d_sae, d_in).
         """
-        cfg, levels = self._cfg, self._cfg.levels
+        levels = self._cfg.levels
         similarities = [
             self._similarity(boundary, above, below, W_enc, W_dec)
             for boundary, (above, below) in enumerate(levels.boundaries)
         ]
-        table = parent_table(
-            similarities, levels, cfg.unassigned_fraction, cfg.max_children, cfg.minimum_similarity, parents.device
-        )
+        table = parent_table(similarities, levels, self._cfg.parent_rule, parents.device)
         children = slice(levels.widths[0], None)
         if len(levels) > 1:
             self.reparented_share.copy_((table[children] != parents[children]).float().mean())
