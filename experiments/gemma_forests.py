@@ -53,9 +53,7 @@ def _stack(model: str, stream: Stream, activations: GemmaActivations, size: Size
     saes: list[Any] = list(level_saes(levels))
     if model == SAME_RULE:
         x = activations(stream.layer, n_tokens(size))[:COUNTED_ON].split(4096)
-        forest = FeatureForest.from_saes(
-            saes, "conditional", unassigned_fraction=0.0, minimum_similarity=0.3, activations=x
-        )
+        forest = FeatureForest.from_saes(saes, activations=x)
     return saes, forest
 
 
