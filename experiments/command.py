@@ -18,6 +18,7 @@ from experiments.meaning import EntryWords, reproduce_meaning
 from experiments.paper_tables import FULL, QUICK, TABLES, Size, reproduce, reproduce_sinks
 from experiments.planted_tables import SETTINGS, reproduce_planted
 from experiments.readability import readability
+from experiments.steering import reproduce_steering
 from experiments.tables import (
     meaning_table,
     named_trees,
@@ -32,7 +33,7 @@ from sae_lens_hsae.cli.progress_bars import bars_on_terminals_only
 from sae_lens_hsae.storage.whole_files import file_written_whole
 
 QUICK_GLOSSES = 2_000
-OF_GEMMA = ("in-the-model", "gemma-forests", "gemma-trees")
+OF_GEMMA = ("in-the-model", "steering", "gemma-forests", "gemma-trees")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,7 +45,8 @@ def parser() -> argparse.ArgumentParser:
         "similarity (what makes a parent), tradeoff (ρ and r); ideas (beyond the paper, ablated), "
         "activation (JumpReLU or BatchTopK levels); "
         "all on all-MiniLM-L6-v2 reading WordNet's glosses; sinks (a few tokens far from all others, put into them); "
-        "gemma (Gemma 3 270M reading the Brown Corpus), in-the-model (what its levels recover and steer), "
+        "gemma (Gemma 3 270M reading the Brown Corpus), in-the-model (the cross-entropy that its "
+        "levels recover), steering (by features that are chosen in several ways), "
         "gemma-forests (its trees counted, and over seeds), gemma-trees (six of them drawn). "
         "Ground truths: planted (trees that generated the activations), wordnet (the meaning of parent and child). "
         "readability (of one saved run: do children read as parts of their parents?).",
@@ -119,6 +121,9 @@ def _of_gemma(chosen: argparse.Namespace, activations: GemmaActivations, size: S
         with file_written_whole(chosen.output / f"{name}.txt") as aside:
             aside.write_text(text + "\n", encoding="utf-8")
         return Outcome(text, {"trees": text})
+    if chosen.table == "steering":
+        rows = reproduce_steering(activations, cells, size)
+        return Outcome(write_rows("steering", rows, chosen.output), rows)
     compute = gemma_forests if chosen.table == "gemma-forests" else reproduce_in_the_model
     rows = compute(activations, cells, size, chosen.layer)
     return Outcome(write_rows(name, rows, chosen.output), rows)

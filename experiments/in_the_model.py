@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from experiments.gemma_stream import GemmaActivations, gemma_store
+from experiments.gemma_stream import GemmaActivations, gemma_store, hook_of
 from experiments.models import HSAE, SAELENS_BATCH_TOPK, stack_of
 from experiments.paper_tables import Size, Stream, n_tokens, trained
 from sae_lens_hsae.evaluation import cross_entropy_recovered
@@ -47,5 +47,5 @@ def reproduce_in_the_model(
 def _for_the_model(sae: Any, factor: float, layer: int) -> Any:
     """A level trained on scaled activations as one for the activations as they are, at its hook point."""
     sae.fold_activation_norm_scaling_factor(factor)
-    sae.cfg.metadata.hook_name = f"blocks.{layer}.hook_resid_post"
+    sae.cfg.metadata.hook_name = hook_of(layer)
     return sae

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from experiments.gemma_stream import GemmaActivations
+from experiments.gemma_stream import GemmaActivations, hook_of
 from experiments.models import HSAE
 from experiments.paper_tables import Size, Stream, n_tokens, trained
 from experiments.steering_tasks import TASKS, Judge, split
@@ -23,7 +23,7 @@ from sae_lens_hsae.text.gemma import gemma_folder
 from sae_lens_hsae.text.load_model import TRANSFORMER_LENS, load_model
 
 LAYER = 9
-HOOK = f"blocks.{LAYER}.hook_resid_post"
+HOOK = hook_of(LAYER)
 TARGET_L0 = 16.0
 PROMPTS = ("It is", "When we", "There was", "In this", "This is", "He said", "They are", "After the")
 N_WRITTEN = 16
