@@ -14,7 +14,7 @@ from experiments.wordnet.concepts import FeatureConcepts
 from experiments.wordnet.database import WordNet
 from experiments.wordnet.judge import MEASURES, judge_forest
 from experiments.wordnet.report import PairRates
-from sae_lens_hsae.evaluation.cluster_bootstrap import Estimate, resampled_means
+from sae_lens_hsae.evaluation.cluster_bootstrap import resampled_means
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.forest.levels import Levels
 
@@ -254,10 +254,3 @@ def test_intervals_where_resampling_cannot_give_one():
     assert (never.value, never.low, never.high) == pytest.approx((0.0, 0.0, 0.2775), abs=1e-4)
     nothing = resampled_means(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), 10, generator)
     assert math.isnan(nothing.estimate(0).value)
-
-
-def test_intervals_apart():
-    assert Estimate(0.5, 0.4, 0.6).is_apart_from(Estimate(0.7, 0.61, 0.8))
-    assert Estimate(0.7, 0.61, 0.8).is_apart_from(Estimate(0.5, 0.4, 0.6))
-    assert not Estimate(0.5, 0.4, 0.6).is_apart_from(Estimate(0.7, 0.6, 0.8))
-    assert not Estimate(0.5, math.nan, math.nan).is_apart_from(Estimate(0.7, 0.6, 0.8))

@@ -4,7 +4,6 @@ import copy
 import json
 import pickle
 import shutil
-import zipfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -120,28 +119,16 @@ class Exploit:
         return Path.touch, (self.path,)
 
 
-@pytest.mark.parametrize("how", ["pickled", "huge", "compressed", "legacy"])
-def test_a_hostile_trainer_state_does_nothing(checkpoint, tmp_path, how):
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_hostile_trainer_state_does_nothing(checkpoint, tmp_path, legacy):
     shutil.copytree(checkpoint, tmp_path / "0")
     path, made = tmp_path / "0" / "trainer_state.pt", tmp_path / "made"
-    if how == "pickled":
-        torch.save({"n_training_samples": Exploit(made)}, path)
-    elif how == "legacy":
+    if legacy:
         path.write_bytes(pickle.dumps(Exploit(made)))
     else:
-        with zipfile.ZipFile(path) as archive:
-            records = {record.filename: archive.read(record) for record in archive.infolist()}
-        if how == "huge":
-            # torch's unpickler knows bytearray, and would make one of any size.
-            records["trainer_state/data.pkl"] = (
-                b"\x80\x02cbuiltins\nbytearray\nq\x00" + pickle.dumps(10**12, 2)[2:-1] + b"\x85R."
-            )
-        compression = zipfile.ZIP_DEFLATED if how == "compressed" else zipfile.ZIP_STORED
-        with zipfile.ZipFile(path, "w", compression) as archive:
-            for name, content in records.items():
-                archive.writestr(name, content)
+        torch.save({"n_training_samples": Exploit(made)}, path)
     trainer = new_trainer(HierarchicalSAETrainer)
-    with memory_limited(), pytest.raises(ValueError, match=r"trainer_state\.pt' is damaged"):
+    with pytest.raises(ValueError, match=r"trainer_state\.pt' is damaged"):
         trainer.load_trainer_state(tmp_path / "0")
     assert not made.exists()
 

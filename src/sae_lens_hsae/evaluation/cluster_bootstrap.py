@@ -24,10 +24,6 @@ class Estimate:
     low: float
     high: float
 
-    def is_apart_from(self, other: Estimate) -> bool:
-        """Whether the two intervals do not overlap; False if one is NaN."""
-        return self.low > other.high or self.high < other.low
-
     def __str__(self) -> str:
         return "–" if math.isnan(self.value) else f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
