@@ -104,14 +104,14 @@ def _months() -> list[Pair]:
 
 
 BEHAVIOURS = {
-    "subject–verb agreement, attractor between": _agreement,
-    "pronoun by first name": _pronouns,
     "capital of a country": lambda: _looked_up("The capital of {} is", CAPITALS),
     "opposite of a word": lambda: _looked_up("The opposite of {} is", OPPOSITES),
     "closing quotation mark": _quotes,
+    "next month": _months,
+    "subject–verb agreement, attractor between": _agreement,
+    "pronoun by first name": _pronouns,
     "closing bracket": _brackets,
     "later year": _greater,
-    "next month": _months,
 }
 """Functions that give a behaviour's pairs, by name."""
 

@@ -23,16 +23,14 @@ from sae_lens_hsae.interpret.circuits import Ablation, find_circuit, flat_effect
 from sae_lens_hsae.text.gemma import gemma_folder
 from sae_lens_hsae.text.load_model import TRANSFORMER_LENS, load_model
 
-N_PAIRS = 8
+N_PAIRS = 6
 LEAST_ACCURACY = 0.6
 """A behaviour below it is one that the model does not have."""
-THRESHOLD = 0.02
-"""Of a node, as a share of the logits between clean and other prompts."""
+THRESHOLD = 0.1
+"""Of a node, in logits."""
 N_NODES = (8, 32, 128)
 """Sizes of circuits, all hook points together."""
 FINEST = 3
-INTEGRATED_TOO = "capital of a country"
-"""The behaviour whose effects are also found by integrated gradients, which take twenty times as long."""
 
 
 @dataclass(frozen=True)
@@ -79,39 +77,28 @@ def measure_behaviour(name: str, subject: Subject) -> dict[str, Any]:
     """Accuracy; and of a behaviour that the model has, effects, circuits and what they are worth."""
     model, forests = subject.model, subject.forests
     pairs = usable(BEHAVIOURS[name](), model.tokenizer, N_PAIRS)
-    circuit = find_circuit(model, forests, pairs, threshold=1e9)
+    circuits = {"down the forest": find_circuit(model, forests, pairs, threshold=THRESHOLD)}
+    circuit = circuits["down the forest"]
     found: dict[str, Any] = {"behaviour": name, "pairs": len(pairs), "accuracy": circuit.accuracy}
     if circuit.accuracy < LEAST_ACCURACY:
         return found | {"left_out": True}
-    assert circuit.patched is not None
-    threshold = THRESHOLD * abs(circuit.clean - circuit.patched)
-    found |= {"clean": circuit.clean, "patched": circuit.patched, "threshold": threshold}
+    found |= {"clean": circuit.clean, "patched": circuit.patched}
+    circuits["roots' trees only"] = find_circuit(model, forests, pairs, threshold=THRESHOLD, unassigned=False)
     began = time.perf_counter()
     effects = flat_effects(model, forests, pairs)
     found["seconds"] = {"attribution": time.perf_counter() - began}
-    if name == INTEGRATED_TOO:
-        began = time.perf_counter()
-        integrated = flat_effects(model, forests, pairs, "integrated")
-        found["seconds"]["integrated"] = time.perf_counter() - began
-        both = torch.stack([torch.cat(list(each.values())) for each in (effects, integrated)])
-        found["r_integrated"] = torch.corrcoef(both)[0, 1].item()
-
     trees = {hook: sae.forest for hook, sae in forests.items()}
-    circuits = {
-        way: find_circuit(model, forests, pairs, "attribution", threshold, unassigned)
-        for way, unassigned in {"down the forest": True, "roots' trees only": False}.items()
-    }
     found["visited"] = {way: each.n_visited for way, each in circuits.items()}
     found["errors"] = [
         sum(node.effect for node in circuit.nodes if node.feature is None and node.level == level) for level in range(4)
     ]
-    found["parents"] = [parents_and_children(trees, effects, level, threshold) for level in range(FINEST)]
-    found["curves"] = curves(subject, pairs, effects, {way: each.at(FINEST) for way, each in circuits.items()})
+    found["parents"] = [parents_and_children(trees, effects, level) for level in range(FINEST)]
+    found["curves"] = curves(subject, pairs, effects, {"down the forest": circuit.at(FINEST)})
     return found
 
 
 def parents_and_children(
-    forests: Mapping[str, FeatureForest], effects: Mapping[str, torch.Tensor], level: int, threshold: float
+    forests: Mapping[str, FeatureForest], effects: Mapping[str, torch.Tensor], level: int, threshold: float = THRESHOLD
 ) -> dict[str, float]:
     """Of one boundary: a parent's effect against the sum of its children's, over parents that either is other than 0.
 
@@ -155,18 +142,18 @@ def curves(
     widths = next(iter(subject.forests.values())).cfg.level_widths
     for level in (0, FINEST):
         ablation = Ablation(subject.model, subject.forests, pairs, level)
-        without_errors = Ablation(subject.model, subject.forests, pairs, level, keep_errors=False)
         everything = {hook: range(sum(widths)) for hook in effects}
         of_level = {"level": level, "none": ablation.none, "all": ablation.all}
-        of_level["features_alone"] = without_errors.faithfulness(everything)
+        of_level["features_alone"] = ablation.without_errors().faithfulness(everything)
         own = slice(sum(widths[:level]), sum(widths[: level + 1]))
-        ways = {"flat": {hook: range(own.start, own.stop) for hook in effects}}
-        ways |= dict(chosen) if level == FINEST else {}
-        for way, candidates in ways.items():
-            ranked = _ranked(effects, candidates)
-            for n in N_NODES:
-                rows.append(of_level | _worth(ablation, way, n, ranked[:n]))
-        firing = _ranked(effects, ways["flat"])
+        every_one = {hook: range(own.start, own.stop) for hook in effects}
+        ranked = _ranked(effects, every_one)
+        rows += [of_level | _worth(ablation, "flat", n, ranked[:n]) for n in N_NODES]
+        for way, candidates in chosen.items() if level == FINEST else ():
+            nodes = _ranked(effects, candidates)
+            rows.append(of_level | _worth(ablation, way, 0, nodes))
+            rows.append(of_level | _worth(ablation, f"flat, as many as {way}", 0, ranked[: len(nodes)]))
+        firing = ranked[:]
         random.Random(0).shuffle(firing)
         rows.append(of_level | _worth(ablation, "random", N_NODES[-1], firing[: N_NODES[-1]]))
     return rows
@@ -183,7 +170,7 @@ def _worth(ablation: Ablation, way: str, n: int, nodes: list[tuple[str, int]]) -
     for hook, feature in nodes:
         kept.setdefault(hook, []).append(feature)
     worth = {"faithfulness": ablation.faithfulness(kept), "completeness": ablation.completeness(kept)}
-    return {"way": way, "n": n, "n_kept": len(nodes), **worth}
+    return {"way": way, "n": n or None, "n_kept": len(nodes), **worth}
 
 
 def _seeded() -> torch.Generator:
@@ -210,15 +197,6 @@ def circuit_rows(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for cell in cells
     ]
     had = [cell for cell in cells if not cell.get("left_out")]
-    rows += [
-        {
-            "integrated gradients": cell["behaviour"],
-            "r with attribution patching": cell["r_integrated"],
-            "their seconds": cell["seconds"]["integrated"],
-        }
-        for cell in had
-        if "r_integrated" in cell
-    ]
     for level in range(FINEST):
         own = [cell["parents"][level] for cell in had]
         strong = sum(each["n"] for each in own)
@@ -241,5 +219,5 @@ def circuit_rows(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
         own = [row for cell in had for row in cell["curves"] if (row["level"], row["way"], row["n"]) == (level, way, n)]
         worth = {name: median(row[name] for row in own) for name in ("faithfulness", "completeness", "features_alone")}
         kept = fmean(row["n_kept"] for row in own)
-        rows.append({"level": level, "way": way, "nodes": n, "kept": kept, **worth})
+        rows.append({"level": level, "way": way, "nodes": kept, **worth})
     return rows

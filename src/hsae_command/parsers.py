@@ -205,6 +205,12 @@ def add_circuit(commands: Any) -> None:
     parser.add_argument(
         "--threshold", type=float, default=0.1, help="least effect of a node, in logits (default: %(default)s)"
     )
+    parser.add_argument(
+        "--edges",
+        type=float,
+        metavar="LEAST",
+        help="also find what goes from node to node of the next hook point, at least so many logits, such as 0.01",
+    )
     parser.add_argument("--output", default="circuit.json", help="the circuit as JSON goes here (default: %(default)s)")
     add_device(parser)
     add_json(parser)

@@ -10,7 +10,7 @@ from host_helpers import D_MODEL, save_tiny_gpt2
 
 from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
-from sae_lens_hsae.interpret.circuits import Circuit, find_circuit, read_pairs
+from sae_lens_hsae.interpret.circuits import Circuit, find_circuit, read_pairs, with_edges
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
 
 HOOKS = ("transformer.h.0", "transformer.h.1")
@@ -67,6 +67,24 @@ def test_it_prints_and_writes_what_the_function_finds(saved, tmp_path, capsys):
     indent = "  " * len(path_of(forests, deepest))
     assert f"\n{indent}{deepest.effect:+.2f}  {deepest.name}" in text
     assert text.endswith(f"Written to {output}\n")
+
+
+def test_edges_are_printed_where_asked_for(saved, tmp_path, capsys):
+    output = tmp_path / "c.json"
+    arguments = ["circuit", str(saved / "run0"), str(saved / "run1"), "--pairs", str(saved / "pairs.jsonl")]
+    arguments += ["--threshold", "0.01", "--output", str(output), "--edges"]
+    cli.main([*arguments, "0.001"])
+    text = capsys.readouterr().out
+    forests = {hook: load_hierarchical_sae(saved / f"run{seed}") for seed, hook in enumerate(HOOKS)}
+    model, pairs = load_language_model(forests[HOOKS[0]], HOOKS[1]), read_pairs(saved / "pairs.jsonl")
+    expected = with_edges(model, forests, pairs, find_circuit(model, forests, pairs, threshold=0.01), 0.001).edges
+    assert Circuit.from_dict(json.loads(output.read_text())).edges == expected
+    between = [edge for edge in expected if "error" not in edge.source + edge.target]
+    assert between
+    for edge in between:
+        assert f"  {edge.effect:+.2f}  {HOOKS[0]} {edge.source} → {HOOKS[1]} {edge.target}\n" in text
+    with pytest.raises(SystemExit, match=r"edges=-1.0 must be 0 or more"):
+        cli.main([*arguments, "-1"])
 
 
 def path_of(forests: Any, node: Any) -> list[int]:

@@ -13,7 +13,16 @@ from sae_lens import HookedSAETransformer
 from transformer_lens import HookedTransformerConfig
 from transformers import AutoTokenizer
 
-from sae_lens_hsae.interpret.circuits import Ablation, Circuit, Pair, find_circuit, flat_effects, read_pairs
+from sae_lens_hsae.interpret.circuits import (
+    Ablation,
+    Circuit,
+    Edge,
+    Pair,
+    find_circuit,
+    flat_effects,
+    read_pairs,
+    with_edges,
+)
 
 FIRST, SECOND = HOOKS = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post")
 PAIRS = [
@@ -187,11 +196,68 @@ def test_the_way_down_leads_through_parents_over_the_threshold(tokenizer, unassi
         Circuit.from_dict({})
 
 
+@pytest.mark.parametrize("pairs", [PAIRS, ZERO], ids=["pairs", "zero"])
+def test_edges_equal_finite_differences_and_add_up_to_the_effect(tokenizer, pairs):
+    """x at the second hook point is all that the metric sees, so its nodes carry the whole effect of the first's."""
+    model, saes = tiny(tokenizer), stacks()
+    circuit = with_edges(model, saes, pairs, find_circuit(model, saes, pairs, threshold=0.0), threshold=0.0)
+    edges = {(edge.source, edge.target): edge.effect for edge in circuit.edges}
+    assert {(edge.above, edge.below) for edge in circuit.edges} == {HOOKS}
+    for node in circuit.nodes:
+        if node.hook == FIRST:
+            total = sum(effect for (source, _), effect in edges.items() if source == node.name)
+            assert total == pytest.approx(node.effect, abs=1e-9)
+    strongest = {(edge.level, "error" in edge.source, "error" in edge.target): edge for edge in circuit.edges[::-1]}
+    assert len(strongest) == 12
+    for edge in strongest.values():
+        expected = sum(by_differences(model, saes, pair, edge) for pair in pairs) / len(pairs)
+        assert edge.effect == pytest.approx(expected, rel=1e-5, abs=1e-8)
+    assert Circuit.from_dict(json.loads(json.dumps(circuit.to_dict()))) == circuit
+    few = with_edges(model, saes, pairs, circuit, threshold=0.05).edges
+    assert few == tuple(edge for edge in circuit.edges if abs(edge.effect) >= 0.05)
+    assert 0 < len(few) < len(circuit.edges)
+
+
+@torch.no_grad()
+def by_differences(model: Any, saes: Any, pair: Pair, edge: Edge, h: float = 1e-5) -> float:
+    """Moves x by the source's change, sees how the target's part of x moves, and what that does to the metric."""
+
+    def part(hook: str, name: str, x: torch.Tensor) -> torch.Tensor:
+        sae, number = saes[hook].level_sae(edge.level), name.split("/")[1]
+        acts = sae.encode(x)
+        if number == "error":
+            return x - sae.decode(acts)
+        return acts[..., int(number), None] * sae.W_dec[int(number)]
+
+    change = part(FIRST, edge.source, read(model, pair.clean, FIRST))
+    if pair.patch is not None:
+        change = change - part(FIRST, edge.source, read(model, pair.patch, FIRST))
+    change[:, 0] = 0
+    parts, x = [], read(model, pair.clean, SECOND)
+    for sign in (1, -1):
+        hooks = [(FIRST, lambda x, hook, sign=sign: x + sign * h * change)]  # noqa: ARG005
+        with model.hooks(fwd_hooks=hooks):
+            parts.append(part(SECOND, edge.target, read(model, pair.clean, SECOND)))
+    moved = (parts[0] - parts[1]) / (2 * h)
+    moved[:, 0] = 0
+    return slope(model, pair, SECOND, x, moved)
+
+
+def test_edges_are_of_the_circuits_own_forests(tokenizer):
+    model, saes = tiny(tokenizer), stacks()
+    circuit = find_circuit(model, saes, PAIRS)
+    with pytest.raises(ValueError, match=r"the circuit has nodes at .*blocks.0.hook_resid_post"):
+        with_edges(model, {SECOND: saes[SECOND]}, PAIRS, circuit)
+    with pytest.raises(ValueError, match=r"threshold=-1 must be 0 or more"):
+        with_edges(model, saes, PAIRS, circuit, threshold=-1)
+
+
 @pytest.mark.parametrize("keep_errors", [True, False])
 @pytest.mark.parametrize("level", [0, 2])
 def test_ablation_equals_replacing_by_hand(tokenizer, level, keep_errors):
     model, saes = tiny(tokenizer), stacks()
-    ablation = Ablation(model, saes, PAIRS, level, keep_errors)
+    ablation = Ablation(model, saes, PAIRS, level)
+    ablation = ablation if keep_errors else ablation.without_errors()
     assert ablation.all == pytest.approx(sum(metric(model, pair, {}) for pair in PAIRS) / 3, abs=1e-10)
     texts = [text for pair in PAIRS for text in (pair.clean, pair.patch or "")]
     own = saes[FIRST].levels[level]

@@ -12,7 +12,7 @@ from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.cli.text_flags import check_device
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
-from sae_lens_hsae.interpret.circuits import Circuit, Node, find_circuit, read_pairs
+from sae_lens_hsae.interpret.circuits import Circuit, Node, find_circuit, read_pairs, with_edges
 from sae_lens_hsae.interpret.circuits.places import check_one_model
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
 from sae_lens_hsae.interpret.labels.files import labels_beside
@@ -27,6 +27,8 @@ def run_circuit(chosen: argparse.Namespace) -> Outcome:
         FileNotFoundError: if a folder holds no SAE, or there is no file of pairs.
         ValueError: if the SAEs are of different models or of one hook point, or as `find_circuit` and `read_pairs`.
     """
+    if chosen.edges is not None and not chosen.edges >= 0:
+        raise ValueError(f"edges={chosen.edges} must be 0 or more, in logits")
     check_device(chosen.device)
     pairs = read_pairs(chosen.pairs)
     output = Path(chosen.output)
@@ -46,6 +48,8 @@ def run_circuit(chosen: argparse.Namespace) -> Outcome:
     circuit = find_circuit(model, forests, pairs, chosen.method, chosen.threshold).labelled(
         {hook: labels_by_tokens(dashboards[hook], model.tokenizer) | given[hook] for hook in forests}
     )
+    if chosen.edges is not None:
+        circuit = with_edges(model, forests, pairs, circuit, chosen.edges)
     data = circuit.to_dict()
     with file_written_whole(output) as aside:
         aside.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -63,11 +67,19 @@ def _text(circuit: Circuit, forests: Mapping[str, FeatureForest], output: Path) 
         errors = "  ".join(f"{node.level}: {node.effect:.2f}" for node in own if node.feature is None)
         lines += ["", f"{hook}  (errors of the levels: {errors})"]
         lines += _trees([node for node in own if node.feature is not None], forests[hook]) or ["  no feature"]
+    lines += _edges(circuit)
     seen = "  ".join(
         f"level {level}: {visited:,} of {there:,}"
         for level, (visited, there) in enumerate(zip(circuit.n_visited, circuit.n_features, strict=True))
     )
     return "\n".join([*lines, "", f"Features looked at: {seen}", f"Written to {output}"])
+
+
+def _edges(circuit: Circuit) -> list[str]:
+    """A line per edge between features; errors' edges are many, and stand in the file."""
+    shown = [edge for edge in circuit.edges if not (edge.source.endswith("error") or edge.target.endswith("error"))]
+    lines = [f"  {each.effect:+.2f}  {each.above} {each.source} → {each.below} {each.target}" for each in shown]
+    return ["", f"{len(circuit.edges)} edges, between features:", *lines] if circuit.edges else []
 
 
 def _trees(nodes: Sequence[Node], forest: FeatureForest) -> list[str]:

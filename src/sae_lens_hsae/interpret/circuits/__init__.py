@@ -1,8 +1,9 @@
 """Which features carry a behaviour of a language model: attributed coarse to fine, and tried by ablation."""
 
 from sae_lens_hsae.interpret.circuits.ablation import Ablation
-from sae_lens_hsae.interpret.circuits.circuit import Circuit, Node
+from sae_lens_hsae.interpret.circuits.circuit import Circuit, Edge, Node
+from sae_lens_hsae.interpret.circuits.edges import with_edges
 from sae_lens_hsae.interpret.circuits.find import find_circuit, flat_effects
 from sae_lens_hsae.interpret.circuits.pairs import Pair, read_pairs
 
-__all__ = ["Ablation", "Circuit", "Node", "Pair", "find_circuit", "flat_effects", "read_pairs"]
+__all__ = ["Ablation", "Circuit", "Edge", "Node", "Pair", "find_circuit", "flat_effects", "read_pairs", "with_edges"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -15,12 +16,12 @@ from sae_lens_hsae.text.hook_point import run_and_keep
 class Ablation:
     """Runs in which features of one level, outside a circuit, have their mean over the prompts' tokens.
 
-    Means are those over all clean and other prompts. Downstream, what is kept follows what was changed upstream.
+    Means are those over all clean and other prompts. Downstream, what is kept follows what was changed upstream. What
+    the level does not reconstruct stays, unless `without_errors` is asked.
 
     Args:
         model: as for `find_circuit`, like ``forests`` and ``pairs``.
         level: of every forest; −1 is the finest.
-        keep_errors: whether what the level does not reconstruct stays; else it has its mean, too.
 
     Attributes:
         all: mean logit difference of the model as it is.
@@ -38,9 +39,8 @@ class Ablation:
         forests: Mapping[str, Any],
         pairs: Sequence[Pair],
         level: int = -1,
-        keep_errors: bool = True,
     ) -> None:
-        self._model, self._keep_errors = model, keep_errors
+        self._model, self._keep_errors = model, True
         self._places = {place.own: place for place in places_of(model, forests)}
         for place in self._places.values():
             n_levels = len(place.forest.levels)
@@ -53,6 +53,13 @@ class Ablation:
         runs = [batch.differences(model(batch.clean)) for batch in self._batches]
         self.all = torch.cat(runs).mean().item()
         self.none = self.metric({})
+
+    def without_errors(self) -> Ablation:
+        """The same with errors that have their mean, too; faithfulness then asks what features do without them."""
+        other = copy(self)
+        other._keep_errors = False
+        other.none = other.metric({})
+        return other
 
     @torch.no_grad()
     def metric(self, kept: Mapping[str, Collection[int]]) -> float:

@@ -55,22 +55,33 @@ class Attribution:
             for i in change.flatten(0, 1).any(0).nonzero().flatten().tolist():  # without the rest all is as it was
                 lost[i] = self._lost(place, change[..., i, None] * directions[i])
             return lost
-        return (change * (self._gradient(place, level) @ directions.T)).sum((0, 1))
+        return (change * (self.gradient(place, level) @ directions.T)).sum((0, 1))
 
     def error(self, place: Place, level: int) -> float:
         """The effect of what the level does not reconstruct."""
-        with torch.no_grad():
-            change = place.error(self._clean[place.own], level)
-            if self._patch:
-                change = change - place.error(self._patch[place.own], level)
-            change = change * self._mask(place)
+        change = self.change_along(place, level, None)
         if self._method == "patch":
             return self._lost(place, change).item()
-        return (change * self._gradient(place, level)).sum().item()
+        return (change * self.gradient(place, level)).sum().item()
 
-    def _mask(self, place: Place) -> torch.Tensor:
+    def clean_at(self, place: Place) -> torch.Tensor:
+        """(pairs, context, d_in) on the clean prompts."""
+        return self._clean[place.own]
+
+    def mask(self, place: Place) -> torch.Tensor:
+        """(context, 1) bool: the positions at which something is attributed."""
         x = self._clean[place.own]
         return place.trained_on(x.shape[1], self._batch.n_before).to(x.device)[:, None]
+
+    @torch.no_grad()
+    def change_along(self, place: Place, level: int, feature: int | None) -> torch.Tensor:
+        """(pairs, context, d_in): what x loses by patching a feature, by its number in the level, or the error."""
+        if feature is not None:
+            return self._change(place, level)[..., feature, None] * place.saes[level].W_dec[feature]
+        change = place.error(self._clean[place.own], level)
+        if self._patch:
+            change = change - place.error(self._patch[place.own], level)
+        return change * self.mask(place)
 
     @torch.no_grad()
     def _change(self, place: Place, level: int) -> torch.Tensor:
@@ -78,7 +89,7 @@ class Attribution:
         acts = place.acts(self._clean[place.own], level)
         if self._patch:
             acts = acts - place.acts(self._patch[place.own], level)
-        return acts * self._mask(place)
+        return acts * self.mask(place)
 
     @torch.no_grad()
     def _lost(self, place: Place, move: torch.Tensor) -> torch.Tensor:
@@ -98,7 +109,7 @@ class Attribution:
         with self._model.hooks(fwd_hooks=[(name, hook_at(name)) for name in {*instead, *(added or ())}]):
             return self._batch.differences(self._model(self._batch.clean))
 
-    def _gradient(self, place: Place, level: int) -> torch.Tensor:
+    def gradient(self, place: Place, level: int) -> torch.Tensor:
         """(pairs, context, d_in) of the metric's sum over the pairs."""
         if self._method == "attribution":
             return self._at_clean[place.own]
@@ -123,7 +134,7 @@ class Attribution:
             with torch.no_grad():
                 bias = sae.decode(clean.new_zeros(1, sae.cfg.d_sae).to(sae.device, sae.dtype)).to(clean)
             start = bias.expand_as(clean)
-        start = torch.where(self._mask(place), start, clean)
+        start = torch.where(self.mask(place), start, clean)
         total = torch.zeros_like(clean)
         for step in range(N_STEPS):
             x = (start + (step + 0.5) / N_STEPS * (clean - start)).requires_grad_()

@@ -34,6 +34,25 @@ class Node:
 
 
 @dataclass(frozen=True)
+class Edge:
+    """What of a node's effect goes through a node of the next hook point, see `with_edges`.
+
+    Attributes:
+        level: of both forests.
+        above, source: hook point and name of the earlier node.
+        below, target: of the later one.
+        effect: in logits, as `Node.effect`.
+    """
+
+    level: int
+    above: str
+    source: str
+    below: str
+    target: str
+    effect: float
+
+
+@dataclass(frozen=True)
 class Circuit:
     """What carries a behaviour, at every level. The levels are views of the same x: do not add their effects up.
 
@@ -48,6 +67,7 @@ class Circuit:
             looked at comes last there, whatever its effect.
         n_visited: features whose effect was computed, by level over all hook points.
         n_features: features there are, likewise.
+        edges: between nodes, where they were asked for; by level and falling |effect|.
     """
 
     method: Method
@@ -59,6 +79,7 @@ class Circuit:
     nodes: tuple[Node, ...]
     n_visited: tuple[int, ...]
     n_features: tuple[int, ...]
+    edges: tuple[Edge, ...] = ()
 
     def at(self, level: int) -> dict[str, list[int]]:
         """The features among the nodes of one level, by hook point; the strongest first."""
@@ -92,6 +113,7 @@ class Circuit:
         own: dict[str, Any] = {name: value for name, value in data.items() if not name.startswith("schema")}
         try:
             own["nodes"] = tuple(Node(**node) for node in own["nodes"])
+            own["edges"] = tuple(Edge(**edge) for edge in own["edges"])
             own |= {name: tuple(own[name]) for name in ("n_visited", "n_features")}
             return cls(**own)
         except (TypeError, KeyError) as error:
