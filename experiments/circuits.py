@@ -61,7 +61,7 @@ class Subject:
 
 
 def reproduce_circuits(activations: GemmaActivations, folder: Path, size: Size) -> list[dict[str, Any]]:
-    """One row for each behaviour, level of the forests and way of choosing nodes; kept by behaviour.
+    """Rows of the tables that `circuit_rows` makes; what is measured is kept by behaviour.
 
     Args:
         activations: what the models were trained on.
@@ -70,7 +70,7 @@ def reproduce_circuits(activations: GemmaActivations, folder: Path, size: Size) 
     """
     subject = Subject(activations, folder, size)
     cells = [Cell(f"circuit-{N_PAIRS}pairs-{name}", measure_behaviour, (name, subject)) for name in BEHAVIOURS]
-    return finish_cells(cells, folder, "Circuits")
+    return circuit_rows(finish_cells(cells, folder, "Circuits"))
 
 
 def measure_behaviour(name: str, subject: Subject) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
+from experiments.circuits import reproduce_circuits
 from experiments.figures import figures_of
 from experiments.gemma_forests import gemma_forests, gemma_trees
 from experiments.gemma_stream import LAYERS, GemmaActivations
@@ -33,7 +34,7 @@ from sae_lens_hsae.cli.progress_bars import bars_on_terminals_only
 from sae_lens_hsae.storage.whole_files import file_written_whole
 
 QUICK_GLOSSES = 2_000
-OF_GEMMA = ("in-the-model", "steering", "gemma-forests", "gemma-trees")
+OF_GEMMA = ("in-the-model", "circuits", "steering", "gemma-forests", "gemma-trees")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
         "activation (JumpReLU or BatchTopK levels); "
         "all on all-MiniLM-L6-v2 reading WordNet's glosses; sinks (a few tokens far from all others, put into them); "
         "gemma (Gemma 3 270M reading the Brown Corpus), in-the-model (the cross-entropy that its "
-        "levels recover), steering (by features that are chosen in several ways), "
+        "levels recover), circuits (behaviours of it, coarse to fine), steering (by features that are chosen in several ways), "
         "gemma-forests (its trees counted, and over seeds), gemma-trees (six of them drawn). "
         "Ground truths: planted (trees that generated the activations), wordnet (the meaning of parent and child). "
         "readability (of one saved run: do children read as parts of their parents?).",
@@ -121,9 +122,10 @@ def _of_gemma(chosen: argparse.Namespace, activations: GemmaActivations, size: S
         with file_written_whole(chosen.output / f"{name}.txt") as aside:
             aside.write_text(text + "\n", encoding="utf-8")
         return Outcome(text, {"trees": text})
-    if chosen.table == "steering":
-        rows = reproduce_steering(activations, cells, size)
-        return Outcome(write_rows("steering", rows, chosen.output), rows)
+    if chosen.table in ("circuits", "steering"):
+        reproduced = reproduce_circuits if chosen.table == "circuits" else reproduce_steering
+        rows = reproduced(activations, cells, size)
+        return Outcome(write_rows(chosen.table, rows, chosen.output), rows)
     compute = gemma_forests if chosen.table == "gemma-forests" else reproduce_in_the_model
     rows = compute(activations, cells, size, chosen.layer)
     return Outcome(write_rows(name, rows, chosen.output), rows)
