@@ -207,7 +207,7 @@ def whole_dashboards(folder):
     sae = make_sae()
     cfg = HierarchicalSAEConfig(d_in=D_IN, d_sae=sum(WIDTHS), level_widths=WIDTHS)
     inference = HierarchicalSAE(cfg)
-    inference.load_state_dict({name: sae.state_dict()[name] for name in inference.state_dict()})
+    inference.load_state_dict({name: getattr(sae, name) for name in inference.state_dict()})
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, 50, (8, 6), generator=generator)
     x = torch.randn(8, 6, D_IN, generator=generator) * 2
