@@ -8,7 +8,7 @@ from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME, SAE_CFG_FILENAME,
 from sae_lens.loading.pretrained_sae_loaders import handle_config_defaulting
 from safetensors import SafetensorError, safe_open
 
-from sae_lens_hsae.config import HierarchicalSAEConfig
+from sae_lens_hsae.config import ARCHITECTURE, HierarchicalSAEConfig
 from sae_lens_hsae.storage.exact_storage import SUFFIX
 from sae_lens_hsae.storage.json_files import is_number, printable, read_json_object
 
@@ -75,3 +75,13 @@ def check_tensor_file(path: Path) -> dict[str, tuple[int, ...]]:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - it is no dict
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged ({printable(error)}); save or download it again") from error
+
+
+def check_architecture(cfg_path: Path) -> None:
+    """Raise a ValueError if a saved config is of another architecture."""
+    saved = read_json_object(cfg_path).get("architecture")
+    if saved != ARCHITECTURE:
+        raise ValueError(
+            f"{cfg_path} has architecture={saved!r}, but this SAE is {ARCHITECTURE!r}; "
+            f"resume from a checkpoint of this run, or train with the configuration of that one"
+        )

@@ -13,12 +13,12 @@ from sae_lens.saes.jumprelu_sae import JumpReLU
 from sae_lens.saes.sae import TrainCoefficientConfig, TrainingSAE, TrainStepInput, TrainStepOutput
 from typing_extensions import override
 
-from sae_lens_hsae.config import ARCHITECTURE, HierarchicalTrainingSAEConfig
+from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.sae.forest_updater import ForestUpdater
 from sae_lens_hsae.sae.forms import activations_of, encoder_of
 from sae_lens_hsae.sae.gpu_step.feature_rows import FeatureRows
 from sae_lens_hsae.sae.inference import LevelStack
-from sae_lens_hsae.sae.model_files import check_tensor_file
+from sae_lens_hsae.sae.model_files import check_architecture, check_tensor_file
 from sae_lens_hsae.sae.perturbation import Replacement, replacements_of_step
 from sae_lens_hsae.sae.silent_features import SilentFeatures
 from sae_lens_hsae.sae.sparsity_control import SparsityControl
@@ -29,7 +29,6 @@ from sae_lens_hsae.sae.structural_loss import decay_factor
 from sae_lens_hsae.sae.thresholds import LearnedThresholds, RunningThresholds, thresholds_of
 from sae_lens_hsae.sae.training_metrics import level_metrics
 from sae_lens_hsae.storage.exact_storage import SUFFIX, as_bytes
-from sae_lens_hsae.storage.json_files import read_json_object
 from sae_lens_hsae.storage.whole_files import files_written_whole
 
 INFERENCE_TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec", "parents")
@@ -372,13 +371,3 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         check_architecture(Path(checkpoint_path) / SAE_CFG_FILENAME)
         check_tensor_file(Path(checkpoint_path) / SAE_WEIGHTS_FILENAME)
         super().load_weights_from_checkpoint(checkpoint_path)
-
-
-def check_architecture(cfg_path: Path) -> None:
-    """Raise a ValueError if a saved config is of another architecture."""
-    saved = read_json_object(cfg_path).get("architecture")
-    if saved != ARCHITECTURE:
-        raise ValueError(
-            f"{cfg_path} has architecture={saved!r}, but this SAE is {ARCHITECTURE!r}; "
-            f"resume from a checkpoint of this run, or train with the configuration of that one"
-        )

@@ -24,7 +24,8 @@ from safetensors import SafetensorError
 from typing_extensions import override
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
-from sae_lens_hsae.sae.training import HierarchicalTrainingSAE, check_architecture
+from sae_lens_hsae.sae.model_files import check_architecture
+from sae_lens_hsae.sae.training import HierarchicalTrainingSAE
 from sae_lens_hsae.storage.json_files import check_storable, is_count
 from sae_lens_hsae.storage.whole_files import check_writable, delete_unfinished, files_written_whole
 from sae_lens_hsae.text.load_model import model_of_run
