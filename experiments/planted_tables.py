@@ -59,6 +59,8 @@ def recovered(setting: str, seed: int, steps: int, n_samples: int, device: str) 
     chosen = SETTINGS[setting]
     others: dict[str, TrainingSAE[Any]] = {MATRYOSHKA: _matryoshka(chosen, seed, device)}
     models = IDEAS | {"HSAE (paper)": PAPER, "post hoc": INDEPENDENT}
+    if not isinstance(chosen.target_l0, tuple):
+        models["one L0 for all levels"] = {"l0_width_exponent": 0.0}
     results = compare(chosen, seed, models, others, _matryoshka_stack, steps, n_samples, device, true_parents_of=[HSAE])
     return {"models": [result.to_dict() for result in results.values()]}
 
@@ -67,7 +69,7 @@ def _matryoshka(setting: PlantedSetting, seed: int, device: str) -> TrainingSAE[
     with temporary_seed(seed):
         return new_matryoshka(
             Levels(setting.level_widths),
-            sum(setting.target_l0),
+            sum(setting.sae_config().target_l0_per_level),
             setting.model.hidden_dim,
             normalize_activations="expected_average_only_in",
             device=device,

@@ -52,7 +52,7 @@ class PlantedSetting:
         model: SAELens' config of the generator; its ``seed`` is replaced.
         tree_seed: of the shape of the trees, where ``model.hierarchy`` leaves it open.
         level_widths: features of each level, coarse to fine.
-        target_l0: L̂0 of each level.
+        target_l0: L̂0 of each level, or one number for HSAE to make the levels' from.
         learning_rate: at its highest.
         n_steps: training steps of `BATCH_SIZE` samples.
         sae_fields: other fields of HSAE's config, for every model trained on the setting.
@@ -66,7 +66,7 @@ class PlantedSetting:
     model: SyntheticModelConfig = field(repr=False, hash=False)
     tree_seed: int
     level_widths: tuple[int, ...]
-    target_l0: tuple[float, ...]
+    target_l0: tuple[float, ...] | float
     learning_rate: float
     n_steps: int
     sae_fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -98,7 +98,7 @@ class PlantedSetting:
             "d_in": self.model.hidden_dim,
             "d_sae": sum(self.level_widths),
             "level_widths": list(self.level_widths),
-            "target_l0": list(self.target_l0),
+            "target_l0": list(self.target_l0) if isinstance(self.target_l0, tuple) else self.target_l0,
             "normalize_activations": "expected_average_only_in",
         }
         return HierarchicalTrainingSAEConfig(**fields | dict(self.sae_fields) | overrides)
@@ -219,14 +219,14 @@ UNKNOWN_L0 = replace(
     STANDARD,
     name="unknown-l0",
     tree_seed=9,
-    # Nobody knows the true L0 of real activations, and takes one number for all levels.
-    target_l0=(8.0, 8.0, 8.0),
+    # Nobody knows the true L0 of real activations, and takes one number.
+    target_l0=8.0,
     learning_rate=3e-3,
     n_steps=3000,
     n_stored=200_000,
     sae_fields={},
 )
-"""Other trees of the same kind, few samples seen 15 times, and one L0 for all levels that is not the true one."""
+"""Other trees of the same kind, few samples seen 15 times, and an L0 that is not the true one."""
 
 
 SYNTH_SAE_BENCH_16K = PlantedSetting(
