@@ -26,6 +26,7 @@ COUNTED_ON = 50_000
 PROMPTS = 320
 """Contexts of 128 tokens whose words the drawn trees show."""
 TREES_DRAWN = 6
+CHILDREN_DRAWN = 2
 
 
 def gemma_forests(
@@ -98,4 +99,4 @@ def gemma_trees(activations: GemmaActivations, folder: Path, size: Size, layer: 
             yield ids, store.get_multi_hook_activations(ids)[hook_of(layer)]
 
     dashboards = collect_dashboards(sae, sae.forest, batches(), exclude_tokens=tokenizer.all_special_ids)
-    return trees(sae, dashboards, tokenizer, TREES_DRAWN)
+    return trees(sae, dashboards, tokenizer, TREES_DRAWN, CHILDREN_DRAWN)

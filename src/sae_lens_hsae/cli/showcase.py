@@ -17,7 +17,7 @@ from sae_lens_hsae.cli.explore import explore
 from sae_lens_hsae.evaluation import ForestEvaluation
 from sae_lens_hsae.forest.concepts import Concepts, copies_of_parents
 from sae_lens_hsae.hub.saved_model import EVALUATION_FILENAME, load_hierarchical_sae
-from sae_lens_hsae.interpret.family_text import draw_family
+from sae_lens_hsae.interpret.family_text import MAX_CHILDREN, draw_family
 from sae_lens_hsae.interpret.feature_cache import Dashboards, dashboards_folder
 from sae_lens_hsae.interpret.labels import label_detection, token_labels
 from sae_lens_hsae.interpret.page.first_view import MIN_CONCEPTS, first_view
@@ -112,7 +112,13 @@ def report(evaluation: ForestEvaluation, targets: tuple[float, ...]) -> str:
     return "\n".join(lines)
 
 
-def trees(sae: HierarchicalSAE, dashboards: Dashboards, tokenizer: Any, n_trees: int = TREES_SHOWN) -> str:
+def trees(
+    sae: HierarchicalSAE,
+    dashboards: Dashboards,
+    tokenizer: Any,
+    n_trees: int = TREES_SHOWN,
+    max_children: int = MAX_CHILDREN,
+) -> str:
     """The trees that the explorer page shows first, with copies joined to their parents."""
     concepts = Concepts(sae.forest, copies_of_parents(sae.forest, sae.W_dec))
     text_of = TokenTexts(tokenizer).__getitem__
@@ -122,5 +128,5 @@ def trees(sae: HierarchicalSAE, dashboards: Dashboards, tokenizer: Any, n_trees:
         return "\nNo feature has two children that are no copies of it: train longer, or lower minimum_similarity."
     labels = token_labels(dashboards, text_of)
     separators = frozenset(tokenizer.all_special_tokens)
-    drawn = [draw_family(concepts, root, dashboards, labels, text_of, separators) for root in roots]
+    drawn = [draw_family(concepts, root, dashboards, labels, text_of, separators, max_children) for root in roots]
     return "\n\n".join([f"\n{len(roots)} trees: {RULE}.\n{LEGEND}", *drawn])

@@ -20,6 +20,7 @@ def draw_family(
     labels: Mapping[int, str],
     text_of: Callable[[int], str],
     separators: frozenset[str] = frozenset(),
+    max_children: int = MAX_CHILDREN,
 ) -> str:
     """One line per concept, children indented, those that fire most often first.
 
@@ -33,6 +34,7 @@ def draw_family(
         labels: text by flat index.
         text_of: text of a token id.
         separators: texts of tokens that part texts; a context is shown no further.
+        max_children: of a concept, the others are counted.
     """
     lines: list[tuple[str, str, str]] = []
 
@@ -41,7 +43,7 @@ def draw_family(
         context = context_of(dashboards, feature, text_of, separators)
         lines.append((f"{lead}{branch}{names}", labels.get(feature, "–"), context))
         children = sorted(concepts.children(feature), key=lambda each: (-int(dashboards.n_firing[each]), each))
-        shown = children[:MAX_CHILDREN]
+        shown = children[:max_children]
         for child in shown:
             last = child == children[-1]
             add(child, lead + next_lead, "└─ " if last else "├─ ", "   " if last else "│  ")
