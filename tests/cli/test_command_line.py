@@ -146,7 +146,7 @@ def test_errors_have_no_traceback_unless_asked_for(monkeypatch, capsys, error, c
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("runner", [LanguageModelSAETrainingRunner, HierarchicalSAETrainingRunner])
 def test_a_stopped_run_ends_with_the_code_of_the_signal(monkeypatch, capsys, tmp_path, runner, number):
-    def stopped():
+    def stopped(*_):
         model = tiny_model()
         StopAt(model, 11, number)
         cfg = runner_config(tmp_path, checkpoint_path=None)

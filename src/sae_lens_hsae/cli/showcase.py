@@ -98,7 +98,7 @@ def report(evaluation: ForestEvaluation, targets: tuple[float, ...]) -> str:
         "level  features  variance explained   L0 (target)  dead features",
     ]
     for level, target in zip(evaluation.levels, targets, strict=True):
-        reached = f"{level.l0:.2f} ({target:g})"
+        reached = f"{level.l0:.2f} ({target:.3g})"
         lines.append(
             f"{level.level:>5}  {level.width:>8}  {level.variance_explained:>18.3f}  {reached:>12}  {level.n_dead:>13}"
         )

@@ -70,7 +70,7 @@ def plan_text(cfg: Any, estimate: Mapping[str, float], warnings: list[str]) -> s
         fading = sae.structural_loss_decay
         lines |= {
             "levels": f"{', '.join(f'{width:,}' for width in sae.level_widths)} features, d_in {sae.d_in:,}, "
-            f"L0 {', '.join(f'{target:g}' for target in targets)} ({sae.level_activation})",
+            f"L0 {', '.join(f'{target:.3g}' for target in targets)} ({sae.level_activation})",
             "forest": f"from step {sae.hierarchy_first_update:,}, by similarity {sae.hierarchy_similarity!r}; "
             f"ρ {sae.structural_loss_coefficient:g}"
             + (f" fading over steps {fading[0]:,} to {fading[1]:,}" if fading else "")

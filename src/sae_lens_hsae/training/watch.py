@@ -74,7 +74,7 @@ class TrainingWatch:
         target = self._targets[level]
         if abs(l0 / target - 1) > L0_BAND:
             self._say(
-                "L0", level, step, f"L0 is {l0:.3g}, its target {target:g}; train longer, raise sparsity_rate, "
+                "L0", level, step, f"L0 is {l0:.3g}, its target {target:.3g}; train longer, raise sparsity_rate, "
                 "or check that activations have norm about √d_in (normalize_activations)",
             )  # fmt: skip
 
