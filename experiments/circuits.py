@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from experiments.behaviours import BEHAVIOURS, usable
-from experiments.gemma_stream import LAYERS, GemmaActivations
+from experiments.gemma_stream import LAYERS, GemmaActivations, hook_of
 from experiments.models import HSAE
 from experiments.paper_tables import Size, Stream, n_tokens, trained
 from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
@@ -43,7 +43,7 @@ class Subject:
 
     @cached_property
     def model(self) -> Any:
-        model = load_model(TRANSFORMER_LENS, str(gemma_folder()), "cpu", None, _hook(LAYERS[-1]))
+        model = load_model(TRANSFORMER_LENS, str(gemma_folder()), "cpu", None, hook_of(LAYERS[-1]))
         # Only the last position's logits are asked for, and most of this model's parameters make logits.
         model.add_hook("ln_final.hook_normalized", lambda x, hook: x[:, -1:], is_permanent=True)  # noqa: ARG005
         return model
@@ -53,10 +53,8 @@ class Subject:
         found = {}
         for layer in LAYERS:
             sae: Any = trained(HSAE, Stream(layer, 16, 0), self.activations, self.size, self.folder)
-            x = self.activations.unscaled(layer, n_tokens(self.size))
-            sae.fold_activation_norm_scaling_factor(x.shape[1] ** 0.5 / x.norm(dim=1).mean().item())
-            sae.cfg.metadata.hook_name, sae.cfg.metadata.prepend_bos = _hook(layer), True
-            found[_hook(layer)] = sae
+            self.activations.for_the_model([sae], layer, n_tokens(self.size))
+            found[hook_of(layer)] = sae
         return found
 
 
@@ -175,10 +173,6 @@ def _worth(ablation: Ablation, way: str, n: int, nodes: list[tuple[str, int]]) -
 
 def _seeded() -> torch.Generator:
     return torch.Generator().manual_seed(0)
-
-
-def _hook(layer: int) -> str:
-    return f"blocks.{layer}.hook_resid_post"
 
 
 def circuit_rows(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:

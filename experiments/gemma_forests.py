@@ -88,8 +88,7 @@ def gemma_trees(activations: GemmaActivations, folder: Path, size: Size, layer: 
     """Six trees of the first seed's HSAE, chosen and drawn as the demo does, with words from the end of the corpus."""
     sae = trained(HSAE, Stream(layer, finest_l0, 0), activations, size, folder)
     assert isinstance(sae, HierarchicalSAE)
-    x = activations.unscaled(layer, n_tokens(size))
-    sae.fold_activation_norm_scaling_factor(x.shape[1] ** 0.5 / x.norm(dim=1).mean().item())
+    activations.for_the_model([sae], layer, n_tokens(size))
     store = gemma_store(activations.text, layer, from_the_end=True)
     tokenizer: Any = store.model.tokenizer
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from sae_lens.training.activations_store import ActivationsStore
@@ -37,7 +38,19 @@ class GemmaActivations:
     def __call__(self, layer: int, n_tokens: int) -> torch.Tensor:
         """(n_tokens, 640), shuffled, of mean norm √640; BOS is left out."""
         x = self.unscaled(layer, n_tokens)
-        return x * (x.shape[1] ** 0.5 / x.norm(dim=1).mean())
+        return x * _scale(x)
+
+    def for_the_model(self, saes: Sequence[Any], layer: int, n_tokens: int) -> torch.Tensor:
+        """Let SAEs trained on these activations read them as the model has them, at its hook point, in place.
+
+        Returns:
+            The activations as the model has them, (n_tokens, 640).
+        """
+        x = self.unscaled(layer, n_tokens)
+        for sae in saes:
+            sae.fold_activation_norm_scaling_factor(_scale(x))
+            sae.cfg.metadata.hook_name, sae.cfg.metadata.prepend_bos = hook_of(layer), True
+        return x
 
     def unscaled(self, layer: int, n_tokens: int) -> torch.Tensor:
         """The same as the model has them."""
@@ -64,6 +77,11 @@ class GemmaActivations:
         for layer in LAYERS:
             with file_written_whole(self._path(layer, n_tokens)) as aside:
                 save_file({"x": torch.cat(parts.pop(layer))[order]}, aside)
+
+
+def _scale(x: torch.Tensor) -> float:
+    """What brings activations (tokens, d) to the mean norm √d."""
+    return x.shape[1] ** 0.5 / x.norm(dim=1).mean().item()
 
 
 def _batches(text: Path | None) -> Iterator[dict[str, torch.Tensor]]:

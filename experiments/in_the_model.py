@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from experiments.gemma_stream import GemmaActivations, gemma_store, hook_of
+from experiments.gemma_stream import GemmaActivations, gemma_store
 from experiments.models import HSAE, SAELENS_BATCH_TOPK, stack_of
 from experiments.paper_tables import Size, Stream, n_tokens, trained
 from sae_lens_hsae.evaluation import cross_entropy_recovered
@@ -29,23 +29,15 @@ def reproduce_in_the_model(
         size: of their training; one seed.
     """
     stream = Stream(layer, target_l0, 0)
-    x = activations.unscaled(layer, n_tokens(size))
-    factor = x.shape[1] ** 0.5 / x.norm(dim=1).mean().item()
     store = gemma_store(activations.text, layer, from_the_end=True)
     rows: list[dict[str, Any]] = []
     for model in IN_THE_MODEL:
         levels, _ = stack_of(trained(model, stream, activations, size, folder))
-        saes = [_for_the_model(sae, factor, layer) for sae in level_saes(levels)]
+        saes: list[Any] = list(level_saes(levels))
+        activations.for_the_model(saes, layer, n_tokens(size))
         own = torch.get_rng_state()
         store.reset_input_dataset()
         found = cross_entropy_recovered(saes, store.model, store, n_batches=PROMPTS // store.store_batch_size_prompts)
         torch.set_rng_state(own)
         rows += [{"model": model, "level": each.level, "recovered": each.recovered} for each in found]
     return rows
-
-
-def _for_the_model(sae: Any, factor: float, layer: int) -> Any:
-    """A level trained on scaled activations as one for the activations as they are, at its hook point."""
-    sae.fold_activation_norm_scaling_factor(factor)
-    sae.cfg.metadata.hook_name = hook_of(layer)
-    return sae

@@ -75,10 +75,7 @@ class Subject:
     def forest(self) -> tuple[Any, float]:
         """The forest, reading activations as the model has them, and their median distance from their centre."""
         sae: Any = trained(HSAE, Stream(LAYER, TARGET_L0, 0), self.activations, self.size, self.folder)
-        x = self.activations.unscaled(LAYER, n_tokens(self.size))
-        sae.fold_activation_norm_scaling_factor(x.shape[1] ** 0.5 / x.norm(dim=1).mean().item())
-        sae.cfg.metadata.hook_name, sae.cfg.metadata.prepend_bos = HOOK, True
-        some = x[:20_000]
+        some = self.activations.for_the_model([sae], LAYER, n_tokens(self.size))[:20_000]
         return sae, (some - some.median(0).values).norm(dim=1).median().item()
 
     @cached_property

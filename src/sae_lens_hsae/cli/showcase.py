@@ -15,7 +15,6 @@ from hsae_command.parsers import EVALUATION_TOKENS
 from sae_lens_hsae.cli.evaluate import evaluate
 from sae_lens_hsae.cli.explore import explore
 from sae_lens_hsae.evaluation import ForestEvaluation
-from sae_lens_hsae.forest.concepts import Concepts, copies_of_parents
 from sae_lens_hsae.hub.saved_model import EVALUATION_FILENAME, load_hierarchical_sae
 from sae_lens_hsae.interpret.family_text import MAX_CHILDREN, draw_family
 from sae_lens_hsae.interpret.feature_cache import Dashboards, dashboards_folder
@@ -120,7 +119,7 @@ def trees(
     max_children: int = MAX_CHILDREN,
 ) -> str:
     """The trees that the explorer page shows first, with copies joined to their parents."""
-    concepts = Concepts(sae.forest, copies_of_parents(sae.forest, sae.W_dec))
+    concepts = sae.concepts()
     text_of = TokenTexts(tokenizer).__getitem__
     detection = label_detection(dashboards, text_of).score
     roots = first_view(dashboards, sae.forest, concepts, detection, text_of).families[:n_trees].tolist()

@@ -67,16 +67,20 @@ class Concepts:
         top = torch.arange(forest.n_features)
         tree = top.clone()
         for _, below in forest.levels.boundaries:
-            own = slice(below.start, below.stop)
-            above = parents[own].clamp(min=0)
-            top[own] = torch.where(is_copy[own], top[above], top[own])
-            tree[own] = torch.where(parents[own] == NO_PARENT, tree[own], tree[above])
+            above = parents[below].clamp(min=0)
+            top[below] = torch.where(is_copy[below], top[above], top[below])
+            tree[below] = torch.where(parents[below] == NO_PARENT, tree[below], tree[above])
         self._top, self._tree = top, tree
 
     @property
     def of_feature(self) -> torch.Tensor:
         """(n_features,) int64: the topmost feature of each feature's concept; a copy."""
         return self._top.clone()
+
+    @property
+    def top_of_tree(self) -> torch.Tensor:
+        """(n_features,) int64: the topmost feature of the tree that each feature stands in; a copy."""
+        return self._tree.clone()
 
     @property
     def parents(self) -> torch.Tensor:
@@ -96,8 +100,8 @@ class Concepts:
     @cached_property
     def tree_sizes(self) -> torch.Tensor:
         """(n_features,) int64: how many distinct concepts stand in the tree of each feature, its own included."""
-        tops = torch.bincount(self._tree[~self.is_copy], minlength=len(self._tree))
-        return tops[self._tree]
+        n_concepts = torch.bincount(self._tree[~self.is_copy], minlength=len(self._tree))
+        return n_concepts[self._tree]
 
     def in_trees_share(self, least: int = 3) -> float:
         """Share of all features that stand in trees of at least ``least`` distinct concepts."""

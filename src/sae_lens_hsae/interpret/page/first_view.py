@@ -51,10 +51,7 @@ def first_view(
         text: text of a token id.
     """
     n, parents = forest.n_features, forest.parents
-    tree = torch.arange(n)
-    for _, below in forest.levels.boundaries:
-        own = slice(below.start, below.stop)
-        tree[own] = torch.where(parents[own] == NO_PARENT, tree[own], tree[parents[own].clamp(min=0)])
+    tree = concepts.top_of_tree
     distinct = ~concepts.is_copy & (dashboards.n_firing > 0)
     words = _word_shares(dashboards.strongest_tokens, text)
 
