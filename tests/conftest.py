@@ -65,6 +65,11 @@ def step_input(x: torch.Tensor, dead: torch.Tensor | None = None, logging: bool 
     return TrainStepInput(sae_in=x, coefficients={}, dead_neuron_mask=dead, n_training_steps=0, is_logging_step=logging)
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name bytes by their length: what they hold may differ from one worker to the next, or be no text."""
+    return f"{argname}-of-{len(val)}-bytes" if isinstance(val, bytes) else None
+
+
 @pytest.fixture(autouse=True)
 def _gradients_stay_on() -> Iterator[None]:
     """No code may leave the process without gradients, as a generator can that is left inside ``no_grad``."""
