@@ -11,7 +11,7 @@ from pathlib import Path
 
 from experiments.circuits import reproduce_circuits
 from experiments.figures import figures_of
-from experiments.gemma_forests import gemma_forests, gemma_trees
+from experiments.gemma_forests import gemma_forests, gemma_probes, gemma_trees
 from experiments.gemma_stream import LAYERS, GemmaActivations
 from experiments.gloss_stream import GlossActivations
 from experiments.in_the_model import reproduce_in_the_model
@@ -34,7 +34,7 @@ from sae_lens_hsae.cli.progress_bars import bars_on_terminals_only
 from sae_lens_hsae.storage.whole_files import file_written_whole
 
 QUICK_GLOSSES = 2_000
-OF_GEMMA = ("in-the-model", "circuits", "steering", "gemma-forests", "gemma-trees")
+OF_GEMMA = ("in-the-model", "circuits", "steering", "gemma-forests", "gemma-trees", "gemma-probes")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,7 +49,8 @@ def parser() -> argparse.ArgumentParser:
         "gemma (Gemma 3 270M reading the Brown Corpus), in-the-model (the cross-entropy that its "
         "levels recover), circuits (behaviours of it, coarse to fine), "
         "steering (by features that are chosen in several ways), "
-        "gemma-forests (its trees counted, and over seeds), gemma-trees (six of them drawn). "
+        "gemma-forests (its trees counted, and over seeds), gemma-trees (six of them drawn), "
+        "gemma-probes (Tree SAE's hierarchy score of its forests). "
         "Ground truths: planted (trees that generated the activations), wordnet (the meaning of parent and child). "
         "readability (of one saved run: do children read as parts of their parents?).",
     )
@@ -127,8 +128,8 @@ def _of_gemma(chosen: argparse.Namespace, activations: GemmaActivations, size: S
         reproduced = reproduce_circuits if chosen.table == "circuits" else reproduce_steering
         rows = reproduced(activations, cells, size)
         return Outcome(write_rows(chosen.table, rows, chosen.output), rows)
-    compute = gemma_forests if chosen.table == "gemma-forests" else reproduce_in_the_model
-    rows = compute(activations, cells, size, chosen.layer)
+    compute = {"gemma-forests": gemma_forests, "gemma-probes": gemma_probes, "in-the-model": reproduce_in_the_model}
+    rows = compute[chosen.table](activations, cells, size, chosen.layer)
     return Outcome(write_rows(name, rows, chosen.output), rows)
 
 

@@ -12,6 +12,7 @@ import torch
 from experiments.gemma_stream import GemmaActivations, gemma_store, hook_of
 from experiments.models import HSAE, SAELENS_BATCH_TOPK, stack_of
 from experiments.paper_tables import Size, Stream, n_tokens, trained
+from experiments.probe_score import probe_score
 from sae_lens_hsae.cli.showcase import trees
 from sae_lens_hsae.evaluation import level_saes, seed_stability
 from sae_lens_hsae.forest import Concepts, FeatureForest, copies_of_parents
@@ -23,6 +24,8 @@ SAME_RULE = "post hoc, HSAE's rule"
 """The independent SAEs of `POST_HOC`, with parents by the rule that HSAE trains with."""
 COUNTED_ON = 50_000
 """Activations on which that rule counts what fires together."""
+PROBED_ON = 50_000
+"""Activations that the probes learn from."""
 PROMPTS = 320
 """Contexts of 128 tokens whose words the drawn trees show."""
 TREES_DRAWN = 6
@@ -47,6 +50,18 @@ def gemma_forests(
         ]
         rows.append({"model": model} | _trees_of(stacks) | _stability(stacks))
     return rows
+
+
+def gemma_probes(
+    activations: GemmaActivations, folder: Path, size: Size, layer: int, finest_l0: float = 16.0
+) -> list[dict[str, Any]]:
+    """One row per model of the first seed: Tree SAE's hierarchy score, by probes that learn from activations."""
+    x = activations(layer, n_tokens(size))[:PROBED_ON]
+    stream = Stream(layer, finest_l0, 0)
+    return [
+        {"model": model} | probe_score(*_stack(model, stream, activations, size, folder), x)
+        for model in (HSAE, SAME_RULE, POST_HOC, SAELENS_BATCH_TOPK)
+    ]
 
 
 def _stack(model: str, stream: Stream, activations: GemmaActivations, size: Size, folder: Path) -> Any:

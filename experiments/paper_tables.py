@@ -88,9 +88,7 @@ class Table:
 
 
 TABLES = {
-    "main": Table(
-        (HSAE, "HSAE (paper)", "post hoc", SAELENS_BATCH_TOPK, MATRYOSHKA), ((3, 16), (1, 16), (5, 16), (3, 8), (3, 32))
-    ),
+    "main": Table((HSAE, "HSAE (paper)", "post hoc", SAELENS_BATCH_TOPK, MATRYOSHKA), ((3, 16), (1, 16), (5, 16))),
     "gemma": Table((HSAE, "HSAE (paper)", "post hoc", SAELENS_BATCH_TOPK), ((9, 16), (5, 16), (12, 16))),
     "sinks": Table((HSAE, "all tokens count alike", "post hoc", SAELENS_BATCH_TOPK)),
     "ideas": Table((*IDEAS, "HSAE (paper)", "post hoc")),
