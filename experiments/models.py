@@ -33,12 +33,20 @@ WIDTHS = (128, 256, 512, 1024)
 BATCH_SIZE = 1024
 """Activations per training step, as in the paper (HSAE App. A.1)."""
 LEARNING_RATE = 6e-3
+BATCHES_TO_WHITEN_BY = 100
+"""Batches that SAELens estimates a covariance from; models that need none do not draw them."""
 
 MATRYOSHKA = "matryoshka, post hoc"
 """SAELens' Matryoshka BatchTopK with the same total L0; its groups are the levels."""
 
 SAELENS_BATCH_TOPK = "SAELens BatchTopK"
 """SAELens' BatchTopK SAE of each level's width by itself, with a forest made afterwards."""
+
+WHITENED_BATCH_TOPK = "SAELens BatchTopK, whitened"
+"""The same in SAELens' whitened coordinates, of input and target (its ``covariance_whitening``)."""
+
+LEVEL_BY_LEVEL = {SAELENS_BATCH_TOPK: "none", WHITENED_BATCH_TOPK: "covariance_whitening"}
+"""Models that are an SAE for each level, with how SAELens normalizes what they read."""
 
 HSAE = "HSAE"
 """With the package's defaults."""
@@ -79,7 +87,7 @@ MODELS: dict[str, dict[str, Any]] = IDEAS | {
     "co-activation": PAPER | {"hierarchy_similarity": "coactivation"},
     BATCH_TOPK: {"level_activation": "batchtopk"},
     MATRYOSHKA: {},
-    SAELENS_BATCH_TOPK: {},
+    **{model: {} for model in LEVEL_BY_LEVEL},
 }
 TRADE_OFF: dict[str, dict[str, Any]] = {
     f"ρ={rho:g}, r={r:g}": {"structural_loss_coefficient": rho, "perturbation_rate": r}
@@ -128,10 +136,13 @@ def matryoshka_levels(sae: SAE[Any]) -> tuple[list[JumpReLUSAE], list[JumpReLUSA
     return groups_and_prefixes(sae, Levels(WIDTHS).offsets[1:])
 
 
-def new_batch_topk(finest_l0: float, d_in: int) -> list[BatchTopKTrainingSAE]:
-    """SAELens' BatchTopK SAEs of the levels' widths and L0."""
+def new_batch_topk(model: str, finest_l0: float, d_in: int) -> list[BatchTopKTrainingSAE]:
+    """SAELens' BatchTopK SAEs of the levels' widths and L0, by the model's name in ``LEVEL_BY_LEVEL``."""
+    normalize: Any = LEVEL_BY_LEVEL[model]
     return [
-        BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=d_in, d_sae=width, k=target))
+        BatchTopKTrainingSAE(
+            BatchTopKTrainingSAEConfig(d_in=d_in, d_sae=width, k=target, normalize_activations=normalize)
+        )
         for width, target in zip(WIDTHS, targets_of(finest_l0), strict=True)
     ]
 
@@ -166,7 +177,7 @@ def trainer_for(sae: TrainingSAE[Any], batches: Iterator[torch.Tensor], steps: i
         dead_feature_window=100,
         feature_sampling_window=2000,
         logger=LoggingConfig(log_to_wandb=False),
-        n_batches_for_norm_estimate=1,
+        n_batches_for_norm_estimate=BATCHES_TO_WHITEN_BY,
         **paper_optimizer(steps, LEARNING_RATE),
     )
     return SAETrainer(cfg=cfg, sae=sae, data_provider=batches)

@@ -19,9 +19,11 @@ from experiments.models import (
     FADING,
     HSAE,
     IDEAS,
+    LEVEL_BY_LEVEL,
     MATRYOSHKA,
     SAELENS_BATCH_TOPK,
     TRADE_OFF,
+    WHITENED_BATCH_TOPK,
     matryoshka_levels,
     new_batch_topk,
     new_sae,
@@ -89,7 +91,9 @@ class Table:
 
 TABLES = {
     "main": Table((HSAE, "HSAE (paper)", "post hoc", SAELENS_BATCH_TOPK, MATRYOSHKA), ((3, 16), (1, 16), (5, 16))),
-    "gemma": Table((HSAE, "HSAE (paper)", "post hoc", SAELENS_BATCH_TOPK), ((9, 16), (5, 16), (12, 16))),
+    "gemma": Table(
+        (HSAE, "HSAE (paper)", "post hoc", SAELENS_BATCH_TOPK, WHITENED_BATCH_TOPK), ((9, 16), (5, 16), (12, 16))
+    ),
     "sinks": Table((HSAE, "all tokens count alike", "post hoc", SAELENS_BATCH_TOPK)),
     "ideas": Table((*IDEAS, "HSAE (paper)", "post hoc")),
     "mechanisms": Table(
@@ -194,8 +198,8 @@ def trained(
     if not path.exists():
         x = activations(stream.layer, n_tokens(size))
         torch.manual_seed(stream.seed)
-        if model == SAELENS_BATCH_TOPK:
-            saes = dict(enumerate(new_batch_topk(stream.target_l0, x.shape[1])))
+        if model in LEVEL_BY_LEVEL:
+            saes = dict(enumerate(new_batch_topk(model, stream.target_l0, x.shape[1])))
         else:
             saes = {None: new_sae(model, stream.target_l0, x.shape[1], size.steps)}
         for sae in saes.values():
@@ -203,7 +207,7 @@ def trained(
         with folder_written_whole(path) as new:
             for level, sae in saes.items():
                 sae.save_inference_model(new if level is None else new / str(level))
-    if model == SAELENS_BATCH_TOPK:
+    if model in LEVEL_BY_LEVEL:
         return [SAE.load_from_disk(of_level) for of_level in sorted(path.iterdir())]
     return SAE.load_from_disk(path)
 
