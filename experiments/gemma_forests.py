@@ -58,10 +58,11 @@ def gemma_probes(
     """One row per model of the first seed: Tree SAE's hierarchy score, by probes that learn from activations."""
     x = activations(layer, n_tokens(size))[:PROBED_ON]
     stream = Stream(layer, finest_l0, 0)
-    return [
-        {"model": model} | probe_score(*_stack(model, stream, activations, size, folder), x)
-        for model in (HSAE, SAME_RULE, POST_HOC, SAELENS_BATCH_TOPK)
-    ]
+    rows = []
+    for model in (HSAE, SAME_RULE, POST_HOC, SAELENS_BATCH_TOPK):
+        saes, forest = _stack(model, stream, activations, size, folder)
+        rows.append({"model": model} | probe_score(saes, forest, x))
+    return rows
 
 
 def _stack(model: str, stream: Stream, activations: GemmaActivations, size: Size, folder: Path) -> Any:
