@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,7 +19,13 @@ from experiments.models import HSAE
 from experiments.paper_tables import Size, Stream, n_tokens, trained
 from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
 from sae_lens_hsae.forest import FeatureForest
-from sae_lens_hsae.interpret.circuits import Ablation, find_circuit, flat_effects
+from sae_lens_hsae.interpret.circuits import (
+    Ablation,
+    coactivation_modules,
+    find_circuit,
+    flat_effects,
+    lasso_circuit,
+)
 from sae_lens_hsae.text.gemma import gemma_folder
 from sae_lens_hsae.text.load_model import TRANSFORMER_LENS, load_model
 
@@ -31,6 +37,12 @@ THRESHOLD = 0.1
 N_NODES = (8, 32, 128)
 """Sizes of circuits, all hook points together."""
 FINEST = 3
+LASSO, MODULES = "lasso, down the forest", "co-activation modules"
+"""Ways that see activations alone."""
+
+WAYS_TIMED = ("attribution", LASSO, MODULES)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -82,17 +94,26 @@ def measure_behaviour(name: str, subject: Subject) -> dict[str, Any]:
         return found | {"left_out": True}
     found |= {"clean": circuit.clean, "patched": circuit.patched}
     circuits["roots' trees only"] = find_circuit(model, forests, pairs, threshold=THRESHOLD, unassigned=False)
-    began = time.perf_counter()
-    effects = flat_effects(model, forests, pairs)
-    found["seconds"] = {"attribution": time.perf_counter() - began}
+    effects, seconds = _timed(lambda: flat_effects(model, forests, pairs))
+    lasso, of_lasso = _timed(lambda: lasso_circuit(model, forests, pairs, threshold=THRESHOLD))
+    prompts = [text for pair in pairs for text in (pair.clean, pair.patch) if text is not None]
+    modules, of_modules = _timed(lambda: coactivation_modules(model, forests, prompts, FINEST))
+    found["seconds"] = {"attribution": seconds, LASSO: of_lasso, MODULES: of_modules}
     trees = {hook: sae.forest for hook, sae in forests.items()}
     found["visited"] = {way: each.n_visited for way, each in circuits.items()}
     found["errors"] = [
         sum(node.effect for node in circuit.nodes if node.feature is None and node.level == level) for level in range(4)
     ]
     found["parents"] = [parents_and_children(trees, effects, level) for level in range(FINEST)]
-    found["curves"] = curves(subject, pairs, effects, {"down the forest": circuit.at(FINEST)})
+    in_modules = {hook: [feature for each in modules for feature in each.get(hook, [])] for hook in forests}
+    chosen = {"down the forest": circuit.at(FINEST), LASSO: lasso.at(FINEST), MODULES: in_modules}
+    found["curves"] = curves(subject, pairs, effects, chosen)
     return found
+
+
+def _timed(compute: Callable[[], T]) -> tuple[T, float]:
+    began = time.perf_counter()
+    return compute(), time.perf_counter() - began
 
 
 def parents_and_children(
@@ -149,7 +170,8 @@ def curves(
         rows += [of_level | _worth(ablation, "flat", n, ranked[:n]) for n in N_NODES]
         for way, candidates in chosen.items() if level == FINEST else ():
             nodes = _ranked(effects, candidates)
-            rows.append(of_level | _worth(ablation, way, 0, nodes))
+            among = len(set(nodes) & set(ranked[: len(nodes)])) / max(1, len(nodes))
+            rows.append(of_level | _worth(ablation, way, 0, nodes) | {"among the strongest": among})
             rows.append(of_level | _worth(ablation, f"flat, as many as {way}", 0, ranked[: len(nodes)]))
         firing = ranked[:]
         random.Random(0).shuffle(firing)
@@ -186,7 +208,7 @@ def circuit_rows(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "other prompt": cell.get("patched", "–"),
             "errors' effect, level 0": cell["errors"][0] if "errors" in cell else "–",
             "level 3": cell["errors"][FINEST] if "errors" in cell else "–",
-            "seconds": cell["seconds"]["attribution"] if "seconds" in cell else "–",
+            **{f"seconds, {way}": cell["seconds"][way] if "seconds" in cell else "–" for way in WAYS_TIMED},
         }
         for cell in cells
     ]
@@ -213,5 +235,6 @@ def circuit_rows(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
         own = [row for cell in had for row in cell["curves"] if (row["level"], row["way"], row["n"]) == (level, way, n)]
         worth = {name: median(row[name] for row in own) for name in ("faithfulness", "completeness", "features_alone")}
         kept = fmean(row["n_kept"] for row in own)
-        rows.append({"level": level, "way": way, "nodes": kept, **worth})
+        among = fmean(row.get("among the strongest", float("nan")) for row in own)
+        rows.append({"level": level, "way": way, "nodes": kept, **worth, "among the strongest": among})
     return rows

@@ -182,7 +182,7 @@ def measure(model: str, stream: Stream, activations: Activations, size: Size, fo
         _, prefixes = matryoshka_levels(sae)
         of_prefixes = evaluate_forest(prefixes, _no_edges(prefixes), held_out).to_dict()
         for level, prefix in zip(result["levels"], of_prefixes["levels"], strict=True):
-            level["variance_explained"] = prefix["variance_explained"]
+            level |= {name: prefix[name] for name in ("variance_explained", "variance_explained_ordinary")}
     return {**asdict(stream), "steps": size.steps, "model": model, **result}
 
 

@@ -8,7 +8,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 from experiments.behaviours import BEHAVIOURS, usable
-from experiments.circuits import circuit_rows, parents_and_children
+from experiments.circuits import WAYS_TIMED, circuit_rows, parents_and_children
 from sae_lens_hsae import FeatureForest
 from sae_lens_hsae.interpret.circuits import Pair
 
@@ -58,7 +58,7 @@ def test_a_behaviour_that_is_left_out_is_said():
                 "clean": 2.0,
                 "patched": -1.0,
                 "errors": [1.0, 1.0, 1.0, 0.5],
-                "seconds": {"attribution": 1.0},
+                "seconds": dict.fromkeys(WAYS_TIMED, 1.0),
                 "parents": [{"correlation": 1, "shuffled": 0, "slope": 1, "n": 2, "found": 0.5, "base": 0.1}] * 3,
                 "visited": {"down the forest": [1, 2, 3, 4]},
                 "curves": [

@@ -47,9 +47,7 @@ def run_steer(chosen: argparse.Namespace) -> Outcome:
     folder = Path(chosen.folder)
     given = labels_beside(folder, chosen.labels)
     sae = load_hierarchical_sae(folder, chosen.device)
-    n_levels = len(sae.levels)
-    if not -n_levels <= chosen.level < n_levels:
-        raise IndexError(f"level {chosen.level} does not exist; choose one from 0 to {n_levels - 1}")
+    sae.levels.number(chosen.level)
     dashboards = dashboards_beside(folder, sae)
     model = load_language_model(sae)
     start, ids = ids_of_text(model, sae, chosen.prompt)

@@ -45,6 +45,16 @@ class Levels:
         """The flat slice of one level; negative levels count from the finest."""
         return self.slices[level]
 
+    def number(self, level: int) -> int:
+        """A level's number from 0, the coarsest, where negative ones count from the finest.
+
+        Raises:
+            IndexError: if there is no such level.
+        """
+        if not -len(self) <= level < len(self):
+            raise IndexError(f"level {level} does not exist; choose one from 0 to {len(self) - 1}")
+        return level % len(self)
+
     @property
     def n_features(self) -> int:
         """Features of all levels together (``d_sae``)."""

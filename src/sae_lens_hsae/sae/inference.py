@@ -152,10 +152,7 @@ class LevelStack(_Base):
         Raises:
             IndexError: if there is no such level.
         """
-        n_levels = len(self.levels)
-        if not -n_levels <= level < n_levels:
-            raise IndexError(f"level {level} does not exist; choose one from 0 to {n_levels - 1}")
-        level %= n_levels
+        level = self.levels.number(level)
         own = self.levels[level]
         of_all_levels = ("l0", "num_dead_features")
         metadata = {name: value for name, value in self.cfg.metadata.items() if name not in of_all_levels}

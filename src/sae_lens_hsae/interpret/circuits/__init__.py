@@ -4,6 +4,20 @@ from sae_lens_hsae.interpret.circuits.ablation import Ablation
 from sae_lens_hsae.interpret.circuits.circuit import Circuit, Edge, Node
 from sae_lens_hsae.interpret.circuits.edges import with_edges
 from sae_lens_hsae.interpret.circuits.find import find_circuit, flat_effects
+from sae_lens_hsae.interpret.circuits.lasso import lasso_circuit
+from sae_lens_hsae.interpret.circuits.modules import coactivation_modules
 from sae_lens_hsae.interpret.circuits.pairs import Pair, read_pairs
 
-__all__ = ["Ablation", "Circuit", "Edge", "Node", "Pair", "find_circuit", "flat_effects", "read_pairs", "with_edges"]
+__all__ = [
+    "Ablation",
+    "Circuit",
+    "Edge",
+    "Node",
+    "Pair",
+    "coactivation_modules",
+    "find_circuit",
+    "flat_effects",
+    "lasso_circuit",
+    "read_pairs",
+    "with_edges",
+]

@@ -42,11 +42,7 @@ class Ablation:
     ) -> None:
         self._model, self._keep_errors = model, True
         self._places = {place.own: place for place in places_of(model, forests)}
-        for place in self._places.values():
-            n_levels = len(place.forest.levels)
-            if not -n_levels <= level < n_levels:
-                raise IndexError(f"level {level} does not exist at {place.hook}; choose one from 0 to {n_levels - 1}")
-        self._level = {own: range(len(place.saes))[level] for own, place in self._places.items()}
+        self._level = {own: place.level(level) for own, place in self._places.items()}
         first = next(iter(self._places.values()))
         self._batches = batches_of(pairs, model, first.saes[0])
         self._means = self._mean_values()

@@ -57,20 +57,20 @@ class Circuit:
     """What carries a behaviour, at every level. The levels are views of the same x: do not add their effects up.
 
     Attributes:
-        method: how effects were found, see `find_circuit`.
+        method: how effects were found, see `find_circuit`; "lasso": by `lasso_circuit`.
         threshold: in logits; features of at least this effect, either sign, are nodes.
         n_pairs: examples.
         clean: mean logit difference of answer and foil on the clean prompts.
         patched: the same on the other prompts; None against zero.
         accuracy: share of clean prompts on which the answer has the higher logit.
         nodes: features in the order of hook point, level and falling |effect|; the error of every level that was
-            looked at comes last there, whatever its effect.
+            looked at comes last there, whatever its effect (a lasso has none).
         n_visited: features whose effect was computed, by level over all hook points.
         n_features: features there are, likewise.
         edges: between nodes, where they were asked for; by level and falling |effect|.
     """
 
-    method: Method
+    method: Method | Literal["lasso"]
     threshold: float
     n_pairs: int
     clean: float

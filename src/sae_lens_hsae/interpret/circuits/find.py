@@ -8,9 +8,9 @@ from typing import Any, get_args
 
 import torch
 
-from sae_lens_hsae.forest.levels import NO_PARENT
 from sae_lens_hsae.interpret.circuits.attribution import Attribution
 from sae_lens_hsae.interpret.circuits.circuit import Circuit, Method, Node
+from sae_lens_hsae.interpret.circuits.descent import candidates_below, total_features
 from sae_lens_hsae.interpret.circuits.pairs import Pair, batches_of
 from sae_lens_hsae.interpret.circuits.places import Place, places_of
 
@@ -49,10 +49,7 @@ def find_circuit(
     for place in places:
         over = torch.zeros(len(place.forest), dtype=torch.bool)
         for level, own in enumerate(place.forest.levels):
-            parents = place.forest.parents[own]
-            candidates = (
-                ((parents == NO_PARENT) & (unassigned or level == 0) | over[parents.clamp(min=0)]).nonzero().flatten()
-            )
+            candidates = candidates_below(place.forest, level, over, unassigned)
             effects = _effects(attributions, place, level, candidates) / len(pairs)
             visited[level] += len(candidates)
             chosen = candidates[effects.abs() >= threshold] + own.start
@@ -65,7 +62,6 @@ def find_circuit(
             nodes.append(Node(place.hook, level, None, f"{level}/error", error))
     clean = torch.cat([each.clean for each in attributions])
     patched = [each.patched for each in attributions if each.patched is not None]
-    widths = [[*place.forest.level_widths, *[0] * (depth - len(place.forest.levels))] for place in places]
     return Circuit(
         method=method,
         threshold=float(threshold),
@@ -75,7 +71,7 @@ def find_circuit(
         accuracy=(clean > 0).float().mean().item(),
         nodes=tuple(nodes),
         n_visited=tuple(visited),
-        n_features=tuple(map(sum, zip(*widths, strict=True))),
+        n_features=total_features(places),
     )
 
 

@@ -30,6 +30,17 @@ class Place:
     saes: tuple[Any, ...]
     forest: FeatureForest
 
+    def level(self, level: int) -> int:
+        """A level's number from 0; negative ones count from the finest.
+
+        Raises:
+            IndexError: naming the hook point, if it has no such level.
+        """
+        try:
+            return self.forest.levels.number(level)
+        except IndexError as error:
+            raise IndexError(f"{self.hook}: {error}") from None
+
     def acts(self, x: torch.Tensor, level: int) -> torch.Tensor:
         """(…, d_in) → (…, n_l): the activations of one level."""
         sae = self.saes[level]

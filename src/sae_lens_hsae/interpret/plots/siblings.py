@@ -90,9 +90,7 @@ def sibling_distances(
     """
     saes = level_saes(levels)
     check_fit(saes, forest)
-    if not -len(saes) <= level < len(saes):
-        raise IndexError(f"level {level} does not exist; choose one from 0 to {len(saes) - 1}")
-    level %= len(saes)
+    level = forest.levels.number(level)
     generator = torch.Generator().manual_seed(seed)
     features = _drawn_families(forest, level, n_families, generator)
     sae, own = saes[level], features - forest.levels[level].start

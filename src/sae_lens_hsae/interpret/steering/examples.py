@@ -63,7 +63,7 @@ class Examples:
             IndexError: if there is no such level.
             ValueError: if ``among`` is empty or holds a feature of another level.
         """
-        level = level_number(level, self.forest)
+        level = self.forest.levels.number(level)
         own = self.forest.levels[level]
         if among is None:
             return torch.arange(own.start, own.stop)
@@ -74,18 +74,6 @@ class Examples:
         if len(outside):
             raise ValueError(f"among holds {outside[0].item()}, which is no feature of level {level}; leave it out")
         return chosen
-
-
-def level_number(level: int, forest: FeatureForest) -> int:
-    """A level counted from the coarsest.
-
-    Raises:
-        IndexError: if there is no such level.
-    """
-    n_levels = len(forest.levels)
-    if not -n_levels <= level < n_levels:
-        raise IndexError(f"level {level} does not exist; choose one from 0 to {n_levels - 1}")
-    return level % n_levels
 
 
 @torch.no_grad()

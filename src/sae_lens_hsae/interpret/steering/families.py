@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sae_lens_hsae.forest.levels import NO_PARENT
-from sae_lens_hsae.interpret.steering.examples import Examples, level_number
+from sae_lens_hsae.interpret.steering.examples import Examples
 from sae_lens_hsae.interpret.steering.selection import Selection
 
 Selector = Callable[..., Selection]
@@ -31,7 +31,7 @@ def descend(selector: Selector, examples: Examples, level: int = -1, **options: 
     """
     parents = examples.forest.parents
     found = selector(examples, 0, **options)
-    for below in range(1, level_number(level, examples.forest) + 1):
+    for below in range(1, examples.forest.levels.number(level) + 1):
         own = examples.of_level(below)
         above = torch.zeros(len(parents), dtype=torch.bool)
         above[list(found.features)] = True

@@ -11,7 +11,7 @@ import torch
 
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.steering.edits import Edit, add, at_least, take
-from sae_lens_hsae.interpret.steering.examples import Examples, level_number
+from sae_lens_hsae.interpret.steering.examples import Examples
 from sae_lens_hsae.interpret.steering.steer import steer
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def selected(features: torch.Tensor, weights: torch.Tensor, level: int, forest: 
     order = weights.abs().argsort(descending=True, stable=True)
     order = order[weights[order] != 0]
     return Selection(
-        tuple(features[order].tolist()), tuple(weights[order].tolist()), level_number(level, forest), **how
+        tuple(features[order].tolist()), tuple(weights[order].tolist()), forest.levels.number(level), **how
     )
 
 
