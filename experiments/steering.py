@@ -29,7 +29,7 @@ PROMPTS = ("It is", "When we", "There was", "In this", "This is", "He said", "Th
 N_WRITTEN = 16
 """Tokens after each prompt."""
 EXAMPLE_TOKENS = 48
-STRENGTHS = (0.5, 1.0)
+STRENGTHS = (0.25, 0.5)
 """Length of the push, in median distances of the activations from their centre."""
 WAYS = {"coarse": 0, "coarse to fine": -1, "flat finest": -1}
 """How features are chosen, and at which level it ends."""

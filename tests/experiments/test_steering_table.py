@@ -74,7 +74,7 @@ def test_cells_become_rows(model, sae, tmp_path, monkeypatch):
     rows = reproduce_steering(source, tmp_path, Size(seeds=2))
     assert len(list(tmp_path.glob("steering-toy-seed*.json"))) == 2 * 6
     by_way = {(row["method"], row["features chosen"]): row for row in rows}
-    assert by_way["not steered", ""]["success at 0.5"] == by_way["not steered", ""]["success at 1"]
+    assert by_way["not steered", ""]["success at 0.25"] == by_way["not steered", ""]["success at 0.5"]
     assert by_way["means", "x itself"]["seeds"] == 2
     assert by_way["srps", "coarse"]["looked at"] == 4
     assert by_way["srps", "flat finest"]["looked at"] == 20
@@ -109,5 +109,5 @@ def test_rows_are_means_over_seeds():
         for seed in (0, 1)
     ]
     (row,) = steering_rows(results)
-    assert (row["success at 0.5"], row["success at 1"]) == (pytest.approx(0.55), pytest.approx(0.6))
-    assert (row["seeds"], row["features"], row["perplexity at 1"]) == (2, 3, 8.0)
+    assert (row["success at 0.25"], row["success at 0.5"]) == (pytest.approx(0.525), pytest.approx(0.55))
+    assert (row["seeds"], row["features"], row["perplexity at 0.5"]) == (2, 3, 8.0)
