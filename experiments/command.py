@@ -19,6 +19,7 @@ from experiments.meaning import EntryWords, reproduce_meaning
 from experiments.paper_tables import FULL, QUICK, TABLES, Size, reproduce, reproduce_sinks
 from experiments.planted_tables import SETTINGS, reproduce_planted
 from experiments.readability import readability
+from experiments.shift import reproduce_shift
 from experiments.steering import reproduce_steering
 from experiments.tables import (
     meaning_table,
@@ -34,7 +35,7 @@ from sae_lens_hsae.cli.progress_bars import bars_on_terminals_only
 from sae_lens_hsae.storage.whole_files import file_written_whole
 
 QUICK_GLOSSES = 2_000
-OF_GEMMA = ("in-the-model", "circuits", "steering", "gemma-forests", "gemma-trees", "gemma-probes")
+OF_GEMMA = ("in-the-model", "circuits", "steering", "shift", "gemma-forests", "gemma-trees", "gemma-probes")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
         "all on all-MiniLM-L6-v2 reading WordNet's glosses; sinks (a few tokens far from all others, put into them); "
         "gemma (Gemma 3 270M reading the Brown Corpus), in-the-model (the cross-entropy that its "
         "levels recover), circuits (behaviours of it, coarse to fine), "
-        "steering (by features that are chosen in several ways), "
+        "steering (by features that are chosen in several ways), shift (a confound taken out of a probe), "
         "gemma-forests (its trees counted, and over seeds), gemma-trees (six of them drawn), "
         "gemma-probes (Tree SAE's hierarchy score of its forests). "
         "Ground truths: planted (trees that generated the activations), wordnet (the meaning of parent and child). "
@@ -124,9 +125,9 @@ def _of_gemma(chosen: argparse.Namespace, activations: GemmaActivations, size: S
         with file_written_whole(chosen.output / f"{name}.txt") as aside:
             aside.write_text(text + "\n", encoding="utf-8")
         return Outcome(text, {"trees": text})
-    if chosen.table in ("circuits", "steering"):
-        reproduced = reproduce_circuits if chosen.table == "circuits" else reproduce_steering
-        rows = reproduced(activations, cells, size)
+    acted = {"circuits": reproduce_circuits, "steering": reproduce_steering, "shift": reproduce_shift}
+    if chosen.table in acted:
+        rows = acted[chosen.table](activations, cells, size)
         return Outcome(write_rows(chosen.table, rows, chosen.output), rows)
     compute = {"gemma-forests": gemma_forests, "gemma-probes": gemma_probes, "in-the-model": reproduce_in_the_model}
     rows = compute[chosen.table](activations, cells, size, chosen.layer)
