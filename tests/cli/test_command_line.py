@@ -74,6 +74,8 @@ def test_the_version_is_the_packages(capsys):
         (["--verison"], 2),
         (["evaluate", "--help"], 0),
         (["explore", "--debug", "-h"], 0),
+        (["train"], 0),
+        (["train", "--preset", "gpt2", "--help"], 0),
         (["contrast", "runs/demo", "a.txt"], 2),
         (["explain", "runs/demo", "--txet", "a"], 2),
         (["demo", "--steps", "3"], 2),

@@ -71,6 +71,12 @@ def test_it_prints_features_and_both_texts(saved, capsys):
     assert lines[0].endswith("features of level 2 by means:")
     assert "a label" in lines[1]
     assert "more" in lines[9]
+    assert lines[10] == "", "there is no page to link to"
+    page = saved / "run" / "explorer.html"
+    page.touch()
+    cli.main(arguments(saved, "--method", "means"))
+    assert capsys.readouterr().out.splitlines()[10] == f"  Open one: {page.as_uri()}#feature={lines[1].split()[1]}"
+    page.unlink()
     assert [line.split(":")[1].split()[:2] for line in (lines[-3], lines[-1])] == [["w1", "w2"]] * 2
 
 

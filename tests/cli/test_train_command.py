@@ -22,6 +22,7 @@ from host_helpers import (
 from sae_lens import LanguageModelSAETrainingRunner
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hsae_command.train import PRESETS, USUAL
 from sae_lens_hsae import HierarchicalTrainingSAE, evaluate_forest
 from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.cli.flags import as_flags, preset_flags, preset_names
@@ -177,11 +178,11 @@ def test_the_estimate_counts_what_there_is(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message", "is_call"),
     [
-        (["--level_widths", "4", "8", "--target_l0", "2", "--d_inn", "4"], "d_inn 4; hsae train --help", True),
+        (["--level_widths", "4", "8", "--target_l0", "2", "--d_inn", "4"], "d_inn 4; hsae train --help-all", True),
         (["--level_widths", "8", "4"], "not strictly increasing", False),
-        (["--level_widths", "4", "eight"], "eight.*hsae train --help", True),
-        (["--d_in"], "d_in.*hsae train --help", True),
-        (["--variance_floor", "high"], "variance_floor: invalid float value: 'high'; hsae train --help", True),
+        (["--level_widths", "4", "eight"], "eight.*hsae train --help-all", True),
+        (["--d_in"], "d_in.*hsae train --help-all", True),
+        (["--variance_floor", "high"], "variance_floor: invalid float value: 'high'; hsae train --help-all", True),
         (["4"], "belongs to no flag", True),
         (["--text", "a.txt", "--dataset_path", "b"], r"text=\['a.txt'\] and dataset_path=\['b'\]: give one", True),
         (["--preset", "gpt2", "--training_tokens", "9999", "--text", "no.txt"], "text='no.txt' does not exist", False),
@@ -211,13 +212,32 @@ def test_a_wrong_call_is_one_line(tmp_path, monkeypatch, capsys, arguments, mess
         cli.main(["train", *arguments, "--debug"])
 
 
-def test_help_of_train_has_our_flags_and_the_papers_symbols(capsys):
+@pytest.mark.parametrize("asked", [["--help-all"], ["-h", "--help-all", "--architecture", "topk"]])
+def test_the_long_help_of_train_has_every_flag(capsys, asked):
     with pytest.raises(SystemExit) as end:
-        cli.main(["train", "--help"])
+        cli.main(["train", *asked])
     assert end.value.code == 0
     printed = capsys.readouterr().out
-    for wanted in ("--preset", "--dry-run", "--variance_floor", "--lr_scheduler_name", "ρ", "L̂0", "n_l"):
+    for wanted in ("--preset", "--dry-run", "--variance_floor", "--lr_scheduler_name"):
         assert wanted in printed
+    ours = "topk" not in asked
+    for wanted in ("ρ", "L̂0", "n_l"):
+        assert (wanted in printed) == ours
+
+
+def test_what_the_short_help_of_train_says_is_so(capsys):
+    """It is written without importing anything, and so repeats names."""
+    assert set(PRESETS) == set(preset_names())
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help-all"])
+    _, fields = capsys.readouterr().out.split("usage: ", 2)[1:]
+    for name in USUAL:
+        assert f"--{name} " in fields
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    short = capsys.readouterr().out
+    assert all(f"--{name} " in short for name in USUAL)
+    assert len(short.splitlines()) < 60
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -64,9 +64,9 @@ def dashboards(sae):
 
 @pytest.fixture(scope="module")
 def explanation(sae):
-    """The hostile tokens as a text; nothing fires on the last."""
+    """The hostile tokens as a text; the first is left out, and nothing fires on the last."""
     acts = sae.encode(stream()[0][1][0, : len(HOSTILE)]).detach()
-    acts[-1] = 0
+    acts[0] = acts[-1] = 0
     positions, features = (acts > 0).nonzero(as_tuple=True)
     parents = sae.forest.parents[features]
     generator = torch.Generator().manual_seed(4)
@@ -80,6 +80,7 @@ def explanation(sae):
         activations=acts[positions, features],
         shares=torch.rand(len(features), generator=generator).double() - 0.2,
         without_parent=(parents >= 0) & (acts[positions, parents.clamp(min=0)] == 0),
+        outlying=(0,),
     )
 
 
@@ -541,13 +542,18 @@ def test_a_text_shows_its_paths_and_what_each_level_explains(opened, sae, explan
     assert "⟨U+202E⟩right" in seen
     assert "… (10,000 characters)" in seen
     assert opened.run("return window.ran") is None
+    first = """return Array.from(document.querySelectorAll(".context .token"))
+        .findIndex((each) => each.ariaCurrent === "true")"""
+    assert opened.run(first) == 1, "the first that is not left out"
+    assert opened.run("return document.querySelectorAll('.context .outlying').length") == 1
     n_alone = 0
     for position in range(len(HOSTILE)):
         opened.go(f"#/text/0/{position}")
         assert opened.run("return document.querySelector('.context [aria-current]').title") is not None
         firing, paths = explanation.entries(position), explanation.paths(position)
         if not firing:
-            assert "No feature fires on this token." in opened.text()
+            said = "Left out: far from all other tokens" if position == 0 else "No feature fires on this token."
+            assert said in opened.text()
             continue
         if len(paths) > 8:
             opened.run("document.querySelector('button.more').click()")

@@ -180,6 +180,49 @@ def test_the_first_view_opens_on_the_start_and_then_the_families(opened, dashboa
 
 
 @pytest.mark.browser
+def test_contexts_show_where_texts_part_and_snippets_end_there(browser, sae, forest, batches, tmp_path):
+    ids, acts = batches[0][0].clone(), batches[0][1]
+    ids[ids == TEXTS.index(";")] = 0
+    ids[:, 5:7] = TEXTS.index(";")
+    settings = DashboardSettings(window=10, n_top=4, n_sampled=2)
+    silent = collect_dashboards(
+        sae, forest, [(ids, acts)], settings=settings, exclude_tokens=[TEXTS.index(";")], progress=False
+    )
+    loud = collect_dashboards(sae, forest, [(ids, acts)], settings=settings, progress=False)
+    pages = {}
+    for name, dashboards in (("silent", silent), ("loud", loud)):
+        pages[name] = tmp_path / f"{name}.html"
+        write_page(dashboards, forest, pages[name], TEXTS.__getitem__, separators=[";"])
+    browser.open(pages["silent"], "#/f/0/0")
+    for view in ("#/f/0/0", "#/compare/0/0", "#/search/alpha"):
+        browser.go(view)
+        lines = browser.run("""return [...document.querySelectorAll(".context")].map((each) =>
+            [each.textContent, each.querySelectorAll(".parting").length])""")
+        assert all(";" not in text for text, _ in lines)
+        assert {1} <= {n for _, n in lines} <= {0, 1}, "two separators side by side are one mark"
+    browser.go("#/f/0/0")
+    expected = []
+    for slot in range(4):
+        row = silent.token_ids[0, slot].tolist()
+        peak = int(silent.peak_positions[0, slot])
+        first = max((i + 1 for i in range(peak) if TEXTS[row[i]] == ";"), default=0)
+        last = next((i for i in range(peak, 10) if TEXTS[row[i]] == ";"), 10)
+        expected.append("".join(TEXTS[id_].strip() for id_ in row[first:last]))
+    shown = browser.run("""return [...document.querySelectorAll(".family .relative:nth-child(2) .snippet")]
+        .map((each) => each.textContent.replaceAll(" ", ""))""")
+    assert len(shown) == 4
+    assert all(text in whole for text, whole in zip(shown, expected, strict=True)), "a snippet is 40 letters either way"
+    assert set(shown) & set(expected)
+    assert browser.errors() == []
+
+    browser.open(pages["loud"], "#/f/0/0")
+    fires = next(i for i in range(3) if (loud.activations[i].float()[loud.token_ids[i] == TEXTS.index(";")] > 0).any())
+    browser.go(f"#/f/0/{fires}")
+    shown = "return [...document.querySelectorAll('.context .token.own')].map((each) => each.textContent)"
+    assert ";" in browser.run(shown), "a separator on which the feature fires is shown"
+
+
+@pytest.mark.browser
 def test_the_counts_are_those_of_the_evaluation(opened, sae, forest, batches):
     evaluation = evaluate_forest(sae, forest, [acts.flatten(0, 1) for _, acts in batches])
     rows = opened.run("""return Array.from(document.querySelectorAll("tbody tr"),

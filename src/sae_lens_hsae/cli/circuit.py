@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sae_lens_hsae.cli.collected import dashboards_beside, labels_by_tokens
+from sae_lens_hsae.cli.collected import dashboards_beside, labels_by_tokens, page_link
 from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.cli.text_flags import check_device
 from sae_lens_hsae.forest import FeatureForest
@@ -53,10 +53,10 @@ def run_circuit(chosen: argparse.Namespace) -> Outcome:
     data = circuit.to_dict()
     with file_written_whole(output) as aside:
         aside.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
-    return Outcome(_text(circuit, {hook: sae.forest for hook, sae in forests.items()}, output), data)
+    return Outcome(_text(circuit, {hook: sae.forest for hook, sae in forests.items()}, by_hook, output), data)
 
 
-def _text(circuit: Circuit, forests: Mapping[str, FeatureForest], output: Path) -> str:
+def _text(circuit: Circuit, forests: Mapping[str, FeatureForest], folders: Mapping[str, str], output: Path) -> str:
     others = "against zero" if circuit.patched is None else f"{circuit.patched:.2f} on the others"
     lines = [
         f"{circuit.n_pairs} pairs: the answer leads its foil by {circuit.clean:.2f} logits on the clean prompts, "
@@ -66,13 +66,17 @@ def _text(circuit: Circuit, forests: Mapping[str, FeatureForest], output: Path) 
         own = [node for node in circuit.nodes if node.hook == hook]
         errors = "  ".join(f"{node.level}: {node.effect:.2f}" for node in own if node.feature is None)
         lines += ["", f"{hook}  (errors of the levels: {errors})"]
-        lines += _trees([node for node in own if node.feature is not None], forests[hook]) or ["  no feature"]
+        features = [node for node in own if node.feature is not None]
+        lines += _trees(features, forests[hook]) or ["  no feature"]
+        link = page_link(folders[hook], features[0].name) if features else None
+        lines += [] if link is None else [f"  Open one: {link}"]
     lines += _edges(circuit)
     seen = "  ".join(
         f"level {level}: {visited:,} of {there:,}"
         for level, (visited, there) in enumerate(zip(circuit.n_visited, circuit.n_features, strict=True))
     )
-    return "\n".join([*lines, "", f"Features looked at: {seen}", f"Written to {output}"])
+    on_page = f"hsae explore {next(iter(folders.values()))} --circuit {output} puts it on the page"
+    return "\n".join([*lines, "", f"Features looked at: {seen}", f"Written to {output}; {on_page}"])
 
 
 def _edges(circuit: Circuit) -> list[str]:

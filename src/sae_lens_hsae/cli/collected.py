@@ -13,6 +13,9 @@ from sae_lens_hsae.interpret.labels import token_labels
 from sae_lens_hsae.sae.inference import HierarchicalSAE
 from sae_lens_hsae.text.token_text import TokenTexts
 
+PAGE_FILENAME = "explorer.html"
+"""Where `hsae explore` writes, in the folder of a saved SAE."""
+
 
 def read_collected(folder: Path) -> tuple[Dashboards, Callable[[int], str]]:
     """The dashboards that ``hsae explore`` collected, and a function from token id to text.
@@ -41,6 +44,17 @@ def dashboards_beside(folder: Path, sae: HierarchicalSAE) -> Dashboards | None:
         return Dashboards.load(where, fingerprint(sae, sae.forest))
     except (ValueError, FileNotFoundError) as error:
         raise ValueError(f"{error} (hsae explore {folder} --renew)") from error
+
+
+def page_link(folder: str | Path, feature: str) -> str | None:
+    """The address at which the explorer page beside a saved SAE shows a feature; None without a page.
+
+    Args:
+        folder: where the SAE was saved.
+        feature: its name, such as ``2/17``.
+    """
+    page = Path(folder) / PAGE_FILENAME
+    return f"{page.resolve().as_uri()}#feature={feature}" if page.is_file() else None
 
 
 def labels_by_tokens(dashboards: Dashboards | None, tokenizer: Any) -> dict[int, str]:

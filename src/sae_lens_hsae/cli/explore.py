@@ -10,10 +10,11 @@ from typing import Any
 from datasets import Dataset
 
 from hsae_command.parsers import DASHBOARD_TOKENS
-from sae_lens_hsae.cli.collected import dashboards_beside
+from sae_lens_hsae.cli.collected import PAGE_FILENAME, dashboards_beside
 from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.cli.text_flags import check_device, read_rows, text_source
 from sae_lens_hsae.config import ARCHITECTURE
+from sae_lens_hsae.interpret.circuits import read_circuit
 from sae_lens_hsae.interpret.explain import explain
 from sae_lens_hsae.interpret.explain.explain import check_text
 from sae_lens_hsae.interpret.feature_cache import collect_dashboards, dashboards_folder
@@ -25,7 +26,7 @@ from sae_lens_hsae.interpret.feature_cache.text import (
 )
 from sae_lens_hsae.interpret.labels import token_labels
 from sae_lens_hsae.interpret.labels.files import labels_beside
-from sae_lens_hsae.interpret.page import PageSection, write_page
+from sae_lens_hsae.interpret.page import PageSection, circuit_section, write_page
 from sae_lens_hsae.sae.inference import HierarchicalSAE
 from sae_lens_hsae.storage.json_files import read_json_object
 from sae_lens_hsae.text.as_trained import excluded_tokens
@@ -44,6 +45,7 @@ def run_explore(chosen: argparse.Namespace) -> Outcome:
         chosen.renew,
         chosen.explain,
         chosen.device,
+        circuits=chosen.circuit,
     )
     return Outcome(f"Open {page.resolve().as_uri()}", {"page": str(page)})
 
@@ -61,6 +63,7 @@ def explore(
     rows: Dataset | None = None,
     start: Sequence[int | str] = (),
     sections: Sequence[PageSection] = (),
+    circuits: Sequence[str | Path] = (),
 ) -> Path:
     """Write the explorer page of a saved ``HierarchicalSAE``; dashboards that stand beside it are used again.
 
@@ -77,6 +80,7 @@ def explore(
         model: the language model, from SAELens' ``load_model``; None loads the one that the SAE's metadata name.
         rows: tokenised rows, in a column ``tokens``, to read instead of ``text``.
         start, sections: as of `write_page`.
+        circuits: files that ``hsae circuit`` wrote; a section for each, after the others.
 
     Returns:
         The page's path.
@@ -84,7 +88,8 @@ def explore(
     Raises:
         FileNotFoundError: if the folder holds no SAE, or there is no such text.
         ValueError: if it holds another architecture, the dashboards there are of other weights, the labels are no such
-            object, the text is too short, or one to explain is empty or longer than the model takes.
+            object, the text is too short, one to explain is empty or longer than the model takes, or a file
+            holds no circuit, or one of other SAEs.
     """
     check_device(device)
     for each in explained:
@@ -100,6 +105,8 @@ def explore(
         )
     sae = HierarchicalSAE.load_from_disk(folder, device=device)
     names = labels_beside(folder, labels)
+    hook = str(sae.cfg.metadata.hook_name)
+    circuit_sections = [circuit_section(read_circuit(file), hook, sae.forest, Path(file).stem) for file in circuits]
     where = dashboards_folder(folder)
     dashboards = None if renew else dashboards_beside(folder, sae)
     if model is None and (dashboards is None or explained):
@@ -122,7 +129,7 @@ def explore(
     texts = TokenTexts(tokenizer)
     names = token_labels(dashboards, texts.__getitem__) | names
     title = f"{folder.resolve().name}: {sae.cfg.metadata.hook_name}"
-    path = output or folder / "explorer.html"
+    path = output or folder / PAGE_FILENAME
     return write_page(
         dashboards,
         sae.forest,
@@ -132,5 +139,6 @@ def explore(
         title=title,
         explanations=explanations,
         start=start,
-        sections=sections,
+        sections=[*sections, *circuit_sections],
+        separators=tokenizer.all_special_tokens,
     )

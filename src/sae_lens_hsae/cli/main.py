@@ -14,6 +14,7 @@ from sae_lens.training._interruption import InterruptedException
 
 from hsae_command import DEBUG
 from hsae_command.parsers import read_line
+from hsae_command.train import EVERY_FLAG
 from sae_lens_hsae.cli.circuit import run_circuit
 from sae_lens_hsae.cli.clarity import run_clarity
 from sae_lens_hsae.cli.contrast import run_contrast
@@ -27,7 +28,7 @@ from sae_lens_hsae.cli.progress_bars import bars_on_terminals_only
 from sae_lens_hsae.cli.push import run_convert, run_push
 from sae_lens_hsae.cli.steer import run_steer
 from sae_lens_hsae.cli.sweep import run_sweep_command
-from sae_lens_hsae.cli.train import print_help, run_train, wants_help
+from sae_lens_hsae.cli.train import print_every_flag, run_train
 from sae_lens_hsae.training.distributed.ranks import is_first_launched, n_launched
 from sae_lens_hsae.training.runner import Interrupted
 
@@ -83,8 +84,8 @@ def _run(chosen: argparse.Namespace) -> Outcome | None:
     if chosen.command == "demo":  # shows what it does while it does it
         demo(chosen.model)
         return None
-    if chosen.command == "train" and wants_help(chosen.further):
-        print_help(chosen.further)
+    if chosen.command == "train" and EVERY_FLAG in chosen.further:
+        print_every_flag(chosen.further)
     with redirect_stdout(sys.stderr):  # what libraries print is no result
         return run_train(chosen.further) if chosen.command == "train" else COMMANDS[chosen.command](chosen)
 

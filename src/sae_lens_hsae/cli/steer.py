@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sae_lens_hsae.cli.collected import dashboards_beside, labels_by_tokens
+from sae_lens_hsae.cli.collected import dashboards_beside, labels_by_tokens, page_link
 from sae_lens_hsae.cli.contrast import read_texts
 from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.cli.text_flags import check_device
@@ -81,7 +81,7 @@ def run_steer(chosen: argparse.Namespace) -> Outcome:
         "features": features,
         **written,
     }
-    return Outcome(_text(data, selection), data)
+    return Outcome(_text(data, selection, folder), data)
 
 
 def _check(chosen: argparse.Namespace) -> None:
@@ -98,12 +98,14 @@ def _check(chosen: argparse.Namespace) -> None:
         raise ValueError("prompt is empty; give a text to go on from")
 
 
-def _text(data: Mapping[str, Any], selection: Selection) -> str:
+def _text(data: Mapping[str, Any], selection: Selection, folder: Path) -> str:
     lines = [f"{len(selection.features)} features of level {selection.level} by {data['method']}:"]
     for each in data["features"][:SHOWN]:
         lines.append(f"  {each['weight']:+8.3f}  {each['name']}  {printable(each['label'])}".rstrip())
     if len(selection.features) > SHOWN:
         lines.append(f"  … {len(selection.features) - SHOWN} more")
+    link = page_link(folder, data["features"][0]["name"]) if data["features"] else None
+    lines += [] if link is None else [f"  Open one: {link}"]
     for name in ("before", "after"):
         lines += ["", f"{name} (perplexity {data[name]['perplexity']:.1f}): {printable(data[name]['text'])}"]
     return "\n".join(lines)

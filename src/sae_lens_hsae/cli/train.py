@@ -13,8 +13,8 @@ from datasets import Dataset
 from sae_lens.llm_sae_training_runner import LanguageModelSAETrainingRunner, _parse_cfg_args
 from transformers import set_seed
 
-from hsae_command.parsers import add_json
-from sae_lens_hsae.cli.flags import Flags, command_line, parse_flags, preset_flags, preset_names, read_flags
+from hsae_command.train import EVERY_FLAG, HELP, beyond_saelens, help_parser, sources
+from sae_lens_hsae.cli.flags import Flags, command_line, parse_flags, preset_flags, read_flags
 from sae_lens_hsae.cli.measured_runner import MeasuredTrainingRunner
 from sae_lens_hsae.cli.outcome import CallError, Outcome
 from sae_lens_hsae.cli.training_estimate import estimate
@@ -25,67 +25,12 @@ from sae_lens_hsae.text.documents import documents
 from sae_lens_hsae.training.distributed.ranks import n_launched
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner, check_steps
 
-HELP = {"-h", "--help"}
-EPILOG = """Every field of SAELens' LanguageModelSAERunnerConfig and of HierarchicalTrainingSAEConfig is a flag too:
-they follow below. --architecture is hsae unless you say otherwise, --d_sae the sum of the level widths. Lists are
-written --level_widths 128 256 or "--level_widths=[128, 256]"."""
 
-
-def _sources() -> argparse.ArgumentParser:
-    """Where flags come from, beside the command line."""
-    parser = argparse.ArgumentParser(prog="hsae train", add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML or JSON: flags, flat")
-    parser.add_argument("--preset", action="append", default=[], help=f"one of {', '.join(preset_names())}")
-    parser.add_argument("--dry-run", action="store_true", help="say what it would do and take, with warnings, and stop")
-    add_json(parser)
-    return parser
-
-
-def _beyond_saelens() -> argparse.ArgumentParser:
-    """Flags that go with SAELens' own, in files too."""
-    parser = argparse.ArgumentParser(prog="hsae train", add_help=False, allow_abbrev=False)
-    parser.add_argument(
-        "--evaluation_tokens", type=int, default=0, help="tokens to measure the forest on afterwards (default: none)"
-    )
-    parser.add_argument(
-        "--variance_floor",
-        type=float,
-        default=0.0,
-        help="mean variance explained below which forest/hamming_at_matched_variance pays (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--max_bad_batches", type=int, default=0, help="batches of NaN or infinite numbers to skip (default: none)"
-    )
-    parser.add_argument(
-        "--text", help="train on a text of your own instead of dataset_path: a text file, a .jsonl file, or a folder"
-    )
-    parser.add_argument("--keep_checkpoints", type=int, help="how many stay, the newest (default: all)")
-    parser.add_argument(
-        "--rank_timeout",
-        type=float,
-        default=600.0,
-        help="under torchrun, seconds for which one process waits for the others (default: %(default)g)",
-    )
-    return parser
-
-
-def wants_help(arguments: Sequence[str]) -> bool:
-    """Whether the flags ask for help: also where there are none."""
-    return not arguments or bool(HELP & set(arguments))
-
-
-def print_help(arguments: Sequence[str]) -> None:
+def print_every_flag(arguments: Sequence[str]) -> None:
     """Print our flags, then those of SAELens' parser, which ends the process."""
-    argparse.ArgumentParser(
-        prog="hsae train",
-        parents=[_sources(), _beyond_saelens()],
-        usage="hsae train [--preset NAME] [--config FILE] [--FLAG VALUE …]",
-        description="Train an SAE on a language model. Presets come first, then files, then the other flags; the last "
-        "one that sets a flag wins.",
-        epilog=EPILOG,
-    ).print_help()
-    words = [word for word in arguments if word not in HELP]
-    architecture = parse_flags(_sources().parse_known_args(words)[1]).get("architecture", [ARCHITECTURE])
+    help_parser().print_help()
+    words = [word for word in arguments if word not in {EVERY_FLAG, *HELP}]
+    architecture = parse_flags(sources().parse_known_args(words)[1]).get("architecture", [ARCHITECTURE])
     _parse_cfg_args(["--architecture", *architecture, "--help"])
 
 
@@ -120,17 +65,17 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
         CallError: if a flag is refused.
         ValueError: if its value is.
     """
-    own, given = _sources().parse_known_args(list(arguments))
+    own, given = sources().parse_known_args(list(arguments))
     flags = merged_flags(own.preset, own.config, parse_flags(given))
     said = io.StringIO()
     try:
         # Of a flag that they refuse both parsers print their whole usage, and end the process.
         with redirect_stderr(said):
-            _, rest = _beyond_saelens().parse_known_args(command_line(flags), own)
+            _, rest = beyond_saelens().parse_known_args(command_line(flags), own)
             cfg = _parse_cfg_args(rest)
     except (argparse.ArgumentError, SystemExit) as error:
         what = error if isinstance(error, argparse.ArgumentError) else said.getvalue().rpartition("error: ")[2].strip()
-        raise CallError(f"{what}; hsae train --help lists every flag") from error
+        raise CallError(f"{what}; hsae train {EVERY_FLAG} lists every flag") from error
     check_steps(cfg)
     return own, cfg
 

@@ -80,6 +80,7 @@ class ForestLog:
         tokenizer = getattr(model, "tokenizer", None)
         n_vocab = 1 + max(int(token_ids.max()) for token_ids, _ in self._pairs)
         ids = range(n_vocab)
+        self._separators = tokenizer.all_special_tokens if tokenizer else []
         self._texts = token_texts(tokenizer, ids) if tokenizer else {id_: f"⟨{id_}⟩" for id_ in ids}
 
     def after_update(self, trainer: HierarchicalSAETrainer) -> None:
@@ -97,7 +98,9 @@ class ForestLog:
             sae, sae.forest, self._pairs, exclude_tokens=self._excluded, unembedding=unembedding_of(sae, self._model)
         )
         dashboards.save(dashboards_folder(folder))
-        page = write_page(dashboards, sae.forest, Path(folder) / "explorer.html", self._text)
+        page = write_page(
+            dashboards, sae.forest, Path(folder) / "explorer.html", self._text, separators=self._separators
+        )
         artifact = wandb.Artifact(f"{sae.get_name().replace('/', '__')}_explorer", type="explorer")
         artifact.add_file(str(page))
         wandb.log_artifact(artifact)

@@ -1,7 +1,7 @@
 """Which features carry a behaviour of a language model: attributed coarse to fine, and tried by ablation."""
 
 from sae_lens_hsae.interpret.circuits.ablation import Ablation
-from sae_lens_hsae.interpret.circuits.circuit import Circuit, Edge, Node
+from sae_lens_hsae.interpret.circuits.circuit import Circuit, Edge, Node, read_circuit
 from sae_lens_hsae.interpret.circuits.edges import with_edges
 from sae_lens_hsae.interpret.circuits.find import find_circuit, flat_effects
 from sae_lens_hsae.interpret.circuits.lasso import lasso_circuit
@@ -18,6 +18,7 @@ __all__ = [
     "find_circuit",
     "flat_effects",
     "lasso_circuit",
+    "read_circuit",
     "read_pairs",
     "with_edges",
 ]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
+
+from sae_lens_hsae.storage.json_files import is_count, is_number, read_json_object
 
 Method = Literal["attribution", "integrated", "patch"]
 SCHEMA = "sae_lens_hsae/circuit"
@@ -115,6 +118,24 @@ class Circuit:
             own["nodes"] = tuple(Node(**node) for node in own["nodes"])
             own["edges"] = tuple(Edge(**edge) for edge in own["edges"])
             own |= {name: tuple(own[name]) for name in ("n_visited", "n_features")}
+            for node in own["nodes"]:
+                if not (isinstance(node.name, str) and isinstance(node.hook, str) and is_number(node.effect)):
+                    raise TypeError(f"{node} has no name, hook point or effect")
+                if node.feature is not None and not is_count(node.feature):
+                    raise TypeError(f"{node} has no index of a feature")
             return cls(**own)
         except (TypeError, KeyError) as error:
             raise ValueError(f"the data are no circuit ({error})") from error
+
+
+def read_circuit(path: str | Path) -> Circuit:
+    """The circuit in a file that ``hsae circuit`` wrote.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file, if it holds no circuit.
+    """
+    try:
+        return Circuit.from_dict(read_json_object(Path(path)))
+    except ValueError as error:
+        raise ValueError(f"circuit={str(path)!r} holds no circuit: {error}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,7 +64,7 @@ class PageContent:
         self._texts: list[str] = [""]
         self._wholes: dict[str, int] = {}
 
-    def forest_block(self, title: str, texts: Sequence[str] = ()) -> Block:
+    def forest_block(self, title: str, texts: Sequence[str] = (), separators: Collection[str] = ()) -> Block:
         """Everything the tree, the overview and the search by token need, about all features; and the texts."""
         data = self._data
         detection = label_detection(data, self._text)
@@ -86,6 +86,7 @@ class PageContent:
             "labels": {str(feature): label for feature, label in self._labels.items()},
             "fingerprint": data.fingerprint,
             "texts": list(texts),
+            "separators": sorted(separators),
             "noDetection": REASONS,
         }
         arrays = {

@@ -27,7 +27,7 @@ def explained_block(explanation: Explanation) -> tuple[dict[str, Any], dict[str,
         "endStarts": _starts(np.array([len(each) for each in ends], dtype=np.int64)),
         "ends": np.array([feature for each in ends for feature in each], dtype=np.int32),
     }
-    return {"tokens": list(explanation.tokens)}, arrays
+    return {"tokens": list(explanation.tokens), "outlying": list(explanation.outlying)}, arrays
 
 
 def _starts(counts: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import html
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -78,6 +78,7 @@ def write_page(
     explanations: Sequence[Explanation] = (),
     start: Sequence[int | str] = (),
     sections: Sequence[PageSection] = (),
+    separators: Collection[str] = (),
 ) -> Path:
     """Write the explorer page: one file that opens from disk and fetches nothing.
 
@@ -93,6 +94,8 @@ def write_page(
         start: features whose trees the page opens on, by flat index or by name, such as ``"2/313"``; below them stand
             the trees that the page itself finds worth a look.
         sections: of one's own, such as a circuit, on the first view.
+        separators: texts of tokens that part texts, such as a tokenizer's ``all_special_tokens``. Contexts are cut
+            there, or show a mark, unless the feature fires on the token.
 
     Returns:
         The file's path.
@@ -117,7 +120,7 @@ def write_page(
             )
     limits = limits or PageLimits.for_features(len(forest))
     content = PageContent(dashboards, forest, text_of, labels or {}, limits)
-    plain, arrays = content.forest_block(title, [each.text for each in explanations])
+    plain, arrays = content.forest_block(title, [each.text for each in explanations], separators)
     plain["start"] = [forest.index(feature) for feature in start]
     plain["sections"] = [section_rows(section, forest) for section in sections]
     # The vocabulary grows while the others are made, and so comes last.

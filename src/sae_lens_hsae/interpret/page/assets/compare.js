@@ -66,6 +66,10 @@ async function compareView(forest, parent) {
     context.tokens.forEach((token, i) => {
       if (!token) return;
       const at = shares[k][i];
+      if (forest.isSeparator[token] && !at) {
+        row.append(partingNode(forest, context.tokens, i) ?? "");
+        return;
+      }
       const node = tokenNode(forest.tokens[token], at ? describe(forest, children, at) : undefined);
       shade(node, "own", context.shades[i]);
       const bar = element("span", { class: "bar", "aria-hidden": "true" });

@@ -20,6 +20,12 @@ function tokenNode(text, title) {
   return node;
 }
 
+// Where one text ends and the next begins: one mark for all tokens that stand there.
+function partingNode(forest, tokens, i) {
+  if (i > 0 && forest.isSeparator[tokens[i - 1]]) return null;
+  return element("span", { class: "parting", title: clipped(forest.tokens[tokens[i]]) }, " ¶ ");
+}
+
 // One context, shaded for the feature; the bar below each token is the parent.
 function contextNode(forest, feature, context) {
   const parent = forest.parents[feature];
@@ -29,6 +35,10 @@ function contextNode(forest, feature, context) {
     const own = (context.shades[i] / SHADES) * forest.maximum[feature];
     const above = parent >= 0 ? (context.parentShades[i] / SHADES) * forest.maximum[parent] : 0;
     const parts = [own ? `activation ${significant(own)}` : "", above ? `parent ${significant(above)}` : ""].filter(Boolean);
+    if (forest.isSeparator[token] && !parts.length) {
+      line.append(partingNode(forest, context.tokens, i) ?? "");
+      return;
+    }
     const node = tokenNode(forest.tokens[token], parts.join(", ") || undefined);
     shade(node, "own", context.shades[i]);
     if (parent >= 0) shade(node, "above", context.parentShades[i]);

@@ -31,6 +31,8 @@ class Forest {
   constructor(block, tokens) {
     Object.assign(this, block);
     this.tokens = tokens;
+    const parting = new Set(this.separators);
+    this.isSeparator = tokens.map((text) => parting.has(text)); // tokens that part texts, such as [SEP]
     this.n = this.parents.length;
     this.offsets = [0];
     for (const width of this.levelWidths) this.offsets.push(this.offsets.at(-1) + width);

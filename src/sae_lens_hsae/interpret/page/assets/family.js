@@ -7,19 +7,21 @@ function copyBadge(forest, feature) {
   return forest.isCopy[feature] ? element("span", { class: "badge", title: "Its decoder direction is nearly its parent's: the same thing once more, at a finer level." }, "copy") : null;
 }
 
-// The tokens around the peak of a context, as in a concordance: what comes before ends where the peak begins.
+// The tokens around the peak of a context, as in a concordance: what comes before ends where the peak begins. No
+// further than to a token that parts texts.
 function snippetNode(forest, feature, context) {
   let peak = 0;
   context.shades.forEach((value, i) => { if (value > context.shades[peak]) peak = i; });
   const before = element("span", { class: "before" }), after = element("span", { class: `after${(forest.tokens[context.tokens[peak]] ?? "").startsWith(" ") ? " spaced" : ""}` });
   const tokens = [];
-  for (let i = peak, left = SNIPPET_LENGTH; i >= 0 && left > 0; i--) left -= put(tokens, i, "unshift");
+  for (let i = peak, left = SNIPPET_LENGTH; i >= 0 && left > 0 && inside(i); i--) left -= put(tokens, i, "unshift");
   before.append(element("span", {}, tokens.slice(0, -1)));
   const rest = tokens.slice(-1);
-  for (let i = peak + 1, left = SNIPPET_LENGTH; i < context.tokens.length && left > 0; i++) left -= put(rest, i, "push");
+  for (let i = peak + 1, left = SNIPPET_LENGTH; i < context.tokens.length && left > 0 && inside(i); i++) left -= put(rest, i, "push");
   after.append(...rest);
   return element("span", { class: "snippet", dir: "ltr" }, before, after);
 
+  function inside(i) { return i === peak || !forest.isSeparator[context.tokens[i]]; }
   function put(list, i, how) {
     const text = clipped(forest.tokens[context.tokens[i]] ?? "", 24);
     const node = element("span", { class: "token" }, i === peak ? text.trimStart() : text);

@@ -41,7 +41,7 @@ async function contextsByText(forest, text, isCurrent, report) {
       const view = forest.view(block, f, start);
       for (const context of [...view.top, ...view.sampled]) {
         if (seen.has(context.number)) continue;
-        const joined = Array.from(context.tokens, (token) => forest.tokens[token]).join("").toLowerCase();
+        const joined = Array.from(context.tokens, (token) => (forest.isSeparator[token] ? "\n" : forest.tokens[token])).join("").toLowerCase();
         if (!joined.includes(text)) continue;
         seen.add(context.number);
         found += 1;

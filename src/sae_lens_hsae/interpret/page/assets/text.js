@@ -22,8 +22,9 @@ function textLine(forest, data, firing, index, chosen) {
   data.tokens.forEach((text, position) => {
     const share = data.levelShares[(position + 1) * nLevels - 1];
     const { nAssigned, alone } = firing[position];
-    const node = element("a", { class: "token", href: `#/text/${index}/${position}`, "aria-current": position === chosen ? "true" : undefined,
-      title: `explained ${wholePercent(share)}, ${alone.size} of ${nAssigned} without their parent` }, clipped(text));
+    const outlying = data.outlying.includes(position);
+    const node = element("a", { class: outlying ? "token outlying" : "token", href: `#/text/${index}/${position}`, "aria-current": position === chosen ? "true" : undefined,
+      title: outlying ? "left out" : `explained ${wholePercent(share)}, ${alone.size} of ${nAssigned} without their parent` }, clipped(text));
     shade(node, "own", Math.max(0, share) * SHADES);
     shade(node, "above", nAssigned ? (alone.size / nAssigned) * SHADES : 0);
     line.append(node);
@@ -71,12 +72,15 @@ function levelTable(forest, data, { entries, alone }, position) {
     element("thead", {}, element("tr", {}, heads.map((name) => element("th", { scope: "col", class: "value" }, name)))), element("tbody", {}, rows));
 }
 
-async function textView(forest, indexText, positionText = "0") {
+const LEFT_OUT = "Left out: far from all other tokens, such as an attention sink, or the first of a text. What fires there is about the place, not the word.";
+
+async function textView(forest, indexText, positionText) {
   const index = /^\d+$/.test(indexText) ? Number(indexText) : -1;
   const none = (what) => ({ title: "No such text", parts: [element("h1", { tabindex: "-1" }, "No such text"), element("p", { class: "notice" }, what)] });
   if (!(index >= 0 && index < forest.texts.length)) return none(forest.texts.length ? `This page holds the texts 0 to ${forest.texts.length - 1}.` : "This page was made without texts: hsae explore --explain.");
   const data = await decodeBlock(`text-${index}`);
-  const position = /^\d+$/.test(positionText) ? Number(positionText) : -1;
+  const first = Math.max(0, data.tokens.findIndex((_, i) => !data.outlying.includes(i)));
+  const position = positionText === undefined ? first : /^\d+$/.test(positionText) ? Number(positionText) : -1;
   if (!(position >= 0 && position < data.tokens.length)) return none(`Text ${index} has the tokens 0 to ${data.tokens.length - 1}.`);
 
   const firing = firingByToken(forest, data);
@@ -85,9 +89,9 @@ async function textView(forest, indexText, positionText = "0") {
   const parts = [
     element("h1", { tabindex: "-1" }, `Text ${index}`),
     textLine(forest, data, firing, index, position),
-    element("p", { class: "legend" }, "Shaded: the share of the activation that the finest level explains. The bar below a token is the share of its features that fire without their parent. Follow a token to see what fires on it."),
+    element("p", { class: "legend" }, "Shaded: the share of the activation that the finest level explains. The bar below a token is the share of its features that fire without their parent. Follow a token to see what fires on it.", data.outlying.length ? " Crossed out: left out." : ""),
     section(`Token ${position}: `, levelTable(forest, data, firing[position], position)),
-    section(`Active paths (${ends.length})`, element("p", { class: "muted" }, "Coarse to fine, the strongest first. The shares of a level's features add up to what the level explains."), ends.length ? holder : element("p", { class: "notice" }, "No feature fires on this token.")),
+    section(`Active paths (${ends.length})`, element("p", { class: "muted" }, "Coarse to fine, the strongest first. The shares of a level's features add up to what the level explains."), ends.length ? holder : element("p", { class: "notice" }, data.outlying.includes(position) ? LEFT_OUT : "No feature fires on this token.")),
   ];
   parts[3].querySelector("h2").append(element("bdi", {}, chipText(data.tokens[position])));
   if (ends.length > MANY_PATHS) {
