@@ -7,6 +7,11 @@ where every flag is wanted.
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
 
 from hsae_command import SUBCOMMANDS
 from hsae_command.shared import add_json
@@ -43,6 +48,30 @@ USUAL = {
 def asks_for_help(arguments: list[str]) -> bool:
     """Whether the flags ask for the short help: also where there are none."""
     return not arguments or (bool(HELP & set(arguments)) and EVERY_FLAG not in arguments)
+
+
+def unknown_flag(names: Iterable[str]) -> str | None:
+    """What to say of the first flag that does not exist; None where all do.
+
+    The fields stand in SAELens' source and in our config. Importing them takes seconds, so they are looked up as text:
+    every annotated name counts, which lets some pass that are none, for SAELens' parser to refuse.
+    """
+    names = list(names)
+    if not names:
+        return None
+    known = {option.lstrip("-") for parser in (sources(), beyond_saelens()) for option in parser._option_string_actions}
+    known |= {"architecture", EVERY_FLAG.lstrip("-"), "help"}
+    host, own = (find_spec(package) for package in ("sae_lens", "sae_lens_hsae"))
+    assert host is not None
+    assert own is not None
+    for file in (*Path(str(host.origin)).parent.rglob("*.py"), Path(str(own.origin)).parent / "config.py"):
+        known.update(re.findall(r"^\s+(\w+)\s*:", file.read_text(encoding="utf-8"), flags=re.MULTILINE))
+    for name in names:
+        if not {name, name.rpartition(".")[2], name.removeprefix("no")} & known:
+            near = get_close_matches(name, known, n=1)
+            meant = f"did you mean --{near[0]}? " if near else ""
+            return f"--{name} is no flag; {meant}hsae train {EVERY_FLAG} lists them all"
+    return None
 
 
 def sources() -> argparse.ArgumentParser:

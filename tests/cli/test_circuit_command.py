@@ -27,6 +27,7 @@ def save(folder: Path, hook: str, seed: int, model: str) -> None:
     sae.threshold.data.mul_(0.1)
     sae.cfg.metadata.hook_name, sae.cfg.metadata.model_name = hook, model
     sae.cfg.metadata.model_class_name, sae.cfg.metadata.prepend_bos = "AutoModelForCausalLM", True
+    sae.cfg.metadata.context_size = 12
     sae.save_inference_model(folder)
 
 

@@ -75,6 +75,8 @@ def test_the_version_is_the_packages(capsys):
         (["evaluate", "--help"], 0),
         (["explore", "--debug", "-h"], 0),
         (["train"], 0),
+        (["train", "--preset", "gpt2", "--traning_tokens", "5"], 2),
+        (["sweep", "file.yaml", "--", "--traning_tokens=5"], 2),
         (["train", "--preset", "gpt2", "--help"], 0),
         (["contrast", "runs/demo", "a.txt"], 2),
         (["explain", "runs/demo", "--txet", "a"], 2),
@@ -124,6 +126,7 @@ def test_the_two_parsers_know_the_same_subcommands(capsys):
     [
         (ValueError("n=0 must be 1"), "hsae push: n=0 must be 1", ""),
         (OSError("no space"), "hsae push: no space", ""),
+        (FileNotFoundError(2, "No such file", "a.yaml"), "hsae push: 'a.yaml': No such file", ""),
         (KeyError("hsae"), "hsae push: KeyError: 'hsae' (--debug shows where)", ""),
         (torch.OutOfMemoryError("2 GiB"), "hsae push: OutOfMemoryError: 2 GiB (--debug shows where)", ""),
         (CallError("no such flag"), 2, "hsae push: no such flag\n"),
@@ -159,6 +162,29 @@ def test_a_stopped_run_ends_with_the_code_of_the_signal(monkeypatch, capsys, tmp
         cli.main(["demo"])
     assert end.value.code == 128 + number
     assert capsys.readouterr().err.endswith("hsae demo: interrupted\n")
+
+
+NEEDED = {
+    "explain": ["--text", "a"],
+    "contrast": ["a.txt", "b.txt"],
+    "circuit": ["--pairs", "a.jsonl"],
+    "label": ["--model", "a"],
+    "judge": ["--model", "a"],
+}
+
+
+@pytest.mark.parametrize("command", ["evaluate", "clarity", "explore", *NEEDED])
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch, command):
+    monkeypatch.setitem(cli.COMMANDS, command, lambda _: pytest.fail("it began"))
+    (tmp_path / "file").touch()
+    for output, message in (
+        (tmp_path, f"output={str(tmp_path)!r} is a folder; give a file"),
+        (tmp_path / "file" / "a", f"output={str(tmp_path / 'file' / 'a')!r}: .*file' is no folder; give another path"),
+        (Path("/proc/a/b"), "output='/proc/a/b': '/proc' cannot be written to; give another path"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            cli.main([command, "folder", *NEEDED.get(command, []), "--output", str(output)])
+        assert re.search(message, str(end.value.code))
 
 
 def test_the_result_alone_is_on_stdout(monkeypatch, capsys):
@@ -292,7 +318,7 @@ def test_contrast_says_what_the_function_finds(trained, tmp_path, capsys):
     ("changes", "message"),
     [
         (["{0}/out", "{0}/none.txt", "{0}/b.txt"], "none.txt"),
-        (["{0}/out", "{0}/few.txt", "{0}/b.txt"], "a holds 1 texts; give at least 8"),
+        (["{0}/out", "{0}/few.txt", "{0}/b.txt"], "few.txt' holds 1 texts, one a line; give at least 8"),
         (["{0}/out", "{0}/a.txt", "{0}/a.txt"], "the same texts"),
         (["{0}/out", "{0}/a.txt", "{0}/b.txt", "--alpha", "2"], "alpha=2.0 must lie between 0 and 1"),
         (["{0}/out", "{0}/a.txt", "{0}/b.txt", "--max-tokens", "0"], "max_tokens=0 must be at least 2"),

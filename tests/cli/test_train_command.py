@@ -22,7 +22,7 @@ from host_helpers import (
 from sae_lens import LanguageModelSAETrainingRunner
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hsae_command.train import PRESETS, USUAL
+from hsae_command.train import PRESETS, USUAL, unknown_flag
 from sae_lens_hsae import HierarchicalTrainingSAE, evaluate_forest
 from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.cli.flags import as_flags, preset_flags, preset_names
@@ -178,13 +178,19 @@ def test_the_estimate_counts_what_there_is(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message", "is_call"),
     [
-        (["--level_widths", "4", "8", "--target_l0", "2", "--d_inn", "4"], "d_inn 4; hsae train --help-all", True),
+        (
+            ["--level_widths", "4", "8", "--target_l0", "2", "--d_inn", "4"],
+            "--d_inn is no flag; did you mean --d_in",
+            True,
+        ),
+        (["--traning_tokens", "5"], "--traning_tokens is no flag; did you mean --training_tokens", True),
+        (["--zzz", "1", "--architecture", "topk"], "--zzz is no flag; hsae train --help-all lists them all", True),
         (["--level_widths", "8", "4"], "not strictly increasing", False),
         (["--level_widths", "4", "eight"], "eight.*hsae train --help-all", True),
         (["--d_in"], "d_in.*hsae train --help-all", True),
         (["--variance_floor", "high"], "variance_floor: invalid float value: 'high'; hsae train --help-all", True),
         (["4"], "belongs to no flag", True),
-        (["--text", "a.txt", "--dataset_path", "b"], r"text=\['a.txt'\] and dataset_path=\['b'\]: give one", True),
+        (["--text", "a.txt", "--dataset_path", "b"], "text='a.txt' and dataset_path='b': give one", True),
         (["--preset", "gpt2", "--training_tokens", "9999", "--text", "no.txt"], "text='no.txt' does not exist", False),
         (["--preset", "big"], "preset='big': choose one of paper", True),
         (["--config", "missing.yaml"], "missing.yaml", False),
@@ -236,6 +242,9 @@ def test_what_the_short_help_of_train_says_is_so(capsys):
     with pytest.raises(SystemExit):
         cli.main(["train", "--help"])
     short = capsys.readouterr().out
+    every = {name.rstrip(".") for name in re.findall(r"--([\w.]+)", fields)}
+    assert len(every) > 80
+    assert unknown_flag(every) is None
     assert all(f"--{name} " in short for name in USUAL)
     assert len(short.splitlines()) < 60
 

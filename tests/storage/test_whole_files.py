@@ -134,6 +134,14 @@ def test_where_nothing_can_be_written_the_error_names_no_temporary_file(tmp_path
         assert ".unfinished" not in str(error.value)
 
 
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
+    (tmp_path / "name").mkdir()
+    with pytest.raises(OSError, match="cannot be replaced") as error, file_written_whole(tmp_path / "name") as aside:
+        aside.touch()
+    assert error.value.filename == str(tmp_path / "name")
+    assert ".unfinished" not in str(error.value)
+
+
 def test_files_appear_whole_or_not_at_all(tmp_path):
     target = tmp_path / "folder"
     for writer in (folder_written_whole, lambda folder: files_written_whole(folder, "key")):

@@ -17,7 +17,7 @@ from sae_lens_hsae.interpret.circuits.places import check_one_model
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
 from sae_lens_hsae.interpret.labels.files import labels_beside
 from sae_lens_hsae.storage.json_files import printable
-from sae_lens_hsae.storage.whole_files import check_writable, file_written_whole
+from sae_lens_hsae.storage.whole_files import file_written_whole
 
 
 def run_circuit(chosen: argparse.Namespace) -> Outcome:
@@ -32,7 +32,6 @@ def run_circuit(chosen: argparse.Namespace) -> Outcome:
     check_device(chosen.device)
     pairs = read_pairs(chosen.pairs)
     output = Path(chosen.output)
-    check_writable("output", output.parent)
     saes = {folder: load_hierarchical_sae(folder, chosen.device) for folder in chosen.folders}
     check_one_model(saes)
     by_hook: dict[str, str] = {}

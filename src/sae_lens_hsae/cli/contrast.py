@@ -13,6 +13,7 @@ from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.cli.text_flags import check_device
 from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
 from sae_lens_hsae.interpret.contrast import Contrast, Finding, contrast, text_activations
+from sae_lens_hsae.interpret.contrast.compare import MIN_TEXTS
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
 from sae_lens_hsae.interpret.labels.files import labels_beside
 from sae_lens_hsae.interpret.snippet import snippet
@@ -37,6 +38,9 @@ def run_contrast(chosen: argparse.Namespace) -> Outcome:
         raise ValueError(f"max_tokens={chosen.max_tokens} must be at least 2")
     check_device(chosen.device)
     texts = [read_texts(path) for path in (chosen.a, chosen.b)]
+    for path, own in zip((chosen.a, chosen.b), texts, strict=True):
+        if len(own) < MIN_TEXTS:
+            raise ValueError(f"{path!r} holds {len(own)} texts, one a line; give at least {MIN_TEXTS}")
     folder = Path(chosen.folder)
     given = labels_beside(folder, chosen.labels)
     sae = load_hierarchical_sae(folder, chosen.device)

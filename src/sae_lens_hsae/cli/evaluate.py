@@ -17,7 +17,7 @@ from sae_lens_hsae.evaluation import ForestEvaluation, evaluate_forest
 from sae_lens_hsae.hub.saved_model import check_evaluation_can_stand, load_hierarchical_sae, save_evaluation
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model, tokens_and_activations
 from sae_lens_hsae.sae.inference import HierarchicalSAE
-from sae_lens_hsae.storage.whole_files import check_writable
+from sae_lens_hsae.storage.whole_files import check_file_writable
 from sae_lens_hsae.text.as_trained import excluded_tokens
 from sae_lens_hsae.text.rows import TextSource
 
@@ -61,7 +61,7 @@ def evaluate(
     if output is None:
         check_evaluation_can_stand(sae, folder, n_tokens)
     else:
-        check_writable("output", Path(output).parent)
+        check_file_writable("output", Path(output))
     evaluation = evaluate_forest(sae, sae.forest, _activations(sae, model, n_tokens, text, rows), n_tokens)
     save_evaluation(evaluation, sae, folder, output)
     return evaluation

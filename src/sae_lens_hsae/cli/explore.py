@@ -29,6 +29,7 @@ from sae_lens_hsae.interpret.labels.files import labels_beside
 from sae_lens_hsae.interpret.page import PageSection, circuit_section, write_page
 from sae_lens_hsae.sae.inference import HierarchicalSAE
 from sae_lens_hsae.storage.json_files import read_json_object
+from sae_lens_hsae.storage.whole_files import check_file_writable, check_writable
 from sae_lens_hsae.text.as_trained import excluded_tokens
 from sae_lens_hsae.text.rows import TextSource, digest
 from sae_lens_hsae.text.token_text import TokenTexts
@@ -95,6 +96,7 @@ def explore(
     for each in explained:
         check_text(each)
     folder = Path(folder)
+    path = Path(output or folder / PAGE_FILENAME)
     if not (folder / "cfg.json").is_file():
         raise FileNotFoundError(f"{folder} holds no cfg.json, so no saved SAE; give the folder it was saved to")
     architecture = read_json_object(folder / "cfg.json").get("architecture")
@@ -104,11 +106,14 @@ def explore(
             "FeatureForest and call collect_dashboards() and write_page()"
         )
     sae = HierarchicalSAE.load_from_disk(folder, device=device)
+    check_file_writable("output", path)
     names = labels_beside(folder, labels)
     hook = str(sae.cfg.metadata.hook_name)
     circuit_sections = [circuit_section(read_circuit(file), hook, sae.forest, Path(file).stem) for file in circuits]
     where = dashboards_folder(folder)
     dashboards = None if renew else dashboards_beside(folder, sae)
+    if dashboards is None:
+        check_writable("folder", folder)
     if model is None and (dashboards is None or explained):
         model = load_language_model(sae)
     # First, so that a text that cannot be explained costs no collection.
@@ -129,7 +134,6 @@ def explore(
     texts = TokenTexts(tokenizer)
     names = token_labels(dashboards, texts.__getitem__) | names
     title = f"{folder.resolve().name}: {sae.cfg.metadata.hook_name}"
-    path = output or folder / PAGE_FILENAME
     return write_page(
         dashboards,
         sae.forest,

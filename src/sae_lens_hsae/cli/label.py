@@ -15,7 +15,7 @@ from sae_lens_hsae.interpret.labels.files import LABELS_FILENAME
 from sae_lens_hsae.interpret.language_model import Endpoint, Replies, Request, judge_pairs, label_features, sample_pairs
 from sae_lens_hsae.interpret.language_model.judging import JUDGEMENTS_FILENAME, judge_requests
 from sae_lens_hsae.interpret.language_model.naming import firing_by_level, label_requests
-from sae_lens_hsae.storage.whole_files import file_written_whole
+from sae_lens_hsae.storage.whole_files import check_writable, file_written_whole
 
 JUDGE_TEMPERATURE = 0.7
 
@@ -31,6 +31,7 @@ def run_label_or_judge(chosen: argparse.Namespace) -> Outcome:
     )
     if not chosen.estimate:
         endpoint.check_can_ask()
+        check_writable("folder", folder)
     dashboards, text_of = read_collected(folder)
     return (_label if chosen.command == "label" else _judge)(chosen, folder, endpoint, dashboards, text_of)
 

@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any
 
 from sae_lens.training._interruption import InterruptedException
@@ -29,6 +30,7 @@ from sae_lens_hsae.cli.push import run_convert, run_push
 from sae_lens_hsae.cli.steer import run_steer
 from sae_lens_hsae.cli.sweep import run_sweep_command
 from sae_lens_hsae.cli.train import print_every_flag, run_train
+from sae_lens_hsae.storage.whole_files import check_file_writable
 from sae_lens_hsae.training.distributed.ranks import is_first_launched, n_launched
 from sae_lens_hsae.training.runner import Interrupted
 
@@ -46,6 +48,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Outcome]] = {
     "push": run_push,
     "convert": run_convert,
 }
+WRITE_FOLDERS = {"sweep", "convert"}
+"""Commands whose ``--output`` may be a folder; they check it themselves."""
 CALL_ERROR = 2
 
 
@@ -86,6 +90,8 @@ def _run(chosen: argparse.Namespace) -> Outcome | None:
         return None
     if chosen.command == "train" and EVERY_FLAG in chosen.further:
         print_every_flag(chosen.further)
+    if getattr(chosen, "output", None) and chosen.command not in WRITE_FOLDERS:
+        check_file_writable("output", Path(chosen.output))
     with redirect_stdout(sys.stderr):  # what libraries print is no result
         return run_train(chosen.further) if chosen.command == "train" else COMMANDS[chosen.command](chosen)
 
@@ -103,6 +109,8 @@ def _code_after(error: BaseException) -> Any:
 
 def _message(error: Exception) -> str:
     line = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{str(error.filename)!r}: {error.strerror}"
     if isinstance(error, (OSError, ValueError, ImportError)):
         return line
     # Not one that we foresaw: its text alone may say nothing, as that of a KeyError.

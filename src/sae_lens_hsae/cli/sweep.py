@@ -19,7 +19,7 @@ from sae_lens_hsae.cli.measured_runner import summary
 from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.cli.train import parse, train
 from sae_lens_hsae.evaluation import ForestEvaluation
-from sae_lens_hsae.storage.whole_files import file_written_whole
+from sae_lens_hsae.storage.whole_files import check_writable, file_written_whole
 
 ARGUMENTS = "${args}"
 EVALUATION_TOKENS = 50_000
@@ -87,8 +87,10 @@ def run_sweep(
     Raises:
         ValueError: if the file or a flag is refused, before anything is trained.
     """
-    if seeds < 1 or (runs is not None and runs < 1):
-        raise ValueError(f"seeds={seeds}, runs={runs}: both count, from 1")
+    for name, count in (("seeds", seeds), ("runs", runs)):
+        if count is not None and count < 1:
+            raise ValueError(f"{name}={count} must be at least 1")
+    check_writable("output", output)
     sweep = read_sweep(path)
     chosen = configurations(sweep, runs)
     cells = []

@@ -13,7 +13,7 @@ from datasets import Dataset
 from sae_lens.llm_sae_training_runner import LanguageModelSAETrainingRunner, _parse_cfg_args
 from transformers import set_seed
 
-from hsae_command.train import EVERY_FLAG, HELP, beyond_saelens, help_parser, sources
+from hsae_command.train import EVERY_FLAG, HELP, beyond_saelens, help_parser, sources, unknown_flag
 from sae_lens_hsae.cli.flags import Flags, command_line, parse_flags, preset_flags, read_flags
 from sae_lens_hsae.cli.measured_runner import MeasuredTrainingRunner
 from sae_lens_hsae.cli.outcome import CallError, Outcome
@@ -46,7 +46,8 @@ def merged_flags(presets: Sequence[str], files: Sequence[str], given: Flags) -> 
     flags |= given
     if "text" in flags:
         if "dataset_path" in flags:
-            raise CallError(f"text={flags['text']} and dataset_path={flags['dataset_path']}: give one of them")
+            text, data = (" ".join(flags[name]) for name in ("text", "dataset_path"))
+            raise CallError(f"text={text!r} and dataset_path={data!r}: give one of them")
         # So the saved SAE says what it was trained on.
         flags |= {"dataset_path": flags["text"], "is_dataset_tokenized": ["False"], "streaming": ["False"]}
     flags = preset_flags(presets, flags) | flags
@@ -67,6 +68,9 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
     """
     own, given = sources().parse_known_args(list(arguments))
     flags = merged_flags(own.preset, own.config, parse_flags(given))
+    wrong = unknown_flag(flags)
+    if wrong is not None:
+        raise CallError(wrong)
     said = io.StringIO()
     try:
         # Of a flag that they refuse both parsers print their whole usage, and end the process.

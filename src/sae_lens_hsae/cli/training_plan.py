@@ -50,7 +50,7 @@ def warnings_of(cfg: Any, rows: Dataset | None = None) -> list[str]:
         n_tokens = max(1, sum(map(len, rows["text"])) // CHARACTERS_PER_TOKEN)
         if n_tokens < cfg.training_tokens:
             found.append(
-                f"the text has about {n_tokens:,} tokens, so each is read about {cfg.training_tokens / n_tokens:.1f} "
+                f"the text has about {n_tokens:,} tokens, so each is read about {cfg.training_tokens / n_tokens:,.1f} "
                 "times; measurements afterwards read what was trained on"
             )
     return found

@@ -22,7 +22,7 @@ def file_written_whole(path: Path) -> Iterator[Path]:
     with _aside(path.parent) as aside:
         yield aside / path.name
         flush(aside)
-        (aside / path.name).replace(path)
+        _replace(aside / path.name, path)
         _flush_entries(path.parent)
 
 
@@ -65,7 +65,7 @@ def files_written_whole(folder: Path, key: str) -> Iterator[Path]:
         if (aside / key).exists():
             (folder / key).unlink(missing_ok=True)
         for file in sorted(aside.iterdir(), key=lambda file: file.name == key):
-            file.replace(folder / file.name)
+            _replace(file, folder / file.name)
         _flush_entries(folder)
 
 
@@ -92,18 +92,44 @@ def flush(folder: Path) -> None:
 
 
 def check_writable(name: str, folder: Path) -> None:
-    """Check that files can be made in a folder, or in what it would be made in; nothing is written.
+    """Check that files can be made in a folder, or in what it would be made in; nothing is left there.
 
     Raises:
         OSError: naming the setting, its value and the remedy.
     """
+    _check_in(name, folder, folder)
+
+
+def check_file_writable(name: str, path: Path) -> None:
+    """Check that a file can be written, before the work that it is for; nothing is left there.
+
+    Raises:
+        OSError: naming the setting, its value and the remedy.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{name}={str(path)!r} is a folder; give a file")
+    _check_in(name, path, path.parent)
+
+
+def _check_in(name: str, path: Path, folder: Path) -> None:
     existing = folder
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
     if not existing.is_dir():
-        raise NotADirectoryError(f"{name}={str(folder)!r}: {str(existing)!r} is no folder; give another path")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise PermissionError(f"{name}={str(folder)!r}: {str(existing)!r} cannot be written to; give another path")
+        raise NotADirectoryError(f"{name}={str(path)!r}: {str(existing)!r} is no folder; give another path")
+    try:  # it is the only way to know: permissions say nothing of what a file system refuses, or a disk over a network
+        Path(mkdtemp(prefix=UNFINISHED, dir=existing)).rmdir()
+    except OSError as error:
+        raise PermissionError(
+            f"{name}={str(path)!r}: {str(existing)!r} cannot be written to; give another path"
+        ) from error
+
+
+def _replace(source: Path, target: Path) -> None:
+    try:
+        source.replace(target)
+    except OSError as error:
+        raise type(error)(error.errno, f"cannot be replaced ({error.strerror})", str(target)) from error
 
 
 @contextmanager

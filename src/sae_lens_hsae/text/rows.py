@@ -65,7 +65,8 @@ class TextSource:
         if self.is_installed:
             return f"Text: {installed_name()}, the 1 in {HELD_OUT_OF} that training leaves out"
         trained = str(self.dataset if self.file is None else self.file) == str(metadata.dataset_path)
-        return f"Text: {self}" + ("; the SAE was trained on it" if trained else "")
+        read = self.dataset if self.file is None else self.file
+        return f"Text: {read}" + ("; the SAE was trained on it" if trained else "")
 
 
 def text_rows(
