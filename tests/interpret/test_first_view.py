@@ -223,6 +223,16 @@ def test_contexts_show_where_texts_part_and_snippets_end_there(browser, sae, for
 
 
 @pytest.mark.browser
+def test_the_words_of_a_family_are_no_pieces(opened, dashboards):
+    opened.go("#/f/0/1")
+    of_feature = opened.run("return document.querySelector('.family .relative:nth-child(2) .words').textContent")
+    strongest = [TEXTS[id_] for id_ in dashboards.strongest_tokens[1].tolist() if id_ >= 0]
+    assert any(not text.startswith(" ") for text in strongest), "or it would test nothing"
+    whole = [text.strip() for text in strongest if text.startswith(" ")]
+    assert of_feature == " · ".join(whole[:6])
+
+
+@pytest.mark.browser
 def test_the_counts_are_those_of_the_evaluation(opened, sae, forest, batches):
     evaluation = evaluate_forest(sae, forest, [acts.flatten(0, 1) for _, acts in batches])
     rows = opened.run("""return Array.from(document.querySelectorAll("tbody tr"),

@@ -37,9 +37,10 @@ function withSnippets(forest, feature, node, count = 1) {
   return forest.feature(feature).then((data) => node.append(...data.top.slice(0, count).map((context) => snippetNode(forest, feature, context))));
 }
 
-// The strongest tokens, each word once.
+// The strongest tokens, each word once, and pieces of words only where there is nothing else.
 function wordsNode(forest, feature, count = 6) {
-  const words = new Map(forest.strongestTokens(feature).map((token) => [token.trim().toLowerCase() || token, token.trim() || token]));
+  const tokens = forest.strongestTokens(feature), whole = tokens.filter((token) => token.startsWith(" "));
+  const words = new Map((whole.length ? whole : tokens).map((token) => [token.trim().toLowerCase() || token, token.trim() || token]));
   return element("p", { class: "words" }, [...words.values()].slice(0, count).map((word, i) => [i ? " · " : "", element("bdi", {}, clipped(word, 24))]).flat());
 }
 
