@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m experiments",
         description="Train and measure what a table compares. Finished models and cells are kept in the output folder, "
         "and a later call does the rest. The paper's tables: main, mechanisms (ablated), trees (their shapes), "
-        "similarity (what makes a parent), tradeoff (ρ and r); ideas (beyond the paper, ablated), "
+        "similarity (what makes a parent); ideas (beyond the paper, ablated), "
         "activation (JumpReLU or BatchTopK levels); "
         "all on all-MiniLM-L6-v2 reading WordNet's glosses; sinks (a few tokens far from all others, put into them); "
         "gemma (Gemma 3 270M reading the Brown Corpus), in-the-model (the cross-entropy that its "

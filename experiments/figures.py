@@ -1,4 +1,4 @@
-"""Comparison tables as pictures: measures by boundary, and what a hierarchy costs against what it brings."""
+"""Comparison tables as pictures: measures by boundary, and variance explained by level."""
 
 from __future__ import annotations
 
@@ -15,17 +15,14 @@ PANELS = {
     "p_parent_given_child": "P(parent | child)",
     "p_child_given_parent": "P(child | parent)",
 }
-BASELINE = "post hoc"
 
 
 def figures_of(table: ComparisonTable) -> dict[str, go.Figure]:
     """The figures that a table has what it takes for, by a name for their files."""
-    measures, models = set(table.values["measure"]), set(table.values["model"])
     figures = {}
-    if set(PANELS) <= measures:
+    if set(PANELS) <= set(table.values["measure"]):
         figures["boundaries"] = boundary_bars(table)
-        if BASELINE in models:
-            figures["cost"] = trade_off(table)
+        figures["levels"] = variance_by_level(table)
     return figures
 
 
@@ -51,33 +48,24 @@ def boundary_bars(table: ComparisonTable) -> go.Figure:
     return finished(figure, "Agreement of parents and children, by level boundary", 420)
 
 
-def trade_off(table: ComparisonTable) -> go.Figure:
-    """Variance explained, against independent SAEs, over Hamming: both means, of levels and of boundaries.
-
-    Raises:
-        ValueError: if the table has no independent SAEs to compare with.
-    """
+def variance_by_level(table: ComparisonTable) -> go.Figure:
+    """Variance explained by each level of every model, of ordinary tokens where the table tells them apart."""
     values = _first_place(table)
-    mean, spread = (
-        values.pivot_table(index="model", columns="measure", values=name, sort=False) for name in ("mean", "spread")
-    )
-    if BASELINE not in mean.index:
-        raise ValueError(f"the table has no model {BASELINE!r}, which costs are measured against")
-    figure = go.Figure(
-        go.Scatter(
-            x=mean["hamming"],
-            y=(mean["variance_explained"] - mean.loc[BASELINE, "variance_explained"]).tolist(),
-            error_x={"array": spread["hamming"]},
-            error_y={"array": spread["variance_explained"]},
-            text=mean.index,
-            mode="markers+text",
-            textposition="top right",
-            cliponaxis=False,
+    own = values[(values["measure"] == "variance_explained_ordinary") & values["mean"].notna()]
+    if own.empty:
+        own = values[values["measure"] == "variance_explained"]
+    figure = go.Figure()
+    for model, colour in zip(dict.fromkeys(own["model"]), qualitative.Safe * len(own), strict=False):
+        cells = own[own["model"] == model]
+        figure.add_scatter(
+            x=[f"level {place}" for place in cells["place"]],
+            y=cells["mean"].tolist(),
+            error_y={"array": cells["spread"]},
+            name=model,
+            line_color=colour,
         )
-    )
-    figure.update_xaxes(title_text="Hamming, mean over boundaries (less is better)")
-    figure.update_yaxes(title_text="variance explained, mean over levels, minus independent SAEs'")
-    return finished(figure, "What a hierarchy costs, and what it brings", 520)
+    figure.update_yaxes(title_text="variance explained")
+    return finished(figure, "Variance explained by levels, coarse to fine", 480)
 
 
 def _first_place(table: ComparisonTable) -> pandas.DataFrame:

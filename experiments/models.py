@@ -89,15 +89,11 @@ MODELS: dict[str, dict[str, Any]] = IDEAS | {
     MATRYOSHKA: {},
     **{model: {} for model in LEVEL_BY_LEVEL},
 }
-TRADE_OFF: dict[str, dict[str, Any]] = {
-    f"ρ={rho:g}, r={r:g}": {"structural_loss_coefficient": rho, "perturbation_rate": r}
-    for rho, r in [(0.05, 0.0), (0.2, 0.0), (0.5, 0.0), (0.02, 0.02), (0.02, 0.05), (0.02, 0.2)]
-}
 
 
 def fields_of(model: str, steps: int) -> dict[str, Any]:
-    """What sets a model apart, by its name in ``MODELS`` or ``TRADE_OFF``, as fields of HSAE's config."""
-    return (MODELS | TRADE_OFF)[model] | (fading(steps) if model == FADING else {})
+    """What sets a model apart, by its name in ``MODELS``, as fields of HSAE's config."""
+    return MODELS[model] | (fading(steps) if model == FADING else {})
 
 
 def targets_of(finest: float) -> list[float]:
@@ -107,7 +103,7 @@ def targets_of(finest: float) -> list[float]:
 
 
 def new_sae(model: str, finest_l0: float, d_in: int, steps: int) -> TrainingSAE[Any]:
-    """A model before training for ``steps``, by its name in ``MODELS`` or ``TRADE_OFF``."""
+    """A model before training for ``steps``, by its name in ``MODELS``."""
     levels, targets = Levels(WIDTHS), targets_of(finest_l0)
     if model == MATRYOSHKA:
         return new_matryoshka(levels, sum(targets), d_in)

@@ -22,7 +22,6 @@ from experiments.models import (
     LEVEL_BY_LEVEL,
     MATRYOSHKA,
     SAELENS_BATCH_TOPK,
-    TRADE_OFF,
     WHITENED_BATCH_TOPK,
     matryoshka_levels,
     new_batch_topk,
@@ -102,7 +101,6 @@ TABLES = {
     "trees": Table(("HSAE (paper)", "full tree", "fixed tree", "binary tree")),
     "similarity": Table(("HSAE (paper)", "decoder cosine", "co-activation")),
     "activation": Table((HSAE, BATCH_TOPK)),
-    "tradeoff": Table((HSAE, "ρ = 0", *TRADE_OFF, "post hoc")),
 }
 """The comparisons that `reproduce` makes, by name."""
 

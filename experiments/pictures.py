@@ -1,5 +1,7 @@
 """The documentation's pictures of the explorer, from one run of the demo: ``python -m experiments.pictures runs/demo``.
 
+A figure that ``python -m experiments`` wrote as HTML becomes a picture by its path in place of the run's.
+
 Beside them it writes ``run.json``: the run's configuration and the pictures' hashes. A test compares it with the demo's
 present configuration, so that no picture outlives the defaults that it shows. Needs Debian's ``chromium``.
 """
@@ -27,6 +29,7 @@ RUN_FIELDS = (
 )  # fmt: skip
 """Of SAELens' runner config, what makes another forest; paths and devices are the machine's."""
 NOT_OF_THE_FOREST = {"metadata", "device"}
+FIGURE_SIZE = "900,500"
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=8000")
 
 
@@ -102,9 +105,20 @@ def chromium(profile: str, *arguments: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Take the pictures and record the run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of the demo's run, with its explorer.html")
+    parser.add_argument(
+        "run",
+        type=Path,
+        help="folder of the demo's run, with its explorer.html; or a figure of python -m experiments",
+    )
     parser.add_argument("--output", type=Path, default=Path("docs/images"), help="default %(default)s")
     chosen = parser.parse_args(arguments)
+    if chosen.run.suffix == ".html":
+        with TemporaryDirectory() as profile:
+            to = chosen.output.resolve() / f"{chosen.run.stem}.png"
+            size = f"--window-size={FIGURE_SIZE}"
+            chromium(profile, size, f"--screenshot={to}", chosen.run.resolve().as_uri())
+        print(to)
+        return
     page = chosen.run / "explorer.html"
     if not page.is_file():
         parser.error(f"{page} is missing; hsae explore {chosen.run} writes it")
