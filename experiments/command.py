@@ -47,8 +47,8 @@ def parser() -> argparse.ArgumentParser:
         "similarity (what makes a parent); ideas (beyond the paper, ablated), "
         "activation (JumpReLU or BatchTopK levels); "
         "all on all-MiniLM-L6-v2 reading WordNet's glosses; sinks (a few tokens far from all others, put into them); "
-        "gemma (Gemma 3 270M reading the Brown Corpus), in-the-model (the cross-entropy that its "
-        "levels recover), circuits (behaviours of it, coarse to fine), "
+        "gemma (Gemma 3 270M reading the Brown Corpus), gemma-whitened (beside SAELens' covariance "
+        "whitening), in-the-model (the cross-entropy that its levels recover), circuits (behaviours of it, coarse to fine), "
         "steering (by features that are chosen in several ways), shift (a confound taken out of a probe), "
         "gemma-forests (its trees counted, and over seeds), gemma-trees (six of them drawn), "
         "gemma-probes (Tree SAE's hierarchy score of its forests). "
@@ -107,7 +107,7 @@ def run(chosen: argparse.Namespace) -> Outcome:
     elif chosen.table == "sinks":
         name, table = "sinks", paper_table(reproduce_sinks(source, cells, size, chosen.workers))
     else:
-        if chosen.table == "gemma":
+        if chosen.table.startswith("gemma"):
             source, cells = GemmaActivations(source.folder, chosen.text), chosen.output / "gemma-cells"
         name, table = chosen.table, paper_table(reproduce(chosen.table, source, cells, size, chosen.workers))
     text = write_table(name, table, chosen.output)
