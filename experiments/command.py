@@ -48,9 +48,9 @@ def parser() -> argparse.ArgumentParser:
         "activation (JumpReLU or BatchTopK levels); "
         "all on all-MiniLM-L6-v2 reading WordNet's glosses; sinks (a few tokens far from all others, put into them); "
         "gemma (Gemma 3 270M reading the Brown Corpus), gemma-whitened (beside SAELens' covariance "
-        "whitening), in-the-model (the cross-entropy that its levels recover), circuits (behaviours of it, coarse to fine), "
-        "steering (by features that are chosen in several ways), shift (a confound taken out of a probe), "
-        "gemma-forests (its trees counted, and over seeds), gemma-trees (six of them drawn), "
+        "whitening), in-the-model (the cross-entropy that its levels recover), circuits (behaviours of it, "
+        "coarse to fine), steering (by features that are chosen in several ways), shift (a confound taken out "
+        "of a probe), gemma-forests (its trees counted, and over seeds), gemma-trees (six of them drawn), "
         "gemma-probes (Tree SAE's hierarchy score of its forests). "
         "Ground truths: planted (trees that generated the activations), wordnet (the meaning of parent and child). "
         "readability (of one saved run: do children read as parts of their parents?).",
