@@ -39,8 +39,7 @@ def probe_score(saes: Sequence[Any], forest: FeatureForest, x: torch.Tensor, see
         many edges were probed. NaN where there is none.
     """
     generator = torch.Generator().manual_seed(seed)
-    centre, limit = usual(x[:1024])
-    x = x[(x - centre).norm(dim=1) <= limit]
+    x = x[usual(x[:1024]).holds(x)]
     fires = [torch.cat([sae.encode(part) != 0 for part in x.split(BATCH_SIZE)]) for sae in saes]
     decoder = torch.nn.functional.normalize(torch.cat([sae.W_dec.detach() for sae in saes]), dim=1)
     is_copy = copies_of_parents(forest, decoder)

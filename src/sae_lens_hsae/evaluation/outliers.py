@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import chain
+from typing import NamedTuple
 
 import torch
 
@@ -18,19 +19,34 @@ OUTLYING = 3.0
 SEEN_FIRST = 1024
 """Tokens at the beginning of a stream that say what is usual."""
 
-
 FEWEST_TOKENS = 8
 """Fewer do not say what is usual."""
 
 
-def usual(first: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where tokens (n, d_in) lie: their centre (d_in,), and the distance () beyond which one is outlying.
+class Usual(NamedTuple):
+    """Where tokens usually lie.
 
-    Where most tokens are one and the same, none is.
+    Attributes:
+        centre: (d_in,).
+        limit: (), the distance beyond which a token is outlying.
+    """
+
+    centre: torch.Tensor
+    limit: torch.Tensor
+
+    def holds(self, x: torch.Tensor) -> torch.Tensor:
+        """Which tokens (…, d_in) are ordinary, (…) bool."""
+        return (x - self.centre.to(x)).norm(dim=-1) <= self.limit.to(x.device)
+
+
+def usual(first: torch.Tensor) -> Usual:
+    """Where tokens (n, d_in) lie, by their median distance from the centre.
+
+    Where most are one and the same, none is outlying.
     """
     centre = first.median(0).values
     median = (first - centre).norm(dim=1).median()
-    return centre, torch.where(median > 0, OUTLYING * median, torch.inf)
+    return Usual(centre, torch.where(median > 0, OUTLYING * median, torch.inf))
 
 
 class Outliers:
@@ -38,16 +54,15 @@ class Outliers:
 
     def __init__(self, first: torch.Tensor) -> None:
         """Take the centre and the median distance from the first tokens, (n, d_in)."""
-        self._centre, self._limit = usual(first)
+        self._usual = usual(first)
         self.n_ordinary = 0
         self._sum, self._squares = torch.zeros(first.shape[1], dtype=torch.float64), 0.0
 
     def ordinary(self, x: torch.Tensor) -> torch.Tensor:
         """Which of the next tokens (n, d_in) are ordinary, (n,) bool."""
-        shifted = x - self._centre.to(x)
-        ordinary = shifted.norm(dim=1) <= self._limit
+        ordinary = self._usual.holds(x)
         self.n_ordinary += int(ordinary.sum())
-        shifted = shifted[ordinary]
+        shifted = x[ordinary] - self._usual.centre.to(x)
         self._sum += shifted.sum(0).double().cpu()
         self._squares += float(shifted.square().sum())
         return ordinary

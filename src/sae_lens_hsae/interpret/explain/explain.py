@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sae_lens_hsae.evaluation.outliers import FEWEST_TOKENS, Outliers
+from sae_lens_hsae.evaluation.outliers import FEWEST_TOKENS, usual
 from sae_lens_hsae.forest import NO_PARENT, FeatureForest
 from sae_lens_hsae.interpret.explain.explanation import Explanation
 from sae_lens_hsae.text.as_trained import positions as trained_positions
@@ -104,7 +104,7 @@ def _outlying(x: torch.Tensor) -> torch.Tensor:
     """Which tokens of a text (tokens, d_in) are outlying, (tokens,) bool; a short text has no usual distance."""
     if len(x) < FEWEST_TOKENS:
         return torch.zeros(len(x), dtype=torch.bool)
-    return ~Outliers(x.float()).ordinary(x.float()).cpu()
+    return ~usual(x.float()).holds(x.float()).cpu()
 
 
 def check_text(text: str) -> None:

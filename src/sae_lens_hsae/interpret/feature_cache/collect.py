@@ -15,7 +15,7 @@ import torch
 from tqdm.auto import tqdm
 
 from sae_lens_hsae.evaluation import level_saes
-from sae_lens_hsae.evaluation.outliers import FEWEST_TOKENS, SEEN_FIRST, usual
+from sae_lens_hsae.evaluation.outliers import FEWEST_TOKENS, SEEN_FIRST, Usual, usual
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.feature_cache.contexts import ContextSlots
 from sae_lens_hsae.interpret.feature_cache.directions import decoder_directions, promoted_tokens
@@ -177,7 +177,7 @@ class OrdinaryTokens:
                 return torch.ones_like(kept)
             centre, limit = usual(x[kept][:SEEN_FIRST].float())
             self._centre, self._limit = centre, limit[None]
-        return (x.float() - self._centre).norm(dim=-1) <= self._limit
+        return Usual(self._centre, self._limit).holds(x.float())
 
 
 @dataclass
