@@ -153,9 +153,15 @@ def stack_of(sae: SAE[Any] | list[SAE[Any]]) -> tuple[Sequence[LevelSAE] | SAESt
     return groups, FeatureForest.from_saes(groups, PAPER_RULE)
 
 
-def train(sae: TrainingSAE[Any], x: torch.Tensor, steps: int, seed: int) -> None:
-    """Train any SAELens SAE on rows of ``x`` with the paper's optimizer, in an order that the seed decides."""
-    trainer_for(sae, _batches(x, seed), steps).fit()
+def train(sae: TrainingSAE[Any], x: torch.Tensor, steps: int, seed: int, at_first: torch.Tensor | None = None) -> None:
+    """Train any SAELens SAE on rows of ``x`` with the paper's optimizer, in an order that the seed decides.
+
+    Args:
+        at_first: what the first half of the steps reads in place of ``x``, row for row.
+    """
+    early = x if at_first is None else at_first
+    batches = ((early if step < steps // 2 else x)[rows] for step, rows in enumerate(_rows(len(x), seed)))
+    trainer_for(sae, batches, steps).fit()
 
 
 def trainer_for(sae: TrainingSAE[Any], batches: Iterator[torch.Tensor], steps: int) -> SAETrainer[Any, Any]:
@@ -179,8 +185,8 @@ def trainer_for(sae: TrainingSAE[Any], batches: Iterator[torch.Tensor], steps: i
     return SAETrainer(cfg=cfg, sae=sae, data_provider=batches)
 
 
-def _batches(x: torch.Tensor, seed: int) -> Iterator[torch.Tensor]:
+def _rows(n_rows: int, seed: int) -> Iterator[torch.Tensor]:
+    """The numbers of each batch's rows."""
     generator = torch.Generator().manual_seed(seed)
     while True:
-        for rows in torch.randperm(len(x), generator=generator)[: len(x) // BATCH_SIZE * BATCH_SIZE].split(BATCH_SIZE):
-            yield x[rows]
+        yield from torch.randperm(n_rows, generator=generator)[: n_rows // BATCH_SIZE * BATCH_SIZE].split(BATCH_SIZE)

@@ -193,14 +193,16 @@ def trained(
     """
     path = folder / _name(model, stream, size)
     if not path.exists():
-        x = activations(stream.layer, n_tokens(size))
+        x, at_first = activations(stream.layer, n_tokens(size)), None
+        if isinstance(activations, WithSinks):
+            at_first = activations.before_sinks(stream.layer, n_tokens(size))
         torch.manual_seed(stream.seed)
         if model in LEVEL_BY_LEVEL:
             saes = dict(enumerate(new_batch_topk(model, stream.target_l0, x.shape[1])))
         else:
             saes = {None: new_sae(model, stream.target_l0, x.shape[1], size.steps)}
         for sae in saes.values():
-            train(sae, x[: -size.held_out], size.steps, stream.seed)
+            train(sae, x[: -size.held_out], size.steps, stream.seed, at_first)
         with folder_written_whole(path) as new:
             for level, sae in saes.items():
                 sae.save_inference_model(new if level is None else new / str(level))

@@ -3,6 +3,8 @@
 import json
 import os
 from importlib.util import find_spec
+from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from experiments.gemma_stream import GemmaActivations
 from experiments.models import HSAE, IDEAS, MATRYOSHKA, MODELS
 from experiments.paper_tables import TABLES, Size, Stream, Table, measure, reproduce, reproduce_sinks
 from experiments.planted_tables import reproduce_planted
-from experiments.sinks import Sinks
+from experiments.sinks import Sinks, WithSinks
 from experiments.tables import meaning_table, named_trees, paper_table, planted_table, write_rows
 from experiments.wordnet.database import DEBIAN_FOLDER
 from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
@@ -225,14 +227,40 @@ def test_sinks_are_far_away_and_the_rest_stays(directions):
     assert Sinks(0.02, 100, 3).name == "2.0% at 100× in 3 directions"
 
 
+def test_late_sinks_come_with_the_second_half_of_a_training(tmp_path, monkeypatch):
+    seen = []
+
+    def trainer_for(sae, batches, steps):  # noqa: ARG001
+        seen.extend(islice(batches, steps))
+        return SimpleNamespace(fit=lambda: None)
+
+    monkeypatch.setattr(models, "trainer_for", trainer_for)
+    late = WithSinks(activations, Sinks(0.02, 100, late=True))
+    size = Size(steps=10, held_out=500)
+    measure(HSAE, Stream(3, 3, 0), late, size, tmp_path)
+    n_far = [int((batch.norm(dim=1) > 100).sum()) for batch in seen]
+    assert n_far[:5] == [0] * 5
+    assert sum(n_far[5:]) > 3
+    x, plain = late(3, 1140), activations(3, 1140)
+    far = x.norm(dim=1) > 100
+    assert far[-500:].sum() > 3, "what is measured on has them"
+    assert torch.equal(x[~far], plain[~far])
+    assert Sinks(0.02, 100, late=True).name == "2.0% at 100×, late"
+
+
 def test_sinks_hardly_change_what_other_tokens_are_explained(tmp_path, monkeypatch):
-    monkeypatch.setattr(paper_tables, "SINKS", (Sinks(0.0, 0.0), Sinks(0.01, 100)))
+    cases = (Sinks(0.0, 0.0), Sinks(0.01, 100), Sinks(0.01, 100, late=True))
+    monkeypatch.setattr(paper_tables, "SINKS", cases)
     monkeypatch.setitem(TABLES, "sinks", Table((HSAE, "all tokens count alike")))
     results = reproduce_sinks(activations, tmp_path, Size(steps=300, seeds=1, held_out=2000))
     finest = {(cell["sinks"], cell["model"]): cell["levels"][-1]["variance_explained_ordinary"] for cell in results}
-    lost = {model: finest["none", model] - finest["1.0% at 100×", model] for model in TABLES["sinks"].models}
+    lost, late = (
+        {model: finest["none", model] - finest[sinks.name, model] for model in TABLES["sinks"].models}
+        for sinks in cases[1:]
+    )
     assert lost[HSAE] < 0.03
     assert lost["all tokens count alike"] > lost[HSAE] + 0.03
+    assert late[HSAE] < 0.005 < late["all tokens count alike"]
     text = paper_table(results).markdown().splitlines()
     assert text[0].startswith("| layer | L0 | sinks | model | seeds | variance explained | of ordinary tokens |")
     assert text[3].startswith("| 3 | 16 | none | all tokens count alike | 1 |")
