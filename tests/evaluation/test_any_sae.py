@@ -1,5 +1,6 @@
 """Every SAE that SAELens trains: those that fire with either sign, read contexts or write elsewhere."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,11 +16,13 @@ from experiments.planted.absorption import measure_absorption
 from experiments.planted.concept_matching import match_features
 from sae_lens_hsae import FeatureForest, ParentRule, evaluate_forest
 from sae_lens_hsae.interpret import typical_tokens
+from sae_lens_hsae.interpret.circuits import Pair, flat_effects
 from sae_lens_hsae.interpret.contrast import contrast
 from sae_lens_hsae.interpret.explain import explain
 from sae_lens_hsae.interpret.feature_cache import collect_dashboards
 from sae_lens_hsae.interpret.plots import activation_distributions
-from sae_lens_hsae.interpret.steering import ablate, effect_of, steer
+from sae_lens_hsae.interpret.steering import ablate, add, effect_of, examples_of, steer, take
+from sae_lens_hsae.interpret.steering.edits import steps_of
 
 WIDTHS = [6, 12]
 METADATA = {"hook_name": "transformer.h.0", "prepend_bos": False, "context_size": 8}
@@ -119,6 +122,31 @@ def test_texts_are_explained_and_effects_measured_whatever_the_sign(model):
     effects = [effect_of(model, saes, [ablate(0)], tokens, target=0, forest=FOREST) for saes in (PLAIN, FLIPPED)]
     assert effects[0].n_on == effects[1].n_on > 0
     assert effects[0].kl_on == pytest.approx(effects[1].kl_on, rel=1e-3)
+
+
+def test_a_circuit_has_the_same_effects_whatever_the_sign(model):
+    pairs = [Pair("w1 w2 w3", "w50", "w51", "w1 w7 w3"), Pair("w4 w5 w6", "w52", "w50", "w4 w5 w8")]
+    stacks: list[Any] = [
+        SimpleNamespace(level_sae=list(saes).__getitem__, forest=FOREST, cfg=SimpleNamespace(level_widths=WIDTHS))
+        for saes in (PLAIN, FLIPPED)
+    ]
+    for method in ("attribution", "patch"):
+        (plain,), (flipped,) = (
+            flat_effects(model, {METADATA["hook_name"]: each}, pairs, method).values() for each in stacks
+        )
+        assert plain.abs().max() > 0.01
+        torch.testing.assert_close(plain, flipped, rtol=1e-3, atol=1e-5)
+
+
+def test_what_asks_where_a_feature_is_stronger_is_refused(model):
+    texts = [list(each.split(8)) for each in (X[:40], X[40:80])]
+    with pytest.raises(ValueError, match=r"fire with either sign.*push them with add\(\)"):
+        examples_of(PLAIN, *texts, forest=FOREST)
+    children = [add(int(FOREST.parents[WIDTHS[0]]), 1.0, on="children")]
+    with pytest.raises(ValueError, match=r"fire with either sign.*push each by itself"):
+        steer(model, PLAIN, children, FOREST, typical=torch.ones(len(FOREST))).__enter__()
+    (step,) = steps_of([take(0, 1.0)], PLAIN, FOREST, None)
+    assert step.changed(torch.tensor([[-2.0], [0.5], [3.0]])).flatten().tolist() == [-2.0, 0.0, 2.0]
 
 
 def test_a_contrast_turns_its_sign_with_the_feature():

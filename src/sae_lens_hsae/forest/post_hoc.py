@@ -46,9 +46,14 @@ def assign_parents(
         similarities = _measured(saes, rule, activations)
     else:
         directions = [sae.W_enc.T if rule.similarity == "encoder" else sae.W_dec for sae in saes]
-        either_sign = any(isinstance(sae, AbsTopKSAE) for sae in saes)
-        similarities = [cosine_similarity(parents, children, either_sign) for parents, children in pairwise(directions)]
+        signed = have_either_sign(saes)
+        similarities = [cosine_similarity(parents, children, signed) for parents, children in pairwise(directions)]
     return parent_table(similarities, levels, rule, saes[0].W_dec.device)
+
+
+def have_either_sign(saes: Sequence[Any]) -> bool:
+    """Whether features of one of the SAEs fire with either sign."""
+    return any(isinstance(sae, AbsTopKSAE) for sae in saes)
 
 
 def check_one_token(saes: Sequence[Any]) -> None:

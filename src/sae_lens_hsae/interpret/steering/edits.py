@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.forest.post_hoc import have_either_sign
 
 On = Literal["feature", "children", "subtree"]
 Kind = Literal["add", "scale", "clamp", "at_least", "take"]
@@ -70,7 +71,7 @@ def at_least(feature: int, value: float) -> Edit:
 
 
 def take(feature: int, amount: float) -> Edit:
-    """Lower the feature's activation by ``amount``, but not below 0."""
+    """Lower the feature's activation by ``amount`` where it is above 0, but not below 0."""
     return Edit(feature, "take", amount)
 
 
@@ -98,7 +99,7 @@ class Step:
         if self.kind == "at_least":
             return torch.maximum(acts, values)
         if self.kind == "take":
-            return acts - torch.minimum(acts, values)
+            return acts - torch.minimum(acts.clamp(min=0), values)
         return values.expand_as(acts)
 
 
@@ -113,8 +114,9 @@ def steps_of(
 
     Raises:
         IndexError: if a feature does not exist.
-        ValueError: if there is no edit, an edit is meant for children that do not exist, or ``typical``, needed to
-            spread a push, is missing, of another length or 0 for all of them.
+        ValueError: if there is no edit, an edit is meant for children that do not exist, ``typical``, needed to spread
+            a push, is missing, of another length or 0 for all of them, or a push is to be spread over features that
+            fire with either sign.
     """
     if not edits:
         raise ValueError("edits is empty; give at least one, such as [ablate(12)]")
@@ -167,6 +169,11 @@ def _spread(
         raise ValueError(
             f"add(…, on={edit.on!r}) is spread by typical activations; pass typical of shape ({len(forest)},), such as "
             "Dashboards.mean_activation"
+        )
+    if have_either_sign(saes):
+        raise ValueError(
+            f"add(…, on={edit.on!r}): features of these SAEs fire with either sign, so their typical size does not say "
+            "which way to push; push each by itself"
         )
     weights = typical[features].float()
     pushed = torch.stack([_direction(feature, saes, forest) for feature in features.tolist()])

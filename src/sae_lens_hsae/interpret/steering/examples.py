@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.forest.post_hoc import have_either_sign
 from sae_lens_hsae.text.hook_point import stack_of
 
 if TYPE_CHECKING:
@@ -93,10 +94,15 @@ def examples_of(
         forest: of their features; None takes ``levels.forest``.
 
     Raises:
-        ValueError: if levels and forest do not fit, a set has fewer than two texts, both sets are the same, or a text
-            is empty, of another width or holds NaN or infinity.
+        ValueError: if levels and forest do not fit, a set has fewer than two texts, both sets are the same, a text is
+            empty, of another width or holds NaN or infinity, or features fire with either sign (AbsTopK).
     """
     saes, forest = stack_of(levels, forest)
+    if have_either_sign(saes):
+        raise ValueError(
+            "features of these SAEs fire with either sign, but selectors ask where a feature is stronger; choose "
+            "features yourself and push them with add()"
+        )
     with_it, without = _read("positive", positive, saes), _read("negative", negative, saes)
     if with_it.x.shape == without.x.shape and with_it.x.equal(without.x):
         raise ValueError("positive and negative hold the same texts, so there is no contrast; give two different sets")
