@@ -2,19 +2,24 @@
 
 import math
 import runpy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import make_sae
-from host_helpers import CONTEXT, D_MODEL, HOOK, save_tiny_gpt2, tiny_sae_transformer, tiny_tokens
-from sae_lens import SAE
+from host_helpers import CONTEXT, D_MODEL, HOOK, save_tiny_gpt2, tiny_dataset, tiny_sae_transformer, tiny_tokens
+from sae_lens import SAE, ActivationsStore
 from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 from sae_lens.load_model import load_model
 
 from sae_lens_hsae import FeatureForest
 from sae_lens_hsae.cli.demo import minilm_folder
+from sae_lens_hsae.evaluation import cross_entropy_recovered
+from sae_lens_hsae.interpret.circuits import Ablation, Pair, flat_effects
+from sae_lens_hsae.interpret.contrast import text_activations
+from sae_lens_hsae.interpret.explain import explain
 from sae_lens_hsae.interpret.steering import Edit, ablate, add, clamp, effect_of, scale, steer
 
 MODELS = ["sae_transformer", "bridge", "bridge by alias", "proxy"]
@@ -114,17 +119,55 @@ def test_hooks_are_removed_after_an_exception_and_others_stay():
     assert len(model.hook_dict[HOOK].fwd_hooks) == n_hooks == 1
 
 
+@torch.no_grad()
+def steered(model: Any, sae: Any) -> torch.Tensor:
+    with steer(model, sae, [add(5, 9.0)]):
+        return model(tiny_tokens(2))
+
+
+def carried(model: Any, sae: Any) -> Any:
+    """Of a circuit the features' effects, and what is left without them."""
+    forests = {sae.cfg.metadata.hook_name: sae}
+    pairs = [Pair("w1 w2 w3", "w50", "w51", "w1 w7 w3")]
+    (effects,) = flat_effects(model, forests, pairs).values()
+    assert effects.abs().max() > 0.01
+    return [*effects.tolist(), Ablation(model, forests, pairs).none]
+
+
+def lost(model: Any, sae: Any) -> Any:
+    sae.cfg.metadata.prepend_bos = False
+    store = ActivationsStore.from_sae(model, sae, tiny_dataset(20), context_size=CONTEXT, store_batch_size_prompts=4)
+    levels = cross_entropy_recovered(sae, model, store, n_batches=1, exclude_special_tokens=False)
+    return [(level.with_level, level.ablated) for level in levels]
+
+
+READERS: dict[str, Any] = {
+    "steer": steered,
+    "effect_of": lambda model, sae: asdict(effect_of(model, sae, [add(5, 9.0)], tiny_tokens(2), target=5)),
+    "explain": lambda model, sae: explain(sae, model, "w1 w2 w3").shares,
+    "text_activations": lambda model, sae: next(text_activations(sae, model, ["w1 w2 w3"])),
+    "circuits": carried,
+    "cross_entropy_recovered": lost,
+}
+"""Whatever reads a model at an SAE's hook point."""
+
+
 @pytest.mark.parametrize("alias", BRIDGE_NAMES)
-def test_a_bridge_takes_the_names_of_hooked_transformer_everywhere(gpt2, alias):
-    own, tokens = BRIDGE_NAMES[alias], tiny_tokens(2)
-    by_alias, by_name = (effect_of(boot(gpt2), stack(hook), [add(5, 9.0)], tokens, target=5) for hook in (alias, own))
-    assert by_alias == by_name
-    assert by_alias.norm == pytest.approx(9.0, rel=1e-3)
-    assert by_alias.kl_on > 0
-    read_by_alias, read_by_name = (
-        effect_of(boot(gpt2), stack(HOOK), [add(5, 9.0)], tokens, target=5, read_at=at) for at in (alias, own)
+@pytest.mark.parametrize("reader", READERS)
+def test_a_bridge_takes_the_names_of_hooked_transformer_everywhere(gpt2, reader, alias):
+    own, plain = (READERS[reader](boot(gpt2), stack(hook)) for hook in (BRIDGE_NAMES[alias], alias))
+    torch.testing.assert_close(plain, own, rtol=0, atol=0)
+
+
+def test_a_bridge_is_changed_and_read_under_such_a_name(gpt2):
+    tokens = tiny_tokens(2)
+    assert (steered(boot(gpt2), stack(HOOK)) - boot(gpt2)(tokens)).abs().max() > 0.1
+    by_alias, by_name = (
+        effect_of(boot(gpt2), stack(HOOK), [add(5, 9.0)], tokens, target=5, read_at=at)
+        for at in (HOOK, BRIDGE_NAMES[HOOK])
     )
-    assert read_by_alias.change_on == read_by_name.change_on > 0
+    assert by_alias.norm == pytest.approx(9.0, rel=1e-3)
+    assert by_alias.change_on == by_name.change_on > 0
 
 
 def test_a_hook_point_that_nothing_comes_by_is_told(gpt2):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,7 +11,7 @@ import torch
 from sae_lens.evals import EvalConfig, run_evals
 from sae_lens.training.activation_scaler import ActivationScaler
 
-from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack, check_same_input, level_saes, metadata
+from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack, check_same_input, level_saes, metadata, own_name
 
 if TYPE_CHECKING:
     from sae_lens.training.activations_store import ActivationsStore
@@ -82,7 +83,7 @@ def cross_entropy_recovered(
         tokens.rewind()
         try:
             metrics, _ = run_evals(
-                sae=cast(Any, sae),
+                sae=cast(Any, _named_as_in(model, sae)),
                 activation_store=cast(Any, tokens),
                 model=model,
                 activation_scaler=activation_scaler or ActivationScaler(),
@@ -106,6 +107,15 @@ def cross_entropy_recovered(
             )
         )
     return tuple(found)
+
+
+def _named_as_in(model: Any, sae: Any) -> Any:
+    """The SAE with the model's own name of its hook point: ``run_evals`` puts its hooks nowhere by another."""
+    named = copy(sae)
+    named.cfg = copy(sae.cfg)
+    named.cfg.metadata = deepcopy(sae.cfg.metadata)
+    named.cfg.metadata.hook_name = own_name(model, metadata(sae, "hook_name"))
+    return named
 
 
 class _SameTokens:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sae_lens_hsae.evaluation import level_saes
-from sae_lens_hsae.evaluation.stacks import check_fit, check_reconstruct, check_scale, metadata
+from sae_lens_hsae.evaluation.stacks import check_fit, check_reconstruct, check_scale, metadata, own_name
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.text.as_trained import before_text
 from sae_lens_hsae.text.load_model import no_hook_point
@@ -56,13 +56,6 @@ def hook_point(model: Any, saes: Sequence[Any]) -> str:
             f"{no_hook_point(name, model.hook_dict)}; load the SAEs' own model, or detach an SAE that stands there"
         )
     return own
-
-
-def own_name(model: Any, name: str) -> str:
-    """The model's own name of a hook point: ``SAETransformerBridge`` also knows those of ``HookedTransformer``."""
-    if name in model.hook_dict:
-        return name
-    return getattr(model, "_resolve_hook_name", lambda given: given)(name)
 
 
 def run_and_keep(model: Any, tokens: torch.Tensor, names: Sequence[str]) -> tuple[Any, dict[str, torch.Tensor]]:

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from sae_lens_hsae.evaluation.stacks import metadata
+from sae_lens_hsae.evaluation.stacks import metadata, own_name
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.text.as_trained import positions
-from sae_lens_hsae.text.hook_point import hook_point, own_name, stack_of
+from sae_lens_hsae.text.hook_point import hook_point, stack_of
 
 
 @dataclass(frozen=True)

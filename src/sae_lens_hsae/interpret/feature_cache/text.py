@@ -11,9 +11,8 @@ from datasets import Dataset
 from sae_lens.training.activations_store import ActivationsStore
 from transformers import AutoTokenizer
 
-from sae_lens_hsae.evaluation.stacks import check_scale
+from sae_lens_hsae.evaluation.stacks import check_scale, own_name
 from sae_lens_hsae.text.as_trained import positions
-from sae_lens_hsae.text.hook_point import own_name
 from sae_lens_hsae.text.load_model import TRANSFORMER_LENS, load_model
 
 if TYPE_CHECKING:

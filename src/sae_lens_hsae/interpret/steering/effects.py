@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sae_lens_hsae.evaluation.stacks import own_name
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.steering.edits import Edit, steps_of
 from sae_lens_hsae.interpret.steering.steer import edited, steer
-from sae_lens_hsae.text.hook_point import hook_point, own_name, run_and_keep, stack_of
+from sae_lens_hsae.text.hook_point import hook_point, run_and_keep, stack_of
 
 if TYPE_CHECKING:
     from sae_lens import SAE
