@@ -18,6 +18,8 @@ from sae_lens.saes.sae import SAEMetadata
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
+from hsae_command import SUBCOMMANDS
+from hsae_command.parsers import read_line
 from sae_lens_hsae import HierarchicalSAE, HierarchicalSAETrainingRunner
 from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.cli import text_flags
@@ -259,31 +261,70 @@ def test_a_tokenizer_that_is_not_here_is_named(alias):
         load_tokenizer(sae)
 
 
-def test_commands_fail_at_once_where_the_device_cannot_be_used(tmp_path):
-    (tmp_path / "a.txt").write_text("w1\n" * 9)
-    texts = [str(tmp_path / "a.txt")] * 2
-    for call in (["evaluate"], ["explore"], ["explain", "--text", "w1"], ["contrast", *texts]):
+ON_A_DEVICE = {
+    "evaluate": [],
+    "explore": [],
+    "explain": ["--text", "w1"],
+    "contrast": ["{}/a.txt", "{}/b.txt"],
+    "circuit": ["--pairs", "{}/pairs.jsonl", "--output", "{}/circuit.json"],
+    "steer": ["--positive", "{}/a.txt", "--negative", "{}/b.txt", "--prompt", "w1"],
+}
+"""Every command that runs a language model, and what else it asks for."""
+
+
+@pytest.fixture
+def calls(tmp_path):
+    """Those commands on a folder that looks like a saved SAE."""
+    (tmp_path / "cfg.json").write_text('{"architecture": "hsae"}')
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(f"w1 {name}\n" * 9)
+    (tmp_path / "pairs.jsonl").write_text('{"clean": "w1", "answer": "w2", "foil": "w3"}')
+    return [[name, str(tmp_path), *(word.format(tmp_path) for word in more)] for name, more in ON_A_DEVICE.items()]
+
+
+def test_every_command_that_runs_a_model_takes_a_device(capsys):
+    takes = set()
+    for name in SUBCOMMANDS.keys() - {"train"}:  # SAELens' own flags
+        with pytest.raises(SystemExit):
+            read_line([name, "--help"])
+        if "--device" in capsys.readouterr().out:
+            takes.add(name)
+    assert takes == ON_A_DEVICE.keys()
+
+
+def test_commands_fail_at_once_where_the_device_cannot_be_used(calls):
+    for call in calls:
         with pytest.raises(SystemExit, match="device='nonsense' cannot be used here"):
-            cli.main([call[0], str(tmp_path), *call[1:], "--device", "nonsense"])
+            cli.main([*call, "--device", "nonsense"])
 
 
 class Loaded(Exception):
     pass
 
 
-def test_every_command_loads_the_sae_where_it_is_to_run(tmp_path, monkeypatch):
-    (tmp_path / "cfg.json").write_text('{"architecture": "hsae"}')
-    (tmp_path / "a.txt").write_text("w1\n" * 9)
-
+def test_every_command_loads_the_sae_where_it_is_to_run(calls, monkeypatch):
     def load(_, device):
         raise Loaded(device)
 
     monkeypatch.setattr(HierarchicalSAE, "load_from_disk", load)
     monkeypatch.setattr(text_flags, "torch", SimpleNamespace(zeros=lambda n, device: torch.zeros(n)))  # noqa: ARG005
-    texts = [str(tmp_path / "a.txt")] * 2
-    for call in (["evaluate"], ["explore"], ["explain", "--text", "w1"], ["contrast", *texts]):
+    for call in calls:
         with pytest.raises(Loaded, match="cuda:7"):
-            cli.main([call[0], str(tmp_path), *call[1:], "--device", "cuda:7", "--debug"])
+            cli.main([*call, "--device", "cuda:7", "--debug"])
+
+
+def test_a_model_that_commands_will_not_load_may_be_loaded_and_given_to_them(tmp_path):
+    _, folder = trained(tmp_path, save_model(tmp_path / "model"))
+    saved = json.loads((folder / "cfg.json").read_text())
+    saved["metadata"]["model_from_pretrained_kwargs"] = {"quantization_config": {"load_in_4bit": True}}
+    (folder / "cfg.json").write_text(json.dumps(saved))
+    text = TextSource(dataset=text_folder(tmp_path / "text"))
+    model = load_model("AutoModelForCausalLM", str(tmp_path / "model"))
+    for call in (evaluate, explore):
+        with pytest.raises(ValueError, match="load it yourself"):
+            call(folder, text=text, n_tokens=320)
+        call(folder, text=text, n_tokens=320, model=model)
+    assert (folder / "explorer.html").is_file()
 
 
 @pytest.fixture(scope="module")

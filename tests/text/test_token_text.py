@@ -95,6 +95,16 @@ def test_tokens_read_as_they_stand_amid_text(kind):
     assert token_texts(tokenizer, [len(tokenizer)]) == {len(tokenizer): f"⟨{len(tokenizer)}⟩"}
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_order_of_a_large_vocabulary_does_not_matter(reverse, monkeypatch):
+    """It differs from process to process; here nearly all tokens lose a part of themselves when they are decoded."""
+    vocab = vocabulary("▁a", "b", *(f"zz{i}" for i in range(500)))
+    tokenizer = fast(models.BPE(vocab, []), decoders.Sequence([decoders.Replace("zz", ""), decoders.Replace("▁", " ")]))
+    in_order = dict(sorted(vocab.items(), reverse=reverse))
+    monkeypatch.setattr(tokenizer, "get_vocab", lambda: in_order)
+    assert TokenTexts(tokenizer)[0] == " a"
+
+
 @pytest.mark.parametrize("kind", ["byte-level with ##", "byte fallback"])
 def test_a_part_of_a_character_shows_its_bytes_and_the_last_part_the_character(kind):
     tokenizer, _ = KINDS[kind]
