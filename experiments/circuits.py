@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import torch
 
 from experiments.behaviours import BEHAVIOURS, usable
-from experiments.gemma_stream import LAYERS, GemmaActivations, hook_of
-from experiments.models import HSAE
-from experiments.paper_tables import Size, Stream, n_tokens, trained
+from experiments.gemma_forests import gemma_forest
+from experiments.gemma_stream import LAYERS, GemmaActivations, gemma_model, hook_of
+from experiments.paper_tables import Size
 from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.circuits import (
@@ -26,8 +26,6 @@ from sae_lens_hsae.interpret.circuits import (
     flat_effects,
     lasso_circuit,
 )
-from sae_lens_hsae.text.gemma import gemma_folder
-from sae_lens_hsae.text.load_model import TRANSFORMER_LENS, load_model
 
 N_PAIRS = 6
 LEAST_ACCURACY = 0.6
@@ -55,19 +53,14 @@ class Subject:
 
     @cached_property
     def model(self) -> Any:
-        model = load_model(TRANSFORMER_LENS, str(gemma_folder()), "cpu", None, hook_of(LAYERS[-1]))
+        model = gemma_model()
         # Only the last position's logits are asked for, and most of this model's parameters make logits.
         model.add_hook("ln_final.hook_normalized", lambda x, hook: x[:, -1:], is_permanent=True)  # noqa: ARG005
         return model
 
     @cached_property
     def forests(self) -> dict[str, Any]:
-        found = {}
-        for layer in LAYERS:
-            sae: Any = trained(HSAE, Stream(layer, 16, 0), self.activations, self.size, self.folder)
-            self.activations.for_the_model([sae], layer, n_tokens(self.size))
-            found[hook_of(layer)] = sae
-        return found
+        return {hook_of(layer): gemma_forest(self.activations, self.folder, self.size, layer)[0] for layer in LAYERS}
 
 
 def reproduce_circuits(activations: GemmaActivations, folder: Path, size: Size) -> list[dict[str, Any]]:

@@ -100,11 +100,18 @@ def _stability(stacks: list[Any]) -> dict[str, float]:
     return {"edges that another seed has, above chance": fmean(kept) if kept else float("nan")}
 
 
-def gemma_trees(activations: GemmaActivations, folder: Path, size: Size, layer: int, finest_l0: float = 16.0) -> str:
-    """Six trees of the first seed's HSAE, chosen and drawn as the demo does, with words from the end of the corpus."""
+def gemma_forest(
+    activations: GemmaActivations, folder: Path, size: Size, layer: int, finest_l0: float = 16.0
+) -> tuple[HierarchicalSAE, torch.Tensor]:
+    """The first seed's HSAE, reading activations as the model has them, and those (tokens, 640)."""
     sae = trained(HSAE, Stream(layer, finest_l0, 0), activations, size, folder)
     assert isinstance(sae, HierarchicalSAE)
-    activations.for_the_model([sae], layer, n_tokens(size))
+    return sae, activations.for_the_model([sae], layer, n_tokens(size))
+
+
+def gemma_trees(activations: GemmaActivations, folder: Path, size: Size, layer: int, finest_l0: float = 16.0) -> str:
+    """Six trees of the first seed's HSAE, chosen and drawn as the demo does, with words from the end of the corpus."""
+    sae, _ = gemma_forest(activations, folder, size, layer, finest_l0)
     store = gemma_store(activations.text, layer, from_the_end=True)
     tokenizer: Any = store.model.tokenizer
 

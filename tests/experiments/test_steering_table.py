@@ -65,8 +65,7 @@ def test_written_with_the_cache_as_without(model, sae):
 
 def test_cells_become_rows(model, sae, tmp_path, monkeypatch):
     monkeypatch.setattr(steering, "TASKS", {"toy": lambda _: (POSITIVE, NEGATIVE)})
-    monkeypatch.setattr(steering, "load_model", lambda *_: model)
-    monkeypatch.setattr(steering, "gemma_folder", lambda: "")
+    monkeypatch.setattr(steering, "gemma_model", lambda: model)
     monkeypatch.setattr(Subject, "forest", (sae, 2.0))
     monkeypatch.setattr(steering, "PROMPTS", ("w1 w2", "w5", "w7 w9"))
     monkeypatch.setattr(steering, "N_WRITTEN", 5)
@@ -79,7 +78,7 @@ def test_cells_become_rows(model, sae, tmp_path, monkeypatch):
     assert by_way["srps", "coarse"]["looked at"] == 4
     assert by_way["srps", "flat finest"]["looked at"] == 20
     assert all(0.9 < row["judge's accuracy"] <= 1 for row in rows)
-    monkeypatch.setattr(steering, "load_model", None)
+    monkeypatch.setattr(steering, "gemma_model", None)
     assert reproduce_steering(source, tmp_path, Size(seeds=2)) == rows
 
 
