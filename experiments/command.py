@@ -16,7 +16,7 @@ from experiments.gemma_stream import LAYERS, GemmaActivations
 from experiments.gloss_stream import GlossActivations
 from experiments.in_the_model import reproduce_in_the_model
 from experiments.meaning import EntryWords, reproduce_meaning
-from experiments.paper_tables import FULL, QUICK, TABLES, Size, reproduce, reproduce_sinks
+from experiments.paper_tables import FULL, QUICK, Size, reproduce, reproduce_sinks
 from experiments.planted_tables import SETTINGS, reproduce_planted
 from experiments.readability import readability
 from experiments.shift import reproduce_shift
@@ -37,25 +37,41 @@ from sae_lens_hsae.storage.whole_files import file_written_whole
 QUICK_GLOSSES = 2_000
 OF_GEMMA = ("in-the-model", "circuits", "steering", "shift", "gemma-forests", "gemma-trees", "gemma-probes")
 
+ABOUT = {
+    "main": "HSAE and its rivals, on all-MiniLM-L6-v2 reading WordNet's glosses, as in all tables down to sinks",
+    "mechanisms": "the paper's, ablated",
+    "trees": "their shapes",
+    "similarity": "what makes a parent",
+    "ideas": "beyond the paper, ablated",
+    "activation": "JumpReLU or BatchTopK levels",
+    "sinks": "a few tokens far from all others, put into the activations",
+    "gemma": "HSAE and its rivals, on Gemma 3 270M reading the Brown Corpus, as in all that follow down to shift",
+    "gemma-ideas": "beyond the paper, ablated",
+    "gemma-whitened": "beside SAELens' covariance whitening",
+    "gemma-forests": "trees counted, and found again by other seeds",
+    "gemma-probes": "Tree SAE's hierarchy score",
+    "gemma-trees": "six trees drawn",
+    "in-the-model": "the cross-entropy that levels recover",
+    "circuits": "behaviours, coarse to fine",
+    "steering": "by features that are chosen in several ways",
+    "shift": "a confound taken out of a probe",
+    "planted": "trees that generated the activations, and how much of them is found",
+    "wordnet": "the meaning of parent and child",
+    "readability": "of one saved run: do children read as parts of their parents?",
+}
+"""Every table, and what it compares."""
+
 
 def parser() -> argparse.ArgumentParser:
     """The command's flags."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments",
         description="Train and measure what a table compares. Finished models and cells are kept in the output folder, "
-        "and a later call does the rest. The paper's tables: main, mechanisms (ablated), trees (their shapes), "
-        "similarity (what makes a parent); ideas (beyond the paper, ablated), "
-        "activation (JumpReLU or BatchTopK levels); "
-        "all on all-MiniLM-L6-v2 reading WordNet's glosses; sinks (a few tokens far from all others, put into them); "
-        "gemma (Gemma 3 270M reading the Brown Corpus), gemma-whitened (beside SAELens' covariance "
-        "whitening), in-the-model (the cross-entropy that its levels recover), circuits (behaviours of it, "
-        "coarse to fine), steering (by features that are chosen in several ways), shift (a confound taken out "
-        "of a probe), gemma-forests (its trees counted, and over seeds), gemma-trees (six of them drawn), "
-        "gemma-probes (Tree SAE's hierarchy score of its forests). "
-        "Ground truths: planted (trees that generated the activations), wordnet (the meaning of parent and child). "
-        "readability (of one saved run: do children read as parts of their parents?).",
+        "and a later call does the rest.",
+        epilog="\n".join(["tables:", *(f"  {name:15} {about}" for name, about in ABOUT.items())]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("table", choices=[*TABLES, *OF_GEMMA, "planted", "wordnet", "readability"])
+    parser.add_argument("table", choices=ABOUT, metavar="table", help="which, see below")
     parser.add_argument("run", nargs="?", type=Path, help="of readability: where the SAE and its dashboards are")
     parser.add_argument("--edges", type=int, default=40, help="of readability: edges to list, default %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of readability: of the draw, default %(default)s")

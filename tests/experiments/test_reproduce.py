@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from experiments import command, models, paper_tables
+from experiments.command import ABOUT, OF_GEMMA
 from experiments.figures import figures_of
 from experiments.gemma_stream import GemmaActivations
 from experiments.models import HSAE, IDEAS, MATRYOSHKA, MODELS
@@ -279,3 +280,7 @@ def test_plain_rows_make_a_table_for_each_set_of_columns(tmp_path):
 def test_gemma_asks_for_a_text(tmp_path):
     with pytest.raises(ValueError, match="give it by --text"):
         GemmaActivations(tmp_path)(9, 100)
+
+
+def test_the_help_tells_of_every_table():
+    assert set(ABOUT) == {*TABLES, *OF_GEMMA, "planted", "wordnet", "readability"}
