@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from functools import cache
@@ -20,6 +21,8 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 ARCHITECTURE = os.environ["HOST_TESTS_ARCHITECTURE"]
+ONLY: list[str] | None = json.loads(os.environ.get("HOST_TESTS_ONLY", "null"))
+"""Names of tests, as the report has them."""
 END = "<|endoftext|>"
 N_TEXTS, N_VOCABULARY = 500, 2000
 
@@ -29,13 +32,12 @@ results: dict[str, dict[str, Any]] = {}
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests() -> None:
-    """Put the stand-ins in place before anything takes what they stand for by name."""
+    """Import the SAELens that is installed, and put the stand-ins in place before tests take anything by its name."""
+    # The checkout has an own sae_lens, and ``python -m pytest`` puts the present folder first.
+    source = Path.cwd()
+    sys.path[:] = [path for path in sys.path if Path(path).resolve() != source]
     datasets.load_dataset = _texts
     HookedTransformer.from_pretrained = classmethod(_model)  # type: ignore[method-assign]
-
-
-def pytest_configure() -> None:
-    """Record which tests build an SAE, and make ours one of the architectures."""
     from sae_lens.saes.sae import SAE
 
     import sae_lens_hsae  # noqa: F401 - registers the architecture
@@ -48,13 +50,43 @@ def pytest_configure() -> None:
         initialise(self, cfg, *args, **kwargs)
 
     SAE.__init__ = recorded  # type: ignore[method-assign]
+    sys.path.append(str(source))
     helpers = importlib.import_module("tests.helpers")
     for name, value in vars(helpers).items():
         if name.startswith("ALL_") and name.endswith("ARCHITECTURES"):
             value[:] = [ARCHITECTURE]  # in place, as tests import it by name
-    helpers.SAE_CONFIG_BUILDERS["hsae"] = _inference(helpers)
-    helpers.SAE_RUNNER_CONFIG_BUILDERS["hsae"] = _runner(helpers)
-    helpers.SAE_TRAINING_CONFIG_BUILDERS["hsae"] = lambda **kwargs: _runner(helpers)(**kwargs).sae
+    _replace_standard(helpers)
+
+
+def _replace_standard(helpers: Any) -> None:
+    """Let what the tests build without naming an architecture, SAELens' standard SAE, be of the one that is tried."""
+    if ARCHITECTURE == "hsae":
+        inference, runner = _inference(helpers), _runner(helpers)
+    else:
+        inference = helpers.SAE_CONFIG_BUILDERS[ARCHITECTURE]
+        runner = helpers.SAE_RUNNER_CONFIG_BUILDERS[ARCHITECTURE]
+
+    def training(**kwargs: Any) -> Any:
+        return runner(**kwargs).sae
+
+    for name, builder in (
+        ("SAE_CONFIG_BUILDERS", inference),
+        ("SAE_TRAINING_CONFIG_BUILDERS", training),
+        ("SAE_RUNNER_CONFIG_BUILDERS", runner),
+    ):
+        getattr(helpers, name)[ARCHITECTURE] = builder
+    helpers.build_sae_cfg, helpers.build_sae_training_cfg, helpers.build_runner_cfg = inference, training, runner
+    helpers.random_params = _random_params
+    registry = importlib.import_module("sae_lens.registry")
+    instead = {
+        "StandardSAE": registry.get_sae_class(ARCHITECTURE)[0],
+        "StandardSAEConfig": inference,
+        "StandardTrainingSAE": registry.get_sae_training_class(ARCHITECTURE)[0],
+        "StandardTrainingSAEConfig": training,
+    }
+    for module in ("sae_lens", "sae_lens.saes", "sae_lens.saes.standard_sae"):
+        for name, value in instead.items():
+            setattr(importlib.import_module(module), name, value)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -67,8 +99,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the tests that are run for an architecture."""
-    kept = [item for item in items if ARCHITECTURE in getattr(getattr(item, "callspec", None), "params", {}).values()]
+    """Keep the tests that are asked for."""
+    if ONLY is None:
+        return
+    kept = [item for item in items if _of_any(item.nodeid) in ONLY]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
 
@@ -83,16 +117,30 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_sessionfinish() -> None:
-    of_any = {name.replace(ARCHITECTURE, "…"): each | {"built": name in built} for name, each in results.items()}
+    of_any = {_of_any(name): each | {"built": name in built} for name, each in results.items()}
     Path(os.environ["HOST_TESTS_REPORT"]).write_text(json.dumps(of_any))
+
+
+def _of_any(name: str) -> str:
+    """A test's name without the architecture among its parameters."""
+    test, bracket, parameters = name.partition("[")
+    return test + bracket + parameters.replace(ARCHITECTURE, "…")
 
 
 def _current() -> str:
     return os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
 
 
+def _random_params(model: torch.nn.Module) -> None:
+    """Fill all but whole numbers: a parent table of random numbers is no forest."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = torch.rand_like(tensor)
+
+
 def _levels(d_sae: int) -> list[int]:
-    return [d_sae // 4, d_sae - d_sae // 4]
+    coarse = max(1, d_sae // 4)
+    return [coarse, d_sae - coarse]
 
 
 def _inference(helpers: Any) -> Any:
@@ -111,7 +159,9 @@ def _runner(helpers: Any) -> Any:
     def build(**kwargs: Any) -> Any:
         runner = helpers.build_jumprelu_runner_cfg(**kwargs)
         widths = _levels(runner.sae.d_sae)
+        # Without what would have the first steps observe only: most tests take fewer.
         own = {"level_widths": widths, "target_l0": max(1, widths[0] // 2)}
+        own |= {"whiten_encoder": False, "outlier_limit": None}
         runner.sae = HierarchicalTrainingSAEConfig(**_common(HierarchicalTrainingSAEConfig, runner.sae) | own)
         return runner
 
@@ -154,8 +204,8 @@ def _tokenizer() -> str:
 
 
 def _model(cls: type[Any], model_name: str, device: Any = "cpu", **_: Any) -> Any:
-    """In place of TinyStories-1M and others as small: the same shape with random weights."""
-    if "tiny" not in model_name.lower():
+    """In place of TinyStories-1M and others as small: its shape with random weights."""
+    if not any(small in model_name.lower() for small in ("tiny", "solu-1l")):
         raise OSError(f"{model_name} has no stand-in")
     torch.manual_seed(0)
     shape = HookedTransformerConfig(

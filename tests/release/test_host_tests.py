@@ -26,10 +26,11 @@ SAE_TRAINING_CONFIG_BUILDERS["jumprelu"] = lambda **kwargs: build_jumprelu_runne
 """
 TESTS = """
 import pytest
+import torch
 from datasets import load_dataset
-from sae_lens import SAE, TrainingSAE
+from sae_lens import SAE, StandardSAEConfig, StandardTrainingSAE, TrainingSAE
 from transformer_lens import HookedTransformer
-from tests.helpers import ALL_ARCHITECTURES, SAE_CONFIG_BUILDERS, SAE_TRAINING_CONFIG_BUILDERS
+from tests.helpers import ALL_ARCHITECTURES, SAE_CONFIG_BUILDERS, SAE_TRAINING_CONFIG_BUILDERS, build_sae_training_cfg
 
 @pytest.mark.parametrize("architecture", ALL_ARCHITECTURES)
 def test_all(architecture):
@@ -39,6 +40,12 @@ def test_all(architecture):
 def test_one_bias(architecture):
     sae = TrainingSAE.from_dict(SAE_TRAINING_CONFIG_BUILDERS[architecture]().to_dict())
     assert sae.b_dec.shape == (8,), "one bias"
+
+def test_sae_init():
+    assert StandardTrainingSAE(build_sae_training_cfg()).b_dec.shape == (8,), "one here too"
+
+def test_without_a_name():
+    assert SAE.from_dict(StandardSAEConfig(d_in=8, d_sae=32).to_dict()).encode(torch.zeros(2, 8)).shape == (2, 32)
 
 @pytest.mark.parametrize("architecture", ALL_ARCHITECTURES)
 def test_stand_ins(architecture):
@@ -56,7 +63,7 @@ def test_that_fails_with_both(architecture):
 def test_that_builds_none(architecture):
     assert architecture
 
-def test_of_no_architecture():
+def test_that_fails_and_builds_none():
     raise AssertionError
 """
 
@@ -72,10 +79,19 @@ def test_the_difference_between_two_architectures_is_told(tmp_path):
     for name, content in (("__init__", ""), ("helpers", HELPERS), ("test_sae", TESTS)):
         (tmp_path / "tests" / f"{name}.py").write_text(content)
     done = run(str(tmp_path))
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 1, done.stderr[-2000:]
     *failing, last = done.stdout.splitlines()
-    assert failing == ["tests/test_sae.py::test_one_bias[…]", "    AssertionError: one bias"]
-    assert last.endswith(": of 3 tests that build an SAE and pass with jumprelu, 2 pass with hsae")
+    assert failing == [
+        "tests/test_sae.py::test_one_bias[…]",
+        "    AssertionError: one bias",
+        "    NOT EXPLAINED",
+        "tests/test_sae.py::test_sae_init",
+        "    AssertionError: one here too",
+        "    every level has a b_dec of its own, and SAELens' SAEs have one",
+    ]
+    assert last.endswith(
+        ": of 5 tests that build an SAE and pass with jumprelu, 3 pass with hsae; of the others 1 are not explained"
+    )
 
 
 def test_a_folder_without_their_tests_is_refused(tmp_path):
