@@ -7,10 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_sae
-from host_helpers import D_MODEL, VOCABULARY, save_tiny_gpt2
-from sae_lens import HookedSAETransformer
-from transformer_lens import HookedTransformerConfig
+from circuit_helpers import FIRST, HOOKS, PAIRS, SECOND, ZERO, ids, read, stacks, tiny
+from host_helpers import save_tiny_gpt2
 from transformers import AutoTokenizer
 
 from sae_lens_hsae.interpret.circuits import (
@@ -24,47 +22,10 @@ from sae_lens_hsae.interpret.circuits import (
     with_edges,
 )
 
-FIRST, SECOND = HOOKS = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post")
-PAIRS = [
-    Pair("w1 w2 w3 w4", "w50", "w51", "w1 w7 w3 w4"),
-    Pair("w9 w8 w7", "w52", "w53", "w9 w21 w22"),
-    Pair("w5 w2 w6 w11", "w54", "w51", "w5 w30 w6 w11"),
-]
-ZERO = [dataclasses.replace(pair, patch=None) for pair in PAIRS]
-
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     return AutoTokenizer.from_pretrained(save_tiny_gpt2(tmp_path_factory.mktemp("gpt2")))
-
-
-def tiny(tokenizer: Any, **overrides: Any) -> Any:
-    """Two blocks with random weights large enough for everything to matter, in float64."""
-    options: dict[str, Any] = {"normalization_type": "LN", "act_fn": "gelu", "dtype": torch.float64} | overrides
-    torch.manual_seed(0)
-    cfg = HookedTransformerConfig(
-        n_layers=2, d_model=D_MODEL, n_ctx=16, d_head=8, n_heads=2, d_mlp=32, d_vocab=VOCABULARY, **options
-    )
-    model = HookedSAETransformer(cfg)
-    for parameter in model.parameters():
-        parameter.data.normal_(0, 0.3)
-    model.tokenizer = tokenizer
-    return model
-
-
-def stacks(prepend_bos: bool = True) -> dict[str, Any]:
-    """At each hook point levels of 4, 9 and 20 with a random forest that fire often."""
-    found = {}
-    for seed, hook in enumerate(HOOKS):
-        sae = make_sae(seed, d_in=D_MODEL, level_widths=[4, 9, 20], normalize_activations="none", dtype="float64")
-        sae.threshold.data.mul_(0.1)
-        sae.cfg.metadata.hook_name, sae.cfg.metadata.prepend_bos = hook, prepend_bos
-        found[hook] = sae
-    return found
-
-
-def ids(model: Any, text: str) -> torch.Tensor:
-    return torch.tensor([[0, *model.tokenizer(text)["input_ids"]]])
 
 
 @torch.no_grad()
@@ -73,11 +34,6 @@ def metric(model: Any, pair: Pair, changes: dict[str, Any]) -> float:
     hooks = [(hook, lambda x, hook, own=own: own(x)) for hook, own in changes.items()]  # noqa: ARG005
     logits = model.run_with_hooks(ids(model, pair.clean), fwd_hooks=hooks)[0, -1]
     return (logits[int(pair.answer[1:])] - logits[int(pair.foil[1:])]).item()
-
-
-@torch.no_grad()
-def read(model: Any, text: str, hook: str) -> torch.Tensor:
-    return model.run_with_cache(ids(model, text), names_filter=[hook])[1][hook]
 
 
 def patched(sae: Any, level: int, feature: int, other: torch.Tensor | None) -> Any:

@@ -4,11 +4,18 @@ from typing import Any
 
 import pytest
 import torch
+from circuit_helpers import FIRST, HOOKS, PAIRS, SECOND, ZERO, read, stacks, tiny
+from host_helpers import save_tiny_gpt2
 from sklearn.linear_model import Lasso
-from test_circuits import FIRST, HOOKS, PAIRS, SECOND, ZERO, read, stacks, tiny, tokenizer  # noqa: F401
+from transformers import AutoTokenizer
 
 from sae_lens_hsae.interpret.circuits import Circuit, coactivation_modules, find_circuit, lasso_circuit
 from sae_lens_hsae.interpret.circuits.lasso import sparse_regression
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return AutoTokenizer.from_pretrained(save_tiny_gpt2(tmp_path_factory.mktemp("gpt2")))
 
 
 @pytest.mark.parametrize("penalty", [0.05, 0.3])
@@ -42,7 +49,7 @@ def test_no_feature_is_chosen_at_the_largest_penalty():
 
 
 @pytest.mark.parametrize("pairs", [PAIRS, ZERO])
-def test_effects_are_the_weights_on_the_ways_times_what_clean_prompts_have_more(tokenizer, pairs):  # noqa: F811
+def test_effects_are_the_weights_on_the_ways_times_what_clean_prompts_have_more(tokenizer, pairs):
     """By hand, from plain runs of the model: one level, two hook points."""
     model, forests = tiny(tokenizer), stacks()
     found = lasso_circuit(model, forests, pairs, penalty=0.2, threshold=0.0)
@@ -76,7 +83,7 @@ def test_effects_are_the_weights_on_the_ways_times_what_clean_prompts_have_more(
 
 @pytest.mark.parametrize("find", [find_circuit, lasso_circuit])
 @pytest.mark.parametrize("unassigned", [True, False])
-def test_a_finer_level_is_asked_about_children_of_what_was_chosen(tokenizer, find, unassigned):  # noqa: F811
+def test_a_finer_level_is_asked_about_children_of_what_was_chosen(tokenizer, find, unassigned):
     """Feature 0 among the chosen ones must not bring in features without a parent, whose parent is −1."""
     forests = stacks()
     found = find(tiny(tokenizer), forests, PAIRS, threshold=0.0, unassigned=unassigned)
@@ -97,7 +104,7 @@ def test_a_finer_level_is_asked_about_children_of_what_was_chosen(tokenizer, fin
 
 
 @pytest.mark.parametrize("most_frequent", [0.97, 1.0])
-def test_modules_are_what_correlates_from_token_to_token(tokenizer, most_frequent):  # noqa: F811
+def test_modules_are_what_correlates_from_token_to_token(tokenizer, most_frequent):
     """Against a graph made by hand, pair by pair."""
     model, forests = tiny(tokenizer), stacks()
     texts = ["w1 w2 w3 w4", "w9 w8 w7 w5 w30", "w21 w22 w6", "w40 w41 w42 w43 w44 w45"]
@@ -136,7 +143,7 @@ def test_modules_are_what_correlates_from_token_to_token(tokenizer, most_frequen
         ({"forests": FIRST}, "forests has one hook point"),
     ],
 )
-def test_wrong_arguments_of_modules_are_named(tokenizer, options, message):  # noqa: F811
+def test_wrong_arguments_of_modules_are_named(tokenizer, options, message):
     forests = stacks()
     arguments: dict[str, Any] = {"forests": forests, "texts": ["w1 w2"]} | options
     if arguments["forests"] == FIRST:
@@ -151,6 +158,6 @@ def test_wrong_arguments_of_modules_are_named(tokenizer, options, message):  # n
     ("options", "message"),
     [({"penalty": 0}, "penalty=0 must be above 0"), ({"penalty": 2}, "penalty=2"), ({"threshold": -1}, "threshold=-1")],
 )
-def test_wrong_arguments_of_the_lasso_are_named(tokenizer, options, message):  # noqa: F811
+def test_wrong_arguments_of_the_lasso_are_named(tokenizer, options, message):
     with pytest.raises(ValueError, match=message):
         lasso_circuit(tiny(tokenizer), stacks(), PAIRS, **options)
