@@ -314,6 +314,14 @@ def test_contrast_says_what_the_function_finds(trained, tmp_path, capsys):
     assert sum("«" in line for line in lines) == 2
 
 
+def test_contrast_says_so_where_nothing_is_clear(trained, capsys):
+    files = [str(trained / name) for name in ("out", "a.txt", "b.txt")]
+    cli.main(["contrast", *files, "--alpha", "1e-9"])
+    text = capsys.readouterr().out
+    assert "0 of " in text
+    assert text.endswith("\nNo difference is clear enough: give more texts, or raise --alpha.\n")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -192,6 +192,11 @@ def test_the_estimate_counts_what_there_is(tmp_path):
         (["4"], "belongs to no flag", True),
         (["--text", "a.txt", "--dataset_path", "b"], "text='a.txt' and dataset_path='b': give one", True),
         (["--preset", "gpt2", "--training_tokens", "9999", "--text", "no.txt"], "text='no.txt' does not exist", False),
+        (
+            ["--preset", "gpt2", "--training_tokens", "9999", "--text", "short.txt", "--dry-run"],
+            "text='short.txt' holds 9 characters, too few for context_size=256 tokens",
+            False,
+        ),
         (["--preset", "big"], "preset='big': choose one of paper", True),
         (["--config", "missing.yaml"], "missing.yaml", False),
         (["--preset", "gpt2", "--training_tokens", "0"], "training_tokens=0 is less than one step", False),
@@ -206,6 +211,7 @@ def test_a_wrong_call_is_one_line(tmp_path, monkeypatch, capsys, arguments, mess
     monkeypatch.chdir(tmp_path)
     for name, text in {"list": "[1]", "broken": "a: [", "nested": "sae: {d_in: 4}"}.items():
         Path(f"{name}.yaml").write_text(text)
+    Path("short.txt").write_text("too short")
     with pytest.raises(SystemExit) as end:
         cli.main(["train", *arguments])
     # Without a number the process writes the text to stderr, and ends with code 1.

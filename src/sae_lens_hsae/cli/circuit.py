@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from sae_lens_hsae.cli.collected import dashboards_beside, labels_by_tokens, page_link
 from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.cli.text_flags import check_device
@@ -18,6 +20,7 @@ from sae_lens_hsae.interpret.feature_cache.text import load_language_model
 from sae_lens_hsae.interpret.labels.files import labels_beside
 from sae_lens_hsae.storage.json_files import printable
 from sae_lens_hsae.storage.whole_files import file_written_whole
+from sae_lens_hsae.text.hook_point import check_causal, ids_of_text
 
 
 def run_circuit(chosen: argparse.Namespace) -> Outcome:
@@ -44,6 +47,9 @@ def run_circuit(chosen: argparse.Namespace) -> Outcome:
     given = {hook: labels_beside(folder) for hook, folder in by_hook.items()}
     dashboards = {hook: dashboards_beside(Path(folder), forests[hook]) for hook, folder in by_hook.items()}
     model = load_language_model(next(iter(forests.values())), *list(forests)[1:])
+    start, ids = ids_of_text(model, next(iter(forests.values())), pairs[0].clean)
+    if ids:
+        check_causal(model, torch.tensor([[*start, *ids]], device=chosen.device))
     circuit = find_circuit(model, forests, pairs, chosen.method, chosen.threshold).labelled(
         {hook: labels_by_tokens(dashboards[hook], model.tokenizer) | given[hook] for hook in forests}
     )

@@ -85,6 +85,8 @@ def _text(found: Contrast, labels: Mapping[int, str], examples: Sequence[str], n
         f"{found.n_a} texts in a, {found.n_b} in b: {n_significant} of {len(found.forest):,} features differ, of "
         f"{len(found.findings)} causes"
     ]
+    if not found.findings:
+        lines += ["", "No difference is clear enough: give more texts, or raise --alpha."]
     for more_in_a, name in zip((True, False), names, strict=True):
         own = [pair for pair in zip(found.findings, examples, strict=True) if pair[0].more_in_a == more_in_a]
         if not own:

@@ -22,7 +22,7 @@ from sae_lens_hsae.interpret.steering import METHODS, Selection, descend, exampl
 from sae_lens_hsae.interpret.steering.examples import FEWEST
 from sae_lens_hsae.interpret.steering.writing import continued, perplexity
 from sae_lens_hsae.storage.json_files import printable
-from sae_lens_hsae.text.hook_point import ids_of_text
+from sae_lens_hsae.text.hook_point import check_causal, ids_of_text
 
 SHOWN = 8
 """Features printed, the strongest."""
@@ -55,6 +55,7 @@ def run_steer(chosen: argparse.Namespace) -> Outcome:
         raise ValueError("prompt is empty; give a text to go on from")
     prompt = torch.tensor([[*start, *ids]], device=sae.device)
 
+    check_causal(model, prompt)
     before = continued(model, prompt, chosen.n_tokens, chosen.temperature, chosen.seed)
     with_it, without = (text_activations(sae, model, texts, chosen.max_tokens) for texts in sets)
     examples = examples_of(sae, with_it, without)

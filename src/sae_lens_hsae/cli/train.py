@@ -93,7 +93,7 @@ def run_train(arguments: Sequence[str]) -> Outcome:
     """
     own, cfg = parse(arguments)
     if own.dry_run:
-        rows = own_text(own)
+        rows = own_text(own, cfg.context_size)
         plan = {"config": cfg.to_dict(), "estimate": estimate(cfg), "warnings": warnings_of(cfg, rows)}
         return Outcome(plan_text(cfg, plan["estimate"], plan["warnings"]), plan)
     evaluation = train(own, cfg)
@@ -103,23 +103,34 @@ def run_train(arguments: Sequence[str]) -> Outcome:
     return Outcome(text, {"output_path": cfg.output_path, "evaluation": data})
 
 
-def own_text(own: argparse.Namespace) -> Dataset | None:
+def own_text(own: argparse.Namespace, context_size: int) -> Dataset | None:
     """The texts of ``--text`` in a column ``text``; None without it.
 
     Raises:
         FileNotFoundError: if there are none.
-        ValueError: if a file holds no text.
+        ValueError: if a file holds no text, or all of them are too short to fill a context.
     """
-    return None if own.text is None else Dataset.from_dict({"text": list(documents(own.text))})
+    if own.text is None:
+        return None
+    texts = list(documents(own.text))
+    n_characters = sum(map(len, texts))
+    if n_characters < context_size:  # a token has at least one
+        raise ValueError(
+            f"text={own.text!r} holds {n_characters} characters, too few for context_size={context_size} tokens; "
+            "give more text, or a smaller context_size"
+        )
+    return Dataset.from_dict({"text": texts})
 
 
 def train(own: argparse.Namespace, cfg: Any) -> ForestEvaluation | None:
     """Train as `parse` read it; the measurement, where one was asked for."""
-    rows = own_text(own)
+    rows = own_text(own, cfg.context_size)
     for warning in warnings_of(cfg, rows):
         print(f"Warning: {warning}", flush=True)
     # SAELens compares the number of rows with that of tokens.
     warnings.filterwarnings("ignore", "The training dataset contains fewer samples", UserWarning)
+    if own.text is not None:  # one's own text is to be tokenised here
+        warnings.filterwarnings("ignore", "Dataset is not tokenized", UserWarning)
     set_seed(cfg.seed)  # SAELens seeds neither the weights nor the order of the activations
     if not isinstance(cfg.sae, HierarchicalTrainingSAEConfig):
         if n_launched() > 1:

@@ -16,6 +16,8 @@ from sae_lens_hsae.text.load_model import no_hook_point
 if TYPE_CHECKING:
     from sae_lens import SAE
 
+ROUNDING = 0.03
+"""A change of logits by less, relative to how they vary, may come from rounding in half precision."""
 LOAD_ANEW = "load it anew: a TransformerBridge loses a hook point when an SAE is detached from it"
 
 
@@ -110,3 +112,23 @@ def most_tokens(model: Any) -> int | None:
     own, inner = getattr(model, "cfg", None), getattr(getattr(model, "model", None), "config", None)
     limits = (getattr(own, "n_ctx", None), getattr(inner, "max_position_embeddings", None))
     return next((limit for limit in limits if limit), None)
+
+
+@torch.no_grad()
+def check_causal(model: Any, tokens: torch.Tensor) -> None:
+    """Check that what a model says of a token does not depend on what comes after it.
+
+    Args:
+        model: gives logits (batch, context, vocabulary).
+        tokens: (batch, context), shorter than the model takes.
+
+    Raises:
+        ValueError: if it does, as in an encoder such as BERT, whose next token means nothing.
+    """
+    alone = model(tokens)[:, 0].float()
+    followed = model(torch.cat([tokens, tokens[:, :1]], dim=1))[:, 0].float()
+    if (alone - followed).norm() > ROUNDING * (alone - alone.mean()).norm():
+        raise ValueError(
+            "the SAE's language model reads texts in both directions, so it says nothing of what comes next; "
+            "this needs a causal model, such as gpt2 or Gemma"
+        )
