@@ -26,5 +26,5 @@ def test_a_model_that_reads_in_both_directions_is_no_causal_one():
     check_causal(lambda ids: gpt2(ids).logits, tokens)
     with pytest.raises(ValueError, match=r"reads texts in both directions.* this needs a causal model"):
         check_causal(lambda ids: bert(ids).logits, tokens)
-    gpt2.to(torch.bfloat16)
+    gpt2.bfloat16()
     check_causal(lambda ids: gpt2(ids).logits, tokens)
