@@ -34,7 +34,8 @@ DIFFERENCES = {
         "test_StandardTrainingSAE_initialization_enc_dec_T_no_unit_norm",
         "test_StandardTrainingSAE_save_and_load_inference_sae",
     ),
-    "the scale of the activations is folded into biases and thresholds; encoder and decoder stay as they are": (
+    "the scale of the activations is folded into biases and thresholds: rows stay as they are, features scale with x": (
+        "test_TrainingSAE_fold_activation_norm_scaling_factor_all_architectures",
         "test_StandardSAE_fold_norm_scaling_factor",
         "test_sae_fold_norm_scaling_factor_all_architectures",
         "test_from_pretrained_folds_norm_scaling_factor",

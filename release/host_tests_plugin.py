@@ -62,6 +62,7 @@ def _replace_standard(helpers: Any) -> None:
     """Let what the tests build without naming an architecture, SAELens' standard SAE, be of the one that is tried."""
     if ARCHITECTURE == "hsae":
         inference, runner = _inference(helpers), _runner(helpers)
+        helpers.random_params = _random_params
     else:
         inference = helpers.SAE_CONFIG_BUILDERS[ARCHITECTURE]
         runner = helpers.SAE_RUNNER_CONFIG_BUILDERS[ARCHITECTURE]
@@ -76,7 +77,6 @@ def _replace_standard(helpers: Any) -> None:
     ):
         getattr(helpers, name)[ARCHITECTURE] = builder
     helpers.build_sae_cfg, helpers.build_sae_training_cfg, helpers.build_runner_cfg = inference, training, runner
-    helpers.random_params = _random_params
     registry = importlib.import_module("sae_lens.registry")
     instead = {
         "StandardSAE": registry.get_sae_class(ARCHITECTURE)[0],
@@ -132,10 +132,9 @@ def _current() -> str:
 
 
 def _random_params(model: torch.nn.Module) -> None:
-    """Fill all but whole numbers: a parent table of random numbers is no forest."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point():
-            tensor.data = torch.rand_like(tensor)
+    """Fill the parameters alone: buffers hold the forest and the state of a training, such as λ."""
+    for parameter in model.parameters():
+        parameter.data = torch.rand_like(parameter)
 
 
 def _levels(d_sae: int) -> list[int]:
