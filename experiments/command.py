@@ -129,7 +129,7 @@ def run(chosen: argparse.Namespace) -> Outcome:
     text = write_table(name, table, chosen.output)
     for title, figure in figures_of(table).items():
         with file_written_whole(chosen.output / f"{name}-{title}.html") as aside:
-            figure.write_html(aside)
+            figure.write_html(aside, config={"displayModeBar": False})
     return Outcome(text, table.values.to_dict("records"))
 
 
