@@ -88,7 +88,8 @@ for similarity in ("encoder", "decoder", "coactivation", "conditional"):
 # %% [markdown]
 # Look at the last column before you choose by the others. Here it is the same for all, but on a language model parents
 # by co-activation were a few frequent features that took most children
-# ([results](../results.md#what-makes-a-parent-and-shapes-of-the-trees)), and a parent that is nearly always active agrees with any child.
+# ([results](../results.md#what-makes-a-parent-and-shapes-of-the-trees)),
+# and a parent that is nearly always active agrees with any child.
 #
 # ## Keep it
 #
