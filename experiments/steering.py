@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import pandas
 import torch
 
 from experiments.gemma_forests import gemma_forest
@@ -91,7 +92,7 @@ class Subject:
 
 
 def reproduce_steering(activations: GemmaActivations, folder: Path, size: Size) -> list[dict[str, Any]]:
-    """Rows of the table: for each task, method and way, means over the seeds.
+    """Rows of the table: for each task, method and way, means over the seeds; then means over the tasks.
 
     Args:
         activations: what the forest is trained on.
@@ -105,7 +106,14 @@ def reproduce_steering(activations: GemmaActivations, folder: Path, size: Size) 
         for task in TASKS
         for method in (NONE, *METHODS)
     ]
-    return steering_rows(finish_cells(cells, folder, "Table steering"))
+    rows = steering_rows(finish_cells(cells, folder, "Table steering"))
+    return [*rows, *over_tasks(rows)]
+
+
+def over_tasks(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Means over the tasks, a row for each method and way."""
+    means = pandas.DataFrame(rows).groupby(["method", "features chosen"], sort=False).mean(numeric_only=True)
+    return [dict(row) for row in means.reset_index().to_dict("records")]
 
 
 def steering_rows(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from experiments import steering
 from experiments.gemma_stream import GemmaActivations
 from experiments.paper_tables import Size
-from experiments.steering import Subject, choose, reproduce_steering, steering_rows
+from experiments.steering import Subject, choose, over_tasks, reproduce_steering, steering_rows
 from experiments.steering_tasks import N_WORDS, Judge, chunks, split
 from sae_lens_hsae.interpret.contrast import text_activations
 from sae_lens_hsae.interpret.steering import METHODS, examples_of, steer_by
@@ -110,3 +110,6 @@ def test_rows_are_means_over_seeds():
     (row,) = steering_rows(results)
     assert (row["success at 0.25"], row["success at 0.5"]) == (pytest.approx(0.525), pytest.approx(0.55))
     assert (row["seeds"], row["features"], row["perplexity at 0.5"]) == (2, 3, 8.0)
+    (mean,) = over_tasks([row, row | {"task": "other", "success at 0.5": 0.75}])
+    assert mean["success at 0.5"] == pytest.approx((0.55 + 0.75) / 2)
+    assert "task" not in mean

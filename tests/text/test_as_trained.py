@@ -148,6 +148,16 @@ def test_what_training_left_out_is_left_out_and_chats_are_kept(tmp_path, given, 
     assert evaluation.n_tokens == min(640, kept.sum())
 
 
+def test_contexts_longer_than_the_model_takes_are_refused(tmp_path):
+    """As where nobody knows what an SAE was trained on, and contexts are the usual 128 tokens."""
+    _, folder = trained(tmp_path, save_model(tmp_path / "model"))
+    sae = load_hierarchical_sae(folder)
+    sae.cfg.metadata.context_size = None
+    rows = Dataset.from_dict({"tokens": [[1] * 128] * 2})
+    with pytest.raises(ValueError, match=f"contexts of 128 tokens are longer than the {CONTEXT} that .*context_size"):
+        next(tokens_and_activations(sae, load_language_model(sae), rows))
+
+
 @pytest.mark.parametrize("seqpos_slice", [(5, None), (None, -3), (1, 20, 4)])
 def test_positions_are_those_that_were_trained_on(tmp_path, seqpos_slice):
     store, folder = trained(tmp_path, save_model(tmp_path / "model"), seqpos_slice=seqpos_slice)

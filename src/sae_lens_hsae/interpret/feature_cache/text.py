@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from sae_lens_hsae.evaluation.stacks import check_scale, own_name
 from sae_lens_hsae.text.as_trained import positions
+from sae_lens_hsae.text.hook_point import most_tokens
 from sae_lens_hsae.text.load_model import TRANSFORMER_LENS, load_model
 
 if TYPE_CHECKING:
@@ -141,10 +142,19 @@ def tokens_and_activations(
         model: from `load_language_model`.
         rows: tokenised rows of one length, in a column ``tokens``.
         skipped: rows to leave out at the beginning.
+
+    Raises:
+        ValueError: if the rows are longer than the model takes.
     """
     check_scale([sae])
     metadata = sae.cfg.metadata
     length, read = len(rows[0]["tokens"]), positions(metadata)
+    limit = most_tokens(model)
+    if limit is not None and length > limit:
+        raise ValueError(
+            f"contexts of {length} tokens are longer than the {limit} that {metadata.model_name} takes; "
+            f"set the SAE's metadata.context_size to {limit} or less"
+        )
     store = ActivationsStore(
         model=model,
         dataset=rows,
