@@ -237,7 +237,7 @@ def test_a_process_ends_as_others_do(tmp_path):
     wrong = ["train", "--level_widths", "4", "8", "--target_l0", "2", "--d_inn", "4"]
     done = subprocess.run([*HSAE, *wrong], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "d_inn 4" in done.stderr
+    assert "--d_inn is no flag" in done.stderr
     assert "Traceback" not in done.stderr
 
 

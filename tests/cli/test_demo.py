@@ -147,7 +147,7 @@ def test_the_best_children_come_first():
 
 def test_saelens_command_line_knows_the_architecture(capsys):
     with pytest.raises(SystemExit) as end:
-        cli.main(["train", "--architecture", "hsae", "--help"])
+        cli.main(["train", "--architecture", "hsae", "--help-all"])
     assert end.value.code == 0
     assert "--structural_loss_coefficient" in capsys.readouterr().out
 

@@ -333,7 +333,7 @@ def test_a_worse_evaluation_replaces_no_better_one(tmp_path, capsys):
     cli.main([*call, "10"])
     assert json.loads(saved.read_text())["evaluation"]["n_tokens"] == 10
     capsys.readouterr()
-    with pytest.raises(SystemExit, match=r"output='.*own\.json': .* is no folder; give another path"):
+    with pytest.raises(SystemExit, match=r"output='.*below\.json': .*own\.json' is no folder; give another path"):
         cli.main([*call, "10", "--output", str(own / "below.json")])
     assert capsys.readouterr().err == "", "nothing was loaded or read by then"
 

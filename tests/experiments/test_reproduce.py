@@ -115,7 +115,10 @@ def test_workers_are_other_processes_and_results_keep_their_order(tmp_path):
 
 
 def test_an_unknown_table_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="table='mane': choose one of main, gemma, sinks, ideas, mechanisms, trees"):
+    with pytest.raises(
+        ValueError,
+        match="table='mane': choose one of main, gemma, gemma-ideas, gemma-whitened, sinks",
+    ):
         reproduce("mane", activations, tmp_path)
     with pytest.raises(
         ValueError, match="setting='hard': choose one of standard, unknown-l0, easy, synth-sae-bench-16k"
