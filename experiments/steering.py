@@ -112,7 +112,7 @@ def reproduce_steering(activations: GemmaActivations, folder: Path, size: Size) 
 
 def over_tasks(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Means over the tasks, a row for each method and way."""
-    means = pandas.DataFrame(rows).groupby(["method", "features chosen"], sort=False).mean(numeric_only=True)
+    means: Any = pandas.DataFrame(rows).groupby(["method", "features chosen"], sort=False).mean(numeric_only=True)
     return [dict(row) for row in means.reset_index().to_dict("records")]
 
 
