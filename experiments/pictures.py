@@ -1,9 +1,9 @@
 """The documentation's pictures of the explorer, from one run of the demo: ``python -m experiments.pictures runs/demo``.
 
-A figure that ``python -m experiments`` wrote as HTML becomes a picture by its path in place of the run's.
-
 Beside them it writes ``run.json``: the run's configuration and the pictures' hashes. A test compares it with the demo's
 present configuration, so that no picture outlives the defaults that it shows. Needs Debian's ``chromium``.
+
+Given a figure that ``python -m experiments`` wrote as HTML instead of a run, it takes a picture of that.
 """
 
 from __future__ import annotations

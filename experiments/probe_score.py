@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sae_lens_hsae.evaluation.outliers import usual
+from sae_lens_hsae.evaluation.outliers import SEEN_FIRST, usual
 from sae_lens_hsae.forest import FeatureForest, copies_of_parents
 
 CLOSEST = 5
@@ -35,11 +35,11 @@ def probe_score(saes: Sequence[Any], forest: FeatureForest, x: torch.Tensor, see
         seed: of the children drawn, of the probes' batches, and of the shuffle.
 
     Returns:
-        The score of all edges, of those that are no copies, of the same children with another parent's parent, and how
-        many edges were probed. NaN where there is none.
+        The score of all edges, of those that are no copies, of the same children under other parents, and how many
+        edges were probed. NaN where there is none.
     """
     generator = torch.Generator().manual_seed(seed)
-    x = x[usual(x[:1024]).holds(x)]
+    x = x[usual(x[:SEEN_FIRST]).holds(x)]
     fires = [torch.cat([sae.encode(part) != 0 for part in x.split(BATCH_SIZE)]) for sae in saes]
     decoder = torch.nn.functional.normalize(torch.cat([sae.W_dec.detach() for sae in saes]), dim=1)
     is_copy = copies_of_parents(forest, decoder)

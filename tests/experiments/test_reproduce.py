@@ -234,7 +234,7 @@ def test_sinks_are_far_away_and_the_rest_stays(directions):
 def test_late_sinks_come_with_the_second_half_of_a_training(tmp_path, monkeypatch):
     seen = []
 
-    def trainer_for(sae, batches, steps):  # noqa: ARG001
+    def trainer_for(sae, batches, steps):  # noqa: ARG001 – `train` gives all three
         seen.extend(islice(batches, steps))
         return SimpleNamespace(fit=lambda: None)
 

@@ -13,7 +13,7 @@ WIDTHS = [12, 20]
 
 @pytest.fixture(scope="module")
 def planted():
-    """Coarse feature 0 says how long a text is, 5 and 6 which topic it has; length shows ten times as much in x.
+    """Coarse feature 0 says how long a text is, direction 5 which topic it has, and length shows ten times as much.
 
     Finest features 0 and 1 are children of coarse 0 and share its work.
     """

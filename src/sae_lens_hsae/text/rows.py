@@ -64,9 +64,8 @@ class TextSource:
         """One line: what is read, and whether an SAE with these metadata was trained on it."""
         if self.is_installed:
             return f"Text: {installed_name()}, the 1 in {HELD_OUT_OF} that training leaves out"
-        trained = str(self.dataset if self.file is None else self.file) == str(metadata.dataset_path)
-        read = self.dataset if self.file is None else self.file
-        return f"Text: {read}" + ("; the SAE was trained on it" if trained else "")
+        read = str(self.dataset if self.file is None else self.file)
+        return f"Text: {read}" + ("; the SAE was trained on it" if read == str(metadata.dataset_path) else "")
 
 
 def text_rows(

@@ -8,11 +8,11 @@ from typing import Any, get_args
 
 import torch
 
+from sae_lens_hsae.forest.descent import candidates_below
 from sae_lens_hsae.interpret.circuits.attribution import Attribution
 from sae_lens_hsae.interpret.circuits.circuit import Circuit, Method, Node
-from sae_lens_hsae.interpret.circuits.descent import candidates_below, total_features
 from sae_lens_hsae.interpret.circuits.pairs import Pair, batches_of
-from sae_lens_hsae.interpret.circuits.places import Place, places_of
+from sae_lens_hsae.interpret.circuits.places import Place, places_of, total_features
 
 
 def find_circuit(

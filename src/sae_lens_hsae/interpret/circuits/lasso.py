@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from sae_lens_hsae.forest.descent import candidates_below
 from sae_lens_hsae.interpret.circuits.circuit import Circuit, Node
-from sae_lens_hsae.interpret.circuits.descent import candidates_below, total_features
 from sae_lens_hsae.interpret.circuits.pairs import Batch, Pair, batches_of
-from sae_lens_hsae.interpret.circuits.places import Place, places_of
+from sae_lens_hsae.interpret.circuits.places import Place, places_of, total_features
 from sae_lens_hsae.text.hook_point import run_and_keep
 
 N_STEPS = 500
@@ -80,7 +80,7 @@ def lasso_circuit(
             carries = weights != 0
             targets, weights = own[:, carries], weights[carries]
         nodes += found
-    metric, is_clean = samples.metric[:, 0], samples.is_clean
+    metric, is_clean, hooks = samples.metric[:, 0], samples.is_clean, [place.hook for place in places]
     return Circuit(
         method="lasso",
         threshold=float(threshold),
@@ -88,7 +88,7 @@ def lasso_circuit(
         clean=metric[is_clean].mean().item(),
         patched=metric[~is_clean].mean().item() if samples.has_patch else None,
         accuracy=(metric[is_clean] > 0).float().mean().item(),
-        nodes=tuple(sorted(nodes, key=lambda node: [place.hook for place in places].index(node.hook))),
+        nodes=tuple(sorted(nodes, key=lambda node: hooks.index(node.hook))),
         n_visited=tuple(visited),
         n_features=total_features(places),
     )
@@ -96,6 +96,8 @@ def lasso_circuit(
 
 def sparse_regression(x: torch.Tensor, y: torch.Tensor, penalty: float) -> torch.Tensor:
     """Lasso of each column of y on x by FISTA: argmin_W ‖Y − XW‖² / 2n + λ ‖W‖₁, of centred columns of unit variance.
+
+    As scikit-learn's ``Lasso``, which would be a dependency for this alone.
 
     Args:
         x: (n, n_features).
@@ -153,12 +155,12 @@ class _Samples:
                 for place in places:
                     x = kept[place.own]
                     self._kept[place.own].append(x[:, place.trained_on(x.shape[1], batch.n_before)])
-        self.metric = torch.cat(metric).double().unsqueeze(1)
+        self.metric = torch.cat(metric).double().cpu().unsqueeze(1)
         self.is_clean = torch.tensor(is_clean)
 
     def of(self, place: Place, level: int) -> torch.Tensor:
         """(prompts, n_l) activations summed over each prompt's tokens."""
-        return torch.cat([place.acts(x, level).double().sum(1) for x in self._kept[place.own]])
+        return torch.cat([place.acts(x, level).double().sum(1).cpu() for x in self._kept[place.own]])
 
     def without(self, own: torch.Tensor) -> torch.Tensor:
         """(n,) what the other prompts have on average; 0 against zero."""

@@ -50,9 +50,9 @@ def coactivation_modules(
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    for name, value, least, most in (("correlation", correlation, 0, 1), ("most_frequent", most_frequent, 0, 1)):
-        if not least < value <= most:
-            raise ValueError(f"{name}={value} must be above {least} and at most {most}")
+    for name, value in (("correlation", correlation), ("most_frequent", most_frequent)):
+        if not 0 < value <= 1:
+            raise ValueError(f"{name}={value} must be above 0 and at most 1")
     if strongest < 1:
         raise ValueError(f"strongest={strongest} must be at least 1")
     places = places_of(model, forests)
@@ -64,10 +64,11 @@ def coactivation_modules(
     seen: list[list[torch.Tensor]] = [[] for _ in places]
     for text in texts:
         before, ids = ids_of_text(model, places[0].saes[0], text)
-        _, kept = run_and_keep(model, torch.tensor([before + ids]), [place.own for place in places])
+        tokens = torch.tensor([before + ids], device=places[0].saes[0].device)
+        _, kept = run_and_keep(model, tokens, [place.own for place in places])
         for own, place, at in zip(seen, places, levels, strict=True):
             x = kept[place.own][0]
-            own.append(place.acts(x[place.trained_on(len(x), len(before))], at))
+            own.append(place.acts(x[place.trained_on(len(x), len(before))], at).cpu())
     candidates, columns = [], []
     for own in seen:
         acts = torch.cat(own).double()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +85,13 @@ def places_of(model: Any, forests: Mapping[str, Any]) -> list[Place]:
         raise ValueError(f"two forests stand at one hook point, {max(owns, key=owns.count)!r}; give one for each")
     order = list(model.hook_dict)
     return sorted(found, key=lambda place: order.index(place.own))
+
+
+def total_features(places: Sequence[Place]) -> tuple[int, ...]:
+    """Features of each level, all places together."""
+    depth = max(len(place.forest.levels) for place in places)
+    widths = [[*place.forest.level_widths, *[0] * (depth - len(place.forest.levels))] for place in places]
+    return tuple(map(sum, zip(*widths, strict=True)))
 
 
 def check_one_model(forests: Mapping[str, Any]) -> None:

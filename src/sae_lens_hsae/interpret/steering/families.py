@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sae_lens_hsae.forest.levels import NO_PARENT
+from sae_lens_hsae.forest.descent import candidates_below
 from sae_lens_hsae.interpret.steering.examples import Examples
 from sae_lens_hsae.interpret.steering.selection import Selection
 
@@ -29,13 +29,12 @@ def descend(selector: Selector, examples: Examples, level: int = -1, **options: 
     Raises:
         IndexError: if there is no such level.
     """
-    parents = examples.forest.parents
     found = selector(examples, 0, **options)
     for below in range(1, examples.forest.levels.number(level) + 1):
         own = examples.of_level(below)
-        above = torch.zeros(len(parents), dtype=torch.bool)
+        above = torch.zeros(examples.forest.n_features, dtype=torch.bool)
         above[list(found.features)] = True
-        candidates = own[(parents[own] == NO_PARENT) | above[parents[own].clamp(min=0)]]
+        candidates = own[candidates_below(examples.forest, below, above)]
         if not len(candidates):
             return replace(found, features=(), weights=(), level=below, rest=None)
         found = selector(examples, below, candidates, **options)
