@@ -27,7 +27,7 @@ from sae_lens_hsae.forest import PAPER_RULE, FeatureForest
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.presets import INDEPENDENT, PAPER
 from sae_lens_hsae.sae.cpu_step.encoder_product import product_of_rows
-from sae_lens_hsae.sae.input_statistics import OBSERVED_STEPS
+from sae_lens_hsae.sae.standardized_input import OBSERVED_STEPS
 
 HSAE = "HSAE"
 DEFAULTS = "HSAE, defaults"

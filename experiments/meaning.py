@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from experiments.gloss_stream import gloss_reader
-from experiments.models import BATCH_SIZE, FADING, HSAE, stack_of
+from experiments.models import BATCH_SIZE, HSAE, stack_of
 from experiments.paper_tables import Activations, Size, Stream, finish_trainings, trained
 from experiments.wordnet.concepts import feature_concepts
 from experiments.wordnet.database import WordNet, read_wordnet
@@ -19,7 +19,7 @@ from experiments.wordnet.judge import judge_forest
 from experiments.wordnet.text import gloss_activations
 from sae_lens_hsae.storage.whole_files import file_written_whole
 
-MODELS = (HSAE, FADING, "HSAE (paper)", "post hoc")
+MODELS = (HSAE, "HSAE (paper)", "post hoc")
 PLACE = (3, 16)
 
 

@@ -25,7 +25,7 @@ from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack
 from sae_lens_hsae.forest import PAPER_RULE, FeatureForest
 from sae_lens_hsae.forest.levels import Levels
-from sae_lens_hsae.presets import INDEPENDENT, PAPER, fading
+from sae_lens_hsae.presets import INDEPENDENT, PAPER
 from sae_lens_hsae.sae.inference import HierarchicalSAE
 from sae_lens_hsae.sae.training import HierarchicalTrainingSAE
 
@@ -54,8 +54,6 @@ HSAE = "HSAE"
 IDEAS: dict[str, dict[str, Any]] = {
     HSAE: {},
     "ρ = 0": {"structural_loss_coefficient": 0.0},
-    "forest from step 100": {"hierarchy_first_update": 100, "hierarchy_update_growth": 2.0},
-    "encoder not whitened": {"whiten_encoder": False},
     "all tokens count alike": {"outlier_limit": None},
     "ghost gradients": {"dead_feature_loss": "ghost"},
     "parents by encoder cosine": {
@@ -70,11 +68,7 @@ IDEAS: dict[str, dict[str, Any]] = {
 BATCH_TOPK = "BatchTopK levels"
 """The defaults, but for what makes features fire."""
 
-FADING = "paper, fading ρ"
-"""The published method with the ρ of `fading`, which depends on the steps."""
-
 MODELS: dict[str, dict[str, Any]] = IDEAS | {
-    FADING: PAPER,
     "paper, ρ = 0.1 and r = 0": PAPER | {"structural_loss_coefficient": 0.1, "perturbation_rate": 0.0},
     "HSAE (paper)": PAPER,
     "post hoc": INDEPENDENT,
@@ -91,19 +85,14 @@ MODELS: dict[str, dict[str, Any]] = IDEAS | {
 }
 
 
-def fields_of(model: str, steps: int) -> dict[str, Any]:
-    """What sets a model apart, by its name in ``MODELS``, as fields of HSAE's config."""
-    return MODELS[model] | (fading(steps) if model == FADING else {})
-
-
 def targets_of(finest: float) -> list[float]:
     """L̂0 of every level by HSAE's default, of that of the finest; all models of a table have the same."""
     cfg = HierarchicalTrainingSAEConfig(d_in=1, d_sae=sum(WIDTHS), level_widths=list(WIDTHS), target_l0=finest)
     return list(cfg.target_l0_per_level)
 
 
-def new_sae(model: str, finest_l0: float, d_in: int, steps: int) -> TrainingSAE[Any]:
-    """A model before training for ``steps``, by its name in ``MODELS``."""
+def new_sae(model: str, finest_l0: float, d_in: int) -> TrainingSAE[Any]:
+    """A model before training, by its name in ``MODELS``."""
     levels, targets = Levels(WIDTHS), targets_of(finest_l0)
     if model == MATRYOSHKA:
         return new_matryoshka(levels, sum(targets), d_in)
@@ -114,7 +103,7 @@ def new_sae(model: str, finest_l0: float, d_in: int, steps: int) -> TrainingSAE[
         "target_l0": targets,
         "normalize_activations": "none",  # the stream is scaled already
     }
-    return HierarchicalTrainingSAE(HierarchicalTrainingSAEConfig(**fields | fields_of(model, steps)))
+    return HierarchicalTrainingSAE(HierarchicalTrainingSAEConfig(**fields | MODELS[model]))
 
 
 def new_matryoshka(levels: Levels, total_l0: float, d_in: int, **fields: Any) -> MatryoshkaBatchTopKTrainingSAE:

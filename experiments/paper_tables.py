@@ -16,7 +16,6 @@ from sae_lens import SAE
 from experiments.models import (
     BATCH_SIZE,
     BATCH_TOPK,
-    FADING,
     HSAE,
     IDEAS,
     LEVEL_BY_LEVEL,
@@ -95,9 +94,7 @@ TABLES = {
     "gemma-whitened": Table((HSAE, SAELENS_BATCH_TOPK, WHITENED_BATCH_TOPK), ((9, 16),)),
     "sinks": Table((HSAE, "all tokens count alike", "post hoc", SAELENS_BATCH_TOPK)),
     "ideas": Table((*IDEAS, "HSAE (paper)", "post hoc")),
-    "mechanisms": Table(
-        ("HSAE (paper)", "no constraint", "no perturbation", "paper, ρ = 0.1 and r = 0", FADING, "post hoc")
-    ),
+    "mechanisms": Table(("HSAE (paper)", "no constraint", "no perturbation", "paper, ρ = 0.1 and r = 0", "post hoc")),
     "trees": Table(("HSAE (paper)", "full tree", "fixed tree", "binary tree")),
     "similarity": Table(("HSAE (paper)", "decoder cosine", "co-activation")),
     "activation": Table((HSAE, BATCH_TOPK)),
@@ -201,7 +198,7 @@ def trained(
         if model in LEVEL_BY_LEVEL:
             saes = dict(enumerate(new_batch_topk(model, stream.target_l0, x.shape[1])))
         else:
-            saes = {None: new_sae(model, stream.target_l0, x.shape[1], size.steps)}
+            saes = {None: new_sae(model, stream.target_l0, x.shape[1])}
         for sae in saes.values():
             train(sae, x[: -size.held_out], size.steps, stream.seed, at_first)
         with folder_written_whole(path) as new:

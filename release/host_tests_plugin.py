@@ -159,8 +159,7 @@ def _runner(helpers: Any) -> Any:
         runner = helpers.build_jumprelu_runner_cfg(**kwargs)
         widths = _levels(runner.sae.d_sae)
         # Without what would have the first steps observe only: most tests take fewer.
-        own = {"level_widths": widths, "target_l0": max(1, widths[0] // 2)}
-        own |= {"whiten_encoder": False, "outlier_limit": None}
+        own = {"level_widths": widths, "target_l0": max(1, widths[0] // 2), "outlier_limit": None}
         runner.sae = HierarchicalTrainingSAEConfig(**_common(HierarchicalTrainingSAEConfig, runner.sae) | own)
         return runner
 

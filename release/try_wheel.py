@@ -40,9 +40,9 @@ def main(folder: str) -> None:
     said = hsae("--version")
     assert version("sae-lens-hsae") in said, said
     config = json.loads(
-        hsae("train", "--preset", "gpt2", "--preset", "fading", "--training_tokens", "1024000", "--dry-run", "--json")
+        hsae("train", "--preset", "gpt2", "--preset", "paper", "--training_tokens", "1024000", "--dry-run", "--json")
     )
-    assert config["config"]["sae"]["structural_loss_decay"] == [280, 880]
+    assert config["config"]["sae"]["structural_loss_coefficient"] == 0.01
     hsae("convert", folder, str(Path(folder, "forest.csv")))
     assert len(Path(folder, "forest.csv").read_text().splitlines()) == 1 + 8 + 16 + 32
 

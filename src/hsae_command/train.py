@@ -24,7 +24,6 @@ PRESETS = (
     "gemma-2-2b-layer-13",
     "gemma-2-2b-layer-20",
     "qwen3-4b-layer-18",
-    "fading",
 )
 """What ``--preset`` takes."""
 

@@ -81,13 +81,11 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
         l0_width_exponent: with one ``target_l0``, a level of n features gets target_l0 · (n / n_finest)^exponent: in a
             tree few of the broad concepts are active at a time. 0 gives every level the same.
         structural_loss_coefficient: ρ, weight of the parent–children loss L_PC (§3.1).
-        structural_loss_decay: steps [first, last] between which ρ falls linearly to 0; None keeps it constant.
         perturbation_rate: r, probability with which a parent's contribution is replaced by its children's in
             the reconstruction of its level, drawn per feature and step (§3.2).
-        hierarchy_update_every: most steps between two updates of the forest (§3.3).
+        hierarchy_update_every: most steps between two updates of the forest (§3.3); before, there is one whenever the
+            training is twice as long.
         hierarchy_first_update: step of the first forest. Before it there is neither structural loss nor perturbation.
-        hierarchy_update_growth: by what factor the training has grown at each further update, until updates are
-            ``hierarchy_update_every`` apart.
         hierarchy_similarity: what makes a parent similar to a child: cosine of their "encoder" or "decoder"
             directions, or "coactivation", the share of tokens on which both are active (§3.3), or "conditional",
             P(parent | child) − 2 P(parent) of parents that fire at least as often as the child.
@@ -109,11 +107,10 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
         normalize_activations: SAELens'; the other defaults are for activations of norm about √d_in, so that it is
             "expected_average_only_in" (App. A.1); "none" is for activations that are scaled already.
         decoder_init_norm: norm of the decoder rows that the encoder is initialised from.
-        whiten_encoder: whether the encoder learns in whitened coordinates of the activations, centred by their mean;
-            ``apply_b_dec_to_input`` is then off. What is saved for inference reads activations as they are.
         outlier_limit: a token further from the mean than this many times the median distance counts as little in losses
-            and L0 as one at that distance; None counts all tokens alike. With it, or with ``whiten_encoder``, the first
-            16 steps only observe, and activations are then scaled by their median distance from the mean.
+            and L0 as one at that distance; None counts all tokens alike. With it the first 16 steps only observe, and
+            activations are then scaled by their median distance from the mean. What is saved for inference reads them
+            as they are.
 
     Raises:
         ValueError: naming the field, its value and the remedy.
@@ -129,11 +126,9 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
     target_l0: float | list[float] = simple_parsing.field(default=50.0, type=json.loads)  # noqa: RUF009
     l0_width_exponent: float = 1 / 3
     structural_loss_coefficient: float = 0.02
-    structural_loss_decay: list[int] | None = simple_parsing.field(default=None, type=json.loads, nargs=None)  # noqa: RUF009
     perturbation_rate: float = 0.0
     hierarchy_update_every: int = 5000
-    hierarchy_first_update: int = 600
-    hierarchy_update_growth: float = 1.25
+    hierarchy_first_update: int = 100
     hierarchy_similarity: Similarity = DEFAULT_RULE.similarity
     unassigned_fraction: float = DEFAULT_RULE.unassigned_fraction
     minimum_similarity: float | None = simple_parsing.field(default=DEFAULT_RULE.minimum_similarity, type=json.loads)
@@ -148,7 +143,6 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
     l0_ema_momentum: float = 0.95
     dead_feature_loss: DeadFeatureLoss = "auxiliary"
     decoder_init_norm: float | None = 1.0
-    whiten_encoder: bool = True
     outlier_limit: float | None = simple_parsing.field(default=3.0, type=json.loads)
 
     @override
@@ -165,8 +159,6 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
         check_common(self)
         check_levels(self)
         check_training(self)
-        if self.whiten_encoder:
-            self.apply_b_dec_to_input = False
         super().__post_init__()
 
     @override

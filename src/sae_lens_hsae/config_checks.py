@@ -118,23 +118,9 @@ def check_training(cfg: HierarchicalTrainingSAEConfig) -> None:
         is_number(cfg.structural_loss_coefficient) and cfg.structural_loss_coefficient >= 0,
         "ρ must be 0 or more, and below 2^63",
     )
-    decay = cfg.structural_loss_decay
-    _check(
-        cfg,
-        "structural_loss_decay",
-        decay is None or (_is_pair_of_numbers(decay) and 0 <= decay[0] < decay[1]),
-        "give two steps, the first before the last, or None for a constant ρ",
-    )
     _check(cfg, "perturbation_rate", _within(cfg.perturbation_rate, 0, 1), "r is a probability, from 0 to 1")
     _check(cfg, "hierarchy_update_every", _is_count(cfg.hierarchy_update_every), "it counts steps: 1 or more")
     _check(cfg, "hierarchy_first_update", _is_count(cfg.hierarchy_first_update), "it counts steps: 1 or more")
-    growth = cfg.hierarchy_update_growth
-    _check(
-        cfg,
-        "hierarchy_update_growth",
-        is_number(growth) and growth > 1,
-        "it is the factor from one update's step to the next one's: above 1, and 2 for doubling",
-    )
     of_literals = {
         "level_activation": Activation,
         "hierarchy_similarity": Similarity,
@@ -157,8 +143,7 @@ def check_training(cfg: HierarchicalTrainingSAEConfig) -> None:
         cfg.freeze_hierarchy_after is None or cfg.freeze_hierarchy_after >= first,
         f"the first forest is made at step {first}, so no feature would ever have a parent; freeze at {first} or later",
     )
-    for name in ("jumprelu_ste_to_input", "whiten_encoder"):
-        _check(cfg, name, isinstance(getattr(cfg, name), bool), "use True or False")
+    _check(cfg, "jumprelu_ste_to_input", isinstance(cfg.jumprelu_ste_to_input, bool), "use True or False")
     limit = cfg.outlier_limit
     fits = limit is None or (is_number(limit) and limit >= 1)
     _check(cfg, "outlier_limit", fits, "it is a multiple of the median distance: 1 or more, or None")
@@ -182,10 +167,6 @@ def check_training(cfg: HierarchicalTrainingSAEConfig) -> None:
         _within(cfg.l0_ema_momentum, 0, 1) and cfg.l0_ema_momentum < 1,
         "it must be at least 0 and below 1",
     )
-
-
-def _is_pair_of_numbers(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(is_number, value))
 
 
 def _is_device(value: Any) -> bool:

@@ -9,16 +9,13 @@ AS_PUBLISHED: dict[str, Any] = {
     "hierarchy_similarity": "encoder",
     "unassigned_fraction": 0.2,
     "minimum_similarity": None,
-    "whiten_encoder": False,
     "outlier_limit": None,
     "dead_feature_loss": "ghost",
     "jumprelu_bandwidth": 1.0,
-    "hierarchy_first_update": 100,
-    "hierarchy_update_growth": 2.0,
 }
 """Parents and encoder as published (HSAE §3.3), where the defaults differ.
 
-The bandwidth and when the first forests are made, before the published 5,000 steps, are ours, as none are stated.
+The bandwidth is ours, as none is stated.
 """
 
 PAPER: dict[str, Any] = AS_PUBLISHED | {"structural_loss_coefficient": 0.01, "perturbation_rate": 0.05}
@@ -26,22 +23,6 @@ PAPER: dict[str, Any] = AS_PUBLISHED | {"structural_loss_coefficient": 0.01, "pe
 
 INDEPENDENT: dict[str, Any] = AS_PUBLISHED | {"structural_loss_coefficient": 0.0, "perturbation_rate": 0.0}
 """Exactly as many independent SAEs as there are levels; the last update is then the post-hoc assignment (App. F.2)."""
-
-
-def fading(training_steps: int) -> dict[str, Any]:
-    """A strong structural loss that shapes the forest and then lets go: ρ = 0.3 at first, 0 for the last eighth.
-
-    What parents and children have become by then they stay, while the levels learn to reconstruct as well as
-    independent ones.
-
-    Args:
-        training_steps: of the whole run; SAELens' ``training_tokens`` over ``train_batch_size_tokens``.
-    """
-    return {
-        "structural_loss_coefficient": 0.3,
-        "structural_loss_decay": [round(0.28 * training_steps), round(0.88 * training_steps)],
-        "perturbation_rate": 0.0,
-    }
 
 
 def _language_model(

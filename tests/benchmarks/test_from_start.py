@@ -8,7 +8,7 @@ import torch
 from benchmarks.from_start import main, measure
 from benchmarks.plan import Size
 from benchmarks.planted import activations
-from sae_lens_hsae.sae.input_statistics import OBSERVED_STEPS
+from sae_lens_hsae.sae.standardized_input import OBSERVED_STEPS
 
 TINY = Size(16, (16, 64, 256), 64, 2)
 

@@ -25,11 +25,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hsae_command.train import PRESETS, USUAL, unknown_flag
 from sae_lens_hsae import HierarchicalTrainingSAE, evaluate_forest
 from sae_lens_hsae.cli import main as cli
-from sae_lens_hsae.cli.flags import as_flags, preset_flags, preset_names
+from sae_lens_hsae.cli.flags import preset_names
 from sae_lens_hsae.cli.train import merged_flags, parse
 from sae_lens_hsae.cli.training_estimate import estimate
 from sae_lens_hsae.hub.saved_model import load_evaluation, load_hierarchical_sae
-from sae_lens_hsae.presets import LANGUAGE_MODELS, fading
+from sae_lens_hsae.presets import LANGUAGE_MODELS
 from sae_lens_hsae.training.checkpoints import verify
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 
@@ -60,49 +60,37 @@ def test_language_models_presets_are_whole_configs(name):
     HierarchicalTrainingSAE(cfg.sae)
 
 
-def test_fading_falls_over_the_steps_of_the_run():
-    given = {"training_tokens": ["102400"], "train_batch_size_tokens": ["1024"]}
-    assert preset_flags(["fading"], given) == as_flags(fading(100))
-    assert preset_flags(["gpt2", "fading"], {"training_tokens": ["102400"]})["structural_loss_decay"] == ["[28, 88]"]
-    assert preset_flags(["fading", "gpt2"], {"training_tokens": ["102400"]})["structural_loss_decay"] == ["[28, 88]"]
-    with pytest.raises(ValueError, match="give --training_tokens"):
-        preset_flags(["fading"], {})
-    assert preset_names()[-1] == "fading"
-
-
 @pytest.mark.parametrize(
-    ("words", "decay", "target_l0"),
+    ("words", "limit", "target_l0"),
     [
-        (["--preset", "fading"], [280, 880], 32),
-        (["--preset", "fading", "--config", "null.yaml"], None, 32),
-        (["--structural_loss_decay", "280", "880"], [280, 880], 32),
-        (["--structural_loss_decay=[280, 880]"], [280, 880], 32),
-        (["--target_l0", "8", "16", "24", "32"], None, [8, 16, 24, 32]),
-        (["--target_l0=[8, 16, 24, 32]"], None, [8, 16, 24, 32]),
-        (["--target_l0", "16.5"], None, 16.5),
+        (["--config", "null.yaml"], None, 32),
+        (["--outlier_limit", "2.5"], 2.5, 32),
+        (["--target_l0", "8", "16", "24", "32"], 3.0, [8, 16, 24, 32]),
+        (["--target_l0=[8, 16, 24, 32]"], 3.0, [8, 16, 24, 32]),
+        (["--target_l0", "16.5"], 3.0, 16.5),
     ],
 )
-def test_fields_of_several_numbers_arrive(tmp_path, monkeypatch, words, decay, target_l0):
+def test_fields_of_several_numbers_arrive(tmp_path, monkeypatch, words, limit, target_l0):
     monkeypatch.chdir(tmp_path)
-    Path("null.yaml").write_text("structural_loss_decay: null\n")
+    Path("null.yaml").write_text("outlier_limit: null\n")
     _, cfg = parse(["--preset", "gpt2", "--training_tokens", "1024000", *words])
-    assert (cfg.sae.structural_loss_decay, cfg.sae.target_l0) == (decay, target_l0)
+    assert (cfg.sae.outlier_limit, cfg.sae.target_l0) == (limit, target_l0)
 
 
 def test_a_dry_run_fits_a_screen_and_says_what_is_hardly_meant(tmp_path, capsys):
     call = ["train", "--preset", "gpt2", "--dry-run"]
-    cli.main([*call, "--preset", "fading", "--training_tokens", "30000000"])
+    cli.main([*call, "--preset", "paper", "--training_tokens", "30000000"])
     said = capsys.readouterr().out
     assert "Warning" not in said
     for value in (
         "gpt2, blocks.8.hook_resid_post",
         "29,296 steps",
         "1,024, 2,048, 4,096, 8,192 features",
-        "ρ 0.3 fading",
+        "ρ 0.01, r 0.05",
     ):
         assert value in said
     (tmp_path / "my.txt").write_text("four letters " * 400)
-    flags = ["--training_tokens", "102400", "--structural_loss_decay", "10", "500", "--lr_warm_up_steps", "101"]
+    flags = ["--training_tokens", "102400", "--lr_warm_up_steps", "101"]
     flags += [
         "--n_batches_in_buffer",
         "401",
@@ -115,8 +103,7 @@ def test_a_dry_run_fits_a_screen_and_says_what_is_hardly_meant(tmp_path, capsys)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) < 24
     for wanted in (
-        "before its first forest (hierarchy_first_update=600)",
-        "before ρ has faded (structural_loss_decay=[10, 500])",
+        "before its first forest (hierarchy_first_update=100)",
         "lr_warm_up_steps=101",
         "n_batches_in_buffer=401 has it read 102,656 tokens",
         "n_batches_for_norm_estimate=101 has it read 103,424 tokens",
@@ -125,7 +112,7 @@ def test_a_dry_run_fits_a_screen_and_says_what_is_hardly_meant(tmp_path, capsys)
         [line] = [line for line in lines if line.startswith("Warning: ") and wanted in line]
         assert ";" in line
     cli.main([*call, *flags, "--json"])
-    assert len(json.loads(capsys.readouterr().out)["warnings"]) == 6
+    assert len(json.loads(capsys.readouterr().out)["warnings"]) == 5
 
 
 @pytest.mark.parametrize("name", ["my.txt", "my.jsonl", "folder"])

@@ -169,21 +169,19 @@ def test_no_more_than_a_block_is_in_memory(monkeypatch, source, room):
 
 
 def test_updates_come_at_growing_intervals_first_then_regularly():
-    due = [step for step in range(2600) if is_update_due(step, first=100, every=1000, growth=2.0)]
+    due = [step for step in range(2600) if is_update_due(step, first=100, every=1000)]
     assert due == [100, 200, 400, 800, 1000, 2000]
-    due = [step for step in range(2600) if is_update_due(step, first=600, every=400, growth=1.25)]
-    assert due == [600, 750, 938, 1172, 1465, 1600, 2000, 2400]
 
 
 @pytest.mark.parametrize(
-    ("first", "every", "growth", "freeze", "expected"),
+    ("first", "every", "freeze", "expected"),
     [
-        (5, 5, 2.0, None, [5, 10, 15]),
-        (9, 4, 2.0, None, [9, 12, 16]),
-        (3, 100, 2.0, 6, [3, 6]),
-        (3, 100, 2.0, 2, []),
-        (1, 100, 1.01, None, list(range(1, 17))),
+        (5, 5, None, [5, 10, 15]),
+        (9, 4, None, [9, 12, 16]),
+        (3, 100, 6, [3, 6]),
+        (3, 100, 2, []),
+        (1, 100, None, [1, 2, 4, 8, 16]),
     ],
 )
-def test_schedule(first, every, growth, freeze, expected):
-    assert [step for step in range(17) if is_update_due(step, first, every, growth, freeze)] == expected
+def test_schedule(first, every, freeze, expected):
+    assert [step for step in range(17) if is_update_due(step, first, every, freeze)] == expected

@@ -266,7 +266,6 @@ def test_tokens_that_count_less_do_so_in_both_forms(rule: str, monkeypatch: pyte
         monkeypatch.setattr("sae_lens_hsae.sae.forms.MAX_DENSITY", -1.0)
         sae = make_sae(
             dtype="float64",
-            whiten_encoder=True,
             outlier_limit=2.0,
             perturbation_rate=0.0,
             structural_loss_coefficient=0.3,

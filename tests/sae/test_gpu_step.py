@@ -17,7 +17,7 @@ from sae_lens_hsae.sae import perturbation
 from sae_lens_hsae.sae.bad_batches import BadBatchError
 from sae_lens_hsae.sae.gpu_step.feature_rows import FeatureRows
 from sae_lens_hsae.sae.gpu_step.late_checks import LateChecks
-from sae_lens_hsae.sae.input_statistics import OBSERVED_STEPS
+from sae_lens_hsae.sae.standardized_input import OBSERVED_STEPS
 from sae_lens_hsae.sae.step_output import LazyStepOutput
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 

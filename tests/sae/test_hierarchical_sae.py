@@ -95,13 +95,12 @@ NAMES_OF_A_CHECKPOINT = {
     ),
     *("l0_ema_bytes", "log_l0_coefficient_bytes", "tokens_since_fired_bytes", "firing_frequency_bytes"),
     *("coactivation_0_bytes", "coactivation_1_bytes", "input_scale_bytes", "input_mean_bytes"),
-    *("whitening_matrix_bytes", "moments_centre_bytes", "moments_distance_bytes", "moments_weight_bytes"),
-    *("moments_first_bytes", "moments_second_bytes"),
+    *("moments_centre_bytes", "moments_distance_bytes", "moments_weight_bytes", "moments_first_bytes"),
 }
 
 
 def test_a_checkpoint_names_its_tensors_without_the_parts_that_keep_them(tmp_path, batch):
-    fields = {"whiten_encoder": True, "hierarchy_similarity": "conditional"}
+    fields = {"outlier_limit": 3.0, "hierarchy_similarity": "conditional"}
     sae = make_sae(**fields)
     sae.training_forward_pass(step_input(batch))
     weights, _ = sae.save_model(tmp_path)

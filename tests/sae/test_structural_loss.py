@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sae_lens_hsae.sae.structural_loss import decay_factor, families_of, structural_loss
+from sae_lens_hsae.sae.structural_loss import families_of, structural_loss
 
 
 def random_case(widths, d_in, batch, seed, lonely_share=0.2):
@@ -113,9 +113,3 @@ def test_it_accumulates_in_float32_at_any_precision(dtype):
     rounded = structural_loss(acts.detach().to(dtype), W_dec.detach().to(dtype), families_of(parents))
     assert rounded.dtype == torch.float32
     assert rounded.item() == pytest.approx(exact.item(), rel=2e-2)
-
-
-def test_rho_falls_on_a_line():
-    factors = [float(decay_factor(torch.tensor(step), [4, 8])) for step in (0, 4, 5, 7, 8, 100)]
-    assert factors == [1, 1, 0.75, 0.25, 0, 0]
-    assert decay_factor(torch.tensor(7), None) == 1

@@ -117,16 +117,6 @@ def test_all_losses_together_equal_the_formula(batch, apply_b_dec_to_input):
     assert output.loss.item() == pytest.approx(sum(loss.item() for loss in output.losses.values()))
 
 
-def test_a_decayed_structural_loss_is_weighted_by_the_step(batch):
-    sae = make_sae(structural_loss_decay=[4, 8], perturbation_rate=0.0, hierarchy_first_update=1000)
-    losses = [
-        at_step(sae, step).training_forward_pass(step_input(batch)).losses["structural_loss"].item()
-        for step in (4, 6, 8)
-    ]
-    assert losses == [losses[0], pytest.approx(losses[0] / 2), 0]
-    assert losses[0] > 0
-
-
 def test_dead_features_of_every_level_receive_ghost_gradients(batch):
     sae = make_sae(structural_loss_coefficient=0.0)
     dead = torch.zeros(sum(WIDTHS), dtype=torch.bool)

@@ -77,8 +77,8 @@ def assert_all_ended(results):
 
 
 def sae_with(similarity):
-    whitened = similarity == "conditional"  # as by default
-    return tiny_config(hierarchy_similarity=similarity, dtype="float64", whiten_encoder=whitened)
+    limit = 3.0 if similarity == "conditional" else None  # the first as by default
+    return tiny_config(hierarchy_similarity=similarity, dtype="float64", outlier_limit=limit)
 
 
 @pytest.mark.parametrize(

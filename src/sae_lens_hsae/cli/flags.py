@@ -10,12 +10,12 @@ from typing import Any
 import yaml
 
 from sae_lens_hsae.cli.outcome import CallError
-from sae_lens_hsae.presets import INDEPENDENT, LANGUAGE_MODELS, PAPER, fading
+from sae_lens_hsae.presets import INDEPENDENT, LANGUAGE_MODELS, PAPER
 
 Flags = dict[str, list[str]]
 """Values of each flag, by its name without dashes."""
 
-OF_JSON = ("target_l0", "structural_loss_decay", "minimum_similarity", "outlier_limit")
+OF_JSON = ("target_l0", "minimum_similarity", "outlier_limit")
 """Fields that SAELens' parser reads as one JSON value, not as several words."""
 
 
@@ -70,36 +70,23 @@ def parse_flags(words: Sequence[str]) -> Flags:
 
 def preset_names() -> list[str]:
     """The presets of ``hsae train``."""
-    return [*_SETS, "fading"]
+    return [*_SETS]
 
 
-def preset_flags(names: Sequence[str], given: Mapping[str, list[str]]) -> dict[str, list[str]]:
+def preset_flags(names: Sequence[str]) -> Flags:
     """The flags of presets, later ones over earlier ones.
 
     Args:
-        names: "paper", "independent", "fading" or a language model's.
-        given: flags that go over the presets'; "fading" reads from both, in any order, how many steps there are.
+        names: "paper", "independent" or a language model's.
 
     Raises:
-        CallError: if there is no such preset, or "fading" does not know the steps.
+        CallError: if there is no such preset.
     """
     values: dict[str, Any] = {}
-    sized = {field: value for name in names for field, value in _SETS.get(name, {}).items()}
     for name in names:
-        if name == "fading":
-            sizes = as_flags(sized) | dict(given)
-            try:
-                tokens, batch = (int(sizes[flag][0]) for flag in ("training_tokens", "train_batch_size_tokens"))
-            except (KeyError, ValueError) as error:
-                raise CallError(
-                    "preset='fading' falls over the steps of the run; give --training_tokens and "
-                    "--train_batch_size_tokens as whole numbers"
-                ) from error
-            values |= fading(tokens // batch)
-        elif name in _SETS:
-            values |= _SETS[name]
-        else:
+        if name not in _SETS:
             raise CallError(f"preset={name!r}: choose one of {', '.join(preset_names())}")
+        values |= _SETS[name]
     return as_flags(values)
 
 

@@ -50,7 +50,7 @@ def merged_flags(presets: Sequence[str], files: Sequence[str], given: Flags) -> 
             raise CallError(f"text={text!r} and dataset_path={data!r}: give one of them")
         # So the saved SAE says what it was trained on.
         flags |= {"dataset_path": flags["text"], "is_dataset_tokenized": ["False"], "streaming": ["False"]}
-    flags = preset_flags(presets, flags) | flags
+    flags = preset_flags(presets) | flags
     flags.setdefault("architecture", [ARCHITECTURE])
     if flags["architecture"] == [ARCHITECTURE] and "level_widths" in flags and "d_sae" not in flags:
         widths = flags["level_widths"]

@@ -22,18 +22,11 @@ def warnings_of(cfg: Any, rows: Dataset | None = None) -> list[str]:
     """
     found, steps = [], cfg.training_tokens // cfg.train_batch_size_tokens
     sae = cfg.sae
-    if isinstance(sae, HierarchicalTrainingSAEConfig):
-        if steps <= sae.hierarchy_first_update:
-            found.append(
-                f"the run ends after {steps:,} steps, before its first forest (hierarchy_first_update="
-                f"{sae.hierarchy_first_update}): levels are trained independently; train longer, or set it lower"
-            )
-        decay = sae.structural_loss_decay
-        if decay is not None and decay[-1] > steps:
-            found.append(
-                f"the run ends after {steps:,} steps, before ρ has faded (structural_loss_decay={list(decay)}); "
-                "--preset fading takes the steps of the run"
-            )
+    if isinstance(sae, HierarchicalTrainingSAEConfig) and steps <= sae.hierarchy_first_update:
+        found.append(
+            f"the run ends after {steps:,} steps, before its first forest (hierarchy_first_update="
+            f"{sae.hierarchy_first_update}): levels are trained independently; train longer, or set it lower"
+        )
     if cfg.lr_warm_up_steps > steps:
         found.append(f"lr_warm_up_steps={cfg.lr_warm_up_steps} is more than all {steps:,} steps; set it lower")
     estimated = {
@@ -67,14 +60,11 @@ def plan_text(cfg: Any, estimate: Mapping[str, float], warnings: list[str]) -> s
     }
     if isinstance(sae, HierarchicalTrainingSAEConfig):
         targets = dict.fromkeys(sae.target_l0_per_level)
-        fading = sae.structural_loss_decay
         lines |= {
             "levels": f"{', '.join(f'{width:,}' for width in sae.level_widths)} features, d_in {sae.d_in:,}, "
             f"L0 {', '.join(f'{target:.3g}' for target in targets)} ({sae.level_activation})",
             "forest": f"from step {sae.hierarchy_first_update:,}, by similarity {sae.hierarchy_similarity!r}; "
-            f"ρ {sae.structural_loss_coefficient:g}"
-            + (f" fading over steps {fading[0]:,} to {fading[1]:,}" if fading else "")
-            + f", r {sae.perturbation_rate:g}",
+            f"ρ {sae.structural_loss_coefficient:g}, r {sae.perturbation_rate:g}",
         }
     else:
         lines["SAE"] = f"{sae.architecture()}, {sae.d_sae:,} features, d_in {sae.d_in:,}"

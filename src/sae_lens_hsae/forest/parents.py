@@ -271,18 +271,18 @@ def _make_room(
         best[rejected], parent[rejected] = _best_parent(similarity, rejected, bar)
 
 
-def is_update_due(step: int, first: int, every: int, growth: float, freeze_after: int | None = None) -> bool:
+def is_update_due(step: int, first: int, every: int, freeze_after: int | None = None) -> bool:
     """Whether the forest is recomputed at the start of a training step.
 
-    It is at ``first``, and then whenever the training has become ``growth`` times as long: features change fastest
-    early on, and a run shorter than ``every`` must have a forest too. Once that would be more than ``every`` steps
-    apart it is at every multiple of ``every``. Never after ``freeze_after``.
+    It is at ``first``, and then whenever the training has become twice as long: features change fastest early on, and a
+    run shorter than ``every`` must have a forest too. Once that would be more than ``every`` steps apart it is at every
+    multiple of ``every``. Never after ``freeze_after``.
     """
     if step < first or (freeze_after is not None and step > freeze_after):
         return False
-    if step > first and step * (growth - 1) >= every:
+    if step > first and step >= every:
         return step % every == 0
     due = first
     while due < step:
-        due = max(due + 1, round(due * growth))
+        due *= 2
     return due == step

@@ -102,8 +102,7 @@ class ForestUpdater(nn.Module):
     def is_due(self, step: int) -> bool:
         """Whether a training step begins with an update."""
         cfg = self._cfg
-        schedule = (cfg.hierarchy_first_update, cfg.hierarchy_update_every, cfg.hierarchy_update_growth)
-        return is_update_due(step, *schedule, cfg.freeze_hierarchy_after)
+        return is_update_due(step, cfg.hierarchy_first_update, cfg.hierarchy_update_every, cfg.freeze_hierarchy_after)
 
     @torch.no_grad()
     def update(self, parents: torch.Tensor, W_enc: torch.Tensor, W_dec: torch.Tensor) -> None:

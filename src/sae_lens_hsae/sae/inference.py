@@ -19,8 +19,8 @@ from typing_extensions import override
 from sae_lens_hsae.config import HierarchicalSAEConfig
 from sae_lens_hsae.forest import Concepts, FeatureForest, copies_of_parents, validate_parents
 from sae_lens_hsae.forest.levels import Levels
-from sae_lens_hsae.sae.input_statistics import STATISTICS, Statistics, for_scaled
 from sae_lens_hsae.sae.model_files import check_model_files, scale_beside
+from sae_lens_hsae.sae.standardized_input import INPUT_SCALE
 from sae_lens_hsae.storage.exact_storage import SUFFIX, as_bytes, from_bytes
 from sae_lens_hsae.storage.whole_files import files_written_whole
 
@@ -259,7 +259,7 @@ class LevelStack(_Base):
             name, values = stored.removesuffix(SUFFIX), state_dict.pop(stored)
             # A checkpoint keeps thresholds in float32, whatever dtype the SAE has that is made of them.
             dtype = expected[name].dtype if name in exact_names else torch.float32
-            known = name in expected or name in STATISTICS
+            known = name in expected or name == INPUT_SCALE
             state_dict[name] = from_bytes(values, dtype) if known else values
         for name, tensor in expected.items():
             if name not in state_dict:
@@ -340,18 +340,9 @@ class HierarchicalSAE(LevelStack, SAE[HierarchicalSAEConfig]):
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
         """As in `LevelStack`; a training checkpoint's tensors become those that read activations as they are."""
         super().process_state_dict_for_loading(state_dict)
-        if STATISTICS[0] in state_dict:
-            scale, mean, matrix = (state_dict[name] for name in STATISTICS)
-            weights, bias = state_dict["W_enc"], state_dict["b_enc"]
-            if not torch.equal(matrix, torch.eye(len(mean), device=matrix.device)):
-                weights, bias = for_scaled(weights, bias, Statistics(scale, mean, matrix))
-            state_dict["W_enc"] = weights.to(self.dtype).contiguous()
-            for name, tensor in (
-                ("b_enc", bias),
-                ("b_dec", state_dict["b_dec"]),
-                ("threshold", state_dict["threshold"]),
-            ):
-                state_dict[name] = (tensor / scale).to(self.dtype)
+        if INPUT_SCALE in state_dict:
+            for name in ("b_enc", "b_dec", "threshold"):
+                state_dict[name] = (state_dict[name] / state_dict[INPUT_SCALE]).to(self.dtype)
         state_dict["threshold"] = state_dict["threshold"].to(self.dtype)
         for name in set(state_dict) - set(self.state_dict()):
             del state_dict[name]

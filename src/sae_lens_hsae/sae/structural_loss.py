@@ -12,7 +12,6 @@ anything of shape (batch, features, d_in).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,14 +19,6 @@ import torch
 from sae_lens_hsae.forest.levels import NO_PARENT, children_by_parent
 from sae_lens_hsae.sae.cpu_step.places import places_of, positions_in
 from sae_lens_hsae.sae.cpu_step.row_products import dot_rows
-
-
-def decay_factor(step: torch.Tensor, decay: Sequence[int] | None) -> torch.Tensor | float:
-    """What is left of ρ at a step: 1 up to the first step of ``decay``, 0 from the last on, a line between them."""
-    if decay is None:
-        return 1.0
-    first, last = decay
-    return ((last - step) / (last - first)).clamp(0, 1)
 
 
 class Families(NamedTuple):

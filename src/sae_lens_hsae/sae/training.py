@@ -25,7 +25,6 @@ from sae_lens_hsae.sae.sparsity_control import SparsityControl
 from sae_lens_hsae.sae.standardized_input import StandardizedInput
 from sae_lens_hsae.sae.step_checks import StepChecks
 from sae_lens_hsae.sae.step_output import Activations, observing_output, output_of
-from sae_lens_hsae.sae.structural_loss import decay_factor
 from sae_lens_hsae.sae.thresholds import LearnedThresholds, RunningThresholds, thresholds_of
 from sae_lens_hsae.sae.training_metrics import level_metrics
 from sae_lens_hsae.storage.exact_storage import SUFFIX, as_bytes
@@ -124,10 +123,8 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         if sparsity.log_coefficient is not None:
             losses["l0_loss"] = (sparsity.log_coefficient.exp() * l0).sum()
         if self.cfg.structural_loss_coefficient > 0:
-            rho = self.cfg.structural_loss_coefficient * decay_factor(
-                self.forest_updater.n_steps, self.cfg.structural_loss_decay
-            )
-            losses["structural_loss"] = rho * self._structural_loss(acts, weights)
+            loss = self._structural_loss(acts, weights)
+            losses["structural_loss"] = self.cfg.structural_loss_coefficient * loss
         losses |= self.silent_features.losses(
             errors, sae_in, encoder_of(self), self.W_dec, weights, step_input.dead_neuron_mask,
             fixed_shapes=isinstance(acts, FeatureRows), n_dead=self.checks.n_dead,
@@ -173,7 +170,7 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
 
     @torch.compiler.disable()
     def _observe(self, step_input: TrainStepInput) -> TrainStepOutput:
-        """A step that only takes its batch into the statistics: nothing fires, and every gradient is 0."""
+        """A step that only takes its batch into the moments: nothing fires, and every gradient is 0."""
         x = step_input.sae_in
         with torch.no_grad():
             if self.whole_batch_l0 is not None:
@@ -227,12 +224,12 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         self.sparsity.follow(l0, good)
 
     def _must_check_in_time(self, step: int) -> bool:
-        # The moments behind the whitening must not take in a bad batch; and processes agree on each step anyway.
+        # The moments of the first steps must not take in a bad batch; and processes agree on each step anyway.
         return self.standardization.is_observing(step) or self.whole_batch_l0 is not None
 
     def standardize(self) -> None:
-        """Begin from the statistics of what was observed (`StandardizedInput.begin`)."""
-        self.standardization.begin(self.W_enc.data, self.b_enc.data, self.W_dec.data, self.b_dec.data)
+        """Begin from scale and mean of what was observed (`StandardizedInput.begin`)."""
+        self.standardization.begin(self.b_dec.data)
 
     def update_hierarchy(self) -> None:
         """Recompute the forest from the parameters as they are (HSAE §3.3)."""
@@ -308,11 +305,12 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
     @override
     def process_sae_in(self, sae_in: torch.Tensor) -> torch.Tensor:
         """What the encoder reads of activations as they are."""
-        return self.standardization.read_by_encoder(super().process_sae_in(sae_in))
+        return self.standardization.scaled(super().process_sae_in(sae_in))
 
     @override
     def encoder(self, features: slice = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.standardization.encoder_of_x(*super().encoder(features))
+        weights, bias = super().encoder(features)
+        return weights, self.standardization.in_units_of_x(bias)
 
     @override
     def thresholds(self, features: slice = slice(None)) -> torch.Tensor:
