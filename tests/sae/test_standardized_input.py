@@ -41,7 +41,8 @@ def moments_of(*batches, limit=1e9):
 
 def begun(*batches, limit=3.0):
     """Scale and mean that a training begins with after it has observed some batches."""
-    sae = make_sae(dtype="float64", **STANDARDIZED | {"outlier_limit": limit})
+    fields: dict[str, Any] = STANDARDIZED | {"outlier_limit": limit}
+    sae = make_sae(dtype="float64", **fields)
     for step, batch in enumerate(batches):
         sae.standardization.observe(batch, step)
     sae.standardize()
