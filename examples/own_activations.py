@@ -54,9 +54,7 @@ def shuffled(x: torch.Tensor) -> Iterator[torch.Tensor]:
 def train(x: torch.Tensor, folder: Path) -> HierarchicalSAE:
     """Train with SAELens' trainer, save, and load again."""
     torch.manual_seed(0)
-    cfg = HierarchicalTrainingSAEConfig(
-        d_in=x.shape[1], d_sae=sum(WIDTHS), level_widths=WIDTHS, target_l0=L0, hierarchy_first_update=STEPS // 2
-    )
+    cfg = HierarchicalTrainingSAEConfig(d_in=x.shape[1], d_sae=sum(WIDTHS), level_widths=WIDTHS, target_l0=L0)
     sae = HierarchicalTrainingSAE(cfg)
     trainer = SAETrainerConfig(
         total_training_samples=STEPS * BATCH,

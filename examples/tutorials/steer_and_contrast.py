@@ -50,7 +50,6 @@ cfg = LanguageModelSAERunnerConfig(
         d_sae=112,
         level_widths=[16, 32, 64],
         target_l0=3,
-        hierarchy_first_update=50,
         minimum_similarity=0.2,
     ),
     model_name="gpt2",  # not loaded: the model is given below

@@ -47,7 +47,6 @@ cfg = HierarchicalTrainingSAEConfig(
     d_sae=TOPICS + TOPICS * SUBJECTS,
     level_widths=[TOPICS, TOPICS * SUBJECTS],
     target_l0=TOPICS * 0.15,
-    hierarchy_first_update=50,
 )
 sae = HierarchicalTrainingSAE(cfg)
 trainer_cfg = SAETrainerConfig(

@@ -52,7 +52,7 @@ def minilm_folder() -> Path:
 def minilm_config(output_path: str | None = "runs/demo", **overrides: Any) -> LanguageModelSAERunnerConfig[Any]:
     """SAELens' config of the demo; ``overrides`` are fields of it."""
     fields: dict[str, Any] = {
-        "sae": HierarchicalTrainingSAEConfig(d_in=384, hierarchy_first_update=STEPS // 2, **FOREST),
+        "sae": HierarchicalTrainingSAEConfig(d_in=384, **FOREST),
         "model_class_name": "AutoModelForCausalLM",
         "model_name": str(minilm_folder()),
         "hook_name": "bert.encoder.layer.4",
@@ -75,7 +75,7 @@ def gemma_config(output_path: str | None = "runs/demo-gemma", **overrides: Any) 
     """
     batch = BATCH_SIZE // 2
     fields: dict[str, Any] = {
-        "sae": HierarchicalTrainingSAEConfig(d_in=640, hierarchy_first_update=GEMMA_STEPS // 2, **FOREST),
+        "sae": HierarchicalTrainingSAEConfig(d_in=640, **FOREST),
         "model_name": str(gemma_folder()),
         "hook_name": "blocks.9.hook_resid_post",
         "exclude_special_tokens": True,
