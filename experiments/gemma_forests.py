@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from experiments.gemma_stream import GemmaActivations, gemma_store, hook_of
-from experiments.models import HSAE, SAELENS_BATCH_TOPK, stack_of
+from experiments.models import HSAE, MATRYOSHKA, SAELENS_BATCH_TOPK, stack_of
 from experiments.paper_tables import Size, Stream, n_tokens, trained
 from experiments.probe_score import probe_score
 from sae_lens_hsae.cli.showcase import trees
@@ -59,7 +59,7 @@ def gemma_probes(
     x = activations(layer, n_tokens(size))[:PROBED_ON]
     stream = Stream(layer, finest_l0, 0)
     rows = []
-    for model in (HSAE, SAME_RULE, POST_HOC, SAELENS_BATCH_TOPK):
+    for model in (HSAE, SAME_RULE, POST_HOC, SAELENS_BATCH_TOPK, MATRYOSHKA):
         saes, forest = _stack(model, stream, activations, size, folder)
         rows.append({"model": model} | probe_score(saes, forest, x))
     return rows
