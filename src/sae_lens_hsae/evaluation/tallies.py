@@ -20,7 +20,6 @@ from sae_lens_hsae.evaluation.boundary_metrics import (
     n_sibling_pairs,
     why_undefined,
 )
-from sae_lens_hsae.evaluation.decoding import Decoder, decoder_norms
 from sae_lens_hsae.evaluation.jackknife import Interval, jackknife_interval
 from sae_lens_hsae.evaluation.outliers import Outliers
 from sae_lens_hsae.evaluation.rank_correlation import RankSample
@@ -43,7 +42,6 @@ class Firing:
     sign; a feature is active where its activation is not 0.
 
     Attributes:
-        values: the activations.
         strengths: norm of each active feature's contribution, |a| · ‖d‖, in float32 or better.
     """
 
@@ -51,16 +49,21 @@ class Firing:
         self._acts = acts
         self._norms = norms
         self.tokens, self.features = acts.nonzero(as_tuple=True)
-        self.values = acts[self.tokens, self.features]
-        self.strengths = self._strengths(self.values, self.features)
+        self.strengths = self.strengths_of(self.tokens, self.features)
 
     def strengths_of(self, tokens: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """As ``strengths``, of any (token, feature); 0 where silent."""
-        return self._strengths(self._acts[tokens, features], features)
-
-    def _strengths(self, acts: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        acts = at_least_float32(acts).abs()
+        acts = at_least_float32(self._acts[tokens, features]).abs()
         return acts if self._norms is None else acts * self._norms[features]
+
+
+def decoder_norms(sae: LevelSAE) -> torch.Tensor | None:
+    """(width,) norms of the decoder rows; None where all are 1 to rounding, or the SAE has no ``W_dec``."""
+    W_dec = getattr(sae, "W_dec", None)
+    if not isinstance(W_dec, torch.Tensor):
+        return None
+    norms = at_least_float32(W_dec).norm(dim=1)
+    return None if bool(((norms - 1).abs() <= 8 * torch.finfo(W_dec.dtype).eps).all()) else norms
 
 
 class SpreadTally:
@@ -112,7 +115,6 @@ class LevelTally:
     def __init__(self, blocks: TokenBlocks, level: int, sae: LevelSAE) -> None:
         self._blocks = blocks
         self._sae = sae
-        self._decode = Decoder(sae)
         self._norms = decoder_norms(sae)
         self.level = level
         self.device = sae.device
@@ -124,9 +126,7 @@ class LevelTally:
     def add(self, x: torch.Tensor, ordinary: torch.Tensor) -> Firing:
         acts = self._sae.encode(x)
         firing = Firing(acts, self._norms)
-        error = at_least_float32(x) - at_least_float32(
-            self._decode(acts, firing.tokens, firing.features, firing.values)
-        )
+        error = at_least_float32(x) - at_least_float32(self._sae.decode(acts))
         squared_error = error.square_().sum(1)
         self._squared_error.add_chunk(squared_error)
         self.fires.count(firing.tokens, firing.features)
