@@ -29,7 +29,7 @@ from experiments.tables import (
     write_rows,
     write_table,
 )
-from hsae_command.shared import add_json
+from hsae_command import add_json
 from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.cli.progress_bars import bars_on_terminals_only
 from sae_lens_hsae.storage.whole_files import file_written_whole

@@ -44,6 +44,11 @@ def root_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add ``--json``, with which a command prints `Outcome.data`."""
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Answer what needs no SAE; hand the rest to `sae_lens_hsae.cli.main`."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)

@@ -13,8 +13,7 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
-from hsae_command import SUBCOMMANDS
-from hsae_command.shared import add_json
+from hsae_command import SUBCOMMANDS, add_json
 
 PRESETS = (
     "paper",

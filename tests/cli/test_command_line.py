@@ -109,7 +109,7 @@ def test_what_the_parsers_say_of_files_and_choices_is_so():
         assert parsers.read_line(line).method == method
     for model in demo.CONFIGS:
         assert parsers.read_line(["demo", "--model", model]).model == model
-    assert parsers.N_PATHS == N_PATHS
+    assert parsers.read_line(["explain", "a", "--text", "b"]).paths == N_PATHS
 
 
 def test_the_two_parsers_know_the_same_subcommands(capsys):
