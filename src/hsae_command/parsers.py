@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hsae_command import DEBUG, SUBCOMMANDS, add_json, root_parser
-from hsae_command.train import asks_for_help, help_parser
+from hsae_command.train import asks_for_help, beyond_saelens, help_parser, sources
 
 EVALUATION_TOKENS = 50_000
 """What hsae evaluate reads."""
@@ -68,6 +68,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def own_flags(command: str) -> dict[str, str]:
+    """The flags of a subcommand by the names under which its code knows them: ``n_tokens`` is ``--n-tokens``."""
+    if command == "train":
+        parsers = [sources(), beyond_saelens()]
+    else:
+        parsers = [argparse.ArgumentParser(add_help=False)]
+        ARGUMENTS[command](parsers[0])
+    options = [action for parser in parsers for action in parser._actions if action.option_strings]
+    return {action.dest: action.option_strings[-1] for action in options}
+
+
 def _demo(parser: argparse.ArgumentParser) -> None:
     """Train a forest on a small language model, offline, on the definitions of an English dictionary; save it to
     runs/demo, measure it, show some of its trees and write its explorer page. Minutes on two cores.
@@ -120,11 +131,13 @@ def _explore(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", help="the page (default: explorer.html in the folder)")
     _add_text(parser, DASHBOARD_TOKENS)
     parser.add_argument("--labels", help=LABELS_HELP)
-    for flag, metavar, what in (
-        ("--explain", "TEXT", "show this text, token by token"),
-        ("--circuit", "FILE", "list the features of a circuit that hsae circuit wrote"),
+    for flag, name, metavar, what in (
+        ("--explain", "explained", "TEXT", "show this text, token by token"),
+        ("--circuit", "circuit", "FILE", "list the features of a circuit that hsae circuit wrote"),
     ):
-        parser.add_argument(flag, action="append", default=[], metavar=metavar, help=f"also {what}; repeatable")
+        parser.add_argument(
+            flag, action="append", default=[], dest=name, metavar=metavar, help=f"also {what}; repeatable"
+        )
     parser.add_argument("--renew", action="store_true", help="collect the dashboards again")
     _add_device(parser)
 
@@ -222,7 +235,7 @@ def _judge(parser: argparse.ArgumentParser) -> None:
     asks the rest.
     """
     _add_endpoint(parser, "judgements.csv")
-    parser.add_argument("--edges", type=int, default=5000, help="edges to judge")
+    parser.add_argument("--edges", type=int, dest="n_edges", default=5000, help="edges to judge")
     parser.add_argument("--repetitions", type=int, default=1, help="times each pair is judged")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_sae
-from host_helpers import D_MODEL, save_tiny_gpt2
+from host_helpers import CONTEXT, D_MODEL, save_tiny_gpt2
 
 from sae_lens_hsae import HierarchicalSAE
 from sae_lens_hsae.cli import main as cli
@@ -109,10 +109,10 @@ def test_what_is_written_is_the_likeliest_or_drawn_by_the_seed(saved):
         (["--strength", "0"], "strength=0.0 must be a finite number other than 0"),
         (["--strength", "nan"], "strength=nan must be"),
         (["--level", "3"], "level 3 does not exist; choose one from 0 to 2"),
-        (["--prompt", " "], "prompt is empty"),
-        (["--n-tokens", "0"], "n_tokens=0 must be at least 1"),
+        (["--prompt", " "], "--prompt=' ' is empty"),
+        (["--n-tokens", "0"], "--n-tokens=0 must be at least 1"),
         (["--temperature", "-1"], "temperature=-1.0 must be 0 or more"),
-        (["--negative", "{}/a.txt"], "positive and negative hold the same texts"),
+        (["--negative", "{}/a.txt"], "hold the same texts, so there is no contrast"),
         (["--negative", "{}/none.txt"], "none.txt"),
         (["--positive", "{}/one.txt"], "one.txt' holds 1 texts; give at least 2"),
     ],
@@ -123,3 +123,10 @@ def test_bad_input_is_refused_before_the_model_is_loaded(saved, more, message, m
     with pytest.raises(SystemExit) as stopped:
         cli.main(arguments(saved, *(word.format(saved) for word in more)))
     assert message in str(stopped.value) + capsys.readouterr().err
+
+
+@pytest.mark.parametrize("n_words", [CONTEXT - 1, 3 * CONTEXT])
+def test_a_prompt_longer_than_the_model_takes_is_refused(saved, n_words):
+    message = f"--n-tokens=5 after {n_words + 1} tokens is more than the model takes, {CONTEXT}"
+    with pytest.raises(SystemExit, match=message):
+        cli.main(arguments(saved, "--prompt", "w1 " * n_words))

@@ -308,7 +308,7 @@ def test_a_worse_evaluation_replaces_no_better_one(tmp_path, capsys):
     call = ["evaluate", str(tmp_path / "out"), "--text", str(tmp_path / "text.txt"), "--n-tokens"]
     cli.main([*call, "192"])
     before = saved.read_bytes()
-    with pytest.raises(SystemExit, match=r"n_tokens=10, but .*evaluation\.json was measured on 192.*--output"):
+    with pytest.raises(SystemExit, match=r"--n-tokens=10, but .*evaluation\.json was measured on 192.*--output"):
         cli.main([*call, "10"])
     cli.main([*call, "10", "--output", str(own)])
     assert saved.read_bytes() == before
@@ -326,5 +326,5 @@ def test_a_worse_evaluation_replaces_no_better_one(tmp_path, capsys):
 
 
 def test_evaluate_refuses_no_tokens(tmp_path):
-    with pytest.raises(SystemExit, match="n_tokens=0 must be at least 1"):
+    with pytest.raises(SystemExit, match="--n-tokens=0 must be at least 1"):
         cli.main(["evaluate", str(tmp_path), "--n-tokens", "0"])

@@ -158,6 +158,24 @@ def test_contexts_longer_than_the_model_takes_are_refused(tmp_path):
         next(tokens_and_activations(sae, load_language_model(sae), rows))
 
 
+def test_without_a_context_size_contexts_are_as_long_as_the_model_takes(tmp_path, capsys):
+    _, folder = trained(tmp_path, save_model(tmp_path / "model"))
+    sae = load_hierarchical_sae(folder)
+    model = load_language_model(sae)
+    source = TextSource(dataset=text_folder(tmp_path / "text"))
+    as_trained = evaluate(folder, 640, source)
+    told = json.loads((folder / "cfg.json").read_text())
+    del told["metadata"]["context_size"]
+    (folder / "cfg.json").write_text(json.dumps(told))
+    assert load_hierarchical_sae(folder).cfg.metadata.context_size is None
+    assert evaluate(folder, 640, source) == as_trained
+    page = explore(folder, n_tokens=640, text=source)
+    assert page.is_file()
+    # Nor is a text longer than the model takes a matter of its own error, an IndexError.
+    (x,) = text_activations(sae, model, ["w1 " * 3 * CONTEXT])
+    assert len(x) == CONTEXT - 1
+
+
 @pytest.mark.parametrize("seqpos_slice", [(5, None), (None, -3), (1, 20, 4)])
 def test_positions_are_those_that_were_trained_on(tmp_path, seqpos_slice):
     store, folder = trained(tmp_path, save_model(tmp_path / "model"), seqpos_slice=seqpos_slice)

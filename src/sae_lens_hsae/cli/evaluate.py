@@ -72,6 +72,6 @@ def _activations(
 ) -> Iterator[torch.Tensor]:
     model = load_language_model(sae) if model is None else model
     excluded = torch.tensor(excluded_tokens(sae, model.tokenizer), dtype=torch.long, device=sae.device)
-    rows = read_rows(text, sae, model.tokenizer, n_tokens) if rows is None else rows
+    rows = read_rows(text, sae, model, n_tokens) if rows is None else rows
     for token_ids, x in tokens_and_activations(sae, model, rows):
         yield x[~torch.isin(token_ids, excluded)]

@@ -44,7 +44,7 @@ def run_explore(chosen: argparse.Namespace) -> Outcome:
         text_source(chosen),
         chosen.labels,
         chosen.renew,
-        chosen.explain,
+        chosen.explained,
         chosen.device,
         circuits=chosen.circuit,
     )
@@ -94,7 +94,7 @@ def explore(
     """
     check_device(device)
     for each in explained:
-        check_text(each)
+        check_text(each, "explained")
     folder = Path(folder)
     path = Path(output or folder / PAGE_FILENAME)
     if not (folder / "cfg.json").is_file():
@@ -120,7 +120,7 @@ def explore(
     explanations = [explain(sae, model, each) for each in explained]
     tokenizer = load_tokenizer(sae) if model is None else model.tokenizer
     if dashboards is None:
-        read = read_rows(text, sae, tokenizer, n_tokens) if rows is None else rows
+        read = read_rows(text, sae, model, n_tokens) if rows is None else rows
         dashboards = collect_dashboards(
             sae,
             sae.forest,

@@ -62,7 +62,7 @@ def _judge(
 ) -> Outcome:
     if chosen.repetitions < 1:
         raise ValueError(f"repetitions={chosen.repetitions} must be at least 1")
-    pairs = sample_pairs(dashboards, chosen.edges)
+    pairs = sample_pairs(dashboards, chosen.n_edges)
     estimated = _estimate(chosen, endpoint, judge_requests(dashboards, pairs, text_of, chosen.repetitions))
     if chosen.estimate:
         return estimated

@@ -23,6 +23,7 @@ from sae_lens_hsae.cli.demo import demo
 from sae_lens_hsae.cli.evaluate import run_evaluate
 from sae_lens_hsae.cli.explain import run_explain
 from sae_lens_hsae.cli.explore import run_explore
+from sae_lens_hsae.cli.flag_names import in_flags
 from sae_lens_hsae.cli.label import run_label_or_judge
 from sae_lens_hsae.cli.outcome import CallError, Outcome
 from sae_lens_hsae.cli.progress_bars import bars_on_terminals_only
@@ -72,12 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except CallError as error:
         if chosen.debug:
             raise
-        print(f"hsae {chosen.command}: {_message(error)}", file=sys.stderr)
+        print(f"hsae {chosen.command}: {_message(error, chosen.command)}", file=sys.stderr)
         sys.exit(CALL_ERROR)
     except Exception as error:
         if chosen.debug:
             raise
-        sys.exit(f"hsae {chosen.command}: {_message(error)}")
+        sys.exit(f"hsae {chosen.command}: {_message(error, chosen.command)}")
     if outcome is not None and is_first_launched():
         outcome.show(as_json=getattr(chosen, "json", "--json" in chosen.further))
 
@@ -107,8 +108,8 @@ def _code_after(error: BaseException) -> Any:
     return 128 + number
 
 
-def _message(error: Exception) -> str:
-    line = " ".join(str(error).split())
+def _message(error: Exception, command: str) -> str:
+    line = in_flags(" ".join(str(error).split()), command)
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{str(error.filename)!r}: {error.strerror}"
     if isinstance(error, (OSError, ValueError, ImportError)):

@@ -20,7 +20,7 @@ from sae_lens_hsae.interpret.feature_cache.text import load_language_model
 from sae_lens_hsae.interpret.labels.files import labels_beside
 from sae_lens_hsae.interpret.steering import METHODS, Selection, descend, examples_of, steer_by
 from sae_lens_hsae.interpret.steering.examples import FEWEST
-from sae_lens_hsae.interpret.steering.writing import continued, perplexity
+from sae_lens_hsae.interpret.steering.writing import check_room, continued, perplexity
 from sae_lens_hsae.storage.json_files import printable
 from sae_lens_hsae.text.hook_point import check_causal, ids_of_text
 
@@ -43,7 +43,10 @@ def run_steer(chosen: argparse.Namespace) -> Outcome:
         if len(texts) < FEWEST:
             raise ValueError(f"{name}={getattr(chosen, name)!r} holds {len(texts)} texts; give at least {FEWEST}")
     if sets[0] == sets[1]:
-        raise ValueError("positive and negative hold the same texts, so there is no contrast; give two different files")
+        raise ValueError(
+            f"positive={chosen.positive!r} and negative={chosen.negative!r} hold the same texts, so there is no "
+            "contrast; give two different files"
+        )
     folder = Path(chosen.folder)
     given = labels_beside(folder, chosen.labels)
     sae = load_hierarchical_sae(folder, chosen.device)
@@ -52,9 +55,10 @@ def run_steer(chosen: argparse.Namespace) -> Outcome:
     model = load_language_model(sae)
     start, ids = ids_of_text(model, sae, chosen.prompt)
     if not ids:
-        raise ValueError("prompt is empty; give a text to go on from")
+        raise ValueError(f"prompt={chosen.prompt!r} has no token; give a text to go on from")
     prompt = torch.tensor([[*start, *ids]], device=sae.device)
 
+    check_room(model, prompt, chosen.n_tokens)
     check_causal(model, prompt)
     before = continued(model, prompt, chosen.n_tokens, chosen.temperature, chosen.seed)
     with_it, without = (text_activations(sae, model, texts, chosen.max_tokens) for texts in sets)
@@ -96,7 +100,7 @@ def _check(chosen: argparse.Namespace) -> None:
     if not 0 <= chosen.temperature < math.inf:
         raise ValueError(f"temperature={chosen.temperature} must be 0 or more")
     if not chosen.prompt.strip():
-        raise ValueError("prompt is empty; give a text to go on from")
+        raise ValueError(f"prompt={chosen.prompt!r} is empty; give a text to go on from")
 
 
 def _text(data: Mapping[str, Any], selection: Selection, folder: Path) -> str:

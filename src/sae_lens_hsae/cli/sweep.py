@@ -34,9 +34,9 @@ def read_sweep(path: str | Path) -> dict[str, Any]:
     try:
         sweep = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"sweep={str(path)!r} is no YAML: {error}") from error
+        raise ValueError(f"{str(path)!r} is no YAML: {error}") from error
     if not isinstance(sweep, dict) or not isinstance(sweep.get("parameters"), dict):
-        raise ValueError(f"sweep={str(path)!r} has no parameters; see examples/sweeps")
+        raise ValueError(f"{str(path)!r} has no parameters; see examples/sweeps")
     command = sweep.get("command", [])
     if command[:2] != ["hsae", "train"] or ARGUMENTS not in command:
         raise ValueError(f"command={command}: write [hsae, train, …, {ARGUMENTS!r}]")

@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 
 from sae_lens_hsae.sae.inference import HierarchicalSAE
+from sae_lens_hsae.text.hook_point import most_tokens
 from sae_lens_hsae.text.rows import TextSource, text_rows
 
 
@@ -35,8 +36,8 @@ def text_source(chosen: argparse.Namespace) -> TextSource:
     return TextSource(chosen.text, chosen.dataset, chosen.split, chosen.column)
 
 
-def read_rows(text: TextSource | None, sae: HierarchicalSAE, tokenizer: Any, n_tokens: int) -> Dataset:
+def read_rows(text: TextSource | None, sae: HierarchicalSAE, model: Any, n_tokens: int) -> Dataset:
     """The rows of a text, said on stderr in one line: what it is, and whether the SAE was trained on it."""
     text = text or TextSource()
     print(text.said(sae.cfg.metadata), file=sys.stderr, flush=True)
-    return text_rows(text, sae.cfg.metadata, tokenizer, n_tokens)
+    return text_rows(text, sae.cfg.metadata, model.tokenizer, n_tokens, limit=most_tokens(model))

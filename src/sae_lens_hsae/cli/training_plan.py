@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from sae_lens_hsae.cli.flag_names import in_flags
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 
 CHARACTERS_PER_TOKEN = 4
@@ -46,7 +47,7 @@ def warnings_of(cfg: Any, rows: Dataset | None = None) -> list[str]:
                 f"the text has about {n_tokens:,} tokens, so each is read about {cfg.training_tokens / n_tokens:,.1f} "
                 "times; measurements afterwards read what was trained on"
             )
-    return found
+    return [in_flags(warning, "train") for warning in found]
 
 
 def plan_text(cfg: Any, estimate: Mapping[str, float], warnings: list[str]) -> str:

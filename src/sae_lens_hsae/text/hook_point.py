@@ -114,6 +114,23 @@ def most_tokens(model: Any) -> int | None:
     return next((limit for limit in limits if limit), None)
 
 
+def check_length(model: Any, start: Sequence[int], ids: Sequence[int], what: str) -> None:
+    """Check that a model takes a text; a model's own error is an IndexError that names nothing.
+
+    Args:
+        start, ids: from `ids_of_text`.
+        what: how to call the text.
+
+    Raises:
+        ValueError: if it is too long.
+    """
+    limit = most_tokens(model)
+    if limit is not None and len(start) + len(ids) > limit:
+        raise ValueError(
+            f"{what} has {len(ids)} tokens, but the model takes at most {limit - len(start)}; give it in shorter pieces"
+        )
+
+
 @torch.no_grad()
 def check_causal(model: Any, tokens: torch.Tensor) -> None:
     """Check that what a model says of a token does not depend on what comes after it.

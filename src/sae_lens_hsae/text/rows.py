@@ -69,7 +69,12 @@ class TextSource:
 
 
 def text_rows(
-    source: TextSource, metadata: Any, tokenizer: Any, n_tokens: int, held_out: bool | None = True
+    source: TextSource,
+    metadata: Any,
+    tokenizer: Any,
+    n_tokens: int,
+    held_out: bool | None = True,
+    limit: int | None = None,
 ) -> Dataset:
     """Rows as the SAE was trained on, in a column ``tokens``: as many as hold ``n_tokens``, cut by SAELens.
 
@@ -78,6 +83,7 @@ def text_rows(
         tokenizer: of the model.
         n_tokens: of the texts; first tokens are not counted.
         held_out: which part of the text that is installed, see `installed_text`.
+        limit: tokens that the model takes, for an SAE whose metadata name no ``context_size``.
 
     Raises:
         ValueError: if the data set lacks the split or the column, or the text is too short.
@@ -86,7 +92,8 @@ def text_rows(
     Warns:
         UserWarning: if a context is too short to hold more than its first token.
     """
-    first, length = first_token(metadata, tokenizer), metadata.context_size or DEFAULT_CONTEXT
+    first = first_token(metadata, tokenizer)
+    length = metadata.context_size or min(DEFAULT_CONTEXT, limit or DEFAULT_CONTEXT)
     of_text = length - (first is not None)
     if not of_text:
         warnings.warn(

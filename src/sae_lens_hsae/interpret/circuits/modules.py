@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from sae_lens_hsae.interpret.circuits.places import places_of
-from sae_lens_hsae.text.hook_point import ids_of_text, run_and_keep
+from sae_lens_hsae.text.hook_point import check_length, ids_of_text, run_and_keep
 
 Module = dict[str, list[int]]
 """Features by hook point, as flat indices."""
@@ -62,8 +62,9 @@ def coactivation_modules(
         raise ValueError("texts is empty; give at least one")
     levels = [place.level(level) for place in places]
     seen: list[list[torch.Tensor]] = [[] for _ in places]
-    for text in texts:
+    for i, text in enumerate(texts):
         before, ids = ids_of_text(model, places[0].saes[0], text)
+        check_length(model, before, ids, f"texts: number {i}")
         tokens = torch.tensor([before + ids], device=places[0].saes[0].device)
         _, kept = run_and_keep(model, tokens, [place.own for place in places])
         for own, place, at in zip(seen, places, levels, strict=True):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sae_lens_hsae.text.documents import read_text
-from sae_lens_hsae.text.hook_point import ids_of_text
+from sae_lens_hsae.text.hook_point import check_length, ids_of_text
 
 EXAMPLE = '{"clean": "The keys", "patch": "The key", "answer": " are", "foil": " is"}'
 
@@ -104,6 +104,7 @@ def batches_of(pairs: Sequence[Pair], model: Any, sae: Any) -> list[Batch]:
         patch = [] if pair.patch is None else ids_of_text(model, sae, pair.patch)[1]
         if not clean or (pair.patch is not None and not patch):
             raise ValueError(f"pair {number}: a prompt is empty; give text")
+        check_length(model, before, clean, f"pair {number}: clean")
         if patch and len(patch) != len(clean):
             raise ValueError(
                 f"pair {number}: clean={pair.clean!r} has {len(clean)} tokens and patch={pair.patch!r} has "

@@ -19,7 +19,7 @@ from sae_lens_hsae.forest import NO_PARENT, FeatureForest
 from sae_lens_hsae.interpret.contrast.findings import Finding, join_alike, roll_up
 from sae_lens_hsae.interpret.feature_cache.text import tokens_and_activations
 from sae_lens_hsae.text.as_trained import positions
-from sae_lens_hsae.text.hook_point import ids_of_text
+from sae_lens_hsae.text.hook_point import ids_of_text, most_tokens
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -147,11 +147,14 @@ def text_activations(sae: SAE[Any], model: Any, texts: Iterable[str], max_tokens
     Args:
         sae: with metadata that name the hook point.
         model: from ``load_language_model``, or any model that SAELens hooks into, with a tokenizer.
-        texts: not empty; each is cut to ``max_tokens``.
+        texts: not empty; each is cut to ``max_tokens``, or to what the model takes.
 
     Raises:
         ValueError: if a text has no token that training would have read, or the model no tokenizer.
     """
+    limit = most_tokens(model)
+    if limit is not None:
+        max_tokens = min(max_tokens, limit)
     for i, text in enumerate(texts):
         start, ids = ids_of_text(model, sae, text)
         ids = ids[: max_tokens - len(start)]

@@ -11,7 +11,7 @@ from sae_lens_hsae.evaluation.outliers import FEWEST_TOKENS, usual
 from sae_lens_hsae.forest import NO_PARENT, FeatureForest
 from sae_lens_hsae.interpret.explain.explanation import Explanation
 from sae_lens_hsae.text.as_trained import positions as trained_positions
-from sae_lens_hsae.text.hook_point import hook_point, ids_of_text, most_tokens, run_and_keep, stack_of
+from sae_lens_hsae.text.hook_point import check_length, hook_point, ids_of_text, run_and_keep, stack_of
 from sae_lens_hsae.text.token_text import token_texts, whole_characters
 
 if TYPE_CHECKING:
@@ -107,17 +107,20 @@ def _outlying(x: torch.Tensor) -> torch.Tensor:
     return ~usual(x.float()).holds(x.float()).cpu()
 
 
-def check_text(text: str) -> None:
+def check_text(text: str, name: str = "text") -> None:
     """Refuse what can be refused without a model.
+
+    Args:
+        name: what the caller's caller knows the text as.
 
     Raises:
         TypeError: if it is no text.
         ValueError: if it is empty.
     """
     if not isinstance(text, str):
-        raise TypeError(f"text is a {type(text).__name__}; give one text, and call explain() for each of several")
+        raise TypeError(f"{name} is a {type(text).__name__}; give one text, and call explain() for each of several")
     if not text:
-        raise ValueError("text='' has no token; give a text with words")
+        raise ValueError(f"{name}='' has no token; give a text with words")
 
 
 def _ids(model: Any, sae: Any, text: str) -> tuple[list[int], list[int]]:
@@ -125,11 +128,7 @@ def _ids(model: Any, sae: Any, text: str) -> tuple[list[int], list[int]]:
     start, ids = ids_of_text(model, sae, text)
     if not ids:
         raise ValueError(f"text={text!r} has no token; give a text with words")
-    limit = most_tokens(model)
-    if limit is not None and len(start) + len(ids) > limit:
-        raise ValueError(
-            f"text has {len(ids)} tokens, but the model takes at most {limit - len(start)}; give it in shorter pieces"
-        )
+    check_length(model, start, ids, "text")
     return start, ids
 
 

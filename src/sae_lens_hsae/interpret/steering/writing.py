@@ -33,11 +33,7 @@ def continued(model: Any, tokens: torch.Tensor, n_tokens: int, temperature: floa
         raise ValueError(f"n_tokens={n_tokens} must be at least 1")
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature={temperature} must be 0 or more")
-    limit = most_tokens(model)
-    if limit is not None and tokens.shape[1] + n_tokens > limit:
-        raise ValueError(
-            f"n_tokens={n_tokens} after {tokens.shape[1]} tokens is more than the model takes, {limit}; write fewer"
-        )
+    check_room(model, tokens, n_tokens)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(n_tokens):
         logits = model(tokens)[:, -1].float().cpu()
@@ -47,6 +43,19 @@ def continued(model: Any, tokens: torch.Tensor, n_tokens: int, temperature: floa
             following = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
         tokens = torch.cat([tokens, following.to(tokens.device)], dim=1)
     return tokens
+
+
+def check_room(model: Any, tokens: torch.Tensor, n_tokens: int) -> None:
+    """Check that so many tokens can be written after these (batch, context).
+
+    Raises:
+        ValueError: if the model takes fewer.
+    """
+    limit = most_tokens(model)
+    if limit is not None and tokens.shape[1] + n_tokens > limit:
+        raise ValueError(
+            f"n_tokens={n_tokens} after {tokens.shape[1]} tokens is more than the model takes, {limit}; write fewer"
+        )
 
 
 @torch.no_grad()
