@@ -158,7 +158,7 @@ def test_contexts_longer_than_the_model_takes_are_refused(tmp_path):
         next(tokens_and_activations(sae, load_language_model(sae), rows))
 
 
-def test_without_a_context_size_contexts_are_as_long_as_the_model_takes(tmp_path, capsys):
+def test_without_a_context_size_contexts_are_as_long_as_the_model_takes(tmp_path):
     _, folder = trained(tmp_path, save_model(tmp_path / "model"))
     sae = load_hierarchical_sae(folder)
     model = load_language_model(sae)
