@@ -103,10 +103,10 @@ def test_a_dry_run_fits_a_screen_and_says_what_is_hardly_meant(tmp_path, capsys)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) < 24
     for wanted in (
-        "before its first forest (hierarchy_first_update=100)",
-        "lr_warm_up_steps=101",
-        "n_batches_in_buffer=401 has it read 102,656 tokens",
-        "n_batches_for_norm_estimate=101 has it read 103,424 tokens",
+        "before its first forest (--hierarchy_first_update=100)",
+        "--lr_warm_up_steps=101",
+        "--n_batches_in_buffer=401 has it read 102,656 tokens",
+        "--n_batches_for_norm_estimate=101 has it read 103,424 tokens",
         "the text has about 1,300 tokens, so each is read about 78.8 times",
     ):
         [line] = [line for line in lines if line.startswith("Warning: ") and wanted in line]
@@ -177,16 +177,24 @@ def test_the_estimate_counts_what_there_is(tmp_path):
         (["--d_in"], "d_in.*hsae train --help-all", True),
         (["--variance_floor", "high"], "variance_floor: invalid float value: 'high'; hsae train --help-all", True),
         (["4"], "belongs to no flag", True),
-        (["--text", "a.txt", "--dataset_path", "b"], "text='a.txt' and dataset_path='b': give one", True),
-        (["--preset", "gpt2", "--training_tokens", "9999", "--text", "no.txt"], "text='no.txt' does not exist", False),
+        (["--text", "a.txt", "--dataset_path", "b"], "--text='a.txt' and --dataset_path='b': give one", True),
         (
-            ["--preset", "gpt2", "--training_tokens", "9999", "--text", "short.txt", "--dry-run"],
-            "text='short.txt' holds 9 characters, too few for context_size=256 tokens",
+            ["--preset", "gpt2", "--training_tokens", "9999", "--text", "no.txt"],
+            "--text='no.txt' does not exist",
             False,
         ),
-        (["--preset", "big"], "preset='big': choose one of paper", True),
+        (
+            ["--preset", "gpt2", "--training_tokens", "9999", "--text", "short.txt", "--dry-run"],
+            "--text='short.txt' holds 9 characters, too few for --context_size=256 tokens",
+            False,
+        ),
+        (["--preset", "big"], "--preset='big': choose one of paper", True),
         (["--config", "missing.yaml"], "missing.yaml", False),
-        (["--preset", "gpt2", "--training_tokens", "0"], "training_tokens=0 is less than one step", False),
+        (
+            ["--preset", "gpt2", "--training_tokens", "0"],
+            "--training_tokens=0 is less than one step of --train_batch_size_tokens",
+            False,
+        ),
         (["--preset", "gpt2", "--training_tokens", "0", "--dry-run"], "training_tokens=0 is less than", False),
         (["--config", "list.yaml"], "must map names of flags to values", False),
         (["--config", "broken.yaml"], "neither YAML nor JSON", False),

@@ -324,8 +324,8 @@ def test_the_command_explains_a_text_with_the_labels_there_are(saved, tmp_path, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--text", ""], "hsae explain: text='' has no token"),
-        (["--text", "x", "--paths", "0"], "paths=0 must be at least 1"),
+        (["--text", ""], "hsae explain: --text='' has no token"),
+        (["--text", "x", "--paths", "0"], "--paths=0 must be at least 1"),
         (["--text", "x", "--labels", "nowhere.json"], "nowhere.json"),
         (["--text", "word " * 600], "has 600 tokens, but the model takes at most 511"),
     ],
