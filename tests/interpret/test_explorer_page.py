@@ -787,11 +787,11 @@ def test_the_command_goes_from_a_saved_sae_to_its_page(saved, tmp_path, capsys):
         ),
         (
             lambda folder: Dataset.from_dict({"prose": ["x"], "n": [1]}).save_to_disk(folder / "dataset"),
-            "column='text' holds no text in dataset=",
+            "--column='text' holds no text in --dataset=",
         ),
         (
             lambda folder: DatasetDict({"test": Dataset.from_dict({"text": ["x"]})}).save_to_disk(folder / "dataset"),
-            "split='train' is not in dataset=",
+            "--split='train' is not in --dataset=",
         ),
         (lambda folder: (folder / "dataset").mkdir(), "dataset"),
     ],
@@ -806,7 +806,7 @@ def test_the_command_says_what_is_wrong(saved, change, message):
 
 
 def test_a_text_that_cannot_be_explained_costs_no_collection(saved):
-    with pytest.raises(SystemExit, match="text=' ' has no token"):
+    with pytest.raises(SystemExit, match="the text ' ' has no token"):
         cli.main(["explore", str(saved), "--explain", " "])
     assert not (saved / "dashboards").exists()
 
@@ -842,7 +842,7 @@ def test_the_command_reads_a_data_set(saved, tmp_path, form):
 def test_a_file_and_a_data_set_are_one_too_many(saved):
     with pytest.raises(SystemExit) as end:
         cli.main(["explore", str(saved), "--text", "a.txt", "--dataset", "b"])
-    assert "text='a.txt' and dataset='b': give one of them" in str(end.value.code)
+    assert "--text='a.txt' and --dataset='b': give one of them" in str(end.value.code)
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ def ids_of_text(model: Any, sae: Any, text: str) -> tuple[list[int], list[int]]:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:  # tokenizers answer it with a TypeError that says nothing
-        raise ValueError(f"text={text!r} is no proper Unicode ({error.reason}); give it in UTF-8") from error
+        raise ValueError(f"the text {text!r} is no proper Unicode ({error.reason}); give it in UTF-8") from error
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise ValueError("the model has no tokenizer; load it with one, or set model.tokenizer")

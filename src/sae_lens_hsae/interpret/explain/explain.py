@@ -127,7 +127,7 @@ def _ids(model: Any, sae: Any, text: str) -> tuple[list[int], list[int]]:
     check_text(text)
     start, ids = ids_of_text(model, sae, text)
     if not ids:
-        raise ValueError(f"text={text!r} has no token; give a text with words")
+        raise ValueError(f"the text {text!r} has no token; give a text with words")
     check_length(model, start, ids, "text")
     return start, ids
 
