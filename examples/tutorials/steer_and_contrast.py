@@ -51,6 +51,7 @@ cfg = LanguageModelSAERunnerConfig(
         level_widths=[16, 32, 64],
         target_l0=3,
         minimum_similarity=0.2,
+        hierarchy_first_update=STEPS // 2,
     ),
     model_name="gpt2",  # not loaded: the model is given below
     hook_name=HOOK,

@@ -128,7 +128,7 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
     structural_loss_coefficient: float = 0.02
     perturbation_rate: float = 0.0
     hierarchy_update_every: int = 5000
-    hierarchy_first_update: int = 100
+    hierarchy_first_update: int = 300
     hierarchy_similarity: Similarity = DEFAULT_RULE.similarity
     unassigned_fraction: float = DEFAULT_RULE.unassigned_fraction
     minimum_similarity: float | None = simple_parsing.field(default=DEFAULT_RULE.minimum_similarity, type=json.loads)

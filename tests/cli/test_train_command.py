@@ -103,7 +103,7 @@ def test_a_dry_run_fits_a_screen_and_says_what_is_hardly_meant(tmp_path, capsys)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) < 24
     for wanted in (
-        "before its first forest (--hierarchy_first_update=100)",
+        "before its first forest (--hierarchy_first_update=300)",
         "--lr_warm_up_steps=101",
         "--n_batches_in_buffer=401 has it read 102,656 tokens",
         "--n_batches_for_norm_estimate=101 has it read 103,424 tokens",

@@ -75,7 +75,7 @@ def gemma_config(output_path: str | None = "runs/demo-gemma", **overrides: Any) 
     """
     batch = BATCH_SIZE // 2
     fields: dict[str, Any] = {
-        "sae": HierarchicalTrainingSAEConfig(d_in=640, **FOREST),
+        "sae": HierarchicalTrainingSAEConfig(d_in=640, hierarchy_first_update=GEMMA_STEPS // 2, **FOREST),
         "model_name": str(gemma_folder()),
         "hook_name": "blocks.9.hook_resid_post",
         "exclude_special_tokens": True,
