@@ -18,6 +18,8 @@ from sae_lens_hsae import HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.presets import PAPER
 from sae_lens_hsae.sae.inference import own_name
 
+pytest_plugins = ["hostile_page"]
+
 WIDTHS = [4, 9, 20]
 D_IN = 8
 

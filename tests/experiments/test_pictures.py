@@ -83,7 +83,7 @@ def test_the_command_takes_pictures_of_a_run(tmp_path):
 
 def make_run(folder: Path) -> None:
     """A small saved SAE with its page and its run's configuration."""
-    from test_explorer_page import HOSTILE, LABELS, stream
+    from hostile_page import HOSTILE, LABELS, stream
 
     from sae_lens_hsae.interpret.feature_cache import collect_dashboards
     from sae_lens_hsae.interpret.page import write_page

@@ -44,6 +44,16 @@ class Browser:
         self.driver.get(page.as_uri() + fragment)
         self.wait(fragment)
 
+    def anew(self, page: Path) -> "Browser":
+        """The page as somebody sees it who opens it for the first time, on a screen of the usual size."""
+        self.size(1280, 900)
+        self.scheme("light")
+        self.errors()
+        self.requests()
+        self.open(page)
+        self.run("localStorage.clear()")
+        return self
+
     def go(self, fragment: str) -> None:
         self.run("location.hash = arguments[0]", fragment)
         self.wait(fragment)
@@ -70,6 +80,22 @@ class Browser:
 
     def keys(self, *keys: str) -> None:
         self.driver.switch_to.active_element.send_keys(*keys)
+
+    def choose(self, id_: str, value: str) -> None:
+        """Choose from a list, or write into a field."""
+        change = """const field = document.getElementById(arguments[0]);
+            field.value = arguments[1];
+            field.dispatchEvent(new Event(field.tagName === "SELECT" ? "change" : "input"));"""
+        self.run(change, id_, value)
+
+    def texts(self, selector: str) -> list[str]:
+        """What the elements that a selector finds say, in their order."""
+        return self.run("return [...document.querySelectorAll(arguments[0])].map((each) => each.textContent)", selector)
+
+    def overflow(self, element: str) -> int:
+        """Pixels by which the content is wider than its element, ``html`` for the page."""
+        script = "const own = document.querySelector(arguments[0]); return own.scrollWidth - own.clientWidth"
+        return self.run(script, element)
 
     def active_row(self) -> str:
         return self.run("""const tree = document.getElementById("tree");

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from chromium import Browser
 from conftest import D_IN, make_sae
 from page_blocks import array_of, blocks_of
 
@@ -143,19 +142,9 @@ def test_a_start_or_section_of_no_feature_is_refused(dashboards, forest, tmp_pat
 # In the browser.
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    browser = Browser(tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.driver.quit()
-
-
 @pytest.fixture
 def opened(browser, page):
-    browser.size(1280, 900)
-    browser.errors()
-    browser.open(page)
-    return browser
+    return browser.anew(page)
 
 
 TREES = """return Array.from(document.querySelectorAll(".card.tree"), (card) =>

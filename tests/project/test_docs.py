@@ -4,7 +4,6 @@ import ast
 import importlib
 import importlib.util
 import inspect
-import json
 import os
 import pkgutil
 import re
@@ -20,7 +19,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from test_explorer_page import Browser
 
 import sae_lens_hsae
 from sae_lens_hsae.cli import main as cli
@@ -184,23 +182,17 @@ def test_pages_show_the_parts_of_the_readme_that_they_include(site):
 
 
 @pytest.mark.browser
-def test_pages_and_search_work_from_disk(site, tmp_path):
-    browser = Browser(tmp_path)
-    try:
-        for page in ("index.html", "reading.html", "api/core.html", "tutorials/train_and_read.html"):
-            browser.driver.get((site / page).as_uri())
-            assert browser.run("return document.querySelector('h1').innerText.length") > 3
-        browser.driver.get((site / "index.html").as_uri() + "?q=absorption")
-        found = """return [...document.querySelectorAll('.md-search-result__link')].map(link => link.href).join(' ')"""
-        end = time.monotonic() + 30
-        while "reading.html" not in (links := browser.run(found)):
-            assert time.monotonic() < end, f"the search found {links!r}"
-            time.sleep(0.1)
-        logged = browser.driver.get_log("performance")
-        events = [json.loads(entry["message"])["message"] for entry in logged]
-        sent = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
-        assert [url for url in sent if url.startswith("file:")]
-        assert [url for url in sent if re.match("https?:|wss?:", url)] == []
-        assert [entry for entry in browser.driver.get_log("browser") if entry["level"] == "SEVERE"] == []
-    finally:
-        browser.driver.quit()
+def test_pages_and_search_work_from_disk(site, browser):
+    browser.errors()
+    browser.requests()
+    for page in ("index.html", "reading.html", "api/core.html", "tutorials/train_and_read.html"):
+        browser.driver.get((site / page).as_uri())
+        assert browser.run("return document.querySelector('h1').innerText.length") > 3
+    browser.driver.get((site / "index.html").as_uri() + "?q=absorption")
+    found = """return [...document.querySelectorAll('.md-search-result__link')].map(link => link.href).join(' ')"""
+    end = time.monotonic() + 30
+    while "reading.html" not in (links := browser.run(found)):
+        assert time.monotonic() < end, f"the search found {links!r}"
+        time.sleep(0.1)
+    assert {url.partition(":")[0] for url in browser.requests()} == {"file"}
+    assert [entry for entry in browser.errors() if entry["level"] == "SEVERE"] == []

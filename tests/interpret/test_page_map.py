@@ -1,0 +1,65 @@
+"""The explorer page's map of the forest."""
+
+import pytest
+import torch
+from conftest import make_sae
+from hostile_page import HOSTILE, name_of, stream
+from page_blocks import array_of, blocks_of
+
+from sae_lens_hsae import FeatureForest
+from sae_lens_hsae.interpret.feature_cache import DashboardSettings, collect_dashboards
+from sae_lens_hsae.interpret.page import write_page
+
+pytestmark = pytest.mark.browser
+
+CLICK = """const canvas = document.querySelector("canvas"), box = canvas.getBoundingClientRect();
+    const place = { clientX: box.left + arguments[0] * box.width, clientY: box.top + arguments[1], bubbles: true };
+    canvas.dispatchEvent(new MouseEvent("click", place));"""
+
+
+def test_a_click_in_the_map_zooms_in_and_then_opens(opened, hostile_page, hostile_sae):
+    forest = hostile_sae.forest
+    top = int(array_of(blocks_of(hostile_page)["forest"], "families")[0])
+    n_leaves = sum(not forest.children(feature) for feature in forest.subtree(top))
+    assert n_leaves > 1
+    assert forest.levels.level_of(torch.tensor(top)) == 0
+    opened.go("#/map")
+    opened.run(CLICK, 0.001, 5)
+    opened.wait(f"#/part/0/{n_leaves}")
+    assert f"Inside {name_of(forest, top)}" in opened.text()
+    opened.run(CLICK, 0.5, 5)
+    opened.wait(f"#/f/{name_of(forest, top)}")
+    opened.driver.back()
+    opened.wait(f"#/part/0/{n_leaves}")
+    whole = "const a = Array.from(document.querySelectorAll('.zoom a')).find((a) => a.textContent === 'Whole forest')"
+    opened.run(f"{whole}; a.click()")
+    n_all = sum(
+        not forest.children(f) and forest.parent(f) is not None for f in range(forest.n_features)
+    )  # leaves of trees; what stands alone is not drawn
+    opened.wait(f"#/part/0/{n_all}")
+    assert "Inside" not in opened.text()
+    opened.go("#/part/9/2")
+    assert "Map of the forest" in opened.text(), "a part that is none is the first one"
+    assert opened.errors() == []
+
+
+def test_where_features_are_too_narrow_a_click_zooms_in(browser, tmp_path):
+    widths = [2, 3000]
+    wide = make_sae(level_widths=widths)
+    forest = FeatureForest([-1, -1, *([0] * 3000)], widths)
+    settings = DashboardSettings(window=2, n_top=1, n_sampled=0, n_counterexamples=0)
+    data = collect_dashboards(wide, forest, stream(2), settings=settings, progress=False)
+    browser.open(write_page(data, forest, tmp_path / "p.html", HOSTILE.__getitem__), "#/part/0/3000")
+    browser.run(CLICK, 0.5, 50)
+    browser.until(lambda: browser.fragment() != "#/part/0/3000", "the part")
+    first, last = map(int, browser.fragment().split("/")[2:])
+    assert last - first == pytest.approx(3000 / 8, abs=1)
+    assert first < 1500 < last
+    browser.wait(browser.fragment())
+    follow = "Array.from(document.querySelectorAll('.zoom a')).find((a) => a.textContent === arguments[0]).click()"
+    browser.run(follow, "Zoom in")
+    browser.until(lambda: len(browser.text()) and browser.fragment() != f"#/part/{first}/{last}", "the nearer part")
+    browser.wait(browser.fragment())
+    browser.run(CLICK, 0.5, 50)
+    browser.until(lambda: browser.fragment().startswith("#/f/1/"), "the feature")
+    assert browser.errors() == []

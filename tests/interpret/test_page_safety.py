@@ -1,0 +1,105 @@
+"""All views of the explorer page, opened from disk with hostile text: no error, no request, no script."""
+
+import re
+
+import pytest
+import torch
+from conftest import WIDTHS
+from hostile_page import HOSTILE, LABELS, LONG, name_of, stream
+
+from sae_lens_hsae import FeatureForest
+from sae_lens_hsae.interpret.feature_cache import DashboardSettings, collect_dashboards
+from sae_lens_hsae.interpret.page import write_page
+
+pytestmark = pytest.mark.browser
+
+
+def views(forest: FeatureForest) -> list[str]:
+    names = [name_of(forest, feature) for feature in range(forest.n_features)]
+    return [
+        "#/",
+        *(f"#/f/{name}" for name in names),
+        *(f"#/compare/{name}" for name in names),
+        "#/search/plain",
+        "#/search/%3C%2Fscript%3E",
+        "#/search/",
+        "#/map",
+        "#/part/1/4",
+        "#feature=1/3",
+        *(f"#/text/0/{position}" for position in range(len(HOSTILE))),
+        "#/text/0",
+        "#/text/0/99",
+        "#/text/1",
+        "#/f/9/9",
+        "#/nonsense",
+    ]
+
+
+def test_every_view_opens_from_disk_without_error_request_or_script(opened, hostile_page, hostile_sae):
+    for view in views(hostile_sae.forest):
+        opened.go(view)
+        assert "cannot be shown" not in opened.text()
+    assert opened.errors() == []
+    assert opened.run("return window.ran") is None
+    assert opened.requests() <= {hostile_page.as_uri(), hostile_page.as_uri() + "#/"}
+
+
+def test_hostile_text_is_shown_as_text(opened, hostile_sae):
+    opened.go("#/f/0/2")
+    text = opened.text()
+    assert LABELS[2] in text
+    assert opened.run("return document.querySelectorAll('main b, main img, main script').length") == 0
+    seen = ""
+    for feature in range(hostile_sae.forest.n_features):
+        opened.go(f"#/f/{name_of(hostile_sae.forest, feature)}")
+        seen += opened.run("return document.getElementById('main').textContent")
+    for token in (HOSTILE[1], HOSTILE[2], HOSTILE[6], HOSTILE[8], HOSTILE[10]):
+        assert token in seen
+    assert "⟨U+202E⟩right⟨U+202C⟩ to left" in seen
+    assert " ␀␇␛[31m" in seen
+    assert "⟨U+D800⟩ lone" in seen
+    assert "↵" in seen
+    assert not re.search("[\u202a-\u202e\x00-\x08]", seen)
+    assert "… (10,000 characters)" in seen
+    assert opened.run("return window.ran") is None
+
+
+def test_a_long_token_opens_and_breaks_no_layout(opened, hostile_sae):
+    for feature in range(hostile_sae.forest.n_features):
+        opened.go(f"#/f/{name_of(hostile_sae.forest, feature)}")
+        if opened.run("return document.querySelector('.token.long') !== null"):
+            break
+    opened.run("document.querySelector('.token.long').click()")
+    assert len(opened.run("return document.querySelector('.token.long').textContent")) == len(LONG)
+    assert opened.overflow("#main") <= 0
+    opened.size(390, 844)
+    assert opened.overflow("#main") <= 0
+
+
+def test_the_policy_blocks_scripts_and_requests(opened):
+    opened.run("""window.violations = 0;
+        document.addEventListener("securitypolicyviolation", () => { window.violations += 1; });
+        const script = document.createElement("script");
+        script.textContent = "window.ran = 5";
+        document.body.append(script);
+        const image = document.createElement("img");
+        image.src = "https://example.invalid/x.png";
+        document.body.append(image);
+        document.body.insertAdjacentHTML("beforeend", "<p onclick='window.ran = 6' id='trap'></p>");
+        document.getElementById("trap").click();""")
+    opened.until(lambda: opened.run("return window.violations") >= 3, "the violations")
+    assert opened.run("return window.ran") is None
+    assert not any("example.invalid" in url for url in opened.requests())
+    opened.errors()
+
+
+def test_a_forest_without_edges_works(browser, hostile_sae, tmp_path):
+    forest = FeatureForest(torch.full((sum(WIDTHS),), -1), WIDTHS)
+    bare = collect_dashboards(hostile_sae, forest, stream(5), settings=DashboardSettings(window=4), progress=False)
+    page = write_page(bare, forest, tmp_path / "p.html", HOSTILE.__getitem__)
+    browser.errors()
+    browser.open(page)
+    for view in ("#/map", "#/f/0/0", "#/compare/0/0", "#/f/1/0"):
+        browser.go(view)
+    assert "unassigned" in browser.text()
+    assert browser.errors() == []

@@ -1,0 +1,60 @@
+"""The explorer page's view of a text, token by token."""
+
+import pytest
+from hostile_page import HOSTILE, name_of
+
+pytestmark = pytest.mark.browser
+
+
+def test_a_text_shows_its_paths_and_what_each_level_explains(opened, hostile_sae, hostile_text):
+    opened.run("document.querySelector('a[href=\"#/text/0\"]').click()")
+    opened.wait("#/text/0")
+    seen = opened.run("return document.querySelector('.context').textContent")
+    assert HOSTILE[1] in seen
+    assert "⟨U+202E⟩right" in seen
+    assert "… (10,000 characters)" in seen
+    assert opened.run("return window.ran") is None
+    first = """return Array.from(document.querySelectorAll(".context .token"))
+        .findIndex((each) => each.ariaCurrent === "true")"""
+    assert opened.run(first) == 1, "the first that is not left out"
+    assert opened.run("return document.querySelectorAll('.context .outlying').length") == 1
+    n_alone = 0
+    for position in range(len(HOSTILE)):
+        opened.go(f"#/text/0/{position}")
+        assert opened.run("return document.querySelector('.context [aria-current]').title") is not None
+        firing, paths = hostile_text.entries(position), hostile_text.paths(position)
+        if not firing:
+            said = "Left out: far from all other tokens" if position == 0 else "No feature fires on this token."
+            assert said in opened.text()
+            continue
+        if len(paths) > 8:
+            opened.run("document.querySelector('button.more').click()")
+        rows = opened.run("""return Array.from(document.querySelectorAll(".paths li"), (item) => {
+            let path = [], node = item;
+            while (node) {
+                path.unshift(node.querySelector(":scope > a .id").textContent);
+                node = node.parentElement.closest("li");
+            }
+            const own = Array.from(item.childNodes).filter((each) => each.tagName !== "UL");
+            return [path, own.map((each) => each.textContent).join("")];
+        })""")
+        shown = {tuple(path): text for path, text in rows}
+        names = [[name_of(hostile_sae.forest, feature) for feature in path] for path in paths]
+        assert set(shown) == {tuple(path[: i + 1]) for path in names for i in range(len(path))}
+        assert next(path for path, _ in rows if path in names) == names[0]
+        for path, text in shown.items():
+            level, number = map(int, path[-1].split("/"))
+            feature = hostile_sae.forest.levels.flat(level, number)
+            assert text.endswith(" silent") == (feature not in firing)
+            if feature in firing:
+                share = hostile_text.shares[firing[feature]].item()
+                assert f"share {round(100 * share)} %".replace("-", "−") in text
+                alone = hostile_text.without_parent[firing[feature]].item()
+                assert text.endswith("without its parent") == alone
+                n_alone += alone
+        cells = opened.run(
+            "return Array.from(document.querySelectorAll('tbody tr'), (row) => row.children[1].textContent)"
+        )
+        assert cells == [f"{100 * s:.0f} %".replace("-", "−") for s in hostile_text.level_shares[position].tolist()]
+    assert n_alone > 0
+    assert opened.errors() == []
