@@ -108,7 +108,7 @@ def test_what_is_written_is_the_likeliest_or_drawn_by_the_seed(saved):
     [
         (["--strength", "0"], "strength=0.0 must be a finite number other than 0"),
         (["--strength", "nan"], "strength=nan must be"),
-        (["--level", "3"], "level 3 does not exist; choose one from 0 to 2"),
+        (["--level", "3"], "hsae steer: --level=3: level 3 does not exist; choose one from 0 to 2"),
         (["--prompt", " "], "--prompt=' ' is empty"),
         (["--n-tokens", "0"], "--n-tokens=0 must be at least 1"),
         (["--temperature", "-1"], "temperature=-1.0 must be 0 or more"),

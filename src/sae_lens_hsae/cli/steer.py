@@ -33,8 +33,7 @@ def run_steer(chosen: argparse.Namespace) -> Outcome:
 
     Raises:
         FileNotFoundError: if the folder holds no SAE, or there is no such file of texts or labels.
-        IndexError: if there is no such level.
-        ValueError: if a set is too small, the sets do not differ, the prompt is empty or too long, or a number is out
+        ValueError: if there is no such level, a set is too small, the sets do not differ, the prompt is empty or too long, or a number is out
             of range.
     """
     _check(chosen)
@@ -50,7 +49,10 @@ def run_steer(chosen: argparse.Namespace) -> Outcome:
     folder = Path(chosen.folder)
     given = labels_beside(folder, chosen.labels)
     sae = load_hierarchical_sae(folder, chosen.device)
-    sae.levels.number(chosen.level)
+    try:
+        sae.levels.number(chosen.level)
+    except IndexError as error:
+        raise ValueError(f"level={chosen.level}: {error}") from error
     dashboards = dashboards_beside(folder, sae)
     model = load_language_model(sae)
     start, ids = ids_of_text(model, sae, chosen.prompt)
