@@ -33,8 +33,8 @@ def run_steer(chosen: argparse.Namespace) -> Outcome:
 
     Raises:
         FileNotFoundError: if the folder holds no SAE, or there is no such file of texts or labels.
-        ValueError: if there is no such level, a set is too small, the sets do not differ, the prompt is empty or too long, or a number is out
-            of range.
+        ValueError: if there is no such level, a set is too small, the sets do not differ, the prompt is empty or too
+            long, or a number is out of range.
     """
     _check(chosen)
     sets = [read_texts(path) for path in (chosen.positive, chosen.negative)]
