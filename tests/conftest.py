@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from sae_lens.saes.sae import TrainStepInput
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from wordnet_helpers import tiny_synsets
 
 from experiments.wordnet.database import WordNet
@@ -65,6 +67,20 @@ def tensors_of(sae: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def step_input(x: torch.Tensor, dead: torch.Tensor | None = None, logging: bool = False) -> TrainStepInput:
     return TrainStepInput(sae_in=x, coefficients={}, dead_neuron_mask=dead, n_training_steps=0, is_logging_step=logging)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Bytes of the largest tensor that any operation made."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        given = {tensor.data_ptr() for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, torch.Tensor)}
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in given:
+                self.largest = max(self.largest, tensor.numel() * tensor.element_size())
+        return made
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from conftest import make_sae, step_input
 
 from sae_lens_hsae.forest import counts as coactivation
 from sae_lens_hsae.forest.counts import (
@@ -73,16 +72,3 @@ def test_the_first_batch_counts_whole_and_later_ones_as_long_as_they_are_recent(
     assert left.sum() == pytest.approx(1)
     assert left[-32:].sum() > 0.5
     assert left[:125].sum() < 0.02
-
-
-@pytest.mark.parametrize("similarity", ["coactivation", "conditional"])
-def test_training_on_entries_counts_what_training_in_full_counts(batch, similarity, monkeypatch):
-    on_entries, in_full = make_sae(hierarchy_similarity=similarity), make_sae(hierarchy_similarity=similarity)
-    on_entries.training_forward_pass(step_input(batch))
-    monkeypatch.setattr("sae_lens_hsae.sae.forms.MAX_DENSITY", -1.0)
-    in_full.training_forward_pass(step_input(batch))
-    counts = zip(*(sae.forest_updater.shares_of_tokens() for sae in (on_entries, in_full)), strict=True)
-    assert len(in_full.forest_updater.shares_of_tokens()) >= 2
-    for entries_share, full_share in counts:
-        assert full_share.count_nonzero()
-        torch.testing.assert_close(entries_share, full_share)

@@ -5,10 +5,9 @@ from dataclasses import replace
 import pytest
 import reference
 import torch
+from conftest import LargestTensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from sae_lens_hsae.forest import parents as hierarchy_update
 from sae_lens_hsae.forest.levels import Levels
@@ -72,11 +71,6 @@ def test_exactly_the_stated_share_stays_unassigned(n_children, percent):
         assert (chosen < 0).sum() == percent * n_children // 100
 
 
-def test_equal_similarities_go_to_the_first_parent_and_the_last_children_stay_unassigned():
-    chosen = choose_parents(given_matrix(torch.ones(3, 5)), 3, 5, 0.4)
-    assert chosen.tolist() == [0, 0, 0, -1, -1]
-
-
 def test_a_feature_without_direction_is_neither_parent_nor_child():
     parents = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
     children = torch.tensor([[1.0, 0.1], [0.0, 0.0], [-1.0, 0.0]])
@@ -138,20 +132,6 @@ def test_blocks_of_any_size_give_the_same_forest(monkeypatch, room):
 
     assert torch.equal(choose_parents(watched, 8, 50, 0.2, room), whole)
     assert max(asked) == (3, 3), "no more than BLOCK parents and children at a time"
-
-
-class LargestTensor(TorchDispatchMode):
-    """Bytes of the largest tensor that any operation made."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        given = {tensor.data_ptr() for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, torch.Tensor)}
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in given:
-                self.largest = max(self.largest, tensor.numel() * tensor.element_size())
-        return made
 
 
 @pytest.mark.parametrize("room", [None, 2])

@@ -16,11 +16,8 @@ def test_slices_of_a_small_stack():
     assert levels.offsets == (0, 2, 5, 10)
     assert list(levels) == [slice(0, 2), slice(2, 5), slice(5, 10)]
     assert list(levels.boundaries) == [(slice(0, 2), slice(2, 5)), (slice(2, 5), slice(5, 10))]
-    assert (len(levels), levels[1], levels[-1]) == (3, slice(2, 5), slice(5, 10))
-
-
-def test_one_level_has_no_boundary():
     assert list(Levels((7,)).boundaries) == []
+    assert (len(levels), levels[1], levels[-1]) == (3, slice(2, 5), slice(5, 10))
 
 
 @settings(deadline=None)
@@ -29,11 +26,8 @@ def test_every_feature_is_in_exactly_one_level(widths: tuple[int, ...]):
     levels = Levels(widths)
     flat = [levels.flat(level, feature) for level, width in enumerate(widths) for feature in range(width)]
     assert flat == list(range(levels.n_features))
-    assert levels.level_of(torch.tensor(flat)).tolist() == [i for i, width in enumerate(widths) for _ in range(width)]
-
-
-def test_level_of_keeps_the_shape():
-    assert Levels((2, 3)).level_of(torch.tensor([[0, 1], [2, 4]])).tolist() == [[0, 0], [1, 1]]
+    levels_of = [[i] for i, width in enumerate(widths) for _ in range(width)]
+    assert levels.level_of(torch.tensor(flat)[:, None]).tolist() == levels_of
 
 
 def test_split_gives_views_of_the_last_dimension():
@@ -45,15 +39,11 @@ def test_split_gives_views_of_the_last_dimension():
     assert values[0, 2] == -1
 
 
-@pytest.mark.parametrize(("level", "feature"), [(-1, 4), (-3, 0), (-4, 0), (0, -1)])
-def test_flat_counts_nothing_from_the_end(level: int, feature: int):
-    with pytest.raises(IndexError, match=f"{'level' if level < 0 else 'feature'} {min(level, feature)} "):
-        Levels((2, 3, 5)).flat(level, feature)
-
-
 def test_names_are_read_as_they_are_written():
     levels = Levels((2, 3, 5))
-    assert [levels.named(levels.name(feature)) for feature in range(10)] == list(range(10))
+    names = [f"{level}/{number}" for level, width in enumerate(levels.widths) for number in range(width)]
+    assert [levels.name(feature) for feature in range(10)] == names
+    assert [levels.named(name) for name in names] == list(range(10))
     for name in ("2/5", "3/0"):
         with pytest.raises(IndexError, match=r"does not exist|is not in level"):
             levels.named(name)
@@ -62,15 +52,19 @@ def test_names_are_read_as_they_are_written():
             levels.named(name)
 
 
-@pytest.mark.parametrize(("level", "feature"), [(0, 2), (0, -1), (2, 5)])
-def test_flat_refuses_a_feature_outside_its_level(level: int, feature: int):
-    with pytest.raises(IndexError, match=rf"feature {feature} is not in level {level}, which has \d features"):
+@pytest.mark.parametrize(
+    ("level", "feature", "message"),
+    [
+        (-1, 4, "level -1 "),
+        (3, 0, "level 3 "),
+        (0, 2, r"feature 2 is not in level 0, which has 2 features"),
+        (0, -1, "feature -1 is not in level 0"),
+        (2, 5, "feature 5 is not in level 2, which has 5 features"),
+    ],
+)
+def test_flat_refuses_what_does_not_exist_and_counts_nothing_from_the_end(level: int, feature: int, message: str):
+    with pytest.raises(IndexError, match=message):
         Levels((2, 3, 5)).flat(level, feature)
-
-
-def test_flat_refuses_a_level_that_does_not_exist():
-    with pytest.raises(IndexError):
-        Levels((2, 3)).flat(2, 0)
 
 
 def test_equal_widths_make_equal_hashable_levels():
@@ -100,10 +94,3 @@ def test_invalid_widths_are_named_with_an_example(widths: tuple[int, ...], fault
     with pytest.raises(ValueError, match=fault) as error:
         Levels(widths)
     assert "for example level_widths=[2048, 4096, 8192, 16384]" in str(error.value)
-
-
-def test_a_feature_is_named_by_its_level_and_number():
-    levels = Levels((2, 3, 5))
-    assert [levels.name(feature) for feature in range(10)] == [
-        f"{level}/{number}" for level, width in enumerate(levels.widths) for number in range(width)
-    ]

@@ -6,12 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import reference
 import torch
 from conftest import D_IN, at_step, make_sae, step_input, tensors_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_structural_loss import random_case
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -23,7 +21,6 @@ from sae_lens_hsae.sae.gpu_step.family_products import (
     _dots_of_few,
     _sums_of_few,
     dots_within,
-    structural_loss_of_rows,
     sums_within,
 )
 from sae_lens_hsae.sae.gpu_step.feature_rows import FeatureRows
@@ -44,10 +41,6 @@ KINDS: dict[str, dict[str, Any]] = {
 def activations_of(sae: HierarchicalTrainingSAE, x: torch.Tensor) -> FeatureRows:
     centre, bias = sae.centre_and_bias()
     return FeatureRows(sae.W_enc, bias, x - centre, sae.activation.rule(), sae.levels)
-
-
-def whole(acts: FeatureRows) -> tuple[torch.Tensor, torch.Tensor]:
-    return acts.dense(), acts.pre_activations.dense()
 
 
 def plain_activations_of(sae: HierarchicalTrainingSAE, x: torch.Tensor) -> DenseActivations:
@@ -83,31 +76,6 @@ def tokens(dtype: torch.dtype = torch.float64, seed: int = 7, n: int = BATCH) ->
     return (2 * torch.randn(n, D_IN, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)).to(dtype)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("numbers_at_a_time", [1, 100, 2**23])
-def test_it_equals_the_plain_form(kind: str, numbers_at_a_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(activation, "NUMBERS_AT_A_TIME", numbers_at_a_time)
-    sae, x = make_sae(dtype="float64", **KINDS[kind]), tokens()
-    results = []
-    for form in (plain_activations_of, activations_of):
-        acts = form(sae, x)
-        terms = losses(sae, x, acts)
-        running = [torch.full((4, 9), 0.25), torch.full((9, 20), 0.25)]
-        for share, (above, below) in zip(running, sae.levels.boundaries, strict=True):
-            acts.follow_coactivation(share, above, below, 0.01)
-        in_full = (acts.values, acts.hidden_pre) if isinstance(acts, DenseActivations) else whole(acts)
-        told = (*in_full, acts.times_fired().double(), *acts.smallest(), *running)
-        results.append((terms.detach(), weighted_gradients(sae, terms), told))
-    (plain, plain_grads, plain_told), (ours, grads, told) = results
-    torch.testing.assert_close(ours, plain)
-    assert set(grads) == set(plain_grads)
-    for name, grad in plain_grads.items():
-        assert grad.abs().max() > 0
-        torch.testing.assert_close(grads[name], grad)
-    torch.testing.assert_close(told, plain_told)
-    assert 0 < plain_told[2].sum() < BATCH * sae.cfg.d_sae
-
-
 @settings(max_examples=20, deadline=None)
 @given(size=st.integers(2, 9), n_families=st.integers(1, 6), seed=st.integers(0, 10_000))
 def test_dots_and_sums_within_families(size: int, n_families: int, seed: int) -> None:
@@ -121,22 +89,6 @@ def test_dots_and_sums_within_families(size: int, n_families: int, seed: int) ->
     torch.testing.assert_close(
         sums_within(table, members, weights), torch.einsum("fij,fjk->fik", weights, table[members])
     )
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    widths=st.sampled_from([(1, 2), (3, 7), (2, 5, 11), (2, 3, 4, 9), (1, 20)]),
-    batch=st.integers(1, 4),
-    seed=st.integers(0, 10_000),
-)
-def test_the_structural_loss_equals_the_formula(widths: tuple[int, ...], batch: int, seed: int) -> None:
-    acts, W_dec, parents = random_case(widths, 3, batch, seed)
-    ours = structural_loss_of_rows(acts.T.contiguous(), W_dec.detach(), W_dec, families_of(parents))
-    theirs = reference.structural_loss(acts, W_dec, parents.tolist())
-    torch.testing.assert_close(ours, theirs)
-    if (parents >= 0).any():
-        got = torch.autograd.grad(ours, [acts, W_dec])
-        torch.testing.assert_close(got, torch.autograd.grad(theirs, [acts, W_dec]))
 
 
 class Watched(TorchDispatchMode):

@@ -6,19 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import at_step, make_sae, step_input
+from conftest import at_step, make_sae
 from test_bad_batches import BAD, with_bad_batches
-from test_feature_rows import KINDS, Watched
+from test_feature_rows import Watched
 from test_resume import assert_equal_states, batches, new_trainer, take_steps
 from torch.utils._python_dispatch import _disable_current_modes
 
 from sae_lens_hsae import HierarchicalTrainingSAE
 from sae_lens_hsae.sae import perturbation
 from sae_lens_hsae.sae.bad_batches import BadBatchError
-from sae_lens_hsae.sae.gpu_step.feature_rows import FeatureRows
 from sae_lens_hsae.sae.gpu_step.late_checks import LateChecks
 from sae_lens_hsae.sae.standardized_input import OBSERVED_STEPS
-from sae_lens_hsae.sae.step_output import LazyStepOutput
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 
 LATE = OBSERVED_STEPS + 6
@@ -28,50 +26,6 @@ LATE = OBSERVED_STEPS + 6
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have steps on a CPU take the GPU's form."""
     monkeypatch.setattr(HierarchicalTrainingSAE, "row_devices", ("cpu",))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_both_forms_have_the_same_losses_and_gradients(
-    kind: str, dtype: str, batch: torch.Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fields: dict[str, Any] = {"structural_loss_coefficient": 0.3, "perturbation_rate": 0.5, "output_level": 0}
-    sae = make_sae(
-        dtype=dtype, hierarchy_first_update=1000, hierarchy_similarity="conditional", **fields, **KINDS[kind]
-    )
-    results = []
-    for devices in ((), ("cpu",)):
-        monkeypatch.setattr(HierarchicalTrainingSAE, "row_devices", devices)
-        monkeypatch.setattr("sae_lens_hsae.sae.forms.MAX_DENSITY", -1.0)
-        twin = at_step(copy.deepcopy(sae), 4)
-        output = twin.training_forward_pass(
-            step_input(batch.to(sae.dtype), dead=torch.arange(33) % 5 == 0, logging=True)
-        )
-        output.loss.backward()
-        results.append((output, twin))
-    (plain, of_plain), (ours, of_ours) = results
-    assert isinstance(ours, LazyStepOutput)
-    tolerance = {"float32": 1e-4, "float64": 1e-10}[dtype]
-    near: dict[str, Any] = {"rtol": tolerance, "atol": tolerance}
-    assert "ghost_gradient_loss" in plain.losses
-    torch.testing.assert_close(ours.losses, plain.losses, **near)
-    for name in ("sae_out", "feature_acts", "hidden_pre"):
-        torch.testing.assert_close(getattr(ours, name), getattr(plain, name), **near)
-    torch.testing.assert_close(ours.metrics, plain.metrics, rtol=1e-4, atol=1e-4)
-    for name, parameter in of_plain.named_parameters():
-        assert parameter.grad is not None
-        assert parameter.grad.abs().max() > 0
-        torch.testing.assert_close(of_ours.get_parameter(name).grad, parameter.grad, **near)
-    for name, buffer in of_plain.named_buffers():
-        torch.testing.assert_close(of_ours.get_buffer(name), buffer, rtol=1e-4, atol=1e-5)
-
-
-def test_hooks_and_gradients_to_the_input_take_the_plain_form(batch: torch.Tensor, on_cpu: None) -> None:  # noqa: ARG001
-    sae = make_sae()
-    assert isinstance(sae._activations(batch), FeatureRows)
-    assert not isinstance(sae._activations(batch.clone().requires_grad_()), FeatureRows)
-    sae.hook_sae_acts_pre.add_hook(lambda tensor, hook: 2 * tensor)  # noqa: ARG005
-    assert not isinstance(sae._activations(batch), FeatureRows)
 
 
 def trainer_that_checks_late() -> HierarchicalSAETrainer:
