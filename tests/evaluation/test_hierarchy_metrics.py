@@ -81,34 +81,6 @@ class TestByHand:
         assert (boundary.mean_children, boundary.max_children, boundary.several_children_share) == (2, 2, 1)
         assert boundary.n_unassigned_dead == 0
 
-    def test_dominance_compares_contributions(self):
-        x = tokens(8, {0: 2, 3: 1}, {0: 1, 3: 2}, {0: 3, 3: 1, 4: 3}, {3: 4}, {1: 2, 5: 1}, {1: 1})
-        levels = readout_levels(WIDTHS)
-        (boundary,) = evaluate_forest(levels, FOREST, [x]).boundaries
-        assert boundary.dominance == pytest.approx((2 / 3 + 0 / 1 + 1 / 1) / 3)
-        levels[1].W_enc.data /= 8
-        assert evaluate_forest(levels, FOREST, [x]).boundaries[0].dominance == 1
-        levels[1].W_dec.data *= 8
-        assert evaluate_forest(levels, FOREST, [x]).boundaries == (boundary,)
-
-    def test_rank_correlation(self):
-        # Of parent 0 the strongest child falls as it rises; of parent 1 it rises with it, on two tokens without it.
-        falling = [{0: 1 + i, 3 + i % 2: 20 - i, 4 - i % 2: 0.5} for i in range(10)]
-        rising = [{1: i, 5: 1 + i} for i in range(2, 11)]
-        x = tokens(8, *falling, *rising, {5: 1}, {5: 2}, {1: 100}, {2: 1})
-        (boundary,) = evaluate_forest(readout_levels(WIDTHS), FOREST, [x]).boundaries
-        n, without = 11, torch.tensor([0.5, 0.5])  # mean rank of the two silent tokens
-        squares = (torch.tensor([0.0, 1.0]) - without).square().sum() + 0.0
-        ties = n * (n * n - 1) / 12
-        expected = (ties - float(squares)) / (ties * (ties - 0.5)) ** 0.5
-        assert boundary.n_parents_ranked == 2
-        assert boundary.rank_correlation == pytest.approx((-1 + expected) / 2)
-
-    def test_unassigned_features_that_never_fire(self):
-        forest = FeatureForest([-1, -1, -1, 0, 0, 1, -1, -1], WIDTHS)
-        (boundary,) = evaluate_forest(readout_levels(WIDTHS), forest, [X]).boundaries
-        assert (boundary.n_unassigned, boundary.n_unassigned_dead) == (2, 1)
-
     def test_shape(self):
         widths = (2, 3, 7)
         forest = FeatureForest([-1, -1, 0, 0, -1, 2, 2, 2, 3, 4, 4, -1], widths)
@@ -141,33 +113,14 @@ class TestByHand:
         assert boundary.hamming == 1 / 4  # parent 0 on token 1; parent 2, predicted on two tokens, does not count
         assert boundary.hamming_all_parents == 2 / 4  # and parent 1 on token 3
 
-    def test_a_parent_whose_children_never_fire_has_none(self):
-        forest = FeatureForest([-1, -1, -1, 0, 1, 1, -1, -1], WIDTHS)
-        boundary = evaluate_forest(readout_levels(WIDTHS), forest, [tokens(8, [0, 3], [1], [1, 7])]).boundaries[0]
-        assert (boundary.n_parents_with_children, boundary.hamming, boundary.hamming_all_parents) == (1, 0.0, 2 / 3)
-
-    def test_a_perfect_hierarchy(self):
-        boundary = evaluate_forest(
-            readout_levels((1, 2)), FeatureForest([-1, 0, 0], (1, 2)), tokens(3, [0, 1], [0, 2], [])
-        ).boundaries[0]
-        assert (boundary.hamming, boundary.hamming_all_parents) == (0, 0)
-        assert (boundary.p_parent_given_child, boundary.p_child_given_parent) == (1, 0.5)
-
-    def test_nothing_to_average_is_nan(self):
+    def test_what_is_undefined_has_a_reason(self):
         result = evaluate_forest(readout_levels(WIDTHS), FeatureForest([-1] * 8, WIDTHS), [X])
         (boundary,) = result.boundaries
-        assert math.isnan(boundary.p_parent_given_child)
-        assert math.isnan(boundary.p_child_given_parent)
-        assert math.isnan(boundary.hamming)
-        assert (boundary.hamming_all_parents, boundary.unassigned_share) == (1, 1)
         assert result.to_dict()["boundaries"][0]["p_parent_given_child"] is None
-
-    def test_what_is_undefined_has_a_reason(self):
-        nobody = FeatureForest([-1] * 8, WIDTHS)
-        (boundary,) = evaluate_forest(readout_levels(WIDTHS), nobody, [X]).boundaries
         assert boundary.undefined["hamming"] == "no parent that fires has a child that fires"
         assert boundary.undefined["p_child_given_parent"] == "of no pair do both members fire"
         assert boundary.undefined["sibling_coactivation"] == "no parent has two children that fire"
+        assert (boundary.hamming_all_parents, boundary.unassigned_share) == (1, 1)
         assert set(boundary.undefined) == {
             name for name, value in vars(boundary).items() if isinstance(value, float) and math.isnan(value)
         } - {"mean_children", "several_children_share"}
@@ -287,16 +240,14 @@ class TestSources:
         assert (result.n_tokens, read) == (15, 3)
         assert result == evaluate_forest(levels, FOREST, [torch.cat([X, X, X])[:15]])
 
-    def test_one_tensor_is_one_batch(self, evaluation: ForestEvaluation):
-        assert evaluate_forest(readout_levels(WIDTHS), FOREST, X) == evaluation
-
     def test_a_stack_object_gives_its_levels(self, evaluation: ForestEvaluation):
         levels = readout_levels(WIDTHS)
         stack: Any = SimpleNamespace(
             cfg=SimpleNamespace(level_widths=list(WIDTHS)), level_sae=levels.__getitem__, encode=None
         )
         assert level_saes(stack) == levels
-        assert evaluate_forest(stack, FOREST, [X]) == evaluation
+        assert evaluate_forest(stack, FOREST, X) == evaluation, "and one tensor is one batch"
+        assert evaluate_forest(torch.nn.ModuleList(levels), FOREST, [X]) == evaluation  # type: ignore[arg-type]
 
     def test_a_hierarchical_sae_is_evaluated_by_its_own_activations(self):
         widths, d_in = (6, 11, 23), 7
@@ -314,9 +265,6 @@ class TestSources:
         assert_close(result.to_dict(), evaluate_forest(levels, forest, x).to_dict())
         frequency = torch.cat([level.firing_frequency for level in result.levels])
         assert torch.allclose(frequency, (hsae.encode(x) > 0).double().mean(0))
-
-    def test_module_list(self, evaluation: ForestEvaluation):
-        assert evaluate_forest(torch.nn.ModuleList(readout_levels(WIDTHS)), FOREST, [X]) == evaluation  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     def test_lower_precision(self, dtype: str, evaluation: ForestEvaluation):
@@ -399,95 +347,81 @@ class TestOutput:
         assert (frame["hamming_low"][1], frame["hamming_high"][1]) == interval
         assert frame["l0_low"][0] == result.levels[0].intervals["l0"].low
 
-    def test_equality_and_pickle_with_nan(self, evaluation: ForestEvaluation):
+    def test_equality_pickle_and_that_nothing_changes(self, evaluation: ForestEvaluation):
         assert math.isnan(evaluation.boundaries[0].rank_correlation)
         again = pickle.loads(pickle.dumps(evaluation))
         assert again == evaluation
         assert again != evaluate_forest(readout_levels(WIDTHS), FOREST, [X[:5]])
         assert evaluation != 1
-
-    def test_results_cannot_be_changed(self, evaluation: ForestEvaluation):
         for record in (evaluation, evaluation.levels[0], evaluation.boundaries[0]):
             with pytest.raises(AttributeError):
                 record.n_tokens = 0  # type: ignore[misc, union-attr]
 
 
-class TestErrors:
-    def fails(self, message: str, *, levels: Any = None, x: Any = X, n_tokens: int | None = None) -> None:
-        with pytest.raises(ValueError, match=message):
-            evaluate_forest(levels or readout_levels(WIDTHS), FOREST, [x], n_tokens)
+def with_not_a_number() -> list[Any]:
+    levels = readout_levels(WIDTHS)
+    levels[1].W_dec.data[0, 0] = math.nan
+    return levels
 
-    def test_no_tokens(self):
-        self.fails("activations held no token", x=X[:0])
-        with pytest.raises(ValueError, match="activations held no token"):
-            evaluate_forest(readout_levels(WIDTHS), FOREST, [])
 
-    def test_wrong_width(self):
-        self.fails(r"batch 0 has shape \(6, 7\), expected \(batch, 8\), d_in of the levels", x=X[:, :7])
+def that_reshape() -> list[Any]:
+    levels = readout_levels(WIDTHS)
+    levels[0].turn_on_forward_pass_hook_z_reshaping()
+    return levels
 
-    def test_sequences(self):
-        self.fails(r"shape \(1, 6, 8\).*flatten sequences to tokens", x=X[None])
 
-    @pytest.mark.parametrize("value", [math.nan, math.inf])
-    def test_not_finite(self, value: float):
-        x = X.clone()
-        x[3, 3] = value
-        with pytest.raises(ValueError, match="activations: batch 1 holds NaN or infinity; leave out those tokens"):
-            evaluate_forest(readout_levels(WIDTHS), FOREST, [X, x])
+def at_places(name: str, *places: Any) -> list[Any]:
+    levels = readout_levels(WIDTHS)
+    for sae, place in zip(levels, places, strict=True):
+        sae.cfg.metadata[name] = place
+    return levels
 
-    def test_damaged_level(self):
-        levels = readout_levels(WIDTHS)
-        levels[1].W_dec.data[0, 0] = math.nan
-        self.fails("level 1 reconstructs NaN or infinity", levels=levels)
 
-    def test_levels_and_forest_of_different_widths(self):
-        message = (
-            r"levels have the widths \[3\], but the forest has level_widths=\[3, 5\]; give the SAEs coarse to fine"
-        )
-        self.fails(message, levels=readout_levels(WIDTHS)[:1])
+HOLED = X.clone()
+HOLED[3, 3] = math.inf
 
-    def test_levels_over_different_activations(self):
-        self.fails(r"different d_in \[8, 9\]", levels=[jumprelu(8, 3), jumprelu(9, 5)])
 
-    def test_levels_at_different_hook_points(self):
-        levels = readout_levels(WIDTHS)
-        levels[0].cfg.metadata.hook_name = "blocks.3.hook_resid_post"
-        evaluate_forest(levels, FOREST, [X])  # the other level does not say where it reads
-        levels[1].cfg.metadata.hook_name = "blocks.4.hook_resid_post"
-        self.fails(
-            r"different cfg.metadata.hook_name: level 0 'blocks.3.hook_resid_post', level 1 'blocks.4", levels=levels
-        )
-        levels[1].cfg.metadata.hook_name = "blocks.3.hook_resid_post"
-        for head, sae in enumerate(levels):
-            sae.cfg.metadata.hook_head_index = head
-        self.fails("different cfg.metadata.hook_head_index: level 0 0, level 1 1", levels=levels)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"activations": [X[:0]]}, "activations held no token"),
+        ({"activations": []}, "activations held no token"),
+        ({"activations": [X[:, :7]]}, r"batch 0 has shape \(6, 7\), expected \(batch, 8\), d_in of the levels"),
+        ({"activations": [X[None]]}, r"shape \(1, 6, 8\).*flatten sequences to tokens"),
+        ({"activations": [X, HOLED]}, "activations: batch 1 holds NaN or infinity; leave out those tokens"),
+        ({"activations": [X, HOLED * 0]}, "activations: batch 1 holds NaN or infinity; leave out those tokens"),
+        ({"levels": with_not_a_number()}, "level 1 reconstructs NaN or infinity"),
+        (
+            {"levels": readout_levels(WIDTHS)[:1]},
+            r"levels have the widths \[3\], but the forest has level_widths=\[3, 5\]; give the SAEs coarse to fine",
+        ),
+        ({"levels": [jumprelu(8, 3), jumprelu(9, 5)]}, r"different d_in \[8, 9\]"),
+        ({"levels": at_places("hook_name", "a", "b")}, "different cfg.metadata.hook_name: level 0 'a', level 1 'b'"),
+        (
+            {"levels": at_places("hook_head_index", 0, 1)},
+            "different cfg.metadata.hook_head_index: level 0 0",
+        ),
+        (
+            {"levels": that_reshape()},
+            r"level 0 has reshape_activations='hook_z'.*turn_off_forward_pass_hook_z_reshaping\(\)",
+        ),
+        ({"n_tokens": 0}, "n_tokens=0 must be at least 1"),
+        ({"n_blocks": 1}, "n_blocks=1 must be at least 2"),
+        ({"confidence": 95}, "confidence=95 must be between 0 and 1, for example 0.95"),
+    ],
+)
+def test_bad_input_is_refused(change: dict[str, Any], message: str):
+    arguments: dict[str, Any] = {"levels": readout_levels(WIDTHS), "forest": FOREST, "activations": [X]}
+    with pytest.raises(ValueError, match=message):
+        evaluate_forest(**arguments | change)
 
-    def test_no_forest(self):
-        with pytest.raises(TypeError, match=r"forest is a Tensor, not a FeatureForest; take .*\.forest"):
-            evaluate_forest(readout_levels(WIDTHS), FOREST.parents, [X])  # type: ignore[arg-type]
 
-    def test_levels_that_reshape(self):
-        levels = readout_levels(WIDTHS)
-        levels[0].turn_on_forward_pass_hook_z_reshaping()
-        self.fails(
-            r"level 0 has reshape_activations='hook_z'.*turn_off_forward_pass_hook_z_reshaping\(\)", levels=levels
-        )
-
-    def test_a_single_sae(self):
-        with pytest.raises(TypeError, match=r"levels is a JumpReLUSAE, which has no level_sae\(\); pass a list"):
-            level_saes(jumprelu(8, 3))  # type: ignore[arg-type]
-
-    def test_n_tokens(self):
-        self.fails("n_tokens=0 must be at least 1", n_tokens=0)
-
-    def test_blocks_and_confidence(self):
-        bad: list[tuple[dict[str, Any], str]] = [
-            ({"n_blocks": 1}, "n_blocks=1 must be at least 2"),
-            ({"confidence": 95}, "confidence=95 must be between 0 and 1, for example 0.95"),
-        ]
-        for arguments, message in bad:
-            with pytest.raises(ValueError, match=message):
-                evaluate_forest(readout_levels(WIDTHS), FOREST, [X], **arguments)
+def test_what_is_no_forest_and_no_stack_is_refused():
+    with pytest.raises(TypeError, match=r"forest is a Tensor, not a FeatureForest; take .*\.forest"):
+        evaluate_forest(readout_levels(WIDTHS), FOREST.parents, [X])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"levels is a JumpReLUSAE, which has no level_sae\(\); pass a list"):
+        level_saes(jumprelu(8, 3))  # type: ignore[arg-type]
+    evaluate_forest(at_places("hook_name", "a", None), FOREST, [X])  # the other level does not say where it reads
 
 
 def test_a_few_outlying_tokens_do_not_decide_what_ordinary_ones_are_explained():
