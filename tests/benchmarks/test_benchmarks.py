@@ -25,13 +25,11 @@ from benchmarks.goals import COMPARED, outcomes
 from benchmarks.memory import in_fresh_process, peak_bytes
 from benchmarks.naive import naive_structural_loss
 from benchmarks.parts import PARTS, _Clock, seconds_by_part
-from benchmarks.plan import MEDIUM, Plan, Size, plan_for
+from benchmarks.plan import MEDIUM, Plan, Size
 from benchmarks.planted import plant
 from benchmarks.report import markdown
 from benchmarks.steps import l0_differs, measure_size, unavoidable_bytes
 from benchmarks.timing import REPEATS, alternate, linear_fit, ratio
-from benchmarks.waiting import measure_waiting
-from sae_lens_hsae.forest.parents import BLOCK
 from sae_lens_hsae.sae.cpu_step.active_entries import ActiveEntries
 from sae_lens_hsae.sae.dense_activations import DenseActivations
 from sae_lens_hsae.sae.structural_loss import families_of, structural_loss
@@ -255,37 +253,6 @@ def test_peak_memory_is_that_of_the_action_alone():
     allocated, nothing = in_fresh_process(peak_of_an_allocation)
     assert 63 * MEGABYTE < allocated < 72 * MEGABYTE
     assert 0 <= nothing < 8 * MEGABYTE
-
-
-def test_plans_hold_what_is_promised():
-    full, quick, on_gpu = plan_for(True, "cpu"), plan_for(False, "cpu"), plan_for(False, "cuda:0")
-    assert len(full.sizes) == 12
-    assert set(quick.sizes) < set(full.sizes)
-    assert {size.precision for size in on_gpu.sizes if size.d_in == 2304} == {"float32", "tf32", "bfloat16"}
-    for plan in (full, quick, on_gpu):
-        assert plan.growth[-1].n_features == 8 * plan.growth[0].n_features
-        assert all(parents * children > BLOCK**2 for _, parents, children in plan.updates)
-        assert all(size.l0 < size.widths[0] for size in (*plan.sizes, *plan.growth, plan.evaluation, plan.waiting))
-
-
-def test_without_the_models_package_waiting_is_left_out(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # noqa: ARG005
-    assert "pip install" in measure_waiting(TINY, 1, "cpu")["left_out"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--rounds", "0"], "--rounds 0: at least 1"),
-        (["--device", "gpu"], "--device gpu: cpu or cuda"),
-        (["--out", __file__], "is a file; give a folder"),
-    ],
-)
-def test_wrong_options_are_refused_before_anything_is_measured(arguments, message, capsys):
-    with pytest.raises(SystemExit) as end:
-        main(arguments, tiny_plan())
-    assert end.value.code == 2
-    assert message in capsys.readouterr().err
 
 
 def test_the_largest_update_runs_in_small(capsys):

@@ -59,10 +59,3 @@ def test_the_tests_are_found_and_their_last_line_is_told():
     tests = gpu.run_tests(120)
     assert tests["passed"]
     assert re.search(r"\d+ (skipped|passed)", tests["told"])
-
-
-def test_without_a_gpu_it_says_so(monkeypatch, capsys):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(SystemExit):
-        main([])
-    assert "torch sees no GPU here" in capsys.readouterr().err

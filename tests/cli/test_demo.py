@@ -82,13 +82,6 @@ def test_without_the_models_package_the_remedy_is_named(monkeypatch):
         demo.minilm_folder()
 
 
-def test_a_wrong_command_ends_with_the_conventional_code(capsys):
-    with pytest.raises(SystemExit) as end:
-        cli.main(["demonstrate"])
-    assert end.value.code == 2
-    assert "invalid choice: 'demonstrate'" in capsys.readouterr().err
-
-
 def test_typical_tokens_fire_regularly_not_once():
     tokens = torch.tensor([3] * 10 + [5] * 10 + [7] * 10 + [9])
     acts = torch.zeros(31, 2)
@@ -144,13 +137,6 @@ def test_a_tree_must_be_deep_as_drawn_not_only_as_it_is():
 def test_the_best_children_come_first():
     forest, evaluation = hand_made()
     assert shown_features(forest, edge_scores(forest, evaluation), 0) == [0, 2, 6, 7, 3, 8]
-
-
-def test_saelens_command_line_knows_the_architecture(capsys):
-    with pytest.raises(SystemExit) as end:
-        cli.main(["train", "--architecture", "hsae", "--help-all"])
-    assert end.value.code == 0
-    assert "--structural_loss_coefficient" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("architecture", "expected"), [("hsae", "ours"), ("jumprelu", "SAELens'")])

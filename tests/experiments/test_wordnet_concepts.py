@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from wordnet_helpers import (
-    numbers,
     random_wordnet,
     readout_levels,
     slow_ancestors,
@@ -147,18 +146,6 @@ def test_what_could_be_chance_is_no_concept(score: Any):
     none = feature_concepts(readout_levels(400), wordnet, glosses, min_concept_size=600)
     assert (none.concept == NO_CONCEPT).all()
     assert none.correlation.isnan().all()
-
-
-def test_a_concept_must_have_been_read_often_enough(tiny, monkeypatch):
-    """Six of the sixteen synsets are read, of which two are under pet; min_concept_size counts those."""
-    monkeypatch.setattr(wordnet_concepts, "SIGNIFICANCE", 5.0)  # six synsets prove nothing
-    synsets = numbers(tiny, "dog cat food bread run.v.01 big.a.01")
-    x = torch.tensor([[1.0], [1.0], [0.0], [0.0], [0.0], [0.0]])
-    for min_size, expected in ((2, "pet.n.01"), (3, "entity.n.01")):
-        concepts = feature_concepts(
-            readout_levels(1), tiny, [(x, synsets, torch.ones(6, dtype=torch.bool))], min_concept_size=min_size
-        )
-        assert concepts.name(0) == expected
 
 
 def one_batch(**changes: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:

@@ -183,20 +183,6 @@ def test_sibling_distances_equal_plain_loops(sae, x):
     assert counts.max() <= MAX_PER_FAMILY
 
 
-def test_siblings_that_share_a_direction_are_closer():
-    """Four families whose members read one direction each, and the same features with their parents shuffled."""
-    sae = make_sae(level_widths=[4, 16])
-    directions = torch.eye(D_IN)[:4].repeat_interleave(4, 0) + 0.1 * torch.randn(16, D_IN)
-    sae.W_enc.data[:, 4:] = directions.T
-    sae.b_enc.data.zero_()
-    sae.b_dec.data.zero_()
-    related = FeatureForest([-1] * 4 + [i // 4 for i in range(16)], [4, 16])
-    shuffled = FeatureForest([-1] * 4 + [i % 4 for i in range(16)], [4, 16])
-    x = torch.randn(2000, D_IN, generator=torch.Generator().manual_seed(0))
-    assert plots.sibling_distances(sae, related, x, progress=False).difference.high < -0.1
-    assert plots.sibling_distances(sae, shuffled, x, progress=False).difference.high > 0
-
-
 def test_the_map_shows_each_triggering_activation_once(sae, x, monkeypatch):
     found = plots.sibling_distances(sae, sae.forest, x, n_strongest=4, progress=False)
     figure = plots.sibling_map(found, n_families=2, reduce=lambda points: points[:, :2])

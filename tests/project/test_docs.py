@@ -165,22 +165,6 @@ def test_pages_load_nothing_from_elsewhere(site):
         assert not re.search(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//", sheet.read_text(encoding="utf-8")), sheet
 
 
-def test_pages_show_the_parts_of_the_readme_that_they_include(site):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    parts = dict(re.findall(r"<!-- --8<-- \[start:(\w+)\] -->\n(.*?)<!-- --8<-- \[end:", readme, flags=re.DOTALL))
-    included = [
-        (page, name)
-        for page in PAGES
-        for name in re.findall(r"8 ?< ?-.*README\.md:(\w+)", page.read_text(encoding="utf-8"))
-    ]
-    assert {name for _, name in included} == set(parts)
-    for page, name in included:
-        shown = (site / page.relative_to(ROOT / "docs")).with_suffix(".html").read_text(encoding="utf-8")
-        words = set(re.findall(r"\w{8,}", parts[name]))
-        assert all(word in shown for word in words), f"{page.name} does not show {name}"
-        assert "README.md:" not in shown
-
-
 @pytest.mark.browser
 def test_pages_and_search_work_from_disk(site, browser):
     browser.errors()

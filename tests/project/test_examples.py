@@ -67,7 +67,3 @@ def test_gemma_scopes_saes_are_those_that_saelens_knows():
     release = get_pretrained_saes_directory()[example.RELEASE]
     assert set(example.LEVELS) <= set(release.saes_map)
     assert len({level.split("/")[0] for level in example.LEVELS}) == 1, "all read one hook point"
-
-
-def test_there_are_examples():
-    assert {path.stem for path in EXAMPLES} == {"gemma_2_2b", "gemma_3_270m", "gpt2"}

@@ -6,7 +6,6 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-import plotly.graph_objects as go
 import pytest
 import yaml
 from packaging.version import Version
@@ -46,19 +45,6 @@ def changelog_faults(text: str, version: Version) -> list[str]:
 
 def test_the_changelog_follows_the_rule():
     assert changelog_faults((ROOT / "CHANGELOG.md").read_text(), VERSION) == []
-
-
-@pytest.mark.parametrize(
-    ("headings", "message"),
-    [
-        (["Unreleased", "0.2.0 (2026-01-02)"], "newest is 0.2.0, unreleased changes: True"),
-        (["0.1.0 (2026-01-02)"], "newest is 0.1.0, unreleased changes: False"),
-        (["0.2.0"], "neither Unreleased nor"),
-        (["0.2.0 (2026-01-02)", "0.3.0 (2026-01-01)"], "do not fall"),
-    ],
-)
-def test_what_breaks_the_rule(headings, message):
-    assert message in str(changelog_faults("\n".join(f"## {heading}" for heading in headings), Version("0.2.0")))
 
 
 def write_wheel(path: Path, files: dict[str, str], description: str) -> Path:
@@ -106,14 +92,6 @@ def test_an_sdist_holds_what_git_tracks(checkout):
         "x.tar.gz lacks src/sae_lens_hsae/assets/app.js",
         "x.tar.gz holds notes.txt, which git does not track",
     ]
-
-
-def test_pages_with_plotly_keep_its_notice(tmp_path):
-    """As `python -m experiments` writes them: plotly.js goes into the page, and its licence asks for the notice."""
-    go.Figure().write_html(tmp_path / "page.html")
-    page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert re.search(r"plotly\.js v[\d.]+\s+\* Copyright 2012-\d{4}, Plotly, Inc\.", page)
-    assert "Licensed under the MIT license" in page
 
 
 def test_the_package_bundles_nothing_of_others():
