@@ -53,11 +53,3 @@ def test_without_entries_sums_are_zero_and_so_are_gradients():
     assert torch.equal(sum_rows(nothing, table, none, none, 2), torch.zeros(2, 3))
     total = sum_rows(nothing, table, none, none, 2).sum() + dot_rows(table, none, none).sum()
     assert torch.equal(torch.autograd.grad(total, table)[0], torch.zeros(4, 3))
-
-
-def test_a_weight_of_zero_still_learns():
-    weights = torch.zeros(2, requires_grad=True)
-    table = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    sum_rows(weights, table, torch.tensor([0, 1]).int(), torch.tensor([0, 0]).int(), 1).sum().backward()
-    assert weights.grad is not None
-    assert weights.grad.tolist() == [3, 7]

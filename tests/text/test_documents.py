@@ -5,7 +5,6 @@ import json
 
 import pytest
 
-from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.text.documents import documents, read_text
 
 
@@ -60,9 +59,3 @@ def test_nothing_there_is_said(tmp_path):
         list(documents(tmp_path))
     with pytest.raises(FileNotFoundError):
         read_text(tmp_path / "none.txt")
-
-
-def test_contrast_names_the_file_that_is_no_text(tmp_path):
-    (tmp_path / "a.txt").write_bytes(bytes(range(256)))
-    with pytest.raises(SystemExit, match=r"hsae contrast: .*a\.txt' is no text in UTF-8"):
-        cli.main(["contrast", str(tmp_path), str(tmp_path / "a.txt"), str(tmp_path / "a.txt")])
