@@ -10,6 +10,7 @@ import argparse
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -49,27 +50,28 @@ def asks_for_help(arguments: list[str]) -> bool:
 
 
 def unknown_flag(names: Iterable[str]) -> str | None:
-    """What to say of the first flag that does not exist; None where all do.
-
-    The fields stand in SAELens' source and in our config. Importing them takes seconds, so they are looked up as text:
-    every annotated name counts, which lets some pass that are none, for SAELens' parser to refuse.
-    """
-    names = list(names)
-    if not names:
-        return None
-    known = {option.lstrip("-") for parser in (sources(), beyond_saelens()) for option in parser._option_string_actions}
-    known |= {"architecture", EVERY_FLAG.lstrip("-"), "help"}
-    host, own = (find_spec(package) for package in ("sae_lens", "sae_lens_hsae"))
-    assert host is not None
-    assert own is not None
-    for file in (*Path(str(host.origin)).parent.rglob("*.py"), Path(str(own.origin)).parent / "config.py"):
-        known.update(re.findall(r"^\s+(\w+)\s*:", file.read_text(encoding="utf-8"), flags=re.MULTILINE))
+    """What to say of the first flag that does not exist; None where all do."""
     for name in names:
-        if not {name, name.rpartition(".")[2], name.removeprefix("no")} & known:
-            near = get_close_matches(name, known, n=1)
+        if not {name, name.rpartition(".")[2], name.removeprefix("no")} & _known():
+            near = get_close_matches(name, _known(), n=1)
             meant = f"did you mean --{near[0]}? " if near else ""
             return f"--{name} is no flag; {meant}hsae train {EVERY_FLAG} lists them all"
     return None
+
+
+@cache
+def _known() -> frozenset[str]:
+    """Every flag, and some names more.
+
+    Importing the configs takes seconds, so their fields are looked up as text: what stands in these files with a type
+    beside it counts. What of that is no field SAELens' parser refuses.
+    """
+    options = (option for parser in (sources(), beyond_saelens()) for option in parser._option_string_actions)
+    known = {option.lstrip("-") for option in options} | {"architecture", EVERY_FLAG.lstrip("-"), "help"}
+    host, own = (Path(str(spec.origin)).parent for spec in map(find_spec, ("sae_lens", "sae_lens_hsae")) if spec)
+    for file in (host / "config.py", *(host / "saes").glob("*.py"), own / "config.py"):
+        known.update(re.findall(r"^ +(\w+)\s*:", file.read_text(encoding="utf-8"), flags=re.MULTILINE))
+    return frozenset(known)
 
 
 def sources() -> argparse.ArgumentParser:
