@@ -260,6 +260,11 @@ def test_the_terminal_shows_paths_coarse_to_fine_and_hostile_labels_as_text(gpt2
     [
         ({"text": ""}, ValueError, "text='' has no token"),
         ({"text": " \n"}, ValueError, "has no token; give a text"),
+        (
+            {"text": "我们 在"},
+            ValueError,
+            "the text '我们 在' is all <unk> to the model's tokenizer.* another script; give a text",
+        ),
         ({"text": "w1 \udcff"}, ValueError, "is no proper Unicode"),
         ({"text": ["w1"]}, TypeError, "text is a list; give one text"),
         ({"text": "w1 " * (CONTEXT + 1)}, ValueError, f"text has {CONTEXT + 1} tokens, but the model takes at most"),

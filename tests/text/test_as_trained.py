@@ -134,6 +134,14 @@ def test_texts_that_are_all_too_short_alone_are_told(tmp_path):
         text_rows(source, metadata, tokenizer_of_words(), 100)
 
 
+def test_a_text_that_the_tokenizer_hardly_knows_is_told(tmp_path, recwarn):
+    read = {"metadata": SAEMetadata(context_size=5), "tokenizer": tokenizer_of_words(), "n_tokens": 10}
+    text_rows(TextSource(dataset=text_folder(tmp_path / "known", ["w1 w2 Ω"] * 5)), **read)
+    assert not [each for each in recwarn if "does not know" in str(each.message)]
+    with pytest.warns(UserWarning, match="foreign'.*: 75% of its tokens are <unk>, .* such as another script; give a"):
+        text_rows(TextSource(dataset=text_folder(tmp_path / "foreign", ["我们 在 北京 w1"] * 5)), **read)
+
+
 @pytest.mark.parametrize(("given", "ids"), [(True, [0, 1]), (False, []), ([2, 9], [2, 9])])
 def test_what_training_left_out_is_left_out_and_chats_are_kept(tmp_path, given, ids):
     texts = [f"{CHAT[0]} {text} {CHAT[1]} <eos>" for text in TEXTS]

@@ -90,7 +90,8 @@ def text_rows(
         FileNotFoundError: if there is no such file or data set.
 
     Warns:
-        UserWarning: if a context is too short to hold more than its first token.
+        UserWarning: if a context is too short to hold more than its first token, or the tokenizer knows little of the
+            text.
     """
     first = first_token(metadata, tokenizer)
     length = metadata.context_size or min(DEFAULT_CONTEXT, limit or DEFAULT_CONTEXT)
@@ -121,6 +122,12 @@ def text_rows(
         if len(rows) < n_rows:
             raise ValueError(f"{source} holds {counted.n_tokens} tokens, n_tokens={n_tokens}; ask for fewer")
         random.Random(0).shuffle(rows)  # else there are few packages in many rows
+    if counted.n_unknown > counted.n_tokens / 2:
+        warnings.warn(
+            f"{source}: {counted.n_unknown / counted.n_tokens:.0%} of its tokens are {tokenizer.unk_token}, which "
+            "stands for what the model's tokenizer does not know, such as another script; give a text that it knows",
+            stacklevel=2,
+        )
     return Dataset.from_dict({"tokens": rows})
 
 
@@ -141,10 +148,10 @@ def digest(rows: Dataset) -> str:
 
 
 class _Counted:
-    """Token ids of each text, and how many there were so far."""
+    """Token ids of each text, how many there were so far, and how many of them stood for what is not known."""
 
     def __init__(self, tokenizer: Any, texts: Iterator[str], truncated: bool) -> None:
-        self.n_tokens = 0
+        self.n_tokens = self.n_unknown = 0
         self._tokenizer, self._texts = tokenizer, texts
         self._options = {"truncation": True, "max_length": MAX_TOKENS_PER_TEXT} if truncated else {}
 
@@ -152,6 +159,7 @@ class _Counted:
         for text in self._texts:
             ids = self._tokenizer(text, add_special_tokens=False, **self._options)["input_ids"]
             self.n_tokens += len(ids)
+            self.n_unknown += ids.count(self._tokenizer.unk_token_id)
             if ids:
                 yield torch.tensor(ids)
 

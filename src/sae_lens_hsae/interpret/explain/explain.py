@@ -51,8 +51,9 @@ def explain(
 
     Raises:
         TypeError: if ``text`` is no text.
-        ValueError: if the text has no token or too many, the model has no tokenizer or no such hook point, what
-            stands there is of another width or holds NaN or infinity, or levels, forest and labels do not fit.
+        ValueError: if the text has no token that the tokenizer knows, or too many, the model has no tokenizer or no
+            such hook point, what stands there is of another width or holds NaN or infinity, or levels, forest and
+            labels do not fit.
     """
     saes, forest = stack_of(levels, forest)
     name = hook_point(model, saes)
@@ -128,6 +129,11 @@ def _ids(model: Any, sae: Any, text: str) -> tuple[list[int], list[int]]:
     start, ids = ids_of_text(model, sae, text)
     if not ids:
         raise ValueError(f"the text {text!r} has no token; give a text with words")
+    if set(ids) == {getattr(model.tokenizer, "unk_token_id", None)}:
+        raise ValueError(
+            f"the text {text!r} is all {model.tokenizer.unk_token} to the model's tokenizer, which knows nothing of it, "
+            "as of another script; give a text in one that it knows"
+        )
     check_length(model, start, ids, "text")
     return start, ids
 
