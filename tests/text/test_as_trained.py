@@ -16,6 +16,7 @@ from sae_lens import SAE, ActivationsStore
 from sae_lens.load_model import load_model
 from sae_lens.saes.sae import SAEMetadata
 from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
 from hsae_command import SUBCOMMANDS
@@ -27,6 +28,7 @@ from sae_lens_hsae.cli.collected import read_collected
 from sae_lens_hsae.cli.evaluate import evaluate
 from sae_lens_hsae.cli.explain import explain_text
 from sae_lens_hsae.cli.explore import explore
+from sae_lens_hsae.evaluation.cross_entropy import cross_entropy_recovered
 from sae_lens_hsae.hub.saved_model import load_evaluation, load_hierarchical_sae
 from sae_lens_hsae.interpret.contrast import text_activations
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model, load_tokenizer, tokens_and_activations
@@ -97,6 +99,7 @@ def trained(folder: Path, model: Path, texts: list[str] = TEXTS, **overrides: An
         ({}, {"context_size": 1, "prepend_bos": False}),
         ({}, {"context_size": 2}),
         ({"bos": None}, {"sequence_separator_token": "eos"}),
+        ({"bos": None}, {}),
     ],
 )
 def test_rows_are_those_that_training_reads(tmp_path, special, training):
@@ -118,6 +121,15 @@ def test_where_nothing_is_known_of_separators_the_end_token_parts_texts(tmp_path
     assert tokenizer.convert_ids_to_tokens(row) == ["w1", "w2", "<eos>", "w3", "w4"]
     (row,) = text_rows(source, SAEMetadata(context_size=5), tokenizer_of_words(eos=None), 5)["tokens"]
     assert tokenizer.convert_ids_to_tokens(row) == ["w1", "w2", "w3", "w4", "w5"]
+
+
+def test_where_the_tokenizer_ends_texts_by_itself_its_token_parts_them(tmp_path):
+    tokenizer = tokenizer_of_words(bos=None, eos=None)
+    ends = [("<start_of_turn>", 2), ("<end_of_turn>", 3)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(f"{CHAT[0]} $A {CHAT[1]}", special_tokens=ends)
+    source = TextSource(dataset=text_folder(tmp_path / "text", ["w1 w2", "w3 w4 w5"]))
+    (row,) = text_rows(source, SAEMetadata(context_size=5, sequence_separator_token="bos"), tokenizer, 5)["tokens"]
+    assert tokenizer.convert_ids_to_tokens(row) == ["w1", "w2", "<end_of_turn>", "w3", "w4"]
 
 
 def test_a_context_without_room_for_text_is_told_and_ends(tmp_path):
@@ -182,6 +194,23 @@ def test_without_a_context_size_contexts_are_as_long_as_the_model_takes(tmp_path
     # Nor is a text longer than the model takes a matter of its own error, an IndexError.
     (x,) = text_activations(sae, model, ["w1 " * 3 * CONTEXT])
     assert len(x) == CONTEXT - 1
+
+
+def test_a_hook_point_that_the_model_lacks_is_named_wherever_it_is_read(tmp_path):
+    store, folder = trained(tmp_path, save_model(tmp_path / "model"))
+    sae = load_hierarchical_sae(folder)
+    model = load_language_model(sae)
+    sae.cfg.metadata.hook_name = "transformer.h.7"
+    rows = Dataset.from_dict({"tokens": [[1] * CONTEXT]})
+    for read in (
+        lambda: list(tokens_and_activations(sae, model, rows)),
+        lambda: list(text_activations(sae, model, ["w1"])),
+        lambda: cross_entropy_recovered(sae, model, store, n_batches=1),
+    ):
+        with pytest.raises(
+            ValueError, match=r"'transformer\.h\.7' is no hook point of the model; it has transformer\.h\.0"
+        ):
+            read()
 
 
 @pytest.mark.parametrize("seqpos_slice", [(5, None), (None, -3), (1, 20, 4)])

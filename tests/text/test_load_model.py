@@ -27,8 +27,9 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from sae_lens_hsae import HierarchicalSAETrainingRunner, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.cli import main as cli
+from sae_lens_hsae.evaluation.hook_names import no_hook_point
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
-from sae_lens_hsae.text.load_model import load_model, model_of_run, no_hook_point
+from sae_lens_hsae.text.load_model import load_model, model_of_run
 
 D_IN = 640
 TWO_LAYERS = {"center_writing_weights": False, "first_n_layers": 2}
@@ -111,6 +112,29 @@ def test_a_folder_that_transformer_lens_has_no_name_for_is_refused(tmp_path):
     folder = save_tiny_gpt2(tmp_path / "mine")
     with pytest.raises(ValueError, match=r"mine'.*no model called 'mine'; name the folder.*AutoModelForCausalLM"):
         load_model("HookedTransformer", str(folder), "cpu", {}, "blocks.0.hook_resid_post")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "error", "message"),
+    [
+        ("HookedTransformer", "/nowhere/gpt2", ValueError, r"model_name='/nowhere/gpt2' is no folder with a model"),
+        ("AutoModelForCausalLM", "./nowhere", ValueError, r"model_name='\./nowhere' is no folder with a model"),
+        (
+            "HookedTransformer",
+            "gpt3",
+            ValueError,
+            r"model_name='gpt3': .* no model called 'gpt3'; it knows .*gpt2.*; set",
+        ),
+        ("HookedTransformer", "pythia-70m", OSError, r"model_name='pythia-70m' cannot be loaded: "),
+        ("AutoModelForCausalLM", "someone/none", OSError, r"model_name='someone/none' cannot be loaded: "),
+    ],
+)
+def test_a_model_that_is_not_there_is_named(tmp_path, monkeypatch, kind, name, error, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pythia-70m").mkdir()  # no model, though it is called like one
+    with pytest.raises(error, match=message) as refusal:
+        load_model(kind, name, "cpu", {}, "h.0")
+    assert len(str(refusal.value)) < 600
 
 
 def test_a_hook_point_that_is_missing_comes_with_those_that_are_there(small_gemma, tmp_path):

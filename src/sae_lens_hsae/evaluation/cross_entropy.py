@@ -11,7 +11,8 @@ import torch
 from sae_lens.evals import EvalConfig, run_evals
 from sae_lens.training.activation_scaler import ActivationScaler
 
-from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack, check_same_input, level_saes, metadata, own_name
+from sae_lens_hsae.evaluation.hook_names import known_name
+from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack, check_same_input, level_saes, metadata
 
 if TYPE_CHECKING:
     from sae_lens.training.activations_store import ActivationsStore
@@ -60,8 +61,8 @@ def cross_entropy_recovered(
         model_kwargs: passed to the model.
 
     Raises:
-        ValueError: if ``n_batches`` is not positive, a level names no hook or another one than the others, or zeros in
-            place of the activation change nothing.
+        ValueError: if ``n_batches`` is not positive, a level names no hook, one that the model lacks or another one
+            than the others, or zeros in place of the activation change nothing.
     """
     saes = level_saes(levels)
     check_same_input(saes)
@@ -114,7 +115,7 @@ def _named_as_in(model: Any, sae: Any) -> Any:
     named = copy(sae)
     named.cfg = copy(sae.cfg)
     named.cfg.metadata = deepcopy(sae.cfg.metadata)
-    named.cfg.metadata.hook_name = own_name(model, metadata(sae, "hook_name"))
+    named.cfg.metadata.hook_name = known_name(model, metadata(sae, "hook_name"))
     return named
 
 

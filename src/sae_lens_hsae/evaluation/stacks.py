@@ -123,10 +123,3 @@ def check_scale(saes: Sequence[LevelSAE]) -> None:
 def metadata(sae: LevelSAE, field: str) -> Any:
     """A field of the SAE's metadata; None if it is not set, or there is no metadata."""
     return getattr(getattr(sae.cfg, "metadata", None), field, None)
-
-
-def own_name(model: Any, name: str) -> str:
-    """The model's own name of a hook point: ``SAETransformerBridge`` also knows those of ``HookedTransformer``."""
-    if name in model.hook_dict:
-        return name
-    return getattr(model, "_resolve_hook_name", lambda given: given)(name)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
+WITHIN_TEXT = "\n\u200c\u200d"
+"""What is no character to be seen, but harmless: new lines, and what parts or joins letters and emoji."""
 MAX_NUMBER = 2**63
 """JSON has whole numbers of any size. From here on they fit in no tensor, and nothing counted or set is as large."""
 
@@ -56,4 +59,6 @@ def check_storable(name: str, value: Any) -> None:
 
 def printable(text: object) -> str:
     """Text for a message, with what would steer a terminal (escapes, reversed writing) spelled out."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(text))
+    return "".join(
+        c if c.isprintable() or c in WITHIN_TEXT or category(c) == "Zs" else ascii(c)[1:-1] for c in str(text)
+    )

@@ -17,12 +17,16 @@ def first_token(metadata: Any, tokenizer: Any) -> int | None:
 
 
 def separator(metadata: Any, tokenizer: Any) -> int | None:
-    """The token between two texts: as in training, or the tokenizer's end token where nothing is known of that."""
+    """The token between two texts: as in training, or the tokenizer's end token where nothing is known of that.
+
+    Where the tokenizer lacks the token that SAELens is to put there, as BERT's and Qwen's lack BOS, what remains is the
+    one that it puts there by itself: BERT's does.
+    """
     if "sequence_separator_token" in metadata:
         name = metadata.sequence_separator_token
         token = get_special_token_from_cfg(name, tokenizer)
-        if token is not None or name is None:
-            return token
+        by_itself = tokenizer("")["input_ids"] if token is None and name is not None else []
+        return by_itself[-1] if by_itself else token
     return next((id_ for id_ in (tokenizer.eos_token_id, tokenizer.sep_token_id) if id_ is not None), None)
 
 

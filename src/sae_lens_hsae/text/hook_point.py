@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sae_lens_hsae.evaluation import level_saes
-from sae_lens_hsae.evaluation.stacks import check_fit, check_reconstruct, check_scale, metadata, own_name
+from sae_lens_hsae.evaluation.hook_names import known_name
+from sae_lens_hsae.evaluation.stacks import check_fit, check_reconstruct, check_scale, metadata
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.text.as_trained import before_text
-from sae_lens_hsae.text.load_model import no_hook_point
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -52,12 +52,7 @@ def hook_point(model: Any, saes: Sequence[Any]) -> str:
         raise ValueError("the SAEs name no hook point; set cfg.metadata.hook_name")
     if metadata(saes[0], "hook_head_index") is not None:
         raise ValueError(f"the SAEs read a single head of {name}; such SAEs are not supported here")
-    own = own_name(model, name)
-    if not hasattr(model.hook_dict.get(own), "add_hook"):
-        raise ValueError(
-            f"{no_hook_point(name, model.hook_dict)}; load the SAEs' own model, or detach an SAE that stands there"
-        )
-    return own
+    return known_name(model, name)
 
 
 def run_and_keep(model: Any, tokens: torch.Tensor, names: Sequence[str]) -> tuple[Any, dict[str, torch.Tensor]]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,9 +14,9 @@ from sae_lens import LanguageModelSAERunnerConfig, logger
 from sae_lens.load_model import load_model as load_by_name
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from sae_lens_hsae.evaluation.hook_names import no_hook_point
+
 TRANSFORMER_LENS = "HookedTransformer"
-RESIDUAL_STREAM = re.compile(r"(^|\.)(h|layers?|blocks?)\.\d+(\.hook_resid_post)?$")
-"""Hook points after a block, as Hugging Face's models and TransformerLens name them."""
 NO_MODULE = "hook_names not found"
 """How SAELens begins its refusal."""
 
@@ -44,13 +43,26 @@ def load_model(
         further: more of them.
 
     Raises:
-        ValueError: if the model has no such hook point, or TransformerLens no model of the folder's name.
+        ValueError: if the model has no such hook point, there is no such folder, or TransformerLens knows no model of
+            the name, or of the folder's.
+        OSError: if there is no model of the name, here or on the hub.
     """
     given = dict(options or {})
-    if model_class_name == TRANSFORMER_LENS and Path(model_name).is_dir():
-        model_name, given = _from_folder(Path(model_name), given)
+    folder, holds_model = Path(model_name), (Path(model_name) / "config.json").is_file()
+    if not holds_model and (folder.is_absolute() or model_name.startswith((".", "~")) or len(folder.parts) > 2):
+        raise ValueError(
+            f"model_name={model_name!r} is no folder with a model (it holds no config.json); give one in Hugging "
+            "Face's format, or a model's name"
+        )
+    if model_class_name == TRANSFORMER_LENS:
+        own_name = folder.resolve().name if holds_model else model_name
+        _check_known(own_name, model_name)
+        if holds_model:
+            model_name, given = own_name, given | _read(folder, given)
     try:
         model = load_by_name(model_class_name, model_name, device, given, [hook_name, *further])
+    except OSError as error:
+        raise OSError(f"model_name={model_name!r} cannot be loaded: {error}") from error
     except ValueError as error:
         if NO_MODULE not in str(error):
             raise
@@ -91,30 +103,26 @@ def model_of_run(cfg: LanguageModelSAERunnerConfig[Any], override_model: Any = N
         logger.removeFilter(wanted)
 
 
-def no_hook_point(name: str, names: Iterable[str]) -> str:
-    """What is wrong with a hook point that a model lacks, and which of its own may be meant."""
-    names = list(names)
-    same = re.compile(r"\d+".join(map(re.escape, re.split(r"\d+", name))))
-    alike = [each for each in names if same.fullmatch(each)] or get_close_matches(name, names)
-    found = alike or list(filter(RESIDUAL_STREAM.search, names)) or names
-    some = ", ".join(found) if len(found) < 4 else f"{found[0]}, {found[1]} … {found[-1]}"
-    return f"hook_name={name!r} is no hook point of the model; it has {some}"
+def _check_known(own_name: str, model_name: str) -> None:
+    """Refuse a model, or a folder's, that TransformerLens knows by no name."""
+    from transformer_lens.loading_from_pretrained import make_model_alias_map
+
+    known = make_model_alias_map()
+    if own_name.lower() in known:
+        return
+    alike = get_close_matches(own_name.lower(), known)
+    meant = f"; it knows {', '.join(alike)}" if alike else ""
+    rename = "name the folder as it names the model, or " if own_name != model_name else ""
+    raise ValueError(
+        f"model_name={model_name!r}: TransformerLens knows no model called {own_name!r}{meant}; {rename}set "
+        "model_class_name='AutoModelForCausalLM', whose hook points are the model's modules"
+    )
 
 
-def _from_folder(folder: Path, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Name and options with which TransformerLens takes a folder's model."""
-    from transformer_lens.loading_from_pretrained import get_official_model_name
-
-    name = folder.resolve().name
-    try:
-        get_official_model_name(name)
-    except ValueError as error:
-        raise ValueError(
-            f"model_name={str(folder)!r}: TransformerLens knows no model called {name!r}; name the folder as it names "
-            "the model, or set model_class_name='AutoModelForCausalLM', whose hook points are the model's modules"
-        ) from error
+def _read(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A folder's model and tokenizer, as options for TransformerLens."""
     dtype = options.get("torch_dtype", options.get("dtype", torch.float32))
-    return name, options | {
+    return {
         "hf_model": AutoModelForCausalLM.from_pretrained(folder, dtype=dtype),
         "tokenizer": AutoTokenizer.from_pretrained(folder),
     }

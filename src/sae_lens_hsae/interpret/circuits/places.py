@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from sae_lens_hsae.evaluation.stacks import metadata, own_name
+from sae_lens_hsae.evaluation.hook_names import own_name
+from sae_lens_hsae.evaluation.stacks import metadata
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.text.as_trained import positions
 from sae_lens_hsae.text.hook_point import hook_point, stack_of

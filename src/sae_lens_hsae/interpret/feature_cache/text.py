@@ -11,7 +11,8 @@ from datasets import Dataset
 from sae_lens.training.activations_store import ActivationsStore
 from transformers import AutoTokenizer
 
-from sae_lens_hsae.evaluation.stacks import check_scale, own_name
+from sae_lens_hsae.evaluation.hook_names import known_name
+from sae_lens_hsae.evaluation.stacks import check_scale
 from sae_lens_hsae.text.as_trained import positions
 from sae_lens_hsae.text.hook_point import most_tokens
 from sae_lens_hsae.text.load_model import TRANSFORMER_LENS, load_model
@@ -144,7 +145,7 @@ def tokens_and_activations(
         skipped: rows to leave out at the beginning.
 
     Raises:
-        ValueError: if the rows are longer than the model takes.
+        ValueError: if the rows are longer than the model takes, or it lacks the hook point.
     """
     check_scale([sae])
     metadata = sae.cfg.metadata
@@ -159,7 +160,7 @@ def tokens_and_activations(
         model=model,
         dataset=rows,
         streaming=False,
-        hook_name=own_name(model, metadata.hook_name),
+        hook_name=known_name(model, metadata.hook_name),
         hook_head_index=metadata.hook_head_index,
         context_size=length,
         d_in=sae.cfg.d_in,

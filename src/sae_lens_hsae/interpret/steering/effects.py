@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sae_lens_hsae.evaluation.stacks import own_name
+from sae_lens_hsae.evaluation.hook_names import own_name
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.steering.edits import Edit, steps_of
 from sae_lens_hsae.interpret.steering.steer import edited, steer
