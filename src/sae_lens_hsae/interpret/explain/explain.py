@@ -131,8 +131,8 @@ def _ids(model: Any, sae: Any, text: str) -> tuple[list[int], list[int]]:
         raise ValueError(f"the text {text!r} has no token; give a text with words")
     if set(ids) == {getattr(model.tokenizer, "unk_token_id", None)}:
         raise ValueError(
-            f"the text {text!r} is all {model.tokenizer.unk_token} to the model's tokenizer, which knows nothing of it, "
-            "as of another script; give a text in one that it knows"
+            f"the text {text!r} is all {model.tokenizer.unk_token} to the model's tokenizer, which knows nothing of "
+            "it, as of another script; give a text in one that it knows"
         )
     check_length(model, start, ids, "text")
     return start, ids
