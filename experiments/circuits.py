@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, TypeVar
@@ -21,11 +22,13 @@ from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.circuits import (
     Ablation,
+    Circuit,
     coactivation_modules,
     find_circuit,
     flat_effects,
     lasso_circuit,
 )
+from sae_lens_hsae.interpret.circuits.circuit import Method
 
 N_PAIRS = 6
 LEAST_ACCURACY = 0.6
@@ -35,10 +38,11 @@ THRESHOLD = 0.1
 N_NODES = (8, 32, 128)
 """Sizes of circuits, all hook points together."""
 FINEST = 3
+FLAT, INTEGRATED = "flat", "flat, integrated"
+"""All features, by attribution patching or by integrated gradients."""
+DOWN, TREES_ONLY, DOWN_INTEGRATED = "down the forest", "roots' trees only", "down the forest, integrated"
 LASSO, MODULES = "lasso, down the forest", "co-activation modules"
 """Ways that see activations alone."""
-
-WAYS_TIMED = ("attribution", LASSO, MODULES)
 
 T = TypeVar("T")
 
@@ -72,7 +76,7 @@ def reproduce_circuits(activations: GemmaActivations, folder: Path, size: Size) 
         size: of their training; one seed.
     """
     subject = Subject(activations, folder, size)
-    cells = [Cell(f"circuit-{N_PAIRS}pairs-{name}", measure_behaviour, (name, subject)) for name in BEHAVIOURS]
+    cells = [Cell(f"circuits-{N_PAIRS}pairs-{name}", measure_behaviour, (name, subject)) for name in BEHAVIOURS]
     return circuit_rows(finish_cells(cells, folder, "Circuits"))
 
 
@@ -80,33 +84,53 @@ def measure_behaviour(name: str, subject: Subject) -> dict[str, Any]:
     """Accuracy; and of a behaviour that the model has, effects, circuits and what they are worth."""
     model, forests = subject.model, subject.forests
     pairs = usable(BEHAVIOURS[name](), model.tokenizer, N_PAIRS)
-    circuits = {"down the forest": find_circuit(model, forests, pairs, threshold=THRESHOLD)}
-    circuit = circuits["down the forest"]
+    seconds: dict[str, float] = {}
+
+    def timed(way: str, compute: Callable[[], T]) -> T:
+        began = time.perf_counter()
+        result = compute()
+        seconds[way] = time.perf_counter() - began
+        return result
+
+    def down(method: Method = "attribution", unassigned: bool = True) -> Circuit:
+        return find_circuit(model, forests, pairs, method, THRESHOLD, unassigned)
+
+    circuits = {DOWN: timed(DOWN, down)}
+    circuit = circuits[DOWN]
     found: dict[str, Any] = {"behaviour": name, "pairs": len(pairs), "accuracy": circuit.accuracy}
     if circuit.accuracy < LEAST_ACCURACY:
         return found | {"left_out": True}
-    found |= {"clean": circuit.clean, "patched": circuit.patched}
-    circuits["roots' trees only"] = find_circuit(model, forests, pairs, threshold=THRESHOLD, unassigned=False)
-    effects, seconds = _timed(lambda: flat_effects(model, forests, pairs))
-    lasso, of_lasso = _timed(lambda: lasso_circuit(model, forests, pairs, threshold=THRESHOLD))
+    circuits[TREES_ONLY] = timed(TREES_ONLY, lambda: down(unassigned=False))
+    circuits[DOWN_INTEGRATED] = timed(DOWN_INTEGRATED, lambda: down("integrated"))
+    circuits[LASSO] = timed(LASSO, lambda: lasso_circuit(model, forests, pairs, threshold=THRESHOLD))
+    effects = {
+        FLAT: timed(FLAT, lambda: flat_effects(model, forests, pairs)),
+        INTEGRATED: timed(INTEGRATED, lambda: flat_effects(model, forests, pairs, "integrated")),
+    }
     prompts = [text for pair in pairs for text in (pair.clean, pair.patch) if text is not None]
-    modules, of_modules = _timed(lambda: coactivation_modules(model, forests, prompts, FINEST))
-    found["seconds"] = {"attribution": seconds, LASSO: of_lasso, MODULES: of_modules}
+    modules = timed(MODULES, lambda: coactivation_modules(model, forests, prompts, FINEST))
     trees = {hook: sae.forest for hook, sae in forests.items()}
-    found["visited"] = {way: each.n_visited for way, each in circuits.items()}
-    found["errors"] = [
-        sum(node.effect for node in circuit.nodes if node.feature is None and node.level == level) for level in range(4)
-    ]
-    found["parents"] = [parents_and_children(trees, effects, level) for level in range(FINEST)]
     in_modules = {hook: [feature for each in modules for feature in each.get(hook, [])] for hook in forests}
-    chosen = {"down the forest": circuit.at(FINEST), LASSO: lasso.at(FINEST), MODULES: in_modules}
-    found["curves"] = curves(subject, pairs, effects, chosen)
-    return found
-
-
-def _timed(compute: Callable[[], T]) -> tuple[T, float]:
-    began = time.perf_counter()
-    return compute(), time.perf_counter() - began
+    chosen = {
+        DOWN: (FLAT, circuits[DOWN].at(FINEST)),
+        DOWN_INTEGRATED: (INTEGRATED, circuits[DOWN_INTEGRATED].at(FINEST)),
+        LASSO: (FLAT, circuits[LASSO].at(FINEST)),
+        MODULES: (FLAT, in_modules),
+    }
+    return found | {
+        "clean": circuit.clean,
+        "patched": circuit.patched,
+        "seconds": seconds,
+        "visited": {way: each.n_visited for way, each in circuits.items()} | dict.fromkeys(effects, circuit.n_features),
+        "errors": [
+            sum(node.effect for node in circuit.nodes if node.feature is None and node.level == level)
+            for level in range(FINEST + 1)
+        ],
+        "parents": {
+            way: [parents_and_children(trees, own, level) for level in range(FINEST)] for way, own in effects.items()
+        },
+        "curves": curves(subject, pairs, effects, chosen),
+    }
 
 
 def parents_and_children(
@@ -147,26 +171,38 @@ def parents_and_children(
 
 
 def curves(
-    subject: Subject, pairs: list[Any], effects: Mapping[str, torch.Tensor], chosen: Mapping[str, Mapping[str, Any]]
+    subject: Subject,
+    pairs: list[Any],
+    effects: Mapping[str, Mapping[str, torch.Tensor]],
+    chosen: Mapping[str, tuple[str, Mapping[str, Any]]],
 ) -> list[dict[str, Any]]:
-    """Faithfulness and completeness of the strongest nodes, by how they were chosen; errors stay."""
+    """Faithfulness and completeness of the strongest nodes, by how they were chosen; errors stay.
+
+    Args:
+        subject: the model and the forests.
+        pairs: the behaviour.
+        effects: of all features by hook point, by `FLAT` and `INTEGRATED`.
+        chosen: features of the finest level by hook point, by way; with the effects that rank them.
+    """
     rows = []
     widths = next(iter(subject.forests.values())).cfg.level_widths
     for level in (0, FINEST):
         ablation = Ablation(subject.model, subject.forests, pairs, level)
-        everything = {hook: range(sum(widths)) for hook in effects}
+        everything = {hook: range(sum(widths)) for hook in subject.forests}
         of_level = {"level": level, "none": ablation.none, "all": ablation.all}
         of_level["features_alone"] = ablation.without_errors().faithfulness(everything)
-        own = slice(sum(widths[:level]), sum(widths[: level + 1]))
-        every_one = {hook: range(own.start, own.stop) for hook in effects}
-        ranked = _ranked(effects, every_one)
-        rows += [of_level | _worth(ablation, "flat", n, ranked[:n]) for n in N_NODES]
-        for way, candidates in chosen.items() if level == FINEST else ():
-            nodes = _ranked(effects, candidates)
-            among = len(set(nodes) & set(ranked[: len(nodes)])) / max(1, len(nodes))
+        own = range(sum(widths[:level]), sum(widths[: level + 1]))
+        every_one = dict.fromkeys(subject.forests, own)
+        ranked = {method: _ranked(by_hook, every_one) for method, by_hook in effects.items()}
+        for method, nodes in ranked.items():
+            rows += [of_level | _worth(ablation, method, n, nodes[:n]) for n in N_NODES]
+        for way, (method, candidates) in chosen.items() if level == FINEST else ():
+            nodes = _ranked(effects[method], candidates)
+            strongest = ranked[method][: len(nodes)]
+            among = len(set(nodes) & set(strongest)) / max(1, len(nodes))
             rows.append(of_level | _worth(ablation, way, 0, nodes) | {"among the strongest": among})
-            rows.append(of_level | _worth(ablation, f"flat, as many as {way}", 0, ranked[: len(nodes)]))
-        firing = ranked[:]
+            rows.append(of_level | _worth(ablation, f"flat, as many as {way}", 0, strongest))
+        firing = ranked[FLAT][:]
         random.Random(0).shuffle(firing)
         rows.append(of_level | _worth(ablation, "random", N_NODES[-1], firing[: N_NODES[-1]]))
     return rows
@@ -201,16 +237,16 @@ def circuit_rows(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "other prompt": cell.get("patched", "–"),
             "errors' effect, level 0": cell["errors"][0] if "errors" in cell else "–",
             "level 3": cell["errors"][FINEST] if "errors" in cell else "–",
-            **{f"seconds, {way}": cell["seconds"][way] if "seconds" in cell else "–" for way in WAYS_TIMED},
         }
         for cell in cells
     ]
     had = [cell for cell in cells if not cell.get("left_out")]
-    for level in range(FINEST):
-        own = [cell["parents"][level] for cell in had]
+    for method, level in product((FLAT, INTEGRATED), range(FINEST)):
+        own = [cell["parents"][method][level] for cell in had]
         strong = sum(each["n"] for each in own)
         rows.append(
             {
+                "effects": "integrated" if method == INTEGRATED else "attribution",
                 "parent level": level,
                 "r(parent, Σ children)": fmean(each["correlation"] for each in own),
                 "shuffled": fmean(each["shuffled"] for each in own),
@@ -220,9 +256,10 @@ def circuit_rows(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "any parent is": fmean(each["base"] for each in own),
             }
         )
-    for way in dict.fromkeys(way for cell in had for way in cell["visited"]):
-        visited = [cell["visited"][way] for cell in had]
-        rows.append({"looked at": way} | {f"level {i}": fmean(each[i] for each in visited) for i in range(FINEST + 1)})
+    for way in dict.fromkeys(way for cell in had for way in cell["seconds"]):
+        visited = [cell["visited"][way] for cell in had if way in cell["visited"]]
+        looked_at = {f"level {i}": fmean(each[i] for each in visited) if visited else "–" for i in range(FINEST + 1)}
+        rows.append({"way": way} | looked_at | {"seconds": fmean(cell["seconds"][way] for cell in had)})
     kinds = dict.fromkeys((row["level"], row["way"], row["n"]) for cell in had for row in cell["curves"])
     for level, way, n in kinds:
         own = [row for cell in had for row in cell["curves"] if (row["level"], row["way"], row["n"]) == (level, way, n)]

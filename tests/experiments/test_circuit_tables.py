@@ -1,5 +1,7 @@
 """The measures of the circuits' table, on effects by hand."""
 
+from typing import Any
+
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -8,7 +10,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 from experiments.behaviours import BEHAVIOURS, usable
-from experiments.circuits import WAYS_TIMED, circuit_rows, parents_and_children
+from experiments.circuits import DOWN, FLAT, INTEGRATED, MODULES, circuit_rows, parents_and_children
 from sae_lens_hsae import FeatureForest
 from sae_lens_hsae.interpret.circuits import Pair
 
@@ -47,26 +49,30 @@ def test_parents_against_the_sum_of_their_children():
     assert found["base"] == pytest.approx(3 / 4)
 
 
-def test_a_behaviour_that_is_left_out_is_said():
-    rows = circuit_rows(
-        [
-            {"behaviour": "a", "pairs": 8, "accuracy": 0.5, "left_out": True},
-            {
-                "behaviour": "b",
-                "pairs": 8,
-                "accuracy": 1.0,
-                "clean": 2.0,
-                "patched": -1.0,
-                "errors": [1.0, 1.0, 1.0, 0.5],
-                "seconds": dict.fromkeys(WAYS_TIMED, 1.0),
-                "parents": [{"correlation": 1, "shuffled": 0, "slope": 1, "n": 2, "found": 0.5, "base": 0.1}] * 3,
-                "visited": {"down the forest": [1, 2, 3, 4]},
-                "curves": [
-                    {"level": 0, "way": "flat", "n": 8, "n_kept": 8, "faithfulness": 0.5, "completeness": 0.1}
-                    | {"features_alone": 0.2}
-                ],
-            },
-        ]
-    )
-    assert rows[0]["clean"] == "left out"
-    assert next(row for row in rows if row.get("way") == "flat")["faithfulness"] == 0.5
+def test_rows_are_means_over_the_behaviours_that_the_model_has():
+    boundary = {"correlation": 1, "shuffled": 0, "slope": 1, "n": 2, "found": 0.5, "base": 0.1}
+    curve = {"level": 0, "way": FLAT, "n": 8, "n_kept": 8, "completeness": 0.1, "features_alone": 0.2}
+
+    def cell(name: str, faithfulness: float, seconds: float) -> dict[str, Any]:
+        return {
+            "behaviour": name,
+            "pairs": 8,
+            "accuracy": 1.0,
+            "clean": 2.0,
+            "patched": -1.0,
+            "errors": [1.0, 1.0, 1.0, 0.5],
+            "seconds": {DOWN: seconds, FLAT: 4.0, MODULES: 1.0},
+            "parents": {FLAT: [boundary] * 3, INTEGRATED: [boundary | {"slope": 2}] * 3},
+            "visited": {DOWN: [1, 2, 3, 4], FLAT: [1, 9, 9, 9]},
+            "curves": [curve | {"faithfulness": faithfulness}],
+        }
+
+    left_out = {"behaviour": "a", "pairs": 8, "accuracy": 0.5, "left_out": True}
+    rows = circuit_rows([left_out, cell("b", 0.5, 1.0), cell("c", 0.7, 2.0)])
+    assert [row["clean"] for row in rows[:3]] == ["left out", 2.0, 2.0]
+    looked_at = {row["way"]: row for row in rows if "seconds" in row}
+    assert looked_at[DOWN] == {"way": DOWN, "level 0": 1, "level 1": 2, "level 2": 3, "level 3": 4, "seconds": 1.5}
+    assert looked_at[MODULES]["level 3"] == "–"
+    slopes = {row["effects"]: row["slope"] for row in rows if row.get("parent level") == 0}
+    assert slopes == {"attribution": 1, "integrated": 2}
+    assert next(row for row in rows if "nodes" in row)["faithfulness"] == pytest.approx(0.6)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens import LanguageModelSAERunnerConfig, logger
+from sae_lens import LanguageModelSAERunnerConfig, MultiSAETrainingRunnerConfig, logger
 from sae_lens.load_model import load_model as load_by_name
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -19,6 +19,8 @@ from sae_lens_hsae.evaluation.hook_names import no_hook_point
 TRANSFORMER_LENS = "HookedTransformer"
 NO_MODULE = "hook_names not found"
 """How SAELens begins its refusal."""
+OVERRIDDEN = ("You just passed in a model", "You just passed in a dataset", "override_model", "override_dataset")
+"""How its runners begin to say that a model or a text is not the config's."""
 
 
 def load_model(
@@ -76,11 +78,13 @@ def load_model(
 
 
 @contextmanager
-def model_of_run(cfg: LanguageModelSAERunnerConfig[Any], override_model: Any = None) -> Iterator[Any]:
+def model_of_run(
+    cfg: LanguageModelSAERunnerConfig[Any] | MultiSAETrainingRunnerConfig, override_model: Any = None
+) -> Iterator[Any]:
     """The model to pass as ``override_model`` to a runner of SAELens, inside the block.
 
     Args:
-        cfg: the runner's.
+        cfg: the runner's, of one SAE or of several.
         override_model: a model that is there already; None loads the config's.
 
     Raises:
@@ -89,12 +93,12 @@ def model_of_run(cfg: LanguageModelSAERunnerConfig[Any], override_model: Any = N
     if override_model is not None:
         yield override_model
         return
-    model = load_model(
-        cfg.model_class_name, cfg.model_name, cfg.llm_device, cfg.model_from_pretrained_kwargs, cfg.hook_name
-    )
+    several = isinstance(cfg, MultiSAETrainingRunnerConfig)
+    hooks = dict.fromkeys(cfg.hook_names_per_sae.values()) if several else [cfg.hook_name]
+    model = load_model(cfg.model_class_name, cfg.model_name, cfg.llm_device, cfg.model_from_pretrained_kwargs, *hooks)
 
     def wanted(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(("You just passed in a model", "You just passed in a dataset"))
+        return not record.getMessage().startswith(OVERRIDDEN)
 
     logger.addFilter(wanted)  # it goes on to say that the config does not name this model, or this text
     try:
