@@ -2,10 +2,12 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import Browser
 from conftest import make_sae
 from host_helpers import D_MODEL, save_tiny_gpt2
 from page_blocks import blocks_of
@@ -56,7 +58,10 @@ def test_it_prints_and_writes_what_the_function_finds(saved, tmp_path, capsys):
     forests = {hook: load_hierarchical_sae(saved / f"run{seed}") for seed, hook in enumerate(HOOKS)}
     model = load_language_model(forests[HOOKS[0]], HOOKS[1])
     expected = find_circuit(model, forests, read_pairs(saved / "pairs.jsonl"), threshold=0.01)
-    assert Circuit.from_dict(said) == expected.labelled({HOOKS[0]: {1: "low words"}})
+    found = Circuit.from_dict(said)
+    assert replace(found, folders={}) == expected.labelled({HOOKS[0]: {1: "low words"}})
+    beside = [(output.parent / found.folders[hook]).resolve() for hook in HOOKS]
+    assert beside == [saved / "run0", saved / "run1"]
     assert {node.hook for node in expected.nodes if node.feature is not None} == set(HOOKS)
 
     cli.main(arguments)
@@ -73,15 +78,22 @@ def test_it_prints_and_writes_what_the_function_finds(saved, tmp_path, capsys):
     assert "#feature=" not in text, "there is no page"
 
 
-def test_its_features_link_to_the_page_and_the_page_lists_them(saved, tmp_path, capsys):
-    output, text = tmp_path / "agreement.json", tmp_path / "text.txt"
+@pytest.fixture(scope="module")
+def explored(saved, tmp_path_factory) -> Path:
+    """A circuit with edges in a file, and the pages of both SAEs with it."""
+    folder = tmp_path_factory.mktemp("explored")
+    output, text = folder / "agreement.json", folder / "text.txt"
     arguments = ["circuit", str(saved / "run0"), str(saved / "run1"), "--pairs", str(saved / "pairs.jsonl")]
-    arguments += ["--threshold", "0.01", "--edges", "0.001", "--output", str(output)]
-    cli.main(arguments)
-    circuit = read_circuit(output)
+    cli.main([*arguments, "--threshold", "0.01", "--edges", "0.001", "--output", str(output)])
     text.write_text(" ".join(f"w{i % 60}" for i in range(600)))
-    for seed, hook in enumerate(HOOKS):
+    for seed in range(2):
         cli.main(["explore", str(saved / f"run{seed}"), "--text", str(text), "--circuit", str(output)])
+    return output
+
+
+def test_its_features_link_to_the_page_and_the_page_lists_them(saved, explored, tmp_path, capsys):
+    circuit = read_circuit(explored)
+    for seed, hook in enumerate(HOOKS):
         section, *others = blocks_of(saved / f"run{seed}" / "explorer.html")["forest"][0]["plain"]["sections"]
         assert not others
         assert section["title"] == f"Circuit agreement: the answer leads its foil by {circuit.clean:.2f} logits"
@@ -93,12 +105,62 @@ def test_its_features_link_to_the_page_and_the_page_lists_them(saved, tmp_path, 
             assert (f"; through {HOOKS[1]} " in line) == bool(own)
             for edge in own[:3]:
                 assert f"{edge.target} ({edge.effect:+.2f})" in line
-    capsys.readouterr()
-    cli.main(arguments)
+    arguments = ["circuit", str(saved / "run0"), str(saved / "run1"), "--pairs", str(saved / "pairs.jsonl")]
+    cli.main([*arguments, "--threshold", "0.01", "--output", str(tmp_path / "c.json")])
     lines = capsys.readouterr().out.splitlines()
     for seed, hook in enumerate(HOOKS):
         name = next(node.name for node in circuit.nodes if node.hook == hook and node.feature is not None)
         assert f"  Open one: {(saved / f'run{seed}' / 'explorer.html').as_uri()}#feature={name}" in lines
+
+
+SEEN = """return {
+    columns: [...document.querySelectorAll(".circuit > div")].map((column) => [column.querySelector("h3").textContent,
+        [...column.querySelectorAll(".node")].filter((row) => row.checkVisibility()).map((row) => row.textContent)]),
+    edges: document.querySelectorAll(".edges path").length,
+    closed: document.querySelectorAll(".circuit details:not([open])").length,
+}"""
+
+
+@pytest.mark.browser
+def test_the_page_draws_a_graph_whose_coarse_nodes_open_and_whose_nodes_lead_to_their_features(
+    saved, explored, tmp_path
+):
+    circuit = read_circuit(explored)
+    features = [node for node in circuit.nodes if node.feature is not None]
+    keys = {(node.hook, node.feature) for node in features}
+    tops = {(node.hook, node.name) for node in features if (node.hook, node.parent) not in keys}
+    between = [edge for edge in circuit.edges if "error" not in edge.source + edge.target]
+    among_tops = [e for e in between if {(e.above, e.source), (e.below, e.target)} <= tops]
+    assert 0 < len(among_tops) < len(between)
+    browser = Browser(tmp_path / "profile", height=3000)
+    try:
+        browser.open(saved / "run0" / "explorer.html")
+        browser.run('document.querySelectorAll(".circuit .more").forEach((button) => button.click())')
+        browser.until(lambda: browser.run(SEEN)["edges"] == len(among_tops), "edges between what stands at the top")
+        seen = browser.run(SEEN)
+        assert [hook for hook, _ in seen["columns"]] == list(HOOKS)
+        names = {(hook, row.split()[1]) for hook, rows in seen["columns"] for row in rows}
+        assert names == tops
+        assert seen["closed"] == len({(node.hook, node.parent) for node in features} & keys)
+        first = next(node for node in features if node.hook == HOOKS[0])
+        assert seen["columns"][0][1][0].startswith(f"{first.effect:+.2f} {first.name}".replace("-", "−"))
+        browser.run('document.querySelectorAll(".circuit details").forEach((each) => each.open = true)')
+        browser.until(lambda: browser.run(SEEN)["edges"] == len(between), "edges between all")
+        links = browser.run('return [...document.querySelectorAll(".circuit .node a")].map((link) => link.href)')
+        pages = [(saved / f"run{seed}" / "explorer.html").as_uri() for seed in range(2)]
+        assert sorted(links) == sorted(
+            f"{pages[0]}#/f/{node.name}" if node.hook == HOOKS[0] else f"{pages[1]}#feature={node.name}"
+            for node in features
+        )
+        own, other = features[0], features[-1]
+        browser.open(saved / "run0" / "explorer.html", f"#/f/{own.name}")
+        assert browser.run('return document.querySelector("h1").textContent').startswith(own.name)
+        browser.run("location.href = arguments[0]", f"{pages[1]}#feature={other.name}")
+        heading = 'return document.querySelector("h1")?.textContent ?? ""'
+        browser.until(lambda: browser.run(heading).startswith(other.name), "the other page's feature")
+        assert browser.run("return location.pathname").endswith("run1/explorer.html")
+    finally:
+        browser.driver.quit()
 
 
 @pytest.mark.parametrize(
@@ -107,6 +169,9 @@ def test_its_features_link_to_the_page_and_the_page_lists_them(saved, tmp_path, 
         (lambda data: data | {"schema_version": 9}, "c.json' holds no circuit: schema="),
         (lambda data: data | {"nodes": [{"hook": "x"}]}, "c.json' holds no circuit"),
         (lambda data: data | {"nodes": [data["nodes"][0] | {"feature": "1"}]}, "c.json' holds no circuit"),
+        (lambda data: data | {"nodes": [data["nodes"][0] | {"parent": "1"}]}, "c.json' holds no circuit"),
+        (lambda data: data | {"nodes": data["nodes"] * 2}, "c.json' holds no circuit: .*a node stands there twice"),
+        (lambda data: data | {"folders": ["run0"]}, "c.json' holds no circuit: .*no folders by hook point"),
         (lambda data: data | {"nodes": [data["nodes"][0] | {"hook": "x"}]}, f"'c' has no node at {HOOKS[0]}.*: x"),
         (lambda data: data | {"nodes": [data["nodes"][0] | {"feature": 99}]}, "'c' is of another forest"),
         (lambda data: data | {"nodes": [data["nodes"][0] | {"name": "0/3"}]}, "'c' is of another forest"),

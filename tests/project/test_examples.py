@@ -14,7 +14,9 @@ from sae_lens_hsae.cli.showcase import train_and_show
 
 FOLDER = Path(__file__).parents[2] / "examples"
 EXAMPLES = sorted(
-    path for path in FOLDER.glob("*.py") if path.stem not in ("gemma_scope", "own_activations", "steer", "tiny")
+    path
+    for path in FOLDER.glob("*.py")
+    if path.stem not in ("gemma_layers", "gemma_scope", "own_activations", "steer", "tiny")
 )
 
 
@@ -47,6 +49,16 @@ def test_gemma_has_the_papers_settings():
     assert (cfg.train_batch_size_tokens, cfg.context_size) == (1024, 1024)
     assert (cfg.adam_beta1, cfg.lr_scheduler_name, cfg.lr_end) == (0.0, "cosineannealing", 0.0)
     assert cfg.training_tokens == pytest.approx(100_000_000, rel=1e-4)
+
+
+def test_gemmas_blocks_are_trained_as_one_block_is():
+    several, one = load(FOLDER / "gemma_layers.py").config(), load(FOLDER / "gemma_3_270m.py").config()
+    assert several.hook_names_per_sae == {f"block{n}": f"blocks.{n}.hook_resid_post" for n in (5, 9, 12)}
+    for sae in several.saes.values():
+        assert sae.to_dict() == one.sae.to_dict()
+        assert isinstance(TrainingSAE.from_dict(sae.to_dict() | {"device": "meta"}), HierarchicalTrainingSAE)
+    same = ("training_tokens", "train_batch_size_tokens", "lr", "lr_warm_up_steps", "adam_beta1", "adam_beta2")
+    assert all(getattr(several, name) == getattr(one, name) for name in same)
 
 
 def test_a_forest_of_activations_of_ones_own(monkeypatch, tmp_path, capsys):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -53,6 +55,8 @@ def run_circuit(chosen: argparse.Namespace) -> Outcome:
     circuit = find_circuit(model, forests, pairs, chosen.method, chosen.threshold).labelled(
         {hook: labels_by_tokens(dashboards[hook], model.tokenizer) | given[hook] for hook in forests}
     )
+    beside = {hook: os.path.relpath(folder, output.parent) for hook, folder in by_hook.items()}
+    circuit = replace(circuit, folders=beside)
     if chosen.edges is not None:
         circuit = with_edges(model, forests, pairs, circuit, chosen.edges)
     data = circuit.to_dict()

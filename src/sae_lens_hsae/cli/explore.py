@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ def explore(
     check_file_writable("output", path)
     names = labels_beside(folder, labels)
     hook = str(sae.cfg.metadata.hook_name)
-    circuit_sections = [circuit_section(read_circuit(file), hook, sae.forest, Path(file).stem) for file in circuits]
+    circuit_sections = [_circuit_section(Path(file), hook, sae, path) for file in circuits]
     where = dashboards_folder(folder)
     dashboards = None if renew else dashboards_beside(folder, sae)
     if dashboards is None:
@@ -146,3 +147,13 @@ def explore(
         sections=[*sections, *circuit_sections],
         separators=tokenizer.all_special_tokens,
     )
+
+
+def _circuit_section(file: Path, hook: str, sae: HierarchicalSAE, page: Path) -> PageSection:
+    """A circuit in a file as a section of a page, with links to the pages of its other hook points."""
+    circuit = read_circuit(file)
+    pages = {
+        own: Path(os.path.relpath(file.parent / folder / PAGE_FILENAME, page.parent)).as_posix()
+        for own, folder in circuit.folders.items()
+    }
+    return circuit_section(circuit, hook, sae.forest, file.stem, pages)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ class Node:
         effect: logits that the answer loses against its foil, on average over the pairs, where this node is as on the
             other prompt (or 0) at all positions; positive where it helps the answer.
         label: of the feature, where there is one.
+        parent: flat index of the feature's parent; None without one.
     """
 
     hook: str
@@ -34,6 +35,7 @@ class Node:
     name: str
     effect: float
     label: str = ""
+    parent: int | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Circuit:
         n_visited: features whose effect was computed, by level over all hook points.
         n_features: features there are, likewise.
         edges: between nodes, where they were asked for; by level and falling |effect|.
+        folders: of the SAEs, by hook point, as seen from the folder of the circuit's file; empty where there is none.
     """
 
     method: Method | Literal["lasso"]
@@ -83,6 +86,7 @@ class Circuit:
     n_visited: tuple[int, ...]
     n_features: tuple[int, ...]
     edges: tuple[Edge, ...] = ()
+    folders: Mapping[str, str] = field(default_factory=dict)
 
     def at(self, level: int) -> dict[str, list[int]]:
         """The features among the nodes of one level, by hook point; the strongest first."""
@@ -121,8 +125,13 @@ class Circuit:
             for node in own["nodes"]:
                 if not (isinstance(node.name, str) and isinstance(node.hook, str) and is_number(node.effect)):
                     raise TypeError(f"{node} has no name, hook point or effect")
-                if node.feature is not None and not is_count(node.feature):
+                if not all(index is None or is_count(index) for index in (node.feature, node.parent)):
                     raise TypeError(f"{node} has no index of a feature")
+            if len({(node.hook, node.level, node.feature) for node in own["nodes"]}) < len(own["nodes"]):
+                raise TypeError("a node stands there twice")
+            folders = own.get("folders", {})
+            if not (isinstance(folders, dict) and all(isinstance(each, str) for each in folders.values())):
+                raise TypeError(f"folders={folders!r} are no folders by hook point")
             return cls(**own)
         except (TypeError, KeyError) as error:
             raise ValueError(f"the data are no circuit ({error})") from error

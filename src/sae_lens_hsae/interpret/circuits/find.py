@@ -56,8 +56,7 @@ def find_circuit(
             over[chosen] = True
             by_feature = dict(zip((candidates + own.start).tolist(), effects.tolist(), strict=True))
             strongest = sorted(chosen.tolist(), key=lambda feature: -abs(by_feature[feature]))
-            name = place.forest.levels.name
-            nodes += [Node(place.hook, level, feature, name(feature), by_feature[feature]) for feature in strongest]
+            nodes += [place.node(level, feature, by_feature[feature]) for feature in strongest]
             error = sum(each.error(place, level) for each in attributions) / len(pairs)
             nodes.append(Node(place.hook, level, None, f"{level}/error", error))
     clean = torch.cat([each.clean for each in attributions])

@@ -74,8 +74,7 @@ def lasso_circuit(
             over[place.own][columns[chosen] + start] = True
             order = effects.abs().argsort(descending=True, stable=True)
             found = [
-                Node(place.hook, level, feature, place.forest.levels.name(feature), effects[i].item())
-                for i, feature in ((i, int(columns[i]) + start) for i in order.tolist() if chosen[i])
+                place.node(level, int(columns[i]) + start, effects[i].item()) for i in order.tolist() if chosen[i]
             ] + found
             carries = weights != 0
             targets, weights = own[:, carries], weights[carries]

@@ -11,6 +11,7 @@ import torch
 from sae_lens_hsae.evaluation.hook_names import own_name
 from sae_lens_hsae.evaluation.stacks import metadata
 from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.interpret.circuits.circuit import Node
 from sae_lens_hsae.text.as_trained import positions
 from sae_lens_hsae.text.hook_point import hook_point, stack_of
 
@@ -41,6 +42,11 @@ class Place:
             return self.forest.levels.number(level)
         except IndexError as error:
             raise IndexError(f"{self.hook}: {error}") from None
+
+    def node(self, level: int, feature: int, effect: float) -> Node:
+        """The node of a feature, by flat index."""
+        name, parent = self.forest.levels.name(feature), self.forest.parent(feature)
+        return Node(self.hook, level, feature, name, effect, parent=parent)
 
     def acts(self, x: torch.Tensor, level: int) -> torch.Tensor:
         """(…, d_in) → (…, n_l): the activations of one level."""

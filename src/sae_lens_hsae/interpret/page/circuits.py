@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from sae_lens_hsae.interpret.page.sections import PageSection
 
@@ -14,34 +15,59 @@ if TYPE_CHECKING:
 MOST_EDGES = 3
 
 
-def circuit_section(circuit: Circuit, hook: str, forest: FeatureForest, name: str) -> PageSection:
-    """The nodes at one hook point, coarse to fine and the strongest first, and where their strongest edges lead.
+def circuit_section(
+    circuit: Circuit, hook: str, forest: FeatureForest, name: str, pages: Mapping[str, str] | None = None
+) -> PageSection:
+    """The circuit as a graph, a column for each hook point; and of each node at this one, where its edges lead.
 
     Args:
         circuit: from `find_circuit`.
         hook: the hook point of the page's forest.
         forest: of the page.
         name: what to call the circuit.
+        pages: of the other hook points' SAEs, as seen from this page.
 
     Raises:
         ValueError: if the circuit is of other hook points, or of another forest at this one.
     """
-    nodes = [node for node in circuit.nodes if node.hook == hook]
-    if not nodes:
-        hooks = ", ".join(dict.fromkeys(node.hook for node in circuit.nodes)) or "none"
-        raise ValueError(f"circuit {name!r} has no node at {hook}; its hook points: {hooks}")
-    features = [(node, node.feature) for node in nodes if node.feature is not None]
-    for node, feature in features:
-        if not feature < len(forest) or forest.levels.name(feature) != node.name:
+    hooks = list(dict.fromkeys(node.hook for node in circuit.nodes))
+    if hook not in hooks:
+        raise ValueError(f"circuit {name!r} has no node at {hook}; its hook points: {', '.join(hooks) or 'none'}")
+    lines = []
+    for node in circuit.nodes:
+        if node.hook != hook or node.feature is None:
+            continue
+        if not node.feature < len(forest) or forest.levels.name(node.feature) != node.name:
             raise ValueError(
-                f"circuit {name!r} is of another forest: its node {node.name} is number {feature}, which this forest "
-                f"with level_widths={list(forest.level_widths)} does not have; find it again with these SAEs"
+                f"circuit {name!r} is of another forest: its node {node.name} is number {node.feature}, which this "
+                f"forest with level_widths={list(forest.level_widths)} does not have; find it again with these SAEs"
             )
-    lines = [
-        ("; ".join([f"{node.effect:+.2f} logits", *_edges(circuit, node)]), [feature]) for node, feature in features
-    ]
+        lines.append(("; ".join([f"{node.effect:+.2f} logits", *_edges(circuit, node)]), [node.feature]))
     title = f"Circuit {name}: the answer leads its foil by {circuit.clean:.2f} logits"
-    return PageSection(title, lines or [("No feature is over the threshold here.", [])])
+    return PageSection(title, lines, _graph(circuit, hooks, hook, pages or {}))
+
+
+def _graph(circuit: Circuit, hooks: list[str], here: str, pages: Mapping[str, str]) -> dict[str, object]:
+    """Plain values for ``circuit.js``; edges of errors are left out, since there are many."""
+    columns = []
+    for hook in hooks:
+        own = [node for node in circuit.nodes if node.hook == hook]
+        features = [node for node in own if node.feature is not None]
+        columns.append(
+            {
+                "hook": hook,
+                "here": hook == here,
+                "page": quote(pages[hook]) if hook in pages else None,
+                "errors": [[node.level, node.effect] for node in own if node.feature is None],
+                "nodes": [[node.feature, node.parent, node.name, node.effect, node.label] for node in features],
+            }
+        )
+    edges = [
+        [hooks.index(edge.above), edge.source, edge.target, edge.effect]
+        for edge in circuit.edges
+        if edge.above in hooks and "error" not in edge.source + edge.target
+    ]
+    return {"columns": columns, "edges": edges}
 
 
 def _edges(circuit: Circuit, node: Node) -> Iterator[str]:

@@ -38,6 +38,7 @@ SCRIPTS = (
     "text.js",
     "search.js",
     "map.js",
+    "circuit.js",
     "first.js",
     "app.js",
 )

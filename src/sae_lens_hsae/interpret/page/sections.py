@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sae_lens_hsae.forest import FeatureForest
@@ -15,10 +15,12 @@ class PageSection:
     Attributes:
         title: the heading.
         lines: text, and the features it speaks of, by flat index or by name, such as ``"2/313"``.
+        graph: shown on the first view instead of the lines, see `circuit_section`.
     """
 
     title: str
     lines: Sequence[tuple[str, Sequence[int | str]]]
+    graph: Mapping[str, object] | None = None
 
 
 def section_rows(section: PageSection, forest: FeatureForest) -> dict[str, object]:
@@ -30,4 +32,5 @@ def section_rows(section: PageSection, forest: FeatureForest) -> dict[str, objec
     return {
         "title": section.title,
         "lines": [[text, [forest.index(feature) for feature in features]] for text, features in section.lines],
+        "graph": section.graph,
     }

@@ -59,7 +59,7 @@ function firstView(forest) {
   const topOf = (f) => forest.path(f)[0];
   const start = [...new Set(forest.start.map(topOf))];
   if (start.length) add(cardSection("Start here", "Trees that were chosen for this page.", start, FAMILIES, tree));
-  forest.sections.forEach(({ title, lines }) => parts.push(section(title, sectionLines(forest, lines))));
+  forest.sections.forEach(({ title, lines, graph }) => parts.push(section(title, graph ? circuitGraph(forest, graph) : sectionLines(forest, lines))));
   if (forest.texts.length) parts.push(section("Texts", element("ul", { class: "plain" }, forest.texts.map((text, i) => element("li", {}, element("a", { href: `#/text/${i}` }, element("bdi", {}, clipped(text, 100))))))));
   const families = Array.from(forest.families).filter((f) => !start.includes(f));
   if (families.length) add(cardSection(`Trees that branch (${families.length.toLocaleString("en")})`,

@@ -1,0 +1,82 @@
+"""Forests after several blocks from one run of SAELens' MultiSAETrainingRunner, and a circuit through them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from host_helpers import CONTEXT, restored_signal_handlers, save_tiny_gpt2, tiny_config, tiny_dataset
+from sae_lens import LoggingConfig, MultiSAETrainingRunner, MultiSAETrainingRunnerConfig
+
+from sae_lens_hsae.cli import main as cli
+from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
+from sae_lens_hsae.interpret.circuits import read_circuit
+from sae_lens_hsae.text.load_model import model_of_run
+
+BLOCKS = (0, 1, 2)
+PAIRS = [
+    {"clean": "w1 w2 w3", "patch": "w1 w9 w3", "answer": "w50", "foil": "w51"},
+    {"clean": "w4 w2", "patch": "w4 w9", "answer": "w52", "foil": "w53"},
+]
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory) -> Path:
+    return save_tiny_gpt2(tmp_path_factory.mktemp("model") / "gpt2", n_layers=len(BLOCKS))
+
+
+def train(gpt2: Path, output: Path, blocks: tuple[int, ...]) -> int:
+    """Thirty steps for one SAE after each block.
+
+    Returns:
+        How many prompts the model read.
+    """
+    cfg = MultiSAETrainingRunnerConfig(
+        saes={f"block{block}": tiny_config(level_widths=[4, 8, 16]) for block in blocks},
+        hook_names={f"block{block}": f"transformer.h.{block}" for block in blocks},
+        model_name=str(gpt2),
+        model_class_name="AutoModelForCausalLM",
+        context_size=CONTEXT,
+        training_tokens=30 * 64,
+        train_batch_size_tokens=64,
+        store_batch_size_prompts=4,
+        n_batches_in_buffer=4,
+        n_batches_for_norm_estimate=3,
+        prepend_bos=False,
+        lr=3e-3,
+        output_path=str(output),
+        checkpoint_path=None,
+        logger=LoggingConfig(log_to_wandb=False),
+    )
+    n_read = 0
+
+    def count(_: Any, given: Any, output: Any) -> None:  # noqa: ARG001
+        nonlocal n_read
+        n_read += len(given[0])
+
+    with model_of_run(cfg) as model, restored_signal_handlers():
+        model.model.get_input_embeddings().register_forward_hook(count)
+        MultiSAETrainingRunner(cfg, override_dataset=tiny_dataset(), override_model=model).run()
+    return n_read
+
+
+def test_the_model_reads_the_text_once_for_all_blocks_and_a_circuit_goes_through_them(gpt2, tmp_path, capsys, caplog):
+    n_read = train(gpt2, tmp_path / "all", BLOCKS)
+    assert 0 < n_read == train(gpt2, tmp_path / "one", BLOCKS[:1])
+    assert "override_" not in caplog.text, "the config does name the model"
+    folders = [tmp_path / "all" / f"block{block}" for block in BLOCKS]
+    for block, folder in zip(BLOCKS, folders, strict=True):
+        sae = load_hierarchical_sae(folder)
+        assert sae.cfg.metadata.hook_name == f"transformer.h.{block}"
+        assert len(sae.forest.edges()) > 0
+
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, PAIRS)))
+    output = tmp_path / "circuit.json"
+    arguments = ["--pairs", str(tmp_path / "pairs.jsonl"), "--threshold", "0.001", "--output", str(output)]
+    cli.main(["circuit", *map(str, folders), *arguments])
+    printed = capsys.readouterr().out
+    assert all(f"\ntransformer.h.{block}  (errors" in printed for block in BLOCKS)
+    circuit = read_circuit(output)
+    hooks = [node.hook for node in circuit.nodes if node.feature is not None]
+    assert list(dict.fromkeys(hooks)) == [f"transformer.h.{block}" for block in BLOCKS]
+    assert circuit.n_features == (12, 24, 48)
