@@ -43,7 +43,14 @@ def saved(tmp_path_factory) -> Path:
     save(folder / "twin", HOOKS[0], 1, gpt2)
     save(folder / "nowhere", "transformer.h.9", 1, gpt2)
     (folder / "run0" / "labels.json").write_text('{"1": "low words"}')
-    for name, pairs in {"pairs": PAIRS, "long": [PAIRS[0] | {"patch": "w1"}], "none": []}.items():
+    for name, pairs in {
+        "pairs": PAIRS,
+        "unequal": [PAIRS[0] | {"patch": "w1"}],
+        "several": [PAIRS[0] | {"answer": "w50 w9"}],
+        "same": [PAIRS[0] | {"foil": "w50"}],
+        "long": [PAIRS[0] | {"clean": "w1 " * 32, "patch": "w2 " * 32}],
+        "none": [],
+    }.items():
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     return folder
 
@@ -215,7 +222,10 @@ def path_of(forests: Any, node: Any) -> list[int]:
         (["run0", "twin"], "pairs", "run0 and .*twin both read transformer.h.0"),
         (["run0", "nowhere"], "pairs", "hook_name='transformer.h.9' is no hook point of the model"),
         (["run0", "gpt2"], "pairs", "gpt2 holds an SAE of architecture|gpt2 holds no cfg.json"),
-        (["run0"], "long", "pair 1: clean='w1 w2 w3' has 3 tokens and patch='w1' has 1"),
+        (["run0"], "unequal", "pair 1: clean='w1 w2 w3' has 3 tokens and patch='w1' has 1"),
+        (["run0"], "several", r"pair 1: answer='w50 w9' has 2 tokens, \['w50', 'w9'\]"),
+        (["run0"], "same", "pair 1: answer and foil are the same tokens, so there is no contrast"),
+        (["run0"], "long", "pair 1: clean has 32 tokens, but the model takes at most 31"),
         (["run0"], "none", "none.jsonl holds no pair"),
         (["run0"], "missing", "missing.jsonl"),
     ],
@@ -225,3 +235,10 @@ def test_it_says_what_is_wrong(saved, tmp_path, folders, pairs, message):
     with pytest.raises(SystemExit, match=message):
         cli.main(["circuit", *arguments, "--output", str(tmp_path / "c.json")])
     assert not (tmp_path / "c.json").exists()
+
+
+def test_an_output_that_cannot_be_is_refused_before_the_model_is_loaded(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr("sae_lens_hsae.cli.circuit.load_language_model", lambda *_: pytest.fail("it was loaded"))
+    arguments = ["circuit", str(saved / "run0"), "--pairs", str(saved / "pairs.jsonl"), "--output", str(tmp_path)]
+    with pytest.raises(SystemExit, match=r"output='.*' is a folder; give a file"):
+        cli.main(arguments)

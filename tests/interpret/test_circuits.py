@@ -18,6 +18,7 @@ from sae_lens_hsae.interpret.circuits import (
     Pair,
     find_circuit,
     flat_effects,
+    lasso_circuit,
     read_pairs,
     with_edges,
 )
@@ -247,6 +248,14 @@ def test_ablation_equals_replacing_by_hand(tokenizer, level, keep_errors):
         assert ablation.completeness({}) == pytest.approx(1)
 
 
+def test_where_a_level_carries_nothing_faithfulness_is_no_number(tokenizer):
+    saes = {SECOND: stacks()[SECOND]}
+    saes[SECOND].W_dec.data.zero_()
+    ablation = Ablation(tiny(tokenizer), saes, PAIRS)
+    assert ablation.all == ablation.none
+    assert math.isnan(ablation.faithfulness({SECOND: [13]}))
+
+
 def test_without_bos_the_first_position_counts(tokenizer):
     saes = {SECOND: stacks(prepend_bos=False)[SECOND]}
     saes[SECOND].cfg.metadata.disable_concat_sequences = True
@@ -280,7 +289,7 @@ def of_another_model(saes: Any) -> Any:
         ),
     ],
 )
-@pytest.mark.parametrize("function", [find_circuit, Ablation])
+@pytest.mark.parametrize("function", [find_circuit, flat_effects, lasso_circuit, Ablation])
 def test_bad_input_is_refused_before_the_model_runs(tokenizer, function, pairs, change, message):
     model, saes = tiny(tokenizer), stacks()
     model.forward = lambda *_: pytest.fail("the model ran")

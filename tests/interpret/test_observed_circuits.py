@@ -136,6 +136,8 @@ def test_modules_are_what_correlates_from_token_to_token(tokenizer, most_frequen
     ("options", "message"),
     [
         ({"texts": []}, "texts is empty"),
+        ({"texts": ["w1", ""]}, "texts: number 1 has no token"),
+        ({"texts": ["w1", "w1 " * 16]}, "texts: number 1 has 16 tokens, but the model takes at most 15"),
         ({"strongest": 0}, "strongest=0"),
         ({"correlation": 0}, "correlation=0 must be above 0"),
         ({"most_frequent": 2}, "most_frequent=2"),
@@ -147,8 +149,10 @@ def test_wrong_arguments_of_modules_are_named(tokenizer, options, message):
     arguments: dict[str, Any] = {"forests": forests, "texts": ["w1 w2"]} | options
     if arguments["forests"] == FIRST:
         arguments["forests"] = {FIRST: forests[FIRST]}
+    model = tiny(tokenizer)
+    model.forward = lambda *_: pytest.fail("the model ran")
     with pytest.raises(ValueError, match=message):
-        coactivation_modules(tiny(tokenizer), **arguments)
+        coactivation_modules(model, **arguments)
     with pytest.raises(IndexError, match=r"resid_post: level 3 does not exist; choose one from 0 to 2"):
         coactivation_modules(tiny(tokenizer), forests, ["w1 w2"], level=3)
 

@@ -9,20 +9,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from sae_lens_hsae.cli.collected import dashboards_beside, labels_by_tokens, page_link
 from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.cli.text_flags import check_device
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
 from sae_lens_hsae.interpret.circuits import Circuit, Node, find_circuit, read_pairs, with_edges
+from sae_lens_hsae.interpret.circuits.pairs import batches_of
 from sae_lens_hsae.interpret.circuits.places import check_one_model
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
 from sae_lens_hsae.interpret.labels.files import labels_beside
 from sae_lens_hsae.storage.json_files import printable
-from sae_lens_hsae.storage.whole_files import file_written_whole
-from sae_lens_hsae.text.hook_point import check_causal, ids_of_text
+from sae_lens_hsae.storage.whole_files import check_file_writable, file_written_whole
+from sae_lens_hsae.text.hook_point import check_causal
 
 
 def run_circuit(chosen: argparse.Namespace) -> Outcome:
@@ -30,6 +29,7 @@ def run_circuit(chosen: argparse.Namespace) -> Outcome:
 
     Raises:
         FileNotFoundError: if a folder holds no SAE, or there is no file of pairs.
+        OSError: if the output cannot be written.
         ValueError: if the SAEs are of different models or of one hook point, or as `find_circuit` and `read_pairs`.
     """
     if chosen.edges is not None and not chosen.edges >= 0:
@@ -37,6 +37,7 @@ def run_circuit(chosen: argparse.Namespace) -> Outcome:
     check_device(chosen.device)
     pairs = read_pairs(chosen.pairs)
     output = Path(chosen.output)
+    check_file_writable("output", output)
     saes = {folder: load_hierarchical_sae(folder, chosen.device) for folder in chosen.folders}
     check_one_model(saes)
     by_hook: dict[str, str] = {}
@@ -49,9 +50,8 @@ def run_circuit(chosen: argparse.Namespace) -> Outcome:
     given = {hook: labels_beside(folder) for hook, folder in by_hook.items()}
     dashboards = {hook: dashboards_beside(Path(folder), forests[hook]) for hook, folder in by_hook.items()}
     model = load_language_model(next(iter(forests.values())), *list(forests)[1:])
-    start, ids = ids_of_text(model, next(iter(forests.values())), pairs[0].clean)
-    if ids:
-        check_causal(model, torch.tensor([[*start, *ids]], device=chosen.device))
+    prompt = batches_of(pairs, model, next(iter(forests.values())))[0].clean[:1]
+    check_causal(model, prompt[:, : max(1, prompt.shape[1] - 1)])
     circuit = find_circuit(model, forests, pairs, chosen.method, chosen.threshold).labelled(
         {hook: labels_by_tokens(dashboards[hook], model.tokenizer) | given[hook] for hook in forests}
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from copy import copy
 from typing import Any
@@ -77,8 +78,12 @@ class Ablation:
         return total / n
 
     def faithfulness(self, kept: Mapping[str, Collection[int]]) -> float:
-        """(m(C) − m(∅)) / (m(M) − m(∅)): 1 if the circuit is enough, 0 if it does no more than nothing."""
-        return (self.metric(kept) - self.none) / (self.all - self.none)
+        """(m(C) − m(∅)) / (m(M) − m(∅)): 1 if the circuit is enough, 0 if it does no more than nothing.
+
+        NaN where nothing is lost without the level's features.
+        """
+        lost = self.all - self.none
+        return (self.metric(kept) - self.none) / lost if lost else math.nan
 
     def completeness(self, circuit: Mapping[str, Collection[int]]) -> float:
         """The faithfulness of all but the circuit: 0 if nothing outside carries the behaviour."""

@@ -43,7 +43,6 @@ class Attribution:
             if batch.patch is not None:
                 logits, self._patch = run_and_keep(model, batch.patch, names)
                 self.patched = batch.differences(logits)
-        self._names = names
         self._integrated: dict[tuple[str, int], torch.Tensor] = {}
 
     def features(self, place: Place, level: int, features: torch.Tensor) -> torch.Tensor:
@@ -94,20 +93,21 @@ class Attribution:
     @torch.no_grad()
     def _lost(self, place: Place, move: torch.Tensor) -> torch.Tensor:
         """The metric's fall, summed over the pairs, where x loses ``move``."""
-        return (self.clean - self._run({place.own: self._clean[place.own] - move})).sum()
+        return (self.clean - self._run({place.own: -move})).sum()
 
-    def _run(self, instead: Mapping[str, torch.Tensor], added: Mapping[str, torch.Tensor] | None = None) -> Any:
-        """(pairs,) the metric, with other activations at some places, and some added to others."""
+    def _run(self, added: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """(pairs,) the metric on the clean prompts, with something added to x at some places."""
 
-        def hook_at(name: str) -> Any:
-            def hook_function(x: torch.Tensor, hook: Any) -> torch.Tensor:  # noqa: ARG001
-                x = instead[name].view_as(x).to(x) if name in instead else x
-                return x + added[name].view_as(x) if added and name in added else x
+        def hook_at(change: torch.Tensor) -> Any:
+            return lambda x, hook: x + change.view_as(x).to(x)  # noqa: ARG005
 
-            return hook_function
-
-        with self._model.hooks(fwd_hooks=[(name, hook_at(name)) for name in {*instead, *(added or ())}]):
+        with self._model.hooks(fwd_hooks=[(name, hook_at(change)) for name, change in added.items()]):
             return self._batch.differences(self._model(self._batch.clean))
+
+    @torch.enable_grad()
+    def _gradients(self, added: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+        changes = {name: change.requires_grad_() for name, change in added.items()}
+        return list(torch.autograd.grad(self._run(changes).sum(), list(changes.values())))
 
     def gradient(self, place: Place, level: int) -> torch.Tensor:
         """(pairs, context, d_in) of the metric's sum over the pairs."""
@@ -121,10 +121,8 @@ class Attribution:
 
     @cached_property
     def _at_clean(self) -> dict[str, torch.Tensor]:
-        with torch.enable_grad():
-            zeros = {name: torch.zeros_like(self._clean[name], requires_grad=True) for name in self._names}
-            gradients = torch.autograd.grad(self._run({}, zeros).sum(), list(zeros.values()))
-        return dict(zip(self._names, gradients, strict=True))
+        zeros = {name: torch.zeros_like(x) for name, x in self._clean.items()}
+        return dict(zip(zeros, self._gradients(zeros), strict=True))
 
     def _on_the_way(self, place: Place, level: int) -> torch.Tensor:
         clean = self._clean[place.own]
@@ -134,10 +132,6 @@ class Attribution:
             with torch.no_grad():
                 bias = sae.decode(clean.new_zeros(1, sae.cfg.d_sae).to(sae.device, sae.dtype)).to(clean)
             start = bias.expand_as(clean)
-        start = torch.where(self.mask(place), start, clean)
-        total = torch.zeros_like(clean)
-        for step in range(N_STEPS):
-            x = (start + (step + 0.5) / N_STEPS * (clean - start)).requires_grad_()
-            with torch.enable_grad():
-                total += torch.autograd.grad(self._run({place.own: x}).sum(), x)[0]
-        return total / N_STEPS
+        way = (start - clean) * self.mask(place)
+        shares = [(step + 0.5) / N_STEPS for step in range(N_STEPS)]
+        return sum((self._gradients({place.own: share * way})[0] for share in shares), torch.zeros_like(way)) / N_STEPS

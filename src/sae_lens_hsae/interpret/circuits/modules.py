@@ -62,9 +62,12 @@ def coactivation_modules(
         raise ValueError("texts is empty; give at least one")
     levels = [place.level(level) for place in places]
     seen: list[list[torch.Tensor]] = [[] for _ in places]
-    for i, text in enumerate(texts):
-        before, ids = ids_of_text(model, places[0].saes[0], text)
+    prompts = [ids_of_text(model, places[0].saes[0], text) for text in texts]
+    for i, (before, ids) in enumerate(prompts):
+        if not ids:
+            raise ValueError(f"texts: number {i} has no token; give texts with words")
         check_length(model, before, ids, f"texts: number {i}")
+    for before, ids in prompts:
         tokens = torch.tensor([before + ids], device=places[0].saes[0].device)
         _, kept = run_and_keep(model, tokens, [place.own for place in places])
         for own, place, at in zip(seen, places, levels, strict=True):
@@ -85,14 +88,14 @@ def coactivation_modules(
         for i, (above, below) in enumerate(pairwise(columns))
     ]
     source, target = torch.cat(edges).T
-    n = int(offsets[-1])
-    graph = coo_array((torch.ones(len(source)), (source, target)), shape=(n, n))
-    _, component = connected_components(graph, directed=False)
+    members = [
+        (place.hook, place.forest.levels[at].start + feature)
+        for place, at, own in zip(places, levels, candidates, strict=True)
+        for feature in own.tolist()
+    ]
+    graph = coo_array((torch.ones(len(source)), (source, target)), shape=(len(members), len(members)))
     modules: dict[int, Module] = {}
-    joined = set(source.tolist()) | set(target.tolist())
-    for i, place in enumerate(places):
-        start = place.forest.levels[levels[i]].start
-        for k, feature in enumerate(candidates[i].tolist()):
-            if (node := int(offsets[i]) + k) in joined:
-                modules.setdefault(int(component[node]), {}).setdefault(place.hook, []).append(start + feature)
-    return sorted(modules.values(), key=lambda module: -sum(map(len, module.values())))
+    for (hook, feature), component in zip(members, connected_components(graph, directed=False)[1], strict=True):
+        modules.setdefault(component, {}).setdefault(hook, []).append(feature)
+    joined = [module for module in modules.values() if len(module) > 1]  # what is joined to nothing has one hook point
+    return sorted(joined, key=lambda module: -sum(map(len, module.values())))

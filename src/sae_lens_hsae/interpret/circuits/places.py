@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -96,9 +97,7 @@ def places_of(model: Any, forests: Mapping[str, Any]) -> list[Place]:
 
 def total_features(places: Sequence[Place]) -> tuple[int, ...]:
     """Features of each level, all places together."""
-    depth = max(len(place.forest.levels) for place in places)
-    widths = [[*place.forest.level_widths, *[0] * (depth - len(place.forest.levels))] for place in places]
-    return tuple(map(sum, zip(*widths, strict=True)))
+    return tuple(map(sum, zip_longest(*(place.forest.level_widths for place in places), fillvalue=0)))
 
 
 def check_one_model(forests: Mapping[str, Any]) -> None:
