@@ -111,12 +111,7 @@ def measure_behaviour(name: str, subject: Subject) -> dict[str, Any]:
     modules = timed(MODULES, lambda: coactivation_modules(model, forests, prompts, FINEST))
     trees = {hook: sae.forest for hook, sae in forests.items()}
     in_modules = {hook: [feature for each in modules for feature in each.get(hook, [])] for hook in forests}
-    chosen = {
-        DOWN: (FLAT, circuits[DOWN].at(FINEST)),
-        DOWN_INTEGRATED: (INTEGRATED, circuits[DOWN_INTEGRATED].at(FINEST)),
-        LASSO: (FLAT, circuits[LASSO].at(FINEST)),
-        MODULES: (FLAT, in_modules),
-    }
+    observed = {LASSO: circuits[LASSO].at(FINEST), MODULES: in_modules}
     return found | {
         "clean": circuit.clean,
         "patched": circuit.patched,
@@ -129,7 +124,7 @@ def measure_behaviour(name: str, subject: Subject) -> dict[str, Any]:
         "parents": {
             way: [parents_and_children(trees, own, level) for level in range(FINEST)] for way, own in effects.items()
         },
-        "curves": curves(subject, pairs, effects, chosen),
+        "curves": curves(subject, pairs, effects, observed),
     }
 
 
@@ -174,7 +169,7 @@ def curves(
     subject: Subject,
     pairs: list[Any],
     effects: Mapping[str, Mapping[str, torch.Tensor]],
-    chosen: Mapping[str, tuple[str, Mapping[str, Any]]],
+    observed: Mapping[str, Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
     """Faithfulness and completeness of the strongest nodes, by how they were chosen; errors stay.
 
@@ -182,25 +177,31 @@ def curves(
         subject: the model and the forests.
         pairs: the behaviour.
         effects: of all features by hook point, by `FLAT` and `INTEGRATED`.
-        chosen: features of the finest level by hook point, by way; with the effects that rank them.
+        observed: features of the finest level by hook point, by ways that see activations alone.
     """
     rows = []
-    widths = next(iter(subject.forests.values())).cfg.level_widths
-    for level in (0, FINEST):
+    levels = next(iter(subject.forests.values())).forest.levels
+    for level, own in enumerate(levels):
         ablation = Ablation(subject.model, subject.forests, pairs, level)
-        everything = {hook: range(sum(widths)) for hook in subject.forests}
+        everything = {hook: range(levels.n_features) for hook in subject.forests}
         of_level = {"level": level, "none": ablation.none, "all": ablation.all}
         of_level["features_alone"] = ablation.without_errors().faithfulness(everything)
-        own = range(sum(widths[:level]), sum(widths[: level + 1]))
-        every_one = dict.fromkeys(subject.forests, own)
-        ranked = {method: _ranked(by_hook, every_one) for method, by_hook in effects.items()}
-        for method, nodes in ranked.items():
-            rows += [of_level | _worth(ablation, method, n, nodes[:n]) for n in N_NODES]
-        for way, (method, candidates) in chosen.items() if level == FINEST else ():
-            nodes = _ranked(effects[method], candidates)
-            strongest = ranked[method][: len(nodes)]
-            among = len(set(nodes) & set(strongest)) / max(1, len(nodes))
-            rows.append(of_level | _worth(ablation, way, 0, nodes) | {"among the strongest": among})
+        every_one = dict.fromkeys(subject.forests, range(own.start, own.stop))
+        ranked = {way: _ranked({hook: each.abs() for hook, each in effects[way].items()}, every_one) for way in effects}
+        if level == FINEST:
+            for way, down in ((FLAT, DOWN), (INTEGRATED, DOWN_INTEGRATED)):
+                reached = {hook: reached_at(subject.forests[hook].forest, each) for hook, each in effects[way].items()}
+                ranked[down] = _ranked(reached, every_one)
+        for way, nodes in ranked.items():
+            for n in N_NODES:
+                among = {"among the strongest": _shared(nodes[:n], ranked[FLAT][:n])}
+                rows.append(of_level | _worth(ablation, way, n, nodes[:n]) | among)
+        for way, found in observed.items() if level == FINEST else ():
+            nodes = [(hook, feature) for hook, features in found.items() for feature in features]
+            nodes = [node for node in nodes if node in ranked[FLAT]]
+            strongest = ranked[FLAT][: len(nodes)]
+            among = {"among the strongest": _shared(nodes, strongest)}
+            rows.append(of_level | _worth(ablation, way, 0, nodes) | among)
             rows.append(of_level | _worth(ablation, f"flat, as many as {way}", 0, strongest))
         firing = ranked[FLAT][:]
         random.Random(0).shuffle(firing)
@@ -208,10 +209,23 @@ def curves(
     return rows
 
 
-def _ranked(effects: Mapping[str, torch.Tensor], candidates: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Candidates with an effect, the strongest first."""
-    pairs = [(hook, feature) for hook, own in candidates.items() for feature in own if effects[hook][feature] != 0]
-    return sorted(pairs, key=lambda each: -abs(effects[each[0]][each[1]].item()))
+def reached_at(forest: FeatureForest, effects: torch.Tensor) -> torch.Tensor:
+    """(n_features,) the highest threshold at which going down finds a feature: the least |effect| on its path."""
+    reached = effects.abs()
+    for own in list(forest.levels)[1:]:
+        children = torch.arange(own.start, own.stop)[forest.parents[own] >= 0]
+        reached[children] = torch.minimum(reached[children], reached[forest.parents[children]])
+    return reached
+
+
+def _ranked(scores: Mapping[str, torch.Tensor], candidates: Mapping[str, range]) -> list[tuple[str, int]]:
+    """Candidates with a score over 0, the highest first."""
+    pairs = [(hook, feature) for hook, own in candidates.items() for feature in own if scores[hook][feature] > 0]
+    return sorted(pairs, key=lambda each: -scores[each[0]][each[1]].item())
+
+
+def _shared(nodes: list[tuple[str, int]], others: list[tuple[str, int]]) -> float:
+    return len(set(nodes) & set(others)) / max(1, len(nodes))
 
 
 def _worth(ablation: Ablation, way: str, n: int, nodes: list[tuple[str, int]]) -> dict[str, Any]:

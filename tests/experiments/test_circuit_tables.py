@@ -10,8 +10,9 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 from experiments.behaviours import BEHAVIOURS, usable
-from experiments.circuits import DOWN, FLAT, INTEGRATED, MODULES, circuit_rows, parents_and_children
+from experiments.circuits import DOWN, FLAT, INTEGRATED, MODULES, circuit_rows, parents_and_children, reached_at
 from sae_lens_hsae import FeatureForest
+from sae_lens_hsae.forest.descent import candidates_below
 from sae_lens_hsae.interpret.circuits import Pair
 
 
@@ -47,6 +48,18 @@ def test_parents_against_the_sum_of_their_children():
     assert found["n"] == 3, "4, 5 and 6"
     assert found["found"] == pytest.approx(2 / 3), "2 is under the threshold"
     assert found["base"] == pytest.approx(3 / 4)
+
+
+def test_a_feature_is_reached_at_the_highest_threshold_that_lets_all_above_it_through():
+    forest = FeatureForest([-1, -1, -1, 0, 0, 1, -1, 3, 5, 6, -1], [3, 4, 4])
+    effects = torch.randn(len(forest), generator=torch.Generator().manual_seed(0))
+    reached = reached_at(forest, effects)
+    for threshold in (0.01, 0.1, 0.3, 0.6, 1.0, 1.5):
+        over = torch.zeros(len(forest), dtype=torch.bool)
+        for level, own in enumerate(forest.levels):
+            found = candidates_below(forest, level, over) + own.start
+            over[found[effects[found].abs() >= threshold]] = True
+        assert torch.equal(reached >= threshold, over)
 
 
 def test_rows_are_means_over_the_behaviours_that_the_model_has():
