@@ -51,7 +51,7 @@ def test_parents_against_the_sum_of_their_children():
 
 
 def test_a_feature_is_reached_at_the_highest_threshold_that_lets_all_above_it_through():
-    forest = FeatureForest([-1, -1, -1, 0, 0, 1, -1, 3, 5, 6, -1], [3, 4, 4])
+    forest = FeatureForest([-1, -1, 0, 0, 1, -1, 2, 3, 5, -1, 4], [2, 4, 5])
     effects = torch.randn(len(forest), generator=torch.Generator().manual_seed(0))
     reached = reached_at(forest, effects)
     for threshold in (0.01, 0.1, 0.3, 0.6, 1.0, 1.5):
