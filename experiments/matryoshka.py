@@ -8,13 +8,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig, MatryoshkaBatchTopKTrainingSAE
+from sae_lens import SAE, BatchTopKTrainingSAE, JumpReLUSAE, JumpReLUSAEConfig
 
 from sae_lens_hsae.forest.levels import validated_widths
 
 
-def inference_sae(sae: MatryoshkaBatchTopKTrainingSAE) -> JumpReLUSAE:
-    """What SAELens saves of a trained Matryoshka BatchTopK SAE: a JumpReLU SAE with one threshold for all features."""
+def inference_sae(sae: BatchTopKTrainingSAE) -> JumpReLUSAE:
+    """What SAELens saves of a BatchTopK SAE, nested or not: a JumpReLU SAE with one threshold for all features."""
     with TemporaryDirectory() as folder:
         sae.save_inference_model(folder)
         saved = SAE.load_from_disk(folder, device=str(sae.device))

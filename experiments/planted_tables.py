@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sae_lens import MatryoshkaBatchTopKTrainingSAE
-from sae_lens.saes.sae import TrainingSAE
+import torch
+from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 from sae_lens.util import temporary_seed
 
 from experiments.matryoshka import groups_and_prefixes, inference_sae
-from experiments.models import HSAE, IDEAS, MATRYOSHKA, new_matryoshka
-from experiments.planted.training import Stack, compare
+from experiments.models import HSAE, IDEAS, MATRYOSHKA, SAELENS_BATCH_TOPK, new_matryoshka
+from experiments.planted.training import Rival, Stack, compare
 from experiments.planted.trees import EASY, N_SAMPLES, STANDARD, SYNTH_SAE_BENCH_16K, UNKNOWN_L0, PlantedSetting
+from experiments.snmf import SNMF, factor_levels
 from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
 from sae_lens_hsae.forest import PAPER_RULE, FeatureForest
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.presets import INDEPENDENT, PAPER
 
+SNMF_BATCHES = 10
 SETTINGS = {setting.name: setting for setting in (STANDARD, UNKNOWN_L0, EASY, SYNTH_SAE_BENCH_16K)}
 
 
@@ -57,26 +61,58 @@ def reproduce_planted(
 def recovered(setting: str, seed: int, steps: int, n_samples: int, device: str) -> dict[str, Any]:
     """All models on one seed, side by side on the same stream."""
     chosen = SETTINGS[setting]
-    others: dict[str, TrainingSAE[Any]] = {MATRYOSHKA: _matryoshka(chosen, seed, device)}
     models = IDEAS | {"HSAE (paper)": PAPER, "post hoc": INDEPENDENT}
     if not isinstance(chosen.target_l0, tuple):
         models["one L0 for all levels"] = {"l0_width_exponent": 0.0}
-    results = compare(chosen, seed, models, others, _matryoshka_stack, steps, n_samples, device, true_parents_of=[HSAE])
+    with temporary_seed(seed):
+        others = {MATRYOSHKA: _matryoshka(chosen, device), SAELENS_BATCH_TOPK: _batch_topk(chosen, device)}
+    others[SNMF] = _snmf(chosen, seed, device)
+    results = compare(chosen, seed, models, others, steps, n_samples, device, true_parents_of=[HSAE])
     return {"models": [result.to_dict() for result in results.values()]}
 
 
-def _matryoshka(setting: PlantedSetting, seed: int, device: str) -> TrainingSAE[Any]:
-    with temporary_seed(seed):
-        return new_matryoshka(
-            Levels(setting.level_widths),
-            sum(setting.sae_config().target_l0_per_level),
-            setting.model.hidden_dim,
-            normalize_activations="expected_average_only_in",
-            device=device,
+def _matryoshka(setting: PlantedSetting, device: str) -> Rival:
+    sae = new_matryoshka(
+        Levels(setting.level_widths),
+        sum(setting.sae_config().target_l0_per_level),
+        setting.model.hidden_dim,
+        normalize_activations="expected_average_only_in",
+        device=device,
+    )
+
+    def as_stack(trained: Sequence[Any]) -> Stack:
+        groups, _ = groups_and_prefixes(inference_sae(trained[0]), sae.cfg.matryoshka_widths)
+        return groups, FeatureForest.from_saes(groups, PAPER_RULE)
+
+    return Rival([sae], as_stack)
+
+
+def _batch_topk(setting: PlantedSetting, device: str) -> Rival:
+    saes = [
+        BatchTopKTrainingSAE(
+            BatchTopKTrainingSAEConfig(
+                d_in=setting.model.hidden_dim,
+                d_sae=width,
+                k=target,
+                normalize_activations="expected_average_only_in",
+                device=device,
+            )
         )
+        for width, target in zip(setting.level_widths, setting.sae_config().target_l0_per_level, strict=True)
+    ]
+
+    def as_stack(trained: Sequence[Any]) -> Stack:
+        levels = [inference_sae(sae) for sae in trained]
+        return levels, FeatureForest.from_saes(levels, PAPER_RULE)
+
+    return Rival(saes, as_stack)
 
 
-def _matryoshka_stack(sae: TrainingSAE[Any]) -> Stack:
-    assert isinstance(sae, MatryoshkaBatchTopKTrainingSAE)
-    groups, _ = groups_and_prefixes(inference_sae(sae), sae.cfg.matryoshka_widths)
-    return groups, FeatureForest.from_saes(groups, PAPER_RULE)
+def _snmf(setting: PlantedSetting, seed: int, device: str) -> Rival:
+    """Reads the first batches of the stream; a factorisation holds all of them at once."""
+
+    def as_stack(_: Sequence[Any]) -> Stack:
+        x = torch.cat(list(islice(setting.plant(seed, device).training_batches(), SNMF_BATCHES)))
+        return factor_levels(x, setting.level_widths, setting.sae_config().target_l0_per_level, seed)
+
+    return Rival([], as_stack)

@@ -30,6 +30,19 @@ Stack = tuple[Sequence[LevelSAE] | SAEStack, FeatureForest]
 
 
 @dataclass(frozen=True)
+class Rival:
+    """A model that is no HSAE.
+
+    Attributes:
+        saes: untrained SAEs of any architecture, on the same device; trained beside the others.
+        as_stack: makes a stack of levels and its forest of them, once trained.
+    """
+
+    saes: Sequence[TrainingSAE[Any]]
+    as_stack: Callable[[Sequence[TrainingSAE[Any]]], Stack]
+
+
+@dataclass(frozen=True)
 class PlantedResult:
     """One model on one setting and seed: whether its forest is true, and whether it agrees with itself.
 
@@ -41,7 +54,7 @@ class PlantedResult:
         n_steps: of training.
         recovery: against the true hierarchy.
         evaluation: the hierarchy metrics, on the same samples.
-        training_seconds: of all models of the comparison together.
+        training_seconds: of all models of the comparison that train on the stream, together.
     """
 
     setting: str
@@ -67,8 +80,7 @@ def compare(
     setting: PlantedSetting,
     seed: int,
     models: Mapping[str, Mapping[str, Any]] = MODELS,
-    others: Mapping[str, TrainingSAE[Any]] | None = None,
-    as_stack: Callable[[TrainingSAE[Any]], Stack] | None = None,
+    others: Mapping[str, Rival] | None = None,
     n_steps: int | None = None,
     n_samples: int = N_SAMPLES,
     device: str = "cpu",
@@ -80,8 +92,7 @@ def compare(
         setting: `EASY`, `STANDARD`, or another.
         seed: of directions, samples and initial weights.
         models: HSAEs, as fields of the config by name.
-        others: untrained SAEs of other architectures by name, which read the same d_in on the same device.
-        as_stack: makes a trained one of ``others`` a stack of levels and its forest.
+        others: models of other kinds, by name.
         n_steps: of training; None takes the setting's.
         n_samples: to measure on.
         device: where everything happens.
@@ -91,19 +102,18 @@ def compare(
         One result per model, by name.
 
     Raises:
-        ValueError: if there is no model, two have the same name, or ``others`` come without ``as_stack``.
+        ValueError: if there is no model, or two have the same name.
     """
     others = others or {}
     if not models and not others:
         raise ValueError("there is no model to train; give models or others")
     if both := set(models) & set(others):
         raise ValueError(f"models and others share the names {sorted(both)}; give each model its own")
-    if others and as_stack is None:
-        raise ValueError("others are given without as_stack, which has to say what their levels and forest are")
     trees = setting.plant(seed, device)
     n_steps = setting.n_steps if n_steps is None else n_steps
     start = time.perf_counter()
-    trained = train(trees, new_saes(trees, models) | dict(others), n_steps)
+    of_rivals = {f"{name} {i}": sae for name, rival in others.items() for i, sae in enumerate(rival.saes)}
+    trained = train(trees, new_saes(trees, models) | of_rivals, n_steps)
     seconds = time.perf_counter() - start
 
     def measured(name: str, levels: Sequence[LevelSAE] | SAEStack, forest: FeatureForest) -> PlantedResult:
@@ -119,8 +129,12 @@ def compare(
         )
 
     results = {}
-    for name, sae in trained.items():
-        levels, forest = as_stack(sae) if as_stack is not None and name in others else _stack(sae)
+    for name in (*models, *others):
+        if name in others:
+            rival = others[name]
+            levels, forest = rival.as_stack([trained[f"{name} {i}"] for i in range(len(rival.saes))])
+        else:
+            levels, forest = _stack(trained[name])
         results[name] = measured(name, levels, forest)
         if name in true_parents_of:
             named = f"{name}, true parents"

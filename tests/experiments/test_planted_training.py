@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,9 +18,10 @@ from sae_lens.synthetic import (
 
 from experiments.planted.absorption import measure_absorption
 from experiments.planted.concept_matching import match_directions, match_features
-from experiments.planted.training import compare, new_saes, train
+from experiments.planted.training import Rival, compare, new_saes, train
 from experiments.planted.tree_recovery import score_recovery
-from experiments.planted.trees import PlantedSetting, recover
+from experiments.planted.trees import PlantedSetting, PlantedTrees, recover
+from experiments.snmf import factor_levels
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.presets import INDEPENDENT
 
@@ -42,26 +44,36 @@ TINY = PlantedSetting(
 )
 
 
+def one_level_of_each(saes: Sequence[Any]) -> Any:
+    return [sae.level_sae(level) for level, sae in enumerate(saes)], saes[0].forest
+
+
+def factors(trees: PlantedTrees) -> Any:
+    return factor_levels(next(trees.training_batches()), TINY.level_widths, (0.8, 0.8), seed=0)
+
+
 @pytest.fixture(scope="module")
 def tiny_results() -> dict[str, Any]:
-    other = new_saes(TINY.plant(0), {"twin": INDEPENDENT})
+    trees = TINY.plant(0)
+    twins = [new_saes(trees, {"twin": INDEPENDENT})["twin"] for _ in range(2)]
     return compare(
         TINY,
         0,
-        others=other,
-        as_stack=lambda sae: ([sae.level_sae(0), sae.level_sae(1)], sae.forest),  # type: ignore[attr-defined]
+        others={"twins": Rival(twins, one_level_of_each), "factors": Rival([], lambda _: factors(trees))},
         n_samples=20_000,
         true_parents_of=["HSAE"],
     )
 
 
 def test_training_recovers_much_of_a_tiny_forest(tiny_results):
-    assert list(tiny_results) == ["HSAE", "HSAE, true parents", "post hoc", "twin"]
+    assert list(tiny_results) == ["HSAE", "HSAE, true parents", "post hoc", "twins", "factors"]
     with_true_parents = tiny_results["HSAE, true parents"]
     assert with_true_parents.recovery.direct.precision == 1
     assert with_true_parents.recovery.direct.f1 >= tiny_results["HSAE"].recovery.direct.f1
     assert with_true_parents.evaluation.levels == tiny_results["HSAE"].evaluation.levels
-    for result in tiny_results.values():
+    assert tiny_results["factors"].recovery.n_edges == 24
+    for name in ("HSAE", "HSAE, true parents", "post hoc", "twins"):
+        result = tiny_results[name]
         assert result.recovery.direct.precision > 0.4  # by chance it would be 1/8
         assert result.recovery.direct.recall > 0.2
         assert result.recovery.concepts_found > 0.5
@@ -75,8 +87,8 @@ def test_training_recovers_much_of_a_tiny_forest(tiny_results):
 
 
 def test_models_start_alike_and_see_the_same_stream(tiny_results):
-    assert tiny_results["twin"].recovery.to_dict() == tiny_results["post hoc"].recovery.to_dict()
-    assert tiny_results["twin"].evaluation.to_dict() == tiny_results["post hoc"].evaluation.to_dict()
+    assert tiny_results["twins"].recovery.to_dict() == tiny_results["post hoc"].recovery.to_dict()
+    assert tiny_results["twins"].evaluation.to_dict() == tiny_results["post hoc"].evaluation.to_dict()
     assert tiny_results["HSAE"].evaluation.to_dict() != tiny_results["post hoc"].evaluation.to_dict()
     alone = compare(TINY, 0, {"post hoc": INDEPENDENT}, n_samples=20_000)["post hoc"]
     assert alone.evaluation.to_dict() == tiny_results["post hoc"].evaluation.to_dict()
@@ -143,8 +155,7 @@ def test_both_ways_of_matching_and_the_floor():
         ),
         (lambda: recover(readouts([0]), FeatureForest([-1], (1,)), TINY.plant(0)), "expected (batch, 8)"),
         (lambda: compare(TINY, 0, {}), "no model to train"),
-        (lambda: compare(TINY, 0, others=new_saes(TINY.plant(0), {"HSAE": {}})), "share the names ['HSAE']"),
-        (lambda: compare(TINY, 0, others=new_saes(TINY.plant(0), {"twin": {}})), "without as_stack"),
+        (lambda: compare(TINY, 0, others={"HSAE": Rival([], one_level_of_each)}), "share the names ['HSAE']"),
         (lambda: compare(TINY, 0, n_steps=0), "n_steps=0"),
     ],
 )
