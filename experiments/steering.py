@@ -22,7 +22,6 @@ from sae_lens_hsae.interpret.steering import METHODS, Examples, Selection, desce
 from sae_lens_hsae.interpret.steering.writing import perplexity
 
 LAYER = 9
-PROMPTS = ("It is", "When we", "There was", "In this", "This is", "He said", "They are", "After the")
 N_WRITTEN = 16
 """Tokens after each prompt."""
 EXAMPLE_TOKENS = 48
@@ -82,7 +81,7 @@ class Subject:
     def task(self, name: str, seed: int) -> tuple[Judge, Examples]:
         """A task's judge and examples, by the seed's division of the texts."""
         if (name, seed) not in self._prepared:
-            positive, negative = (split(documents, seed) for documents in TASKS[name](self.activations.text))
+            positive, negative = (split(documents, seed) for documents in TASKS[name].texts(self.activations.text))
             with_it, without = (
                 text_activations(self.forest[0], self.model, side.examples, EXAMPLE_TOKENS)
                 for side in (positive, negative)
@@ -149,10 +148,11 @@ def steer_task(task: str, seed: int, method: str, subject: Subject) -> dict[str,
     """One method on one task, with one seed: of the texts' division and of what the model draws."""
     judge, examples = subject.task(task, seed)
     sae, typical = subject.forest
+    prompts = TASKS[task].prompts
     found = []
     for way in {NONE: [""], BASELINE: ["x itself"]}.get(method, WAYS):
         if method == NONE:
-            found.append(Written(way, 0, 0, 0.0, *_judged(subject.model, judge, write(subject.model, seed))))
+            found.append(Written(way, 0, 0, 0.0, *_judged(subject.model, judge, write(subject.model, prompts, seed))))
             continue
         selection, n_visited = choose(method, way, examples)
         if not selection.features:
@@ -160,7 +160,7 @@ def steer_task(task: str, seed: int, method: str, subject: Subject) -> dict[str,
         length = selection.direction(examples).norm().item()
         for strength in STRENGTHS:
             with steer_by(subject.model, sae, selection, strength * typical / length):
-                texts = write(subject.model, seed)
+                texts = write(subject.model, prompts, seed)
             marks = _judged(subject.model, judge, texts)
             found.append(Written(way, len(selection.features), n_visited, strength, *marks))
     return {
@@ -186,10 +186,10 @@ def choose(method: str, way: str, examples: Examples) -> tuple[Selection, int]:
 
 
 @torch.no_grad()
-def write(model: Any, seed: int) -> list[tuple[torch.Tensor, int]]:
+def write(model: Any, prompts: Sequence[str], seed: int) -> list[tuple[torch.Tensor, int]]:
     """What the model draws after the prompts: tokens (prompts, context) and how many were given, by their length."""
     by_length: dict[int, list[list[int]]] = {}
-    for prompt in PROMPTS:
+    for prompt in prompts:
         ids = [model.tokenizer.bos_token_id, *model.tokenizer(prompt, add_special_tokens=False)["input_ids"]]
         by_length.setdefault(len(ids), []).append(ids)
     torch.manual_seed(seed)
@@ -201,8 +201,8 @@ def write(model: Any, seed: int) -> list[tuple[torch.Tensor, int]]:
 
 
 def _judged(model: Any, judge: Judge, written: Sequence[tuple[torch.Tensor, int]]) -> tuple[float, float]:
-    """Success, and perplexity under the model as it is."""
-    rows = [row.tolist() for tokens, _ in written for row in tokens]
+    """Success of what was written after the prompts, and its perplexity under the model as it is."""
+    rows = [row[n_given:].tolist() for tokens, n_given in written for row in tokens]
     success = judge.share([model.tokenizer.decode(row, skip_special_tokens=True) for row in rows])
     logs = torch.cat([perplexity(model, tokens, n_given).log() for tokens, n_given in written])
     return success, logs.mean().exp().item()

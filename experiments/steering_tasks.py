@@ -1,4 +1,4 @@
-"""What the table "steering" steers towards, and who judges: kinds of prose in the Brown Corpus, topics of WordNet."""
+"""What the table "steering" steers towards, and who judges: prose of the Brown Corpus, glosses of WordNet, French."""
 
 from __future__ import annotations
 
@@ -8,9 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.french import translated
 from experiments.wordnet.database import WordNet, read_wordnet
 from sae_lens_hsae.text.brown import brown_corpus
 
+Sides = tuple[list[list[str]], list[list[str]]]
+"""Documents of the positive and of the negative side, each as its texts."""
+
+PROMPTS = ("It is", "When we", "There was", "In this", "This is", "He said", "They are", "After the")
+RELIGIOUS_PROMPTS = (
+    "The church",
+    "God is",
+    "The Bible",
+    "Our faith",
+    "The priest",
+    "Jesus said",
+    "They prayed",
+    "The soul",
+)
+CLEAR = 0.6
+"""VADER's score above which a text is clearly positive; it goes up to 1."""
 N_WORDS = 24
 """Words of a text, about as long as what the model writes."""
 N_EXAMPLES = 40
@@ -68,26 +85,58 @@ def glosses_under(wordnet: WordNet, name: str) -> list[list[str]]:
     return [[s.gloss] for i, s in enumerate(wordnet.synsets) if above in wordnet.ancestors(i) and len(s.gloss) > 20]
 
 
-def formality(package: Path | None) -> tuple[list[list[str]], list[list[str]]]:
+def formality(package: Path | None) -> Sides:
     """Learned prose against romance and adventure fiction."""
     return brown_kinds(package, "j"), brown_kinds(package, "p", "n")
 
 
-def religion(package: Path | None) -> tuple[list[list[str]], list[list[str]]]:
-    """Religious prose against reports of the press on all else."""
-    return brown_kinds(package, "d"), brown_kinds(package, "a")
+def sentiment(package: Path | None) -> Sides:
+    """What VADER (a lexicon with rules) finds clearly positive in fiction and reviews, against the negative."""
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    feeling = SentimentIntensityAnalyzer().polarity_scores
+    scored = [[(text, feeling(text)["compound"]) for text in document] for document in brown_kinds(package, *"cklmnpr")]
+    positive, negative = (
+        [[text for text, score in document if sign * score > CLEAR] for document in scored] for sign in (1, -1)
+    )
+    return positive, negative
 
 
-def animals(package: Path | None) -> tuple[list[list[str]], list[list[str]]]:  # noqa: ARG001
+def animals(package: Path | None) -> Sides:  # noqa: ARG001
     """WordNet's glosses of animals against those of artefacts."""
     wordnet = read_wordnet(parts_of_speech="n")
     return glosses_under(wordnet, "animal.n.01"), glosses_under(wordnet, "artifact.n.01")
 
 
-TASKS: dict[str, Callable[[Path | None], tuple[list[list[str]], list[list[str]]]]] = {
-    "formal prose": formality,
-    "religion": religion,
-    "animals": animals,
+def off_religion(package: Path | None) -> Sides:
+    """Reports of the press against religious prose."""
+    return brown_kinds(package, "a"), brown_kinds(package, "d")
+
+
+def french(package: Path | None) -> Sides:  # noqa: ARG001
+    """Sentences against their translations into English."""
+    return translated()
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to steer towards.
+
+    Attributes:
+        texts: documents with what is wanted, and with its opposite, given the Brown Corpus; each as its texts.
+        prompts: what the model goes on from.
+    """
+
+    texts: Callable[[Path | None], Sides]
+    prompts: tuple[str, ...] = PROMPTS
+
+
+TASKS = {
+    "formal prose": Task(formality),
+    "positive feeling": Task(sentiment),
+    "animals": Task(animals),
+    "away from religion": Task(off_religion, RELIGIOUS_PROMPTS),
+    "French": Task(french),
 }
 
 

@@ -113,12 +113,14 @@ def test_what_is_written_is_the_likeliest_or_drawn_by_the_seed(saved):
         (["--n-tokens", "0"], "--n-tokens=0 must be at least 1"),
         (["--temperature", "-1"], "temperature=-1.0 must be 0 or more"),
         (["--negative", "{}/a.txt"], "hold the same texts, so there is no contrast"),
+        (["--negative", "{}/turned.txt"], "hold the same texts, so there is no contrast"),
         (["--negative", "{}/none.txt"], "none.txt"),
         (["--positive", "{}/one.txt"], "one.txt' holds 1 texts; give at least 2"),
     ],
 )
 def test_bad_input_is_refused_before_the_model_is_loaded(saved, more, message, monkeypatch, capsys):
     (saved / "one.txt").write_text("w1 w2")
+    (saved / "turned.txt").write_text("\n".join([*POSITIVE[::-1], POSITIVE[0]]))
     monkeypatch.setattr("sae_lens_hsae.cli.steer.load_language_model", lambda _: pytest.fail("the model was loaded"))
     with pytest.raises(SystemExit) as stopped:
         cli.main(arguments(saved, *(word.format(saved) for word in more)))

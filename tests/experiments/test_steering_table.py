@@ -8,11 +8,11 @@ from conftest import make_sae
 from host_helpers import D_MODEL, HOOK, save_tiny_gpt2, tiny_sae_transformer
 from transformers import AutoTokenizer
 
-from experiments import steering
+from experiments import steering, steering_tasks
 from experiments.gemma_stream import GemmaActivations
 from experiments.paper_tables import Size
 from experiments.steering import Subject, choose, over_tasks, reproduce_steering, steering_rows
-from experiments.steering_tasks import N_WORDS, Judge, chunks, split
+from experiments.steering_tasks import CLEAR, N_WORDS, TASKS, Judge, Task, chunks, sentiment, split
 from sae_lens_hsae.interpret.contrast import text_activations
 from sae_lens_hsae.interpret.steering import METHODS, examples_of, steer_by
 from sae_lens_hsae.interpret.steering.writing import continued
@@ -46,6 +46,41 @@ def test_no_document_gives_texts_to_two_parts():
     assert [len(each.split()) for each in chunks("a " * (2 * N_WORDS + 3))] == [N_WORDS, N_WORDS]
 
 
+def test_feeling_is_that_of_each_text(monkeypatch):
+    good, bad = "A wonderful day, full of love and joy.", "A horrible war; they hate and kill."
+    plain = "The table stands in the room."
+    monkeypatch.setattr(steering_tasks, "brown_kinds", lambda *_: [[good, plain, bad], [plain, good]])
+    assert sentiment(None) == ([[good], [good]], [[bad], []])
+    assert 0 < CLEAR < 1
+
+
+def test_every_french_sentence_has_its_translation():
+    french, english = TASKS["French"].texts(None)
+    assert [len(document) for document in french] == [len(document) for document in english]
+    assert len({text for document in french for text in document}) == sum(map(len, french))
+    assert french[0][0].startswith("Ce matin mon frère a trouvé une lettre")
+    assert english[0][0].startswith("This morning my brother found a letter")
+    judge = Judge(split(french, 0), split(english, 0))
+    assert judge.accuracy > 0.98
+    assert judge.share(["Je ne sais pas où il est.", "I do not know where he is."]) == 0.5
+
+
+def test_success_is_that_of_what_was_written_not_of_the_prompt(model):
+    class Keen(Judge):
+        def __init__(self) -> None:
+            self.seen: list[str] = []
+
+        def share(self, texts: Any) -> float:
+            self.seen += texts
+            return 1.0
+
+    judge = Keen()
+    tokens = model.to_tokens(["w5 w9 w11"], prepend_bos=False)
+    success, _ = steering._judged(model, judge, [(tokens, 2)])
+    assert success == 1.0
+    assert judge.seen == ["w11"]
+
+
 def test_the_judge_is_measured_on_what_it_was_not_trained_on():
     judge = Judge(split(POSITIVE, 0), split(NEGATIVE, 0))
     assert judge.accuracy > 0.9
@@ -64,10 +99,10 @@ def test_written_with_the_cache_as_without(model, sae):
 
 
 def test_cells_become_rows(model, sae, tmp_path, monkeypatch):
-    monkeypatch.setattr(steering, "TASKS", {"toy": lambda _: (POSITIVE, NEGATIVE)})
+    toy = Task(lambda _: (POSITIVE, NEGATIVE), ("w1 w2", "w5", "w7 w9"))
+    monkeypatch.setattr(steering, "TASKS", {"toy": toy})
     monkeypatch.setattr(steering, "gemma_model", lambda: model)
     monkeypatch.setattr(Subject, "forest", (sae, 2.0))
-    monkeypatch.setattr(steering, "PROMPTS", ("w1 w2", "w5", "w7 w9"))
     monkeypatch.setattr(steering, "N_WRITTEN", 5)
     source = GemmaActivations(tmp_path)
     rows = reproduce_steering(source, tmp_path, Size(seeds=2))

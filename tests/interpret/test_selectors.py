@@ -278,6 +278,7 @@ def test_wrong_arguments_are_refused(examples, change, message):
         ([], texts(0, 0), "positive holds 0 texts; give at least 2"),
         (texts(0, 0), texts(0, 0)[:1], "negative holds 1 texts"),
         (texts(0, 0), texts(0, 0), "positive and negative hold the same texts, so there is no contrast"),
+        (texts(0, 0), texts(0, 0)[::-1] * 2, "positive and negative hold the same texts, so there is no contrast"),
         ([torch.zeros(3, 5)] * 2, texts(0, 0), r"positive: text 0 has activations of shape \(3, 5\)"),
         ([torch.full((3, D_MODEL), math.nan)] * 2, texts(0, 0), "positive: text 0 holds NaN"),
     ],

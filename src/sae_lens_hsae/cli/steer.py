@@ -41,7 +41,7 @@ def run_steer(chosen: argparse.Namespace) -> Outcome:
     for name, texts in zip(("positive", "negative"), sets, strict=True):
         if len(texts) < FEWEST:
             raise ValueError(f"{name}={getattr(chosen, name)!r} holds {len(texts)} texts; give at least {FEWEST}")
-    if sets[0] == sets[1]:
+    if set(sets[0]) == set(sets[1]):
         raise ValueError(
             f"positive={chosen.positive!r} and negative={chosen.negative!r} hold the same texts, so there is no "
             "contrast; give two different files"

@@ -104,7 +104,7 @@ def examples_of(
             "features yourself and push them with add()"
         )
     with_it, without = _read("positive", positive, saes), _read("negative", negative, saes)
-    if with_it.x.shape == without.x.shape and with_it.x.equal(without.x):
+    if with_it.x.unique(dim=0).equal(without.x.unique(dim=0)):
         raise ValueError("positive and negative hold the same texts, so there is no contrast; give two different sets")
     decoder = torch.cat([sae.W_dec.detach().float().cpu() for sae in saes])
     return Examples(forest, with_it, without, decoder)
