@@ -11,15 +11,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from experiments.gloss_stream import gloss_reader
-from experiments.models import BATCH_SIZE, HSAE, stack_of
-from experiments.paper_tables import Activations, Size, Stream, finish_trainings, trained
+from experiments.models import BATCH_SIZE, HSAE, WIDTHS, stack_of, targets_of
+from experiments.paper_tables import Activations, Size, Stream, finish_trainings, n_tokens, trained
+from experiments.snmf import FACTORISED, SNMF, factor_levels
 from experiments.wordnet.concepts import feature_concepts
 from experiments.wordnet.database import WordNet, read_wordnet
 from experiments.wordnet.judge import judge_forest
 from experiments.wordnet.text import gloss_activations
 from sae_lens_hsae.storage.whole_files import file_written_whole
 
-MODELS = (HSAE, "HSAE (paper)", "post hoc")
+MODELS = (HSAE, "HSAE (paper)", "post hoc", SNMF)
 PLACE = (3, 16)
 
 
@@ -85,6 +86,10 @@ def judge(
 ) -> dict[str, Any]:
     """What WordNet says of one model's forest; the cell's ``meaning`` is `ForestMeaning.to_dict`."""
     wordnet = read_wordnet()
-    levels, forest = stack_of(trained(model, stream, activations, size, folder))
+    if model == SNMF:
+        x = activations(stream.layer, n_tokens(size))[:FACTORISED]
+        levels, forest = factor_levels(x, WIDTHS, targets_of(stream.target_l0), stream.seed)
+    else:
+        levels, forest = stack_of(trained(model, stream, activations, size, folder))
     concepts = feature_concepts(levels, wordnet, words(stream.layer, wordnet))
     return {**asdict(stream), "model": model, "meaning": judge_forest(concepts, forest).to_dict()}

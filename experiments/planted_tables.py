@@ -14,14 +14,21 @@ from sae_lens.util import temporary_seed
 from experiments.matryoshka import groups_and_prefixes, inference_sae
 from experiments.models import HSAE, IDEAS, MATRYOSHKA, SAELENS_BATCH_TOPK, new_matryoshka
 from experiments.planted.training import Rival, Stack, compare
-from experiments.planted.trees import EASY, N_SAMPLES, STANDARD, SYNTH_SAE_BENCH_16K, UNKNOWN_L0, PlantedSetting
-from experiments.snmf import SNMF, factor_levels
+from experiments.planted.trees import (
+    BATCH_SIZE,
+    EASY,
+    N_SAMPLES,
+    STANDARD,
+    SYNTH_SAE_BENCH_16K,
+    UNKNOWN_L0,
+    PlantedSetting,
+)
+from experiments.snmf import FACTORISED, SNMF, factor_levels
 from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
 from sae_lens_hsae.forest import PAPER_RULE, FeatureForest
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.presets import INDEPENDENT, PAPER
 
-SNMF_BATCHES = 10
 SETTINGS = {setting.name: setting for setting in (STANDARD, UNKNOWN_L0, EASY, SYNTH_SAE_BENCH_16K)}
 
 
@@ -112,7 +119,7 @@ def _snmf(setting: PlantedSetting, seed: int, device: str) -> Rival:
     """Reads the first batches of the stream; a factorisation holds all of them at once."""
 
     def as_stack(_: Sequence[Any]) -> Stack:
-        x = torch.cat(list(islice(setting.plant(seed, device).training_batches(), SNMF_BATCHES)))
+        x = torch.cat(list(islice(setting.plant(seed, device).training_batches(), FACTORISED // BATCH_SIZE)))
         return factor_levels(x, setting.level_widths, setting.sae_config().target_l0_per_level, seed)
 
     return Rival([], as_stack)

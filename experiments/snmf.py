@@ -18,6 +18,8 @@ from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.forest.levels import Levels
 
 SNMF = "SNMF"
+FACTORISED = 10_240
+"""Activations that are factorised; all are held at once."""
 STEPS = 100
 """Rounds of the updates."""
 CODE_STEPS = 50
