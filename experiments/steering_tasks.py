@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.french import translated
+from experiments.french import french_documents
 from experiments.wordnet.database import WordNet, read_wordnet
 from sae_lens_hsae.text.brown import brown_corpus
 
@@ -113,9 +113,9 @@ def off_religion(package: Path | None) -> Sides:
     return brown_kinds(package, "a"), brown_kinds(package, "d")
 
 
-def french(package: Path | None) -> Sides:  # noqa: ARG001
-    """Sentences against their translations into English."""
-    return translated()
+def french(package: Path | None) -> Sides:
+    """French sentences against English fiction and reports of the press."""
+    return french_documents(), brown_kinds(package, *"aklp")
 
 
 @dataclass(frozen=True)

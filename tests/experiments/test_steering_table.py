@@ -9,10 +9,11 @@ from host_helpers import D_MODEL, HOOK, save_tiny_gpt2, tiny_sae_transformer
 from transformers import AutoTokenizer
 
 from experiments import steering, steering_tasks
+from experiments.french import french_documents
 from experiments.gemma_stream import GemmaActivations
 from experiments.paper_tables import Size
 from experiments.steering import Subject, choose, over_tasks, reproduce_steering, steering_rows
-from experiments.steering_tasks import CLEAR, N_WORDS, TASKS, Judge, Task, chunks, sentiment, split
+from experiments.steering_tasks import CLEAR, N_WORDS, Judge, Task, chunks, sentiment, split
 from sae_lens_hsae.interpret.contrast import text_activations
 from sae_lens_hsae.interpret.steering import METHODS, examples_of, steer_by
 from sae_lens_hsae.interpret.steering.writing import continued
@@ -54,15 +55,13 @@ def test_feeling_is_that_of_each_text(monkeypatch):
     assert 0 < CLEAR < 1
 
 
-def test_every_french_sentence_has_its_translation():
-    french, english = TASKS["French"].texts(None)
-    assert [len(document) for document in french] == [len(document) for document in english]
-    assert len({text for document in french for text in document}) == sum(map(len, french))
-    assert french[0][0].startswith("Ce matin mon frère a trouvé une lettre")
-    assert english[0][0].startswith("This morning my brother found a letter")
-    judge = Judge(split(french, 0), split(english, 0))
-    assert judge.accuracy > 0.98
-    assert judge.share(["Je ne sais pas où il est.", "I do not know where he is."]) == 0.5
+def test_no_french_sentence_stands_in_two_documents():
+    documents = french_documents()
+    assert documents[0][0].startswith("Ce matin mon frère a trouvé une lettre")
+    assert len({text for document in documents for text in document}) == sum(map(len, documents))
+    judge = Judge(split(documents, 0), split([["I do not know where he is.", "She said it was in the house."]] * 9, 0))
+    assert judge.accuracy == 1
+    assert judge.share(["Je ne sais pas où il est.", "He said she was not in it."]) == 0.5
 
 
 def test_success_is_that_of_what_was_written_not_of_the_prompt(model):
