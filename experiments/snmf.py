@@ -20,9 +20,9 @@ from sae_lens_hsae.forest.levels import Levels
 SNMF = "SNMF"
 FACTORISED = 10_240
 """Activations that are factorised; all are held at once."""
-STEPS = 100
+STEPS = 50
 """Rounds of the updates."""
-CODE_STEPS = 50
+CODE_STEPS = 30
 """Steps of the gradient that find an activation's coefficients."""
 RIDGE = 1e-4
 """λ, in mean squared lengths of Y's columns."""
