@@ -18,6 +18,7 @@ from typing import get_args
 import pandas
 import pytest
 import torch
+from conftest import make_sae
 from host_helpers import runner_config, save_tiny_gpt2, tiny_config, tiny_dataset, tiny_model, train
 from sae_lens import LanguageModelSAETrainingRunner
 from test_resume import StopAt
@@ -200,6 +201,14 @@ def test_the_result_alone_is_on_stdout(monkeypatch, capsys):
     assert err == "Loaded pretrained model\n"
     cli.main(["push", "folder", "someone/name"])
     assert capsys.readouterr().out == "two trees\n"
+
+
+def test_what_the_commands_heed_is_not_said(tmp_path, recwarn):
+    sae = make_sae(normalize_activations="none")
+    sae.cfg.metadata.model_from_pretrained_kwargs = {"center_writing_weights": False}
+    sae.save_inference_model(tmp_path / "sae")
+    cli.main(["convert", str(tmp_path / "sae"), str(tmp_path / "levels")])
+    assert [str(each.message) for each in recwarn if "from_pretrained" in str(each.message)] == []
 
 
 def test_bars_are_shown_on_a_terminal_and_come_back(monkeypatch):

@@ -6,6 +6,7 @@ import argparse
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -52,6 +53,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Outcome]] = {
 WRITE_FOLDERS = {"sweep", "convert"}
 """Commands whose ``--output`` may be a folder; they check it themselves."""
 CALL_ERROR = 2
+HEEDED = r"\s*This SAE has non-empty model_from_pretrained_kwargs"
+"""How SAELens begins to say what the commands do anyway: they load the language model with these."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -63,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     chosen = read_line(arguments)
     try:
-        with bars_on_terminals_only():
+        with bars_on_terminals_only(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", HEEDED, UserWarning)
             outcome = _run(chosen)
     except (KeyboardInterrupt, InterruptedException) as error:
         if chosen.debug:
