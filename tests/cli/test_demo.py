@@ -44,10 +44,10 @@ def test_the_main_job_from_text_to_trees(monkeypatch, tmp_path, capsys):
     assert "it/s" not in err, "no bars in a pipe"
     assert "UserWarning" not in err, "no noise of libraries"
     assert "You just passed in" not in err
-    assert "Measured on 4,000 tokens that were not trained on" in out or re.search(r"Measured on 3,9\d\d tokens", out)
-    levels = re.findall(r"^ +\d +\d+ +0\.\d{3} +\d+\.\d\d \(([\d.]+)\) +\d+$", out, flags=re.MULTILINE)
-    assert levels == ["6.35", "10.1", "16"], "16 at the finest, by the cube root of the width at the others"
-    assert len(re.findall(r"^ +\d → \d +\d+\.\d\d +0\.\d{3} +0\.\d{3} +\d+\.\d%$", out, flags=re.MULTILINE)) == 2
+    assert "Measured on text that was not trained on; the targets of L0 are 6.35, 10.1, 16\n" in out
+    assert re.search(r"^(4000|39\d\d) tokens; ±", out, flags=re.MULTILINE)
+    for row in (r" +2 +1024 +\d", r"P\(parent \| child\) +0\.\d{3}.* +0\.\d{3}"):
+        assert re.search(f"^{row}", out, flags=re.MULTILINE)
     assert re.search(r"^\d trees: of those that branch into at least 3 concepts", out, flags=re.MULTILINE)
     drawn = out[out.index("level/feature") :].split("\n\nWalk")[0].split("\n\n")[1:]
     assert all(re.match(r"\d/\d+( = \d/\d+)*  .*«.+»", tree) for tree in drawn), "label and context"

@@ -23,7 +23,6 @@ from sae_lens_hsae.cli.flags import as_flags, command_line, parse_flags
 from sae_lens_hsae.cli.measured_runner import MeasuredTrainingRunner, summary
 from sae_lens_hsae.cli.sweep import arguments_of, configurations, measured, read_sweep, run_sweep
 from sae_lens_hsae.cli.train import parse
-from sae_lens_hsae.evaluation.objective import hamming_at_matched_variance
 from sae_lens_hsae.hub.saved_model import load_evaluation, load_hierarchical_sae
 
 ROOT = Path(__file__).parents[2]
@@ -201,8 +200,11 @@ def test_missing_variance_costs_and_more_than_enough_does_not_pay():
     evaluation = _evaluation()
     variance = sum(level.variance_explained for level in evaluation.levels) / 3
     hamming = (evaluation.boundaries[0].hamming + evaluation.boundaries[1].hamming) / 2
-    assert hamming_at_matched_variance(evaluation, variance - 0.2) == pytest.approx(hamming)
-    assert hamming_at_matched_variance(evaluation, variance + 0.01) == pytest.approx(hamming + 10)
+    for floor, price in ((variance - 0.2, 0), (variance + 0.01, 10)):
+        found = summary(evaluation, floor)
+        assert found["forest/hamming_at_matched_variance"] == pytest.approx(hamming + price)
+        assert found["forest/hamming"] == pytest.approx(hamming)
+        assert found["forest/variance_explained"] == pytest.approx(variance)
 
 
 def test_a_line_of_flags_reads_as_it_was_written():

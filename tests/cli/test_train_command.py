@@ -27,7 +27,7 @@ from sae_lens_hsae import HierarchicalTrainingSAE, evaluate_forest
 from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.cli.flags import preset_names
 from sae_lens_hsae.cli.train import merged_flags, parse
-from sae_lens_hsae.cli.training_estimate import estimate
+from sae_lens_hsae.cli.training_plan import estimate
 from sae_lens_hsae.hub.saved_model import load_evaluation, load_hierarchical_sae
 from sae_lens_hsae.presets import LANGUAGE_MODELS
 from sae_lens_hsae.training.checkpoints import verify

@@ -342,7 +342,7 @@ def test_the_command_says_what_is_wrong(saved, arguments, message):
 
 
 def test_no_text_costs_no_model(saved, monkeypatch):
-    monkeypatch.setattr("sae_lens_hsae.cli.explain.load_hierarchical_sae", lambda _: pytest.fail("it is loaded"))
+    monkeypatch.setattr("sae_lens_hsae.cli.explain.open_labelled", lambda *_: pytest.fail("it is loaded"))
     with pytest.raises(SystemExit, match="text='' has no token"):
         cli.main(["explain", str(saved), "--text", ""])
 

@@ -23,14 +23,13 @@ from hsae_command import SUBCOMMANDS
 from hsae_command.parsers import read_line
 from sae_lens_hsae import HierarchicalSAE, HierarchicalSAETrainingRunner
 from sae_lens_hsae.cli import main as cli
-from sae_lens_hsae.cli import text_flags
 from sae_lens_hsae.cli.collected import read_collected
 from sae_lens_hsae.cli.evaluate import evaluate
-from sae_lens_hsae.cli.explain import explain_text
 from sae_lens_hsae.cli.explore import explore
 from sae_lens_hsae.evaluation.cross_entropy import cross_entropy_recovered
 from sae_lens_hsae.hub.saved_model import load_evaluation, load_hierarchical_sae
 from sae_lens_hsae.interpret.contrast import text_activations
+from sae_lens_hsae.interpret.explain import Explanation, explain
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model, load_tokenizer, tokens_and_activations
 from sae_lens_hsae.text.as_trained import excluded_tokens, positions
 from sae_lens_hsae.text.rows import TextSource, text_rows
@@ -347,6 +346,11 @@ def calls(tmp_path):
     return [[name, str(tmp_path), *(word.format(tmp_path) for word in more)] for name, more in ON_A_DEVICE.items()]
 
 
+def explain_text(folder: Path, text: str) -> Explanation:
+    sae = load_hierarchical_sae(folder)
+    return explain(sae, load_language_model(sae), text)
+
+
 def test_every_command_that_runs_a_model_takes_a_device(capsys):
     takes = set()
     for name in SUBCOMMANDS.keys() - {"train"}:  # SAELens' own flags
@@ -372,7 +376,7 @@ def test_every_command_loads_the_sae_where_it_is_to_run(calls, monkeypatch):
         raise Loaded(device)
 
     monkeypatch.setattr(HierarchicalSAE, "load_from_disk", load)
-    monkeypatch.setattr(text_flags, "torch", SimpleNamespace(zeros=lambda n, device: torch.zeros(n)))  # noqa: ARG005
+    monkeypatch.setattr(cli, "torch", SimpleNamespace(zeros=lambda n, device: torch.zeros(n)))  # noqa: ARG005
     for call in calls:
         with pytest.raises(Loaded, match="cuda:7"):
             cli.main([*call, "--device", "cuda:7", "--debug"])

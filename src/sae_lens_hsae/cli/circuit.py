@@ -9,18 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sae_lens_hsae.cli.collected import dashboards_beside, labels_by_tokens, page_link
+from sae_lens_hsae.cli.collected import open_labelled, page_link
 from sae_lens_hsae.cli.outcome import Outcome
-from sae_lens_hsae.cli.text_flags import check_device
 from sae_lens_hsae.forest import FeatureForest
-from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
 from sae_lens_hsae.interpret.circuits import Circuit, Node, find_circuit, read_pairs, with_edges
 from sae_lens_hsae.interpret.circuits.pairs import batches_of
 from sae_lens_hsae.interpret.circuits.places import check_one_model
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
-from sae_lens_hsae.interpret.labels.files import labels_beside
 from sae_lens_hsae.storage.json_files import printable
-from sae_lens_hsae.storage.whole_files import check_file_writable, file_written_whole
+from sae_lens_hsae.storage.whole_files import file_written_whole
 from sae_lens_hsae.text.hook_point import check_causal
 
 
@@ -34,26 +31,22 @@ def run_circuit(chosen: argparse.Namespace) -> Outcome:
     """
     if chosen.edges is not None and not chosen.edges >= 0:
         raise ValueError(f"edges={chosen.edges} must be 0 or more, in logits")
-    check_device(chosen.device)
     pairs = read_pairs(chosen.pairs)
     output = Path(chosen.output)
-    check_file_writable("output", output)
-    saes = {folder: load_hierarchical_sae(folder, chosen.device) for folder in chosen.folders}
-    check_one_model(saes)
+    opened = {folder: open_labelled(folder, chosen.device) for folder in chosen.folders}
+    check_one_model({folder: sae for folder, (sae, _) in opened.items()})
     by_hook: dict[str, str] = {}
     for folder in chosen.folders:
-        hook = str(saes[folder].cfg.metadata.hook_name)
+        hook = str(opened[folder][0].cfg.metadata.hook_name)
         if hook in by_hook:
             raise ValueError(f"{by_hook[hook]} and {folder} both read {hook}; give one SAE for each hook point")
         by_hook[hook] = folder
-    forests = {hook: saes[folder] for hook, folder in by_hook.items()}
-    given = {hook: labels_beside(folder) for hook, folder in by_hook.items()}
-    dashboards = {hook: dashboards_beside(Path(folder), forests[hook]) for hook, folder in by_hook.items()}
+    forests = {hook: opened[folder][0] for hook, folder in by_hook.items()}
     model = load_language_model(next(iter(forests.values())), *list(forests)[1:])
     prompt = batches_of(pairs, model, next(iter(forests.values())))[0].clean[:1]
     check_causal(model, prompt[:, : max(1, prompt.shape[1] - 1)])
     circuit = find_circuit(model, forests, pairs, chosen.method, chosen.threshold).labelled(
-        {hook: labels_by_tokens(dashboards[hook], model.tokenizer) | given[hook] for hook in forests}
+        {hook: opened[folder][1](model.tokenizer) for hook, folder in by_hook.items()}
     )
     beside = {hook: os.path.relpath(folder, output.parent) for hook, folder in by_hook.items()}
     circuit = replace(circuit, folders=beside)

@@ -1,16 +1,22 @@
-"""What stands beside a saved SAE for the commands that name its features: dashboards, and the text of its tokens."""
+"""What commands read of a saved SAE: its dashboards, the labels of its features, text for its language model."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from datasets import Dataset
 
 from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
 from sae_lens_hsae.interpret.feature_cache import Dashboards, dashboards_folder, fingerprint
 from sae_lens_hsae.interpret.feature_cache.text import load_tokenizer
 from sae_lens_hsae.interpret.labels import token_labels
+from sae_lens_hsae.interpret.labels.files import labels_beside
 from sae_lens_hsae.sae.inference import HierarchicalSAE
+from sae_lens_hsae.text.hook_point import most_tokens
+from sae_lens_hsae.text.rows import TextSource, text_rows
 from sae_lens_hsae.text.token_text import TokenTexts
 
 PAGE_FILENAME = "explorer.html"
@@ -57,8 +63,32 @@ def page_link(folder: str | Path, feature: str) -> str | None:
     return f"{page.resolve().as_uri()}#feature={feature}" if page.is_file() else None
 
 
-def labels_by_tokens(dashboards: Dashboards | None, tokenizer: Any) -> dict[int, str]:
-    """A label of tokens for each feature; none without dashboards."""
-    if dashboards is None:
-        return {}
-    return token_labels(dashboards, TokenTexts(tokenizer).__getitem__)
+def open_labelled(
+    folder: str | Path, device: str, labels: str | Path | None = None
+) -> tuple[HierarchicalSAE, Callable[[Any], dict[int, str]]]:
+    """A saved SAE, and a function from its model's tokenizer to labels: those given, tokens for the other features.
+
+    Args:
+        folder: where the SAE was saved.
+        device: where it goes.
+        labels: their file; see `labels_beside`.
+
+    Raises:
+        FileNotFoundError: if the folder holds no SAE, or there are no such labels.
+        ValueError: if it holds another architecture, dashboards of other weights, or the labels are none.
+    """
+    given = labels_beside(folder, labels)
+    sae = load_hierarchical_sae(folder, device)
+    dashboards = dashboards_beside(Path(folder), sae)
+
+    def labels_of(tokenizer: Any) -> dict[int, str]:
+        return ({} if dashboards is None else token_labels(dashboards, TokenTexts(tokenizer).__getitem__)) | given
+
+    return sae, labels_of
+
+
+def read_rows(text: TextSource | None, sae: HierarchicalSAE, model: Any, n_tokens: int) -> Dataset:
+    """The rows of a text, said on stderr in one line: what it is, and whether the SAE was trained on it."""
+    text = text or TextSource()
+    print(text.said(sae.cfg.metadata), file=sys.stderr, flush=True)
+    return text_rows(text, sae.cfg.metadata, model.tokenizer, n_tokens, limit=most_tokens(model))

@@ -8,14 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sae_lens_hsae.cli.collected import dashboards_beside, labels_by_tokens
+from sae_lens_hsae.cli.collected import open_labelled
 from sae_lens_hsae.cli.outcome import Outcome
-from sae_lens_hsae.cli.text_flags import check_device
-from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
 from sae_lens_hsae.interpret.contrast import Contrast, Finding, contrast, text_activations
 from sae_lens_hsae.interpret.contrast.compare import MIN_TEXTS
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
-from sae_lens_hsae.interpret.labels.files import labels_beside
 from sae_lens_hsae.interpret.snippet import snippet
 from sae_lens_hsae.storage.json_files import printable
 from sae_lens_hsae.storage.whole_files import file_written_whole
@@ -36,15 +33,11 @@ def run_contrast(chosen: argparse.Namespace) -> Outcome:
         raise ValueError(f"top={chosen.top} must be at least 1")
     if chosen.max_tokens < 2:
         raise ValueError(f"max_tokens={chosen.max_tokens} must be at least 2")
-    check_device(chosen.device)
     texts = [read_texts(path) for path in (chosen.a, chosen.b)]
     for path, own in zip((chosen.a, chosen.b), texts, strict=True):
         if len(own) < MIN_TEXTS:
             raise ValueError(f"{path!r} holds {len(own)} texts, one a line; give at least {MIN_TEXTS}")
-    folder = Path(chosen.folder)
-    given = labels_beside(folder, chosen.labels)
-    sae = load_hierarchical_sae(folder, chosen.device)
-    dashboards = dashboards_beside(folder, sae)
+    sae, labels_of = open_labelled(chosen.folder, chosen.device, chosen.labels)
     model = load_language_model(sae)
     found = contrast(
         sae,
@@ -53,7 +46,7 @@ def run_contrast(chosen: argparse.Namespace) -> Outcome:
         alpha=chosen.alpha,
         localising_share=chosen.localising_share,
     )
-    labels = labels_by_tokens(dashboards, model.tokenizer) | given
+    labels = labels_of(model.tokenizer)
     if chosen.output:
         with file_written_whole(Path(chosen.output)) as aside:
             found.to_frame(labels).to_csv(aside)

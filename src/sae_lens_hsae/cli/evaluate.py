@@ -11,8 +11,8 @@ import torch
 from datasets import Dataset
 
 from hsae_command.parsers import EVALUATION_TOKENS
+from sae_lens_hsae.cli.collected import read_rows
 from sae_lens_hsae.cli.outcome import Outcome
-from sae_lens_hsae.cli.text_flags import check_device, read_rows, text_source
 from sae_lens_hsae.evaluation import ForestEvaluation, evaluate_forest
 from sae_lens_hsae.hub.saved_model import check_evaluation_can_stand, load_hierarchical_sae, save_evaluation
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model, tokens_and_activations
@@ -24,7 +24,8 @@ from sae_lens_hsae.text.rows import TextSource
 
 def run_evaluate(chosen: argparse.Namespace) -> Outcome:
     """Measure."""
-    evaluation = evaluate(chosen.folder, chosen.n_tokens, text_source(chosen), chosen.device, output=chosen.output)
+    text = TextSource(chosen.text, chosen.dataset, chosen.split, chosen.column)
+    evaluation = evaluate(chosen.folder, chosen.n_tokens, text, chosen.device, output=chosen.output)
     return Outcome(str(evaluation), evaluation.to_dict())
 
 
@@ -56,7 +57,6 @@ def evaluate(
     """
     if n_tokens < 1:
         raise ValueError(f"n_tokens={n_tokens} must be at least 1; {EVALUATION_TOKENS} is a good number")
-    check_device(device)
     sae = load_hierarchical_sae(folder, device)
     if output is None:
         check_evaluation_can_stand(sae, folder, n_tokens)

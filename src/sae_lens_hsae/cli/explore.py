@@ -11,10 +11,9 @@ from typing import Any
 from datasets import Dataset
 
 from hsae_command.parsers import DASHBOARD_TOKENS
-from sae_lens_hsae.cli.collected import PAGE_FILENAME, dashboards_beside
+from sae_lens_hsae.cli.collected import PAGE_FILENAME, dashboards_beside, read_rows
 from sae_lens_hsae.cli.outcome import Outcome
-from sae_lens_hsae.cli.text_flags import check_device, read_rows, text_source
-from sae_lens_hsae.config import ARCHITECTURE
+from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
 from sae_lens_hsae.interpret.circuits import read_circuit
 from sae_lens_hsae.interpret.explain import explain
 from sae_lens_hsae.interpret.explain.explain import check_text
@@ -28,8 +27,6 @@ from sae_lens_hsae.interpret.feature_cache.text import (
 from sae_lens_hsae.interpret.labels import token_labels
 from sae_lens_hsae.interpret.labels.files import labels_beside
 from sae_lens_hsae.interpret.page import PageSection, circuit_section, write_page
-from sae_lens_hsae.sae.inference import HierarchicalSAE
-from sae_lens_hsae.storage.json_files import read_json_object
 from sae_lens_hsae.storage.whole_files import check_file_writable, check_writable
 from sae_lens_hsae.text.as_trained import excluded_tokens
 from sae_lens_hsae.text.rows import TextSource, digest
@@ -42,7 +39,7 @@ def run_explore(chosen: argparse.Namespace) -> Outcome:
         chosen.folder,
         chosen.output,
         chosen.n_tokens,
-        text_source(chosen),
+        TextSource(chosen.text, chosen.dataset, chosen.split, chosen.column),
         chosen.labels,
         chosen.renew,
         chosen.explained,
@@ -93,20 +90,11 @@ def explore(
             object, the text is too short, one to explain is empty or longer than the model takes, or a file
             holds no circuit, or one of other SAEs.
     """
-    check_device(device)
     for each in explained:
         check_text(each, "explained")
     folder = Path(folder)
     path = Path(output or folder / PAGE_FILENAME)
-    if not (folder / "cfg.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no cfg.json, so no saved SAE; give the folder it was saved to")
-    architecture = read_json_object(folder / "cfg.json").get("architecture")
-    if architecture != ARCHITECTURE:
-        raise ValueError(
-            f"{folder} holds an SAE of architecture={architecture!r}, which has no forest; for others make a "
-            "FeatureForest and call collect_dashboards() and write_page()"
-        )
-    sae = HierarchicalSAE.load_from_disk(folder, device=device)
+    sae = load_hierarchical_sae(folder, device)
     check_file_writable("output", path)
     names = labels_beside(folder, labels)
     hook = str(sae.cfg.metadata.hook_name)

@@ -12,6 +12,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import torch
 from sae_lens.training._interruption import InterruptedException
 
 from hsae_command import DEBUG
@@ -26,8 +27,7 @@ from sae_lens_hsae.cli.explain import run_explain
 from sae_lens_hsae.cli.explore import run_explore
 from sae_lens_hsae.cli.flag_names import in_flags
 from sae_lens_hsae.cli.label import run_label_or_judge
-from sae_lens_hsae.cli.outcome import CallError, Outcome
-from sae_lens_hsae.cli.progress_bars import bars_on_terminals_only
+from sae_lens_hsae.cli.outcome import CallError, Outcome, disable_bars
 from sae_lens_hsae.cli.push import run_convert, run_push
 from sae_lens_hsae.cli.steer import run_steer
 from sae_lens_hsae.cli.sweep import run_sweep_command
@@ -65,8 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     chosen = read_line(arguments)
+    if not sys.stderr.isatty():
+        disable_bars()
     try:
-        with bars_on_terminals_only(), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", HEEDED, UserWarning)
             outcome = _run(chosen)
     except (KeyboardInterrupt, InterruptedException) as error:
@@ -95,10 +97,25 @@ def _run(chosen: argparse.Namespace) -> Outcome | None:
         return None
     if chosen.command == "train" and EVERY_FLAG in chosen.further:
         print_every_flag(chosen.further)
+    if hasattr(chosen, "device"):
+        check_device(chosen.device)
     if getattr(chosen, "output", None) and chosen.command not in WRITE_FOLDERS:
         check_file_writable("output", Path(chosen.output))
     with redirect_stdout(sys.stderr):  # what libraries print is no result
         return run_train(chosen.further) if chosen.command == "train" else COMMANDS[chosen.command](chosen)
+
+
+def check_device(device: str) -> None:
+    """Check that one can compute there, before anything is loaded.
+
+    Raises:
+        ValueError: if not.
+    """
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # torch answers with errors of many kinds
+        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"device={device!r} cannot be used here ({why}); cpu always can") from error
 
 
 def _code_after(error: BaseException) -> Any:

@@ -16,10 +16,12 @@ from typing_extensions import override
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.evaluation import ForestEvaluation, evaluate_forest
-from sae_lens_hsae.evaluation.objective import hamming_at_matched_variance, mean_hamming, mean_variance_explained
 from sae_lens_hsae.hub.saved_model import save_evaluation
 from sae_lens_hsae.sae.training import HierarchicalTrainingSAE
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
+
+HAMMING_PER_VARIANCE = 1000.0
+"""Price of missing variance: 0.01 below the floor costs as much as 10 disagreements per token."""
 
 
 class MeasuredTrainingRunner(HierarchicalSAETrainingRunner):
@@ -31,7 +33,7 @@ class MeasuredTrainingRunner(HierarchicalSAETrainingRunner):
     Args:
         cfg: SAELens' config.
         evaluation_tokens: how many tokens to measure on.
-        variance_floor: of `hamming_at_matched_variance`.
+        variance_floor: of `summary`.
         overrides: further arguments of `HierarchicalSAETrainingRunner`.
 
     Raises:
@@ -87,9 +89,21 @@ class MeasuredTrainingRunner(HierarchicalSAETrainingRunner):
 
 
 def summary(evaluation: ForestEvaluation, variance_floor: float) -> dict[str, float]:
-    """What a sweep compares: the objective, and the two measures it is made of, means over levels or boundaries."""
+    """The means over levels and boundaries by which a sweep chooses; NaN if one of them is undefined.
+
+    Parents and children agree ever better the less the levels care to reconstruct, so the Hamming distance alone would
+    choose the worst SAE. ``forest/hamming_at_matched_variance`` adds a price for every bit of variance explained below
+    a floor: the exact penalty of "least Hamming, with the variance explained at least the floor".
+
+    Args:
+        evaluation: of one stack of at least two levels.
+        variance_floor: mean variance explained of the levels that must be reached, such as that of independent SAEs of
+            the same widths and L0, less what the forest may cost.
+    """
+    hamming = sum(boundary.hamming for boundary in evaluation.boundaries) / len(evaluation.boundaries)
+    variance = sum(level.variance_explained for level in evaluation.levels) / len(evaluation.levels)
     return {
-        "forest/hamming_at_matched_variance": hamming_at_matched_variance(evaluation, variance_floor),
-        "forest/hamming": mean_hamming(evaluation),
-        "forest/variance_explained": mean_variance_explained(evaluation),
+        "forest/hamming_at_matched_variance": hamming + HAMMING_PER_VARIANCE * max(0.0, variance_floor - variance),
+        "forest/hamming": hamming,
+        "forest/variance_explained": variance,
     }

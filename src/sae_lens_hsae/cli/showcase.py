@@ -14,7 +14,6 @@ from sae_lens.training.activations_store import ActivationsStore
 from hsae_command.parsers import EVALUATION_TOKENS
 from sae_lens_hsae.cli.evaluate import evaluate
 from sae_lens_hsae.cli.explore import explore
-from sae_lens_hsae.evaluation import ForestEvaluation
 from sae_lens_hsae.hub.saved_model import EVALUATION_FILENAME, load_hierarchical_sae
 from sae_lens_hsae.interpret.family_text import MAX_CHILDREN, draw_family
 from sae_lens_hsae.interpret.feature_cache import Dashboards, dashboards_folder
@@ -76,7 +75,8 @@ def train_and_show(
     further = _further_rows(runner.activations_store) if text is None else None
     measured = {"text": text, "device": cfg.device, "model": model, "rows": further}
     evaluation = evaluate(folder, EVALUATION_TOKENS, output=Path(folder) / EVALUATION_FILENAME, **measured)
-    print(report(evaluation, cfg.sae.target_l0_per_level))
+    targets = ", ".join(f"{target:.3g}" for target in cfg.sae.target_l0_per_level)
+    print(f"\nMeasured on text that was not trained on; the targets of L0 are {targets}\n\n{evaluation}")
     page = explore(folder, n_tokens=DASHBOARD_TOKENS, renew=True, **measured)
     print(trees(sae, Dashboards.load(dashboards_folder(folder)), model.tokenizer))
     print(f"\nWalk the forest: open {page.resolve().as_uri()}\n\nLoad it again:\n\n    import sae_lens, sae_lens_hsae")
@@ -88,27 +88,6 @@ def _further_rows(store: ActivationsStore) -> Dataset:
     """Rows that come after those that training has read."""
     n_rows = math.ceil(DASHBOARD_TOKENS / store.context_size)
     return Dataset.from_dict({"tokens": store.get_batch_tokens(n_rows).tolist()})
-
-
-def report(evaluation: ForestEvaluation, targets: tuple[float, ...]) -> str:
-    """Per level and per boundary, what was reached."""
-    lines = [
-        f"\nMeasured on {evaluation.n_tokens:,} tokens that were not trained on\n",
-        "level  features  variance explained   L0 (target)  dead features",
-    ]
-    for level, target in zip(evaluation.levels, targets, strict=True):
-        reached = f"{level.l0:.2f} ({target:.3g})"
-        lines.append(
-            f"{level.level:>5}  {level.width:>8}  {level.variance_explained:>18.3f}  {reached:>12}  {level.n_dead:>13}"
-        )
-    lines.append("\nboundary  Hamming  P(parent|child)  P(child|parent)  unassigned children")
-    for boundary in evaluation.boundaries:
-        name = f"{boundary.parent_level} → {boundary.parent_level + 1}"
-        lines.append(
-            f"{name:>8}  {boundary.hamming:>7.2f}  {boundary.p_parent_given_child:>15.3f}  "
-            f"{boundary.p_child_given_parent:>15.3f}  {boundary.unassigned_share:>19.1%}"
-        )
-    return "\n".join(lines)
 
 
 def trees(

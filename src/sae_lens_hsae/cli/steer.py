@@ -5,19 +5,15 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from sae_lens_hsae.cli.collected import dashboards_beside, labels_by_tokens, page_link
+from sae_lens_hsae.cli.collected import open_labelled, page_link
 from sae_lens_hsae.cli.contrast import read_texts
 from sae_lens_hsae.cli.outcome import Outcome
-from sae_lens_hsae.cli.text_flags import check_device
-from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
 from sae_lens_hsae.interpret.contrast import text_activations
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
-from sae_lens_hsae.interpret.labels.files import labels_beside
 from sae_lens_hsae.interpret.steering import METHODS, Selection, descend, examples_of, steer_by
 from sae_lens_hsae.interpret.steering.examples import FEWEST
 from sae_lens_hsae.interpret.steering.writing import check_room, continued, perplexity
@@ -46,14 +42,11 @@ def run_steer(chosen: argparse.Namespace) -> Outcome:
             f"positive={chosen.positive!r} and negative={chosen.negative!r} hold the same texts, so there is no "
             "contrast; give two different files"
         )
-    folder = Path(chosen.folder)
-    given = labels_beside(folder, chosen.labels)
-    sae = load_hierarchical_sae(folder, chosen.device)
+    sae, labels_of = open_labelled(chosen.folder, chosen.device, chosen.labels)
     try:
         sae.levels.number(chosen.level)
     except IndexError as error:
         raise ValueError(f"level={chosen.level}: {error}") from error
-    dashboards = dashboards_beside(folder, sae)
     model = load_language_model(sae)
     start, ids = ids_of_text(model, sae, chosen.prompt)
     if not ids:
@@ -76,7 +69,7 @@ def run_steer(chosen: argparse.Namespace) -> Outcome:
         }
         for name, tokens in (("before", before), ("after", after))
     }
-    labels = labels_by_tokens(dashboards, model.tokenizer) | given
+    labels = labels_of(model.tokenizer)
     features = [
         {"feature": feature, "name": sae.levels.name(feature), "weight": weight, "label": labels.get(feature, "")}
         for feature, weight in zip(selection.features, selection.weights, strict=True)
@@ -88,11 +81,10 @@ def run_steer(chosen: argparse.Namespace) -> Outcome:
         "features": features,
         **written,
     }
-    return Outcome(_text(data, selection, folder), data)
+    return Outcome(_text(data, selection, chosen.folder), data)
 
 
 def _check(chosen: argparse.Namespace) -> None:
-    check_device(chosen.device)
     if not math.isfinite(chosen.strength) or chosen.strength == 0:
         raise ValueError(f"strength={chosen.strength} must be a finite number other than 0")
     if chosen.max_tokens < 2:
@@ -105,7 +97,7 @@ def _check(chosen: argparse.Namespace) -> None:
         raise ValueError(f"prompt={chosen.prompt!r} is empty; give a text to go on from")
 
 
-def _text(data: Mapping[str, Any], selection: Selection, folder: Path) -> str:
+def _text(data: Mapping[str, Any], selection: Selection, folder: str) -> str:
     lines = [f"{len(selection.features)} features of level {selection.level} by {data['method']}:"]
     for each in data["features"][:SHOWN]:
         lines.append(f"  {each['weight']:+8.3f}  {each['name']}  {printable(each['label'])}".rstrip())

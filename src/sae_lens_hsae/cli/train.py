@@ -17,8 +17,7 @@ from hsae_command.train import EVERY_FLAG, HELP, beyond_saelens, help_parser, so
 from sae_lens_hsae.cli.flags import Flags, command_line, parse_flags, preset_flags, read_flags
 from sae_lens_hsae.cli.measured_runner import MeasuredTrainingRunner
 from sae_lens_hsae.cli.outcome import CallError, Outcome
-from sae_lens_hsae.cli.training_estimate import estimate
-from sae_lens_hsae.cli.training_plan import plan_text, warnings_of
+from sae_lens_hsae.cli.training_plan import estimate, plan_text, warnings_of
 from sae_lens_hsae.config import ARCHITECTURE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.evaluation import ForestEvaluation
 from sae_lens_hsae.text.documents import documents

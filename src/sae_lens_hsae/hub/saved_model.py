@@ -30,7 +30,10 @@ def load_hierarchical_sae(folder: str | Path, device: str = "cpu") -> Hierarchic
         raise FileNotFoundError(f"{folder} holds no {SAE_CFG_FILENAME}, so no saved SAE; give the folder it is in")
     architecture = read_json_object(folder / SAE_CFG_FILENAME).get("architecture")
     if architecture != ARCHITECTURE:
-        raise ValueError(f"{folder} holds an SAE of architecture={architecture!r}, which has no forest; give an HSAE's")
+        raise ValueError(
+            f"{folder} holds an SAE of architecture={architecture!r}, which has no forest; give an HSAE's, or make a "
+            "FeatureForest of several such SAEs and call evaluate_forest(), or collect_dashboards() and write_page()"
+        )
     return HierarchicalSAE.load_from_disk(folder, device=device)
 
 
