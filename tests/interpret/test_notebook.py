@@ -67,7 +67,7 @@ def test_a_feature_shows_its_numbers_and_contexts(sae, dashboards):
     assert f"fires on: {dashboards.frequency[feature]:.2%} of 480 tokens" in text
     assert f"P(parent | it): {dashboards.parent_given_child[feature]:.0%}" in text
     peak = HOSTILE[int(dashboards.token_ids[feature, 0, dashboards.peak_positions[feature, 0]])]
-    assert f"[{peak}]".replace("\u202e", "⟨U+202E⟩").replace("\x1b[", "⟨U+001B⟩[") in text
+    assert f"[{peak}]".replace("\u202e", r"\u202e").replace("\x1b[", r"\x1b[") in text
     shown = card._repr_html_()
     assert shown.count("<p dir") == 3
     assert len(re.findall(r"rgba\(255, 164, 61, 1\.00\)", shown)) >= 1

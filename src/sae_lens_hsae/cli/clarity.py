@@ -26,7 +26,7 @@ def run_clarity(chosen: argparse.Namespace) -> Outcome:
     judgements = folder / JUDGEMENTS_FILENAME
     pairs = read_judgements(judgements) if judgements.is_file() else None
     dashboards, text_of = read_collected(folder)
-    forest = FeatureForest(dashboards.parents, dashboards.level_widths)
+    forest = dashboards.forest
     verdicts = None if pairs is None else parent_verdicts(pairs, len(forest))
 
     detection = label_detection(dashboards, text_of)

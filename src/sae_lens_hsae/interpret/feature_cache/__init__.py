@@ -3,13 +3,7 @@
 from sae_lens_hsae.interpret.feature_cache.card import FeatureCard
 from sae_lens_hsae.interpret.feature_cache.clarity import clarity
 from sae_lens_hsae.interpret.feature_cache.collect import collect_dashboards, dashboards_folder
-from sae_lens_hsae.interpret.feature_cache.format import (
-    Dashboards,
-    DashboardSettings,
-    fingerprint,
-    load_dashboards,
-    save_dashboards,
-)
+from sae_lens_hsae.interpret.feature_cache.format import Dashboards, DashboardSettings, fingerprint
 
 __all__ = [
     "DashboardSettings",
@@ -19,6 +13,4 @@ __all__ = [
     "collect_dashboards",
     "dashboards_folder",
     "fingerprint",
-    "load_dashboards",
-    "save_dashboards",
 ]

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import html
 import math
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.feature_cache.format import Dashboards
+from sae_lens_hsae.storage.json_files import printable
 from sae_lens_hsae.text.token_text import whole_characters
 
 CONTEXTS_SHOWN = 5
 SHADE = "255, 164, 61"
-HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-"""Unicode's categories of what one does not see: controls, direction marks, lone surrogates, line separators."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +57,7 @@ class FeatureCard:
         return f"<div><b>Feature {self._path()}</b><table>{numbers}</table>{contexts}</div>"
 
     def _path(self) -> str:
-        data = self.dashboards
-        forest = FeatureForest(data.parents, data.level_widths)
+        forest = self.dashboards.forest
         return " › ".join(map(forest.levels.name, forest.path(self.feature)))
 
     def _numbers(self) -> dict[str, str]:
@@ -78,7 +74,7 @@ class FeatureCard:
         for name, values in shares.items():
             if not math.isnan(values[feature]):
                 numbers[name] = f"{values[feature]:.0%}"
-        tokens = [_visible(self.text_of(int(id_))).strip() for id_ in data.strongest_tokens[feature] if id_ >= 0]
+        tokens = [printable(self.text_of(int(id_))).strip() for id_ in data.strongest_tokens[feature] if id_ >= 0]
         return numbers | {"strongest tokens": " · ".join(tokens) or "none stands out"}
 
     def _contexts(self) -> list[list[tuple[str, float, bool]]]:
@@ -91,11 +87,5 @@ class FeatureCard:
             shades = data.activations[feature, slot].float() / data.max_activation[feature]
             peak = int(data.peak_positions[feature, slot])
             texts = whole_characters([self.text_of(id_) for id_ in data.token_ids[feature, slot].tolist() if id_ >= 0])
-            contexts.append([(_visible(text), float(shades[i]), i == peak) for i, text in enumerate(texts)])
+            contexts.append([(printable(text), float(shades[i]), i == peak) for i, text in enumerate(texts)])
         return contexts
-
-
-def _visible(text: str) -> str:
-    return "".join(
-        f"⟨U+{ord(character):04X}⟩" if unicodedata.category(character) in HIDDEN else character for character in text
-    )

@@ -30,15 +30,8 @@ def clarity(dashboards: Dashboards) -> torch.Tensor:
 
 
 def _clarity(data: Dashboards, own: slice) -> torch.Tensor:
-    top, sampled = data.settings.kinds[:2]
-    slots = slice(top.start, sampled.stop)
-    numbers = data.context_numbers[own, slots]
-    counts = numbers >= 0
-    # A context may be kept as one of the strongest and once more as a sample.
-    again = (numbers[:, sampled, None] == numbers[:, None, top]).any(2)
-    counts[:, sampled] &= ~again
-
-    acts = data.activations[own, slots].double() * counts[..., None]
+    slots = slice(data.settings.n_family_slots)
+    acts = data.activations[own, slots].double() * data.distinct_contexts(own, slots)[..., None]
     acts[data.token_ids[own, slots] < 0] = 0
     feature, slot, place = acts.nonzero(as_tuple=True)
     context = feature * acts.shape[1] + slot

@@ -16,15 +16,11 @@ from tqdm.auto import tqdm
 
 from sae_lens_hsae.evaluation import level_saes
 from sae_lens_hsae.evaluation.outliers import FEWEST_TOKENS, SEEN_FIRST, Usual, usual
+from sae_lens_hsae.evaluation.stacks import check_fit
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.feature_cache.contexts import ContextSlots
 from sae_lens_hsae.interpret.feature_cache.directions import decoder_directions, promoted_tokens
-from sae_lens_hsae.interpret.feature_cache.format import (
-    FORMAT_VERSION,
-    Dashboards,
-    DashboardSettings,
-    fingerprint,
-)
+from sae_lens_hsae.interpret.feature_cache.format import FORMAT_VERSION, Dashboards, DashboardSettings, fingerprint
 from sae_lens_hsae.interpret.feature_cache.resume import load_progress, save_progress
 from sae_lens_hsae.interpret.feature_cache.statistics import FiringStatistics
 from sae_lens_hsae.interpret.feature_cache.tokens import TokenMeans
@@ -83,7 +79,15 @@ def collect_dashboards(
     """
     settings = settings or DashboardSettings()
     saes: list[Any] = list(level_saes(levels))
-    _check(saes, forest, n_tokens, unembedding)
+    check_fit(saes, forest)
+    d_in = saes[0].cfg.d_in
+    if n_tokens is not None and n_tokens < 1:
+        raise ValueError(f"n_tokens={n_tokens} must be at least 1; use None for all tokens")
+    if unembedding is not None and (unembedding.ndim != 2 or unembedding.shape[0] != d_in):
+        raise ValueError(
+            f"unembedding has shape {tuple(unembedding.shape)}; it maps activations to logits and must be "
+            f"({d_in}, vocabulary)"
+        )
     device = saes[0].device
     excluded = torch.tensor(sorted(exclude_tokens), dtype=torch.int64, device=device)
     parents = forest.parents.to(device)
@@ -92,20 +96,10 @@ def collect_dashboards(
     statistics = FiringStatistics(forest, device)
     token_means = TokenMeans(forest.n_features, settings, device)
     ordinary = OrdinaryTokens(device)
-    parts = {
-        "seen": seen,
-        "ordinary": ordinary,
-        "contexts": contexts,
-        "statistics": statistics,
-        "token_means": token_means,
-    }
+    parts = {"seen": seen, "ordinary": ordinary, "contexts": contexts, "statistics": statistics, "tokens": token_means}
     same = fingerprint(levels, forest)
-    about = {
-        "fingerprint": same,
-        "settings": asdict(settings),
-        "excluded": excluded.tolist(),
-        "version": FORMAT_VERSION,
-    }
+    excluded_ids, version = excluded.tolist(), FORMAT_VERSION
+    about = {"fingerprint": same, "settings": asdict(settings), "excluded": excluded_ids, "version": version}
     path = None if progress_file is None else Path(progress_file)
     if path is not None:
         load_progress(path, parts, about)
@@ -113,7 +107,7 @@ def collect_dashboards(
 
     with tqdm(total=n_tokens, initial=seen.tokens, desc="Dashboards", unit="tok", disable=not progress) as bar:
         stream = batches(seen.contexts) if callable(batches) else _without_first(batches, seen.contexts)
-        for chunk in _chunks(stream, saes[0].cfg.d_in, forest.n_features, n_tokens, seen.tokens):
+        for chunk in _chunks(stream, d_in, forest.n_features, n_tokens, seen.tokens):
             token_ids, x = (tensor.to(device) for tensor in chunk)
             acts = torch.cat([sae.encode(x.flatten(0, 1)).float().abs() for sae in saes], dim=1)
             kept = ~torch.isin(token_ids, excluded)
@@ -230,24 +224,6 @@ def _without_first(batches: Iterable[Batch], n_contexts: int) -> Iterable[Batch]
         n_contexts -= skipped
         if skipped < len(token_ids) or not skipped:
             yield token_ids[skipped:], x[skipped:]
-
-
-def _check(saes: Sequence[Any], forest: FeatureForest, n_tokens: int | None, unembedding: torch.Tensor | None) -> None:
-    widths = [sae.cfg.d_sae for sae in saes]
-    if widths != list(forest.level_widths):
-        raise ValueError(
-            f"levels have the widths {widths}, but the forest has level_widths={list(forest.level_widths)}; "
-            "give the SAEs coarse to fine, one per level of the forest"
-        )
-    if len({sae.cfg.d_in for sae in saes}) > 1:
-        raise ValueError(f"levels have different d_in {[sae.cfg.d_in for sae in saes]}; all must read the same x")
-    if n_tokens is not None and n_tokens < 1:
-        raise ValueError(f"n_tokens={n_tokens} must be at least 1; use None for all tokens")
-    if unembedding is not None and (unembedding.ndim != 2 or unembedding.shape[0] != saes[0].cfg.d_in):
-        raise ValueError(
-            f"unembedding has shape {tuple(unembedding.shape)}; it maps activations to logits and must be "
-            f"({saes[0].cfg.d_in}, vocabulary)"
-        )
 
 
 def dashboards_folder(sae_folder: str | Path) -> Path:

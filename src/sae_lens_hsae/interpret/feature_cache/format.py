@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,6 +167,11 @@ class Dashboards:
         """Features of all levels together."""
         return len(self.parents)
 
+    @cached_property
+    def forest(self) -> FeatureForest:
+        """Who is whose parent."""
+        return FeatureForest(self.parents, self.level_widths)
+
     @property
     def frequency(self) -> torch.Tensor:
         """(features,) float64: share of the tokens each feature fires on."""
@@ -192,14 +198,87 @@ class Dashboards:
         either = self.n_firing + self.n_any_child - self.n_with_any_child
         return (self.n_with_any_child.double() / either).masked_fill(~has_children, torch.nan)
 
+    def distinct_contexts(self, own: slice, slots: slice) -> torch.Tensor:
+        """(features, slots) bool: slots that hold a context, each once: one of the strongest may also be a sample."""
+        numbers = self.context_numbers[own, slots]
+        earlier = torch.ones(numbers.shape[1], numbers.shape[1], dtype=torch.bool).tril(-1)
+        return (numbers >= 0) & ~((numbers[:, :, None] == numbers[:, None, :]) & earlier).any(2)
+
     def save(self, folder: str | Path) -> None:
-        """See `save_dashboards`."""
-        save_dashboards(self, folder)
+        """Write ``manifest.json`` and ``dashboards.safetensors`` to a new folder, then put it in the target's place."""
+        folder = Path(folder)
+        if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
+            raise FileExistsError(f"{folder} holds something else than dashboards; give an empty or a new folder")
+        with folder_written_whole(folder) as new:
+            tensors = {name: getattr(self, name) for name in _tensor_fields()}
+            save_file({name: t.contiguous() for name, t in tensors.items() if t is not None}, new / TENSORS)
+            plain = {f.name: getattr(self, f.name) for f in fields(self) if not f.metadata}
+            plain["settings"] = asdict(self.settings)
+            names = [name for name, tensor in tensors.items() if tensor is not None]
+            manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, **plain, "tensors": names}
+            (new / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | Path, expected_fingerprint: str | None = None) -> Dashboards:
-        """See `load_dashboards`."""
-        return load_dashboards(folder, expected_fingerprint)
+        """Read what `save` wrote.
+
+        Args:
+            folder: where it stands.
+            expected_fingerprint: of the SAEs and forest the dashboards must be of; None takes any.
+
+        Raises:
+            FileNotFoundError: if a file is missing.
+            ValueError: if the files are of a newer version, damaged, incomplete, or of other SAEs.
+        """
+        folder = Path(folder)
+        for name in (MANIFEST, TENSORS):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"{folder} holds no {name}, so no complete dashboards; collect them again")
+        try:
+            manifest = read_json_object(folder / MANIFEST)
+        except ValueError as error:
+            raise ValueError(f"{error}; collect the dashboards again") from error
+        if manifest.get("format") != FORMAT:
+            raise ValueError(f"{folder / MANIFEST} does not describe dashboards (format {FORMAT!r})")
+        if manifest.get("format_version") != FORMAT_VERSION:
+            raise ValueError(
+                f"{folder}: format_version={manifest.get('format_version')!r} cannot be read, only {FORMAT_VERSION}; "
+                "read it with the version of sae-lens-hsae that wrote it, or a newer one, or collect the dashboards "
+                "again"
+            )
+        found = manifest.get("fingerprint")
+        if expected_fingerprint is not None and found != expected_fingerprint:
+            raise ValueError(
+                f"{folder} was made for other weights or another forest (fingerprint {printable(found)[:12]}…, "
+                f"expected {expected_fingerprint[:12]}…); collect the dashboards again"
+            )
+        try:
+            tensors = load_file(folder / TENSORS)
+        except Exception as error:
+            raise ValueError(
+                f"{folder / TENSORS} is damaged ({printable(error)}); collect the dashboards again"
+            ) from error
+        plain = [f.name for f in fields(cls) if not f.metadata]
+        required = [name for name, meta in _tensor_fields().items() if not meta["optional"]]
+        missing = [name for name in plain if name not in manifest] + [name for name in required if name not in tensors]
+        named = manifest.get("tensors")
+        missing += [str(name) for name in named if str(name) not in tensors] if isinstance(named, list) else ["tensors"]
+        if missing:
+            raise ValueError(
+                f"{folder} lacks {printable(', '.join(dict.fromkeys(missing)))}; collect the dashboards again"
+            )
+        values: dict[str, Any] = {name: manifest[name] for name in plain}
+        levels = check_numbers(folder, values)
+        try:
+            values["settings"] = DashboardSettings(**values["settings"])
+        except TypeError as error:
+            raise ValueError(
+                f"{folder}: settings={values['settings']!r} are none; collect the dashboards again"
+            ) from error
+        values["level_widths"] = levels.widths
+        check_tensors(folder, _tensor_fields(), values["settings"], levels, tensors)
+        values |= {name: tensors.get(name) for name in _tensor_fields()}
+        return cls(**values)
 
 
 def fingerprint(levels: Sequence[SAE[Any]] | LevelStack, forest: FeatureForest) -> str:
@@ -215,75 +294,6 @@ def fingerprint(levels: Sequence[SAE[Any]] | LevelStack, forest: FeatureForest) 
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def save_dashboards(dashboards: Dashboards, folder: str | Path) -> None:
-    """Write both files to a folder beside the target, then put it in the target's place."""
-    folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
-        raise FileExistsError(f"{folder} holds something else than dashboards; give an empty or a new folder")
-    with folder_written_whole(folder) as new:
-        tensors = {name: getattr(dashboards, name) for name in _tensor_fields()}
-        save_file({name: t.contiguous() for name, t in tensors.items() if t is not None}, new / TENSORS)
-        plain = {f.name: getattr(dashboards, f.name) for f in fields(dashboards) if not f.metadata}
-        plain["settings"] = asdict(dashboards.settings)
-        names = [name for name, tensor in tensors.items() if tensor is not None]
-        manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, **plain, "tensors": names}
-        (new / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-
-
-def load_dashboards(folder: str | Path, expected_fingerprint: str | None = None) -> Dashboards:
-    """Read what `save_dashboards` wrote.
-
-    Args:
-        expected_fingerprint: of the SAEs and forest the dashboards must be of; None takes any.
-
-    Raises:
-        FileNotFoundError: if a file is missing.
-        ValueError: if the files are of a newer version, damaged, incomplete, or of other SAEs.
-    """
-    folder = Path(folder)
-    for name in (MANIFEST, TENSORS):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} holds no {name}, so no complete dashboards; collect them again")
-    try:
-        manifest = read_json_object(folder / MANIFEST)
-    except ValueError as error:
-        raise ValueError(f"{error}; collect the dashboards again") from error
-    if manifest.get("format") != FORMAT:
-        raise ValueError(f"{folder / MANIFEST} does not describe dashboards (format {FORMAT!r})")
-    if manifest.get("format_version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{folder}: format_version={manifest.get('format_version')!r} cannot be read, only {FORMAT_VERSION}; "
-            "read it with the version of sae-lens-hsae that wrote it, or a newer one, or collect the dashboards again"
-        )
-    found = manifest.get("fingerprint")
-    if expected_fingerprint is not None and found != expected_fingerprint:
-        raise ValueError(
-            f"{folder} was made for other weights or another forest (fingerprint {printable(found)[:12]}…, expected "
-            f"{expected_fingerprint[:12]}…); collect the dashboards again"
-        )
-    try:
-        tensors = load_file(folder / TENSORS)
-    except Exception as error:
-        raise ValueError(f"{folder / TENSORS} is damaged ({printable(error)}); collect the dashboards again") from error
-    plain = [f.name for f in fields(Dashboards) if not f.metadata]
-    required = [name for name, meta in _tensor_fields().items() if not meta["optional"]]
-    missing = [name for name in plain if name not in manifest] + [name for name in required if name not in tensors]
-    named = manifest.get("tensors")
-    missing += [str(name) for name in named if str(name) not in tensors] if isinstance(named, list) else ["tensors"]
-    if missing:
-        raise ValueError(f"{folder} lacks {printable(', '.join(dict.fromkeys(missing)))}; collect the dashboards again")
-    values: dict[str, Any] = {name: manifest[name] for name in plain}
-    levels = check_numbers(folder, values)
-    try:
-        values["settings"] = DashboardSettings(**values["settings"])
-    except TypeError as error:
-        raise ValueError(f"{folder}: settings={values['settings']!r} are none; collect the dashboards again") from error
-    values["level_widths"] = levels.widths
-    check_tensors(folder, _tensor_fields(), values["settings"], levels, tensors)
-    values |= {name: tensors.get(name) for name in _tensor_fields()}
-    return Dashboards(**values)
 
 
 def _tensor_fields() -> dict[str, Any]:

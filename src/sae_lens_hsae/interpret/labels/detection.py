@@ -120,15 +120,11 @@ def _counts(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(4, features) firing, detected, silent, false alarms; and whether the label had any context to be made from."""
     settings = dashboards.settings
-    slots = slice(0, settings.kinds[2].stop)
-    numbers = dashboards.context_numbers[own, slots]
-    kept = numbers >= 0
-    is_held_out = held_out(numbers)
-    made_from = (kept & ~is_held_out)[:, : settings.n_family_slots].any(1)
-    earlier = torch.ones(numbers.shape[1], numbers.shape[1], dtype=torch.bool).tril(-1)
-    again = ((numbers[:, :, None] == numbers[:, None, :]) & earlier).any(2)
+    slots = slice(settings.kinds[2].stop)
+    contexts, is_held_out = dashboards.distinct_contexts(own, slots), held_out(dashboards.context_numbers[own, slots])
+    made_from = (contexts & ~is_held_out)[:, : settings.n_family_slots].any(1)
     found = words.numbers[own, slots]
-    counts = (kept & is_held_out & ~again)[..., None] & (found != NO_WORD)
+    counts = (contexts & is_held_out)[..., None] & (found != NO_WORD)
     fires = words.activations[own, slots] > 0
     said = (found[..., None] == labels[:, None, None, :]).any(3)
     parts = (counts & fires, counts & fires & said, counts & ~fires, counts & ~fires & said)

@@ -115,16 +115,12 @@ def _apart(row: _Row, above: _Row, background: np.ndarray) -> np.ndarray:
 
 def _rows(dashboards: Dashboards, words: Words, used: Used | None) -> Iterator[_Row]:
     """One for each feature."""
-    top, sampled = dashboards.settings.kinds[:2]
-    slots = slice(top.start, sampled.stop)
+    slots = slice(dashboards.settings.n_family_slots)
     for start in range(0, dashboards.n_features, FEATURES_AT_ONCE):
         own = slice(start, start + FEATURES_AT_ONCE)
-        contexts = dashboards.context_numbers[own, slots]
-        counts = contexts >= 0
+        counts = dashboards.distinct_contexts(own, slots)
         if used is not None:
-            counts &= used(contexts)
-        # A context may be kept as one of the strongest and once more as a sample.
-        counts[:, sampled] &= ~(contexts[:, sampled, None] == contexts[:, None, top]).any(2)
+            counts &= used(dashboards.context_numbers[own, slots])
         numbers = words.numbers[own, slots]
         there = (numbers > BLANK) & counts[..., None]
         acts = words.activations[own, slots].double() * there

@@ -15,7 +15,6 @@ import pandas as pd
 import torch
 from scipy.stats import binomtest
 
-from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.feature_cache import Dashboards
 from sae_lens_hsae.interpret.language_model.endpoint import Endpoint, Replies, Request
 from sae_lens_hsae.interpret.language_model.prompts import JUDGE, contexts, listed
@@ -64,7 +63,7 @@ def sample_pairs(dashboards: Dashboards, n_edges: int = 5000, seed: int = 0) -> 
     """
     if n_edges < 1:
         raise ValueError(f"n_edges={n_edges} must be at least 1")
-    forest = FeatureForest(dashboards.parents, dashboards.level_widths)
+    forest = dashboards.forest
     fired = dashboards.n_firing > 0
     edges = forest.edges()
     edges = edges[fired[edges].all(1)]

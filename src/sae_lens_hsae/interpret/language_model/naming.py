@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-
-from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.feature_cache import Dashboards
 from sae_lens_hsae.interpret.labels import token_labels
 from sae_lens_hsae.interpret.language_model.endpoint import Endpoint, Replies, Request
@@ -25,7 +22,7 @@ def label_requests(
     by_tokens: Mapping[int, str],
 ) -> list[Request]:
     """A question for each feature, with its parent's label and its siblings' distinctive tokens."""
-    forest = FeatureForest(dashboards.parents, dashboards.level_widths)
+    forest = dashboards.forest
     requests = []
     for feature in features:
         parts = []
@@ -68,11 +65,7 @@ def label_features(
 def firing_by_level(dashboards: Dashboards) -> list[list[int]]:
     """The features of each level that ever fired."""
     firing = dashboards.n_firing > 0
-    starts = torch.tensor([0, *dashboards.level_widths]).cumsum(0)[:-1].tolist()
-    return [
-        (firing[start : start + width].nonzero().flatten() + start).tolist()
-        for start, width in zip(starts, dashboards.level_widths, strict=True)
-    ]
+    return [(firing[own].nonzero().flatten() + own.start).tolist() for own in dashboards.forest.levels]
 
 
 def parse_label(answer: dict[str, Any]) -> str:

@@ -128,7 +128,7 @@ def edge_quality(dashboards: Dashboards) -> go.Figure:
     Raises:
         ValueError: if the forest has no edge.
     """
-    levels = FeatureForest(dashboards.parents, dashboards.level_widths).levels
+    levels = dashboards.forest.levels
     if not (dashboards.parents >= 0).any():
         raise ValueError("the forest has no edge, so that there is nothing to show")
     measures = {
