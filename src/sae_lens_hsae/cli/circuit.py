@@ -17,7 +17,7 @@ from sae_lens_hsae.interpret.circuits.pairs import batches_of
 from sae_lens_hsae.interpret.circuits.places import check_one_model
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
 from sae_lens_hsae.storage.json_files import printable
-from sae_lens_hsae.storage.whole_files import file_written_whole
+from sae_lens_hsae.storage.whole_files import write_whole
 from sae_lens_hsae.text.hook_point import check_causal
 
 
@@ -53,8 +53,7 @@ def run_circuit(chosen: argparse.Namespace) -> Outcome:
     if chosen.edges is not None:
         circuit = with_edges(model, forests, pairs, circuit, chosen.edges)
     data = circuit.to_dict()
-    with file_written_whole(output) as aside:
-        aside.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
+    write_whole(output, json.dumps(data, indent=1, ensure_ascii=False))
     return Outcome(_text(circuit, {hook: sae.forest for hook, sae in forests.items()}, by_hook, output), data)
 
 

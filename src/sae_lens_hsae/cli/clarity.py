@@ -15,7 +15,7 @@ from sae_lens_hsae.interpret.branching import branching
 from sae_lens_hsae.interpret.feature_cache import Dashboards, clarity
 from sae_lens_hsae.interpret.labels import LabelDetection, label_detection, token_labels
 from sae_lens_hsae.interpret.language_model.judging import JUDGEMENTS_FILENAME, parent_verdicts, read_judgements
-from sae_lens_hsae.storage.whole_files import file_written_whole
+from sae_lens_hsae.storage.whole_files import write_whole
 
 CLARITY_FILENAME = "clarity.csv"
 
@@ -32,8 +32,7 @@ def run_clarity(chosen: argparse.Namespace) -> Outcome:
     detection = label_detection(dashboards, text_of)
     frame = _table(dashboards, forest, detection, token_labels(dashboards, text_of))
     output = Path(chosen.output or folder / CLARITY_FILENAME)
-    with file_written_whole(output) as aside:
-        frame.to_csv(aside)
+    write_whole(output, frame.to_csv())
     levels = frame.groupby("level")["detection"].agg(["count", "mean", "median"])
     roots = branching(forest, detection.score)
     lines = [

@@ -15,7 +15,7 @@ from sae_lens_hsae.interpret.contrast.compare import MIN_TEXTS
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
 from sae_lens_hsae.interpret.snippet import snippet
 from sae_lens_hsae.storage.json_files import printable
-from sae_lens_hsae.storage.whole_files import file_written_whole
+from sae_lens_hsae.storage.whole_files import write_whole
 from sae_lens_hsae.text.as_trained import positions
 from sae_lens_hsae.text.documents import read_text
 from sae_lens_hsae.text.hook_point import ids_of_text
@@ -48,8 +48,7 @@ def run_contrast(chosen: argparse.Namespace) -> Outcome:
     )
     labels = labels_of(model.tokenizer)
     if chosen.output:
-        with file_written_whole(Path(chosen.output)) as aside:
-            found.to_frame(labels).to_csv(aside)
+        write_whole(chosen.output, found.to_frame(labels).to_csv())
     examples = [_example(each, texts, sae, model) for each in found.findings]
     names = (Path(chosen.a).name, Path(chosen.b).name)
     return Outcome(_text(found, labels, examples, names, chosen.top), _data(found, labels, examples))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from sae_lens_hsae.cli.collected import open_labelled
 from sae_lens_hsae.cli.outcome import Outcome
@@ -11,7 +10,7 @@ from sae_lens_hsae.interpret.explain import explain
 from sae_lens_hsae.interpret.explain.explain import check_text
 from sae_lens_hsae.interpret.explain.terminal import drawn
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
-from sae_lens_hsae.storage.whole_files import file_written_whole
+from sae_lens_hsae.storage.whole_files import write_whole
 
 
 def run_explain(chosen: argparse.Namespace) -> Outcome:
@@ -23,8 +22,7 @@ def run_explain(chosen: argparse.Namespace) -> Outcome:
     model = load_language_model(sae)
     explanation = explain(sae, model, chosen.text, labels=labels_of(model.tokenizer))
     if chosen.output:
-        with file_written_whole(Path(chosen.output)) as aside:
-            explanation.to_frame().to_csv(aside, index=False)
+        write_whole(chosen.output, explanation.to_frame().to_csv(index=False))
     data = {
         "text": explanation.text,
         "tokens": explanation.levels_to_frame().to_dict("records"),

@@ -16,7 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from sae_lens_hsae.cli.outcome import disable_bars
-from sae_lens_hsae.storage.whole_files import file_written_whole
+from sae_lens_hsae.storage.whole_files import write_whole
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,7 @@ class Cell:
 
     def finish(self, folder: Path) -> None:
         """Compute and keep the result; the file appears whole or not at all."""
-        result = json.dumps(self.compute(*self.arguments))
-        with file_written_whole(self.path(folder)) as aside:
-            aside.write_text(result)
+        write_whole(self.path(folder), json.dumps(self.compute(*self.arguments)))
 
 
 def file_name(text: str) -> str:

@@ -15,7 +15,7 @@ from sae_lens_hsae.interpret.labels.files import LABELS_FILENAME
 from sae_lens_hsae.interpret.language_model import Endpoint, Replies, Request, judge_pairs, label_features, sample_pairs
 from sae_lens_hsae.interpret.language_model.judging import JUDGEMENTS_FILENAME, judge_requests
 from sae_lens_hsae.interpret.language_model.naming import firing_by_level, label_requests
-from sae_lens_hsae.storage.whole_files import check_writable, file_written_whole
+from sae_lens_hsae.storage.whole_files import check_writable, write_whole
 
 JUDGE_TEMPERATURE = 0.7
 
@@ -48,7 +48,9 @@ def _label(
     print(estimated.text, flush=True)
     labels, replies = label_features(dashboards, text_of, endpoint)
     output = Path(chosen.output or folder / LABELS_FILENAME)
-    _write(output, json.dumps({str(feature): label for feature, label in labels.items()}, indent=1, ensure_ascii=False))
+    write_whole(
+        output, json.dumps({str(feature): label for feature, label in labels.items()}, indent=1, ensure_ascii=False)
+    )
     shown_by = f"hsae explore {folder}" + (f" --labels {output}" if chosen.output else "")
     said = f"{len(labels)} of {len(features)} features named in {output}; {shown_by} shows them"
     return Outcome(
@@ -69,7 +71,7 @@ def _judge(
     print(estimated.text, flush=True)
     found = judge_pairs(dashboards, pairs, text_of, endpoint, chosen.repetitions)
     output = Path(chosen.output or folder / JUDGEMENTS_FILENAME)
-    _write(output, found.pairs.to_csv(index=False))
+    write_whole(output, found.pairs.to_csv(index=False))
     rates = found.rates()
     lines = [f"Judged a special case, with 95 % intervals; every pair in {output}\n{rates.round(3)}"]
     data = {
@@ -112,8 +114,3 @@ def _report(replies: Replies) -> str:
         f"{n['tokens_in']:,} tokens in, {n['tokens_out']:,} out"
     ]
     return "\n".join([*lines, *(f"  question {i}: {error}" for i, error in list(replies.errors.items())[:5])])
-
-
-def _write(path: Path, text: str) -> None:
-    with file_written_whole(path) as aside:
-        aside.write_text(text, encoding="utf-8")

@@ -19,7 +19,7 @@ from sae_lens_hsae.cli.measured_runner import summary
 from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.cli.train import parse, train
 from sae_lens_hsae.evaluation import ForestEvaluation
-from sae_lens_hsae.storage.whole_files import check_writable, file_written_whole
+from sae_lens_hsae.storage.whole_files import check_writable, write_whole
 
 ARGUMENTS = "${args}"
 EVALUATION_TOKENS = 50_000
@@ -103,8 +103,7 @@ def run_sweep(
             cells.append(Cell(f"run-{name}", measured, (words, configuration)))
     results = finish_cells(cells, output / "cells", f"Sweep {Path(path).stem}", workers)
     table = _table(results, list(sweep["parameters"]))
-    with file_written_whole(output / f"{Path(path).stem}.csv") as aside:
-        table.to_csv(aside, index=False)
+    write_whole(output / f"{Path(path).stem}.csv", table.to_csv(index=False))
     return table
 
 

@@ -9,11 +9,10 @@ import math
 from dataclasses import dataclass
 
 import torch
+from scipy.stats import binomtest
 
 MAX_WEIGHTS_AT_ONCE = 2**22
 LEVEL = 0.95
-Z = 1.959964
-"""The normal distribution's quantile for ``LEVEL``, two-sided."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,9 @@ class ResampledMeans:
         A share of exactly 0 or 1 does not vary under resampling; it gets Wilson's interval for the number of clusters.
         """
         value, n = self.means[column].item(), int(self.n_clusters[column])
-        estimate = self._estimate(value, self.resampled[:, column], n)
         if is_share and n >= 2 and value in (0.0, 1.0):
-            reach = Z**2 / (n + Z**2)
-            return Estimate(value, 0.0, reach) if value == 0.0 else Estimate(value, 1.0 - reach, 1.0)
-        return estimate
+            return Estimate(value, *binomtest(n * int(value), n).proportion_ci(LEVEL, method="wilson"))
+        return self._estimate(value, self.resampled[:, column], n)
 
     def difference(self, column: int, other: int) -> Estimate:
         """One column's mean minus another's, from the same resamples."""

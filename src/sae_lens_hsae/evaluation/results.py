@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -168,8 +168,10 @@ class ForestEvaluation(_Record):
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, _Record | ForestShape):
+    if isinstance(value, _Record):
         return value.to_dict()
+    if isinstance(value, ForestShape):
+        value = asdict(value)
     if isinstance(value, Mapping):
         return {name: _plain(of_name) for name, of_name in value.items()}
     if isinstance(value, Interval) and math.isnan(value.low):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,28 +27,6 @@ class ForestShape:
     trees_by_depth: tuple[int, ...]
     features_by_depth: tuple[int, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "depth": self.depth,
-            "trees_by_depth": list(self.trees_by_depth),
-            "features_by_depth": list(self.features_by_depth),
-        }
-
-
-@dataclass(frozen=True)
-class Branching:
-    """How the parents of one level boundary branch. Dead features count here.
-
-    Attributes:
-        mean_children: children per parent, over the parents that have any; NaN if none has.
-        max_children: children of the parent with most.
-        several_children_share: of the parents with children, the share with at least two; NaN if there are none.
-    """
-
-    mean_children: float
-    max_children: int
-    several_children_share: float
-
 
 def forest_shape(forest: FeatureForest) -> ForestShape:
     """Depths of the trees and features of ``forest``."""
@@ -70,17 +47,19 @@ def forest_shape(forest: FeatureForest) -> ForestShape:
     )
 
 
-def branching(forest: FeatureForest, parent_level: int) -> Branching:
-    """Children per parent at one level boundary."""
+def children_per_parent(forest: FeatureForest, parent_level: int) -> dict[str, Any]:
+    """How the parents of one level boundary branch, as fields of `BoundaryEvaluation`. Dead features count here.
+
+    Returns:
+        ``mean_children`` and ``several_children_share`` are over the parents with children, NaN if there are none.
+    """
     n_children = forest.n_children[forest.levels[parent_level]]
-    n_children = n_children[n_children > 0]
-    if not len(n_children):
-        return Branching(math.nan, 0, math.nan)
-    return Branching(
-        mean_children=n_children.double().mean().item(),
-        max_children=int(n_children.max()),
-        several_children_share=(n_children > 1).double().mean().item(),
-    )
+    n_children = n_children[n_children > 0].double()
+    return {
+        "mean_children": n_children.mean().item(),
+        "max_children": int(n_children.max()) if len(n_children) else 0,
+        "several_children_share": (n_children > 1).double().mean().item(),
+    }
 
 
 def _edges(parents: torch.Tensor, below: slice) -> tuple[torch.Tensor, torch.Tensor]:

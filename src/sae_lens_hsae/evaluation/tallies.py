@@ -24,7 +24,7 @@ from sae_lens_hsae.evaluation.jackknife import Interval, jackknife_interval
 from sae_lens_hsae.evaluation.outliers import Outliers
 from sae_lens_hsae.evaluation.rank_correlation import RankSample
 from sae_lens_hsae.evaluation.results import BoundaryEvaluation, LevelEvaluation
-from sae_lens_hsae.evaluation.shape import branching
+from sae_lens_hsae.evaluation.shape import children_per_parent
 from sae_lens_hsae.evaluation.stacks import LevelSAE
 from sae_lens_hsae.evaluation.token_blocks import BlockTable, TokenBlocks
 from sae_lens_hsae.forest import NO_PARENT, FeatureForest
@@ -167,7 +167,7 @@ class BoundaryTally:
     def __init__(self, blocks: TokenBlocks, forest: FeatureForest, parents: LevelTally, children: LevelTally) -> None:
         self._blocks = blocks
         self._parents, self._children = parents, children
-        self._branching = branching(forest, parents.level)
+        self._branching = children_per_parent(forest, parents.level)
         above, below = forest.levels[parents.level], forest.levels[children.level]
         n_parents, n_children = above.stop - above.start, below.stop - below.start
         device = parents.device
@@ -245,9 +245,7 @@ class BoundaryTally:
             n_unassigned_dead=int((no_parent & (counts.child_fires == 0)).sum()),
             n_parents_ranked=int((~correlations[:, -1].isnan()).sum()),
             n_sibling_pairs=n_sibling_pairs(self._pairs, counts),
-            mean_children=self._branching.mean_children,
-            max_children=self._branching.max_children,
-            several_children_share=self._branching.several_children_share,
+            **self._branching,
             **values,
             **_intervals(values, without, undefined, sizes, n_blocks, confidence),
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from sae_lens_hsae.evaluation.shape import branching, forest_shape
+from sae_lens_hsae.evaluation.shape import children_per_parent, forest_shape
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.sae.inference import HierarchicalSAE
 
@@ -108,15 +108,15 @@ def _forest_table(forest: FeatureForest) -> str:
     has_children = forest.has_children
     rows = []
     for level, own in enumerate(forest.levels):
-        parents, shape = int(has_children[own].sum()), branching(forest, level)
+        parents, shape = int(has_children[own].sum()), children_per_parent(forest, level)
         rows.append(
             [
                 level,
                 f"{own.stop - own.start:,}",
                 f"{unassigned[level]:,}",
                 f"{parents:,}",
-                f"{shape.mean_children:.2f}" if parents else "–",
-                f"{shape.max_children:,}",
+                f"{shape['mean_children']:.2f}" if parents else "–",
+                f"{shape['max_children']:,}",
             ]
         )
     of_depth = ", ".join(

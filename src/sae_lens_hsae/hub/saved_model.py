@@ -13,7 +13,7 @@ from sae_lens_hsae.evaluation import ForestEvaluation
 from sae_lens_hsae.interpret.feature_cache import fingerprint
 from sae_lens_hsae.sae.inference import HierarchicalSAE, LevelStack
 from sae_lens_hsae.storage.json_files import read_json_object
-from sae_lens_hsae.storage.whole_files import check_writable, file_written_whole
+from sae_lens_hsae.storage.whole_files import check_writable, write_whole
 
 EVALUATION_FILENAME = "evaluation.json"
 
@@ -50,8 +50,7 @@ def save_evaluation(
     """
     path = Path(output or Path(folder) / EVALUATION_FILENAME)
     record = {"weights": fingerprint(sae, sae.forest), "evaluation": evaluation.to_dict()}
-    with file_written_whole(path) as aside:
-        aside.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    write_whole(path, json.dumps(record, indent=1))
     return path
 
 

@@ -26,6 +26,12 @@ def file_written_whole(path: Path) -> Iterator[Path]:
         _flush_entries(path.parent)
 
 
+def write_whole(path: str | Path, text: str) -> None:
+    """Write a text file in UTF-8 that appears whole or not at all."""
+    with file_written_whole(Path(path)) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def folder_written_whole(folder: Path) -> Iterator[Path]:
     """A new folder to write to, which takes the place of ``folder`` if the block ends well.

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
-from importlib.metadata import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -86,33 +83,20 @@ def _make(folder: Path, parts: Any) -> None:
         f"Making {folder}, once (a minute, 1.1 GB). Gemma is provided under and subject to the Gemma Terms of Use, "
         "ai.google.dev/gemma/terms"
     )
-    with room_in(folder.parent), folder_written_whole(folder) as new, TemporaryDirectory(dir=new) as aside:
+    _check_room(folder.parent)
+    with folder_written_whole(folder) as new, TemporaryDirectory(dir=new) as aside:
         path = Path(aside) / parts.MODEL_NAME
         try:
             parts.assemble(path)
         except (ValueError, FileNotFoundError) as error:
+            packages = " ".join(f"{PACKAGE}-part{n}" for n in range(1, N_PARTS + 1))
             raise ValueError(
-                f"{PACKAGE} is damaged: {_damage(parts) or error}; install it again: pip install --force-reinstall "
-                f"--no-deps --no-cache-dir {' '.join(_part_packages())}"
+                f"{PACKAGE} is damaged: {error}; install it again: pip install --force-reinstall "
+                f"--no-deps --no-cache-dir {packages}"
             ) from error
         _dequantise(path, new)
         for name in TERMS:
             shutil.copy(Path(parts.__file__).parent / "data" / name, new / name)
-
-
-def _part_packages() -> list[str]:
-    return [f"{PACKAGE}-part{n}" for n in range(1, N_PARTS + 1)]
-
-
-def _damage(parts: Any) -> str:
-    """Which parts are missing or not as long as they were when they were installed."""
-    found = []
-    for name, path in zip(_part_packages(), parts.chunk_paths(), strict=True):
-        recorded = next((file.size for file in files(name) or () if file.name == path.name), None)
-        size = path.stat().st_size if path.is_file() else 0
-        if recorded is not None and size != recorded:
-            found.append(f"{path} has {size} of {recorded} bytes")
-    return ", ".join(found)
 
 
 def _dequantise(path: Path, folder: Path) -> None:
@@ -127,19 +111,11 @@ def _dequantise(path: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-@contextmanager
-def room_in(parent: Path) -> Iterator[None]:
-    """Refuse to begin without room, and say what to do where it runs out on the way."""
+def _check_room(parent: Path) -> None:
     free = shutil.disk_usage(parent).free
-    message = (
-        f"cache={str(parent)!r}: Gemma 3 270M needs {ROOM / 1e9} GB while it is dequantised, and {{}}; make room, give "
-        "another cache, or set HF_ASSETS_CACHE"
-    )
     if free < ROOM:
-        raise OSError(errno.ENOSPC, message.format(f"{free / 1e9:.2f} GB are free"))
-    try:
-        yield
-    except Exception as error:  # safetensors has an error of its own
-        if getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT} or f"os error {errno.ENOSPC}" in str(error):
-            raise OSError(errno.ENOSPC, message.format("the disk is full")) from error
-        raise
+        raise OSError(
+            errno.ENOSPC,
+            f"cache={str(parent)!r}: Gemma 3 270M needs {ROOM / 1e9} GB while it is dequantised, and {free / 1e9:.2f} "
+            "GB are free; make room, give another cache, or set HF_ASSETS_CACHE",
+        )
