@@ -10,15 +10,13 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from hsae_command import DEBUG, SUBCOMMANDS, add_json, root_parser
 from hsae_command.train import asks_for_help, beyond_saelens, help_parser, sources
 
-EVALUATION_TOKENS = 50_000
-"""What hsae evaluate reads."""
-
-DASHBOARD_TOKENS = 200_000
-"""What hsae explore reads."""
+EVALUATION_TOKENS, DASHBOARD_TOKENS = 50_000, 200_000
+"""What hsae evaluate and hsae explore read."""
 
 EXPLORED = " and hsae explore has collected its dashboards"
 LABELS_HELP = (
@@ -131,13 +129,10 @@ def _explore(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", help="the page (default: explorer.html in the folder)")
     _add_text(parser, DASHBOARD_TOKENS)
     parser.add_argument("--labels", help=LABELS_HELP)
-    for flag, name, metavar, what in (
-        ("--explain", "explained", "TEXT", "show this text, token by token"),
-        ("--circuit", "circuit", "FILE", "list the features of a circuit that hsae circuit wrote"),
-    ):
-        parser.add_argument(
-            flag, action="append", default=[], dest=name, metavar=metavar, help=f"also {what}; repeatable"
-        )
+    repeatable: dict[str, Any] = {"action": "append", "default": []}
+    text, circuit = "also show this text, token by token", "also list the features of a circuit of hsae circuit"
+    parser.add_argument("--explain", dest="explained", metavar="TEXT", help=f"{text}; repeatable", **repeatable)
+    parser.add_argument("--circuit", metavar="FILE", help=f"{circuit}; repeatable", **repeatable)
     parser.add_argument("--renew", action="store_true", help="collect the dashboards again")
     _add_device(parser)
 

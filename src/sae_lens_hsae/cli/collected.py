@@ -56,7 +56,6 @@ def page_link(folder: str | Path, feature: str) -> str | None:
     """The address at which the explorer page beside a saved SAE shows a feature; None without a page.
 
     Args:
-        folder: where the SAE was saved.
         feature: its name, such as ``2/17``.
     """
     page = Path(folder) / PAGE_FILENAME
@@ -69,7 +68,6 @@ def open_labelled(
     """A saved SAE, and a function from its model's tokenizer to labels: those given, tokens for the other features.
 
     Args:
-        folder: where the SAE was saved.
         device: where it goes.
         labels: their file; see `labels_beside`.
 

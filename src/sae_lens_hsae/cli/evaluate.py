@@ -41,7 +41,6 @@ def evaluate(
     """Measure a saved `HierarchicalSAE` on text, and write the result.
 
     Args:
-        folder: where the SAE was saved.
         n_tokens: how many tokens to measure on; those left out in training are left out here too.
         text: what to read; None takes what training leaves out of the installed text, see `TextSource`.
         device: where the SAE and its language model run.

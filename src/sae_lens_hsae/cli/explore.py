@@ -67,7 +67,6 @@ def explore(
     """Write the explorer page of a saved ``HierarchicalSAE``; dashboards that stand beside it are used again.
 
     Args:
-        folder: where the SAE was saved.
         output: the page; None puts ``explorer.html`` into the folder.
         n_tokens: tokens to read for the dashboards.
         text: what to read; None takes what training leaves out of the installed text, see `TextSource`.

@@ -57,8 +57,6 @@ def finish_cells(cells: Sequence[Cell], folder: Path, title: str, workers: int =
 
     Args:
         cells: in the order of the results.
-        folder: where results are kept.
-        title: of the progress bar.
         workers: processes that share the cores; with one it all happens in this process.
 
     Raises:

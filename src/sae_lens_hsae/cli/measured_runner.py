@@ -31,7 +31,6 @@ class MeasuredTrainingRunner(HierarchicalSAETrainingRunner):
     ``evaluation.json``, and in W&B's summary of the run as ``forest/…`` (see `summary`).
 
     Args:
-        cfg: SAELens' config.
         evaluation_tokens: how many tokens to measure on.
         variance_floor: of `summary`.
         overrides: further arguments of `HierarchicalSAETrainingRunner`.

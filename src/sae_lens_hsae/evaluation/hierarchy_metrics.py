@@ -45,14 +45,12 @@ def evaluate_forest(
 
     Args:
         levels: one SAE per level, coarse to fine, or one object for all (`HierarchicalSAE`).
-        forest: who is whose parent among their features.
         activations: tensors of shape (batch, d_in), of any batch sizes.
         n_tokens: stop after so many; None takes all. SAELens' `ActivationsStore` starts over at its end and
             never stops by itself.
         n_blocks: blocks that the intervals need at least. The stream is cut in so many to twice as many; if it has
             fewer tokens, the intervals are NaN.
         confidence: of the intervals.
-        progress: whether to show a progress bar.
 
     Returns:
         What cannot be measured is NaN there, with the reason in the record's ``undefined``.

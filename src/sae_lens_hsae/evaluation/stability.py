@@ -114,7 +114,6 @@ def seed_stability(
 
     Args:
         levels: one SAE per level, coarse to fine, or one object for all; the SAEs need a ``W_dec``.
-        forest: who is whose parent among their features.
         other_levels: the same of the other stack, which needs as many levels, not the same widths.
         other_forest: who is whose parent there.
         floor: see `match_decoders`.

@@ -42,7 +42,6 @@ def model_card(
     """The text of ``README.md``.
 
     Args:
-        sae: the model.
         repo_id: the repository, ``owner/name``.
         path: of the model in the repository.
         picture: address of the forest's picture relative to the card, or None.

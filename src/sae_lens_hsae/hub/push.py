@@ -42,7 +42,6 @@ def push(
     evaluation where they stand in the folder. The card also becomes the repository's own, unless that has another.
 
     Args:
-        folder: where the SAE was saved.
         repo_id: ``owner/name``; made if it does not exist.
         path: the model's folder in the repository; None takes the name of ``folder``.
         levels: also push every level as an ordinary SAELens SAE, to ``path/level_0`` and so on.
@@ -57,16 +56,15 @@ def push(
         OSError: if the hub cannot be reached or refuses.
     """
     api = HfApi()
-    with TemporaryDirectory() as name:
-        staged = Path(name)
+    with TemporaryDirectory() as temporary:
+        staged = Path(temporary)
         path = _checked_and_staged(folder, staged, repo_id, path, levels)
         api.create_repo(repo_id, private=private, exist_ok=True)
         if not _has_another_card(api, repo_id, path):
             # Links from the root lead through the model's folder.
             card = (staged / path / CARD).read_text(encoding="utf-8").replace(f"]({PICTURE})", f"]({path}/{PICTURE})")
             (staged / CARD).write_text(card, encoding="utf-8")
-        files = sorted(file for file in staged.rglob("*") if file.is_file())
-        operations = [CommitOperationAdd(file.relative_to(staged).as_posix(), str(file)) for file in files]
+        operations = [CommitOperationAdd(name, str(file)) for name, file in _files(staged).items()]
         # One commit: a repository is never half updated.
         return api.create_commit(repo_id, operations, commit_message=f"Upload HSAE {path}").commit_url
 
@@ -80,11 +78,10 @@ def push_dry_run(
         sizes: bytes of each file, by its place in the repository.
         card: the text of the model card.
     """
-    with TemporaryDirectory() as name:
-        staged = Path(name)
+    with TemporaryDirectory() as temporary:
+        staged = Path(temporary)
         path = _checked_and_staged(folder, staged, repo_id, path, levels)
-        files = sorted(file for file in staged.rglob("*") if file.is_file())
-        sizes = {file.relative_to(staged).as_posix(): file.stat().st_size for file in files}
+        sizes = {name: file.stat().st_size for name, file in _files(staged).items()}
         return sizes, (staged / path / CARD).read_text(encoding="utf-8")
 
 
@@ -95,6 +92,12 @@ def _checked_and_staged(folder: str | Path, staged: Path, repo_id: str, path: st
     path = repository_path(Path(folder).resolve().name if path is None else path)
     stage(folder, staged, repo_id, path, levels=levels)
     return path
+
+
+def _files(staged: Path) -> dict[str, Path]:
+    """By their place in the repository."""
+    files = sorted(file for file in staged.rglob("*") if file.is_file())
+    return {file.relative_to(staged).as_posix(): file for file in files}
 
 
 def repository_path(path: str) -> str:

@@ -43,9 +43,6 @@ def save_evaluation(
     """Write an evaluation: ``weights``, which ties it to the model, and ``evaluation``.
 
     Args:
-        evaluation: to write.
-        sae: that was measured.
-        folder: of the model.
         output: the file; None takes ``evaluation.json`` in the folder.
     """
     path = Path(output or Path(folder) / EVALUATION_FILENAME)

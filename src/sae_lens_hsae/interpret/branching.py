@@ -51,7 +51,6 @@ def branching(
         scores: (n_features,) any score per feature, such as ``label_detection(…).score``, ``parent_verdicts(…)`` or a
             column of a table; NaN for none.
         n_resamples: draws of the bootstrap.
-        seed: of the draws.
 
     Raises:
         ValueError: if there is not one score per feature, one is infinite, or ``n_resamples`` is not positive.

@@ -28,11 +28,7 @@ def draw_family(
     context the part around the strongest word.
 
     Args:
-        concepts: of the forest.
         root: a concept's topmost feature.
-        dashboards: of the forest.
-        labels: text by flat index.
-        text_of: text of a token id.
         separators: texts of tokens that part texts; a context is shown no further.
         max_children: of a concept, the others are counted.
     """

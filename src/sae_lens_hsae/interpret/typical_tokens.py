@@ -27,7 +27,6 @@ def typical_tokens(
         features: flat indices of the features of interest.
         activations: pairs of activations (batch, d_in) and token ids (batch,).
         n_vocab: size of the vocabulary.
-        n_tokens: tokens per feature.
         min_count: occurrences a token needs.
 
     Returns:

@@ -88,7 +88,6 @@ def contrast(
 
     Args:
         levels: one SAE per level, coarse to fine, or one object for all (``HierarchicalSAE``).
-        forest: who is whose parent among their features.
         a: the one set; each item holds the activations of one text, (tokens, d_in) or (d_in,), as
             `text_activations` gives them. A tensor (n, d_in) is n texts of one token.
         b: the other set.

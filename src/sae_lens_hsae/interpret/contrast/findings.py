@@ -50,7 +50,6 @@ def roll_up(
     least ``localising_share``; a difference that several children make together stays with their parent.
 
     Args:
-        forest: who is whose parent.
         significant: (n_features,) bool, which features differ.
         auc: (n_features,) P(a text of the first set has the higher activation).
         share_of_parent: (n_features,) share of the parent's difference that lies on tokens where the feature fires.

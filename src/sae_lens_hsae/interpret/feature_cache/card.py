@@ -20,8 +20,6 @@ class FeatureCard:
     """What one feature fires on; evaluated at the end of a notebook's cell it shows itself, printed it is text.
 
     Args:
-        dashboards: of the feature's forest.
-        feature: its flat index.
         text_of: text of a token id, with its leading space; see ``explorer.token_texts``.
 
     Raises:

@@ -60,7 +60,6 @@ def collect_dashboards(
 
     Args:
         levels: one SAE per level, coarse to fine, or one object for all (``HierarchicalSAE``).
-        forest: who is whose parent among their features.
         batches: pairs of token ids (batch, context) and activations (batch, context, d_in), as the SAEs' ``encode``
             takes them: fold an activation scale first. Or a function that takes a number of contexts to skip and
             gives the rest, so that resuming need not compute what it skips.
@@ -68,7 +67,6 @@ def collect_dashboards(
         settings: how much is kept per feature.
         exclude_tokens: token ids on which features count as silent, such as padding; the model's special tokens.
         unembedding: (d_in, vocabulary) from the SAEs' activations to logits, for promoted and suppressed tokens.
-        progress: whether to show a progress bar.
         progress_file: where the state is written while collecting, and read if it stands there from an interrupted call
             with the same weights, forest and arguments; the stream must be the same too. Removed at the end.
         save_every: tokens between two writes of it.

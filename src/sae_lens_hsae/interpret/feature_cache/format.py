@@ -223,7 +223,6 @@ class Dashboards:
         """Read what `save` wrote.
 
         Args:
-            folder: where it stands.
             expected_fingerprint: of the SAEs and forest the dashboards must be of; None takes any.
 
         Raises:

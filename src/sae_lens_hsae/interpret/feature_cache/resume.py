@@ -18,7 +18,6 @@ def save_progress(path: Path, parts: Mapping[str, Any], about: Mapping[str, Any]
     """Write every tensor, number and random generator of some accumulators; beside the target, then renamed.
 
     Args:
-        path: the file.
         parts: accumulators by name. Their tensors, whole numbers and generators are all of their state.
         about: what makes the state fit: the same is to be given to `load_progress`.
     """

@@ -67,11 +67,6 @@ def label_detection(dashboards: Dashboards, text_of: Callable[[int], str], n_wor
     So it measures the labels of words, not those that a language model gives. A feature whose meaning is not in its
     words scores low, however clear it may be to a reader.
 
-    Args:
-        dashboards: of the features.
-        text_of: text of a token id.
-        n_words: most words per label.
-
     Raises:
         ValueError: if ``n_words`` is not positive.
     """

@@ -29,11 +29,6 @@ Used = Callable[[torch.Tensor], torch.Tensor]
 def token_labels(dashboards: Dashboards, text_of: Callable[[int], str], n_words: int = 4) -> dict[int, str]:
     """A label for every feature that fires on words, joined: see `label_words`.
 
-    Args:
-        dashboards: of the features.
-        text_of: text of a token id.
-        n_words: most words per label.
-
     Returns:
         Label by flat feature index; none for a feature of which nothing can be said.
     """
@@ -60,9 +55,6 @@ def label_words(dashboards: Dashboards, words: Words, n_words: int = 4, used: Us
     the last place, if it is more than `MIN_DIFFERENCE` and the word is not among the others.
 
     Args:
-        dashboards: of the features.
-        words: of the dashboards.
-        n_words: most words per feature.
         used: says which contexts may be looked at; None takes all.
 
     Returns:

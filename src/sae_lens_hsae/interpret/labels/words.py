@@ -46,7 +46,6 @@ def words_of(dashboards: Dashboards, text_of: Callable[[int], str]) -> Words:
     space before it each is a word. A word that the edge of a window may cut is left out.
 
     Args:
-        dashboards: of the features.
         text_of: text of a token id amid other text, with its leading space; see ``TokenTexts``.
     """
     ids = dashboards.token_ids

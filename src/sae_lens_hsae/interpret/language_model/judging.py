@@ -109,12 +109,8 @@ def judge_pairs(
     """Have every pair judged; see `sample_pairs`.
 
     Args:
-        dashboards: of the features.
         pairs: (kind, broad, narrow).
-        text_of: text of a token id.
-        endpoint: who is asked.
         n_repetitions: times each pair is judged; for several give the endpoint a temperature.
-        progress: whether to show a bar.
     """
     replies = endpoint.ask(
         judge_requests(dashboards, pairs, text_of, n_repetitions), parse_judgement, "Judging" if progress else None

@@ -42,12 +42,6 @@ def label_features(
 ) -> tuple[dict[int, str], list[Replies]]:
     """Name every feature that ever fired, level after level.
 
-    Args:
-        dashboards: of the features.
-        text_of: text of a token id.
-        endpoint: who is asked.
-        progress: whether to show a bar per level.
-
     Returns:
         The label of every feature that got one, by flat index, and the replies per level.
     """

@@ -23,7 +23,6 @@ def circuit_section(
     Args:
         circuit: from `find_circuit`.
         hook: the hook point of the page's forest.
-        forest: of the page.
         name: what to call the circuit.
         pages: of the other hook points' SAEs, as seen from this page.
 

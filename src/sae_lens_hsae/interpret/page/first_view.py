@@ -44,11 +44,7 @@ def first_view(
     and is only a part of it. Copies of parents count as their parents; features that never fired do not count.
 
     Args:
-        dashboards: of the forest's features.
-        forest: who is whose parent.
-        concepts: of the forest.
         detection: (n_features,) score by tokens, NaN for none.
-        text: text of a token id.
     """
     n, parents = forest.n_features, forest.parents
     tree = concepts.top_of_tree

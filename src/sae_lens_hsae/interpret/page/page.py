@@ -84,8 +84,6 @@ def write_page(
     """Write the explorer page: one file that opens from disk and fetches nothing.
 
     Args:
-        dashboards: of the forest's features.
-        forest: who is whose parent.
         path: the file to write; replaced if it exists.
         text_of: text of a token id, with its leading space; see ``token_texts``.
         labels: text for some of the features, by flat index.

@@ -37,7 +37,6 @@ def activation_distributions(
         levels: one SAE per level, coarse to fine, or one object for all (``HierarchicalSAE``).
         activations: tensors of shape (batch, d_in).
         n_tokens: stop after so many; None takes all.
-        progress: whether to show a progress bar.
 
     Raises:
         ValueError: if the SAEs do not read the same activations, a batch has another shape, or there is no token.

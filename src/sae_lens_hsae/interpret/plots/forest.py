@@ -108,7 +108,7 @@ def forest_flow(forest: FeatureForest, n_trees: int = 10, names: Mapping[int, st
             "source": [place[node] for node in source],
             "target": [place[node] for node in target],
             "value": value,
-            "color": [_faint(colours[node % n_groups]) for node in source],
+            "color": [translucent(colours[node % n_groups], 0.4) for node in source],
             "hovertemplate": "%{value} children<extra></extra>",
         },
     )
@@ -174,10 +174,3 @@ def _places(
         x.append(min(max(level / max(1, n_levels - 1), 1e-3), 1 - 1e-3))
         y.append(min(max((top + size[node] / 2) / max(1, total), 1e-3), 1 - 1e-3))
     return x, y
-
-
-def _faint(colour: str) -> str:
-    if colour.startswith("rgb"):
-        return translucent(colour, 0.4)
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red}, {green}, {blue}, 0.4)"

@@ -33,7 +33,6 @@ class SiblingDistances:
         unrelated: to features of other trees, of the same level.
         difference: the first minus the second; below 0 where siblings lie closer together.
         level: of the features.
-        forest: who is whose parent.
         features: (n,) flat indices of the features compared.
         families: (n,) their parents.
         x: (n, k, d_in) the activations each fires on most strongly, the stream's mean taken off; 0 where it fires on
@@ -76,13 +75,10 @@ def sibling_distances(
 
     Args:
         levels: one SAE per level, coarse to fine, or one object for all (``HierarchicalSAE``).
-        forest: who is whose parent.
         activations: (batch, d_in) tensors.
         level: whose features are compared; negative levels count from the finest.
         n_families: families of siblings to draw, at random; of large ones some siblings.
         n_strongest: tokens per feature.
-        seed: of the draws.
-        progress: whether to show a progress bar.
 
     Raises:
         IndexError: if there is no such level.

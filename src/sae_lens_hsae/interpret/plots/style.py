@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import plotly.graph_objects as go
-from plotly.colors import sample_colorscale
+from plotly.colors import hex_to_rgb, sample_colorscale, unlabel_rgb
 
 COLOUR_SCALE = "Viridis"
 REST = "#c4c9d0"
@@ -16,8 +16,9 @@ def level_colours(n_levels: int) -> list[str]:
 
 
 def translucent(colour: str, alpha: float) -> str:
-    """An ``rgb(r, g, b)`` colour with transparency."""
-    return colour.replace("rgb(", "rgba(").replace(")", f", {alpha})")
+    """A colour, ``rgb(r, g, b)`` or ``#rrggbb``, with transparency."""
+    red, green, blue = hex_to_rgb(colour) if colour.startswith("#") else unlabel_rgb(colour)
+    return f"rgba({red:g}, {green:g}, {blue:g}, {alpha})"
 
 
 def plain(text: str) -> str:
