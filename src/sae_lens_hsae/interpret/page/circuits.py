@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from sae_lens_hsae.interpret.page.sections import PageSection
+from sae_lens_hsae.interpret.page.page import PageSection
 
 if TYPE_CHECKING:
     from sae_lens_hsae.forest import FeatureForest

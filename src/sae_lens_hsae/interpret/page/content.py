@@ -18,6 +18,7 @@ from sae_lens_hsae.interpret.page.first_view import first_view
 from sae_lens_hsae.text.token_text import BYTE, whole_characters
 
 if TYPE_CHECKING:
+    from sae_lens_hsae.interpret.explain import Explanation
     from sae_lens_hsae.interpret.page.page import PageLimits
 
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
@@ -133,7 +134,6 @@ class PageContent:
         positions = data.peak_positions[own][:, slots].long()
         cut = (positions - self._window // 2).clamp(0, data.settings.window - self._window)
         where = cut[..., None] + torch.arange(self._window)
-        family = self._family_slots()
         where_child = where[of_block[:, 0] - own.start][:, : self._n_family]
         histogram = data.histogram[own].view(len(features), -1, BINS_MERGED).sum(2)
         arrays = {
@@ -141,7 +141,8 @@ class PageContent:
             "shades": self._shades(data.activations[own][:, slots].gather(2, where), features),
             "parentShades": self._shades(data.parent_activations[own][:, slots].gather(2, where), parents.clamp(min=0)),
             "childShades": self._shades(
-                data.activations_on_parent[of_block[:, 1]][:, family].gather(2, where_child), of_block[:, 1]
+                data.activations_on_parent[of_block[:, 1]][:, slots[: self._n_family]].gather(2, where_child),
+                of_block[:, 1],
             ),
             "peaks": _array(data.peaks[own][:, slots], np.float32),
             "numbers": _array(data.context_numbers[own][:, slots], np.int32),
@@ -156,9 +157,6 @@ class PageContent:
                 arrays[f"{kind}Tokens"] = self._tokens(tokens[own])
                 arrays[f"{kind}Logits"] = _array(logits[own], np.float32)
         return arrays
-
-    def _family_slots(self) -> list[int]:
-        return self._slots[: self._n_family]
 
     def _shades(self, activations: torch.Tensor, scaled_by: torch.Tensor) -> np.ndarray:
         maximum = self._data.max_activation[scaled_by].clamp(min=1e-30)
@@ -200,6 +198,30 @@ class PageContent:
             return str(self._text_of(id_))
         except Exception:  # one token that cannot be decoded must not cost the whole page
             return f"⟨{id_}⟩"
+
+
+def explained_block(explanation: Explanation) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Tokens, shares, entries by token, and the ends of the active paths of each token, strongest first.
+
+    Entries and ends of token p stand at ``starts[p] : starts[p + 1]`` and ``endStarts[p] : endStarts[p + 1]``.
+    """
+    n = len(explanation.tokens)
+    ends = [[path[-1] for path in explanation.paths(position)] for position in range(n)]
+    counts = np.bincount(explanation.positions.numpy(), minlength=n)
+    arrays = {
+        "levelShares": _array(explanation.level_shares, np.float32).ravel(),
+        "starts": _starts(counts),
+        "features": _array(explanation.features, np.int32),
+        "activations": _array(explanation.activations, np.float32),
+        "shares": _array(explanation.shares, np.float32),
+        "endStarts": _starts(np.array([len(each) for each in ends], dtype=np.int64)),
+        "ends": np.array([feature for each in ends for feature in each], dtype=np.int32),
+    }
+    return {"tokens": list(explanation.tokens), "outlying": list(explanation.outlying)}, arrays
+
+
+def _starts(counts: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], counts.cumsum()]).astype(np.int32)
 
 
 def _array(tensor: torch.Tensor, dtype: type[np.generic]) -> np.ndarray:

@@ -17,9 +17,7 @@ from tqdm.auto import tqdm
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.feature_cache import Dashboards
 from sae_lens_hsae.interpret.page.blocks import pack
-from sae_lens_hsae.interpret.page.content import PageContent
-from sae_lens_hsae.interpret.page.explained import explained_block
-from sae_lens_hsae.interpret.page.sections import PageSection, section_rows
+from sae_lens_hsae.interpret.page.content import PageContent, explained_block
 from sae_lens_hsae.storage.whole_files import file_written_whole
 
 if TYPE_CHECKING:
@@ -66,6 +64,26 @@ class PageLimits:
     def for_features(cls, n_features: int) -> PageLimits:
         """Everything, or for large forests what keeps 30,720 features below 30 MB."""
         return cls() if n_features <= MANY_FEATURES else cls(6, 4, 1, 24, 128)
+
+
+@dataclass(frozen=True)
+class PageSection:
+    """A list of one's own on the first view, such as a circuit; each feature that a line names links back to it.
+
+    Attributes:
+        title: the heading.
+        lines: text, and the features it speaks of, by flat index or by name, such as ``"2/313"``.
+        graph: shown on the first view instead of the lines, see `circuit_section`.
+    """
+
+    title: str
+    lines: Sequence[tuple[str, Sequence[int | str]]]
+    graph: Mapping[str, object] | None = None
+
+    def plain(self, forest: FeatureForest) -> dict[str, object]:
+        """In plain values for the page; an IndexError if it names a feature that does not exist."""
+        lines = [[text, [forest.index(feature) for feature in features]] for text, features in self.lines]
+        return {"title": self.title, "lines": lines, "graph": self.graph}
 
 
 def write_page(
@@ -121,7 +139,7 @@ def write_page(
     content = PageContent(dashboards, forest, text_of, labels or {}, limits)
     plain, arrays = content.forest_block(title, [each.text for each in explanations], separators)
     plain["start"] = [forest.index(feature) for feature in start]
-    plain["sections"] = [section_rows(section, forest) for section in sections]
+    plain["sections"] = [section.plain(forest) for section in sections]
     # The vocabulary grows while the others are made, and so comes last.
     blocks = {"forest": pack(plain, arrays)}
     n_blocks = math.ceil(len(forest) / limits.features_per_block)
