@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hsae_command import DEBUG, SUBCOMMANDS, add_json, root_parser
-from hsae_command.train import asks_for_help, beyond_saelens, help_parser, sources
+from hsae_command.train import asks_for_help, help_parser
 
 EVALUATION_TOKENS, DASHBOARD_TOKENS = 50_000, 200_000
 """What hsae evaluate and hsae explore read."""
@@ -64,17 +64,6 @@ def _parser() -> argparse.ArgumentParser:
         if name != "demo":
             add_json(own)
     return parser
-
-
-def own_flags(command: str) -> dict[str, str]:
-    """The flags of a subcommand by the names under which its code knows them: ``n_tokens`` is ``--n-tokens``."""
-    if command == "train":
-        parsers = [sources(), beyond_saelens()]
-    else:
-        parsers = [argparse.ArgumentParser(add_help=False)]
-        ARGUMENTS[command](parsers[0])
-    options = [action for parser in parsers for action in parser._actions if action.option_strings]
-    return {action.dest: action.option_strings[-1] for action in options}
 
 
 def _demo(parser: argparse.ArgumentParser) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from dataclasses import fields
 
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
 
-from hsae_command.parsers import own_flags
+from hsae_command.parsers import ARGUMENTS
+from hsae_command.train import beyond_saelens, sources
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 
 QUOTED = r"""(?<!\w)'[^']*'|(?<!\w)"[^"]*\""""
@@ -34,6 +36,17 @@ def in_flags(message: str, command: str) -> str:
         return f"{flags[name]}{found['value'] or ''}" if is_field else found[0]
 
     return re.sub(pattern, renamed, message)
+
+
+def own_flags(command: str) -> dict[str, str]:
+    """The flags of a subcommand by the names under which its code knows them: ``n_tokens`` is ``--n-tokens``."""
+    if command == "train":
+        parsers = [sources(), beyond_saelens()]
+    else:
+        parsers = [argparse.ArgumentParser(add_help=False)]
+        ARGUMENTS[command](parsers[0])
+    options = [action for parser in parsers for action in parser._actions if action.option_strings]
+    return {action.dest: action.option_strings[-1] for action in options}
 
 
 def _fields_as_flags() -> dict[str, str]:
