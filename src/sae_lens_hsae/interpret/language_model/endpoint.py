@@ -171,6 +171,8 @@ class Endpoint:
 
     def _one(self, client: Any, request: Request, parse: Parse, first: bool = False) -> _Answer:
         openai = _openai()
+        names = ("AuthenticationError", "PermissionDeniedError", "NotFoundError", "BadRequestError")
+        refused = tuple(getattr(openai, name) for name in names)
         answer = _Answer()
         messages = [{"role": "system", "content": request.system}, {"role": "user", "content": request.user}]
         for _ in range(self.attempts):
@@ -178,12 +180,14 @@ class Endpoint:
                 completion = client.chat.completions.create(
                     model=self.model, messages=messages, temperature=self.temperature, max_tokens=self.max_tokens
                 )
-            except (
-                openai.AuthenticationError,
-                openai.PermissionDeniedError,
-                openai.NotFoundError,
-                openai.BadRequestError,
-            ) as error:
+                usage = getattr(completion, "usage", None)
+                answer.prompt_tokens += getattr(usage, "prompt_tokens", None) or 0
+                answer.completion_tokens += getattr(usage, "completion_tokens", None) or 0
+                choice = completion.choices[0]
+                if choice.finish_reason == "length":
+                    raise ValueError(f"cut off after max_tokens={self.max_tokens}")
+                parse(_object(choice.message.content))
+            except refused as error:
                 raise ValueError(
                     f"the endpoint refused the request (HTTP {error.status_code}); check {KEY_VARIABLE}, "
                     f"{URL_VARIABLE} and model={self.model!r}"
@@ -198,24 +202,15 @@ class Endpoint:
             except openai.APIStatusError as error:
                 answer.error = f"HTTP {error.status_code}"
                 return answer
-            except (openai.OpenAIError, ValueError) as error:  # a body that is no JSON
+            except openai.OpenAIError as error:
                 answer.n_malformed += 1
                 answer.error = f"unreadable response ({type(error).__name__})"
-                continue
-            try:
-                usage = getattr(completion, "usage", None)
-                answer.prompt_tokens += getattr(usage, "prompt_tokens", None) or 0
-                answer.completion_tokens += getattr(usage, "completion_tokens", None) or 0
-                choice = completion.choices[0]
-                if choice.finish_reason == "length":
-                    raise ValueError(f"cut off after max_tokens={self.max_tokens}")
-                parse(_object(choice.message.content))
             except (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError) as error:
                 answer.n_malformed += 1
                 answer.error = f"malformed answer ({error})"
-                continue
-            answer.text = choice.message.content
-            return answer
+            else:
+                answer.text = choice.message.content
+                break
         return answer
 
     def _client(self) -> Any:
