@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from conftest import D_IN, make_sae
+from conftest import D_IN
+from planted import planted_sae
 from wordnet_helpers import tiny_synsets
 
 from experiments import command
 from experiments.readability import _Related, listed, measures
 from experiments.wordnet.database import WordNet
-from sae_lens_hsae import FeatureForest
 from sae_lens_hsae.interpret.feature_cache import Dashboards, DashboardSettings, collect_dashboards
 
 TEXTS = [" the", " dog", " cat", " bread", " run", " think", " of", " a"]
@@ -18,20 +18,11 @@ PARENTS = {4: 0, 5: 0, 6: 1, 13: 4}
 @pytest.fixture(scope="module")
 def dashboards() -> Dashboards:
     """0 fires on dog, cat and bread; 4 on cat, 5 on dog, 13 repeats 4; 6 on think, but its parent 1 on run."""
-    sae = make_sae()
-    for tensor in (sae.W_enc, sae.b_enc, sae.b_dec, sae.threshold):
-        tensor.data.zero_()
-    for feature, tokens in {0: (1, 2, 3), 4: (2,), 5: (1,), 13: (2,), 1: (4,), 6: (5,)}.items():
-        for token in tokens:
-            sae.W_enc.data[token, feature] = 1
+    sae, forest = planted_sae({0: (1, 2, 3), 4: (2,), 5: (1,), 13: (2,), 1: (4,), 6: (5,)}, PARENTS)
     sae.W_dec.data = torch.randn(sae.W_dec.shape, generator=torch.Generator().manual_seed(0))
     sae.W_dec.data[13] = sae.W_dec.data[4] * 2
-    parents = torch.full((sae.cfg.d_sae,), -1)
-    for child, parent in PARENTS.items():
-        parents[child] = parent
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(8, (400, 8), generator=generator)
-    forest = FeatureForest(parents, sae.cfg.level_widths)
     settings = DashboardSettings(n_top=4, n_sampled=60, window=9)
     x = torch.eye(D_IN)[tokens] * (0.2 + torch.rand(400, 8, 1, generator=generator))
     return collect_dashboards(sae, forest, [(tokens, x)], settings=settings, progress=False)

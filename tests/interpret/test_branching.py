@@ -1,20 +1,18 @@
 """Branching against clarity: plain means, an interval that covers the truth, and silence where there is nothing."""
 
 import math
-from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from conftest import D_IN, make_sae
-from sae_lens import SAE
+from planted import save_with_dashboards
 from transformers import AutoTokenizer
 
 from sae_lens_hsae import FeatureForest
 from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.cli.demo import minilm_folder
 from sae_lens_hsae.interpret.branching import branching
-from sae_lens_hsae.interpret.feature_cache import Dashboards, collect_dashboards, dashboards_folder
+from sae_lens_hsae.interpret.feature_cache import Dashboards, dashboards_folder
 from sae_lens_hsae.interpret.labels import label_detection, token_labels
 from sae_lens_hsae.interpret.language_model.judging import COLUMNS, parent_verdicts, read_judgements
 from sae_lens_hsae.text.token_text import token_texts
@@ -133,15 +131,7 @@ def test_a_file_of_something_else_is_refused(tmp_path, text):
 
 @pytest.fixture
 def saved(tmp_path):
-    """A saved SAE with its dashboards, as ``hsae explore`` leaves them."""
-    sae = make_sae()
-    sae.cfg.metadata.model_name = str(minilm_folder())
-    sae.save_inference_model(tmp_path / "sae")
-    x = torch.randn(40, 8, D_IN, generator=torch.Generator().manual_seed(0)) * 2
-    loaded: Any = SAE.load_from_disk(tmp_path / "sae")
-    tokens = 2000 + torch.arange(320).view(40, 8) % 40
-    collect_dashboards(loaded, sae.forest, [(tokens, x)], progress=False).save(dashboards_folder(tmp_path / "sae"))
-    return tmp_path / "sae"
+    return save_with_dashboards(tmp_path / "sae")
 
 
 def test_the_command_writes_every_feature_and_compares_roots(saved, capsys):

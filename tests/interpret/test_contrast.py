@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import D_IN, make_sae
+from planted import planted_sae
 from sae_lens.load_model import load_model
 
 from sae_lens_hsae import FeatureForest
@@ -20,16 +21,7 @@ FIRES_ON = {0: (0, 1), 4: (0,), 5: (1,), 13: (0,), 1: (2,), 6: (2,)}
 
 @pytest.fixture(scope="module")
 def planted():
-    sae = make_sae()
-    for tensor in (sae.W_enc, sae.b_enc, sae.b_dec, sae.threshold):
-        tensor.data.zero_()
-    for feature, concepts in FIRES_ON.items():
-        for concept in concepts:
-            sae.W_enc.data[concept, feature] = 1
-    parents = torch.full((sae.cfg.d_sae,), -1)
-    for child, parent in PARENTS.items():
-        parents[child] = parent
-    return sae, FeatureForest(parents, sae.cfg.level_widths)
+    return planted_sae(FIRES_ON, PARENTS)
 
 
 def texts(n, rates, seed):

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from conftest import D_IN, make_sae
+from planted import planted_dashboards
 
 from sae_lens_hsae import FeatureForest
 from sae_lens_hsae.forest.concepts import Concepts
 from sae_lens_hsae.interpret.family_text import draw_family
-from sae_lens_hsae.interpret.feature_cache import Dashboards, collect_dashboards
+from sae_lens_hsae.interpret.feature_cache import Dashboards
 from sae_lens_hsae.interpret.snippet import snippet
 
 
@@ -37,18 +37,10 @@ PARENTS = {4: 0, 5: 0, 6: 0, 13: 4, 14: 4, 15: 6}
 @pytest.fixture(scope="module")
 def dashboards() -> Dashboards:
     """Feature 0 fires on the sciences, 4 is its copy, 13 and 14 are the copy's children; 5 never fires."""
-    sae = make_sae()
-    for tensor in (sae.W_enc, sae.b_enc, sae.b_dec, sae.threshold):
-        tensor.data.zero_()
-    for feature, tokens in {0: (0, 1, 2, 3), 4: (0, 1, 2, 3), 13: (1, 2), 14: (3,), 6: (0,), 15: (0,)}.items():
-        for token in tokens:
-            sae.W_enc.data[token, feature] = 1 + 0.1 * token
-    parents = torch.full((sae.cfg.d_sae,), -1)
-    for child, parent in PARENTS.items():
-        parents[child] = parent
-    tokens = torch.tensor([[5, 0, 6, 1, 4, 5, 2, 7], [7, 3, 6, 2, 4, 5, 6, 7]] * 8)
-    forest = FeatureForest(parents, sae.cfg.level_widths)
-    return collect_dashboards(sae, forest, [(tokens, torch.eye(D_IN)[tokens])], progress=False)
+    fires_on = {0: (0, 1, 2, 3), 4: (0, 1, 2, 3), 13: (1, 2), 14: (3,), 6: (0,), 15: (0,)}
+    strengths = {feature: {token: 1 + 0.1 * token for token in tokens} for feature, tokens in fires_on.items()}
+    contexts = [[5, 0, 6, 1, 4, 5, 2, 7], [7, 3, 6, 2, 4, 5, 6, 7]] * 8
+    return planted_dashboards(strengths, PARENTS, contexts)
 
 
 def test_a_tree_shows_copies_as_one_and_contexts_no_further_than_their_text(dashboards):

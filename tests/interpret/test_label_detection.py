@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import D_IN, make_sae
+from planted import planted_dashboards
 
-from sae_lens_hsae import FeatureForest
 from sae_lens_hsae.interpret.feature_cache import Dashboards, DashboardSettings, collect_dashboards
 from sae_lens_hsae.interpret.labels import label_detection
 from sae_lens_hsae.interpret.labels.detection import REASONS
@@ -93,26 +93,10 @@ def test_counts_and_score_equal_plain_loops(dashboards):
     assert frame.loc[0, "score"] == found.score[0]
 
 
-def planted(contexts: list[list[int]], fires_on: dict[int, tuple[int, ...]], parents: dict[int, int]) -> Dashboards:
-    """Features that fire on the tokens given, of a vocabulary of 8, on contexts of tokens."""
-    sae = make_sae()
-    for tensor in (sae.W_enc, sae.b_enc, sae.b_dec, sae.threshold):
-        tensor.data.zero_()
-    for feature, tokens in fires_on.items():
-        for token in tokens:
-            sae.W_enc.data[token, feature] = 1
-    table = torch.full((sae.cfg.d_sae,), -1)
-    for child, parent in parents.items():
-        table[child] = parent
-    tokens = torch.tensor(contexts)
-    forest = FeatureForest(table, sae.cfg.level_widths)
-    return collect_dashboards(sae, forest, [(tokens, torch.eye(D_IN)[tokens])], progress=False)
-
-
 def test_a_label_passes_only_on_what_it_was_not_made_from():
     """Feature 1 fires on token 3 everywhere; 2 on token 4 in one half of the text and on 5 in the other."""
     contexts = [[0, 3, 4 if in_first_half(i, 32) else 5, 6] for i in range(32)]
-    found = label_detection(planted(contexts, {1: (3,), 2: (4, 5)}, {}), "zabcdefg".__getitem__)
+    found = label_detection(planted_dashboards({1: (3,), 2: (4, 5)}, contexts=contexts), "zabcdefg".__getitem__)
     assert found.score[1] == 1
     assert found.n_firing[2] > 0
     assert found.n_detected[2] == 0
@@ -122,7 +106,7 @@ def test_a_label_passes_only_on_what_it_was_not_made_from():
 def test_a_childs_label_is_tried_where_its_parent_fires_alone():
     """Token 2 is the child's, token 1 its parent's as well; the child's label must not name token 1."""
     contexts = [[0, 1, 6, 7] if i % 3 else [0, 2, 6, 7] for i in range(96)]
-    dashboards = planted(contexts, {0: (1, 2), 4: (2,)}, {4: 0})
+    dashboards = planted_dashboards({0: (1, 2), 4: (2,)}, {4: 0}, contexts)
     found = label_detection(dashboards, "zabcdefg".__getitem__)
     assert found.score[4] == 1
     n_own = int((dashboards.context_numbers[4, :14].unique() >= 0).sum())
@@ -132,13 +116,13 @@ def test_a_childs_label_is_tried_where_its_parent_fires_alone():
 def test_where_there_is_no_score_it_says_why():
     contexts = [[0, 0, 1, 1] if i else [0, 1, 2, 2] for i in range(32)]
     fires_on = {0: (2,), 1: (0, 1, 2), 2: (1,), 3: ()}
-    found = label_detection(planted(contexts, fires_on, {}), ["", " ", "b", *"cdefg"].__getitem__)
+    found = label_detection(planted_dashboards(fires_on, contexts=contexts), ["", " ", "b", *"cdefg"].__getitem__)
     reasons = [REASONS[each] for each in found.reason.tolist()]
     assert reasons[0] == "all its contexts are in one half of the text"
     assert reasons[2] == "no word stands out"
     assert reasons[3] == "never fired"
     assert found.score[[0, 2, 3]].isnan().all()
-    everywhere = planted([[1, 1, 2, 1]] * 16 + [[3, 3, 3, 3]] * 16, {1: (1, 2)}, {})
+    everywhere = planted_dashboards({1: (1, 2)}, contexts=[[1, 1, 2, 1]] * 16 + [[3, 3, 3, 3]] * 16)
     silent = label_detection(everywhere, "zabcdefg".__getitem__)
     assert REASONS[silent.reason[1]] == "fires on every word that was held out"
     assert silent.n_silent[1] == 0

@@ -13,13 +13,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import D_IN, make_sae
-from sae_lens import SAE
+from planted import planted_dashboards, save_with_dashboards
 
 pytest.importorskip("openai")
 
-from sae_lens_hsae import FeatureForest
 from sae_lens_hsae.cli import main as cli
-from sae_lens_hsae.cli.demo import minilm_folder
 from sae_lens_hsae.interpret.feature_cache import Dashboards, collect_dashboards, dashboards_folder
 from sae_lens_hsae.interpret.language_model import Endpoint, Request, judge_pairs, label_features, sample_pairs
 from sae_lens_hsae.interpret.language_model.naming import parse_label
@@ -217,18 +215,7 @@ TEXTS = ["", " Science", " biology", " physics", " Iron", "", "", ""]
 
 @pytest.fixture(scope="module")
 def dashboards():
-    """Feature 0 fires on tokens 1, 2 and 3, its children 4 and 5 on 2 and 3; 1 on token 4."""
-    sae = make_sae()
-    for tensor in (sae.W_enc, sae.b_enc, sae.b_dec, sae.threshold):
-        tensor.data.zero_()
-    for feature, tokens in {0: (1, 2, 3), 4: (2,), 5: (3,), 1: (4,)}.items():
-        for token in tokens:
-            sae.W_enc.data[token, feature] = 1
-    parents = torch.full((sae.cfg.d_sae,), -1)
-    parents[4] = parents[5] = 0
-    tokens = torch.arange(320).view(40, 8) % 8
-    forest = FeatureForest(parents, sae.cfg.level_widths)
-    return collect_dashboards(sae, forest, [(tokens, torch.eye(D_IN)[tokens])], progress=False)
+    return planted_dashboards({0: (1, 2, 3), 4: (2,), 5: (3,), 1: (4,)}, {4: 0, 5: 0})
 
 
 def test_features_are_named_from_the_top_down(server, tmp_path, dashboards):
@@ -315,16 +302,7 @@ def test_no_edges_to_judge_are_refused(dashboards):
 
 @pytest.fixture
 def saved(tmp_path):
-    """A saved SAE with its dashboards, as ``hsae explore`` leaves them."""
-    sae = make_sae()
-    sae.cfg.metadata.model_name = str(minilm_folder())
-    sae.save_inference_model(tmp_path / "sae")
-    x = torch.randn(20, 8, D_IN, generator=torch.Generator().manual_seed(0)) * 2
-    loaded: Any = SAE.load_from_disk(tmp_path / "sae")
-    tokens = 2000 + torch.arange(160).view(20, 8) % 40
-    found = collect_dashboards(loaded, sae.forest, [(tokens, x)], progress=False)
-    found.save(dashboards_folder(tmp_path / "sae"))
-    return tmp_path / "sae"
+    return save_with_dashboards(tmp_path / "sae")
 
 
 def test_the_commands_estimate_and_then_write(server, saved, capsys, monkeypatch):

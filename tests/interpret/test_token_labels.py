@@ -7,10 +7,10 @@ from collections import Counter
 import pytest
 import torch
 from conftest import D_IN, make_sae
+from planted import planted_dashboards, planted_sae
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from sae_lens_hsae import FeatureForest
 from sae_lens_hsae.interpret.feature_cache import Dashboards, DashboardSettings, collect_dashboards
 from sae_lens_hsae.interpret.labels import token_labels
 from sae_lens_hsae.interpret.labels.token_labels import label_words
@@ -110,47 +110,31 @@ def test_labels_equal_the_formula(dashboards, n_words):
     assert n_apart > 1, "the parent matters for some"
 
 
-def planted(fires_on: dict[int, dict[int, float]], parents: dict[int, int]) -> Dashboards:
-    """Features that fire on the tokens given, each as strongly as given; of 8 tokens."""
-    sae = make_sae()
-    for tensor in (sae.W_enc, sae.b_enc, sae.b_dec, sae.threshold):
-        tensor.data.zero_()
-    for feature, tokens in fires_on.items():
-        for token, strength in tokens.items():
-            sae.W_enc.data[token, feature] = strength
-    table = torch.full((sae.cfg.d_sae,), -1)
-    for child, parent in parents.items():
-        table[child] = parent
-    tokens = torch.arange(320).view(40, 8) % 8
-    forest = FeatureForest(table, sae.cfg.level_widths)
-    return collect_dashboards(sae, forest, [(tokens, torch.eye(D_IN)[tokens])], progress=False)
-
-
 def test_the_strongest_words_come_first_and_what_sets_apart_last():
     texts = ["", " Science", " biology", " Iron", " cell", " x", " y", " z"]
     strengths = {0: {1: 3.0, 3: 2.0}, 4: {1: 3.0, 3: 2.95, 4: 2.9}, 1: {3: 1.0}, 5: {3: 1.0}}
-    labels = token_labels(planted(strengths, {4: 0, 5: 1}), texts.__getitem__)
+    labels = token_labels(planted_dashboards(strengths, {4: 0, 5: 1}), texts.__getitem__)
     assert labels == {0: "Science · Iron", 4: "Science · Iron · cell", 1: "Iron", 5: "Iron"}
-    labels = token_labels(planted(strengths, {4: 0, 5: 1}), texts.__getitem__, 2)
+    labels = token_labels(planted_dashboards(strengths, {4: 0, 5: 1}), texts.__getitem__, 2)
     assert labels[4] == "Science · cell"
-    assert token_labels(planted(strengths, {}), texts.__getitem__, 2)[4] == "Science · Iron", "without a parent"
+    assert token_labels(planted_dashboards(strengths), texts.__getitem__, 2)[4] == "Science · Iron", "without a parent"
 
 
 def test_a_copy_is_called_as_its_parent():
     """What falls a little unlike on words by chance is no difference."""
     strengths = {1: 3.0, 2: 2.0, 3: 1.0}
-    data = planted({0: strengths, 4: strengths | {2: 2.05}}, {4: 0})
+    data = planted_dashboards({0: strengths, 4: strengths | {2: 2.05}}, {4: 0})
     labels = token_labels(data, ["", " a", " b", " c", *[""] * 4].__getitem__, 2)
     assert labels[4] == labels[0] == "a · b"
 
 
 def test_words_that_look_alike_count_once_and_space_not_at_all():
-    data = planted({0: {1: 1.0, 2: 1.0}, 1: {3: 1.0}}, {})
+    data = planted_dashboards({0: {1: 1.0, 2: 1.0}, 1: {3: 1.0}})
     assert token_labels(data, ["", " Cat", " cat", " \n", *[""] * 4].__getitem__) == {0: "Cat"}
 
 
 def test_no_word_at_all_is_refused():
-    data = planted({0: {1: 1.0}}, {})
+    data = planted_dashboards({0: {1: 1.0}})
     with pytest.raises(ValueError, match="n_words=0 must be at least 1"):
         token_labels(data, " abcdefg".__getitem__, 0)
 
@@ -194,10 +178,7 @@ def sentencepiece() -> Tokenizer:
 def test_a_word_in_pieces_is_shown_whole(make):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=make())
     rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in SENTENCES]
-    sae = make_sae()
-    for tensor in (sae.W_enc, sae.b_enc, sae.b_dec, sae.threshold):
-        tensor.data.zero_()
-    sae.W_enc.data[0, 0] = 1
+    sae, _ = planted_sae({0: (0,)})
     places = [torch.arange(1.0, len(row) + 1) for row in rows]
     batches = [
         (torch.tensor([row]), place[None, :, None] * torch.eye(D_IN)[0])
@@ -218,7 +199,7 @@ def test_a_word_in_pieces_is_shown_whole(make):
 
 
 def test_where_no_space_is_known_a_token_is_a_word():
-    data = planted({0: {1: 1.0, 2: 1.0}}, {})
+    data = planted_dashboards({0: {1: 1.0, 2: 1.0}})
     assert token_labels(data, "zabcdefg".__getitem__) == {0: "a · b"}
     chinese = [" x", "科", "学", *[" y"] * 5]
     assert token_labels(data, chinese.__getitem__) == {0: "科 · 学"}
