@@ -196,14 +196,6 @@ def test_where_a_model_lay_in_training_does_not_matter_and_its_revision_does(tmp
         load_language_model(sae)
 
 
-def test_what_commands_will_not_pass_on_is_refused_with_what_to_do_instead(tmp_path):
-    cfg = runner_config(tmp_path)
-    sae = train(HierarchicalSAETrainingRunner, cfg)
-    sae.cfg.metadata.model_from_pretrained_kwargs = {"quantization_config": {"load_in_4bit": True}}
-    with pytest.raises(ValueError, match=r"quantization_config.*take the others out of cfg\.json.*or load it yourself"):
-        load_language_model(sae)
-
-
 def test_options_that_could_not_be_saved_are_refused_before_training(tmp_path):
     cfg = runner_config(tmp_path, model_from_pretrained_kwargs={"dtype": torch.bfloat16})
     with pytest.raises(ValueError, match=r"model_from_pretrained_kwargs=.*could not be saved.*'bfloat16'"):
