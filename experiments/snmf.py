@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 
 import torch
-from sklearn.cluster import MiniBatchKMeans
 
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.forest.levels import Levels
@@ -90,6 +89,8 @@ def factorised(a: torch.Tensor, k: int, seed: int = 0, steps: int = STEPS) -> tu
         seed: of the clusters.
         steps: how often both are updated.
     """
+    from sklearn.cluster import MiniBatchKMeans
+
     clusters = MiniBatchKMeans(k, n_init=1, random_state=seed).fit_predict(a.cpu().numpy())
     y = torch.nn.functional.one_hot(torch.from_numpy(clusters).long(), k).to(a) + SPREAD
     for _ in range(steps):
