@@ -132,9 +132,9 @@ class Task:
 
 
 TASKS = {
-    "formal prose": Task(formality),
+    "formality": Task(formality),
     "positive feeling": Task(sentiment),
-    "animals": Task(animals),
+    "topic of animals": Task(animals),
     "away from religion": Task(off_religion, RELIGIOUS_PROMPTS),
     "French": Task(french),
 }
