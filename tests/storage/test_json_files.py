@@ -16,3 +16,7 @@ def test_text_of_any_script_stays_as_it_is(text):
 @pytest.mark.parametrize("steering", ["\x1b", "\x07", "\r", "\u202e", "\u2066", "\u2028", "\u200b", "\x9b"])
 def test_what_steers_a_terminal_is_spelled_out(steering):
     assert printable(f"a{steering}b") == f"a{ascii(steering)[1:-1]}b"
+
+
+def test_a_joiner_alone_can_be_seen():
+    assert printable("\u200d") == "\\u200d"

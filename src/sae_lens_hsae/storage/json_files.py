@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 from unicodedata import category
 
-WITHIN_TEXT = "\n\u200c\u200d"
-"""What is no character to be seen, but harmless: new lines, and what parts or joins letters and emoji."""
+JOINERS = "\u200c\u200d"
+"""What parts or joins letters and emoji, between two of them; it is not seen itself."""
 MAX_NUMBER = 2**63
 """JSON has whole numbers of any size. From here on they fit in no tensor, and nothing counted or set is as large."""
 
@@ -59,6 +59,10 @@ def check_storable(name: str, value: Any) -> None:
 
 def printable(text: object) -> str:
     """Text for a message, with what would steer a terminal (escapes, reversed writing) spelled out."""
-    return "".join(
-        c if c.isprintable() or c in WITHIN_TEXT or category(c) == "Zs" else ascii(c)[1:-1] for c in str(text)
-    )
+    text = str(text)
+
+    def harmless(i: int, c: str) -> bool:
+        joins = c in JOINERS and 0 < i < len(text) - 1
+        return c.isprintable() or c == "\n" or category(c) == "Zs" or joins
+
+    return "".join(c if harmless(i, c) else ascii(c)[1:-1] for i, c in enumerate(text))
