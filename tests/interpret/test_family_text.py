@@ -24,6 +24,9 @@ from sae_lens_hsae.interpret.snippet import snippet
             20,
             "…w11 w12 w13 w14 w15 w16 w17 w18 w19 «w20» w21 w22 w23 w24 w25 w26 w27 w28 w29…",
         ),
+        ([" number", " ", "1", "."], 1, "number« »1."),
+        ([" end", "\n", "Then"], 1, "end« »Then"),
+        (list("在北京学习" * 20), 50, f"…{'在北京学习' * 8}«在»{'北京学习在' * 8}…"),
     ],
 )
 def test_a_word_stands_whole_amid_its_text(texts, place, shown):

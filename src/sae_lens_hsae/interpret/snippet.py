@@ -23,13 +23,18 @@ def snippet(texts: Sequence[str], place: int, around: int = AROUND) -> str:
     while last + 1 < len(texts) and in_one_word(texts[last], texts[last + 1]):
         last += 1
     before, word, after = ("".join(part) for part in (texts[:first], texts[first : last + 1], texts[last + 1 :]))
-    lead = word[: len(word) - len(word.lstrip())]
+    marked = word.strip() or word  # where a space is all there is
+    lead = word[: word.index(marked)]
     before, after = _one_line(before + lead), _one_line(after)
+    # At whole words, where spaces part words.
     if len(before) > around:
-        before = "…" + before[-around:].partition(" ")[2]
+        before = before[-around:]
+        before = "…" + before[before.find(" ", 0, around // 2) + 1 :]
     if len(after) > around:
-        after = after[:around].rpartition(" ")[0] + "…"
-    return f"{before}«{word.strip()}»{after}".strip()
+        after = after[:around]
+        space = after.rfind(" ", around // 2)
+        after = (after if space < 0 else after[:space]) + "…"
+    return f"{before}«{_one_line(marked)}»{after}".strip()
 
 
 def _one_line(text: str) -> str:
