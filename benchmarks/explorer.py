@@ -2,6 +2,7 @@
 
     python benchmarks/explorer.py                      # 30,720 features, 1M synthetic tokens; takes long
     python benchmarks/explorer.py --n-tokens 50000     # the page's figures change little, memory not at all
+    python benchmarks/explorer.py --page runs/demo/explorer.html --widths 64 256 1024     # a page that is there
 
 The SAEs are random directions with thresholds at which 50 features fire per token and level, over synthetic
 activations: one vector per token of the vocabulary, plus noise. The page is opened in headless Chromium (Debian's
@@ -51,7 +52,21 @@ def main() -> None:
     parser.add_argument("--n-tokens", type=int, default=1_000_000)
     parser.add_argument("--widths", type=int, nargs="+", default=PAPER_WIDTHS)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--page", type=Path, help="a page that is there, of --widths features")
     chosen = parser.parse_args()
+    with TemporaryDirectory() as folder:
+        figures = {} if chosen.page else made(chosen, Path(folder) / "explorer.html")
+        page = chosen.page or Path(folder) / "explorer.html"
+        figures |= {"page_mb": page.stat().st_size / 1e6}
+        figures |= in_chromium(page.resolve(), chosen.widths, chosen.seed, Path(folder) / "profile")
+    for name, value in figures.items():
+        limit = f"  (at most {LIMITS[name]:g})" if name in LIMITS else ""
+        print(f"{name:>20}  {value:12,.2f}{limit}")
+    print(json.dumps(figures))
+
+
+def made(chosen: argparse.Namespace, page: Path) -> dict[str, Any]:
+    """Make a page; what that took."""
     generator = torch.Generator().manual_seed(chosen.seed)
     saes = [random_sae(width, generator) for width in chosen.widths]
     forest = FeatureForest.from_saes(saes, PAPER_RULE)
@@ -60,15 +75,9 @@ def main() -> None:
     dashboards = collect_dashboards(saes, forest, batches(generator), n_tokens=chosen.n_tokens)
     figures: dict[str, Any] = {"features": len(forest), "tokens": dashboards.n_tokens, "memory_before_gib": before}
     figures |= {"memory_gib": peak_gib(), "collect_s": time.perf_counter() - start}
-    with TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        page = write_page(dashboards, forest, Path(folder) / "explorer.html", text_of)
-        figures |= {"write_s": time.perf_counter() - start, "page_mb": page.stat().st_size / 1e6}
-        figures |= in_chromium(page, chosen.widths, chosen.seed, Path(folder) / "profile")
-    for name, value in figures.items():
-        limit = f"  (at most {LIMITS[name]:g})" if name in LIMITS else ""
-        print(f"{name:>20}  {value:12,.2f}{limit}")
-    print(json.dumps(figures))
+    start = time.perf_counter()
+    write_page(dashboards, forest, page, text_of)
+    return figures | {"write_s": time.perf_counter() - start}
 
 
 def random_sae(width: int, generator: torch.Generator) -> JumpReLUSAE:
