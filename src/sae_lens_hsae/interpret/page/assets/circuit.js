@@ -22,7 +22,7 @@ function circuitGraph(forest, { columns, edges }) {
     const tops = column.nodes.filter(([, parent]) => !ids.has(parent));
     holder.append(element("div", {}, element("h3", {}, column.hook),
       tops.length ? longList("plain", tops, make) : element("p", { class: "muted" }, "No feature is over the threshold here."),
-      element("p", { class: "muted" }, `Not reconstructed: ${column.errors.map(([level, effect]) => `level ${level} ${signed(effect)}`).join(", ")}`)));
+      column.errors.length ? element("p", { class: "muted" }, `Not reconstructed: ${column.errors.map(([level, effect]) => `level ${level} ${signed(effect)}`).join(", ")}`) : null));
   });
 
   // Whether all that it lies in is open.
