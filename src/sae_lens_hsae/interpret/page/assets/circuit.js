@@ -36,7 +36,7 @@ function circuitGraph(forest, { columns, edges }) {
     lines.replaceChildren(...edges.flatMap(([column, source, target, effect]) => {
       const from = rows.get(`${column} ${source}`), to = rows.get(`${column + 1} ${target}`);
       if (!from || !to || !isShown(from) || !isShown(to)) return [];
-      const [a, b] = [from.getBoundingClientRect(), to.getBoundingClientRect()];
+      const [a, b] = [from, to.closest("summary") ?? to].map((row) => row.getBoundingClientRect());
       const x = a.right - box.left + 3, y = (a.top + a.bottom) / 2 - box.top, toX = b.left - box.left - 3, toY = (b.top + b.bottom) / 2 - box.top;
       const middle = (x + toX) / 2;
       return [drawing("path", { d: `M${x} ${y}C${middle} ${y} ${middle} ${toY} ${toX} ${toY}`, class: effect < 0 ? "edge against" : "edge", "stroke-width": 1 + (4 * Math.abs(effect)) / most })];
