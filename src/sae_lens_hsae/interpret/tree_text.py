@@ -12,10 +12,6 @@ from sae_lens_hsae.forest import FeatureForest
 MIN_LEVELS = 3
 MIN_FEATURES = 6
 MAX_FEATURES = 40
-RULE = (
-    f"of the trees of {MIN_FEATURES} to {MAX_FEATURES} features drawn with at least {MIN_LEVELS} levels, those "
-    "whose children narrow their parents most: highest mean of (P(parent|child) − P(parent)) · (1 − P(child|parent))"
-)
 
 
 def edge_scores(forest: FeatureForest, evaluation: ForestEvaluation) -> torch.Tensor:
@@ -39,7 +35,10 @@ def edge_scores(forest: FeatureForest, evaluation: ForestEvaluation) -> torch.Te
 
 
 def choose_trees(forest: FeatureForest, evaluation: ForestEvaluation, n_trees: int = 3) -> list[int]:
-    """Roots of the trees to show, best first, chosen by ``RULE``; fewer if fewer qualify."""
+    """Roots of the trees to show, best first by the mean of their edges' scores; fewer if fewer qualify.
+
+    Of the trees of `MIN_FEATURES` to `MAX_FEATURES` features those that are drawn with at least `MIN_LEVELS` levels.
+    """
     scores = edge_scores(forest, evaluation)
     ranked = []
     for root in forest.roots().tolist():
