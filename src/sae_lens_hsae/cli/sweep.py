@@ -13,6 +13,7 @@ from typing import Any
 import pandas
 import yaml
 
+from hsae_command.parsers import EVALUATION_TOKENS
 from sae_lens_hsae.cli.flags import as_flags, command_line
 from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
 from sae_lens_hsae.cli.measured_runner import summary
@@ -22,7 +23,6 @@ from sae_lens_hsae.evaluation import ForestEvaluation
 from sae_lens_hsae.storage.whole_files import check_writable, write_whole
 
 ARGUMENTS = "${args}"
-EVALUATION_TOKENS = 50_000
 
 
 def read_sweep(path: str | Path) -> dict[str, Any]:
