@@ -10,7 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +56,32 @@ def _model_config(n_layers: int) -> HookedTransformerConfig:
 def tiny_model(n_layers: int = 1) -> HookedTransformer:
     """A TransformerLens model with random weights, always the same, and no tokenizer."""
     return HookedTransformer(_model_config(n_layers))
+
+
+def hooked_model(
+    action: Callable[[torch.Tensor], torch.Tensor], at: int | None = None, after: int = 0
+) -> HookedTransformer:
+    """As `tiny_model`; an action changes the activations when it is asked for its n-th batch, or from then on."""
+    model, n_calls = tiny_model(), 0
+
+    def hook(tensor: torch.Tensor, hook: object) -> torch.Tensor:  # noqa: ARG001 – TransformerLens passes it by name
+        nonlocal n_calls
+        n_calls += 1
+        return action(tensor) if n_calls == at or (at is None and n_calls > after) else tensor
+
+    model.hook_dict[HOOK].add_perma_hook(hook)
+    return model
+
+
+def signalling(*numbers: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """An action for `hooked_model` that sends signals to this process."""
+
+    def action(tensor: torch.Tensor) -> torch.Tensor:
+        for number in numbers:
+            os.kill(os.getpid(), number)
+        return tensor
+
+    return action
 
 
 def tiny_sae_transformer(n_layers: int = 2) -> HookedSAETransformer:

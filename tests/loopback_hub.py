@@ -6,6 +6,8 @@ import base64
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +44,19 @@ class Hub:
         environment |= {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_TOKEN": TOKEN}
         # Xet's protocol has a server of its own; without it the client uploads by LFS.
         return environment | {"HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+
+    def run(self, folder: Path, *arguments: object) -> str:
+        """What Python prints, in a process of its own: the client reads the hub's address when it is imported."""
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", *map(str, arguments)],
+            env=self.client_environment(folder / "hf"),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
 
 @contextmanager

@@ -1,9 +1,13 @@
 """Short runs of our runner, and a disk that is full."""
 
 import resource
+import shutil
+import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 from host_helpers import runner_config, tiny_dataset, tiny_model
 
@@ -18,6 +22,16 @@ def run_ours(tmp_path, name="run", model=None, options=None, **overrides):
         cfg, override_model=model or tiny_model(), override_dataset=tiny_dataset(), **(options or {})
     )
     return cfg, runner.run()
+
+
+def run_where_it_may_mount(script, *arguments):
+    """Run a script as root of a namespace of its own, which may mount what nobody else sees; skip if there is none."""
+    namespace = ["unshare", "--user", "--map-root-user", "--mount"]
+    if shutil.which("unshare") is None or subprocess.run([*namespace, "true"], capture_output=True).returncode:
+        pytest.skip("this system lets nobody make a namespace")
+    command = [*namespace, sys.executable, "-c", script, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-5000:]
 
 
 def checkpoints_of(cfg):

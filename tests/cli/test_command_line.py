@@ -19,9 +19,16 @@ import pandas
 import pytest
 import torch
 from conftest import make_sae
-from host_helpers import runner_config, save_tiny_gpt2, tiny_config, tiny_dataset, tiny_model, train
+from host_helpers import (
+    hooked_model,
+    runner_config,
+    save_tiny_gpt2,
+    signalling,
+    tiny_config,
+    tiny_dataset,
+    train,
+)
 from sae_lens import LanguageModelSAETrainingRunner
-from test_resume import StopAt
 from tqdm.std import tqdm
 
 import hsae_command
@@ -154,8 +161,7 @@ def test_errors_have_no_traceback_unless_asked_for(monkeypatch, capsys, error, c
 @pytest.mark.parametrize("runner", [LanguageModelSAETrainingRunner, HierarchicalSAETrainingRunner])
 def test_a_stopped_run_ends_with_the_code_of_the_signal(monkeypatch, capsys, tmp_path, runner, number):
     def stopped(*_):
-        model = tiny_model()
-        StopAt(model, 11, number)
+        model = hooked_model(signalling(number), at=11)
         cfg = runner_config(tmp_path, checkpoint_path=None)
         train(runner, cfg, override_model=model, override_dataset=tiny_dataset())
 

@@ -56,27 +56,13 @@ def save_model(folder):
     return sae
 
 
-def in_a_process(hub, folder, *arguments):
-    """A process of its own, because the client reads the hub's address when it is imported."""
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", *map(str, arguments)],
-        env=hub.client_environment(folder / "hf"),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
 def push(hub, folder, *calls):
     """One process that makes several calls of ``hsae push``; what it wrote, and what ended each call."""
     code = (
         "import json, sys\nfrom sae_lens_hsae.cli import main as cli\nfor call in json.loads(sys.argv[1]):\n"
         "    try: cli.main(['push', *call])\n    except SystemExit as end: print('ended:', end)"
     )
-    done = in_a_process(hub, folder, "-c", code, json.dumps([[str(word) for word in call] for call in calls]))
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return hub.run(folder, "-c", code, json.dumps([[str(word) for word in call] for call in calls]))
 
 
 def test_what_is_pushed_is_what_from_pretrained_gives(tmp_path):
@@ -85,8 +71,7 @@ def test_what_is_pushed_is_what_from_pretrained_gives(tmp_path):
         pushed = push(hub, tmp_path, [tmp_path / "model", REPOSITORY, "--path", "layer_8/small", "--levels"])
         assert pushed.startswith(f"{hub.endpoint}/{REPOSITORY}/commit/")
         out, paths = tmp_path / "got.safetensors", ("layer_8/small/level_1", "layer_8/small")
-        loaded = in_a_process(hub, tmp_path, "-c", LOAD, REPOSITORY, out, *paths)
-        assert loaded.returncode == 0, loaded.stderr
+        hub.run(tmp_path, "-c", LOAD, REPOSITORY, out, *paths)
         [(repository, message, paths)] = hub.commits  # everything in one
         assert ("PUT", 200) in [(method, status) for method, _, status in hub.requests], "weights go by LFS"
     assert (repository, message) == (REPOSITORY, "Upload HSAE layer_8/small")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import make_sae
-from host_helpers import tiny_model
+from host_helpers import hooked_model
 from own_runs import run_ours
 from test_resume import assert_equal_states, batches, new_trainer, take_steps
 
@@ -98,21 +98,13 @@ def test_what_has_diverged_is_not_saved(tmp_path):
 
 
 def test_activations_that_are_all_zero_leave_nothing_to_scale(tmp_path):
-    model = tiny_model()
-    model.hook_dict["blocks.0.hook_resid_post"].add_perma_hook(lambda tensor, **_: 0 * tensor)
+    model = hooked_model(lambda x: 0 * x)
     with pytest.raises(ValueError, match=r"activations of the 3 batches before training, .* are all zero; check the"):
         run_ours(tmp_path, model=model)
 
 
 def test_a_bad_batch_in_the_estimate_of_the_scale_can_be_skipped(tmp_path):
-    model = tiny_model()
-    calls = [0]
-
-    def poison(tensor, hook):  # noqa: ARG001 – TransformerLens passes it by name
-        calls[0] += 1
-        return torch.full_like(tensor, torch.inf) if calls[0] == 1 else tensor
-
-    model.hook_dict["blocks.0.hook_resid_post"].add_perma_hook(poison)
+    model = hooked_model(lambda x: torch.full_like(x, torch.inf), at=1)
     _, sae = run_ours(tmp_path, model=model, options={"max_bad_batches": 20})
     assert all(parameter.isfinite().all() for parameter in sae.parameters())
     assert sae.cfg.normalize_activations == "none"

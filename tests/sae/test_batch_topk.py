@@ -1,7 +1,5 @@
 """BatchTopK levels: the same as SAELens' own, from all activations and from entries alone; L0; running thresholds."""
 
-from itertools import islice
-
 import pytest
 import torch
 from conftest import D_IN, WIDTHS, make_sae, step_input, tensors_of
@@ -12,8 +10,6 @@ from ranks import FORK, on_ranks
 from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 from sae_lens.saes.batchtopk_sae import BatchTopK
 from sae_lens.saes.sae import TrainStepInput
-from sae_lens.training.sae_trainer import SAETrainer
-from test_resume import assert_equal_states, batches, new_trainer, take_steps
 
 from sae_lens_hsae import HierarchicalSAE
 from sae_lens_hsae.forest.levels import Levels
@@ -22,7 +18,6 @@ from sae_lens_hsae.sae.batch_topk import BatchTopKLevels, follow_threshold
 from sae_lens_hsae.sae.level_activation import PreActivations
 from sae_lens_hsae.training.distributed.data_parallel import DataParallelTrainer
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
-from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 
 TARGETS = [1.3, 2.0, 4.7]
 
@@ -105,21 +100,6 @@ def test_without_hierarchy_it_is_independent_batch_topk_saes(batch, form, apply_
     torch.testing.assert_close(output.feature_acts, torch.cat(features, dim=1))
 
 
-def test_both_forms_have_the_same_losses_and_gradients_with_all_that_a_step_has(batch, monkeypatch):
-    dead = torch.arange(sum(WIDTHS)) % 5 == 0
-    outcomes = []
-    for density in (-1.0, 1.0):
-        monkeypatch.setattr(forms, "MAX_DENSITY", density)
-        sae = batch_topk_sae(dtype="float64", structural_loss_coefficient=0.3, perturbation_rate=0.5)
-        output = sae.training_forward_pass(step_input(batch.double(), dead=dead, logging=True))
-        output.loss.backward()
-        outcomes.append((output.losses, output.metrics, {n: p.grad for n, p in sae.named_parameters()}))
-    assert set(outcomes[0][0]) == {"mse_loss", "structural_loss", "ghost_gradient_loss"}
-    assert "threshold" not in outcomes[0][2]
-    for plain, fast in zip(*outcomes, strict=True):
-        torch.testing.assert_close(fast, plain)
-
-
 def test_thresholds_are_running_means_that_a_silent_level_leaves_as_they_are():
     levels = Levels((1, 2))
     threshold = torch.zeros(3)
@@ -165,22 +145,6 @@ def test_thresholds_keep_every_bit_in_half_precision(batch):
     kept = sae.threshold.clone()
     assert not torch.equal(kept.bfloat16().float(), kept)
     assert torch.equal(sae.to(dtype=torch.bfloat16).threshold, kept)
-
-
-@pytest.mark.parametrize("trainer_class", [SAETrainer, HierarchicalSAETrainer])
-def test_a_resumed_run_takes_the_same_steps(tmp_path, trainer_class):
-    whole = new_trainer(trainer_class, level_activation="batchtopk")
-    data = batches()
-    take_steps(whole, data, 8)
-    whole.sae.save_model(tmp_path)
-    whole.save_trainer_state(tmp_path)
-    rest = list(islice(data, 8))
-    expected = take_steps(whole, rest, 8)
-    resumed = new_trainer(trainer_class, level_activation="batchtopk")
-    resumed.load_trainer_state(tmp_path)
-    resumed.sae.load_weights_from_checkpoint(tmp_path)
-    assert take_steps(resumed, rest, 8) == expected
-    assert_equal_states(resumed.sae, whole.sae)
 
 
 def test_a_checkpoint_of_the_other_levels_is_refused(tmp_path):

@@ -23,30 +23,25 @@ def saved(sae, path):
     return path
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_saved_model_loads_as_it_was_trained(tmp_path, batch, dtype):
-    sae = make_sae()
-    loaded = SAE.load_from_disk(saved(sae, tmp_path), dtype=dtype)
+@pytest.mark.parametrize(
+    ("trained_in", "loaded_in"), [*(("float32", dtype) for dtype in DTYPES), *((dtype, None) for dtype in DTYPES)]
+)
+def test_a_saved_model_loads_as_it_was_trained(tmp_path, batch, trained_in, loaded_in):
+    sae = make_sae(dtype=trained_in)
+    loaded = SAE.load_from_disk(saved(sae, tmp_path), dtype=loaded_in)
     assert type(loaded) is HierarchicalSAE
+    assert str(loaded.W_dec.dtype) == str(loaded.threshold.dtype) == f"torch.{loaded_in or trained_in}"
     sae = sae.to(dtype=loaded.dtype)
     assert torch.equal(loaded.parents, sae.parents)
     assert torch.equal(loaded.encode(batch), sae.encode(batch))
     assert torch.equal(loaded(batch), sae(batch))
 
 
-@pytest.mark.parametrize("trained_in", DTYPES)
-def test_a_model_trained_in_half_precision_loads_as_it_was(tmp_path, batch, trained_in):
-    sae = make_sae(dtype=trained_in)
-    loaded = SAE.load_from_disk(saved(sae, tmp_path))
-    assert loaded.W_dec.dtype == loaded.threshold.dtype == sae.dtype
-    assert torch.equal(loaded(batch), sae(batch))
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_parents_beyond_any_half_precision_number_survive(tmp_path, dtype):
+@pytest.mark.parametrize("saved_as", ["float32", "bfloat16"])
+def test_parents_beyond_any_half_precision_number_survive(tmp_path, saved_as, dtype):
     widths = [70_000, 70_001]
-    cfg = HierarchicalSAEConfig(d_in=1, d_sae=sum(widths), level_widths=widths)
-    sae = HierarchicalSAE(cfg)
+    sae = HierarchicalSAE(HierarchicalSAEConfig(d_in=1, d_sae=sum(widths), level_widths=widths, dtype=saved_as))
     sae.parents[widths[0] :] = torch.arange(widths[1]).clamp(max=widths[0] - 1)
     sae.save_model(tmp_path)
     loaded = HierarchicalSAE.load_from_disk(tmp_path, dtype=dtype)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from importlib.metadata import files
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from own_runs import run_where_it_may_mount
 from page_blocks import blocks_of
 from sae_lens import SAE, LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, LoggingConfig
 from transformers import AutoTokenizer
@@ -101,15 +101,8 @@ with pytest.raises(OSError, match="cache=.*needs 1.5 GB while it is dequantised,
 """
 
 
-@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs Linux' namespaces")
 def test_a_disk_without_room_is_named_before_the_model_is_made(tmp_path):
-    namespace = ["unshare", "--user", "--map-root-user", "--mount"]
-    if subprocess.run([*namespace, "true"], capture_output=True).returncode:
-        pytest.skip("this system lets nobody make a namespace")
-    done = subprocess.run(
-        [*namespace, sys.executable, "-c", SMALL_DISK, str(tmp_path)], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
+    run_where_it_may_mount(SMALL_DISK, tmp_path)
 
 
 def test_where_the_folder_goes(tmp_path):

@@ -1,6 +1,5 @@
 """Several processes train one SAE as one process would; real processes over gloo."""
 
-import os
 import signal
 import time
 from pathlib import Path
@@ -9,7 +8,16 @@ from typing import Any
 import pytest
 import torch
 from datasets import DatasetDict
-from host_helpers import HOOK, recorded_steps, runner_config, tiny_config, tiny_dataset, tiny_model, train
+from host_helpers import (
+    hooked_model,
+    recorded_steps,
+    runner_config,
+    signalling,
+    tiny_config,
+    tiny_dataset,
+    tiny_model,
+    train,
+)
 from ranks import FORK, SECONDS, on_ranks
 from sae_lens import LoggingConfig
 from test_wandb_logging import history
@@ -54,19 +62,6 @@ def watched_run(tmp_path, model=None, options=None, **overrides):
         except Interrupted as stopped:
             report["stopped"] = stopped.code
     return {**report, "steps": steps, "checkpoint_path": cfg.checkpoint_path}
-
-
-def hooked_model(action, at):
-    """The tiny model, of which an action is done with the activations when it is asked for its n-th batch."""
-    model, n_calls = tiny_model(), 0
-
-    def hook(tensor, hook):  # noqa: ARG001 – TransformerLens passes it by name
-        nonlocal n_calls
-        n_calls += 1
-        return action(tensor) if n_calls == at else tensor
-
-    model.hook_dict[HOOK].add_perma_hook(hook)
-    return model
 
 
 def assert_all_ended(results):
@@ -131,13 +126,9 @@ def test_all_stop_together_and_any_number_of_ranks_goes_on_without_reading_text_
         "sae": sae_with("encoder"),
     }
 
-    def interrupt(tensor):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return tensor
-
     def stopped(rank):
         # One rank alone is told to stop, while the others are anywhere in their step.
-        model = hooked_model(interrupt, at=12) if rank == 1 else None
+        model = hooked_model(signalling(signal.SIGTERM), at=12) if rank == 1 else None
         return watched_run(tmp_path / "stopped", model, **settings)
 
     before = on_ranks(3, tmp_path / "a", stopped)

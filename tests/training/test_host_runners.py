@@ -194,9 +194,6 @@ def test_command_line():
     assert cfg == HierarchicalTrainingSAEConfig(
         d_in=384, d_sae=896, level_widths=[128, 256, 512], target_l0=16, max_children=2, metadata=cfg.metadata
     )
-
-
-def test_command_line_takes_one_target_per_level_as_json():
     line = "--architecture hsae --d_in 384 --d_sae 384 --level_widths 128 256 --target_l0"
     cfg = _parse_cfg_args([*line.split(), "[8, 16.5]"]).sae
     assert isinstance(cfg, HierarchicalTrainingSAEConfig)
@@ -220,12 +217,8 @@ def test_both_runners_take_the_same_steps(tmp_path):
     with recorded_steps() as other:
         train(HierarchicalSAETrainingRunner, runner_config(tmp_path / "other"), seed=2)
     assert abs(losses(other)[-1] - losses(stock)[-1]) > 1e-2
-
-
-def test_our_runner_has_unit_decoder_rows_after_every_step(tmp_path):
-    with recorded_steps() as steps:
-        train(HierarchicalSAETrainingRunner, runner_config(tmp_path))
-    norms = torch.stack([step.row_norms for step in steps])
+    # And ours leaves the decoder rows at unit norm after every step.
+    norms = torch.stack([step.row_norms for step in ours])
     torch.testing.assert_close(norms, torch.ones_like(norms), atol=1e-6, rtol=0)
 
 
@@ -233,8 +226,8 @@ def test_our_runner_has_unit_decoder_rows_after_every_step(tmp_path):
 
 
 @both_runners
-def test_checkpoints(tmp_path, runner):
-    with recorded_steps() as steps:
+def test_checkpoints_hold_the_state_and_training_resumes_from_them(tmp_path, runner):
+    with recorded_steps() as whole:
         sae = train(runner, runner_config(tmp_path, n_checkpoints=2, save_final_checkpoint=True))
     saved = checkpoints(tmp_path)
     assert len(saved) == 3
@@ -244,25 +237,21 @@ def test_checkpoints(tmp_path, runner):
         n_steps = int(name.removeprefix("final_")) // 64
         assert loaded.forest_updater.steps_taken() == n_steps
         if not name.startswith("final_"):
-            assert torch.equal(loaded.parents, steps[n_steps - 1].parents)
-        torch.testing.assert_close(loaded.sparsity.log_l0_coefficient.exp(), steps[n_steps - 1].coefficients)
+            assert torch.equal(loaded.parents, whole[n_steps - 1].parents)
+        torch.testing.assert_close(loaded.sparsity.log_l0_coefficient.exp(), whole[n_steps - 1].coefficients)
     if runner is HierarchicalSAETrainingRunner:
         final = TrainingSAE.load_from_disk(saved[f"final_{30 * 64}"])
         for name in ("W_enc", "b_enc", "threshold", "W_dec", "b_dec", "parents"):
             # Saving scales the decoder rows to unit norm once more, which rounds.
             torch.testing.assert_close(getattr(final, name), getattr(sae, name), rtol=0, atol=1e-6)
 
-
-@both_runners
-def test_resume(tmp_path, runner):
-    with recorded_steps() as whole:
-        sae = train(runner, runner_config(tmp_path, n_checkpoints=1))
-    [(name, checkpoint)] = checkpoints(tmp_path).items()
+    name = next(name for name in saved if name.isdecimal())
     n_before = int(name) // 64
     assert 0 < n_before < 30
     # The seed is another one, so that only the checkpoint can make the runs alike.
     with recorded_steps() as rest:
-        resumed = train(runner, runner_config(tmp_path / "resumed", resume_from_checkpoint=str(checkpoint)), seed=2)
+        again = runner_config(tmp_path / "resumed", resume_from_checkpoint=str(saved[name]))
+        resumed = train(runner, again, seed=2)
     assert len(rest) == 30 - n_before
     assert rest[0].scale == whole[0].scale
     assert torch.equal(rest[0].parents, whole[n_before].parents)

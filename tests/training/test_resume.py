@@ -1,6 +1,5 @@
 """Stop and go on: the resumed run is the uninterrupted one, to the bit on a CPU."""
 
-import os
 import signal
 from itertools import islice
 from pathlib import Path
@@ -9,7 +8,16 @@ import pytest
 import torch
 from conftest import D_IN, make_sae
 from datasets import Dataset
-from host_helpers import runner_config, tiny_config, tiny_dataset, tiny_model, tiny_tokens, train
+from host_helpers import (
+    hooked_model,
+    runner_config,
+    signalling,
+    tiny_config,
+    tiny_dataset,
+    tiny_model,
+    tiny_tokens,
+    train,
+)
 from sae_lens import (
     JumpReLUTrainingSAEConfig,
     LanguageModelSAETrainingRunner,
@@ -27,6 +35,7 @@ from sae_lens_hsae.training.store import STATE_FILENAME, MixingBuffer
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 
 BATCH = 32
+SIMILARITIES = ["encoder", "coactivation", "conditional"]
 
 
 def trainer_config(n_steps):
@@ -74,9 +83,11 @@ def take_steps(trainer, data, n_steps):
 
 
 @pytest.mark.parametrize("trainer_class", [SAETrainer, HierarchicalSAETrainer])
-@pytest.mark.parametrize("similarity", ["encoder", "coactivation", "conditional"])
-def test_given_the_same_batches_a_resumed_trainer_takes_the_same_steps(tmp_path, trainer_class, similarity):
-    whole = new_trainer(trainer_class, hierarchy_similarity=similarity)
+@pytest.mark.parametrize(
+    "fields", [*({"hierarchy_similarity": name} for name in SIMILARITIES), {"level_activation": "batchtopk"}]
+)
+def test_given_the_same_batches_a_resumed_trainer_takes_the_same_steps(tmp_path, trainer_class, fields):
+    whole = new_trainer(trainer_class, **fields)
     data = batches()
     take_steps(whole, data, 8)
     whole.sae.save_model(tmp_path)
@@ -84,7 +95,7 @@ def test_given_the_same_batches_a_resumed_trainer_takes_the_same_steps(tmp_path,
     rest = list(islice(data, 8))
     expected = take_steps(whole, rest, 8)
 
-    resumed = new_trainer(trainer_class, hierarchy_similarity=similarity)
+    resumed = new_trainer(trainer_class, **fields)
     resumed.load_trainer_state(tmp_path)
     resumed.sae.load_weights_from_checkpoint(tmp_path)
     assert take_steps(resumed, rest, 8) == expected
@@ -113,12 +124,9 @@ def test_the_mixing_buffer_serves_what_saelens_serves(mix_fraction, batch_size):
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_a_mixing_fraction_that_is_none_is_refused():
+def test_a_buffer_that_cannot_be_is_refused():
     with pytest.raises(ValueError, match=r"activations_mixing_fraction=1\.5 must be from 0 to 1"):
         MixingBuffer(50, 6, iter(()), 1.5)
-
-
-def test_a_buffer_smaller_than_a_batch_is_refused():
     with pytest.raises(ValueError, match=r"buffer of 5 .* train_batch_size_tokens=6; raise n_batches_in_buffer"):
         MixingBuffer(5, 6, iter(()), 0.5)
 
@@ -143,27 +151,11 @@ def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(tmp_path, 
         assert_equal_states(resumed, whole)
 
 
-class StopAt:
-    """Sends a signal to this process when the model is asked for its n-th batch."""
-
-    def __init__(self, model, n, number):
-        self.left = n
-        model.hook_dict["blocks.0.hook_resid_post"].add_perma_hook(self)
-        self.number = number
-
-    def __call__(self, tensor, hook):  # noqa: ARG002 – TransformerLens passes it by name
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), self.number)
-        return tensor
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_stopped_by_a_signal_resumes_where_it_was(tmp_path, number):
     whole = train(HierarchicalSAETrainingRunner, runner_config(tmp_path / "whole"))
     cfg = runner_config(tmp_path / "stopped")
-    model = tiny_model()
-    StopAt(model, 11, number)
+    model = hooked_model(signalling(number), at=11)
     with pytest.raises(InterruptedException):
         train(HierarchicalSAETrainingRunner, cfg, override_model=model, override_dataset=tiny_dataset())
     (checkpoint,) = Path(str(cfg.checkpoint_path)).iterdir()
@@ -261,36 +253,21 @@ def test_a_checkpoint_that_cannot_be_finished_leaves_nothing_behind(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["64"]
 
 
-@pytest.mark.parametrize("runner", [LanguageModelSAETrainingRunner, HierarchicalSAETrainingRunner])
-def test_an_infinite_activation_in_the_norm_estimate_overwrites_nothing(tmp_path, runner):
-    cfg = runner_config(tmp_path)
+@pytest.mark.parametrize(
+    ("runner", "normalize", "bad_from", "message"),
+    [
+        (LanguageModelSAETrainingRunner, "expected_average_only_in", 0, "activations of training step 0 are"),
+        (HierarchicalSAETrainingRunner, "expected_average_only_in", 0, "activations of training step 0 are"),
+        (HierarchicalSAETrainingRunner, "none", 6, r"activations of training step \d+ are in part NaN"),
+    ],
+)
+def test_nothing_saved_is_overwritten_when_activations_turn_bad(tmp_path, runner, normalize, bad_from, message):
+    """In the estimate of their norm, or later."""
+    cfg = runner_config(tmp_path, sae=tiny_config(normalize_activations=normalize))
     train(runner, cfg)
     before = {path: path.read_bytes() for path in Path(str(cfg.output_path)).iterdir()}
-    model = tiny_model()
-
-    def poison(tensor, hook):  # noqa: ARG001 – TransformerLens passes it by name
-        return torch.where(tensor == tensor.max(), torch.inf, tensor)
-
-    model.hook_dict["blocks.0.hook_resid_post"].add_perma_hook(poison)
-    with pytest.raises(ValueError, match="activations of training step 0 are"):
-        train(runner, cfg, override_model=model, override_dataset=tiny_dataset())
-    assert {path: path.read_bytes() for path in Path(str(cfg.output_path)).iterdir()} == before
-
-
-def test_nothing_saved_is_overwritten_when_activations_turn_bad(tmp_path):
-    cfg = runner_config(tmp_path, sae=tiny_config(normalize_activations="none"))
-    train(HierarchicalSAETrainingRunner, cfg)
-    before = {path: path.read_bytes() for path in Path(str(cfg.output_path)).iterdir()}
     assert before
-    model = tiny_model()
-    n_calls = 0
-
-    def poison(tensor, hook):  # noqa: ARG001 – TransformerLens passes it by name
-        nonlocal n_calls
-        n_calls += 1
-        return tensor * (float("nan") if n_calls > 6 else 1)
-
-    model.hook_dict["blocks.0.hook_resid_post"].add_perma_hook(poison)
-    with pytest.raises(ValueError, match=r"activations of training step \d+ are in part NaN"):
-        train(HierarchicalSAETrainingRunner, cfg, override_model=model, override_dataset=tiny_dataset())
+    model = hooked_model(lambda x: torch.where(x == x.max(), torch.inf, x), after=bad_from)
+    with pytest.raises(ValueError, match=message):
+        train(runner, cfg, override_model=model, override_dataset=tiny_dataset())
     assert {path: path.read_bytes() for path in Path(str(cfg.output_path)).iterdir()} == before

@@ -11,26 +11,14 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from own_runs import run_ours
-from host_helpers import tiny_model
-
-def send(at, *numbers):
-    left = [at]
-    def hook(tensor, hook):
-        left[0] -= 1
-        if left[0] == 0:
-            for number in numbers:
-                os.kill(os.getpid(), number)
-        return tensor
-    return hook
+from host_helpers import hooked_model, signalling
 
 TERM, INT = signal.SIGTERM, signal.SIGINT
 for name, at, numbers in [("term", 11, [TERM]), ("int", 11, [INT]), ("twice", 11, [TERM, INT]), ("early", 1, [TERM])]:
     pid = os.fork()
     if not pid:
         signal.signal(INT, signal.default_int_handler)
-        model = tiny_model()
-        model.hook_dict["blocks.0.hook_resid_post"].add_perma_hook(send(at, *numbers))
-        run_ours(Path(sys.argv[2]), name, model=model)
+        run_ours(Path(sys.argv[2]), name, model=hooked_model(signalling(*numbers), at))
         sys.exit(0)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     checkpoints = list((Path(sys.argv[2]) / name).glob("checkpoints/*/[!.]*/manifest.json"))

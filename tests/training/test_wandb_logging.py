@@ -75,10 +75,11 @@ def history(folder: Path) -> dict[int, dict[str, Any]]:
     return rows
 
 
-def test_levels_and_forest_are_logged(tmp_path, offline):
+@pytest.mark.parametrize("runner", [LanguageModelSAETrainingRunner, HierarchicalSAETrainingRunner])
+def test_levels_and_forest_are_logged(tmp_path, offline, runner):
     logger = LoggingConfig(log_to_wandb=True, wandb_log_frequency=LOG_EVERY, eval_every_n_wandb_logs=2)
     with recorded_steps() as steps:
-        sae = train(LanguageModelSAETrainingRunner, runner_config(tmp_path, logger=logger, n_eval_batches=1))
+        sae = train(runner, runner_config(tmp_path, logger=logger, n_eval_batches=1))
     wandb.teardown()  # ends the process that writes the file; before that its last record may be missing
     rows = history(offline)
     logged = {step: row for step, row in rows.items() if "losses/overall_loss" in row}
@@ -105,15 +106,7 @@ def test_levels_and_forest_are_logged(tmp_path, offline):
     assert len(set(lambdas)) == len(lambdas)
     assert logged[LOG_EVERY - 1]["metrics/reparented_share"] > 0
     # SAELens' own evaluation, every second time, runs on the architecture as well.
-    evaluated = [step for step, row in rows.items() if "model_performance_preservation" in str(row)]
-    assert evaluated == list(range(2 * LOG_EVERY - 1, 30, 2 * LOG_EVERY))
-
-
-def test_our_runner_is_evaluated_as_well(tmp_path, offline):
-    logger = LoggingConfig(log_to_wandb=True, wandb_log_frequency=LOG_EVERY, eval_every_n_wandb_logs=2)
-    sae, _ = run(tmp_path, logger=logger, n_eval_batches=1)
-    wandb.teardown()
-    evaluated = {step: row for step, row in history(offline).items() if "model_performance_preservation" in str(row)}
+    evaluated = {step: row for step, row in rows.items() if "model_performance_preservation" in str(row)}
     assert list(evaluated) == list(range(2 * LOG_EVERY - 1, 30, 2 * LOG_EVERY))
     for row in evaluated.values():
         for name in ("threshold", "b_enc"):
