@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -67,7 +68,7 @@ def factor_levels(
     """
     mean = x.mean(0)
     levels, parents = list[FactorLevel](), list[torch.Tensor]()
-    rows, offsets = x - mean, Levels(widths).offsets
+    rows, offsets = x - mean, Levels(tuple(widths)).offsets
     for level in reversed(range(len(widths))):
         y, z = factorised(rows, widths[level], seed)
         if levels:
@@ -91,7 +92,8 @@ def factorised(a: torch.Tensor, k: int, seed: int = 0, steps: int = STEPS) -> tu
     """
     from sklearn.cluster import MiniBatchKMeans
 
-    clusters = MiniBatchKMeans(k, n_init=1, random_state=seed).fit_predict(a.cpu().numpy())
+    kmeans: Any = MiniBatchKMeans  # its n_init is typed as a string
+    clusters = kmeans(k, n_init=1, random_state=seed).fit_predict(a.cpu().numpy())
     y = torch.nn.functional.one_hot(torch.from_numpy(clusters).long(), k).to(a) + SPREAD
     for _ in range(steps):
         y = updated(a, y, features_for(a, y))
