@@ -13,10 +13,11 @@ from experiments import command, models, paper_tables
 from experiments.command import ABOUT, OF_GEMMA
 from experiments.figures import figures_of
 from experiments.gemma_stream import GemmaActivations
-from experiments.models import HSAE, IDEAS, MATRYOSHKA, MODELS
+from experiments.models import HSAE, IDEAS, MATRYOSHKA, MODELS, SAELENS_BATCH_TOPK
 from experiments.paper_tables import TABLES, Size, Stream, Table, measure, reproduce, reproduce_sinks
 from experiments.planted_tables import reproduce_planted
 from experiments.sinks import Sinks, WithSinks
+from experiments.snmf import SNMF
 from experiments.tables import meaning_table, named_trees, paper_table, planted_table, write_rows
 from experiments.wordnet.database import DEBIAN_FOLDER
 from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
@@ -153,6 +154,8 @@ def test_every_model_is_judged_by_planted_trees(tmp_path):
         "HSAE (paper)",
         "post hoc",
         MATRYOSHKA,
+        SAELENS_BATCH_TOPK,
+        SNMF,
     ]
     text = planted_table(results).markdown().splitlines()
     assert text[0].startswith("| model | seeds | precision | recall | F1 |")
