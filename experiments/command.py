@@ -30,7 +30,8 @@ from experiments.tables import (
     write_table,
 )
 from hsae_command import add_json
-from sae_lens_hsae.cli.outcome import Outcome, disable_bars
+from sae_lens_hsae.cli.outcome import Outcome
+from sae_lens_hsae.cli.progress_bars import bars_on_terminals_only
 from sae_lens_hsae.storage.whole_files import file_written_whole
 
 QUICK_GLOSSES = 2_000
@@ -152,8 +153,6 @@ def _of_gemma(chosen: argparse.Namespace, activations: GemmaActivations, size: S
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one comparison; its table goes to stdout, everything else to stderr."""
     chosen = parser().parse_args(arguments)
-    if not sys.stderr.isatty():
-        disable_bars()
-    with redirect_stdout(sys.stderr):
+    with bars_on_terminals_only(), redirect_stdout(sys.stderr):
         outcome = run(chosen)
     outcome.show(as_json=chosen.json)

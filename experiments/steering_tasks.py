@@ -102,7 +102,7 @@ def sentiment(package: Path | None) -> Sides:
     return positive, negative
 
 
-def animals(package: Path | None) -> Sides:  # noqa: ARG001
+def animals(_package: Path | None) -> Sides:
     """WordNet's glosses of animals against those of artefacts."""
     wordnet = read_wordnet(parts_of_speech="n")
     return glosses_under(wordnet, "animal.n.01"), glosses_under(wordnet, "artifact.n.01")

@@ -29,7 +29,7 @@ from host_helpers import (
     train,
 )
 from sae_lens import LanguageModelSAETrainingRunner
-from tqdm.std import tqdm
+from tqdm.auto import tqdm
 
 import hsae_command
 import sae_lens_hsae
@@ -39,6 +39,7 @@ from sae_lens_hsae.cli import demo
 from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.cli.clarity import CLARITY_FILENAME
 from sae_lens_hsae.cli.outcome import CallError, Outcome
+from sae_lens_hsae.cli.progress_bars import bars_on_terminals_only
 from sae_lens_hsae.forest.files import FORMATS, write_forest
 from sae_lens_hsae.hub.saved_model import EVALUATION_FILENAME
 from sae_lens_hsae.interpret.circuits.circuit import Method
@@ -52,8 +53,6 @@ from sae_lens_hsae.training.runner import Interrupted
 
 HSAE = [sys.executable, "-W", "ignore", "-c", "from sae_lens_hsae.cli.main import main; main()"]
 EVERYONE = ["demo", "train", *cli.COMMANDS]
-PLAIN_BAR = tqdm.__init__
-"""Before any command has run in this process."""
 
 
 @pytest.mark.parametrize("command", EVERYONE)
@@ -218,27 +217,25 @@ def test_what_the_commands_heed_is_not_said(tmp_path, recwarn):
     assert [str(each.message) for each in recwarn if "from_pretrained" in str(each.message)] == []
 
 
-def test_bars_are_shown_on_a_terminal_alone(monkeypatch):
-    def busy(_):
-        list(tqdm(range(3), desc="seen", disable=False))
-        return Outcome("", {})
-
-    monkeypatch.setitem(cli.COMMANDS, "push", busy)
-    monkeypatch.setattr(tqdm, "__init__", PLAIN_BAR)
+def test_bars_are_shown_on_a_terminal_and_come_back(monkeypatch):
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))  # without a width it shows nothing
     with os.fdopen(theirs, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
-        cli.main(["push", "folder", "someone/name"])
+        with bars_on_terminals_only():
+            list(tqdm(range(3), desc="seen"))
+        monkeypatch.setattr(sys, "stderr", pipe := io.StringIO())
+        with bars_on_terminals_only():
+            list(tqdm(range(3), desc="unseen", disable=False))
+        assert pipe.getvalue() == ""
+        list(tqdm(range(3), desc="again"))
+        assert "again" in pipe.getvalue()
     shown = b""
     with suppress(OSError):  # which is how a terminal ends
         while part := os.read(ours, 10_000):
             shown += part
     os.close(ours)
     assert b"seen" in shown
-    monkeypatch.setattr(sys, "stderr", pipe := io.StringIO())
-    cli.main(["push", "folder", "someone/name"])
-    assert pipe.getvalue() == ""
 
 
 def test_a_process_ends_as_others_do(tmp_path):

@@ -92,16 +92,23 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from sae_lens_hsae.text import gemma
 
 disk = sys.argv[1]
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], check=True)
 with pytest.raises(OSError, match="cache=.*needs 1.5 GB while it is dequantised, and 0.00 GB are free; make room"):
     gemma.gemma_folder(disk)
+gemma.ROOM = 0
+with pytest.raises(OSError, match="cache=.*and the disk is full; make room"):
+    gemma.gemma_folder(disk)
+with pytest.raises(OSError, match="cache=.*and the disk is full; make room"), gemma.room_in(gemma.Path(disk)):
+    save_file({"x": torch.zeros(10**6)}, disk + "/model.safetensors")
 """
 
 
-def test_a_disk_without_room_is_named_before_the_model_is_made(tmp_path):
+def test_a_disk_without_room_is_named_before_and_while_the_model_is_made(tmp_path):
     run_where_it_may_mount(SMALL_DISK, tmp_path)
 
 

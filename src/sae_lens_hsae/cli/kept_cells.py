@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from sae_lens_hsae.cli.outcome import disable_bars
+from sae_lens_hsae.cli.progress_bars import disable_bars
 from sae_lens_hsae.storage.whole_files import write_whole
 
 

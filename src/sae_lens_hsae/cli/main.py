@@ -27,7 +27,8 @@ from sae_lens_hsae.cli.explain import run_explain
 from sae_lens_hsae.cli.explore import run_explore
 from sae_lens_hsae.cli.flag_names import in_flags
 from sae_lens_hsae.cli.label import run_label_or_judge
-from sae_lens_hsae.cli.outcome import CallError, Outcome, disable_bars
+from sae_lens_hsae.cli.outcome import CallError, Outcome
+from sae_lens_hsae.cli.progress_bars import bars_on_terminals_only
 from sae_lens_hsae.cli.push import run_convert, run_push
 from sae_lens_hsae.cli.steer import run_steer
 from sae_lens_hsae.cli.sweep import run_sweep_command
@@ -65,10 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     chosen = read_line(arguments)
-    if not sys.stderr.isatty():
-        disable_bars()
     try:
-        with warnings.catch_warnings():
+        with bars_on_terminals_only(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", HEEDED, UserWarning)
             outcome = _run(chosen)
     except (KeyboardInterrupt, InterruptedException) as error:

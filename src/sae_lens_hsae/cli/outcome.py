@@ -8,8 +8,6 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tqdm.std import tqdm
-
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -39,16 +37,6 @@ class Outcome:
         except BrokenPipeError:
             # Else Python would complain once more when it flushes stdout at its end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def disable_bars() -> None:
-    """No progress bar from now on, not even one that is asked for: tqdm's own TQDM_DISABLE is only a default."""
-    original = tqdm.__init__
-
-    def without_bar(self: Any, *args: Any, **keywords: Any) -> None:
-        original(self, *args, **keywords | {"disable": True})
-
-    tqdm.__init__ = without_bar
 
 
 def _printed(text: RenderableType) -> str:

@@ -90,6 +90,7 @@ class StandardizedInput(nn.Module):
         kind: dict[str, Any] = {"dtype": torch.float32, "device": device}
         self.register_buffer(INPUT_SCALE, torch.ones((), **kind))
         self.register_buffer("input_mean", torch.zeros(cfg.d_in, **kind))
+        # Means of numbers as large as 10⁴, of which differences are taken; MPS has no float64.
         exact: dict[str, Any] = kind | {"dtype": torch.float32 if device.type == "mps" else torch.float64}
         self.register_buffer("moments_centre", torch.zeros(cfg.d_in, **exact))
         self.register_buffer("moments_distance", torch.zeros((), **exact))

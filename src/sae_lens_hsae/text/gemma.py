@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -83,8 +85,7 @@ def _make(folder: Path, parts: Any) -> None:
         f"Making {folder}, once (a minute, 1.1 GB). Gemma is provided under and subject to the Gemma Terms of Use, "
         "ai.google.dev/gemma/terms"
     )
-    _check_room(folder.parent)
-    with folder_written_whole(folder) as new, TemporaryDirectory(dir=new) as aside:
+    with room_in(folder.parent), folder_written_whole(folder) as new, TemporaryDirectory(dir=new) as aside:
         path = Path(aside) / parts.MODEL_NAME
         try:
             parts.assemble(path)
@@ -111,11 +112,19 @@ def _dequantise(path: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _check_room(parent: Path) -> None:
+@contextmanager
+def room_in(parent: Path) -> Iterator[None]:
+    """Refuse to begin without room, and say what to do where it runs out on the way."""
     free = shutil.disk_usage(parent).free
+    message = (
+        f"cache={str(parent)!r}: Gemma 3 270M needs {ROOM / 1e9} GB while it is dequantised, and {{}}; make room, give "
+        "another cache, or set HF_ASSETS_CACHE"
+    )
     if free < ROOM:
-        raise OSError(
-            errno.ENOSPC,
-            f"cache={str(parent)!r}: Gemma 3 270M needs {ROOM / 1e9} GB while it is dequantised, and {free / 1e9:.2f} "
-            "GB are free; make room, give another cache, or set HF_ASSETS_CACHE",
-        )
+        raise OSError(errno.ENOSPC, message.format(f"{free / 1e9:.2f} GB are free"))
+    try:
+        yield
+    except Exception as error:  # safetensors has an error of its own
+        if getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT} or f"os error {errno.ENOSPC}" in str(error):
+            raise OSError(errno.ENOSPC, message.format("the disk is full")) from error
+        raise

@@ -99,6 +99,7 @@ class Attribution:
         """(pairs,) the metric on the clean prompts, with something added to x at some places."""
 
         def hook_at(change: torch.Tensor) -> Any:
+            # TransformerLens gives the hook by its name.
             return lambda x, hook: x + change.view_as(x).to(x)  # noqa: ARG005
 
         with self._model.hooks(fwd_hooks=[(name, hook_at(change)) for name, change in added.items()]):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from sae_lens_hsae.evaluation import level_saes
@@ -253,7 +254,7 @@ class Dashboards:
             )
         try:
             tensors = load_file(folder / TENSORS)
-        except Exception as error:
+        except (SafetensorError, OSError) as error:
             raise ValueError(
                 f"{folder / TENSORS} is damaged ({printable(error)}); collect the dashboards again"
             ) from error
