@@ -212,6 +212,7 @@ def test_from_hook_point_to_explorer(gemma, tmp_path, capsys, route):
     assert tuple(page["text-0"][0]["plain"]["tokens"]) == WORDS
     assert {" the", " of"} <= set(page["vocabulary"][0]["plain"]["tokens"])
 
+    _check_steer_command(out, tmp_path, capsys)
     model = load_language_model(sae)
     losses = cross_entropy_recovered(sae, model, runner.activations_store, n_batches=1, batch_size_prompts=2)
     assert len(losses) == 3
@@ -247,6 +248,21 @@ def _check_circuit(out: str, hook: str, folder: Path, capsys) -> None:
     level_0 = [node.effect for node in circuit.nodes if node.level == 0]
     assert sum(level_0) > 0.2 * circuit.clean, "features and error of a level carry what the country's name does"
     cli.main(["explore", out, "--circuit", str(output), "--explain", CHINESE])
+
+
+def _check_steer_command(out: str, folder: Path, capsys) -> None:
+    """It writes what the model writes, then something else, which the model finds less likely."""
+    (folder / "loud.txt").write_text("\n".join(f"STOP! NO {word}!!!" for word in ("DOGS", "CARS", "BALLS", "SHOUTING")))
+    (folder / "calm.txt").write_text("\n".join(f"a {word} in the shade" for word in ("tree", "chair", "book", "river")))
+    files = ["--positive", str(folder / "loud.txt"), "--negative", str(folder / "calm.txt")]
+    capsys.readouterr()
+    cli.main(["steer", out, *files, "--prompt", QUESTION, "--n-tokens", "4", "--strength", "40", "--json"])
+    told = json.loads(capsys.readouterr().out)
+    assert told["features"]
+    assert QUESTION in told["before"]["text"]
+    assert ANSWER in told["before"]["text"]
+    assert ANSWER not in told["after"]["text"]
+    assert told["after"]["perplexity"] > 2 * told["before"]["perplexity"]
 
 
 def _check_steering(model, sae) -> None:
