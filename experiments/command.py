@@ -15,6 +15,7 @@ from experiments.gemma_forests import gemma_forests, gemma_probes, gemma_trees
 from experiments.gemma_stream import LAYERS, GemmaActivations
 from experiments.gloss_stream import GlossActivations
 from experiments.in_the_model import reproduce_in_the_model
+from experiments.l0_control import reproduce_l0
 from experiments.meaning import EntryWords, reproduce_meaning
 from experiments.paper_tables import FULL, QUICK, Size, reproduce, reproduce_sinks
 from experiments.planted_tables import SETTINGS, reproduce_planted
@@ -37,6 +38,9 @@ from sae_lens_hsae.storage.whole_files import file_written_whole
 QUICK_GLOSSES = 2_000
 OF_GEMMA = ("in-the-model", "circuits", "steering", "shift", "gemma-forests", "gemma-trees", "gemma-probes")
 
+L0_OF = {"l0": "main", "gemma-l0": "gemma"}
+"""Tables of L0 while training, with that whose places they take."""
+
 ABOUT = {
     "main": "HSAE and its rivals, on all-MiniLM-L6-v2 reading WordNet's glosses, as in all tables down to sinks",
     "mechanisms": "the paper's, ablated",
@@ -44,8 +48,10 @@ ABOUT = {
     "similarity": "what makes a parent",
     "ideas": "beyond the paper, ablated",
     "activation": "JumpReLU or BatchTopK levels",
+    "l0": "how close L0 stays to its target",
     "sinks": "a few tokens far from all others, put into the activations",
     "gemma": "HSAE and its rivals, on Gemma 3 270M reading the Brown Corpus, as in all that follow down to shift",
+    "gemma-l0": "how close L0 stays to its target",
     "gemma-ideas": "beyond the paper, ablated",
     "gemma-whitened": "beside SAELens' covariance whitening",
     "gemma-forests": "trees counted, and found again by other seeds",
@@ -125,6 +131,9 @@ def run(chosen: argparse.Namespace) -> Outcome:
     else:
         if chosen.table.startswith("gemma"):
             source, cells = GemmaActivations(source.folder, chosen.text), chosen.output / "gemma-cells"
+        if chosen.table in L0_OF:
+            rows = reproduce_l0(L0_OF[chosen.table], source, cells, size)
+            return Outcome(write_rows(chosen.table, rows, chosen.output), rows)
         name, table = chosen.table, paper_table(reproduce(chosen.table, source, cells, size, chosen.workers))
     text = write_table(name, table, chosen.output)
     for title, figure in figures_of(table).items():
