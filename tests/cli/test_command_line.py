@@ -194,6 +194,25 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path, m
         assert re.search(message, str(end.value.code))
 
 
+@pytest.mark.parametrize("command", cli.BESIDE_THE_SAE)
+def test_a_folder_that_cannot_be_written_to_is_refused_before_the_work(monkeypatch, command):
+    """What a command writes there without ``--output``."""
+    call = [command, "/proc/sae", *NEEDED.get(command, [])]
+    monkeypatch.setitem(cli.COMMANDS, command, lambda _: pytest.fail("it began"))
+    with pytest.raises(SystemExit, match=r"--output='/proc/sae/.*': '/proc' cannot be written to; give another path"):
+        cli.main(call)
+    if "--model" in call:
+        monkeypatch.setitem(cli.COMMANDS, command, lambda _: Outcome("an estimate writes nothing", {}))
+        cli.main([*call, "--estimate"])
+
+
+@pytest.mark.parametrize("output", ["/proc/levels", "/proc/forest.json"])
+def test_convert_says_where_it_cannot_write(tmp_path, output):
+    make_sae(normalize_activations="none").save_inference_model(tmp_path / "sae")
+    with pytest.raises(SystemExit, match=f"output='{output}': '/proc' cannot be written to; give another path"):
+        cli.main(["convert", str(tmp_path / "sae"), output])
+
+
 def test_the_result_alone_is_on_stdout(monkeypatch, capsys):
     def talkative(_):
         print("Loaded pretrained model")

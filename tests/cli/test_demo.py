@@ -69,7 +69,7 @@ def test_the_main_job_from_text_to_trees(monkeypatch, tmp_path, capsys):
         ["evaluate", short["output_path"], "--n-tokens", "4000", "--json", "--output", str(tmp_path / "again.json")]
     )
     assert (tmp_path / "again.json").read_text() == (tmp_path / "demo" / "evaluation.json").read_text(), "same rows"
-    assert "the 1 in 10 that training leaves out" in capsys.readouterr().err
+    assert "the 1 in 10 that hsae demo does not train on" in capsys.readouterr().err
 
 
 def test_a_run_that_saves_nothing_is_refused_before_it_starts():

@@ -86,6 +86,7 @@ def test_a_wrong_parameter_is_refused(path):
     ("text", "message"),
     [
         ("a: [", "no YAML"),
+        ("a: \0", "sweep.yaml' holds zero bytes"),
         ("method: grid", "no parameters"),
         ("command: [python, x.py]\nparameters: {a: {value: 1}}", "write .hsae, train"),
         ("command: [hsae, train, '${args}']\nparameters: {lr: {min: 0.1, max: 0.2}}", "parameters.lr.*list values"),

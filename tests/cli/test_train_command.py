@@ -50,6 +50,19 @@ def test_later_sources_win_and_d_sae_follows_from_the_widths(tmp_path):
     assert (own.evaluation_tokens, own.dry_run) == (0, False)
 
 
+def test_a_text_and_a_data_set_take_each_others_place(tmp_path):
+    """As every flag does, by what comes later."""
+    (tmp_path / "data.yaml").write_text("dataset_path: some/data\nstreaming: true\n")
+    (tmp_path / "text.yaml").write_text("text: old.txt\n")
+    data, text = str(tmp_path / "data.yaml"), str(tmp_path / "text.yaml")
+    flags = merged_flags(["gpt2"], [data], {"text": ["my.txt"]})
+    assert (flags["text"], flags["dataset_path"], flags["streaming"]) == (["my.txt"], ["my.txt"], ["False"])
+    assert merged_flags([], [data, text], {})["text"] == ["old.txt"]
+    flags = merged_flags([], [text, data], {})
+    assert "text" not in flags
+    assert (flags["dataset_path"], flags["streaming"]) == (["some/data"], ["True"])
+
+
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)
 def test_language_models_presets_are_whole_configs(name):
     _, cfg = parse(["--preset", name])
@@ -175,7 +188,8 @@ def test_the_estimate_counts_what_there_is(tmp_path):
         (["--level_widths", "8", "4"], "not strictly increasing", False),
         (["--level_widths", "4", "eight"], "eight.*hsae train --help-all", True),
         (["--d_in"], "d_in.*hsae train --help-all", True),
-        (["--variance_floor", "high"], "variance_floor: invalid float value: 'high'; hsae train --help-all", True),
+        (["--minimum_similarity", "high"], "--minimum_similarity cannot be 'high'; hsae train --help-all", True),
+        (["--variance_floor", "high"], "variance_floor cannot be 'high'; hsae train --help-all", True),
         (["4"], "belongs to no flag", True),
         (["--text", "a.txt", "--dataset_path", "b"], "--text='a.txt' and --dataset_path='b': give one", True),
         (
@@ -189,7 +203,8 @@ def test_the_estimate_counts_what_there_is(tmp_path):
             False,
         ),
         (["--preset", "big"], "--preset='big': choose one of paper", True),
-        (["--config", "missing.yaml"], "missing.yaml", False),
+        (["--config", "missing.yaml"], "--config='missing.yaml' does not exist, seen from '/", False),
+        (["--config", "binary.yaml"], "'binary.yaml' is no text in UTF-8", False),
         (
             ["--preset", "gpt2", "--training_tokens", "0"],
             "--training_tokens=0 is less than one step of --train_batch_size_tokens",
@@ -207,6 +222,7 @@ def test_a_wrong_call_is_one_line(tmp_path, monkeypatch, capsys, arguments, mess
     for name, text in {"list": "[1]", "broken": "a: [", "nested": "sae: {d_in: 4}"}.items():
         Path(f"{name}.yaml").write_text(text)
     Path("short.txt").write_text("too short")
+    Path("binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SystemExit) as end:
         cli.main(["train", *arguments])
     # Without a number the process writes the text to stderr, and ends with code 1.

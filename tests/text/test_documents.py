@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from sae_lens_hsae.text.documents import documents, read_text
+from sae_lens_hsae.storage.json_files import read_text
+from sae_lens_hsae.text.documents import documents
 
 
 def test_a_file_is_one_text_and_a_line_of_json_is_one(tmp_path):

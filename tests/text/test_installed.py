@@ -59,7 +59,7 @@ def test_the_beginning_mixes_the_packages():
 
 def test_it_is_said_what_is_read_and_whether_it_was_trained_on():
     metadata = SAEMetadata(dataset_path="my.txt")
-    assert "the 1 in 10 that training leaves out" in TextSource().said(metadata)
+    assert "the 1 in 10 that hsae demo does not train on" in TextSource().said(metadata)
     assert TextSource("my.txt").said(metadata) == "Text: my.txt; the SAE was trained on it"
     assert TextSource(dataset="other").said(metadata) == "Text: other"
 

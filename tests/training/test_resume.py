@@ -213,7 +213,9 @@ def test_what_is_no_checkpoint_or_no_hierarchical_sae_is_refused(tmp_path):
 
 def test_a_model_of_another_width_is_refused(tmp_path):
     cfg = runner_config(tmp_path, sae=tiny_config(d_in=8))
-    with pytest.raises(ValueError, match=r"activations at hook_name='blocks.0.hook_resid_post' are not d_in=8 wide"):
+    with pytest.raises(
+        ValueError, match=r"activations at hook_name='blocks.0.hook_resid_post' are 16 wide, not d_in=8; set d_in"
+    ):
         train(HierarchicalSAETrainingRunner, cfg)
 
 

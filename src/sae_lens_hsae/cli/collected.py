@@ -21,6 +21,7 @@ from sae_lens_hsae.text.token_text import TokenTexts
 
 PAGE_FILENAME = "explorer.html"
 """Where `hsae explore` writes, in the folder of a saved SAE."""
+ELSEWHERE = "what is collected goes there, so copy the SAE to a folder that can be written to"
 
 
 def read_collected(folder: Path) -> tuple[Dashboards, Callable[[int], str]]:

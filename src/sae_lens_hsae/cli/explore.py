@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset
 
 from hsae_command.parsers import DASHBOARD_TOKENS
-from sae_lens_hsae.cli.collected import PAGE_FILENAME, dashboards_beside, read_rows
+from sae_lens_hsae.cli.collected import ELSEWHERE, PAGE_FILENAME, dashboards_beside, read_rows
 from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
 from sae_lens_hsae.interpret.circuits import read_circuit
@@ -102,7 +102,7 @@ def explore(
     where = dashboards_folder(folder)
     dashboards = None if renew else dashboards_beside(folder, sae)
     if dashboards is None:
-        check_writable("folder", folder)
+        check_writable("folder", folder, ELSEWHERE)
     if model is None and (dashboards is None or explained):
         model = load_language_model(sae)
     # First, so that a text that cannot be explained costs no collection.

@@ -11,6 +11,7 @@ import yaml
 
 from sae_lens_hsae.cli.outcome import CallError
 from sae_lens_hsae.presets import INDEPENDENT, LANGUAGE_MODELS, PAPER
+from sae_lens_hsae.storage.json_files import read_text
 
 Flags = dict[str, list[str]]
 """Values of each flag, by its name without dashes."""
@@ -26,10 +27,13 @@ def read_flags(path: str | Path) -> Flags:
     """Flags from a YAML or JSON file: one mapping from a flag's name to its value; null takes the flag's ``None``.
 
     Raises:
+        FileNotFoundError: if there is none.
         ValueError: if it is no such file.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))  # JSON is YAML, too
+        content = yaml.safe_load(read_text(path))  # JSON is YAML, too
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"config={str(path)!r} does not exist, seen from {str(Path.cwd())!r}") from error
     except yaml.YAMLError as error:
         raise ValueError(f"config={str(path)!r} is neither YAML nor JSON: {error}") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):

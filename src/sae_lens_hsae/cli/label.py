@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from sae_lens_hsae.cli.collected import read_collected
+from sae_lens_hsae.cli.collected import ELSEWHERE, read_collected
 from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.interpret.feature_cache import Dashboards
 from sae_lens_hsae.interpret.labels import token_labels
@@ -31,7 +31,7 @@ def run_label_or_judge(chosen: argparse.Namespace) -> Outcome:
     )
     if not chosen.estimate:
         endpoint.check_can_ask()
-        check_writable("folder", folder)
+        check_writable("folder", folder, ELSEWHERE)
     dashboards, text_of = read_collected(folder)
     return (_label if chosen.command == "label" else _judge)(chosen, folder, endpoint, dashboards, text_of)
 

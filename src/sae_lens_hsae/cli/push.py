@@ -9,6 +9,7 @@ from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.forest.files import read_forest, write_forest
 from sae_lens_hsae.hub.push import push, push_dry_run, save_levels
 from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
+from sae_lens_hsae.storage.whole_files import check_file_writable, check_writable
 
 
 def run_push(chosen: argparse.Namespace) -> Outcome:
@@ -26,10 +27,12 @@ def run_convert(chosen: argparse.Namespace) -> Outcome:
     """Convert; what was written."""
     source, output = chosen.source, chosen.output
     if output.suffix:
+        check_file_writable("output", output)
         forest = read_forest(source) if source.is_file() else load_hierarchical_sae(source).forest
         return _written([write_forest(forest, output)])
     if source.is_file():
         raise ValueError(f"output={str(output)!r} names a folder for the levels, but {source} holds a forest alone")
+    check_writable("output", output)
     return _written([output / name for name in save_levels(load_hierarchical_sae(source), output)])
 
 

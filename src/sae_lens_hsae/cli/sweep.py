@@ -20,6 +20,7 @@ from sae_lens_hsae.cli.measured_runner import summary
 from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.cli.train import parse, train
 from sae_lens_hsae.evaluation import ForestEvaluation
+from sae_lens_hsae.storage.json_files import read_text
 from sae_lens_hsae.storage.whole_files import check_writable, write_whole
 
 ARGUMENTS = "${args}"
@@ -32,7 +33,7 @@ def read_sweep(path: str | Path) -> dict[str, Any]:
         ValueError: if it is none, its command is not ``hsae train … ${args}``, or a parameter has no list of values.
     """
     try:
-        sweep = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        sweep = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         raise ValueError(f"{str(path)!r} is no YAML: {error}") from error
     if not isinstance(sweep, dict) or not isinstance(sweep.get("parameters"), dict):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stderr
@@ -39,17 +40,16 @@ def merged_flags(presets: Sequence[str], files: Sequence[str], given: Flags) -> 
     Raises:
         ValueError: if a preset does not exist, or a file cannot be read.
     """
-    flags = Flags()
-    for file in files:
-        flags |= read_flags(file)
-    flags |= given
-    if "text" in flags:
-        if "dataset_path" in flags:
-            text, data = (" ".join(flags[name]) for name in ("text", "dataset_path"))
+    flags = preset_flags(presets)
+    for source in (*map(read_flags, files), given):
+        if {"text", "dataset_path"} <= set(source):
+            text, data = (" ".join(source[name]) for name in ("text", "dataset_path"))
             raise CallError(f"text={text!r} and dataset_path={data!r}: give one of them")
-        # So the saved SAE says what it was trained on.
+        if "dataset_path" in source:
+            flags.pop("text", None)
+        flags |= source
+    if "text" in flags:  # so the saved SAE says what it was trained on
         flags |= {"dataset_path": flags["text"], "is_dataset_tokenized": ["False"], "streaming": ["False"]}
-    flags = preset_flags(presets) | flags
     flags.setdefault("architecture", [ARCHITECTURE])
     if flags["architecture"] == [ARCHITECTURE] and "level_widths" in flags and "d_sae" not in flags:
         widths = flags["level_widths"]
@@ -78,9 +78,14 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
             cfg = _parse_cfg_args(rest)
     except (argparse.ArgumentError, SystemExit) as error:
         what = error if isinstance(error, argparse.ArgumentError) else said.getvalue().rpartition("error: ")[2].strip()
-        raise CallError(f"{what}; hsae train {EVERY_FLAG} lists every flag") from error
+        raise CallError(f"{_plainly(str(what))}; hsae train {EVERY_FLAG} lists every flag") from error
     check_steps(cfg)
     return own, cfg
+
+
+def _plainly(message: str) -> str:
+    """A parser's message without the name of the function that could not read the value."""
+    return re.sub(r"argument (--\S+): invalid \w+ value: ('.*')", r"\1 cannot be \2", message)
 
 
 def run_train(arguments: Sequence[str]) -> Outcome:
@@ -96,7 +101,7 @@ def run_train(arguments: Sequence[str]) -> Outcome:
         plan = {"config": cfg.to_dict(), "estimate": estimate(cfg), "warnings": warnings_of(cfg, rows)}
         return Outcome(plan_text(cfg, plan["estimate"], plan["warnings"]), plan)
     evaluation = train(own, cfg)
-    where = "not saved: output_path is None" if cfg.output_path is None else f"saved to {cfg.output_path}"
+    where = "not saved: there is no --output_path" if cfg.output_path is None else f"saved to {cfg.output_path}"
     text = f"The SAE is {where}" if evaluation is None else f"{evaluation}\n\nThe SAE is {where}"
     data = None if evaluation is None else evaluation.to_dict()
     return Outcome(text, {"output_path": cfg.output_path, "evaluation": data})
@@ -128,8 +133,9 @@ def train(own: argparse.Namespace, cfg: Any) -> ForestEvaluation | None:
         print(f"Warning: {warning}", flush=True)
     # SAELens compares the number of rows with that of tokens.
     warnings.filterwarnings("ignore", "The training dataset contains fewer samples", UserWarning)
-    if own.text is not None:  # one's own text is to be tokenised here
+    if own.text is not None:  # one's own text is to be tokenised here; that it is read again was said
         warnings.filterwarnings("ignore", "Dataset is not tokenized", UserWarning)
+        warnings.filterwarnings("ignore", "All samples in the training dataset have been exhausted", UserWarning)
     set_seed(cfg.seed)  # SAELens seeds neither the weights nor the order of the activations
     if not isinstance(cfg.sae, HierarchicalTrainingSAEConfig):
         if n_launched() > 1:

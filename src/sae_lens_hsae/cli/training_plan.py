@@ -121,7 +121,7 @@ def plan_text(cfg: Any, estimate: Mapping[str, float], warnings: list[str]) -> s
         "arithmetic": f"{estimate['sae_teraflop']:,.0f} teraflop for the SAE: "
         f"{estimate['hours_per_teraflop_per_second']:.2f} hours at one teraflop per second",
         "checkpoints": f"{cfg.n_checkpoints} in {cfg.checkpoint_path}" if cfg.n_checkpoints else "none",
-        "result": cfg.output_path or "not saved: output_path is None",
+        "result": cfg.output_path or "not saved: there is no --output_path",
         "W&B": "on" if cfg.logger.log_to_wandb else "off",
     }
     width = max(map(len, lines))

@@ -147,7 +147,7 @@ def _measures(evaluation: Mapping[str, Any]) -> str:
 
 def _training_table(training: Mapping[str, Any]) -> str:
     own = {name: value for name, value in training.get("sae", {}).items() if name != "metadata"}
-    rows = {name: public_name(training[name]) for name in TRAINING_FIELDS if name in training} | own
+    rows = {name: public_name(training[name]) for name in TRAINING_FIELDS if training.get(name) not in (None, "")} | own
     return _table(["field", "value"], [[f"`{name}`", f"`{value}`"] for name, value in rows.items()])
 
 

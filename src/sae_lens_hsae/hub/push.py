@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import validate_repo_id
 from sae_lens.constants import RUNNER_CFG_FILENAME, SPARSITY_FILENAME
 
@@ -59,14 +60,26 @@ def push(
     with TemporaryDirectory() as temporary:
         staged = Path(temporary)
         path = _checked_and_staged(folder, staged, repo_id, path, levels)
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        if not _has_another_card(api, repo_id, path):
-            # Links from the root lead through the model's folder.
-            card = (staged / path / CARD).read_text(encoding="utf-8").replace(f"]({PICTURE})", f"]({path}/{PICTURE})")
-            (staged / CARD).write_text(card, encoding="utf-8")
-        operations = [CommitOperationAdd(name, str(file)) for name, file in _files(staged).items()]
-        # One commit: a repository is never half updated.
-        return api.create_commit(repo_id, operations, commit_message=f"Upload HSAE {path}").commit_url
+        try:
+            return _upload(api, staged, repo_id, path, private)
+        except HTTPError as error:
+            if isinstance(error, OSError):  # the hub's own answer, which says what is wrong
+                raise
+            raise ConnectionError(
+                f"{api.endpoint} cannot be reached ({error}); check the network, then HF_ENDPOINT"
+            ) from error
+
+
+def _upload(api: HfApi, staged: Path, repo_id: str, path: str, private: bool) -> str:
+    """Upload what was staged; the commit's address."""
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    if not _has_another_card(api, repo_id, path):
+        # Links from the root lead through the model's folder.
+        card = (staged / path / CARD).read_text(encoding="utf-8").replace(f"]({PICTURE})", f"]({path}/{PICTURE})")
+        (staged / CARD).write_text(card, encoding="utf-8")
+    operations = [CommitOperationAdd(name, str(file)) for name, file in _files(staged).items()]
+    # One commit: a repository is never half updated.
+    return api.create_commit(repo_id, operations, commit_message=f"Upload HSAE {path}").commit_url
 
 
 def push_dry_run(

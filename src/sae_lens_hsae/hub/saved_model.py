@@ -13,7 +13,7 @@ from sae_lens_hsae.evaluation import ForestEvaluation
 from sae_lens_hsae.interpret.feature_cache import fingerprint
 from sae_lens_hsae.sae.inference import HierarchicalSAE, LevelStack
 from sae_lens_hsae.storage.json_files import read_json_object
-from sae_lens_hsae.storage.whole_files import check_writable, write_whole
+from sae_lens_hsae.storage.whole_files import check_file_writable, write_whole
 
 EVALUATION_FILENAME = "evaluation.json"
 
@@ -58,7 +58,7 @@ def check_evaluation_can_stand(sae: HierarchicalSAE, folder: str | Path, n_token
         ValueError: if the one that stands there was measured on more tokens.
         OSError: if the folder cannot be written to.
     """
-    check_writable("folder", Path(folder))
+    check_file_writable("output", Path(folder) / EVALUATION_FILENAME)
     try:
         standing = load_evaluation(sae, folder)
     except ValueError:

@@ -11,6 +11,7 @@ from tempfile import mkdtemp
 
 UNFINISHED = ".unfinished-"
 """Folders whose name begins so were being written, or deleted, when a process was killed; they mean nothing."""
+ANOTHER_PATH = "give another path"
 
 
 @contextmanager
@@ -97,13 +98,13 @@ def flush(folder: Path) -> None:
         _flush_entries(path)
 
 
-def check_writable(name: str, folder: Path) -> None:
+def check_writable(name: str, folder: Path, remedy: str = ANOTHER_PATH) -> None:
     """Check that files can be made in a folder, or in what it would be made in; nothing is left there.
 
     Raises:
         OSError: naming the setting, its value and the remedy.
     """
-    _check_in(name, folder, folder)
+    _check_in(name, folder, folder, remedy)
 
 
 def check_file_writable(name: str, path: Path) -> None:
@@ -114,21 +115,19 @@ def check_file_writable(name: str, path: Path) -> None:
     """
     if path.is_dir():
         raise IsADirectoryError(f"{name}={str(path)!r} is a folder; give a file")
-    _check_in(name, path, path.parent)
+    _check_in(name, path, path.parent, ANOTHER_PATH)
 
 
-def _check_in(name: str, path: Path, folder: Path) -> None:
+def _check_in(name: str, path: Path, folder: Path, remedy: str) -> None:
     existing = folder
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
     if not existing.is_dir():
-        raise NotADirectoryError(f"{name}={str(path)!r}: {str(existing)!r} is no folder; give another path")
+        raise NotADirectoryError(f"{name}={str(path)!r}: {str(existing)!r} is no folder; {remedy}")
     try:  # it is the only way to know: permissions say nothing of what a file system refuses, or a disk over a network
         Path(mkdtemp(prefix=UNFINISHED, dir=existing)).rmdir()
     except OSError as error:
-        raise PermissionError(
-            f"{name}={str(path)!r}: {str(existing)!r} cannot be written to; give another path"
-        ) from error
+        raise PermissionError(f"{name}={str(path)!r}: {str(existing)!r} cannot be written to; {remedy}") from error
 
 
 def _replace(source: Path, target: Path) -> None:

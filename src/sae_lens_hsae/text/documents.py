@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from sae_lens_hsae.storage.json_files import read_text
 from sae_lens_hsae.text.brown import DOCUMENT, brown_corpus
 
 JSON_LINES = (".jsonl", ".ndjson")
@@ -39,23 +40,6 @@ def documents(path: str | Path, column: str = "text") -> Iterator[str]:
     for file in files:
         found = _of_lines(file, column) if file.suffix in JSON_LINES else [read_text(file)]
         yield from (text for text in found if text.strip())
-
-
-def read_text(path: str | Path) -> str:
-    """A file's text.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: naming the file, if it is no text in UTF-8.
-    """
-    content = Path(path).read_bytes()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{str(path)!r} is no text in UTF-8 (byte {error.start}); convert it to UTF-8") from error
-    if "\0" in text:
-        raise ValueError(f"{str(path)!r} holds zero bytes, so it is no text; give a text file in UTF-8")
-    return text
 
 
 def _of_lines(path: Path, column: str) -> Iterator[str]:

@@ -63,9 +63,10 @@ class TextSource:
     def said(self, metadata: Any) -> str:
         """One line: what is read, and whether an SAE with these metadata was trained on it."""
         if self.is_installed:
-            return f"Text: {installed_name()}, the 1 in {HELD_OUT_OF} that training leaves out"
-        read = str(self.dataset if self.file is None else self.file)
-        return f"Text: {read}" + ("; the SAE was trained on it" if read == str(metadata.dataset_path) else "")
+            return f"Text: {installed_name()}, the 1 in {HELD_OUT_OF} that hsae demo does not train on"
+        read, trained_on = str(self.dataset if self.file is None else self.file), str(metadata.dataset_path or "")
+        same = bool(trained_on) and Path(read).resolve() == Path(trained_on).resolve()
+        return f"Text: {read}" + ("; the SAE was trained on it" if same else "")
 
 
 def text_rows(

@@ -7,6 +7,7 @@ Where several ranks train together, each has a store of its own, over its own ro
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Iterator
 from itertools import islice
 from pathlib import Path
@@ -131,11 +132,12 @@ class ResumableActivationsStore(ActivationsStore):
         try:
             return super().get_activations(batch_tokens)
         except RuntimeError as error:
-            if "expanded size of the tensor" not in str(error):
+            width = re.search(r"must match the existing size \((\d+)\)", str(error))
+            if width is None:
                 raise
             raise ValueError(
-                f"the activations at hook_name={self.hook_name!r} are not d_in={self.d_in} wide ({error}); "
-                f"set d_in and d_sae's widths for this model, or choose another hook point"
+                f"the activations at hook_name={self.hook_name!r} are {width[1]} wide, not d_in={self.d_in}; set d_in, "
+                "or choose another hook point"
             ) from error
 
     @override

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
@@ -107,8 +107,10 @@ class Endpoint:
 
     def estimate(self, requests: Sequence[Request]) -> tuple[int, int, int]:
         """How many requests the cache lacks, their prompt tokens (roughly), and the most tokens of their answers."""
-        with closing(self._open()) as stored:
-            new = [request for request in requests if _stored(stored, self._key(request)) is None]
+        new = requests
+        if self.cache.is_file():
+            with closing(self._open("ro")) as stored:
+                new = [request for request in requests if _stored(stored, self._key(request)) is None]
         characters = sum(len(request.system) + len(request.user) for request in new)
         return len(new), round(characters / CHARACTERS_PER_TOKEN), len(new) * self.max_tokens
 
@@ -221,11 +223,14 @@ class Endpoint:
             timeout=self.timeout,
         )
 
-    def _open(self) -> sqlite3.Connection:
-        self.cache.parent.mkdir(parents=True, exist_ok=True)
-        stored = sqlite3.connect(self.cache)
+    def _open(self, mode: Literal["rwc", "ro"] = "rwc") -> sqlite3.Connection:
+        if mode == "rwc":
+            self.cache.parent.mkdir(parents=True, exist_ok=True)
+        stored = sqlite3.connect(f"{self.cache.resolve().as_uri()}?mode={mode}", uri=True)
         try:
-            stored.execute("CREATE TABLE IF NOT EXISTS answers (request TEXT PRIMARY KEY, answer TEXT)")
+            if mode == "rwc":
+                stored.execute("CREATE TABLE IF NOT EXISTS answers (request TEXT PRIMARY KEY, answer TEXT)")
+            stored.execute("SELECT answer FROM answers LIMIT 0")
         except sqlite3.DatabaseError as error:
             stored.close()
             raise ValueError(f"cache={str(self.cache)!r} is no cache of answers ({error}); give another file") from None
