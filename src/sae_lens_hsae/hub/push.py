@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import HTTPError
+from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 from huggingface_hub.utils import validate_repo_id
 from sae_lens.constants import RUNNER_CFG_FILENAME, SPARSITY_FILENAME
 
@@ -63,7 +63,7 @@ def push(
         try:
             return _upload(api, staged, repo_id, path, private)
         except HTTPError as error:
-            if isinstance(error, OSError):  # the hub's own answer, which says what is wrong
+            if isinstance(error, OSError):  # the hub has answered, and says what is wrong
                 raise
             raise ConnectionError(
                 f"{api.endpoint} cannot be reached ({error}); check the network, then HF_ENDPOINT"
