@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from experiments import command, models, paper_tables
-from experiments.command import ABOUT, OF_GEMMA
+from experiments.command import ABOUT, L0_OF, OF_GEMMA
 from experiments.figures import figures_of
 from experiments.gemma_stream import GemmaActivations
 from experiments.models import HSAE, IDEAS, MATRYOSHKA, MODELS, SAELENS_BATCH_TOPK
@@ -289,4 +289,4 @@ def test_gemma_asks_for_a_text(tmp_path):
 
 
 def test_the_help_tells_of_every_table():
-    assert set(ABOUT) == {*TABLES, *OF_GEMMA, "planted", "wordnet", "readability"}
+    assert set(ABOUT) == {*TABLES, *OF_GEMMA, *L0_OF, "planted", "wordnet", "readability"}
