@@ -41,8 +41,8 @@ def configuration(runner_config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def views(trees: Sequence[Sequence[str]], forest: FeatureForest) -> dict[str, tuple[str, int, bool]]:
-    """Which view each picture shows: its link, its height, and whether it is dark.
+def views(trees: Sequence[Sequence[str]], forest: FeatureForest) -> dict[str, tuple[str, tuple[int, int], bool]]:
+    """Which view each picture shows: its link, its width and height, and whether it is dark.
 
     Args:
         trees: the names of the features in each card of the first view, such as ``"1/87"``, the root first.
@@ -64,10 +64,11 @@ def views(trees: Sequence[Sequence[str]], forest: FeatureForest) -> dict[str, tu
     if feature is None or parent is None:
         raise ValueError("no tree on the first view has a parent with children of its own; train for longer")
     return {
-        "overview": ("#/", 900, False),
-        "feature": (f"#/f/{feature}", 900, False),
-        "compare": (f"#/compare/{parent}", 700, True),
-        "map": ("#/map", 480, False),
+        "tree": ("#/", (720, 850), False),
+        "overview": ("#/", (1280, 900), False),
+        "feature": (f"#/f/{feature}", (1280, 900), False),
+        "compare": (f"#/compare/{parent}", (1280, 700), True),
+        "map": ("#/map", (1280, 480), False),
     }
 
 
@@ -81,10 +82,10 @@ def take(page: Path, forest: FeatureForest, folder: Path) -> list[Path]:
         shown = views(names, forest)
         if found:
             word = next(iter(re.findall(r"\w+", found[1])), "the")
-            shown["search"] = (f"#/search/{word}", 700, False)
-        for name, (link, height, dark) in shown.items():
+            shown["search"] = (f"#/search/{word}", (1280, 700), False)
+        for name, (link, (width, height), dark) in shown.items():
             scheme = ["--force-dark-mode"] if dark else []
-            size = f"--window-size=1280,{height}"
+            size = f"--window-size={width},{height}"
             chromium(profile, *scheme, size, f"--screenshot={folder / name}.png", page.resolve().as_uri() + link)
     return [folder / f"{name}.png" for name in shown]
 

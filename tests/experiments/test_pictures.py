@@ -74,7 +74,8 @@ def test_the_command_takes_pictures_of_a_run(tmp_path):
     make_run(tmp_path)
     main([str(tmp_path), "--output", str(tmp_path)])
     record = json.loads((tmp_path / "run.json").read_text())
-    assert set(record["pictures"]) == {f"{name}.png" for name in ("overview", "feature", "compare", "map", "search")}
+    names = {"tree", "overview", "feature", "compare", "map", "search"}
+    assert set(record["pictures"]) == {f"{name}.png" for name in names}
     for name, hash_ in record["pictures"].items():
         data = (tmp_path / name).read_bytes()
         assert data.startswith(b"\x89PNG")

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -141,6 +142,10 @@ def test_clarity_is_the_mean_cosine_of_two_contexts(dashboards):
         expected.append(sum(cosines) / len(cosines) if cosines else math.nan)
     assert sum(map(math.isfinite, expected)) > 20
     assert clarity(dashboards).tolist() == pytest.approx(expected, nan_ok=True)
+
+    other_tokens = torch.arange(dashboards.token_ids.numel(), dtype=torch.int32).view_as(dashboards.token_ids)
+    never_the_same = clarity(replace(dashboards, token_ids=other_tokens)).nan_to_num(0)
+    assert 0 <= never_the_same.min() <= never_the_same.max() < 1e-12
 
 
 def test_attention_sinks_are_no_contexts(sae):

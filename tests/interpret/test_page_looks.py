@@ -35,6 +35,8 @@ def test_text_is_legible_and_nothing_overflows(opened, scheme, width):
         opened.go(view)
         assert opened.run(CONTRAST) == [], view
         assert opened.overflow("html") <= 0, view
+    opened.go("#/map")
+    assert opened.overflow(".hint") <= 0, "a sentence is cut off"
 
 
 def test_the_theme_button_switches(opened):

@@ -26,7 +26,7 @@ from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.cli.train import parse
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "docs").glob("**/*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 
 
 def blocks(language: str) -> list[Any]:
@@ -34,7 +34,7 @@ def blocks(language: str) -> list[Any]:
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         for number, block in enumerate(re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)):
-            found.append(pytest.param(block, id=f"{page.relative_to(ROOT / 'docs')}-{number}"))
+            found.append(pytest.param(block, id=f"{page.relative_to(ROOT)}-{number}"))
     return found
 
 

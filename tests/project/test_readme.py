@@ -15,6 +15,7 @@ from sae_lens.saes.sae import TrainingSAEConfig
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from sae_lens_hsae import HierarchicalTrainingSAEConfig
+from sae_lens_hsae.cli.demo import FOREST
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -48,7 +49,8 @@ def test_every_block_runs(monkeypatch, tmp_path):
     assert len(BLOCKS) == 3
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sae_lens, "LanguageModelSAETrainingRunner", RunnerOnARandomModel)
-    make_sae(level_widths=[4, 8, 16, 32]).save_inference_model("runs/demo")
+    widths = FOREST["level_widths"]  # of the forest that the demo leaves there
+    make_sae(level_widths=widths).save_inference_model("runs/demo")
     x = torch.randn(10, 8)
     namespace: dict[str, Any] = {"x": x, "activations": [x, 2 * x]}
     with restored_signal_handlers():
@@ -56,7 +58,7 @@ def test_every_block_runs(monkeypatch, tmp_path):
             exec(block, namespace)
     assert sae_lens.SAE.load_from_disk("runs/gpt2").cfg.d_sae == 15_360
     assert namespace["x_hat"].shape == x.shape
-    assert namespace["fine"].cfg.d_sae == 32
+    assert namespace["fine"].cfg.d_sae == widths[-1]
     assert "var. explained" in str(namespace["evaluation"])
 
 

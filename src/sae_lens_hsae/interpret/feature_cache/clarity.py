@@ -46,4 +46,5 @@ def _clarity(data: Dashboards, own: slice) -> torch.Tensor:
     sums = coo_array((unit, (entries.row // acts.shape[1], entries.col)), shape=(acts.shape[0], shape[1])).tocsr()
     square = torch.from_numpy(np.asarray(sums.multiply(sums).sum(axis=1)))
     n = torch.from_numpy(norms).view(acts.shape[0], -1).gt(0).sum(1).double()
-    return ((square - n) / (n * (n - 1))).masked_fill(n < 2, torch.nan)
+    # No cosine is below 0, but rounding is.
+    return ((square - n) / (n * (n - 1))).clamp(min=0).masked_fill(n < 2, torch.nan)

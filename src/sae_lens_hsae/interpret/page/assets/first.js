@@ -41,7 +41,7 @@ function summary(forest) {
   const copies = forest.isCopy.reduce((sum, each) => sum + each, 0);
   return element("p", {}, `${n(forest.n)} features in ${forest.levelWidths.length} levels, read on ${n(forest.nTokens)} tokens. `,
     trees ? `${n(forest.n - alone)} of them form ${n(trees)} trees; ${n(alone)} stand alone. ` : "No feature has a parent. ",
-    copies ? `${n(copies)} children are copies of their parents. ` : "", element("a", { href: "#/map" }, "See the whole forest as a map."));
+    copies ? `${n(copies)} children are copies of their parents. ` : "", element("a", { href: "#/map" }, "See the trees on a map."));
 }
 
 function sectionLines(forest, lines) {
