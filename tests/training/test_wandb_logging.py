@@ -150,12 +150,12 @@ def test_the_forest_is_logged_after_every_update(tmp_path, offline):
     assert len({row["forest/level_1_to_2_hamming"] for row in updates.values()}) == len(updates)
 
     # The table shows the forest as it was: the last one is the one that was saved.
-    forest, last = sae.forest, table(offline, updates[30]["forest/trees/path"])
+    forest, concepts, last = sae.forest, sae.concepts(), table(offline, updates[30]["forest/trees/path"])
     number = {forest.levels.name(feature): feature for feature in range(forest.n_features)}
     assert 1 <= len({row["tree"] for row in last}) <= 5
     for row in last:
-        parent = forest.parent(number[row["feature"]])
-        assert row["parent"] == (None if parent is None else forest.levels.name(parent))
+        parent = int(concepts.parents[number[row["feature"]]])
+        assert row["parent"] == (None if parent < 0 else forest.levels.name(parent))
         assert number[row["tree"]] == forest.path(number[row["feature"]])[0]
     assert any("⟨" in row["tokens it fires on"] for row in last), "the tiny model has no tokenizer, so numbers"
 

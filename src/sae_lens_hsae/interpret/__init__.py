@@ -1,5 +1,1 @@
-"""What features mean: the tokens they fire on."""
-
-from sae_lens_hsae.interpret.typical_tokens import typical_tokens
-
-__all__ = ["typical_tokens"]
+"""What features mean: what they fire on, names for them, circuits, steering, and the page that shows it."""

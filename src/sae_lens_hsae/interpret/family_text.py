@@ -38,7 +38,7 @@ def draw_family(
         names = " = ".join(map(concepts.forest.levels.name, concepts.members(feature)))
         context = context_of(dashboards, feature, text_of, separators)
         lines.append((f"{lead}{branch}{names}", labels.get(feature, "–"), context))
-        children = sorted(concepts.children(feature), key=lambda each: (-int(dashboards.n_firing[each]), each))
+        children = children_by_firing(concepts, feature, dashboards)
         shown = children[:max_children]
         for child in shown:
             last = child == children[-1]
@@ -51,6 +51,11 @@ def draw_family(
     return "\n".join(
         printable(f"{name:<{widths[0]}}  {label:<{widths[1]}}  {context}".rstrip()) for name, label, context in lines
     )
+
+
+def children_by_firing(concepts: Concepts, feature: int, dashboards: Dashboards) -> list[int]:
+    """Topmost features of the concepts directly below a feature's, those that fire most often first."""
+    return sorted(concepts.children(feature), key=lambda child: (-int(dashboards.n_firing[child]), child))
 
 
 def context_of(

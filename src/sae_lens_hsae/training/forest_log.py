@@ -6,25 +6,26 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import wandb
 from sae_lens import SAE, LanguageModelSAERunnerConfig, logger
 from sae_lens.training.activations_store import ActivationsStore
 
-from sae_lens_hsae.evaluation import ForestEvaluation, evaluate_forest
-from sae_lens_hsae.interpret import typical_tokens
-from sae_lens_hsae.interpret.feature_cache import collect_dashboards, dashboards_folder
+from sae_lens_hsae.evaluation import evaluate_forest
+from sae_lens_hsae.interpret.family_text import MAX_CHILDREN, children_by_firing
+from sae_lens_hsae.interpret.feature_cache import DashboardSettings, collect_dashboards, dashboards_folder
 from sae_lens_hsae.interpret.feature_cache.text import unembedding_of
 from sae_lens_hsae.interpret.page import token_texts, write_page
-from sae_lens_hsae.interpret.tree_text import choose_trees, edge_scores, shown_features
+from sae_lens_hsae.interpret.page.first_view import first_view
 from sae_lens_hsae.sae.inference import HierarchicalSAE
-
-if TYPE_CHECKING:
-    from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
+from sae_lens_hsae.sae.training import HierarchicalTrainingSAE
+from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 
 TREES_SHOWN = 5
+FEW = DashboardSettings(n_top=1, n_sampled=0, n_counterexamples=0, window=1, n_strongest_tokens=5, n_nearest=0)
+"""The table shows tokens and no contexts."""
 COLUMNS: list[str | int] = ["tree", "feature", "parent", "tokens it fires on", "score as a child"]
 OF_BOUNDARIES = ("hamming", "p_parent_given_child", "p_child_given_parent", "coverage", "sibling_lift")
 
@@ -107,12 +108,10 @@ class ForestLog:
 
     def _forest(self, trainer: HierarchicalSAETrainer) -> dict[str, Any]:
         sae = trainer.sae
-        kept = []
-        for token_ids, x in self._pairs:
-            counts = ~torch.isin(token_ids, torch.tensor(self._excluded, dtype=token_ids.dtype))
-            kept.append((trainer.activation_scaler(x[counts].to(sae.device)), token_ids[counts]))
-        evaluation = evaluate_forest(sae, sae.forest, [x for x, _ in kept])
-        logged: dict[str, Any] = {"forest/trees": self._trees(sae, evaluation, kept)}
+        pairs = [(token_ids, trainer.activation_scaler(x.to(sae.device))) for token_ids, x in self._pairs]
+        excluded = torch.tensor(self._excluded)
+        evaluation = evaluate_forest(sae, sae.forest, [x[~torch.isin(token_ids, excluded)] for token_ids, x in pairs])
+        logged: dict[str, Any] = {"forest/trees": self._trees(sae, pairs)}
         for boundary in evaluation.boundaries:
             for name in OF_BOUNDARIES:
                 value = getattr(boundary, name)
@@ -120,31 +119,32 @@ class ForestLog:
                     logged[f"forest/level_{boundary.parent_level}_to_{boundary.parent_level + 1}_{name}"] = value
         return logged
 
-    def _trees(
-        self, sae: Any, evaluation: ForestEvaluation, pairs: list[tuple[torch.Tensor, torch.Tensor]]
-    ) -> wandb.Table:
-        forest = sae.forest
-        scores = edge_scores(forest, evaluation)
-        roots = choose_trees(forest, evaluation, TREES_SHOWN)
-        if not roots:  # an early forest, or one of two levels, may hold no tree that is worth choosing
-            sizes = {root: len(forest.subtree(root)) for root in forest.roots().tolist()}
-            roots = sorted(sizes, key=lambda root: (-sizes[root], root))[:TREES_SHOWN]
-        trees = [shown_features(forest, scores, root) for root in roots]
-        features = [feature for tree in trees for feature in tree]
-        tokens = typical_tokens(sae.encode, features, pairs, len(self._texts))
+    def _trees(self, sae: HierarchicalTrainingSAE, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> wandb.Table:
+        dashboards = collect_dashboards(sae, sae.forest, pairs, None, FEW, self._excluded, progress=False)
+        forest, concepts, scores = dashboards.forest, sae.concepts(), dashboards.narrowing
+        without_detection = torch.full((len(forest),), torch.nan)
+        roots = first_view(dashboards, forest, concepts, without_detection, self._text).families[:TREES_SHOWN].tolist()
+        if not roots:  # an early forest may hold no tree that branches
+            sizes = torch.bincount(concepts.top_of_tree)
+            roots = sizes.argsort(descending=True, stable=True)[:TREES_SHOWN].tolist()
         rows = []
-        for tree in trees:
-            for feature in tree:
-                parent, score = forest.parent(feature), scores[feature].item()
-                rows.append(
-                    [
-                        forest.levels.name(tree[0]),
-                        forest.levels.name(feature),
-                        None if parent is None else forest.levels.name(parent),
-                        "  ".join(self._text(id_) for id_ in tokens[feature]),
-                        None if math.isnan(score) else score,
-                    ]
-                )
+
+        def add(root: int, feature: int, parent: int | None) -> None:
+            tokens, score = dashboards.strongest_tokens[feature].tolist(), scores[feature].item()
+            rows.append(
+                [
+                    forest.levels.name(root),
+                    forest.levels.name(feature),
+                    None if parent is None else forest.levels.name(parent),
+                    "  ".join(self._text(id_) for id_ in tokens if id_ >= 0),
+                    None if math.isnan(score) else score,
+                ]
+            )
+            for child in children_by_firing(concepts, feature, dashboards)[:MAX_CHILDREN]:
+                add(root, child, feature)
+
+        for root in roots:
+            add(root, root, None)
         return wandb.Table(columns=COLUMNS, data=rows)
 
     def _text(self, id_: int) -> str:

@@ -29,9 +29,10 @@ def decoder_directions(saes: Sequence[Any], forest: FeatureForest, n_nearest: in
     nearest_cosines = torch.zeros(n, n_nearest)
     for own, weights in zip(forest.levels, directions, strict=True):
         k = min(n_nearest, len(weights) - 1)
-        cosines, features = _nearest(weights, k)
-        nearest[own, :k] = (features + own.start).int().cpu()
-        nearest_cosines[own, :k] = cosines.cpu()
+        if k:
+            cosines, features = _nearest(weights, k)
+            nearest[own, :k] = (features + own.start).int().cpu()
+            nearest_cosines[own, :k] = cosines.cpu()
 
     cosine, projection = torch.full((n,), torch.nan), torch.full((n,), torch.nan)
     for (above, below), (coarse, fine) in zip(forest.levels.boundaries, pairwise(directions), strict=True):

@@ -190,6 +190,15 @@ class Dashboards:
         return (self.n_with_parent.double() / of_parent).masked_fill(self.parents < 0, torch.nan)
 
     @property
+    def narrowing(self) -> torch.Tensor:
+        """(features,) float64: (P(parent | it) − P(parent)) · (1 − P(it | parent)); NaN without a firing parent.
+
+        High where the feature lies within its parent and is only a part of it; a copy of the parent scores nothing.
+        """
+        of_parent = self.frequency[self.parents.clamp(min=0)]
+        return (self.parent_given_child - of_parent) * (1 - self.child_given_parent)
+
+    @property
     def agreement(self) -> torch.Tensor:
         """(features,) float64: of the tokens the feature or any child fires on, how many both do; NaN without children.
 

@@ -15,7 +15,7 @@ MIN_PENDING = 2**20
 
 
 class TokenMeans:
-    """Mean activation of every feature over all occurrences of a token, as in `typical_tokens`.
+    """Mean activation of every feature over all occurrences of a token.
 
     A table of vocabulary × features does not fit in memory. Kept are the sums of ``n_candidate_tokens`` tokens per
     feature, those of highest mean, shrunk towards 0 for rare tokens so that one lucky occurrence drives out nobody.

@@ -40,8 +40,8 @@ def first_view(
 ) -> FirstView:
     """Rank the trees of a forest for the first view.
 
-    A child narrows its parent by (P(parent | child) − P(parent)) · (1 − P(child | parent)): it lies within the parent,
-    and is only a part of it. Copies of parents count as their parents; features that never fired do not count.
+    How much a child narrows its parent is `Dashboards.narrowing`. Copies of parents count as their parents; features
+    that never fired do not count.
 
     Args:
         detection: (n_features,) score by tokens, NaN for none.
@@ -51,8 +51,7 @@ def first_view(
     distinct = ~concepts.is_copy & (dashboards.n_firing > 0)
     words = _word_shares(dashboards.strongest_tokens, text)
 
-    of_parent = dashboards.frequency[parents.clamp(min=0)]
-    narrowing = (dashboards.parent_given_child - of_parent) * (1 - dashboards.child_given_parent)
+    narrowing = dashboards.narrowing
     edge = distinct & (parents != NO_PARENT) & narrowing.isfinite()
     size = torch.bincount(tree[distinct], minlength=n)
     above = concepts.parents[distinct & (parents != NO_PARENT)]
