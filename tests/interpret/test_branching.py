@@ -41,7 +41,7 @@ def test_means_and_differences_are_plain_ones():
     assert found.relative.value == pytest.approx(0.4)
     assert found.several.low == pytest.approx(0.6)
     assert found.difference.low < 0.2 < found.difference.high
-    assert "children several: 0.700 [0.600, 0.800] (n = 2)" in str(found)
+    assert "several children: 0.700 [0.600, 0.800] (2 roots)\n" in str(found)
     assert math.isnan(found.none.low), "one root has no spread"
 
 

@@ -34,15 +34,16 @@ def run_clarity(chosen: argparse.Namespace) -> Outcome:
     output = Path(chosen.output or folder / CLARITY_FILENAME)
     write_whole(output, frame.to_csv())
     levels = frame.groupby("level")["detection"].agg(["count", "mean", "median"])
+    shown = levels.round(3).reset_index().to_string(index=False)
     roots = branching(forest, detection.score)
     lines = [
-        f"Every feature is in {output}. Detection by tokens, balanced accuracy, ½ is chance:\n{levels.round(3)}",
-        f"Roots, detection by tokens, 95 % intervals over roots\n{roots}",
+        f"Every feature is in {output}. Detection by tokens, balanced accuracy, 0.5 is chance:\n{shown}",
+        f"Mean detection of the roots, with 95 % intervals over roots\n{roots}",
     ]
     data = {"output": str(output), "levels": levels.reset_index().to_dict("records"), "roots": asdict(roots)}
     if verdicts is not None:
         roots_judged = branching(forest, verdicts)
-        lines.append(f"Roots, share of their edges judged real\n{roots_judged}")
+        lines.append(f"Mean share of their edges that were judged real\n{roots_judged}")
         data["roots_judged"] = asdict(roots_judged)
     return Outcome("\n\n".join(lines), data)
 

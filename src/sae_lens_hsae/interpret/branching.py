@@ -33,9 +33,13 @@ class Branching:
     relative: Estimate
 
     def __str__(self) -> str:
-        kinds = (("several", self.n_several), ("one", self.n_one), ("none", self.n_none))
-        means = "; ".join(f"{name}: {getattr(self, name)} (n = {n})" for name, n in kinds)
-        return f"children {means}\nseveral − one: {self.difference}, relative: {self.relative}"
+        kinds = (
+            ("several children", self.several, self.n_several),
+            ("one child", self.one, self.n_one),
+            ("no child", self.none, self.n_none),
+        )
+        means = [f"{name}: {mean} ({n} roots)" for name, mean, n in kinds]
+        return "\n".join([*means, f"several − one: {self.difference}, relative: {self.relative}"])
 
 
 def branching(
