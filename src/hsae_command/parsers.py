@@ -15,8 +15,8 @@ from typing import Any
 from hsae_command import DEBUG, SUBCOMMANDS, add_json, root_parser
 from hsae_command.train import asks_for_help, help_parser
 
-EVALUATION_TOKENS, DASHBOARD_TOKENS = 50_000, 200_000
-"""What hsae evaluate and hsae explore read."""
+EVALUATION_TOKENS, DASHBOARD_TOKENS = 50_000, 100_000
+"""What hsae evaluate and hsae explore read; as much as hsae demo, so that they show the same of it."""
 
 EXPLORED = " and hsae explore has collected its dashboards"
 LABELS_HELP = (

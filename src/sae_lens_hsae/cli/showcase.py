@@ -11,7 +11,7 @@ from datasets import Dataset
 from sae_lens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner
 from sae_lens.training.activations_store import ActivationsStore
 
-from hsae_command.parsers import EVALUATION_TOKENS
+from hsae_command.parsers import DASHBOARD_TOKENS, EVALUATION_TOKENS
 from sae_lens_hsae.cli.evaluate import evaluate
 from sae_lens_hsae.cli.explore import explore
 from sae_lens_hsae.hub.saved_model import EVALUATION_FILENAME, load_hierarchical_sae
@@ -23,9 +23,6 @@ from sae_lens_hsae.sae.inference import HierarchicalSAE
 from sae_lens_hsae.text.load_model import model_of_run
 from sae_lens_hsae.text.rows import TextSource
 from sae_lens_hsae.text.token_text import TokenTexts
-
-DASHBOARD_TOKENS = 100_000
-"""For the features' contexts, and the names that are made of them."""
 
 TREES_SHOWN = 5
 RULE = (
