@@ -19,6 +19,7 @@ from experiments.l0_control import reproduce_l0
 from experiments.meaning import EntryWords, reproduce_meaning
 from experiments.paper_tables import FULL, QUICK, Size, reproduce, reproduce_sinks
 from experiments.planted_tables import SETTINGS, reproduce_planted
+from experiments.pushes import reproduce_pushes
 from experiments.readability import readability
 from experiments.shift import reproduce_shift
 from experiments.steering import reproduce_steering
@@ -36,7 +37,7 @@ from sae_lens_hsae.cli.progress_bars import bars_on_terminals_only
 from sae_lens_hsae.storage.whole_files import file_written_whole
 
 QUICK_GLOSSES = 2_000
-OF_GEMMA = ("in-the-model", "circuits", "steering", "shift", "gemma-forests", "gemma-trees", "gemma-probes")
+OF_GEMMA = ("in-the-model", "pushes", "circuits", "steering", "shift", "gemma-forests", "gemma-trees", "gemma-probes")
 
 L0_OF = {"l0": "main", "gemma-l0": "gemma"}
 """Tables of L0 while training, with that whose places they take."""
@@ -58,6 +59,7 @@ ABOUT = {
     "gemma-probes": "Tree SAE's hierarchy score",
     "gemma-trees": "six trees drawn",
     "in-the-model": "the cross-entropy that levels recover",
+    "pushes": "what steering changes on and off target, coarse against fine",
     "circuits": "behaviours, coarse to fine",
     "steering": "by features that are chosen in several ways",
     "shift": "a confound taken out of a probe",
@@ -154,7 +156,12 @@ def _of_gemma(chosen: argparse.Namespace, activations: GemmaActivations, size: S
     if chosen.table in acted:
         rows = acted[chosen.table](activations, cells, size)
         return Outcome(write_rows(chosen.table, rows, chosen.output), rows)
-    compute = {"gemma-forests": gemma_forests, "gemma-probes": gemma_probes, "in-the-model": reproduce_in_the_model}
+    compute = {
+        "gemma-forests": gemma_forests,
+        "gemma-probes": gemma_probes,
+        "in-the-model": reproduce_in_the_model,
+        "pushes": reproduce_pushes,
+    }
     rows = compute[chosen.table](activations, cells, size, chosen.layer)
     return Outcome(write_rows(name, rows, chosen.output), rows)
 
