@@ -211,6 +211,18 @@ def test_the_estimate_counts_what_there_is(tmp_path):
             False,
         ),
         (["--preset", "gpt2", "--training_tokens", "0", "--dry-run"], "training_tokens=0 is less than", False),
+        *(
+            (["--preset", "gpt2", "--training_tokens", "9999", f"--{name}", value], message, False)
+            for name, value, message in (
+                ("train_batch_size_tokens", "0", "--train_batch_size_tokens=0 must be at least 1"),
+                ("context_size", "0", "--context_size=0 must be at least 1"),
+                ("wandb_log_frequency", "0", "--wandb_log_frequency=0 must be at least 1"),
+                ("store_batch_size_prompts", "0", "--store_batch_size_prompts=0 must be at least 1"),
+                ("n_checkpoints", "-1", "--n_checkpoints=-1 must be at least 0"),
+                ("lr", "-1", "--lr=-1.0 must be at least 0"),
+                ("device", "nowhere", "--device='nowhere' cannot be used here"),
+            )
+        ),
         (["--config", "list.yaml"], "must map names of flags to values", False),
         (["--config", "broken.yaml"], "neither YAML nor JSON", False),
         (["--config", "nested.yaml"], "flags are flat", False),

@@ -209,7 +209,8 @@ def test_paths_that_are_none(path):
     [
         (["push", "{0}/nothing", REPOSITORY], "no saved SAE"),
         (["push", "{0}/level", REPOSITORY], "architecture='jumprelu', which has no forest"),
-        (["push", "{0}/level", "not a name"], "Repo id|repo"),
+        (["push", "{0}/level", "not a name"], "repository='not a name' names no owner"),
+        (["push", "{0}/level", "a/b/c"], "repository='a/b/c' cannot be a name; give owner/name"),
         (["push", "{0}/level", "forest"], "repository='forest' names no owner; give owner/name"),
         (["convert", "{0}/nothing", "x.json"], "no saved SAE"),
         (["convert", "{0}/list.json", "{0}/x.csv"], "no JSON object"),

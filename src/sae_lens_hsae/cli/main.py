@@ -12,7 +12,6 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import torch
 from sae_lens.training._interruption import InterruptedException
 
 from hsae_command import DEBUG
@@ -23,6 +22,7 @@ from sae_lens_hsae.cli.clarity import CLARITY_FILENAME, run_clarity
 from sae_lens_hsae.cli.collected import PAGE_FILENAME
 from sae_lens_hsae.cli.contrast import run_contrast
 from sae_lens_hsae.cli.demo import demo
+from sae_lens_hsae.cli.device import check_device
 from sae_lens_hsae.cli.evaluate import run_evaluate
 from sae_lens_hsae.cli.explain import run_explain
 from sae_lens_hsae.cli.explore import run_explore
@@ -123,20 +123,8 @@ def output_file(chosen: argparse.Namespace) -> Path | None:
         return None
     if getattr(chosen, "output", None):
         return Path(chosen.output)
-    return Path(chosen.folder, BESIDE_THE_SAE[chosen.command]) if chosen.command in BESIDE_THE_SAE else None
-
-
-def check_device(device: str) -> None:
-    """Check that one can compute there, before anything is loaded.
-
-    Raises:
-        ValueError: if not.
-    """
-    try:
-        torch.zeros(1, device=device).item()
-    except Exception as error:  # torch answers with errors of many kinds
-        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"device={device!r} cannot be used here ({why}); cpu always can") from error
+    beside = chosen.command in BESIDE_THE_SAE and Path(chosen.folder).is_dir()
+    return Path(chosen.folder, BESIDE_THE_SAE[chosen.command]) if beside else None
 
 
 def _code_after(error: BaseException) -> Any:

@@ -15,6 +15,7 @@ from sae_lens.llm_sae_training_runner import LanguageModelSAETrainingRunner, _pa
 from transformers import set_seed
 
 from hsae_command.train import EVERY_FLAG, HELP, beyond_saelens, help_parser, sources, unknown_flag
+from sae_lens_hsae.cli.device import check_device
 from sae_lens_hsae.cli.flags import Flags, command_line, parse_flags, preset_flags, read_flags
 from sae_lens_hsae.cli.measured_runner import MeasuredTrainingRunner
 from sae_lens_hsae.cli.outcome import CallError, Outcome
@@ -24,6 +25,9 @@ from sae_lens_hsae.evaluation import ForestEvaluation
 from sae_lens_hsae.text.documents import documents
 from sae_lens_hsae.training.distributed.ranks import n_launched
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner, check_steps
+
+DIVISORS = ("train_batch_size_tokens", "context_size", "feature_sampling_window", "wandb_log_frequency")
+"""Fields at whose 0 SAELens' config fails without saying which it was."""
 
 
 def print_every_flag(arguments: Sequence[str]) -> None:
@@ -70,6 +74,9 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
     wrong = unknown_flag(flags)
     if wrong is not None:
         raise CallError(wrong)
+    for name in DIVISORS:
+        if flags.get(name) == ["0"]:
+            raise ValueError(f"{name}=0 must be at least 1")
     said = io.StringIO()
     try:
         # Of a flag that they refuse both parsers print their whole usage, and end the process.
@@ -100,6 +107,7 @@ def run_train(arguments: Sequence[str]) -> Outcome:
         rows = own_text(own, cfg.context_size)
         plan = {"config": cfg.to_dict(), "estimate": estimate(cfg), "warnings": warnings_of(cfg, rows)}
         return Outcome(plan_text(cfg, plan["estimate"], plan["warnings"]), plan)
+    check_device(cfg.device)
     evaluation = train(own, cfg)
     where = "not saved: there is no --output_path" if cfg.output_path is None else f"saved to {cfg.output_path}"
     text = f"The SAE is {where}" if evaluation is None else f"{evaluation}\n\nThe SAE is {where}"

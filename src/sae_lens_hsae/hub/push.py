@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
+from huggingface_hub.errors import HFValidationError, HTTPError  # pyright: ignore[reportPrivateImportUsage]
 from huggingface_hub.utils import validate_repo_id
 from sae_lens.constants import RUNNER_CFG_FILENAME, SPARSITY_FILENAME
 
@@ -99,9 +99,12 @@ def push_dry_run(
 
 
 def _checked_and_staged(folder: str | Path, staged: Path, repo_id: str, path: str | None, levels: bool) -> str:
-    validate_repo_id(repo_id)
     if "/" not in repo_id:
         raise ValueError(f"repository={repo_id!r} names no owner; give owner/name, such as 'someone/{repo_id}'")
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"repository={repo_id!r} cannot be a name; give owner/name ({error})") from error
     path = repository_path(Path(folder).resolve().name if path is None else path)
     stage(folder, staged, repo_id, path, levels=levels)
     return path

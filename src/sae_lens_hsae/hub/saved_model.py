@@ -84,8 +84,10 @@ def load_evaluation(sae: HierarchicalSAE, folder: str | Path) -> dict[str, Any] 
     try:
         record = read_json_object(path)
         weights, evaluation = record["weights"], record["evaluation"]
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{path} is not what hsae evaluate writes ({error!r}); {remedy}") from error
+    except ValueError as error:
+        raise ValueError(f"{error}; {remedy}") from error
+    except KeyError as error:
+        raise ValueError(f"{path} is not what hsae evaluate writes: it has no {error}; {remedy}") from error
     if weights != fingerprint(sae, sae.forest):
         raise ValueError(f"{path} belongs to other weights than those beside it; {remedy}")
     return evaluation

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+AT_LEAST = {"store_batch_size_prompts": 1, "n_batches_in_buffer": 1, "n_checkpoints": 0, "lr": 0}
 
 
 class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
@@ -274,11 +275,14 @@ class Interrupted(InterruptedException, SystemExit):
 
 
 def check_steps(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
-    """Check that there is a step to train.
+    """Check that there is a step to train, and the sizes of which SAELens says nothing before it fails at them.
 
     Raises:
         ValueError: if not.
     """
+    for name, least in AT_LEAST.items():
+        if not getattr(cfg, name) >= least:
+            raise ValueError(f"{name}={getattr(cfg, name)} must be at least {least}")
     if cfg.training_tokens < cfg.train_batch_size_tokens:
         raise ValueError(
             f"training_tokens={cfg.training_tokens} is less than one step of train_batch_size_tokens="

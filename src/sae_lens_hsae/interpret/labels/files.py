@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from sae_lens_hsae.storage.json_files import read_json_object
@@ -29,10 +30,12 @@ def read_labels(path: str | Path) -> dict[int, str]:
         FileNotFoundError: if there is no such file.
         ValueError: if it holds anything else.
     """
+    wrong = f'labels={str(path)!r} is not a JSON object from flat feature index to label, such as {{"12": "dates"}}'
     try:
-        return {int(feature): str(label) for feature, label in read_json_object(Path(path)).items()}
+        labels = read_json_object(Path(path))
     except ValueError as error:
-        raise ValueError(
-            f'labels={str(path)!r} is not a JSON object from flat feature index to label, such as {{"12": "dates"}} '
-            f"({error})"
-        ) from error
+        raise ValueError(f"{wrong} ({error})") from error
+    for feature in labels:
+        if not re.fullmatch(r"[0-9]{1,18}", feature):
+            raise ValueError(f"{wrong} ({feature!r} is no such index)")
+    return {int(feature): str(label) for feature, label in labels.items()}
