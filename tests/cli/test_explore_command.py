@@ -91,7 +91,7 @@ def test_the_command_goes_from_a_saved_sae_to_its_page(saved, tmp_path, capsys):
         (lambda folder: (folder / "cfg.json").unlink(), "holds no cfg.json, so no saved SAE"),
         (lambda folder: (folder / "dashboards").mkdir(), "holds no manifest.json, so no complete dashboards"),
         (lambda folder: (folder / "labels.json").write_text("[1]"), "is not a JSON object from flat feature index"),
-        (lambda folder: (folder / "labels.json").write_text('{"a": "x"}'), r"such as .* \('a' is no such index\)"),
+        (lambda folder: (folder / "labels.json").write_text('{"a": "x"}'), "('a' is no such index)"),
         (
             lambda folder: (folder / "text.txt").write_text("too short"),
             "holds too little: 2 of 16 tokens that fill a context",
