@@ -1,9 +1,12 @@
-"""Every check of a configuration's fields: what is wrong is named with its value and the remedy."""
+"""Every check of a configuration's fields: what is wrong is named with its value and the remedy.
+
+The configurations call these when they are made; which fields they have is told there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from sae_lens.constants import DTYPE_MAP
@@ -12,9 +15,6 @@ from sae_lens.saes.sae import SAEMetadata
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.forest.parents import Similarity
 from sae_lens_hsae.storage.json_files import is_count, is_number
-
-if TYPE_CHECKING:
-    from sae_lens_hsae.config import HierarchicalSAEConfig, HierarchicalTrainingSAEConfig
 
 ARCHITECTURE = "hsae"
 MAX_WEIGHTS = 2**48
@@ -50,7 +50,7 @@ def _check_metadata(metadata: Any) -> None:
         raise ValueError(f"metadata has an entry {taken[0]!r}, which is no name for one; leave it out")
 
 
-def check_common(cfg: HierarchicalSAEConfig | HierarchicalTrainingSAEConfig) -> None:
+def check_common(cfg: Any) -> None:
     """Check the fields that both configurations have, before SAELens makes use of them."""
     _check(cfg, "d_in", _is_count(cfg.d_in), "it is the width of the activations: 1 or more")
     _check(cfg, "d_sae", _is_count(cfg.d_sae), "it is the number of features of all levels together")
@@ -71,7 +71,7 @@ def check_common(cfg: HierarchicalSAEConfig | HierarchicalTrainingSAEConfig) -> 
     _check(cfg, "level_widths", isinstance(cfg.level_widths, (list, tuple)), "give a list of the levels' widths")
 
 
-def check_levels(cfg: HierarchicalSAEConfig | HierarchicalTrainingSAEConfig) -> None:
+def check_levels(cfg: Any) -> None:
     """Check the levels and what refers to them; ``level_widths`` becomes a list of ints."""
     levels = Levels(tuple(cfg.level_widths))
     cfg.level_widths = list(levels.widths)
@@ -89,7 +89,7 @@ def check_levels(cfg: HierarchicalSAEConfig | HierarchicalTrainingSAEConfig) -> 
     _check(cfg, "output_level", exists, f"choose a level from {-n} to {n - 1}; −1 is the finest")
 
 
-def check_training(cfg: HierarchicalTrainingSAEConfig) -> None:
+def check_training(cfg: Any) -> None:
     """Check the fields that only training has."""
     exponent = cfg.l0_width_exponent
     _check(cfg, "l0_width_exponent", _within(exponent, 0, 1), "from 0, L0 as high everywhere, to 1, L0 like the width")

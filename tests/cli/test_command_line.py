@@ -44,7 +44,7 @@ from sae_lens_hsae.forest.files import FORMATS, write_forest
 from sae_lens_hsae.hub.saved_model import EVALUATION_FILENAME
 from sae_lens_hsae.interpret.circuits.circuit import Method
 from sae_lens_hsae.interpret.contrast import contrast, text_activations
-from sae_lens_hsae.interpret.explain.terminal import N_PATHS
+from sae_lens_hsae.interpret.explain.explanation import N_PATHS
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
 from sae_lens_hsae.interpret.labels.files import LABELS_FILENAME
 from sae_lens_hsae.interpret.language_model.judging import JUDGEMENTS_FILENAME

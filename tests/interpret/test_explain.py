@@ -20,7 +20,7 @@ from sae_lens_hsae import FeatureForest, ParentRule
 from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.cli.demo import minilm_folder
 from sae_lens_hsae.interpret.explain import Explanation, explain
-from sae_lens_hsae.interpret.explain.terminal import drawn
+from sae_lens_hsae.interpret.explain.explanation import drawn
 from sae_lens_hsae.interpret.feature_cache import collect_dashboards, dashboards_folder
 
 MODELS = ["sae_transformer", "bridge", "bridge by alias", "proxy"]

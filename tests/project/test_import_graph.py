@@ -28,19 +28,14 @@ FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
 
 def _imported(tree: ast.AST, modules: set[str]) -> Iterator[str]:
-    """Modules of the package that the code imports, also inside functions; not those for type checkers alone."""
-    if isinstance(tree, ast.If) and ast.unparse(tree.test) == "TYPE_CHECKING":
-        for statement in tree.orelse:
-            yield from _imported(statement, modules)
-        return
-    if isinstance(tree, ast.ImportFrom) and tree.module and tree.module.split(".")[0] == PACKAGE:
-        for name in tree.names:
-            whole = f"{tree.module}.{name.name}"
-            yield whole if whole in modules else tree.module
-    elif isinstance(tree, ast.Import):
-        yield from (name.name for name in tree.names if name.name.split(".")[0] == PACKAGE)
-    for child in ast.iter_child_nodes(tree):
-        yield from _imported(child, modules)
+    """Modules of the package that the code imports, also inside functions and for type checkers alone."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == PACKAGE:
+            for name in node.names:
+                whole = f"{node.module}.{name.name}"
+                yield whole if whole in modules else node.module
+        elif isinstance(node, ast.Import):
+            yield from (name.name for name in node.names if name.name.split(".")[0] == PACKAGE)
 
 
 def import_graph(source: Path) -> nx.DiGraph:
@@ -100,8 +95,8 @@ def test_an_arrow_up_and_a_circle_are_found(tmp_path):
     for name, text in {
         "storage/__init__": "",
         "storage/files": "def late():\n    from sae_lens_hsae.forest import trees\n",
-        "forest/__init__": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import sae_lens_hsae.cli\n",
-        "forest/trees": "from sae_lens_hsae.storage.files import late\n",
+        "forest/__init__": "",
+        "forest/trees": "if TYPE_CHECKING:\n    from sae_lens_hsae.storage.files import late\n",
     }.items():
         path = tmp_path / PACKAGE / f"{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)

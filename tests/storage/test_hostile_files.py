@@ -31,8 +31,7 @@ from sae_lens_hsae.interpret.feature_cache.resume import load_progress, save_pro
 from sae_lens_hsae.interpret.feature_cache.statistics import FiringStatistics
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
 from sae_lens_hsae.interpret.labels.files import read_labels
-from sae_lens_hsae.interpret.page.content import PageContent
-from sae_lens_hsae.interpret.page.page import PageLimits
+from sae_lens_hsae.interpret.page.content import PageContent, PageLimits
 from sae_lens_hsae.training.checkpoints import MANIFEST, Manifest, verify, write_manifest
 from sae_lens_hsae.training.store import COUNTS, STATE_FILENAME, MixingBuffer, ResumableActivationsStore
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer

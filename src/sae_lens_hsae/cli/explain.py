@@ -8,7 +8,7 @@ from sae_lens_hsae.cli.collected import open_labelled
 from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.interpret.explain import explain
 from sae_lens_hsae.interpret.explain.explain import check_text
-from sae_lens_hsae.interpret.explain.terminal import drawn
+from sae_lens_hsae.interpret.explain.explanation import drawn
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
 from sae_lens_hsae.storage.whole_files import write_whole
 

@@ -2,7 +2,8 @@
 
 from sae_lens_hsae.evaluation.cross_entropy import cross_entropy_recovered
 from sae_lens_hsae.evaluation.hierarchy_metrics import evaluate_forest
-from sae_lens_hsae.evaluation.results import BoundaryEvaluation, ForestEvaluation, LevelEvaluation
+from sae_lens_hsae.evaluation.records import BoundaryEvaluation, LevelEvaluation
+from sae_lens_hsae.evaluation.results import ForestEvaluation
 from sae_lens_hsae.evaluation.stability import edge_agreement, seed_stability
 from sae_lens_hsae.evaluation.stacks import level_saes
 

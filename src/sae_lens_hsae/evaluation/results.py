@@ -1,129 +1,24 @@
-"""What `evaluate_forest` found, as frozen records."""
+"""`ForestEvaluation`: what `evaluate_forest` found, and its tables."""
 
 from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from sae_lens_hsae.evaluation.jackknife import Interval
+from sae_lens_hsae.evaluation.records import BoundaryEvaluation, LevelEvaluation, Record
 from sae_lens_hsae.evaluation.shape import ForestShape
 
 if TYPE_CHECKING:
     import pandas
 
-
-class _Record:
-    """Equality of records that may hold NaN: equal where `to_dict` is."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, ready for JSON; NaN becomes None."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.compare}  # type: ignore[arg-type]
-
-    def __eq__(self, other: object) -> bool:
-        return self.to_dict() == other.to_dict() if isinstance(other, type(self)) else NotImplemented
-
-    __hash__ = None  # type: ignore[assignment]
+MISSING = "–"
 
 
 @dataclass(frozen=True, eq=False)
-class LevelEvaluation(_Record):
-    """One level's own quality.
-
-    Attributes:
-        level: which level, 0 the coarsest.
-        width: features of the level.
-        l0: active features per token.
-        variance_explained: 1 − Σ‖x − x̂‖² / Σ‖x − mean‖², over all evaluated tokens; NaN if x never varies.
-        n_dead: features that never fired in the evaluated tokens.
-        variance_explained_ordinary: the same of all but outlying tokens (`outliers`).
-        l0_ordinary: active features per token that is not outlying.
-        firing_frequency: (width,) float64, each feature's share of the tokens; not part of `to_dict`.
-        intervals: confidence intervals of ``l0`` and ``variance_explained``.
-        undefined: why a metric, or ``"interval of …"`` it, is NaN.
-    """
-
-    level: int
-    width: int
-    l0: float
-    variance_explained: float
-    n_dead: int
-    variance_explained_ordinary: float
-    l0_ordinary: float
-    firing_frequency: torch.Tensor = field(repr=False, compare=False)
-    intervals: Mapping[str, Interval] = field(default_factory=dict, repr=False)
-    undefined: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class BoundaryEvaluation(_Record):
-    """How well one level's activity agrees with the next one's. Means over nothing are NaN.
-
-    The metrics are defined in `sae_lens_hsae.evaluation.boundary_metrics`.
-
-    Attributes:
-        parent_level: the coarser level; the children are in ``parent_level + 1``.
-        hamming: Hamming distance per token over the living parents with at least one living child.
-        hamming_all_parents: the same over all living parents; one without children is never predicted active.
-        p_parent_given_child: mean over the evaluated pairs of P(parent active | child active).
-        p_child_given_parent: mean over the evaluated pairs of P(child active | parent active).
-        n_pairs: pairs (parent, child) of the forest.
-        n_pairs_left_out: those of which a member never fired; the means are over the others.
-        n_parents_with_children: parents that ``hamming`` counts.
-        n_unassigned: features of the children's level without a parent, dead ones included.
-        unassigned_share: ``n_unassigned`` over the width of the children's level.
-        parent_given_child: (children's width,) float64, P(parent active | child active) of every child, NaN where
-            it has no parent or one of them never fired; not part of `to_dict`.
-        coverage: mean over the parents that ``hamming`` counts of P(some child active | parent active).
-        dominance: mean over the pairs ever active together of P(a_parent > a_child | both active).
-        rank_correlation: mean over parents of Spearman's ρ between the parent's activation and its strongest child's,
-            on tokens where some child fires; of a parent with more than 128 such tokens, on a uniform sample of 128.
-        sibling_coactivation: how often siblings fire together, relative to independent features.
-        non_sibling_coactivation: the same of all other pairs of features of the children's level.
-        sibling_lift: the former over the latter; 1 if being siblings makes no difference.
-        n_unassigned_dead: unassigned features that never fired.
-        n_parents_ranked: parents that ``rank_correlation`` is over.
-        n_sibling_pairs: pairs of siblings that fire.
-        mean_children: children per parent that has any, dead ones included; NaN if none has.
-        max_children: children of the parent with most.
-        several_children_share: of the parents with children, the share with at least two.
-        intervals: confidence intervals of the metrics from ``hamming`` to ``sibling_lift``.
-        undefined: why a metric, or ``"interval of …"`` it, is NaN.
-    """
-
-    parent_level: int
-    hamming: float
-    hamming_all_parents: float
-    p_parent_given_child: float
-    p_child_given_parent: float
-    n_pairs: int
-    n_pairs_left_out: int
-    n_parents_with_children: int
-    n_unassigned: int
-    unassigned_share: float
-    parent_given_child: torch.Tensor = field(repr=False, compare=False)
-    coverage: float = math.nan
-    dominance: float = math.nan
-    rank_correlation: float = math.nan
-    sibling_coactivation: float = math.nan
-    non_sibling_coactivation: float = math.nan
-    sibling_lift: float = math.nan
-    n_unassigned_dead: int = 0
-    n_parents_ranked: int = 0
-    n_sibling_pairs: int = 0
-    mean_children: float = math.nan
-    max_children: int = 0
-    several_children_share: float = math.nan
-    intervals: Mapping[str, Interval] = field(default_factory=dict, repr=False)
-    undefined: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class ForestEvaluation(_Record):
+class ForestEvaluation(Record):
     """Result of `evaluate_forest`; print it for tables.
 
     Attributes:
@@ -159,26 +54,14 @@ class ForestEvaluation(_Record):
         return pandas.DataFrame([_columns(level) | boundary_of.get(level.level, {}) for level in self.levels])
 
     def __str__(self) -> str:
-        from sae_lens_hsae.evaluation.report import report
-
-        return report(self)
+        parts = [_title(self), _levels(self)]
+        if self.boundaries:
+            parts.append(_boundaries(self.boundaries))
+        parts.append("\n".join([*_shape(self), *_notes(self)]))
+        return "\n\n".join(part for part in parts if part)
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, _Record):
-        return value.to_dict()
-    if isinstance(value, ForestShape):
-        value = asdict(value)
-    if isinstance(value, Mapping):
-        return {name: _plain(of_name) for name, of_name in value.items()}
-    if isinstance(value, Interval) and math.isnan(value.low):
-        return None
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _columns(record: LevelEvaluation | BoundaryEvaluation) -> dict[str, Any]:
@@ -189,3 +72,112 @@ def _columns(record: LevelEvaluation | BoundaryEvaluation) -> dict[str, Any]:
             if f.name in record.intervals:
                 columns[f"{f.name}_low"], columns[f"{f.name}_high"] = record.intervals[f.name]
     return columns
+
+
+def _title(evaluation: ForestEvaluation) -> str:
+    title = f"{evaluation.n_tokens} tokens"
+    if not evaluation.n_blocks:
+        return title
+    return (
+        f"{title}; ± is half a {evaluation.confidence:.0%} confidence interval, "
+        f"from {evaluation.n_blocks} blocks of {evaluation.tokens_per_block} tokens"
+    )
+
+
+def _levels(evaluation: ForestEvaluation) -> str:
+    unassigned = {b.parent_level + 1: f"{b.n_unassigned} ({b.unassigned_share:.1%})" for b in evaluation.boundaries}
+    rows = [["level", "width", "L0", "var. explained", "dead", "unassigned"]]
+    for level in evaluation.levels:
+        rows.append(
+            [
+                str(level.level),
+                str(level.width),
+                _metric(level, "l0"),
+                _metric(level, "variance_explained"),
+                str(level.n_dead),
+                unassigned.get(level.level, MISSING),
+            ]
+        )
+    if evaluation.n_outlying:
+        share = evaluation.n_outlying / evaluation.n_tokens
+        rows[0] += [f"without {evaluation.n_outlying} outlying tokens ({share:.2%}): L0", "var. explained"]
+        for row, level in zip(rows[1:], evaluation.levels, strict=True):
+            row += [_number(level.l0_ordinary), _number(level.variance_explained_ordinary)]
+    return _table(rows)
+
+
+def _boundaries(boundaries: Sequence[BoundaryEvaluation]) -> str:
+    metrics = {
+        "Hamming": "hamming",
+        "Hamming, all parents": "hamming_all_parents",
+        "P(parent | child)": "p_parent_given_child",
+        "P(child | parent)": "p_child_given_parent",
+        "coverage": "coverage",
+        "dominance": "dominance",
+        "rank correlation": "rank_correlation",
+        "sibling co-activation": "sibling_coactivation",
+        "non-sibling co-activation": "non_sibling_coactivation",
+        "sibling lift": "sibling_lift",
+    }
+    rows = [["levels", *(f"{b.parent_level} → {b.parent_level + 1}" for b in boundaries)]]
+    rows += [[label, *(_metric(b, name) for b in boundaries)] for label, name in metrics.items()]
+    rows += [
+        ["pairs (left out)", *(f"{b.n_pairs} ({b.n_pairs_left_out})" for b in boundaries)],
+        ["parents with children", *(str(b.n_parents_with_children) for b in boundaries)],
+        ["children per parent (most)", *(f"{_number(b.mean_children)} ({b.max_children})" for b in boundaries)],
+        ["parents with several children", *(_share(b.several_children_share) for b in boundaries)],
+    ]
+    return _table(rows, left=1)
+
+
+def _shape(evaluation: ForestEvaluation) -> list[str]:
+    if evaluation.shape is None:
+        return []
+    trees = ", ".join(f"{n} of depth {depth}" for depth, n in enumerate(evaluation.shape.trees_by_depth, 1) if n)
+    return [f"trees: {trees}"]
+
+
+def _notes(evaluation: ForestEvaluation) -> list[str]:
+    notes = [f"no {name}: {why}" for name, why in evaluation.undefined.items()]
+    for level in evaluation.levels:
+        if level.n_dead == level.width:
+            notes.append(f"level {level.level} is dead: none of its {level.width} features fires")
+        notes += _reasons(f"level {level.level}", level)
+    for boundary in evaluation.boundaries:
+        notes += _reasons(f"levels {boundary.parent_level} → {boundary.parent_level + 1}", boundary)
+    return notes
+
+
+def _reasons(where: str, record: LevelEvaluation | BoundaryEvaluation) -> list[str]:
+    names: dict[str, list[str]] = {}
+    for name, why in record.undefined.items():
+        names.setdefault(why, []).append(name)
+    return [f"{where}: no {', '.join(of_reason)}: {why}" for why, of_reason in names.items()]
+
+
+def _metric(record: LevelEvaluation | BoundaryEvaluation, name: str) -> str:
+    text, interval = _number(getattr(record, name)), record.intervals.get(name)
+    if interval is None or math.isnan(interval.low):
+        return text
+    return f"{text} ± {interval.half_width:.2g}"
+
+
+def _number(value: float) -> str:
+    return MISSING if math.isnan(value) else f"{value:.3f}"
+
+
+def _share(value: float) -> str:
+    return MISSING if math.isnan(value) else f"{value:.1%}"
+
+
+def _table(rows: list[list[str]], left: int = 0) -> str:
+    """Aligned columns, the first ``left`` of them to the left."""
+    sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(size) if i < left else cell.rjust(size)
+            for i, (cell, size) in enumerate(zip(row, sizes, strict=True))
+        ]
+        lines.append("  ".join(cells))
+    return "\n".join(lines)

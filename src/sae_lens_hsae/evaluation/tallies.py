@@ -23,7 +23,7 @@ from sae_lens_hsae.evaluation.boundary_metrics import (
 from sae_lens_hsae.evaluation.jackknife import Interval, jackknife_interval
 from sae_lens_hsae.evaluation.outliers import Outliers
 from sae_lens_hsae.evaluation.rank_correlation import RankSample
-from sae_lens_hsae.evaluation.results import BoundaryEvaluation, LevelEvaluation
+from sae_lens_hsae.evaluation.records import BoundaryEvaluation, LevelEvaluation
 from sae_lens_hsae.evaluation.shape import children_per_parent
 from sae_lens_hsae.evaluation.stacks import LevelSAE
 from sae_lens_hsae.evaluation.token_blocks import BlockTable, TokenBlocks

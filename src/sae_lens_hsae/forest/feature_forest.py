@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sae_lens_hsae.forest.html import TREES_SHOWN, levels_html, tree_html
 from sae_lens_hsae.forest.levels import NO_PARENT, Levels, children_by_parent
 from sae_lens_hsae.forest.parents import DEFAULT_RULE, ParentRule
 from sae_lens_hsae.forest.post_hoc import assign_parents, widths_of
@@ -109,9 +110,12 @@ class FeatureForest:
         )
 
     def _repr_html_(self) -> str:
-        from sae_lens_hsae.forest.html import forest_html
-
-        return forest_html(self)
+        trees = sorted(map(self.subtree, self.roots().tolist()), key=lambda tree: (-len(tree), tree[0]))
+        shown = [tree_html(tree, self.children, self._levels.name) for tree in trees[:TREES_SHOWN] if len(tree) > 1]
+        return (
+            f"<div><b>FeatureForest</b> of {self.n_features:,} features, depth {self.depth}"
+            f"{levels_html(self._levels, self._parents)}{''.join(shown)}</div>"
+        )
 
     # One feature. All raise IndexError for a feature that does not exist, and ValueError for a word that is no name.
 

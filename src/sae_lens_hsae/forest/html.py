@@ -2,50 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
 
-if TYPE_CHECKING:
-    from sae_lens_hsae.forest import FeatureForest
+import torch
+
+from sae_lens_hsae.forest.levels import NO_PARENT, Levels
 
 TREES_SHOWN = 5
 FEATURES_SHOWN = 200
 
 
-def forest_html(forest: FeatureForest) -> str:
-    """A table of the levels, and the largest trees to unfold; of a large tree the first features, breadth-first."""
-    n_children = forest.n_children
-    unassigned = forest.unassigned()
+def levels_html(levels: Levels, parents: torch.Tensor) -> str:
+    """A table of the levels: features, unassigned ones, parents, and the most children of one."""
+    n_children = torch.bincount(parents[parents != NO_PARENT], minlength=len(parents))
     header = "".join(f"<th>{name}</th>" for name in ("level", "features", "unassigned", "parents", "most children"))
     rows = []
-    for level, own in enumerate(forest.levels):
+    for level, own in enumerate(levels):
         below = n_children[own]
-        alone = ((unassigned >= own.start) & (unassigned < own.stop)).sum()
-        cells = (level, len(below), int(alone), int((below > 0).sum()), int(below.max()))
+        unassigned = int((parents[own] == NO_PARENT).sum()) if level else 0
+        cells = (level, len(below), unassigned, int((below > 0).sum()), int(below.max()))
         rows.append("<tr>" + "".join(f"<td>{cell:,}</td>" for cell in cells) + "</tr>")
-    largest = sorted(((len(forest.subtree(root)), -root) for root in forest.roots().tolist()), reverse=True)
-    shown = [(-root, size) for size, root in largest[:TREES_SHOWN] if size > 1]
-    trees = "".join(
-        f"<details><summary>tree of {forest.levels.name(root)}, {size:,} features</summary>"
-        f"{_tree(forest, root)}</details>"
-        for root, size in shown
-    )
-    return (
-        f"<div><b>FeatureForest</b> of {forest.n_features:,} features, depth {forest.depth}"
-        f"<table><thead><tr>{header}</tr></thead><tbody>{''.join(rows)}</tbody></table>{trees}</div>"
-    )
+    return f"<table><thead><tr>{header}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
-def _tree(forest: FeatureForest, root: int) -> str:
-    features = forest.subtree(root)
+def tree_html(features: list[int], children: Callable[[int], list[int]], name: Callable[[int], str]) -> str:
+    """A tree to unfold; of a large one the first features.
+
+    Args:
+        features: of the tree, breadth-first.
+        children: of a feature.
+        name: of a feature.
+    """
     shown = set(features[:FEATURES_SHOWN])
+
+    def items(feature: int) -> Iterator[str]:
+        yield f"<ul><li>{name(feature)}"
+        for child in children(feature):
+            if child in shown:
+                yield from items(child)
+        yield "</li></ul>"
+
     more = f"<p>… {len(features) - len(shown):,} more</p>" if len(features) > len(shown) else ""
-    return "".join(_items(forest, root, shown)) + more
-
-
-def _items(forest: FeatureForest, feature: int, shown: set[int]) -> Iterator[str]:
-    yield f"<ul><li>{forest.levels.name(feature)}"
-    for child in forest.children(feature):
-        if child in shown:
-            yield from _items(forest, child, shown)
-    yield "</li></ul>"
+    summary = f"<summary>tree of {name(features[0])}, {len(features):,} features</summary>"
+    return f"<details>{summary}{''.join(items(features[0]))}{more}</details>"

@@ -22,7 +22,7 @@ from sae_lens_hsae.interpret.feature_cache.contexts import ContextSlots
 from sae_lens_hsae.interpret.feature_cache.directions import decoder_directions, promoted_tokens
 from sae_lens_hsae.interpret.feature_cache.format import FORMAT_VERSION, Dashboards, DashboardSettings, fingerprint
 from sae_lens_hsae.interpret.feature_cache.resume import load_progress, save_progress
-from sae_lens_hsae.interpret.feature_cache.statistics import FiringStatistics
+from sae_lens_hsae.interpret.feature_cache.statistics import Firing, FiringStatistics
 from sae_lens_hsae.interpret.feature_cache.tokens import TokenMeans
 
 if TYPE_CHECKING:
@@ -170,26 +170,6 @@ class OrdinaryTokens:
             centre, limit = usual(x[kept][:SEEN_FIRST].float())
             self._centre, self._limit = centre, limit[None]
         return Usual(self._centre, self._limit).holds(x.float())
-
-
-@dataclass
-class Firing:
-    """Feature activations of a chunk of tokens, dense and as a list.
-
-    Attributes:
-        acts: (tokens, features) ≥ 0.
-        of_parent: (tokens, features) the activation of each feature's parent; 0 where it has none.
-        tokens, features, values: the entries of ``acts`` above 0.
-    """
-
-    acts: torch.Tensor
-    parents: torch.Tensor
-
-    def __post_init__(self) -> None:
-        self.of_parent = self.acts[:, self.parents.clamp(min=0)]
-        self.of_parent[:, self.parents < 0] = 0
-        self.tokens, self.features = self.acts.nonzero(as_tuple=True)
-        self.values = self.acts[self.tokens, self.features]
 
 
 def _chunks(batches: Iterable[Batch], d_in: int, n_features: int, n_tokens: int | None, n_seen: int) -> Iterable[Batch]:

@@ -12,16 +12,11 @@ kinds also those of every child, which are stored with the child.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from sae_lens_hsae.forest import NO_PARENT, FeatureForest
-from sae_lens_hsae.interpret.feature_cache.statistics import N_BINS, bin_of
-
-if TYPE_CHECKING:
-    from sae_lens_hsae.interpret.feature_cache.collect import Firing
-    from sae_lens_hsae.interpret.feature_cache.format import DashboardSettings
+from sae_lens_hsae.interpret.feature_cache.format import DashboardSettings
+from sae_lens_hsae.interpret.feature_cache.statistics import N_BINS, Firing, bin_of
 
 
 class ContextSlots:

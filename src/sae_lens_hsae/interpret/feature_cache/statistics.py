@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 
 from sae_lens_hsae.forest import NO_PARENT, FeatureForest
-
-if TYPE_CHECKING:
-    from sae_lens_hsae.interpret.feature_cache.collect import Firing
 
 BINS_PER_OCTAVE = 8
 LOWEST_OCTAVE = -16
@@ -42,6 +39,26 @@ def quantiles(histogram: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
     part = ((target - below) / in_bin.clamp(min=1)).clamp(0, 1)
     values = torch.exp2((bins + part) / BINS_PER_OCTAVE + LOWEST_OCTAVE)
     return values.masked_fill(total == 0, torch.nan)
+
+
+@dataclass
+class Firing:
+    """Feature activations of a chunk of tokens, dense and as a list.
+
+    Attributes:
+        acts: (tokens, features) ≥ 0.
+        of_parent: (tokens, features) the activation of each feature's parent; 0 where it has none.
+        tokens, features, values: the entries of ``acts`` above 0.
+    """
+
+    acts: torch.Tensor
+    parents: torch.Tensor
+
+    def __post_init__(self) -> None:
+        self.of_parent = self.acts[:, self.parents.clamp(min=0)]
+        self.of_parent[:, self.parents < 0] = 0
+        self.tokens, self.features = self.acts.nonzero(as_tuple=True)
+        self.values = self.acts[self.tokens, self.features]
 
 
 class FiringStatistics:

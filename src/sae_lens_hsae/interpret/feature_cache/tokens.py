@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
-if TYPE_CHECKING:
-    from sae_lens_hsae.interpret.feature_cache.collect import Firing
-    from sae_lens_hsae.interpret.feature_cache.format import DashboardSettings
+from sae_lens_hsae.interpret.feature_cache.format import DashboardSettings
+from sae_lens_hsae.interpret.feature_cache.statistics import Firing
 
 TOKEN_BITS = 32
 MIN_PENDING = 2**20

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.forest.concepts import COPY_COSINE, Concepts
+from sae_lens_hsae.interpret.explain import Explanation
 from sae_lens_hsae.interpret.feature_cache import Dashboards, clarity
 from sae_lens_hsae.interpret.feature_cache.statistics import bin_edges, quantiles
 from sae_lens_hsae.interpret.labels import label_detection
@@ -17,15 +19,34 @@ from sae_lens_hsae.interpret.labels.detection import REASONS
 from sae_lens_hsae.interpret.page.first_view import first_view
 from sae_lens_hsae.text.token_text import BYTE, whole_characters
 
-if TYPE_CHECKING:
-    from sae_lens_hsae.interpret.explain import Explanation
-    from sae_lens_hsae.interpret.page.page import PageLimits
-
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
 SHADES = 255
 BINS_MERGED = 4
+MANY_FEATURES = 8_000
 
 Block = tuple[dict[str, Any], dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class PageLimits:
+    """How much of the dashboards the page takes; what they do not hold is left out.
+
+    Attributes:
+        n_top, n_sampled, n_counterexamples: contexts of each kind per feature (per edge and direction).
+        window: tokens per context.
+        features_per_block: features that are decoded together.
+    """
+
+    n_top: int = 8
+    n_sampled: int = 6
+    n_counterexamples: int = 2
+    window: int = 32
+    features_per_block: int = 64
+
+    @classmethod
+    def for_features(cls, n_features: int) -> PageLimits:
+        """Everything, or for large forests what keeps 30,720 features below 30 MB."""
+        return cls() if n_features <= MANY_FEATURES else cls(6, 4, 1, 24, 128)
 
 
 class PageContent:

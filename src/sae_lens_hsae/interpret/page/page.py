@@ -10,18 +10,15 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
 from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.interpret.explain import Explanation
 from sae_lens_hsae.interpret.feature_cache import Dashboards
 from sae_lens_hsae.interpret.page.blocks import pack
-from sae_lens_hsae.interpret.page.content import PageContent, explained_block
+from sae_lens_hsae.interpret.page.content import MANY_FEATURES, PageContent, PageLimits, explained_block
 from sae_lens_hsae.storage.whole_files import file_written_whole
-
-if TYPE_CHECKING:
-    from sae_lens_hsae.interpret.explain import Explanation
 
 SCRIPTS = (
     "dom.js",
@@ -41,29 +38,6 @@ SCRIPTS = (
     "app.js",
 )
 STYLES = ("page.css",)
-MANY_FEATURES = 8_000
-
-
-@dataclass(frozen=True)
-class PageLimits:
-    """How much of the dashboards the page takes; what they do not hold is left out.
-
-    Attributes:
-        n_top, n_sampled, n_counterexamples: contexts of each kind per feature (per edge and direction).
-        window: tokens per context.
-        features_per_block: features that are decoded together.
-    """
-
-    n_top: int = 8
-    n_sampled: int = 6
-    n_counterexamples: int = 2
-    window: int = 32
-    features_per_block: int = 64
-
-    @classmethod
-    def for_features(cls, n_features: int) -> PageLimits:
-        """Everything, or for large forests what keeps 30,720 features below 30 MB."""
-        return cls() if n_features <= MANY_FEATURES else cls(6, 4, 1, 24, 128)
 
 
 @dataclass(frozen=True)
