@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from sae_lens.evals import EvalConfig, run_evals
 from sae_lens.training.activation_scaler import ActivationScaler
+from sae_lens.training.activations_store import ActivationsStore
 
 from sae_lens_hsae.evaluation.hook_names import known_name
 from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack, check_same_input, level_saes, metadata
-
-if TYPE_CHECKING:
-    from sae_lens.training.activations_store import ActivationsStore
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,12 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas
 
 from sae_lens_hsae.evaluation.records import BoundaryEvaluation, LevelEvaluation, Record
 from sae_lens_hsae.evaluation.shape import ForestShape
-
-if TYPE_CHECKING:
-    import pandas
 
 MISSING = "–"
 
@@ -48,8 +47,6 @@ class ForestEvaluation(Record):
 
         The ends of the intervals are the columns ``…_low`` and ``…_high``.
         """
-        import pandas
-
         boundary_of = {boundary.parent_level + 1: _columns(boundary) for boundary in self.boundaries}
         return pandas.DataFrame([_columns(level) | boundary_of.get(level.level, {}) for level in self.levels])
 

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sae_lens import SAE
 
 from sae_lens_hsae.forest.html import TREES_SHOWN, levels_html, tree_html
 from sae_lens_hsae.forest.levels import NO_PARENT, Levels, children_by_parent
@@ -21,7 +22,6 @@ from sae_lens_hsae.forest.post_hoc import assign_parents, widths_of
 
 if TYPE_CHECKING:
     import networkx
-    from sae_lens import SAE
 
 SCHEMA = "sae_lens_hsae/feature_forest"
 SCHEMA_VERSION = 1

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas
+import torch
 
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.forest.levels import NO_PARENT
 from sae_lens_hsae.storage.json_files import read_json_object
 from sae_lens_hsae.storage.whole_files import file_written_whole
-
-if TYPE_CHECKING:
-    import pandas
 
 
 def forest_table(forest: FeatureForest) -> pandas.DataFrame:
@@ -21,9 +20,6 @@ def forest_table(forest: FeatureForest) -> pandas.DataFrame:
 
     Columns: ``level``, ``number`` (within the level), ``parent`` (flat; missing where there is none), ``n_children``.
     """
-    import pandas
-    import torch
-
     features = torch.arange(forest.n_features)
     level = forest.levels.level_of(features)
     parents = forest.parents.numpy()
@@ -42,9 +38,9 @@ def _write_json(forest: FeatureForest, path: Path) -> None:
 
 
 def _write_graphml(forest: FeatureForest, path: Path) -> None:
-    graph = forest.to_networkx()
     import networkx
 
+    graph = forest.to_networkx()
     networkx.write_graphml(graph, path)
 
 

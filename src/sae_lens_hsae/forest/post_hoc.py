@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from sae_lens import SAE
 from sae_lens.saes.abstopk_sae import AbsTopKSAE
 from sae_lens.saes.temporal_sae import TemporalSAE
 
@@ -19,9 +20,6 @@ from sae_lens_hsae.forest.parents import (
     cosine_similarity,
     parent_table,
 )
-
-if TYPE_CHECKING:
-    from sae_lens import SAE
 
 
 def widths_of(saes: Sequence[SAE[Any]]) -> list[int]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from sae_lens import SAE
 from sae_lens.pretokenize_runner import get_special_token_from_cfg
 from sae_lens.util import get_special_token_ids
-
-if TYPE_CHECKING:
-    from sae_lens import SAE
 
 
 def first_token(metadata: Any, tokenizer: Any) -> int | None:

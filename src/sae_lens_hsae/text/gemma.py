@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -21,9 +22,6 @@ from sae_lens import logger
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sae_lens_hsae.storage.whole_files import check_writable, folder_written_whole
-
-if TYPE_CHECKING:
-    from types import ModuleType
 
 NAME = "gemma-3-270m"
 """Also TransformerLens' name for it, by which `load_model` knows the folder's architecture."""

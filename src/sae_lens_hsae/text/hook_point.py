@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from sae_lens import SAE
 
 from sae_lens_hsae.evaluation import level_saes
 from sae_lens_hsae.evaluation.hook_names import known_name
 from sae_lens_hsae.evaluation.stacks import check_fit, check_reconstruct, check_scale, metadata
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.text.as_trained import before_text
-
-if TYPE_CHECKING:
-    from sae_lens import SAE
 
 ROUNDING = 0.03
 """A change of logits by less, relative to how they vary, may come from rounding in half precision."""

@@ -7,7 +7,7 @@ import signal
 from copy import copy
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import wandb
@@ -21,6 +21,7 @@ from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.prefetch import PrefetchingIterator
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors import SafetensorError
+from transformer_lens import HookedRootModule
 from typing_extensions import override
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
@@ -35,10 +36,6 @@ from sae_lens_hsae.training.distributed.ranks import join, n_launched, own_devic
 from sae_lens_hsae.training.forest_log import ForestLog, ForestLogging
 from sae_lens_hsae.training.store import ResumableActivationsStore, check_resumable
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
-
-if TYPE_CHECKING:
-    from transformer_lens import HookedRootModule
-
 
 AUTO = "auto"
 STOPPING = (signal.SIGINT, signal.SIGTERM)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
+from sae_lens import SAE
 from scipy.sparse import csc_array, csr_array, vstack
 from scipy.stats import false_discovery_control, mannwhitneyu
 
@@ -20,9 +21,6 @@ from sae_lens_hsae.interpret.contrast.findings import Finding, join_alike, roll_
 from sae_lens_hsae.interpret.feature_cache.text import tokens_and_activations
 from sae_lens_hsae.text.as_trained import positions
 from sae_lens_hsae.text.hook_point import ids_of_text, most_tokens
-
-if TYPE_CHECKING:
-    from sae_lens import SAE
 
 MIN_TEXTS = 8
 """The p-values are asymptotic; with fewer texts in a set they are not to be trusted."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from sae_lens import SAE
 
 from sae_lens_hsae.evaluation.outliers import FEWEST_TOKENS, usual
 from sae_lens_hsae.forest import NO_PARENT, FeatureForest
@@ -13,9 +14,6 @@ from sae_lens_hsae.interpret.explain.explanation import Explanation
 from sae_lens_hsae.text.as_trained import positions as trained_positions
 from sae_lens_hsae.text.hook_point import check_length, hook_point, ids_of_text, run_and_keep, stack_of
 from sae_lens_hsae.text.token_text import token_texts, whole_characters
-
-if TYPE_CHECKING:
-    from sae_lens import SAE
 
 
 @torch.no_grad()

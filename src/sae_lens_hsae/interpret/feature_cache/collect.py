@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from sae_lens import SAE
 from tqdm.auto import tqdm
 
 from sae_lens_hsae.evaluation import level_saes
@@ -24,11 +25,7 @@ from sae_lens_hsae.interpret.feature_cache.format import FORMAT_VERSION, Dashboa
 from sae_lens_hsae.interpret.feature_cache.resume import load_progress, save_progress
 from sae_lens_hsae.interpret.feature_cache.statistics import Firing, FiringStatistics
 from sae_lens_hsae.interpret.feature_cache.tokens import TokenMeans
-
-if TYPE_CHECKING:
-    from sae_lens import SAE
-
-    from sae_lens_hsae.sae.inference import LevelStack
+from sae_lens_hsae.sae.inference import LevelStack
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 

@@ -8,22 +8,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from sae_lens import SAE
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from sae_lens_hsae.evaluation import level_saes
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.feature_cache.checks import check_numbers, check_tensors
+from sae_lens_hsae.sae.inference import LevelStack
 from sae_lens_hsae.storage.json_files import printable, read_json_object
 from sae_lens_hsae.storage.whole_files import folder_written_whole
-
-if TYPE_CHECKING:
-    from sae_lens import SAE
-
-    from sae_lens_hsae.sae.inference import LevelStack
 
 FORMAT = "sae_lens_hsae/dashboards"
 FORMAT_VERSION = 1

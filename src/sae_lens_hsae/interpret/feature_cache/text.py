@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from datasets import Dataset
+from sae_lens import SAE
 from sae_lens.training.activations_store import ActivationsStore
 from transformers import AutoTokenizer
 
@@ -16,9 +17,6 @@ from sae_lens_hsae.evaluation.stacks import check_scale
 from sae_lens_hsae.text.as_trained import positions
 from sae_lens_hsae.text.hook_point import most_tokens
 from sae_lens_hsae.text.load_model import TRANSFORMER_LENS, load_model
-
-if TYPE_CHECKING:
-    from sae_lens import SAE
 
 CONTEXTS_AT_ONCE = 16
 BLOCK = re.compile(r"(^|\.)(h|layers?|blocks?)\.\d+$")

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.interpret.circuits import Circuit, Node
 from sae_lens_hsae.interpret.page.page import PageSection
-
-if TYPE_CHECKING:
-    from sae_lens_hsae.forest import FeatureForest
-    from sae_lens_hsae.interpret.circuits import Circuit, Node
 
 MOST_EDGES = 3
 

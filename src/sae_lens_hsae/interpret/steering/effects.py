@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from sae_lens import SAE
 
 from sae_lens_hsae.evaluation.hook_names import own_name
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.steering.edits import Edit, steps_of
 from sae_lens_hsae.interpret.steering.steer import edited, steer
 from sae_lens_hsae.text.hook_point import hook_point, run_and_keep, stack_of
-
-if TYPE_CHECKING:
-    from sae_lens import SAE
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from sae_lens import SAE
 
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.forest.post_hoc import have_either_sign
 from sae_lens_hsae.text.hook_point import stack_of
-
-if TYPE_CHECKING:
-    from sae_lens import SAE
 
 FEWEST = 2
 """Texts of a set: with one, nothing tells its topic from what is wanted."""

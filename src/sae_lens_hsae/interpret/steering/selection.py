@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from sae_lens import SAE
 
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.steering.edits import Edit, add, at_least, take
 from sae_lens_hsae.interpret.steering.examples import Examples
 from sae_lens_hsae.interpret.steering.steer import steer
-
-if TYPE_CHECKING:
-    from sae_lens import SAE
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from sae_lens import SAE
 
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.steering.edits import Edit, Step, steps_of
 from sae_lens_hsae.text.hook_point import LOAD_ANEW, hook_point, stack_of
-
-if TYPE_CHECKING:
-    from sae_lens import SAE
 
 
 @contextmanager
