@@ -75,7 +75,10 @@ def test_the_demo_reads_as_much_as_the_commands():
     assert read_line(["explore", "runs/demo"]).n_tokens == showcase.DASHBOARD_TOKENS
 
 
-def test_a_run_that_saves_nothing_is_refused_before_it_starts():
+def test_a_run_that_saves_nothing_is_refused_before_it_starts(monkeypatch):
+    monkeypatch.setattr(showcase, "LanguageModelSAETrainingRunner", lambda *_, **__: pytest.fail("it began"))
+    with pytest.raises(PermissionError, match="output_path='/proc/demo': '/proc' cannot be written to; give another"):
+        showcase.train_and_show(demo.minilm_config(output_path="/proc/demo"), tiny_dataset())
     with pytest.raises(ValueError, match=r"output_path=None: .*give a folder"):
         showcase.train_and_show(demo.minilm_config(output_path=None), tiny_dataset())
 

@@ -223,6 +223,17 @@ def test_the_estimate_counts_what_there_is(tmp_path):
                 ("device", "nowhere", "--device='nowhere' cannot be used here"),
             )
         ),
+        *(
+            (
+                [*sae, "--d_in=4", "--d_sae=8", "--text=short.txt", "--context_size=4", "--training_tokens=9999"],
+                "--output_path='/proc/mine': '/proc' cannot be written to; give another path",
+                False,
+            )
+            for sae in (
+                ["--output_path=/proc/mine", "--level_widths=[2, 6]", "--target_l0=1"],
+                ["--output_path=/proc/mine", "--architecture=topk", "--k=2"],
+            )
+        ),
         (["--config", "list.yaml"], "must map names of flags to values", False),
         (["--config", "broken.yaml"], "neither YAML nor JSON", False),
         (["--config", "nested.yaml"], "flags are flat", False),

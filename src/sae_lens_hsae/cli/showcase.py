@@ -23,6 +23,7 @@ from sae_lens_hsae.sae.inference import HierarchicalSAE
 from sae_lens_hsae.text.load_model import model_of_run
 from sae_lens_hsae.text.rows import TextSource
 from sae_lens_hsae.text.token_text import TokenTexts
+from sae_lens_hsae.training.runner import check_places
 
 TREES_SHOWN = 5
 RULE = (
@@ -59,9 +60,11 @@ def train_and_show(
 
     Raises:
         ValueError: if there is no ``output_path``.
+        OSError: if it cannot be written to.
     """
     if cfg.output_path is None:
         raise ValueError("output_path=None: there would be nothing to load; give a folder")
+    check_places(cfg)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         with model_of_run(cfg) as model:

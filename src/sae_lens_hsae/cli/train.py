@@ -24,7 +24,7 @@ from sae_lens_hsae.config import ARCHITECTURE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.evaluation import ForestEvaluation
 from sae_lens_hsae.text.documents import documents
 from sae_lens_hsae.training.distributed.ranks import n_launched
-from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner, check_steps
+from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner, check_places, check_steps
 
 DIVISORS = ("train_batch_size_tokens", "context_size", "feature_sampling_window", "wandb_log_frequency")
 """Fields at whose 0 SAELens' config fails without saying which it was."""
@@ -151,6 +151,7 @@ def train(own: argparse.Namespace, cfg: Any) -> ForestEvaluation | None:
                 f"architecture={cfg.sae.architecture()!r} trains in one process, but {n_launched()} were started; "
                 f"only {ARCHITECTURE!r} trains in several"
             )
+        check_places(cfg)
         LanguageModelSAETrainingRunner(cfg, override_dataset=rows).run()
         return None
     faults = {name: getattr(own, name) for name in ("max_bad_batches", "keep_checkpoints", "rank_timeout")}

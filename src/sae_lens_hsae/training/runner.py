@@ -108,10 +108,7 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
                 f"must be a multiple of {n_ranks}"
             )
         check_storable("model_from_pretrained_kwargs", cfg.model_from_pretrained_kwargs)
-        if cfg.output_path is not None:
-            check_writable("output_path", Path(cfg.output_path))
-        if cfg.checkpoint_path is not None and (cfg.n_checkpoints > 0 or cfg.save_final_checkpoint):
-            check_writable("checkpoint_path", Path(cfg.checkpoint_path))
+        check_places(cfg)
         self.ranks = join(cfg.device, rank_timeout)
         if self.ranks is not None:
             _take_devices(cfg)
@@ -285,6 +282,18 @@ def check_steps(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
             f"training_tokens={cfg.training_tokens} is less than one step of train_batch_size_tokens="
             f"{cfg.train_batch_size_tokens}; give more, such as 30000000"
         )
+
+
+def check_places(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+    """Check that what a run leaves can be written; SAELens' own runner finds out after training.
+
+    Raises:
+        OSError: if not.
+    """
+    if cfg.output_path is not None:
+        check_writable("output_path", Path(cfg.output_path))
+    if cfg.checkpoint_path is not None and (cfg.n_checkpoints > 0 or cfg.save_final_checkpoint):
+        check_writable("checkpoint_path", Path(cfg.checkpoint_path))
 
 
 def _take_devices(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
