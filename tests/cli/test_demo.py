@@ -79,6 +79,8 @@ def test_a_run_that_saves_nothing_is_refused_before_it_starts(monkeypatch):
     monkeypatch.setattr(showcase, "LanguageModelSAETrainingRunner", lambda *_, **__: pytest.fail("it began"))
     with pytest.raises(PermissionError, match="output_path='/proc/demo': '/proc' cannot be written to; give another"):
         showcase.train_and_show(demo.minilm_config(output_path="/proc/demo"), tiny_dataset())
+    with pytest.raises(PermissionError, match="cannot be written to; run it from a folder that can be"):
+        demo.demo(output_path="/proc/demo")
     with pytest.raises(ValueError, match=r"output_path=None: .*give a folder"):
         showcase.train_and_show(demo.minilm_config(output_path=None), tiny_dataset())
 

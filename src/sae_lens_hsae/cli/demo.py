@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, set_seed
 from sae_lens_hsae.cli.showcase import paper_optimizer, train_and_show
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.sae.inference import HierarchicalSAE
+from sae_lens_hsae.storage.whole_files import check_writable
 from sae_lens_hsae.text.gemma import gemma_folder
 from sae_lens_hsae.text.rows import TextSource, training_rows
 
@@ -100,8 +101,11 @@ def demo(model: str = "minilm", **overrides: Any) -> HierarchicalSAE:
 
     Raises:
         ModuleNotFoundError: if the model is not installed.
+        OSError: if nothing can be written there.
     """
     cfg = CONFIGS[model](**overrides)
+    if cfg.output_path is not None:
+        check_writable("output_path", Path(cfg.output_path), "run it from a folder that can be")
     set_seed(cfg.seed)  # SAELens seeds neither the weights nor the order of the activations
     n_norm = cfg.n_batches_for_norm_estimate * cfg.train_batch_size_tokens
     n_buffer = cfg.n_batches_in_buffer * CONTEXT_SIZE
