@@ -4,8 +4,7 @@ import dataclasses
 from typing import Any
 
 import torch
-from conftest import make_sae
-from host_helpers import D_MODEL, VOCABULARY
+from host_helpers import D_MODEL, VOCABULARY, sae_at
 from sae_lens import HookedSAETransformer
 from transformer_lens import HookedTransformerConfig
 
@@ -17,6 +16,11 @@ PAIRS = [
     Pair("w9 w8 w7", "w52", "w53", "w9 w21 w22"),
     Pair("w5 w2 w6 w11", "w54", "w51", "w5 w30 w6 w11"),
 ]
+WRITTEN = [
+    {"clean": "w1 w2 w3", "patch": "w1 w9 w3", "answer": "w50", "foil": "w51"},
+    {"clean": "w4 w2", "patch": "w4 w9", "answer": "w52", "foil": "w53"},
+]
+"""Pairs for a tiny GPT-2, as they stand in a file."""
 ZERO = [dataclasses.replace(pair, patch=None) for pair in PAIRS]
 
 
@@ -36,13 +40,7 @@ def tiny(tokenizer: Any, **overrides: Any) -> Any:
 
 def stacks(prepend_bos: bool = True) -> dict[str, Any]:
     """At each hook point levels of 4, 9 and 20 with a random forest that fire often."""
-    found = {}
-    for seed, hook in enumerate(HOOKS):
-        sae = make_sae(seed, d_in=D_MODEL, level_widths=[4, 9, 20], normalize_activations="none", dtype="float64")
-        sae.threshold.data.mul_(0.1)
-        sae.cfg.metadata.hook_name, sae.cfg.metadata.prepend_bos = hook, prepend_bos
-        found[hook] = sae
-    return found
+    return {hook: sae_at(hook, seed, dtype="float64", prepend_bos=prepend_bos) for seed, hook in enumerate(HOOKS)}
 
 
 def ids(model: Any, text: str) -> torch.Tensor:

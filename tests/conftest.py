@@ -20,7 +20,7 @@ from sae_lens_hsae import HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.presets import PAPER
 from sae_lens_hsae.sae.inference import own_name
 
-pytest_plugins = ["hostile_page"]
+pytest_plugins = ["hostile_page", "host_helpers"]
 
 WIDTHS = [4, 9, 20]
 D_IN = 8

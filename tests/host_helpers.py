@@ -16,17 +16,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
+from conftest import make_sae
 from datasets import Dataset
-from sae_lens import SAE, HookedSAETransformer, LanguageModelSAERunnerConfig, LoggingConfig
+from sae_lens import (
+    SAE,
+    HookedSAETransformer,
+    LanguageModelSAERunnerConfig,
+    LoggingConfig,
+    MultiSAETrainingRunnerConfig,
+)
+from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
+from sae_lens.load_model import load_model
 from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformer_lens import HookedTransformer, HookedTransformerConfig
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from sae_lens_hsae import HierarchicalSAE, HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.presets import PAPER
@@ -87,6 +97,56 @@ def signalling(*numbers: int) -> Callable[[torch.Tensor], torch.Tensor]:
 def tiny_sae_transformer(n_layers: int = 2) -> HookedSAETransformer:
     """As `tiny_model`, of the class that SAEs can be attached to."""
     return HookedSAETransformer(_model_config(n_layers))
+
+
+@pytest.fixture(scope="session")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`save_tiny_gpt2`, once for all tests, none of which may write there."""
+    return save_tiny_gpt2(tmp_path_factory.mktemp("gpt2"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(gpt2: Path) -> Any:
+    """Of the words ``w1 … w98``."""
+    return AutoTokenizer.from_pretrained(gpt2)
+
+
+HOOKED = ("sae_transformer", "bridge", "bridge by alias", "proxy")
+"""The ways in which SAELens hooks a model."""
+BRIDGE_HOOK = "blocks.0.hook_out"
+"""TransformerBridge's own name of `HOOK`; an alias will not do to cache activations for training."""
+
+
+def boot_bridge(folder: Path) -> SAETransformerBridge:
+    """TransformerLens' wrapper of a Hugging Face model; a folder in place of a name needs no network."""
+    return SAETransformerBridge.boot_transformers(str(folder), device="cpu")
+
+
+def hooked(kind: str, gpt2: Path) -> tuple[Any, str]:
+    """A model with a tokenizer, one of `HOOKED`, and a hook point of its own."""
+    if kind == "sae_transformer":
+        model = tiny_sae_transformer()
+        model.tokenizer = AutoTokenizer.from_pretrained(gpt2)
+        return model, HOOK
+    if kind.startswith("bridge"):
+        return boot_bridge(gpt2), HOOK if kind.endswith("alias") else BRIDGE_HOOK
+    return load_model("AutoModelForCausalLM", str(gpt2)), "transformer.h.0"
+
+
+def sae_at(hook: str, seed: int = 0, gpt2: Path | None = None, **overrides: Any) -> Any:
+    """A random SAE of 4, 9 and 20 features that fire often, of a hook point, and of a model on disk where one is given.
+
+    Args:
+        overrides: fields of its configuration, or of its metadata.
+    """
+    metadata = {name: overrides.pop(name) for name in list(overrides) if name in ("prepend_bos", "context_size")}
+    sae = make_sae(seed, **{"d_in": D_MODEL, "normalize_activations": "none"} | overrides)
+    sae.threshold.data.mul_(0.1)
+    if gpt2 is not None:
+        metadata |= {"model_name": str(gpt2), "model_class_name": "AutoModelForCausalLM"}
+    for name, value in (metadata | {"hook_name": hook}).items():
+        setattr(sae.cfg.metadata, name, value)
+    return sae
 
 
 def save_tiny_gpt2(path: Path, n_layers: int = 2) -> Path:
@@ -201,6 +261,28 @@ def runner_config(tmp_path: Path, **overrides: Any) -> LanguageModelSAERunnerCon
         "model_from_pretrained_kwargs": {},
     }
     return LanguageModelSAERunnerConfig(**{**fields, **overrides})
+
+
+def several_config(
+    output: Path, saes: dict[str, Any], hook_names: Any, **overrides: Any
+) -> MultiSAETrainingRunnerConfig:
+    """Thirty steps for several SAEs in one run."""
+    fields: dict[str, Any] = {
+        "model_name": "tiny",
+        "context_size": CONTEXT,
+        "training_tokens": 30 * 64,
+        "train_batch_size_tokens": 64,
+        "store_batch_size_prompts": 4,
+        "n_batches_in_buffer": 4,
+        "n_batches_for_norm_estimate": 3,
+        "prepend_bos": False,
+        "lr": 3e-3,
+        "output_path": str(output),
+        "checkpoint_path": None,
+        "model_from_pretrained_kwargs": {},
+        "logger": LoggingConfig(log_to_wandb=False),
+    }
+    return MultiSAETrainingRunnerConfig(saes=saes, hook_names=hook_names, **{**fields, **overrides})
 
 
 def train(runner_class: Any, cfg: Any, *, seed: int = 1, **overrides: Any) -> Any:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from chromium import Browser
-from conftest import make_sae
-from host_helpers import D_MODEL, save_tiny_gpt2
+from circuit_helpers import WRITTEN
+from host_helpers import sae_at
 from page_blocks import blocks_of
 
 from sae_lens_hsae.cli import main as cli
@@ -18,37 +18,27 @@ from sae_lens_hsae.interpret.circuits import Circuit, Node, find_circuit, read_c
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
 
 HOOKS = ("transformer.h.0", "transformer.h.1")
-PAIRS = [
-    {"clean": "w1 w2 w3", "patch": "w1 w9 w3", "answer": "w50", "foil": "w51"},
-    {"clean": "w4 w2", "patch": "w4 w9", "answer": "w52", "foil": "w53"},
-]
 
 
-def save(folder: Path, hook: str, seed: int, model: str) -> None:
-    sae: Any = make_sae(seed, d_in=D_MODEL, level_widths=[4, 9, 20], normalize_activations="none")
-    sae.threshold.data.mul_(0.1)
-    sae.cfg.metadata.hook_name, sae.cfg.metadata.model_name = hook, model
-    sae.cfg.metadata.model_class_name, sae.cfg.metadata.prepend_bos = "AutoModelForCausalLM", True
-    sae.cfg.metadata.context_size = 12
-    sae.save_inference_model(folder)
+def save(folder: Path, hook: str, seed: int, model: Path) -> None:
+    sae_at(hook, seed, model, prepend_bos=True, context_size=12).save_inference_model(folder)
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory) -> Path:
+def saved(gpt2, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("circuit")
-    gpt2 = str(save_tiny_gpt2(folder / "gpt2"))
     for seed, hook in enumerate(HOOKS):
         save(folder / f"run{seed}", hook, seed, gpt2)
-    save(folder / "other", HOOKS[1], 1, "another model")
+    save(folder / "other", HOOKS[1], 1, Path("another model"))
     save(folder / "twin", HOOKS[0], 1, gpt2)
     save(folder / "nowhere", "transformer.h.9", 1, gpt2)
     (folder / "run0" / "labels.json").write_text('{"1": "low words"}')
     for name, pairs in {
-        "pairs": PAIRS,
-        "unequal": [PAIRS[0] | {"patch": "w1"}],
-        "several": [PAIRS[0] | {"answer": "w50 w9"}],
-        "same": [PAIRS[0] | {"foil": "w50"}],
-        "long": [PAIRS[0] | {"clean": "w1 " * 32, "patch": "w2 " * 32}],
+        "pairs": WRITTEN,
+        "unequal": [WRITTEN[0] | {"patch": "w1"}],
+        "several": [WRITTEN[0] | {"answer": "w50 w9"}],
+        "same": [WRITTEN[0] | {"foil": "w50"}],
+        "long": [WRITTEN[0] | {"clean": "w1 " * 32, "patch": "w2 " * 32}],
         "none": [],
     }.items():
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, pairs)))
@@ -221,7 +211,7 @@ def path_of(forests: Any, node: Any) -> list[int]:
         (["run0", "other"], "pairs", "read different models: .*run0 reads .*, .*other reads 'another model'"),
         (["run0", "twin"], "pairs", "run0 and .*twin both read transformer.h.0"),
         (["run0", "nowhere"], "pairs", "hook_name='transformer.h.9' is no hook point of the model"),
-        (["run0", "gpt2"], "pairs", "gpt2 holds an SAE of architecture|gpt2 holds no cfg.json"),
+        (["run0", "empty"], "pairs", "empty holds no cfg.json, so no saved SAE"),
         (["run0"], "unequal", "pair 1: clean='w1 w2 w3' has 3 tokens and patch='w1' has 1"),
         (["run0"], "several", r"pair 1: answer='w50 w9' has 2 tokens, \['w50', 'w9'\]"),
         (["run0"], "same", "pair 1: answer and foil are the same tokens, so there is no contrast"),

@@ -7,8 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from conftest import make_sae
-from host_helpers import D_MODEL, save_tiny_gpt2
+from host_helpers import sae_at
 from sae_lens import LanguageModelSAERunnerConfig
 
 from hsae_command import parsers
@@ -72,14 +71,10 @@ def test_the_name_after_a_possessive_is_found():
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("saved")
-    sae = make_sae(d_in=D_MODEL, normalize_activations="none")
-    metadata = sae.cfg.metadata
-    metadata.hook_name, metadata.model_name = "transformer.h.0", str(save_tiny_gpt2(folder / "gpt2"))
-    metadata.model_class_name, metadata.prepend_bos = "AutoModelForCausalLM", True
-    sae.save_inference_model(folder / "run")
-    return folder / "run"
+def saved(gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "run"
+    sae_at("transformer.h.0", gpt2=gpt2, prepend_bos=True).save_inference_model(folder)
+    return folder
 
 
 WRONG = [

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_sae
-from host_helpers import CONTEXT, D_MODEL, save_tiny_gpt2
+from host_helpers import CONTEXT, sae_at
 
 from sae_lens_hsae import HierarchicalSAE
 from sae_lens_hsae.cli import main as cli
@@ -21,14 +20,9 @@ NEGATIVE = [f"w{i} w{i + 2} w60 w61 w62" for i in range(40, 50)]
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("steer")
-    sae = make_sae(d_in=D_MODEL, level_widths=[4, 9, 20], normalize_activations="none")
-    sae.threshold.data.mul_(0.1)
-    metadata = sae.cfg.metadata
-    metadata.hook_name, metadata.model_name = "transformer.h.0", str(save_tiny_gpt2(folder / "gpt2"))
-    metadata.model_class_name, metadata.prepend_bos = "AutoModelForCausalLM", True
-    sae.save_inference_model(folder / "run")
+    sae_at("transformer.h.0", gpt2=gpt2, prepend_bos=True).save_inference_model(folder / "run")
     (folder / "run" / "labels.json").write_text(json.dumps(dict.fromkeys(range(33), "a label")))
     for name, texts in (("a", POSITIVE), ("b", NEGATIVE)):
         (folder / f"{name}.txt").write_text("\n".join(texts) + "\n\n")

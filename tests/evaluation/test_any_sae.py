@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from host_helpers import D_MODEL, HOOK, VOCABULARY, save_tiny_gpt2
+from host_helpers import D_MODEL, HOOK, VOCABULARY
 from sae_lens import JumpReLUTranscoder, JumpReLUTranscoderConfig
 from sae_lens.load_model import load_model
 from sae_lens.saes.abstopk_sae import AbsTopKSAE, AbsTopKSAEConfig
@@ -103,8 +103,8 @@ def test_planted_concepts_are_found_whatever_the_sign():
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return load_model("AutoModelForCausalLM", str(save_tiny_gpt2(tmp_path_factory.mktemp("gpt2"))))
+def model(gpt2):
+    return load_model("AutoModelForCausalLM", str(gpt2))
 
 
 def test_texts_are_explained_and_effects_measured_whatever_the_sign(model):

@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 import torch
 from circuit_helpers import FIRST, HOOKS, PAIRS, SECOND, ZERO, ids, read, stacks, tiny
-from host_helpers import save_tiny_gpt2
-from transformers import AutoTokenizer
 
 from sae_lens_hsae.interpret.circuits import (
     Ablation,
@@ -22,11 +20,6 @@ from sae_lens_hsae.interpret.circuits import (
     read_pairs,
     with_edges,
 )
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return AutoTokenizer.from_pretrained(save_tiny_gpt2(tmp_path_factory.mktemp("gpt2")))
 
 
 @torch.no_grad()

@@ -9,12 +9,11 @@ import pandas as pd
 import pytest
 import torch
 from conftest import make_sae
-from host_helpers import CONTEXT, D_MODEL, HOOK, save_tiny_gpt2, tiny_sae_transformer
+from host_helpers import BRIDGE_HOOK, CONTEXT, D_MODEL, HOOK, HOOKED, hooked, sae_at, tiny_sae_transformer
 from rich.console import Console
 from sae_lens import SAE, StandardSAE, StandardSAEConfig
 from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 from sae_lens.load_model import load_model
-from transformers import AutoTokenizer
 
 from sae_lens_hsae import FeatureForest, ParentRule
 from sae_lens_hsae.cli import main as cli
@@ -23,41 +22,13 @@ from sae_lens_hsae.interpret.explain import Explanation, explain
 from sae_lens_hsae.interpret.explain.explanation import drawn
 from sae_lens_hsae.interpret.feature_cache import collect_dashboards, dashboards_folder
 
-MODELS = ["sae_transformer", "bridge", "bridge by alias", "proxy"]
-BRIDGE_HOOK = "blocks.0.hook_out"
-"""TransformerBridge's own name of HOOK."""
 TEXT = "w1 w2 w3 w5 w8 w13 w21 w34"
 
 
-@pytest.fixture(scope="module")
-def gpt2(tmp_path_factory):
-    return save_tiny_gpt2(tmp_path_factory.mktemp("gpt2"))
-
-
-def stack(hook: str, d_in: int = D_MODEL, **overrides: Any) -> Any:
-    """Levels of 4, 9 and 20 with a random forest; fires often."""
-    sae = make_sae(d_in=d_in, level_widths=[4, 9, 20], normalize_activations="none", **overrides)
-    sae.threshold.data.mul_(0.1)
-    sae.cfg.metadata.hook_name = hook
-    return sae
-
-
-def hooked(kind: str, gpt2: Any) -> tuple[Any, str]:
-    """A model with a tokenizer, and a hook point of its own."""
-    if kind == "sae_transformer":
-        model = tiny_sae_transformer()
-        model.tokenizer = AutoTokenizer.from_pretrained(gpt2)
-        return model, HOOK
-    if kind.startswith("bridge"):
-        hook = HOOK if kind.endswith("alias") else BRIDGE_HOOK
-        return SAETransformerBridge.boot_transformers(str(gpt2), device="cpu"), hook
-    return load_model("AutoModelForCausalLM", str(gpt2)), "transformer.h.0"
-
-
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=HOOKED)
 def model_and_sae(request, gpt2) -> tuple[Any, Any]:
     model, hook = hooked(request.param, gpt2)
-    return model, stack(hook)
+    return model, sae_at(hook)
 
 
 def activations(model: Any, hook: str, ids: list[int]) -> torch.Tensor:
@@ -138,7 +109,7 @@ def test_shares_and_missing_parents_equal_plain_loops(model_and_sae):
 
 def test_paths_hold_every_feature_that_fires_and_end_on_one(gpt2):
     model, hook = hooked("proxy", gpt2)
-    sae = stack(hook)
+    sae = sae_at(hook)
     found = explain(sae, model, TEXT)
     n_silent = 0
     for position in range(len(found.tokens)):
@@ -157,7 +128,7 @@ def test_paths_hold_every_feature_that_fires_and_end_on_one(gpt2):
 
 def test_tables_say_the_same(gpt2):
     model, hook = hooked("proxy", gpt2)
-    sae = stack(hook)
+    sae = sae_at(hook)
     feature = next(f for f in explain(sae, model, TEXT).features.tolist() if len(sae.forest.path(f)) == 3)
     found = explain(sae, model, TEXT, labels={feature: "dates"})
     frame = found.to_frame()
@@ -201,7 +172,7 @@ def test_any_stack_with_a_forest_will_do(gpt2, normalize):
 
 def test_a_first_token_is_read_but_not_explained(gpt2):
     model, hook = hooked("proxy", gpt2)
-    sae = stack(hook)
+    sae = sae_at(hook)
     sae.cfg.metadata.prepend_bos = True
     found = explain(sae, model, "w1 w2")
     assert len(found.tokens) == 2
@@ -212,7 +183,7 @@ def test_a_first_token_is_read_but_not_explained(gpt2):
 
 def test_where_nothing_fires_nothing_is_explained(gpt2):
     model, hook = hooked("proxy", gpt2)
-    sae = stack(hook)
+    sae = sae_at(hook)
     sae.threshold.data.fill_(1e6)
     found = explain(sae, model, TEXT)
     assert found.level_shares.abs().max() < 1e-6
@@ -229,7 +200,7 @@ def shown(explanation: Explanation, **options: Any) -> str:
 
 def test_the_terminal_shows_paths_coarse_to_fine_and_hostile_labels_as_text(gpt2):
     model, hook = hooked("proxy", gpt2)
-    sae = stack(hook)
+    sae = sae_at(hook)
     labels = dict.fromkeys(range(33), "[bold]x[/nonsense] \x1b[31mred \u202e")
     found = explain(sae, model, TEXT, labels=labels)
     text = shown(found, n_paths=100)
@@ -270,13 +241,13 @@ def test_the_terminal_shows_paths_coarse_to_fine_and_hostile_labels_as_text(gpt2
         ({"text": "w1 " * (CONTEXT + 1)}, ValueError, f"text has {CONTEXT + 1} tokens, but the model takes at most"),
         ({"labels": {33: "x"}}, ValueError, "labels: feature 33 does not exist"),
         ({"forest": FeatureForest([-1], [1])}, ValueError, "level_widths"),
-        ({"levels": stack("transformer.h.9")}, ValueError, r"'transformer\.h\.9' is no hook point .*it has transf"),
-        ({"levels": stack("transformer.h.0", d_in=8)}, ValueError, "are 16 wide, but d_in=8"),
+        ({"levels": sae_at("transformer.h.9")}, ValueError, r"'transformer\.h\.9' is no hook point .*it has transf"),
+        ({"levels": sae_at("transformer.h.0", d_in=8)}, ValueError, "are 16 wide, but d_in=8"),
     ],
 )
 def test_bad_input_is_refused_and_no_hook_stays(gpt2, change, error, message):
     model, hook = hooked("proxy", gpt2)
-    arguments: dict[str, Any] = {"levels": stack(hook), "model": model, "text": TEXT} | change
+    arguments: dict[str, Any] = {"levels": sae_at(hook), "model": model, "text": TEXT} | change
     with pytest.raises(error, match=message):
         explain(**arguments)
     assert not any(point.fwd_hooks for point in model.hook_dict.values())
@@ -284,11 +255,11 @@ def test_bad_input_is_refused_and_no_hook_stays(gpt2, change, error, message):
 
 def test_a_model_without_tokenizer_or_with_nan_is_refused(gpt2):
     with pytest.raises(ValueError, match="the model has no tokenizer"):
-        explain(stack(HOOK), tiny_sae_transformer(), TEXT)
+        explain(sae_at(HOOK), tiny_sae_transformer(), TEXT)
     model, hook = hooked("proxy", gpt2)
     next(model.model.parameters()).data.fill_(math.nan)
     with pytest.raises(ValueError, match="hold NaN or infinity"):
-        explain(stack(hook), model, TEXT)
+        explain(sae_at(hook), model, TEXT)
 
 
 @pytest.fixture
@@ -350,7 +321,7 @@ def test_no_text_costs_no_model(saved, monkeypatch):
 def test_a_sink_is_left_out_and_said(gpt2):
     """The token w5 is a hundred times as large as the others where the SAE reads it."""
     model, hook = hooked("proxy", gpt2)
-    sae, position = stack(hook), TEXT.split().index("w5")
+    sae, position = sae_at(hook), TEXT.split().index("w5")
     ordinary = explain(sae, model, TEXT)
     assert ordinary.outlying == ()
     (sink,) = model.tokenizer("w5", add_special_tokens=False)["input_ids"]

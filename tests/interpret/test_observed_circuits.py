@@ -5,17 +5,10 @@ from typing import Any
 import pytest
 import torch
 from circuit_helpers import FIRST, HOOKS, PAIRS, SECOND, ZERO, read, stacks, tiny
-from host_helpers import save_tiny_gpt2
 from sklearn.linear_model import Lasso
-from transformers import AutoTokenizer
 
 from sae_lens_hsae.interpret.circuits import Circuit, coactivation_modules, find_circuit, lasso_circuit
 from sae_lens_hsae.interpret.circuits.lasso import sparse_regression
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return AutoTokenizer.from_pretrained(save_tiny_gpt2(tmp_path_factory.mktemp("gpt2")))
 
 
 @pytest.mark.parametrize("penalty", [0.05, 0.3])

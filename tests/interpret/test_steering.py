@@ -8,8 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_sae
-from host_helpers import CONTEXT, D_MODEL, HOOK, save_tiny_gpt2, tiny_dataset, tiny_sae_transformer, tiny_tokens
+from host_helpers import (
+    BRIDGE_HOOK,
+    CONTEXT,
+    D_MODEL,
+    HOOK,
+    HOOKED,
+    boot_bridge,
+    hooked,
+    sae_at,
+    tiny_dataset,
+    tiny_sae_transformer,
+    tiny_tokens,
+)
 from sae_lens import SAE, ActivationsStore
 from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 from sae_lens.load_model import load_model
@@ -22,39 +33,23 @@ from sae_lens_hsae.interpret.contrast import text_activations
 from sae_lens_hsae.interpret.explain import explain
 from sae_lens_hsae.interpret.steering import Edit, ablate, add, clamp, effect_of, scale, steer
 
-MODELS = ["sae_transformer", "bridge", "bridge by alias", "proxy"]
-BRIDGE_NAMES = {HOOK: "blocks.0.hook_out", "blocks.1.hook_mlp_out": "blocks.1.mlp.hook_out"}
+BRIDGE_NAMES = {HOOK: BRIDGE_HOOK, "blocks.1.hook_mlp_out": "blocks.1.mlp.hook_out"}
 """HookedTransformer's names of hook points, and TransformerBridge's."""
 
 
-@pytest.fixture(scope="module")
-def gpt2(tmp_path_factory):
-    return save_tiny_gpt2(tmp_path_factory.mktemp("gpt2"))
-
-
 def stack(hook: str, d_in: int = D_MODEL) -> Any:
-    """Levels of 4, 9 and 20; feature 0 is the parent of 4 and 5, and 4 of 13; fires often."""
-    sae = make_sae(d_in=d_in, level_widths=[4, 9, 20], normalize_activations="none")
-    sae.threshold.data.mul_(0.1)
+    """Feature 0 is the parent of 4 and 5, and 4 of 13 and 14."""
+    sae = sae_at(hook, d_in=d_in)
     sae.parents.fill_(-1)
     for child, parent in {4: 0, 5: 0, 13: 4, 14: 4}.items():
         sae.parents[child] = parent
-    sae.cfg.metadata.hook_name = hook
     return sae
-
-
-def boot(gpt2: Path) -> SAETransformerBridge:
-    return SAETransformerBridge.boot_transformers(str(gpt2), device="cpu")
 
 
 @pytest.fixture
 def model_and_sae(request, gpt2) -> Any:
-    if request.param == "sae_transformer":
-        return tiny_sae_transformer(), stack(HOOK)
-    if request.param.startswith("bridge"):
-        hook = HOOK if request.param.endswith("alias") else BRIDGE_NAMES[HOOK]
-        return boot(gpt2), stack(hook)
-    return load_model("AutoModelForCausalLM", str(gpt2)), stack("transformer.h.0")
+    model, hook = hooked(request.param, gpt2)
+    return model, stack(hook)
 
 
 def read(model: Any, hook: str) -> torch.Tensor:
@@ -75,7 +70,7 @@ EDITS: dict[str, tuple[list[Edit], Any]] = {
 }
 
 
-@pytest.mark.parametrize("model_and_sae", MODELS, indirect=True)
+@pytest.mark.parametrize("model_and_sae", HOOKED, indirect=True)
 @pytest.mark.parametrize("name", EDITS)
 def test_x_moves_along_the_decoder_by_the_change_of_the_activations(model_and_sae, name):
     model, sae = model_and_sae
@@ -155,15 +150,15 @@ READERS: dict[str, Any] = {
 @pytest.mark.parametrize("alias", BRIDGE_NAMES)
 @pytest.mark.parametrize("reader", READERS)
 def test_a_bridge_takes_the_names_of_hooked_transformer_everywhere(gpt2, reader, alias):
-    own, plain = (READERS[reader](boot(gpt2), stack(hook)) for hook in (BRIDGE_NAMES[alias], alias))
+    own, plain = (READERS[reader](boot_bridge(gpt2), stack(hook)) for hook in (BRIDGE_NAMES[alias], alias))
     torch.testing.assert_close(plain, own, rtol=0, atol=0)
 
 
 def test_a_bridge_is_changed_and_read_under_such_a_name(gpt2):
     tokens = tiny_tokens(2)
-    assert (steered(boot(gpt2), stack(HOOK)) - boot(gpt2)(tokens)).abs().max() > 0.1
+    assert (steered(boot_bridge(gpt2), stack(HOOK)) - boot_bridge(gpt2)(tokens)).abs().max() > 0.1
     by_alias, by_name = (
-        effect_of(boot(gpt2), stack(HOOK), [add(5, 9.0)], tokens, target=5, read_at=at)
+        effect_of(boot_bridge(gpt2), stack(HOOK), [add(5, 9.0)], tokens, target=5, read_at=at)
         for at in (HOOK, BRIDGE_NAMES[HOOK])
     )
     assert by_alias.norm == pytest.approx(9.0, rel=1e-3)
@@ -172,7 +167,7 @@ def test_a_bridge_is_changed_and_read_under_such_a_name(gpt2):
 
 def test_a_hook_point_that_nothing_comes_by_is_told(gpt2):
     """A bridge that an SAE was attached to and detached from has a new hook point there, which nothing reaches."""
-    model, sae = boot(gpt2), stack(HOOK)
+    model, sae = boot_bridge(gpt2), stack(HOOK)
     model.run_with_saes(tiny_tokens(1), saes=[sae.level_sae(0)])
     with pytest.warns(UserWarning, match="nothing was steered"), steer(model, sae, [ablate(0)]):
         model(tiny_tokens(1))
@@ -181,7 +176,7 @@ def test_a_hook_point_that_nothing_comes_by_is_told(gpt2):
 
 
 def test_an_sae_that_stands_at_the_hook_point_is_to_be_detached(gpt2):
-    for model in (boot(gpt2), tiny_sae_transformer()):
+    for model in (boot_bridge(gpt2), tiny_sae_transformer()):
         sae = stack(HOOK)
         model.add_sae(sae.level_sae(0))
         with pytest.raises(ValueError, match="detach an SAE"), steer(model, sae, [ablate(0)]):

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from host_helpers import (
+    BRIDGE_HOOK,
     D_MODEL,
     HOOK,
     WIDTHS,
+    boot_bridge,
     runner_config,
-    save_tiny_gpt2,
     tiny_config,
     tiny_dataset,
     tiny_sae_transformer,
@@ -25,9 +26,6 @@ from sae_lens.evals import get_eval_everything_config, run_evals
 from sae_lens.training.activation_scaler import ActivationScaler
 
 from sae_lens_hsae import HierarchicalSAE
-
-# TransformerBridge's own name of HOOK. An alias is enough to attach an SAE, but not to cache activations for training.
-BRIDGE_HOOK = "blocks.0.hook_out"
 
 
 class Hooked(NamedTuple):
@@ -56,22 +54,12 @@ def load(path: Path) -> HierarchicalSAE:
 
 
 @pytest.fixture(scope="module")
-def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_gpt2(tmp_path_factory.mktemp("gpt2"))
-
-
-@pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory, gpt2: Path) -> dict[str, Path]:
     """An SAE trained on each model, once for all tests."""
     paths = {name: tmp_path_factory.mktemp(name) for name in ("sae_transformer", "bridge")}
     trained(tiny_sae_transformer(), paths["sae_transformer"])
     trained(boot_bridge(gpt2), paths["bridge"], hook_name=BRIDGE_HOOK)
     return {name: path / "out" for name, path in paths.items()}
-
-
-def boot_bridge(folder: Path) -> SAETransformerBridge:
-    """TransformerLens' wrapper of a Hugging Face model; a folder in place of a name needs no network."""
-    return SAETransformerBridge.boot_transformers(str(folder), device="cpu")
 
 
 # The models are new for each test: once an SAE was attached to a bridge and removed, SAELens' new hook point

@@ -20,6 +20,7 @@ from host_helpers import (
     residual_activations,
     runner_config,
     save_tiny_gpt2,
+    several_config,
     tiny_config,
     tiny_dataset,
     train,
@@ -36,7 +37,7 @@ from sae_lens import (
 )
 from sae_lens.constants import SPARSITY_FILENAME
 from sae_lens.llm_sae_training_runner import _parse_cfg_args
-from sae_lens.multi_sae_training_runner import MultiSAETrainingRunner, MultiSAETrainingRunnerConfig
+from sae_lens.multi_sae_training_runner import MultiSAETrainingRunner
 from sae_lens.synthetic import (
     SyntheticModel,
     SyntheticModelConfig,
@@ -155,23 +156,7 @@ def test_synthetic_runner(tmp_path):
 
 def test_multi_sae_runner_beside_a_plain_sae(tmp_path):
     plain = JumpReLUTrainingSAEConfig(d_in=D_MODEL, d_sae=24, normalize_activations="expected_average_only_in")
-    cfg = MultiSAETrainingRunnerConfig(
-        saes={"tree": tiny_config(), "plain": plain},
-        hook_names=HOOK,
-        model_name="tiny",
-        context_size=CONTEXT,
-        training_tokens=30 * 64,
-        train_batch_size_tokens=64,
-        store_batch_size_prompts=4,
-        n_batches_in_buffer=4,
-        n_batches_for_norm_estimate=3,
-        prepend_bos=False,
-        lr=3e-3,
-        output_path=str(tmp_path / "out"),
-        checkpoint_path=None,
-        model_from_pretrained_kwargs={},
-        logger=LoggingConfig(log_to_wandb=False),
-    )
+    cfg = several_config(tmp_path / "out", {"tree": tiny_config(), "plain": plain}, HOOK)
     with recorded_steps() as steps:
         saes = train(MultiSAETrainingRunner, cfg)
     assert len(steps) == 30

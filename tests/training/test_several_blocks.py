@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from host_helpers import CONTEXT, restored_signal_handlers, save_tiny_gpt2, tiny_config, tiny_dataset
-from sae_lens import LoggingConfig, MultiSAETrainingRunner, MultiSAETrainingRunnerConfig
+from circuit_helpers import WRITTEN
+from host_helpers import restored_signal_handlers, save_tiny_gpt2, several_config, tiny_config, tiny_dataset
+from sae_lens import MultiSAETrainingRunner
 
 from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
@@ -14,10 +15,6 @@ from sae_lens_hsae.interpret.circuits import read_circuit
 from sae_lens_hsae.text.load_model import model_of_run
 
 BLOCKS = (0, 1, 2)
-PAIRS = [
-    {"clean": "w1 w2 w3", "patch": "w1 w9 w3", "answer": "w50", "foil": "w51"},
-    {"clean": "w4 w2", "patch": "w4 w9", "answer": "w52", "foil": "w53"},
-]
 
 
 @pytest.fixture(scope="module")
@@ -31,22 +28,12 @@ def train(gpt2: Path, output: Path, blocks: tuple[int, ...]) -> int:
     Returns:
         How many prompts the model read.
     """
-    cfg = MultiSAETrainingRunnerConfig(
-        saes={f"block{block}": tiny_config(level_widths=[4, 8, 16]) for block in blocks},
-        hook_names={f"block{block}": f"transformer.h.{block}" for block in blocks},
+    cfg = several_config(
+        output,
+        {f"block{block}": tiny_config(level_widths=[4, 8, 16]) for block in blocks},
+        {f"block{block}": f"transformer.h.{block}" for block in blocks},
         model_name=str(gpt2),
         model_class_name="AutoModelForCausalLM",
-        context_size=CONTEXT,
-        training_tokens=30 * 64,
-        train_batch_size_tokens=64,
-        store_batch_size_prompts=4,
-        n_batches_in_buffer=4,
-        n_batches_for_norm_estimate=3,
-        prepend_bos=False,
-        lr=3e-3,
-        output_path=str(output),
-        checkpoint_path=None,
-        logger=LoggingConfig(log_to_wandb=False),
     )
     n_read = 0
 
@@ -70,7 +57,7 @@ def test_the_model_reads_the_text_once_for_all_blocks_and_a_circuit_goes_through
         assert sae.cfg.metadata.hook_name == f"transformer.h.{block}"
         assert len(sae.forest.edges()) > 0
 
-    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, PAIRS)))
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, WRITTEN)))
     output = tmp_path / "circuit.json"
     arguments = ["--pairs", str(tmp_path / "pairs.jsonl"), "--threshold", "0.001", "--output", str(output)]
     cli.main(["circuit", *map(str, folders), *arguments])
