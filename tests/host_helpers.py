@@ -12,7 +12,7 @@ import json
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -133,17 +133,18 @@ def hooked(kind: str, gpt2: Path) -> tuple[Any, str]:
     return load_model("AutoModelForCausalLM", str(gpt2)), "transformer.h.0"
 
 
-def sae_at(hook: str, seed: int = 0, gpt2: Path | None = None, **overrides: Any) -> Any:
+def sae_at(hook: str, seed: int = 0, model: Path | None = None, **overrides: Any) -> Any:
     """A random SAE of 4, 9 and 20 features that fire often, of a hook point, and of a model on disk where one is given.
 
     Args:
-        overrides: fields of its configuration, or of its metadata.
+        overrides: fields of its metadata, and of its configuration.
     """
-    metadata = {name: overrides.pop(name) for name in list(overrides) if name in ("prepend_bos", "context_size")}
+    of_config = {field.name for field in fields(HierarchicalTrainingSAEConfig)}
+    metadata = {name: overrides.pop(name) for name in overrides.keys() - of_config}
     sae = make_sae(seed, **{"d_in": D_MODEL, "normalize_activations": "none"} | overrides)
     sae.threshold.data.mul_(0.1)
-    if gpt2 is not None:
-        metadata |= {"model_name": str(gpt2), "model_class_name": "AutoModelForCausalLM"}
+    if model is not None:
+        metadata |= {"model_name": str(model), "model_class_name": "AutoModelForCausalLM"}
     for name, value in (metadata | {"hook_name": hook}).items():
         setattr(sae.cfg.metadata, name, value)
     return sae
@@ -225,7 +226,7 @@ def tiny_dataset(n_rows: int = 300) -> Dataset:
 def tiny_config(**overrides: Any) -> HierarchicalTrainingSAEConfig:
     """Three levels over the tiny models' residual stream, with a hierarchy update at steps 3, 6 and every tenth."""
     widths = overrides.pop("level_widths", WIDTHS)
-    fields: dict[str, Any] = {
+    values: dict[str, Any] = {
         **PAPER,
         "d_in": D_MODEL,
         "d_sae": sum(widths),
@@ -235,12 +236,12 @@ def tiny_config(**overrides: Any) -> HierarchicalTrainingSAEConfig:
         "hierarchy_update_every": 10,
         "normalize_activations": "expected_average_only_in",
     }
-    return HierarchicalTrainingSAEConfig(**{**fields, **overrides})
+    return HierarchicalTrainingSAEConfig(**{**values, **overrides})
 
 
 def runner_config(tmp_path: Path, **overrides: Any) -> LanguageModelSAERunnerConfig[HierarchicalTrainingSAEConfig]:
     """Thirty steps of 64 tokens that write to ``tmp_path/out`` and ``tmp_path/checkpoints``."""
-    fields: dict[str, Any] = {
+    values: dict[str, Any] = {
         "sae": tiny_config(),
         "model_name": "tiny",
         "hook_name": HOOK,
@@ -260,14 +261,14 @@ def runner_config(tmp_path: Path, **overrides: Any) -> LanguageModelSAERunnerCon
         # Written into the SAE's metadata, and each SAE made from it then warns to load the model so.
         "model_from_pretrained_kwargs": {},
     }
-    return LanguageModelSAERunnerConfig(**{**fields, **overrides})
+    return LanguageModelSAERunnerConfig(**{**values, **overrides})
 
 
 def several_config(
     output: Path, saes: dict[str, Any], hook_names: Any, **overrides: Any
 ) -> MultiSAETrainingRunnerConfig:
     """Thirty steps for several SAEs in one run."""
-    fields: dict[str, Any] = {
+    values: dict[str, Any] = {
         "model_name": "tiny",
         "context_size": CONTEXT,
         "training_tokens": 30 * 64,
@@ -282,7 +283,7 @@ def several_config(
         "model_from_pretrained_kwargs": {},
         "logger": LoggingConfig(log_to_wandb=False),
     }
-    return MultiSAETrainingRunnerConfig(saes=saes, hook_names=hook_names, **{**fields, **overrides})
+    return MultiSAETrainingRunnerConfig(saes=saes, hook_names=hook_names, **{**values, **overrides})
 
 
 def train(runner_class: Any, cfg: Any, *, seed: int = 1, **overrides: Any) -> Any:

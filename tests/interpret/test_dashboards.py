@@ -361,45 +361,46 @@ def test_the_fingerprint_tells_weights_and_forests_apart(sae):
     assert fingerprint(make_sae(seed=5).to(torch.bfloat16), sae.forest) != same
 
 
-def edit_manifest(folder, **changes: Any) -> None:
-    path = folder / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+def edited(**changes: Any) -> Any:
+    def edit(folder):
+        path = folder / "manifest.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return edit
 
 
-def test_unreadable_dashboards_say_why(dashboards, tmp_path):
-    def fresh(name):
-        dashboards.save(tmp_path / name)
-        return tmp_path / name
+def with_peaks(change: Any) -> Any:
+    def edit(folder):
+        tensors = load_file(folder / "dashboards.safetensors")
+        peaks = change(tensors.pop("peaks"))
+        save_file(tensors | ({} if peaks is None else {"peaks": peaks}), folder / "dashboards.safetensors")
 
-    with pytest.raises(FileNotFoundError, match=r"holds no manifest\.json"):
-        Dashboards.load(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="made for other weights or another forest"):
-        Dashboards.load(fresh("other"), "0" * 64)
-    edit_manifest(folder := fresh("newer"), format_version=2)
-    with pytest.raises(ValueError, match="format_version=2 cannot be read, only 1"):
-        Dashboards.load(folder)
-    edit_manifest(folder := fresh("foreign"), format="something")
-    with pytest.raises(ValueError, match="does not describe dashboards"):
-        Dashboards.load(folder)
-    (folder := fresh("torn")).joinpath("manifest.json").write_text('{"format":')
-    with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
-        Dashboards.load(folder)
-    (folder := fresh("cut")).joinpath("dashboards.safetensors").write_bytes(b"\x10")
-    with pytest.raises(ValueError, match=r"dashboards\.safetensors is damaged"):
-        Dashboards.load(folder)
-    (folder := fresh("half")).joinpath("dashboards.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"holds no dashboards\.safetensors"):
-        Dashboards.load(folder)
-    tensors = load_file(fresh("lacking") / "dashboards.safetensors")
-    del tensors["peaks"]
-    save_file(tensors, tmp_path / "lacking" / "dashboards.safetensors")
-    with pytest.raises(ValueError, match="lacks peaks; collect"):
-        Dashboards.load(tmp_path / "lacking")
-    tensors = load_file(fresh("misshapen") / "dashboards.safetensors")
-    tensors["peaks"] = tensors["peaks"][:, 1:].contiguous()
-    save_file(tensors, tmp_path / "misshapen" / "dashboards.safetensors")
-    with pytest.raises(ValueError, match=r"peaks is torch\.float32 of shape \(33, 8\)"):
-        Dashboards.load(tmp_path / "misshapen")
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (lambda folder: (folder / "manifest.json").unlink(), FileNotFoundError, r"holds no manifest\.json"),
+        (lambda folder: (folder / "dashboards.safetensors").unlink(), FileNotFoundError, r"no dashboards\.safetensors"),
+        (edited(fingerprint="0" * 64), ValueError, "made for other weights or another forest"),
+        (edited(format_version=2), ValueError, "format_version=2 cannot be read, only 1"),
+        (edited(format="something"), ValueError, "does not describe dashboards"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), ValueError, r"manifest\.json is damaged"),
+        (lambda folder: (folder / "dashboards.safetensors").write_bytes(b"x"), ValueError, r"safetensors is damaged"),
+        (with_peaks(lambda _: None), ValueError, "lacks peaks; collect"),
+        (
+            with_peaks(lambda peaks: peaks[:, 1:].contiguous()),
+            ValueError,
+            r"peaks is torch\.float32 of shape \(33, 8\)",
+        ),
+    ],
+)
+def test_unreadable_dashboards_say_why(dashboards, tmp_path, damage, error, message):
+    dashboards.save(tmp_path / "saved")
+    damage(tmp_path / "saved")
+    with pytest.raises(error, match=message):
+        Dashboards.load(tmp_path / "saved", dashboards.fingerprint)
 
 
 class Interrupted(Exception):

@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from conftest import make_sae
 from host_helpers import BRIDGE_HOOK, CONTEXT, D_MODEL, HOOK, HOOKED, hooked, sae_at, tiny_sae_transformer
 from rich.console import Console
 from sae_lens import SAE, StandardSAE, StandardSAEConfig
@@ -265,14 +264,7 @@ def test_a_model_without_tokenizer_or_with_nan_is_refused(gpt2):
 @pytest.fixture
 def saved(tmp_path):
     """A small random SAE that names all-MiniLM-L6-v2 as its model, on disk."""
-    sae = make_sae(d_in=384, normalize_activations="none")
-    for name, value in {
-        "model_name": str(minilm_folder()),
-        "model_class_name": "AutoModelForCausalLM",
-        "hook_name": "bert.encoder.layer.3",
-        "prepend_bos": False,
-    }.items():
-        setattr(sae.cfg.metadata, name, value)
+    sae = sae_at("bert.encoder.layer.3", model=minilm_folder(), d_in=384, prepend_bos=False)
     sae.save_inference_model(tmp_path / "sae")
     return tmp_path / "sae"
 
@@ -300,8 +292,6 @@ def test_the_command_explains_a_text_with_the_labels_there_are(saved, tmp_path, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--text", ""], "hsae explain: --text='' has no token"),
-        (["--text", "x", "--paths", "0"], "--paths=0 must be at least 1"),
         (["--text", "x", "--labels", "nowhere.json"], "nowhere.json"),
         (["--text", "word " * 600], "has 600 tokens, but the model takes at most 511"),
     ],
@@ -314,7 +304,7 @@ def test_the_command_says_what_is_wrong(saved, arguments, message):
 
 def test_no_text_costs_no_model(saved, monkeypatch):
     monkeypatch.setattr("sae_lens_hsae.cli.explain.open_labelled", lambda *_: pytest.fail("it is loaded"))
-    with pytest.raises(SystemExit, match="text='' has no token"):
+    with pytest.raises(SystemExit, match="hsae explain: --text='' has no token"):
         cli.main(["explain", str(saved), "--text", ""])
 
 
@@ -351,13 +341,3 @@ def test_a_text_begins_as_texts_did_in_training_not_with_an_artefact(saved):
     assert found.outlying == ()
     sae.cfg.metadata.disable_concat_sequences = True
     assert explain(sae, model, "the cat sat").outlying == (0,), "nothing stood before a text"
-
-
-def test_dashboards_of_other_weights_give_no_labels(saved):
-    other = make_sae(d_in=384, seed=9, normalize_activations="none")
-    tokens, x = torch.zeros(2, 4, dtype=torch.int64), torch.randn(2, 4, 384)
-    collect_dashboards(other, other.forest, [(tokens, x)], progress=False).save(dashboards_folder(saved))
-    with pytest.raises(SystemExit) as end:
-        cli.main(["explain", str(saved), "--text", "x"])
-    assert "made for other weights" in str(end.value.code)
-    assert "--renew" in str(end.value.code)

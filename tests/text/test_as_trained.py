@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_sae
 from datasets import Dataset
-from host_helpers import CONTEXT, D_MODEL, VOCABULARY, restored_signal_handlers, runner_config, save_tiny_gpt2
+from host_helpers import CONTEXT, D_MODEL, VOCABULARY, restored_signal_handlers, runner_config, sae_at, save_tiny_gpt2
 from huggingface_hub import constants
 from sae_lens import SAE, ActivationsStore
 from sae_lens.load_model import load_model
@@ -286,14 +285,7 @@ def alias(tmp_path, monkeypatch):
     model = GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=VOCABULARY, max_position_embeddings=CONTEXT, **size))
     model.save_pretrained(snapshot)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    sae = make_sae(d_in=D_MODEL, normalize_activations="none")
-    for name, value in {
-        "model_name": ALIAS,
-        "hook_name": "blocks.0.hook_resid_post",
-        "context_size": 16,
-        "prepend_bos": True,
-    }.items():
-        setattr(sae.cfg.metadata, name, value)
+    sae = sae_at("blocks.0.hook_resid_post", model_name=ALIAS, context_size=16, prepend_bos=True)
     sae.save_inference_model(tmp_path / "sae")
     return tmp_path / "sae", TextSource(dataset=text_folder(tmp_path / "text"))
 
@@ -438,7 +430,9 @@ def test_a_scale_that_is_not_known_or_damaged_is_refused(checkpoint, tmp_path):
     for call in (lambda: evaluate(tmp_path / "unknown", 64, text), lambda: explain_text(tmp_path / "unknown", "w1")):
         with pytest.raises(ValueError, match="reads activations times a factor, which is not known here"):
             call()
-    for content in ('{"scaling_factor": -1, "has_whitening": false}', '{"scaling_factor": 2, "has_whitening": true}'):
-        (tmp_path / "unknown" / "activation_scaler.json").write_text(content)
+    wrong = [(factor, False) for factor in (0, -1.0, 10**400, "1", True, math.nan)]
+    for factor, whitening in [*wrong, (2.0, True)]:
+        scale = {"scaling_factor": factor, "has_whitening": whitening}
+        (tmp_path / "unknown" / "activation_scaler.json").write_text(json.dumps(scale))
         with pytest.raises(ValueError, match=r"activation_scaler\.json' is damaged"):
             load_hierarchical_sae(tmp_path / "unknown")

@@ -190,12 +190,11 @@ def test_the_runner_refuses_other_architectures_and_inexact_resumes(tmp_path):
         HierarchicalSAETrainingRunner(runner_config(tmp_path, prefetch_llm_batches=True, n_checkpoints=1))
 
 
-@pytest.mark.parametrize("config", [JumpReLUTrainingSAEConfig, StandardTrainingSAEConfig])
-def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, config):
-    other = runner_config(tmp_path, sae=config(d_in=16, d_sae=56), n_checkpoints=1)
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
+    other = runner_config(tmp_path, sae=JumpReLUTrainingSAEConfig(d_in=16, d_sae=56), n_checkpoints=1)
     train(LanguageModelSAETrainingRunner, other)
     (checkpoint,) = Path(str(other.checkpoint_path)).iterdir()
-    with pytest.raises(ValueError, match=r"architecture='(jumprelu|standard)', but this SAE is 'hsae'"):
+    with pytest.raises(ValueError, match="architecture='jumprelu', but this SAE is 'hsae'"):
         train(HierarchicalSAETrainingRunner, runner_config(tmp_path / "b", resume_from_checkpoint=str(checkpoint)))
 
 

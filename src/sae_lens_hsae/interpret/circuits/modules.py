@@ -11,8 +11,6 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from sae_lens_hsae.interpret.circuits.places import places_of
 from sae_lens_hsae.text.hook_point import check_length, ids_of_text, run_and_keep
@@ -49,6 +47,9 @@ def coactivation_modules(
         IndexError: if a forest has no such level.
         ValueError: if there is one hook point only, no text, or an argument is out of range; see `places_of`.
     """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     for name, value in (("correlation", correlation), ("most_frequent", most_frequent)):
         if not 0 < value <= 1:
             raise ValueError(f"{name}={value} must be above 0 and at most 1")
