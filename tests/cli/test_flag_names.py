@@ -25,14 +25,15 @@ def options(command: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("command", [name for name in cli.COMMANDS if options(name)])
-def test_every_flag_is_named_as_it_was_typed(command, monkeypatch, capsys):
+def test_every_flag_is_named_as_it_was_typed(command, monkeypatch, capsys, tmp_path):
     flags = options(command)
 
     def fail(_):
         raise ValueError("; ".join(f"{name}=0 is wrong, so change {name}" for name in flags))
 
     monkeypatch.setitem(cli.COMMANDS, command, fail)
-    monkeypatch.setattr(cli, "read_line", lambda _: argparse.Namespace(command=command, debug=False, further=[]))
+    line = argparse.Namespace(command=command, debug=False, further=[], folder=tmp_path)
+    monkeypatch.setattr(cli, "read_line", lambda _: line)
     with pytest.raises(SystemExit) as end:
         cli.main([])
     said = str(end.value.code) + capsys.readouterr().err
