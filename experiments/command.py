@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from experiments.circuits import reproduce_circuits
-from experiments.figures import figures_of
+from experiments.figures import figures_of, steering_curves
 from experiments.gemma_forests import gemma_forests, gemma_probes, gemma_trees
 from experiments.gemma_stream import LAYERS, GemmaActivations
 from experiments.gloss_stream import GlossActivations
@@ -22,7 +23,7 @@ from experiments.planted_tables import SETTINGS, reproduce_planted
 from experiments.pushes import reproduce_pushes
 from experiments.readability import readability
 from experiments.shift import reproduce_shift
-from experiments.steering import reproduce_steering
+from experiments.steering import STRENGTHS, reproduce_steering
 from experiments.tables import (
     meaning_table,
     named_trees,
@@ -139,9 +140,13 @@ def run(chosen: argparse.Namespace) -> Outcome:
         name, table = chosen.table, paper_table(reproduce(chosen.table, source, cells, size, chosen.workers))
     text = write_table(name, table, chosen.output)
     for title, figure in figures_of(table).items():
-        with file_written_whole(chosen.output / f"{name}-{title}.html") as aside:
-            figure.write_html(aside, config={"displayModeBar": False})
+        _write_figure(figure, chosen.output / f"{name}-{title}.html")
     return Outcome(text, table.values.to_dict("records"))
+
+
+def _write_figure(figure: Any, path: Path) -> None:
+    with file_written_whole(path) as aside:
+        figure.write_html(aside, config={"displayModeBar": False})
 
 
 def _of_gemma(chosen: argparse.Namespace, activations: GemmaActivations, size: Size) -> Outcome:
@@ -155,6 +160,9 @@ def _of_gemma(chosen: argparse.Namespace, activations: GemmaActivations, size: S
     acted = {"circuits": reproduce_circuits, "steering": reproduce_steering, "shift": reproduce_shift}
     if chosen.table in acted:
         rows = acted[chosen.table](activations, cells, size)
+        if chosen.table == "steering":
+            curves = steering_curves([row for row in rows if "task" in row], STRENGTHS)
+            _write_figure(curves, chosen.output / "steering.html")
         return Outcome(write_rows(chosen.table, rows, chosen.output), rows)
     compute = {
         "gemma-forests": gemma_forests,

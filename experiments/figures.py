@@ -1,6 +1,9 @@
-"""Comparison tables as pictures: measures by boundary, and variance explained by level."""
+"""Comparison tables as pictures: measures by boundary, variance explained by level, and curves of steering."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas
 import plotly.graph_objects as go
@@ -15,6 +18,10 @@ PANELS = {
     "p_parent_given_child": "P(parent | child)",
     "p_child_given_parent": "P(child | parent)",
 }
+
+
+TICKS = (5, 7, 10, 15, 20, 30, 50, 70, 100, 200)
+"""Of perplexities."""
 
 
 def figures_of(table: ComparisonTable) -> dict[str, go.Figure]:
@@ -66,6 +73,34 @@ def variance_by_level(table: ComparisonTable) -> go.Figure:
         )
     figure.update_yaxes(title_text="variance explained")
     return finished(figure, "Variance explained by levels, coarse to fine", 480)
+
+
+def steering_curves(rows: Sequence[Mapping[str, Any]], strengths: Sequence[float]) -> go.Figure:
+    """Success against perplexity over the strength of the push, by how features are chosen: means over all else.
+
+    Args:
+        rows: of `steering.steering_rows`; those without features chosen are not steered, where every curve begins.
+        strengths: of the pushes, ascending.
+    """
+    frame: Any = pandas.DataFrame(rows)
+    chosen = frame["features chosen"]
+    means = frame.groupby(chosen, sort=False).mean(numeric_only=True)
+    start, figure = means.loc[""], go.Figure()
+    for way, colour in zip(means.index.drop(""), qualitative.Safe, strict=False):
+        points = [(start, strengths[0]), *((means.loc[way], strength) for strength in strengths)]
+        figure.add_scatter(
+            x=[row[f"perplexity at {strength:g}"] for row, strength in points],
+            y=[row[f"success at {strength:g}"] for row, strength in points],
+            text=["not steered", *(f"{strength:g} of the median distance" for strength in strengths)],
+            mode="lines+markers",
+            name=way,
+            line_color=colour,
+        )
+    figure.update_xaxes(
+        title_text="perplexity of what is written, under the model as it is", type="log", tickvals=TICKS
+    )
+    figure.update_yaxes(title_text="success")
+    return finished(figure, "Steering, from no push to the strongest", 480)
 
 
 def _first_place(table: ComparisonTable) -> pandas.DataFrame:

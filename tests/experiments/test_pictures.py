@@ -16,7 +16,7 @@ from sae_lens_hsae.cli.demo import minilm_config
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "docs/images"
-OF_TABLES = {"gemma-levels.png"}
+OF_TABLES = {"gemma-levels.png", "steering.png"}
 """Figures of `python -m experiments`, not of the explorer."""
 
 
