@@ -74,8 +74,9 @@ def test_sparsity_curves_show_l0_beside_its_target():
         assert ([0, 40], [target, target]) in drawn
         for i in range(3):
             assert ([0, 10, 20, 30, 40], [100.0 * level + 10 * i + step for step in range(5)]) in drawn
-    with pytest.raises(ValueError, match="has 2 numbers for 3 levels"):
-        plots.sparsity_curves(list(history()), [3, 4])
+    for few in ([3, 4], 3):
+        with pytest.raises(ValueError, match=r"numbers for 3 levels; give cfg\.target_l0_per_level"):
+            plots.sparsity_curves(list(history()), few)
     with pytest.raises(ValueError, match="no column 'metrics/level_0_l0'"):
         plots.training_curves([{"_step": 1, "losses/overall_loss": 2.0}])
 

@@ -54,16 +54,18 @@ def sparsity_curves(history: History, target_l0: float | Sequence[float]) -> go.
 
     Args:
         history: as for `training_curves`.
-        target_l0: ``cfg.target_l0``: one number, or one per level.
+        target_l0: ``cfg.target_l0_per_level``: one ``cfg.target_l0`` is the finest level's, and the others have less.
 
     Raises:
         ValueError: if the history holds no metric of a level, or there is not one target per level.
     """
     table = _table(history)
     n_levels = _n_levels(table)
-    targets = [target_l0] * n_levels if isinstance(target_l0, int | float) else list(target_l0)
+    targets = list(target_l0) if isinstance(target_l0, Sequence) else [target_l0]
     if len(targets) != n_levels:
-        raise ValueError(f"target_l0={targets} has {len(targets)} numbers for {n_levels} levels; give one for each")
+        raise ValueError(
+            f"target_l0={targets} has {len(targets)} numbers for {n_levels} levels; give cfg.target_l0_per_level"
+        )
     figure = make_subplots(rows=1, cols=2, subplot_titles=["L0: batch, running mean, target", "λ"])
     x = _x(table)[0]
     for level, (colour, target) in enumerate(zip(level_colours(n_levels), targets, strict=True)):
