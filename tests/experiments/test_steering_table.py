@@ -161,7 +161,8 @@ def test_curves_begin_where_nothing_is_steered_and_lead_over_the_strengths():
         told("srps", "coarse", 0.7, 11.0, 0.8, 16.0),
         told("sta", "flat finest", 0.9, 10.0, 1.0, 20.0),
     ]
-    coarse, fine = steering_curves(rows, STRENGTHS).data
+    figure: Any = steering_curves(rows, STRENGTHS)
+    coarse, fine = figure.data
     assert (coarse.name, fine.name) == ("coarse", "flat finest")
     assert coarse.x == pytest.approx([8, 10, 14])
     assert coarse.y == pytest.approx([0.4, 0.6, 0.7])
