@@ -5,6 +5,7 @@ import torch
 from experiments.l0_control import recorded, reproduce_l0, row
 from experiments.models import HSAE, new_sae, train
 from experiments.paper_tables import Size
+from sae_lens_hsae import HierarchicalTrainingSAE
 
 D_IN, STEPS = 24, 20
 
@@ -16,18 +17,19 @@ def activations(layer, n_tokens):  # noqa: ARG001 – a source is asked for a la
 
 def test_every_step_is_recorded_and_training_is_as_without():
     x = activations(3, 2048)
-    saes = []
-    for watch in (True, False):
-        torch.manual_seed(0)
-        sae = new_sae(HSAE, 3, D_IN)
-        if watch:
-            seen = recorded(sae, lambda sae=sae: train(sae, x, STEPS, 0))
-        else:
-            train(sae, x, STEPS, 0)
-        saes.append(sae)
-    assert torch.equal(saes[0].W_enc, saes[1].W_enc)
-    assert seen[-1] == saes[1].sparsity.l0_ema.tolist()
+    watched, alone = _new(), _new()
+    seen = recorded(watched, lambda: train(watched, x, STEPS, 0))
+    train(alone, x, STEPS, 0)
+    assert torch.equal(watched.W_enc, alone.W_enc)
+    assert seen[-1] == alone.sparsity.l0_ema.tolist()
     assert len(seen) == STEPS - 16, "the first steps only observe"
+
+
+def _new() -> HierarchicalTrainingSAE:
+    torch.manual_seed(0)
+    sae = new_sae(HSAE, 3, D_IN)
+    assert isinstance(sae, HierarchicalTrainingSAE)
+    return sae
 
 
 def test_a_row_tells_of_the_last_third_alone():
