@@ -25,9 +25,9 @@ def test_a_deep_link_opens_the_branch_and_back_returns(opened, hostile_page, hos
     assert name_of(forest, leaf) in opened.text()
     opened.run("document.querySelector('a.action').click()")
     opened.wait(f"#/compare/{name_of(forest, middle)}")
-    opened.driver.back()
+    opened.run("history.back()")
     opened.wait(f"#/f/{name_of(forest, middle)}")
-    opened.driver.back()
+    opened.run("history.back()")
     opened.wait(f"#/f/{name_of(forest, leaf)}")
     assert opened.run("return document.title").startswith(name_of(forest, leaf))
 

@@ -29,7 +29,7 @@ def test_a_click_in_the_map_zooms_in_and_then_opens(opened, hostile_page, hostil
     assert f"Inside {name_of(forest, top)}" in opened.text()
     opened.run(CLICK, 0.5, 5)
     opened.wait(f"#/f/{name_of(forest, top)}")
-    opened.driver.back()
+    opened.run("history.back()")
     opened.wait(f"#/part/0/{n_leaves}")
     whole = "const a = Array.from(document.querySelectorAll('.zoom a')).find((a) => a.textContent === 'Whole forest')"
     opened.run(f"{whole}; a.click()")

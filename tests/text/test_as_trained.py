@@ -21,6 +21,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerF
 from hsae_command import SUBCOMMANDS
 from hsae_command.parsers import read_line
 from sae_lens_hsae import HierarchicalSAE, HierarchicalSAETrainingRunner
+from sae_lens_hsae.cli import device as devices
 from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.cli.collected import read_collected
 from sae_lens_hsae.cli.evaluate import evaluate
@@ -368,7 +369,7 @@ def test_every_command_loads_the_sae_where_it_is_to_run(calls, monkeypatch):
         raise Loaded(device)
 
     monkeypatch.setattr(HierarchicalSAE, "load_from_disk", load)
-    monkeypatch.setattr(cli, "torch", SimpleNamespace(zeros=lambda n, device: torch.zeros(n)))  # noqa: ARG005
+    monkeypatch.setattr(devices, "torch", SimpleNamespace(zeros=lambda n, device: torch.zeros(n)))  # noqa: ARG005
     for call in calls:
         with pytest.raises(Loaded, match="cuda:7"):
             cli.main([*call, "--device", "cuda:7", "--debug"])
