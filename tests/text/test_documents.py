@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from sae_lens_hsae.storage.json_files import read_text
+from sae_lens_hsae.storage.text_files import read_text
 from sae_lens_hsae.text.documents import documents
 
 

@@ -14,7 +14,8 @@ from sae_lens_hsae.interpret.contrast import Contrast, Finding, contrast, text_a
 from sae_lens_hsae.interpret.contrast.compare import MIN_TEXTS
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
 from sae_lens_hsae.interpret.snippet import snippet
-from sae_lens_hsae.storage.json_files import printable, read_text
+from sae_lens_hsae.storage.json_files import printable
+from sae_lens_hsae.storage.text_files import read_text
 from sae_lens_hsae.storage.whole_files import write_whole
 from sae_lens_hsae.text.as_trained import positions
 from sae_lens_hsae.text.hook_point import ids_of_text

@@ -11,7 +11,7 @@ import yaml
 
 from sae_lens_hsae.cli.outcome import CallError
 from sae_lens_hsae.presets import INDEPENDENT, LANGUAGE_MODELS, PAPER
-from sae_lens_hsae.storage.json_files import read_text
+from sae_lens_hsae.storage.text_files import read_text
 
 Flags = dict[str, list[str]]
 """Values of each flag, by its name without dashes."""

@@ -20,7 +20,7 @@ from sae_lens_hsae.cli.measured_runner import summary
 from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.cli.train import parse, train
 from sae_lens_hsae.evaluation import ForestEvaluation
-from sae_lens_hsae.storage.json_files import read_text
+from sae_lens_hsae.storage.text_files import read_text
 from sae_lens_hsae.storage.whole_files import check_writable, write_whole
 
 ARGUMENTS = "${args}"

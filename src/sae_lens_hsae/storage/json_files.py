@@ -13,23 +13,6 @@ MAX_NUMBER = 2**63
 """JSON has whole numbers of any size. From here on they fit in no tensor, and nothing counted or set is as large."""
 
 
-def read_text(path: str | Path) -> str:
-    """A file's text.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: naming the file, if it is no text in UTF-8.
-    """
-    content = Path(path).read_bytes()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{str(path)!r} is no text in UTF-8 (byte {error.start}); convert it to UTF-8") from error
-    if "\0" in text:
-        raise ValueError(f"{str(path)!r} holds zero bytes, so it is no text; give a text file in UTF-8")
-    return text
-
-
 def read_json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from sae_lens_hsae.storage.json_files import read_text
+from sae_lens_hsae.storage.text_files import read_text
 from sae_lens_hsae.text.brown import DOCUMENT, brown_corpus
 
 JSON_LINES = (".jsonl", ".ndjson")

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sae_lens_hsae.storage.json_files import read_text
+from sae_lens_hsae.storage.text_files import read_text
 from sae_lens_hsae.text.hook_point import check_length, ids_of_text
 
 EXAMPLE = '{"clean": "The keys", "patch": "The key", "answer": " are", "foil": " is"}'
