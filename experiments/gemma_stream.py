@@ -84,6 +84,12 @@ def _scale(x: torch.Tensor) -> float:
     return x.shape[1] ** 0.5 / x.norm(dim=1).mean().item()
 
 
+def typical_distance(x: torch.Tensor) -> float:
+    """The median distance of activations (tokens, d) from their centre, of the first 20,000."""
+    some = x[:20_000]
+    return (some - some.median(0).values).norm(dim=1).median().item()
+
+
 def _batches(text: Path | None) -> Iterator[dict[str, torch.Tensor]]:
     """Activations of all `LAYERS` by hook point, each (tokens, 640)."""
     return gemma_store(text, *LAYERS).get_multi_hook_data_loader()

@@ -31,7 +31,8 @@ def reproduce_l0(table: str, activations: Activations, folder: Path, size: Size)
     streams = [Stream(*place, 0) for place in TABLES[table].places[: size.places]]
     cells = [Cell(f"l0-{each.name}-{size.steps}steps", on_stream, (each, activations, size)) for each in streams]
     if table == "main":
-        cells.append(Cell("l0-planted", on_planted_trees, (None if size.places is None else size.steps,)))
+        steps = STANDARD.n_steps if size.places is None else size.steps
+        cells.append(Cell(f"l0-planted-{steps}steps", on_planted_trees, (steps,)))
     return [row(**cell) for cell in finish_cells(cells, folder, "Table l0")]
 
 
@@ -45,8 +46,8 @@ def on_stream(stream: Stream, activations: Activations, size: Size) -> dict[str,
     return {"activations": f"layer {stream.layer}", "target": sae.cfg.target_l0_per_level, "l0": l0}
 
 
-def on_planted_trees(n_steps: int | None) -> dict[str, Any]:
-    """The same on the standard setting of planted trees; None takes its steps."""
+def on_planted_trees(n_steps: int) -> dict[str, Any]:
+    """The same on the standard setting of planted trees."""
     trees = STANDARD.plant(0)
     saes = planted.new_saes(trees, {HSAE: {}})
     sae = saes[HSAE]

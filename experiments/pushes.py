@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from experiments.gemma_forests import gemma_forest
-from experiments.gemma_stream import GemmaActivations, gemma_store
+from experiments.gemma_stream import GemmaActivations, gemma_store, typical_distance
 from experiments.paper_tables import Size
 from sae_lens_hsae.forest import FeatureForest, copies_of_parents
 from sae_lens_hsae.interpret.steering import add, effect_of
@@ -38,7 +38,7 @@ def reproduce_pushes(activations: GemmaActivations, folder: Path, size: Size, la
         layer: after which block.
     """
     sae, x = gemma_forest(activations, folder, size, layer)
-    length = LENGTH * (x[:20_000] - x[:20_000].median(0).values).norm(dim=1).median().item()
+    length = LENGTH * typical_distance(x)
     store = gemma_store(activations.text, layer, from_the_end=True)
     tokens = store.get_batch_tokens()[:PROMPTS]
     hook = str(sae.cfg.metadata.hook_name)

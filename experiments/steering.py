@@ -13,7 +13,7 @@ import pandas
 import torch
 
 from experiments.gemma_forests import gemma_forest
-from experiments.gemma_stream import GemmaActivations, gemma_model
+from experiments.gemma_stream import GemmaActivations, gemma_model, typical_distance
 from experiments.paper_tables import Size
 from experiments.steering_tasks import TASKS, Judge, split
 from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
@@ -71,8 +71,7 @@ class Subject:
     def forest(self) -> tuple[Any, float]:
         """The forest, reading activations as the model has them, and their median distance from their centre."""
         sae, x = gemma_forest(self.activations, self.folder, self.size, LAYER)
-        some = x[:20_000]
-        return sae, (some - some.median(0).values).norm(dim=1).median().item()
+        return sae, typical_distance(x)
 
     @cached_property
     def _prepared(self) -> dict[tuple[str, int], tuple[Judge, Examples]]:

@@ -239,12 +239,10 @@ def tiny_config(**overrides: Any) -> HierarchicalTrainingSAEConfig:
     return HierarchicalTrainingSAEConfig(**{**values, **overrides})
 
 
-def runner_config(tmp_path: Path, **overrides: Any) -> LanguageModelSAERunnerConfig[HierarchicalTrainingSAEConfig]:
-    """Thirty steps of 64 tokens that write to ``tmp_path/out`` and ``tmp_path/checkpoints``."""
-    values: dict[str, Any] = {
-        "sae": tiny_config(),
+def thirty_steps() -> dict[str, Any]:
+    """What SAELens' configs of one SAE and of several share for thirty steps of 64 tokens."""
+    return {
         "model_name": "tiny",
-        "hook_name": HOOK,
         "context_size": CONTEXT,
         "training_tokens": 30 * 64,
         "train_batch_size_tokens": 64,
@@ -252,38 +250,32 @@ def runner_config(tmp_path: Path, **overrides: Any) -> LanguageModelSAERunnerCon
         "n_batches_in_buffer": 4,
         "n_batches_for_norm_estimate": 3,
         "prepend_bos": False,
-        "adam_beta1": 0.0,
         "lr": 3e-3,
-        "output_path": str(tmp_path / "out"),
-        "checkpoint_path": str(tmp_path / "checkpoints"),
         "logger": LoggingConfig(log_to_wandb=False),
-        "verbose": False,
         # Written into the SAE's metadata, and each SAE made from it then warns to load the model so.
         "model_from_pretrained_kwargs": {},
     }
-    return LanguageModelSAERunnerConfig(**{**values, **overrides})
+
+
+def runner_config(tmp_path: Path, **overrides: Any) -> LanguageModelSAERunnerConfig[HierarchicalTrainingSAEConfig]:
+    """Thirty steps of 64 tokens that write to ``tmp_path/out`` and ``tmp_path/checkpoints``."""
+    values: dict[str, Any] = {
+        "sae": tiny_config(),
+        "hook_name": HOOK,
+        "adam_beta1": 0.0,
+        "output_path": str(tmp_path / "out"),
+        "checkpoint_path": str(tmp_path / "checkpoints"),
+        "verbose": False,
+    }
+    return LanguageModelSAERunnerConfig(**{**thirty_steps(), **values, **overrides})
 
 
 def several_config(
     output: Path, saes: dict[str, Any], hook_names: Any, **overrides: Any
 ) -> MultiSAETrainingRunnerConfig:
     """Thirty steps for several SAEs in one run."""
-    values: dict[str, Any] = {
-        "model_name": "tiny",
-        "context_size": CONTEXT,
-        "training_tokens": 30 * 64,
-        "train_batch_size_tokens": 64,
-        "store_batch_size_prompts": 4,
-        "n_batches_in_buffer": 4,
-        "n_batches_for_norm_estimate": 3,
-        "prepend_bos": False,
-        "lr": 3e-3,
-        "output_path": str(output),
-        "checkpoint_path": None,
-        "model_from_pretrained_kwargs": {},
-        "logger": LoggingConfig(log_to_wandb=False),
-    }
-    return MultiSAETrainingRunnerConfig(saes=saes, hook_names=hook_names, **{**values, **overrides})
+    values: dict[str, Any] = {"output_path": str(output), "checkpoint_path": None}
+    return MultiSAETrainingRunnerConfig(saes=saes, hook_names=hook_names, **{**thirty_steps(), **values, **overrides})
 
 
 def train(runner_class: Any, cfg: Any, *, seed: int = 1, **overrides: Any) -> Any:
