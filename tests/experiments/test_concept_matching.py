@@ -5,19 +5,10 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from planted_helpers import active, readouts
+from planted_helpers import readouts
 
 from experiments.planted.concept_matching import match_directions, match_features
 from sae_lens_hsae.forest.levels import Levels
-
-
-def test_matching_finds_each_concept_in_each_level():
-    x = torch.randint(2, (200, 8), generator=torch.Generator().manual_seed(0)).double()
-    matches = match_features(readouts([1, 0], [5, 2, None, 0]), [(x[:70], x[:70]), (x[70:], x[70:])])
-    assert matches.concept_of.tolist() == [1, 0, 5, 2, -1, 0]
-    torch.testing.assert_close(matches.similarity[:4], torch.ones(4, dtype=torch.float64))
-    assert matches.similarity[4].isnan()
-    assert matches.features_of(1).tolist() == [3, -1, 1, -1, -1, 0, -1, -1]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -61,11 +52,3 @@ def test_pairs_under_the_floor_do_not_crowd_out_good_ones():
     assert match_directions(saes, directions, floor=0.5).concept_of.tolist() == [0, -1]
     assert match_directions(saes, directions, floor=0.4).concept_of.tolist() == [1, 0]
     assert match_directions(saes, directions, floor=0.7).concept_of.tolist() == [-1, -1]
-
-
-def test_the_floor_itself_is_enough():
-    concepts = active([0, 1], [0, 1], [0], [1], [], [], [], [], n=2)
-    phi = np.corrcoef(concepts.numpy().T)[0, 1]
-    for floor, expected in ((phi - 1e-9, 0), (phi + 1e-9, -1)):
-        matches = match_features(readouts([1], d_in=2), [(concepts, concepts[:, :1])], floor)
-        assert matches.concept_of.tolist() == [expected]

@@ -5,8 +5,6 @@ import torch
 from sae_lens import MatryoshkaBatchTopKTrainingSAE, MatryoshkaBatchTopKTrainingSAEConfig
 
 from experiments.matryoshka import groups_and_prefixes, inference_sae
-from sae_lens_hsae import FeatureForest, evaluate_forest
-from sae_lens_hsae.forest import PAPER_RULE
 
 PREFIXES = [4, 13, 33]
 
@@ -31,24 +29,3 @@ def test_groups_partition_the_features_and_prefixes_nest(trained, batch):
         torch.testing.assert_close(prefix.encode(batch), acts[:, :stop])
         torch.testing.assert_close(prefix(batch), acts[:, :stop] @ sae.W_dec[:stop] + sae.b_dec)
     torch.testing.assert_close(prefixes[-1](batch), sae(batch))
-
-
-def test_its_groups_make_a_forest_that_can_be_measured(trained, batch):
-    groups, _ = groups_and_prefixes(inference_sae(trained), PREFIXES)
-    forest = FeatureForest.from_saes(groups, PAPER_RULE)
-    assert forest.level_widths == (4, 9, 20)
-    assert len(forest.unassigned()) == 1 + 4
-    assert len(evaluate_forest(groups, forest, [batch]).boundaries) == 2
-
-
-@pytest.mark.parametrize(
-    ("widths", "message"),
-    [
-        ([4, 13], "must end at d_sae=33"),
-        ([13, 4, 33], "not strictly increasing"),
-        ([4, 8, 33], "not strictly increasing"),
-    ],
-)
-def test_widths_that_make_no_levels_are_refused(trained, widths, message):
-    with pytest.raises(ValueError, match=message):
-        groups_and_prefixes(inference_sae(trained), widths)

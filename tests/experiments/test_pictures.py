@@ -61,12 +61,6 @@ def test_the_views_are_chosen_from_the_trees_of_the_first_view():
         views([["0/0"]], FeatureForest([-1, -1, -1], [1, 2]))
 
 
-def test_a_run_without_a_page_is_an_error(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        main([str(tmp_path)])
-    assert "hsae explore" in capsys.readouterr().err
-
-
 @pytest.mark.browser
 def test_the_command_takes_pictures_of_a_run(tmp_path):
     if shutil.which("chromium") is None:

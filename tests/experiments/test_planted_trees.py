@@ -15,19 +15,6 @@ from sae_lens.synthetic import (
 from experiments.planted.trees import EASY, STANDARD, true_parents
 
 
-def test_the_settings_have_the_shape_they_are_named_for():
-    easy, standard = EASY.plant(0).true_parents, STANDARD.plant(0).true_parents
-    assert (len(easy), int((easy < 0).sum())) == (336, 16)
-    assert torch.bincount(easy[easy >= 0]).unique().tolist() == [4]
-    assert len(standard) == 700
-    in_tree = (standard >= 0) | torch.isin(torch.arange(700), standard)
-    assert (int(in_tree.sum()), int((in_tree & (standard < 0)).sum())) == (507, 24)
-    branching = torch.bincount(standard[standard >= 0])
-    assert branching[branching > 0].unique().tolist() == [2, 3, 4, 5, 6, 7]
-    assert (EASY.level_widths, EASY.model.hidden_dim) == ((16, 64, 256), 128)
-    assert (STANDARD.level_widths, STANDARD.model.hidden_dim) == ((32, 128, 512), 96)
-
-
 @pytest.mark.parametrize(
     ("setting", "version", "digest"),
     [(EASY, 1, "99a5d25e87d4"), (STANDARD, 1, "690570d1fd91")],

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import make_sae
 
-from experiments.shift import N_COARSE, shift_rows, ways_out
+from experiments.shift import shift_rows
 from sae_lens_hsae.interpret.steering.examples import Texts
 
 D_IN = 48
@@ -49,15 +49,3 @@ def test_the_probe_sorts_by_length_until_its_features_are_taken_out(planted):
         assert rows[way, "trained again"]["topic"] > 0.95, way
         assert rows[way, "trained again"]["length"] < 0.6, way
     assert rows["as many random ones", "trained again"]["length"] > 0.85
-
-
-def test_ways_take_features_of_one_level_and_equally_many_fine_ones(planted):
-    sae, _, others = planted
-    ways = ways_out(sae.forest, others, torch.Generator().manual_seed(0))
-    assert len(ways["nothing"]) == 0
-    assert len(ways["coarse features"]) == N_COARSE
-    assert 0 in ways["coarse features"][:1]
-    below = ways["finest features below them"]
-    assert below.tolist() == [WIDTHS[0], WIDTHS[0] + 1]
-    assert sorted(ways["as many finest features"].tolist()) == below.tolist()
-    assert len(ways["as many random ones"]) == len(below)

@@ -16,20 +16,6 @@ from sae_lens_hsae.forest import FeatureForest
 NOTHING = None
 
 
-def test_perfect_recovery():
-    matches = matches_of([0, 1], [2, 3, 4, 5], [6, 2, 3, 4, 5])
-    result = score_recovery(FeatureForest([-1, -1, 0, 0, 1, 1, 2, 2, 3, 4, 5], (2, 4, 5)), matches, TRUTH)
-    for score, n in ((result.direct, 5), (result.ancestors, 6)):
-        assert (score.precision, score.recall, score.f1) == (1, 1, 1)
-        assert (score.n_true, score.n_claimed, score.n_correct) == (n, n, n)
-    assert result.n_within_reach == 5
-    assert (result.concepts_found, result.tree_concepts_found) == (7 / 8, 1)
-    assert (result.n_concepts, result.n_tree_concepts) == (8, 7)
-    assert (result.n_features, result.n_matched) == (11, 11)
-    assert (result.n_edges, result.n_matched_edges, result.n_identity_edges, result.identity_share) == (9, 9, 4, 4 / 9)
-    assert not result.undefined
-
-
 def test_a_chain_of_copies_is_one_concept():
     # 0 at three levels, 2 under the last of them; a copy of 1 claims nothing.
     matches = matches_of([0], [0, 1], [0, 1, NOTHING], [2, 0, NOTHING, NOTHING])

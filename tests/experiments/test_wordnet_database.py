@@ -6,7 +6,6 @@ import pytest
 import torch
 from wordnet_helpers import (
     ABOVE,
-    numbers,
     random_wordnet,
     slow_ancestors,
     slow_common_hypernym,
@@ -85,7 +84,6 @@ def test_missing_files_name_the_package_that_has_them(tmp_path):
     "line",
     [
         "00001740 03 n zz entity 0 000 | gloss",
-        "00001740 03 n 01 entity 0 002 @ 00001741 | gloss",
         "00001740 03 n 01 x 0",
     ],
 )
@@ -103,8 +101,6 @@ def test_a_damaged_line_is_shown(tmp_path, line):
         ([Synset("a.n.01", ("a",), "g"), Synset("a.n.01", ("a",), "g")], "'a.n.01' twice"),
         ([Synset("a.n.01", ("a",), "g", ("b.n.01",))], "'a.n.01' has the hypernym 'b.n.01', which is not among"),
         ([Synset("a", ("a",), "g")], "'a' needs a lemma and a name like dog.n.01"),
-        ([Synset("a.q.01", ("a",), "g")], "'a.q.01' needs a lemma and a name like"),
-        ([Synset("a.n.01", (), "g")], "'a.n.01' needs a lemma"),
         (
             [Synset("a.n.01", ("a",), "g", ("b.n.01",)), Synset("b.n.01", ("b",), "g", ("a.n.01",))],
             r"hypernyms form a cycle: \w.n.01 → \w.n.01 → \w.n.01",
@@ -139,32 +135,6 @@ def test_hierarchy_equals_plain_walks(seed):
         assert (wordnet.information[list(above - {a})] < wordnet.information[a]).all()
 
 
-@pytest.mark.parametrize(
-    ("concepts", "coverage", "expected"),
-    [
-        ("dog cat", 1.0, "pet"),
-        ("dog dog", 1.0, "dog"),
-        ("dog rex", 1.0, "dog"),
-        ("rex pet", 1.0, "pet"),
-        ("dog bread", 1.0, "entity"),
-        ("dog run.v.01", 1.0, "(anything)"),
-        ("run.v.01 think.v.01", 1.0, "(verb)"),
-        ("big.a.01 huge.s.01", 1.0, "(adjective)"),
-        ("dog cat rex bread", 1.0, "entity"),
-        ("dog cat rex bread", 0.75, "pet"),
-        ("dog cat rex bread", 0.76, "entity"),
-        ("dog cat rex bread", 0.5, "dog"),
-        ("- dog - cat", 1.0, "pet"),
-        ("- - -", 1.0, "-"),
-        # canine (3 under it) is over as many as pet (4), and more special.
-        ("dog rex - -", 1.0, "dog"),
-    ],
-)
-def test_the_lowest_common_hypernym_by_hand(tiny, concepts, coverage, expected):
-    found = tiny.common_hypernyms(numbers(tiny, concepts)[None], coverage)
-    assert tiny.name(int(found)) == tiny.name(int(numbers(tiny, expected)))
-
-
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("coverage", [1.0, 0.7, 0.5, 0.2])
 def test_common_hypernyms_equal_a_search_over_all_concepts(seed, coverage, monkeypatch):
@@ -177,9 +147,3 @@ def test_common_hypernyms_equal_a_search_over_all_concepts(seed, coverage, monke
     assert wordnet.common_hypernyms(concepts, coverage).tolist() == expected
     monkeypatch.setattr(wordnet_module, "MAX_PATHS_AT_ONCE", 100)
     assert wordnet.common_hypernyms(concepts, coverage).tolist() == expected
-
-
-def test_coverage_must_be_a_share(tiny):
-    for coverage in (0.0, 1.1):
-        with pytest.raises(ValueError, match=f"coverage={coverage} must be above 0 and at most 1"):
-            tiny.common_hypernyms(torch.zeros(1, 1, dtype=torch.int64), coverage)

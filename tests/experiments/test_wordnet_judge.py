@@ -191,15 +191,6 @@ def test_the_result_is_plain_and_readable(judged):
     assert [line.split()[0] for line in lines[2:5]] == ["shuffled", "gain", "second"]
 
 
-def test_judge_refuses_what_does_not_fit(judged):
-    concepts, forest = judged
-    with pytest.raises(ValueError, match=r"widths \[4, 5, 6\], but the forest has level_widths=\[2, 3\]"):
-        judge_forest(concepts, FeatureForest([-1, -1, 0, 1, 0], [2, 3]))
-    for name, least in (("n_shuffles", 1), ("parents_per_bin", 2), ("n_resamples", 2)):
-        with pytest.raises(ValueError, match=f"{name}=0 must be at least {least}"):
-            judge_forest(concepts, forest, **{name: 0})  # type: ignore[reportArgumentType]
-
-
 def test_nothing_to_judge_is_nan_with_a_reason(tiny):
     concepts = given_concepts(tiny, [2, 3], "- - dog cat rex")
     result = judge_forest(concepts, FeatureForest([-1, -1, 0, 0, 1], [2, 3]))
@@ -209,19 +200,6 @@ def test_nothing_to_judge_is_nan_with_a_reason(tiny):
     assert "no assigned pair" in result.overall.undefined["forest"]
     assert "no assigned pair" in str(result)
     assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["overall"]["forest"]["under"]["value"] is None
-
-
-def test_the_bootstrap_resamples_whole_clusters():
-    """Forty clusters of 25 equal rows vary as forty numbers do, not as a thousand."""
-    generator = torch.Generator().manual_seed(0)
-    of_cluster = torch.randn(40, generator=generator, dtype=torch.float64)
-    cluster = torch.arange(40).repeat_interleave(25) * 7
-    means = resampled_means(of_cluster.repeat_interleave(25)[:, None], cluster, 4000, generator)
-    estimate = means.estimate(0)
-    error = of_cluster.std(correction=0).item() / 40**0.5
-    assert estimate.value == pytest.approx(of_cluster.mean().item())
-    assert estimate.low == pytest.approx(estimate.value - 1.96 * error, abs=0.2 * error)
-    assert estimate.high == pytest.approx(estimate.value + 1.96 * error, abs=0.2 * error)
 
 
 def test_resampled_means_equal_a_loop():

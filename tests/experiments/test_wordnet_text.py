@@ -1,7 +1,6 @@
 """Glosses as rows of tokens with their entry words marked."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -68,15 +67,6 @@ def test_a_random_part_of_the_glosses_and_the_data_set_for_training(tiny):
     assert set(rows.synset.unique().tolist()) != set(other.synset.unique().tolist())
     assert rows.dataset().column_names == ["tokens"]
     assert rows.dataset()["tokens"][:] == rows.tokens.tolist()
-
-
-def test_text_refuses_what_it_cannot_lay_out(tiny):
-    with pytest.raises(ValueError, match="tokenizer is a SimpleNamespace, which has no offsets"):
-        gloss_rows(tiny, SimpleNamespace(is_fast=False), 20, 0)
-    with pytest.raises(ValueError, match="n_glosses=17 must be 1 … 16"):
-        gloss_rows(tiny, word_tokenizer(tiny), 20, 0, n_glosses=17)
-    with pytest.raises(ValueError, match=r"context_size=2 leaves no room.*at least 3"):
-        gloss_rows(tiny, word_tokenizer(tiny), 2, 0, first_token=1)
 
 
 def test_activations_keep_their_labels(tiny):
