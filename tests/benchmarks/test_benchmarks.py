@@ -28,8 +28,8 @@ from benchmarks.parts import _Clock
 from benchmarks.plan import MEDIUM, Plan, Size
 from benchmarks.planted import plant
 from benchmarks.report import markdown
-from benchmarks.steps import l0_differs, measure_size, unavoidable_bytes
-from benchmarks.timing import REPEATS, alternate, linear_fit
+from benchmarks.steps import measure_size, unavoidable_bytes
+from benchmarks.timing import REPEATS, alternate
 from sae_lens_hsae.sae.cpu_step.active_entries import ActiveEntries
 from sae_lens_hsae.sae.dense_activations import DenseActivations
 from sae_lens_hsae.sae.structural_loss import families_of, structural_loss
@@ -206,13 +206,6 @@ def test_time_belongs_to_the_part_entered_last(monkeypatch):
     assert clock.seconds == {"outer": 2 + 8, "inner": 4}
 
 
-def test_another_l0_is_noticed():
-    results = {HSAE: {"l0": [10.0, 20.0]}, SAELENS: {"l0": [10.0, 22.1]}, MATRYOSHKA: {"l0": [32.0]}, ENCODER: {}}
-    assert l0_differs(results) == [SAELENS]
-    results[MATRYOSHKA] = {"l0": [34.0]}
-    assert l0_differs(results) == [SAELENS, MATRYOSHKA]
-
-
 def test_actions_take_turns():
     taken = []
     actions = {name: lambda name=name: taken.append(name) for name in "abc"}
@@ -220,12 +213,6 @@ def test_actions_take_turns():
     turn = 1 + REPEATS
     assert "".join(taken) == "abc" + "a" * turn + "b" * turn + "c" * turn + "b" * turn + "c" * turn + "a" * turn
     assert all(len(times) == 2 for times in seconds.values())
-
-
-def test_a_line_is_fitted():
-    fit = linear_fit([1.0, 2.0, 4.0], [5.0, 7.0, 11.0])
-    assert fit == pytest.approx({"slope": 2, "intercept": 3, "r_squared": 1, "largest_distance": 0}, abs=1e-12)
-    assert linear_fit([1.0, 2.0, 3.0], [1.0, 4.0, 9.0])["r_squared"] < 0.99
 
 
 def peak_of_an_allocation() -> tuple[int, int]:

@@ -2,8 +2,6 @@
 
 import json
 
-import torch
-
 from benchmarks.from_start import main, measure
 from benchmarks.plan import Size
 from benchmarks.planted import activations
@@ -29,10 +27,3 @@ def test_the_form_of_each_step_is_told(monkeypatch):
         rows = list(measure(TINY, OBSERVED_STEPS + 3, 1, activations(TINY)))
         forms[density] = {row["dense"] for row in rows[OBSERVED_STEPS:]}
     assert forms == {-1.0: {True}, 1.0: {False}}
-
-
-def test_stored_activations_may_be_of_another_width(tmp_path, capsys):
-    torch.save(torch.randn(200, 8), tmp_path / "acts.pt")
-    main(["--steps", "2", "--activations", str(tmp_path / "acts.pt"), "--out", str(tmp_path)], TINY)
-    assert "d 8" in (told := capsys.readouterr().out)
-    assert "acts.pt" in told

@@ -6,11 +6,10 @@ import sys
 import threading
 import time
 
-import pytest
 import torch
 from host_helpers import runner_config, tiny_dataset, tiny_model
 
-from benchmarks.soak import Sample, described, soak, summary
+from benchmarks.soak import described, soak
 from sae_lens_hsae import HierarchicalSAETrainingRunner
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 
@@ -69,31 +68,3 @@ def test_what_grows_is_seen(tmp_path):
     assert leaking["resident_mb"]["slope_per_hour"]["low"] > 0
     assert leaking["resident_mb"]["last_window"] - leaking["resident_mb"]["first_window"] > 16
     assert "resident memory" in described(leaking)
-
-
-def made_up(resident, per_minute):
-    """An hour's samples, every five seconds; checkpoints every minute, each ``per_minute(minute)`` further."""
-    trained = [0]
-    for minute in range(60):
-        trained.append(trained[-1] + per_minute(minute))
-    return [Sample(5.0 * i, int(resident(5 * i / 3600)), 12, 7, trained[i // 12]) for i in range(721)]
-
-
-def test_figures_are_those_of_samples_whose_figures_are_known():
-    flat = summary(made_up(lambda hour: 1e9 + 1e7 * (int(hour * 3600) // 5 % 12), lambda _: 1000), 60)
-    assert flat is not None
-    slope = flat["resident_mb"]["slope_per_hour"]
-    assert slope["low"] <= 0 <= slope["high"], "what comes and goes with every checkpoint is no growth"
-    assert flat["tokens_per_second"]["last_over_first"] == pytest.approx(1)
-    assert len(flat["tokens_per_second"]["windows"]) == 5
-    assert flat["checkpoints"] == 60
-
-    worse = summary(made_up(lambda hour: 1e9 + 3e8 * hour, lambda minute: 1000 if minute < 30 else 500), 60)
-    assert worse is not None
-    slope = worse["resident_mb"]["slope_per_hour"]
-    assert slope["estimate"] == pytest.approx(300)
-    assert slope["low"] == pytest.approx(300)
-    assert worse["tokens_per_second"]["last_over_first"] == pytest.approx(0.5)
-    assert worse["tokens_per_second"]["windows"][0] == pytest.approx(1000 / 60)
-
-    assert summary([Sample(0.0, 1, 1, 1, 0), Sample(1.0, 1, 1, 1, 64)], 60) is None

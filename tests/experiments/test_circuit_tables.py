@@ -1,7 +1,5 @@
 """The measures of the circuits' table, on effects by hand."""
 
-from typing import Any
-
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -10,7 +8,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 from experiments.behaviours import BEHAVIOURS, usable
-from experiments.circuits import DOWN, FLAT, INTEGRATED, MODULES, circuit_rows, parents_and_children, reached_at
+from experiments.circuits import parents_and_children, reached_at
 from sae_lens_hsae import FeatureForest
 from sae_lens_hsae.forest.descent import candidates_below
 from sae_lens_hsae.interpret.circuits import Pair
@@ -60,32 +58,3 @@ def test_a_feature_is_reached_at_the_highest_threshold_that_lets_all_above_it_th
             found = candidates_below(forest, level, over) + own.start
             over[found[effects[found].abs() >= threshold]] = True
         assert torch.equal(reached >= threshold, over)
-
-
-def test_rows_are_means_over_the_behaviours_that_the_model_has():
-    boundary = {"correlation": 1, "shuffled": 0, "slope": 1, "n": 2, "found": 0.5, "base": 0.1}
-    curve = {"level": 0, "way": FLAT, "n": 8, "n_kept": 8, "completeness": 0.1, "features_alone": 0.2}
-
-    def cell(name: str, faithfulness: float, seconds: float) -> dict[str, Any]:
-        return {
-            "behaviour": name,
-            "pairs": 8,
-            "accuracy": 1.0,
-            "clean": 2.0,
-            "patched": -1.0,
-            "errors": [1.0, 1.0, 1.0, 0.5],
-            "seconds": {DOWN: seconds, FLAT: 4.0, MODULES: 1.0},
-            "parents": {FLAT: [boundary] * 3, INTEGRATED: [boundary | {"slope": 2}] * 3},
-            "visited": {DOWN: [1, 2, 3, 4], FLAT: [1, 9, 9, 9]},
-            "curves": [curve | {"faithfulness": faithfulness}],
-        }
-
-    left_out = {"behaviour": "a", "pairs": 8, "accuracy": 0.5, "left_out": True}
-    rows = circuit_rows([left_out, cell("b", 0.5, 1.0), cell("c", 0.7, 2.0)])
-    assert [row["clean"] for row in rows[:3]] == ["left out", 2.0, 2.0]
-    looked_at = {row["way"]: row for row in rows if "seconds" in row}
-    assert looked_at[DOWN] == {"way": DOWN, "level 0": 1, "level 1": 2, "level 2": 3, "level 3": 4, "seconds": 1.5}
-    assert looked_at[MODULES]["level 3"] == "–"
-    slopes = {row["effects"]: row["slope"] for row in rows if row.get("parent level") == 0}
-    assert slopes == {"attribution": 1, "integrated": 2}
-    assert next(row for row in rows if "nodes" in row)["faithfulness"] == pytest.approx(0.6)

@@ -1,27 +1,20 @@
 """Training on planted trees, and calls that are refused."""
 
 import json
-import math
-import re
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from planted_helpers import TRUTH, matches_of, readouts
 from sae_lens.synthetic import (
     ConstantFiringProbabilityConfig,
     HierarchyConfig,
     SyntheticModelConfig,
 )
 
-from experiments.planted.concept_matching import match_features
 from experiments.planted.training import Rival, compare, new_saes, train
-from experiments.planted.tree_recovery import score_recovery
-from experiments.planted.trees import PlantedSetting, PlantedTrees, recover
+from experiments.planted.trees import PlantedSetting, PlantedTrees
 from experiments.snmf import factor_levels
-from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.presets import INDEPENDENT
 
 TINY = PlantedSetting(
@@ -102,36 +95,3 @@ def test_a_trained_sae_reads_activations_as_they_are():
     sae.finish_training()  # type: ignore[attr-defined]
     assert torch.equal(before, sae.parents)  # type: ignore[attr-defined]
     assert (before[8:] >= 0).all()
-
-
-def test_both_ways_of_matching_and_the_floor():
-    trees = TINY.plant(0)
-    levels = readouts([0] * 8, [0] * 24, d_in=32)
-    vectors = trees.model.feature_dict.feature_vectors.double()
-    for sae, concepts in zip(levels, (slice(0, 8), slice(8, 32)), strict=True):
-        sae.W_dec.data = vectors[concepts].clone()
-    forest = FeatureForest(trees.true_parents, (8, 24))
-    assert recover(levels, forest, trees, 2000, matching="decoder").direct.f1 == 1
-    # All features of a level fire on the same coordinate.
-    assert recover(levels, forest, trees, 2000, floor=0.01).n_matched > recover(levels, forest, trees, 2000).n_matched
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: score_recovery(FeatureForest([-1, 0, 0, 0], (1, 3)), matches_of([0], [2, 3]), TRUTH), "[1, 3]"),
-        (
-            lambda: score_recovery(
-                FeatureForest([-1, 0, 0], (1, 2)), matches_of([0], [2, 3]), torch.tensor([1, 2, 0, -1, 1, -1, -1, -1])
-            ),
-            "concept 0 into a cycle",
-        ),
-        (lambda: match_features(readouts([0], [1, 2]), []), "samples held nothing"),
-        (lambda: match_features(readouts([0]), [(torch.full((3, 8), math.nan), torch.ones(3, 8))]), "NaN"),
-        (lambda: replace(TINY, model=replace(TINY.model, hierarchy=None)).plant(0), "'tiny' plants no tree"),
-        (lambda: compare(TINY, 0, n_steps=0), "n_steps=0"),
-    ],
-)
-def test_errors_name_the_fault(call, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        call()

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -74,19 +73,6 @@ def test_streams_are_the_same_on_every_call_and_differ_between_seeds():
     assert not torch.equal(train_x[0], sample[0][0])
     assert not torch.equal(first.model.feature_dict.feature_vectors, other.model.feature_dict.feature_vectors)
     assert not torch.equal(sample[0][1], next(iter(other.samples(1500)))[1])
-
-
-def test_stored_samples_are_seen_again_in_another_order():
-    setting = replace(STANDARD, n_stored=3000)  # two batches
-    batches = setting.plant(0).training_batches()
-    epochs = [torch.cat([next(batches), next(batches)]) for _ in range(2)]
-    fresh = STANDARD.plant(0).training_batches()
-    stored = torch.cat([next(fresh), next(fresh)])
-    for epoch in epochs:
-        assert torch.equal(epoch.sort(0).values, stored.sort(0).values)
-    assert not torch.equal(*epochs)
-    again = setting.plant(0).training_batches()
-    assert torch.equal(epochs[0][:1024], next(again))
 
 
 def test_nodes_without_a_feature_only_group():

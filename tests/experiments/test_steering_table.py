@@ -9,11 +9,10 @@ from host_helpers import D_MODEL, HOOK, save_tiny_gpt2, tiny_sae_transformer
 from transformers import AutoTokenizer
 
 from experiments import steering, steering_tasks
-from experiments.figures import steering_curves
 from experiments.french import french_documents
 from experiments.gemma_stream import GemmaActivations
 from experiments.paper_tables import Size
-from experiments.steering import NONE, STRENGTHS, Subject, over_tasks, reproduce_steering, steering_rows
+from experiments.steering import Subject, over_tasks, reproduce_steering, steering_rows
 from experiments.steering_tasks import CLEAR, N_WORDS, Judge, Task, chunks, sentiment, split
 from sae_lens_hsae.interpret.contrast import text_activations
 from sae_lens_hsae.interpret.steering import METHODS, examples_of, steer_by
@@ -136,22 +135,3 @@ def test_rows_are_means_over_seeds():
     (mean,) = over_tasks([row, row | {"task": "other", "success at 0.5": 0.75}])
     assert mean["success at 0.5"] == pytest.approx((0.55 + 0.75) / 2)
     assert "task" not in mean
-
-
-def test_curves_begin_where_nothing_is_steered_and_lead_over_the_strengths():
-    def told(method, way, *numbers):
-        names = ("success at 0.25", "perplexity at 0.25", "success at 0.5", "perplexity at 0.5")
-        return {"task": "one", "method": method, "features chosen": way, **dict(zip(names, numbers, strict=True))}
-
-    rows = [
-        told(NONE, "", 0.4, 8.0, 0.4, 8.0),
-        told("sta", "coarse", 0.5, 9.0, 0.6, 12.0),
-        told("srps", "coarse", 0.7, 11.0, 0.8, 16.0),
-        told("sta", "flat finest", 0.9, 10.0, 1.0, 20.0),
-    ]
-    figure: Any = steering_curves(rows, STRENGTHS)
-    coarse, fine = figure.data
-    assert (coarse.name, fine.name) == ("coarse", "flat finest")
-    assert coarse.x == pytest.approx([8, 10, 14])
-    assert coarse.y == pytest.approx([0.4, 0.6, 0.7])
-    assert fine.y == pytest.approx([0.4, 0.9, 1.0])

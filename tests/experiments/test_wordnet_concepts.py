@@ -146,25 +146,3 @@ def test_what_could_be_chance_is_no_concept(score: Any):
     none = feature_concepts(readout_levels(400), wordnet, glosses, min_concept_size=600)
     assert (none.concept == NO_CONCEPT).all()
     assert none.correlation.isnan().all()
-
-
-def one_batch(**changes: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    fields = {"x": torch.ones(4, 3), "synset": torch.tensor([0, 0, 1, 2]), "entry": torch.ones(4, dtype=torch.bool)}
-    return [tuple((fields | changes).values())]  # type: ignore[list-item]
-
-
-@pytest.mark.parametrize(
-    ("glosses", "options", "message"),
-    [
-        ([], {}, "glosses held no token with read='entry_word'"),
-        (one_batch(synset=torch.tensor([0, 1, 1, 0])), {}, "not one after another"),
-        (one_batch() + one_batch(), {}, "not one after another"),
-        (one_batch(synset=torch.tensor([0, 0, 1, 16])), {}, r"names a synset that is none of 0 … 15"),
-        (one_batch(x=torch.full((4, 3), math.nan)), {}, "batch 0 holds NaN or infinity"),
-        (one_batch(synset=torch.tensor([0])), {}, r"batch 0 has the shapes \(4, 3\), \(1,\)"),
-        (one_batch(), {"score": "sum"}, "score='sum' is unknown"),
-    ],
-)
-def test_bad_glosses_are_refused(tiny, glosses, options, message):
-    with pytest.raises(ValueError, match=message):
-        feature_concepts(readout_levels(1, 2), tiny, glosses, **options)

@@ -14,7 +14,7 @@ from wordnet_helpers import (
 )
 
 from experiments.wordnet import database as wordnet_module
-from experiments.wordnet.database import NO_CONCEPT, Synset, WordNet, read_wordnet
+from experiments.wordnet.database import NO_CONCEPT, read_wordnet
 
 ARTIFICIAL = {
     "move.v.01": "(verb)", "think.v.01": "(verb)", "big.a.01": "(adjective)", "huge.s.01": "(adjective)",
@@ -78,38 +78,6 @@ def test_missing_files_name_the_package_that_has_them(tmp_path):
         FileNotFoundError, match=r"index.noun is missing.*apt-get install wordnet-base.*give the folder"
     ):
         read_wordnet(tmp_path / "nowhere")
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "00001740 03 n zz entity 0 000 | gloss",
-        "00001740 03 n 01 x 0",
-    ],
-)
-def test_a_damaged_line_is_shown(tmp_path, line):
-    write_database(tmp_path)
-    (tmp_path / "data.noun").write_text(f"{line}\n")
-    with pytest.raises(ValueError, match=r"data.noun: cannot read the line '00001740 03 n"):
-        read_wordnet(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("synsets", "message"),
-    [
-        ([], "synsets is empty"),
-        ([Synset("a.n.01", ("a",), "g"), Synset("a.n.01", ("a",), "g")], "'a.n.01' twice"),
-        ([Synset("a.n.01", ("a",), "g", ("b.n.01",))], "'a.n.01' has the hypernym 'b.n.01', which is not among"),
-        ([Synset("a", ("a",), "g")], "'a' needs a lemma and a name like dog.n.01"),
-        (
-            [Synset("a.n.01", ("a",), "g", ("b.n.01",)), Synset("b.n.01", ("b",), "g", ("a.n.01",))],
-            r"hypernyms form a cycle: \w.n.01 → \w.n.01 → \w.n.01",
-        ),
-    ],
-)
-def test_invalid_synsets_are_refused(synsets, message):
-    with pytest.raises(ValueError, match=message):
-        WordNet(synsets)
 
 
 def test_artificial_concepts_join_what_has_no_hypernym(tiny):

@@ -62,12 +62,6 @@ def test_rates_of_a_forest_by_hand(judged):
     assert values(result.overall.forest)["under"] == pytest.approx(4 / 9)
 
 
-def test_general_parents_can_be_left_out(judged):
-    result = judge_forest(*judged, min_parent_information=0.5)
-    assert (result.boundaries[0].n_pairs, result.boundaries[0].n_pairs_left_out) == (3, 2)
-    assert values(result.boundaries[0].forest)["under"] == pytest.approx(2 / 3)
-
-
 def test_trees_are_ranked_by_what_pairs_share(judged):
     result = judge_forest(*judged)
     info = {name: math.log(16 / n) for name, n in UNDER.items()}
@@ -163,19 +157,6 @@ def test_shuffled_parents_are_of_the_same_level(tiny):
     assert "–" in str(result)
 
 
-def test_a_second_forest_is_judged_beside(tiny, judged):
-    concepts, forest = judged
-    other_forest = FeatureForest([-1] * 4 + [2] * 5 + [5] * 6, [4, 5, 6])
-    result = judge_forest(concepts, forest, (concepts, other_forest))
-    alone = judge_forest(concepts, other_forest)
-    for record, other in zip(result.boundaries, alone.boundaries, strict=True):
-        assert record.second_forest is not None
-        assert values(record.second_forest) == pytest.approx(values(other.forest), nan_ok=True)
-        assert other.second_forest is None
-    with pytest.raises(ValueError, match="the second forest has 2 levels, the first 3"):
-        judge_forest(concepts, forest, (given_concepts(tiny, [1, 2], "dog cat rex"), FeatureForest([-1, 0, 0], [1, 2])))
-
-
 def test_the_result_is_plain_and_readable(judged):
     result = judge_forest(*judged, second=judged)
     assert result == judge_forest(*judged, second=judged)
@@ -189,17 +170,6 @@ def test_the_result_is_plain_and_readable(judged):
     )
     assert lines[1].split()[:5] == ["0", "→", "1", "4", "forest"]
     assert [line.split()[0] for line in lines[2:5]] == ["shuffled", "gain", "second"]
-
-
-def test_nothing_to_judge_is_nan_with_a_reason(tiny):
-    concepts = given_concepts(tiny, [2, 3], "- - dog cat rex")
-    result = judge_forest(concepts, FeatureForest([-1, -1, 0, 0, 1], [2, 3]))
-    assert (result.overall.n_pairs, result.overall.n_pairs_left_out, result.n_trees) == (0, 3, 0)
-    for rates in (result.overall.forest, result.overall.shuffled, result.overall.gain):
-        assert all(math.isnan(value) for value in values(rates).values())
-    assert "no assigned pair" in result.overall.undefined["forest"]
-    assert "no assigned pair" in str(result)
-    assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["overall"]["forest"]["under"]["value"] is None
 
 
 def test_resampled_means_equal_a_loop():

@@ -59,16 +59,6 @@ def test_rows_are_filled_up_with_text_and_long_glosses_cut():
     ]
 
 
-def test_a_random_part_of_the_glosses_and_the_data_set_for_training(tiny):
-    tokenizer = word_tokenizer(tiny)
-    rows = gloss_rows(tiny, tokenizer, 20, separator_token=0, n_glosses=5, seed=3)
-    assert len(rows.synset.unique()) == 6
-    other = gloss_rows(tiny, tokenizer, 20, separator_token=0, n_glosses=5, seed=4)
-    assert set(rows.synset.unique().tolist()) != set(other.synset.unique().tolist())
-    assert rows.dataset().column_names == ["tokens"]
-    assert rows.dataset()["tokens"][:] == rows.tokens.tolist()
-
-
 def test_activations_keep_their_labels(tiny):
     rows = gloss_rows(tiny, word_tokenizer(tiny), 20, separator_token=0, first_token=1)
     # As activation the token and its place in the row.
