@@ -25,7 +25,6 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-sys.path.insert(0, str(Path(__file__).parents[1]))  # before it: the tests have folders of the packages' names
 from host_helpers import runner_config, tiny_dataset, tiny_model  # type: ignore[reportMissingImports] – on the path only now
 from safetensors.torch import load_file
 

@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import make_sae
 from datasets import Dataset
 from sae_lens import (
     SAE,
@@ -32,6 +31,7 @@ from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 from sae_lens.load_model import load_model
 from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
+from small_saes import make_sae
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace

@@ -6,8 +6,22 @@ for none, ``slices`` the (start, stop) of every level.
 
 import math
 from fractions import Fraction
+from itertools import pairwise
 
 import torch
+
+
+def random_case(widths, d_in, batch, seed, lonely_share=0.2):
+    generator = torch.Generator().manual_seed(seed)
+    parents, start = [-1] * widths[0], 0
+    for above, below in pairwise(widths):
+        chosen = start + torch.randint(above, (below,), generator=generator)
+        chosen[torch.rand(below, generator=generator) < lonely_share] = -1
+        parents += chosen.tolist()
+        start += above
+    acts = torch.randn(batch, sum(widths), generator=generator, dtype=torch.float64).relu().requires_grad_()
+    W_dec = torch.randn(sum(widths), d_in, generator=generator, dtype=torch.float64).requires_grad_()
+    return acts, W_dec, torch.tensor(parents)
 
 
 def children_of(parents, feature):

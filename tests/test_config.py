@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import make_config
+from small_saes import make_config
 
 from sae_lens_hsae import HierarchicalSAEConfig, HierarchicalTrainingSAEConfig
 

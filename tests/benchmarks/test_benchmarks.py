@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_sae
+from small_saes import make_sae
 
 from benchmarks import largest_update, steps
 from benchmarks.command import main

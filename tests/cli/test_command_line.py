@@ -18,7 +18,6 @@ from typing import get_args
 import pandas
 import pytest
 import torch
-from conftest import make_sae
 from host_helpers import (
     hooked_model,
     runner_config,
@@ -29,6 +28,7 @@ from host_helpers import (
     train,
 )
 from sae_lens import LanguageModelSAETrainingRunner
+from small_saes import make_sae
 from tqdm.auto import tqdm
 
 import hsae_command

@@ -9,12 +9,11 @@ import pandas
 import pytest
 import torch
 import wandb
-from conftest import make_sae
 from host_helpers import restored_signal_handlers, runner_config, tiny_dataset, tiny_model, write_train_flags
-from test_wandb_logging import offline as offline
-from test_wandb_logging import records
+from small_saes import make_sae
 from wandb.apis.public.sweeps import _validate_config_and_fill_distribution
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args, load_sweep_config
+from wandb_runs import records
 
 from sae_lens_hsae import evaluate_forest
 from sae_lens_hsae.cli import main as cli

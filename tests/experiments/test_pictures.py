@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import make_sae
 from sae_lens import LanguageModelSAERunnerConfig
+from small_saes import make_sae
 
 from experiments.pictures import configuration, main, views
 from sae_lens_hsae import FeatureForest

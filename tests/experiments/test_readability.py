@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import D_IN
 from planted import planted_sae
+from small_saes import D_IN
 from wordnet_helpers import tiny_synsets
 
 from experiments import command

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import make_sae
+from small_saes import make_sae
 
 from experiments.shift import shift_rows
 from sae_lens_hsae.interpret.steering.examples import Texts

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_sae
 from host_helpers import D_MODEL, HOOK, save_tiny_gpt2, tiny_sae_transformer
+from small_saes import make_sae
 from transformers import AutoTokenizer
 
 from experiments import steering, steering_tasks

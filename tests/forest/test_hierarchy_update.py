@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import reference
 import torch
-from conftest import LargestTensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_saes import LargestTensor
 
 from sae_lens_hsae.forest import parents as hierarchy_update
 from sae_lens_hsae.forest.levels import Levels

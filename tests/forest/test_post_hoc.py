@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from conftest import make_config, make_sae
 from sae_lens import (
     BatchTopKTrainingSAE,
     BatchTopKTrainingSAEConfig,
@@ -16,6 +15,7 @@ from sae_lens import (
     TopKSAEConfig,
 )
 from sae_lens.saes.sae import SAEMetadata
+from small_saes import make_config, make_sae
 
 from sae_lens_hsae import FeatureForest, HierarchicalTrainingSAEConfig, ParentRule, evaluate_forest
 from sae_lens_hsae.forest import PAPER_RULE

@@ -10,10 +10,10 @@ import networkx
 import pandas
 import pytest
 import torch
-from conftest import make_sae
 from loopback_hub import running_hub
 from sae_lens import SAE, JumpReLUSAE
 from safetensors.torch import load_file, save_file
+from small_saes import make_sae
 
 from sae_lens_hsae import FeatureForest, HierarchicalSAE, evaluate_forest
 from sae_lens_hsae.cli import main as cli

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import D_IN, make_sae
 from planted import planted_sae
 from sae_lens.load_model import load_model
+from small_saes import D_IN, make_sae
 
 from sae_lens_hsae import FeatureForest
 from sae_lens_hsae.cli.demo import minilm_folder

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import D_IN, WIDTHS, make_sae
 from safetensors.torch import load_file, save_file
+from small_saes import D_IN, WIDTHS, make_sae
 
 from sae_lens_hsae import FeatureForest
 from sae_lens_hsae.interpret.feature_cache import (

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import D_IN, make_sae
 from page_blocks import array_of, blocks_of
+from small_saes import D_IN, make_sae
 
 from sae_lens_hsae import FeatureForest, evaluate_forest
 from sae_lens_hsae.forest.concepts import Concepts

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import D_IN, make_sae
 from planted import planted_dashboards
+from small_saes import D_IN, make_sae
 
 from sae_lens_hsae.interpret.feature_cache import Dashboards, DashboardSettings, collect_dashboards
 from sae_lens_hsae.interpret.labels import label_detection

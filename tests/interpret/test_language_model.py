@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import D_IN, make_sae
 from planted import planted_dashboards, save_with_dashboards
+from small_saes import D_IN, make_sae
 
 pytest.importorskip("openai")
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from conftest import D_IN, WIDTHS, make_sae
+from small_saes import D_IN, WIDTHS, make_sae
 
 from sae_lens_hsae import FeatureForest, evaluate_forest
 from sae_lens_hsae.interpret.feature_cache import DashboardSettings, FeatureCard, collect_dashboards

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import WIDTHS
 from hostile_page import HOSTILE
 from page_blocks import array_of, blocks_of
+from small_saes import WIDTHS
 
 from sae_lens_hsae import FeatureForest
 from sae_lens_hsae.interpret.page import PageLimits, write_page

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import WIDTHS
 from hostile_page import HOSTILE, name_of
+from small_saes import WIDTHS
 
 from sae_lens_hsae.interpret.feature_cache import clarity
 from sae_lens_hsae.interpret.labels import label_detection

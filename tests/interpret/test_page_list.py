@@ -3,8 +3,8 @@
 import re
 
 import pytest
-from conftest import WIDTHS
 from hostile_page import HOSTILE, leaf_of_all_levels, name_of
+from small_saes import WIDTHS
 
 from sae_lens_hsae.interpret.feature_cache import clarity
 from sae_lens_hsae.interpret.labels import label_detection

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import make_sae
 from hostile_page import HOSTILE, name_of, stream
 from page_blocks import array_of, blocks_of
+from small_saes import make_sae
 
 from sae_lens_hsae import FeatureForest
 from sae_lens_hsae.interpret.feature_cache import DashboardSettings, collect_dashboards

@@ -4,8 +4,8 @@ import re
 
 import pytest
 import torch
-from conftest import WIDTHS
 from hostile_page import HOSTILE, LABELS, LONG, name_of, stream
+from small_saes import WIDTHS
 
 from sae_lens_hsae import FeatureForest
 from sae_lens_hsae.interpret.feature_cache import DashboardSettings, collect_dashboards

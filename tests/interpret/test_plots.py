@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import D_IN, WIDTHS, make_sae
+from small_saes import D_IN, WIDTHS, make_sae
 
 from sae_lens_hsae import FeatureForest
 from sae_lens_hsae.interpret import plots

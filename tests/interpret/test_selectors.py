@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_sae
 from host_helpers import D_MODEL, HOOK, tiny_sae_transformer, tiny_tokens
 from sklearn.metrics import mutual_info_score
+from small_saes import make_sae
 
 from sae_lens_hsae.interpret.steering import (
     METHODS,

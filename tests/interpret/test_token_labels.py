@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import D_IN, make_sae
 from planted import planted_dashboards, planted_sae
+from small_saes import D_IN, make_sae
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import sae_lens
 import torch
-from conftest import make_sae
 from host_helpers import restored_signal_handlers, tiny_dataset
 from sae_lens import LanguageModelSAETrainingRunner
 from sae_lens.saes.sae import TrainingSAEConfig
+from small_saes import make_sae
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from sae_lens_hsae import HierarchicalTrainingSAEConfig

@@ -2,35 +2,13 @@
 
 import pytest
 import torch
-from conftest import make_sae
 from host_helpers import hooked_model
 from own_runs import run_ours
-from test_resume import assert_equal_states, batches, new_trainer, take_steps
+from short_trainings import BAD, assert_equal_states, batches, huge, new_trainer, poisoned, take_steps, with_bad_batches
+from small_saes import make_sae
 
 from sae_lens_hsae.sae.bad_batches import BadBatchError
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
-
-
-def with_bad_batches(bad, at):
-    for i, batch in enumerate(batches()):
-        if i in at:
-            yield bad(batch.clone())
-        yield batch
-
-
-def poisoned(value):
-    def bad(batch):
-        batch[3, 2] = value
-        return batch
-
-    return bad
-
-
-def huge(batch):
-    return batch * 1e20  # finite, and its square is not
-
-
-BAD = [poisoned(torch.nan), poisoned(torch.inf), huge, torch.zeros_like]
 
 
 @pytest.mark.parametrize("bad", BAD)

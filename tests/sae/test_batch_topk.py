@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from conftest import D_IN, WIDTHS, make_sae, step_input, tensors_of
 from host_helpers import runner_config, tiny_config, tiny_dataset, tiny_model, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +9,7 @@ from ranks import FORK, on_ranks
 from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 from sae_lens.saes.batchtopk_sae import BatchTopK
 from sae_lens.saes.sae import TrainStepInput
+from small_saes import D_IN, WIDTHS, make_sae, step_input, tensors_of
 
 from sae_lens_hsae import HierarchicalSAE
 from sae_lens_hsae.forest.levels import Levels

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from conftest import D_IN, at_step, make_sae, step_input
-from test_feature_rows import KINDS
+from feature_rows import KINDS
+from small_saes import D_IN, at_step, make_sae, step_input
 
 from sae_lens_hsae import HierarchicalTrainingSAE
 from sae_lens_hsae.sae import forms

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import D_IN, make_sae
-from test_feature_rows import Watched
+from feature_rows import Watched
+from small_saes import D_IN, make_sae
 
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.sae.encoder import Encoder

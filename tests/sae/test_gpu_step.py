@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import at_step, make_sae
-from test_bad_batches import BAD, with_bad_batches
-from test_feature_rows import Watched
-from test_resume import assert_equal_states, batches, new_trainer, take_steps
+from feature_rows import Watched
+from short_trainings import BAD, assert_equal_states, batches, new_trainer, take_steps, with_bad_batches
+from small_saes import at_step, make_sae
 from torch.utils._python_dispatch import _disable_current_modes
 
 from sae_lens_hsae import HierarchicalTrainingSAE

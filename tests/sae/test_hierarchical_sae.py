@@ -7,10 +7,10 @@ import sys
 
 import pytest
 import torch
-from conftest import D_IN, WIDTHS, at_step, make_sae, step_input, tensors_of
 from sae_lens import SAE, JumpReLUSAE
 from sae_lens.saes.sae import TrainingSAE
 from safetensors.torch import load_file, save_file
+from small_saes import D_IN, WIDTHS, at_step, make_sae, step_input, tensors_of
 
 from sae_lens_hsae import HierarchicalSAE, HierarchicalSAEConfig, HierarchicalTrainingSAE
 from sae_lens_hsae.storage.exact_storage import as_bytes

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from conftest import make_sae, step_input
-from test_feature_rows import KINDS, activations_of, losses, plain_activations_of, tokens, weighted_gradients
+from feature_rows import KINDS, activations_of, losses, plain_activations_of, tokens, weighted_gradients
+from small_saes import make_sae, step_input
 
 from benchmarks.contestants import CONTESTANTS, HSAE, PLAIN, Trained
 from benchmarks.memory import peak_bytes

@@ -3,7 +3,7 @@
 import pytest
 import reference
 import torch
-from test_structural_loss import random_case
+from reference import random_case
 
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.sae.perturbation import draw_replaced, replacement_delta, replacements

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 from sae_lens import SAE
+from small_saes import D_IN, make_config, make_sae, step_input, tensors_of
 
 from sae_lens_hsae import HierarchicalTrainingSAE
 from sae_lens_hsae.sae.standardized_input import OBSERVED_STEPS, Moments, follow_moments, weights_of
-from tests.conftest import D_IN, make_config, make_sae, step_input, tensors_of
 
 STANDARDIZED = {
     "outlier_limit": 3.0,

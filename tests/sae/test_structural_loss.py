@@ -1,13 +1,12 @@
 """L_PC against plain loops: values, gradients, and what it may hold in memory (HSAE §3.1)."""
 
-from itertools import pairwise
-
 import pytest
 import reference
 import torch
-from conftest import LargestTensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import random_case
+from small_saes import LargestTensor
 
 from sae_lens_hsae.sae.cpu_step.places import places_of
 from sae_lens_hsae.sae.gpu_step.family_products import structural_loss_of_rows
@@ -16,19 +15,6 @@ from sae_lens_hsae.sae.structural_loss import (
     families_of,
     structural_loss,
 )
-
-
-def random_case(widths, d_in, batch, seed, lonely_share=0.2):
-    generator = torch.Generator().manual_seed(seed)
-    parents, start = [-1] * widths[0], 0
-    for above, below in pairwise(widths):
-        chosen = start + torch.randint(above, (below,), generator=generator)
-        chosen[torch.rand(below, generator=generator) < lonely_share] = -1
-        parents += chosen.tolist()
-        start += above
-    acts = torch.randn(batch, sum(widths), generator=generator, dtype=torch.float64).relu().requires_grad_()
-    W_dec = torch.randn(sum(widths), d_in, generator=generator, dtype=torch.float64).requires_grad_()
-    return acts, W_dec, torch.tensor(parents)
 
 
 def in_full(acts, W_dec, parents, listed):  # noqa: ARG001

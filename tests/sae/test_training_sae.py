@@ -5,10 +5,10 @@ import copy
 import pytest
 import reference
 import torch
-from conftest import D_IN, WIDTHS, at_step, make_sae, step_input, tensors_of
 from sae_lens import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
 from sae_lens.saes.sae import TrainStepInput
 from sae_lens.training.sae_trainer import _unwrap_item
+from small_saes import D_IN, WIDTHS, at_step, make_sae, step_input, tensors_of
 
 from sae_lens_hsae.forest.parents import MEASURED_ON_ACTIVATIONS
 from sae_lens_hsae.sae.auxiliary_loss import N_ACTIVE, auxiliary_loss

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from conftest import D_IN, make_config, make_sae
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sae_lens import SAE
 from safetensors.torch import save_file
-from test_resume import batches, new_trainer, take_steps
+from short_trainings import batches, new_trainer, take_steps
+from small_saes import D_IN, make_config, make_sae
 
 from sae_lens_hsae import FeatureForest, HierarchicalSAE, HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.forest import validate_parents

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import D_IN, make_sae
 from host_helpers import tiny_dataset, tiny_model
 from own_runs import file_size_limited_to, run_ours
 from sae_lens import SAE
 from safetensors import SafetensorError
-from test_resume import batches, new_trainer, take_steps
+from short_trainings import batches, new_trainer, take_steps
+from small_saes import D_IN, make_sae
 
 from sae_lens_hsae.storage.whole_files import (
     check_writable,

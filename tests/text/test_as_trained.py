@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from host_helpers import CONTEXT, D_MODEL, VOCABULARY, restored_signal_handlers, runner_config, sae_at, save_tiny_gpt2
+from host_helpers import CONTEXT, D_MODEL, VOCABULARY, restored_signal_handlers, sae_at
 from huggingface_hub import constants
 from sae_lens import SAE, ActivationsStore
 from sae_lens.load_model import load_model
 from sae_lens.saes.sae import SAEMetadata
-from tokenizers import Tokenizer, models, pre_tokenizers
+from texts_of_words import CHAT, TEXTS, configured, save_model, text_folder, tokenizer_of_words
 from tokenizers.processors import TemplateProcessing
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from hsae_command import SUBCOMMANDS
 from hsae_command.parsers import read_line
@@ -33,48 +33,6 @@ from sae_lens_hsae.interpret.explain import Explanation, explain
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model, load_tokenizer, tokens_and_activations
 from sae_lens_hsae.text.as_trained import excluded_tokens, positions
 from sae_lens_hsae.text.rows import TextSource, text_rows
-
-CHAT = ["<start_of_turn>", "<end_of_turn>"]
-WORDS = VOCABULARY - 5
-TEXTS = [" ".join(f"w{1 + (7 * i + j) % WORDS}" for j in range(3 + i % 60)) for i in range(80)] + ["", "w1"]
-
-
-def tokenizer_of_words(bos: str | None = "<bos>", eos: str | None = "<eos>") -> PreTrainedTokenizerFast:
-    names = ["<bos>", "<eos>", *CHAT, "<unk>", *(f"w{i}" for i in range(1, WORDS + 1))]
-    backend = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    special = {name: token for name, token in (("bos_token", bos), ("eos_token", eos)) if token}
-    made = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", **special)
-    made.add_special_tokens({"additional_special_tokens": CHAT})
-    return made
-
-
-def save_model(folder: Path, **special: Any) -> Path:
-    """A random GPT-2 with a tokenizer of words, with or without a first and a last token."""
-    save_tiny_gpt2(folder)
-    tokenizer_of_words(**special).save_pretrained(folder)
-    return folder
-
-
-def text_folder(folder: Path, texts: list[str] = TEXTS) -> Path:
-    folder.mkdir()
-    (folder / "train.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
-    return folder
-
-
-def configured(folder: Path, model: Path, **overrides: Any) -> Any:
-    fields: dict[str, Any] = {
-        "model_name": str(model),
-        "model_class_name": "AutoModelForCausalLM",
-        "hook_name": "transformer.h.0",
-        "is_dataset_tokenized": False,
-        "streaming": False,
-        "prepend_bos": True,
-        "training_tokens": 20 * 64,
-        "n_batches_in_buffer": 16,
-        "checkpoint_path": None,
-    }
-    return runner_config(folder, **{**fields, **overrides})
 
 
 def trained(folder: Path, model: Path, texts: list[str] = TEXTS, **overrides: Any) -> tuple[Any, Path]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from sae_lens.saes.sae import SAEMetadata
-from test_as_trained import configured, tokenizer_of_words
+from texts_of_words import configured, tokenizer_of_words
 
 from sae_lens_hsae.text import installed
 from sae_lens_hsae.text.dictionary import definitions, dictionary_folder

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_sae
 from host_helpers import (
     CONTEXT,
     VOCABULARY,
@@ -23,6 +22,7 @@ from host_helpers import (
 from huggingface_hub import constants
 from sae_lens import SAE, LanguageModelSAETrainingRunner
 from sae_lens.saes.sae import SAEMetadata
+from small_saes import make_sae
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from sae_lens_hsae import HierarchicalSAETrainingRunner, HierarchicalTrainingSAEConfig

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from host_helpers import recorded_steps, runner_config, tiny_config, train
 from own_runs import checkpoints_of, run_ours
-from test_resume import BATCH, assert_equal_states, batches, new_trainer, take_steps
+from short_trainings import BATCH, assert_equal_states, batches, new_trainer, take_steps
 
 from sae_lens_hsae.training.checkpoints import MANIFEST, newest_valid, verify
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner

@@ -20,8 +20,7 @@ from host_helpers import (
 )
 from ranks import FORK, SECONDS, on_ranks
 from sae_lens import LoggingConfig
-from test_wandb_logging import history
-from test_wandb_logging import offline as offline
+from wandb_runs import history
 
 from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.training.checkpoints import verify

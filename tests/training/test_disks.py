@@ -9,11 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-sys.path[:0] = [sys.argv[1], sys.argv[1] + "/training"]
+sys.path.insert(0, sys.argv[1])
 import pytest
 from own_runs import checkpoints_of, run_ours
 from host_helpers import hooked_model
-from test_resume import assert_equal_states
+from short_trainings import assert_equal_states
 from sae_lens_hsae.training.checkpoints import verify
 
 folder, disk = Path(sys.argv[2]), Path(sys.argv[2]) / "disk"

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tensors_of
 from host_helpers import (
     CONTEXT,
     D_MODEL,
@@ -46,6 +45,7 @@ from sae_lens.synthetic import (
     ZipfianFiringProbabilityConfig,
 )
 from safetensors.torch import load_file
+from small_saes import tensors_of
 
 from sae_lens_hsae import HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner

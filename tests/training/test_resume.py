@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import D_IN, make_sae
 from datasets import Dataset
 from host_helpers import (
     hooked_model,
@@ -21,65 +20,19 @@ from host_helpers import (
 from sae_lens import (
     JumpReLUTrainingSAEConfig,
     LanguageModelSAETrainingRunner,
-    LoggingConfig,
     StandardTrainingSAE,
     StandardTrainingSAEConfig,
 )
-from sae_lens.config import SAETrainerConfig
 from sae_lens.training._interruption import InterruptedException
 from sae_lens.training.mixing_buffer import mixing_buffer
 from sae_lens.training.sae_trainer import SAETrainer
+from short_trainings import assert_equal_states, batches, new_trainer, take_steps
 
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
 from sae_lens_hsae.training.store import STATE_FILENAME, MixingBuffer
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 
-BATCH = 32
 SIMILARITIES = ["encoder", "coactivation", "conditional"]
-
-
-def trainer_config(n_steps):
-    return SAETrainerConfig(
-        n_checkpoints=0,
-        checkpoint_path=None,
-        save_final_checkpoint=False,
-        total_training_samples=n_steps * BATCH,
-        device="cpu",
-        autocast=False,
-        lr=1e-2,
-        lr_end=0.0,
-        lr_scheduler_name="cosineannealing",
-        lr_warm_up_steps=3,
-        adam_beta1=0.0,
-        adam_beta2=0.995,
-        lr_decay_steps=0,
-        n_restart_cycles=1,
-        train_batch_size_samples=BATCH,
-        dead_feature_window=4,
-        feature_sampling_window=100,
-        logger=LoggingConfig(log_to_wandb=False),
-        n_batches_for_norm_estimate=1,
-    )
-
-
-def batches():
-    generator = torch.Generator().manual_seed(0)
-    while True:
-        yield torch.randn(BATCH, D_IN, generator=generator) * 2
-
-
-def new_trainer(trainer_class, **overrides):
-    fields = {"hierarchy_first_update": 3, "hierarchy_update_every": 7, "perturbation_rate": 0.5}
-    sae = make_sae(**fields | overrides)
-    return trainer_class(cfg=trainer_config(20), sae=sae, data_provider=batches())
-
-
-def take_steps(trainer, data, n_steps):
-    losses = []
-    for batch in islice(data, n_steps):
-        losses.append(trainer.step(batch).loss.item())
-        trainer.n_training_steps += 1
-    return losses
 
 
 @pytest.mark.parametrize("trainer_class", [SAETrainer, HierarchicalSAETrainer])
@@ -100,13 +53,6 @@ def test_given_the_same_batches_a_resumed_trainer_takes_the_same_steps(tmp_path,
     resumed.sae.load_weights_from_checkpoint(tmp_path)
     assert take_steps(resumed, rest, 8) == expected
     assert_equal_states(resumed.sae, whole.sae)
-
-
-def assert_equal_states(one, other):
-    ours, theirs = one.state_dict(), other.state_dict()
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        assert torch.equal(tensor, theirs[name]), name
 
 
 @pytest.mark.parametrize("mix_fraction", [0.0, 0.5, 0.9])

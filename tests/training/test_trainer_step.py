@@ -3,7 +3,7 @@
 import pytest
 import torch
 from sae_lens.training.sae_trainer import SAETrainer
-from test_resume import batches, new_trainer, take_steps
+from short_trainings import batches, new_trainer, take_steps
 
 from sae_lens_hsae.sae.step_output import LazyStepOutput
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import WIDTHS
-from test_resume import batches, new_trainer
+from short_trainings import batches, new_trainer
+from small_saes import WIDTHS
 
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.sae.sparsity_control import LOG_COEFFICIENT_BOUND, SparsityState

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from chromium import Browser
-from conftest import D_IN, WIDTHS, make_sae
+from small_saes import D_IN, WIDTHS, make_sae
 
 from sae_lens_hsae import FeatureForest, HierarchicalTrainingSAE
 from sae_lens_hsae.interpret.explain import Explanation

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import D_IN, make_sae
 from sae_lens import SAE
+from small_saes import D_IN, make_sae
 
 from sae_lens_hsae import FeatureForest, HierarchicalTrainingSAE
 from sae_lens_hsae.cli.demo import minilm_folder
