@@ -58,30 +58,6 @@ def evaluation() -> ForestEvaluation:
 
 
 class TestByHand:
-    def test_boundary(self, evaluation: ForestEvaluation):
-        (boundary,) = evaluation.boundaries
-        # Parent 0 is wrongly predicted on token 2, parent 1 missed on token 3, and so is the childless parent 2.
-        assert boundary.hamming == pytest.approx(2 / 6)
-        assert boundary.hamming_all_parents == pytest.approx(3 / 6)
-        # Pairs (0, 3), (0, 4) and (1, 5); (1, 6) is left out.
-        assert boundary.p_parent_given_child == pytest.approx((2 / 3 + 2 / 2 + 1 / 1) / 3)
-        assert boundary.p_child_given_parent == pytest.approx((2 / 3 + 2 / 3 + 1 / 2) / 3)
-        assert (boundary.parent_level, boundary.n_pairs, boundary.n_pairs_left_out) == (0, 4, 1)
-        assert (boundary.n_unassigned, boundary.unassigned_share, boundary.n_parents_with_children) == (1, 0.2, 2)
-
-    def test_beyond_the_paper(self, evaluation: ForestEvaluation):
-        (boundary,) = evaluation.boundaries
-        # Parent 0 always has an active child, parent 1 on one of two tokens.
-        assert boundary.coverage == pytest.approx(3 / 4)
-        assert boundary.dominance == 0  # all activations are equal
-        # 3 and 4 meet on one token of six and fire on 3 and on 2. Of the five other pairs only (4, 7) meets.
-        assert boundary.n_sibling_pairs == 1
-        assert boundary.sibling_coactivation == pytest.approx((1 / 6) / (3 / 6 * 2 / 6))
-        assert boundary.non_sibling_coactivation == pytest.approx((1 / 6) / ((3 + 3 + 2 + 2 + 1) / 36))
-        assert boundary.sibling_lift == pytest.approx(11 / 6)
-        assert (boundary.mean_children, boundary.max_children, boundary.several_children_share) == (2, 2, 1)
-        assert boundary.n_unassigned_dead == 0
-
     def test_shape(self):
         widths = (2, 3, 7)
         forest = FeatureForest([-1, -1, 0, 0, -1, 2, 2, 2, 3, 4, 4, -1], widths)
@@ -94,25 +70,6 @@ class TestByHand:
         assert (upper.mean_children, upper.max_children, upper.several_children_share) == (2, 2, 1)
         assert (lower.mean_children, lower.max_children) == (2, 3)
         assert lower.several_children_share == pytest.approx(2 / 3)
-
-    def test_levels(self, evaluation: ForestEvaluation):
-        coarse, fine = evaluation.levels
-        assert evaluation.n_tokens == 6
-        assert (coarse.l0, fine.l0) == (pytest.approx(6 / 6), pytest.approx(7 / 6))
-        assert (coarse.n_dead, fine.n_dead) == (0, 1)
-        assert fine.firing_frequency.tolist() == pytest.approx([3 / 6, 2 / 6, 1 / 6, 0, 1 / 6])
-        # Each level reconstructs its own coordinates and misses the other's, 7 and 6 ones; the spread is 13 - 29/6.
-        assert coarse.variance_explained == pytest.approx(1 - 7 / (49 / 6))
-        assert fine.variance_explained == pytest.approx(1 - 6 / (49 / 6))
-
-    def test_a_parent_that_never_fires_is_no_parent(self):
-        forest = FeatureForest([-1, -1, -1, 0, 2, 2, -1, -1], WIDTHS)
-        x = tokens(8, [0, 3], [0, 4], [4, 5], [1])
-        boundary = evaluate_forest(readout_levels(WIDTHS), forest, [x]).boundaries[0]
-        assert (boundary.n_pairs, boundary.n_pairs_left_out) == (3, 2)
-        assert (boundary.p_parent_given_child, boundary.p_child_given_parent) == (1.0, 0.5)
-        assert boundary.hamming == 1 / 4  # parent 0 on token 1; parent 2, predicted on two tokens, does not count
-        assert boundary.hamming_all_parents == 2 / 4  # and parent 1 on token 3
 
     def test_what_is_undefined_has_a_reason(self):
         result = evaluate_forest(readout_levels(WIDTHS), FeatureForest([-1] * 8, WIDTHS), [X])

@@ -1,7 +1,6 @@
-"""Token blocks and the intervals made from them: values by hand, a plain-loop jackknife, and coverage of the truth."""
+"""Intervals: from token blocks by the jackknife, and from clusters by the bootstrap, each against plain loops."""
 
 import math
-import statistics
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from hierarchy_reference import random_forest, random_levels, readout_levels, slow_evaluation
 
 from sae_lens_hsae.evaluation import evaluate_forest
+from sae_lens_hsae.evaluation.cluster_bootstrap import resampled_means
 from sae_lens_hsae.evaluation.jackknife import jackknife_interval
 from sae_lens_hsae.evaluation.token_blocks import TokenBlocks
 from sae_lens_hsae.forest import FeatureForest
@@ -153,40 +153,33 @@ def test_too_few_tokens_for_intervals():
     assert evaluate_forest(levels, forest, [x[:20]]).undefined == {}
 
 
-def markov_tokens(n: int, repeats: int, generator: torch.Generator) -> torch.Tensor:
-    """One parent and two children of known probabilities; every token ``repeats`` times over."""
-    drawn = torch.rand(n // repeats, 3, generator=generator)
-    parent = drawn[:, 0] < 0.4
-    first = drawn[:, 1] < torch.where(parent, 0.5, 0.1)
-    second = drawn[:, 2] < torch.where(parent, 0.2, 0.05)
-    return torch.stack([parent, first, second], dim=1).double().repeat_interleave(repeats, dim=0)
+def test_resampled_means_equal_a_loop():
+    values = torch.tensor([[1.0, math.nan], [2.0, 3.0], [4.0, 5.0], [8.0, 7.0]])
+    cluster = torch.tensor([5, 5, 2, 9])
+    means = resampled_means(values, cluster, 50, torch.Generator().manual_seed(1))
+    drawn = torch.randint(3, (50, 3), generator=torch.Generator().manual_seed(1)).tolist()
+    rows = {0: [2], 1: [0, 1], 2: [3]}
+    for resample, clusters in enumerate(drawn):
+        chosen = [row for each in clusters for row in rows[each]]
+        for column in (0, 1):
+            numbers = [value for value in values[chosen, column].tolist() if not math.isnan(value)]
+            assert means.resampled[resample, column].item() == pytest.approx(sum(numbers) / len(numbers))
+    assert means.means.tolist() == [3.75, 5.0]
+    assert means.n_clusters.tolist() == [3, 3]
+    paired = means.resampled[:, 0] - means.resampled[:, 1]
+    difference = means.difference(0, 1)
+    assert difference.value == -1.25
+    assert difference.low == pytest.approx(paired.quantile(0.025).item())
 
 
-TRUTH = {
-    "p_parent_given_child": (0.4 * 0.5 / 0.26 + 0.4 * 0.2 / 0.11) / 2,
-    "p_child_given_parent": (0.5 + 0.2) / 2,
-    "coverage": 1 - 0.5 * 0.8,
-    "hamming": 0.4 * 0.5 * 0.8 + 0.6 * (1 - 0.9 * 0.95),
-    "sibling_coactivation": (0.4 * 0.5 * 0.2 + 0.6 * 0.1 * 0.05) / (0.26 * 0.11),
-}
-
-
-@pytest.mark.parametrize("repeats", [1, 10])
-def test_intervals_cover_the_truth(repeats: int):
-    # With repeats the tokens are not independent, which the blocks of 64 tokens know.
-    levels, forest = readout_levels((1, 2)), FeatureForest([-1, 0, 0], (1, 2))
-    generator, runs = torch.Generator().manual_seed(0), 60
-    covered = dict.fromkeys(TRUTH, 0)
-    widths: dict[str, list[float]] = {name: [] for name in TRUTH}
-    for _ in range(runs):
-        x = markov_tokens(2000, repeats, generator)
-        intervals = evaluate_forest(levels, forest, [x], confidence=0.9).boundaries[0].intervals
-        for name, truth in TRUTH.items():
-            covered[name] += intervals[name].low <= truth <= intervals[name].high
-            widths[name].append(intervals[name].half_width)
-    # 54 expected, with a standard deviation of 2.3 each.
-    assert all(46 <= n <= 60 for n in covered.values()), covered
-    assert sum(covered.values()) / (len(TRUTH) * runs) == pytest.approx(0.9, abs=0.06)
-    assert statistics.mean(widths["coverage"]) == pytest.approx(
-        1.7 * (0.6 * 0.4 / (0.4 * 2000 / repeats)) ** 0.5, rel=0.1
-    )
+def test_intervals_where_resampling_cannot_give_one():
+    generator = torch.Generator().manual_seed(0)
+    single = resampled_means(torch.ones(3, 1), torch.zeros(3, dtype=torch.int64), 10, generator).estimate(0, True)
+    assert (single.value, math.isnan(single.low), math.isnan(single.high)) == (1.0, True, True)
+    # No failure in ten: Wilson's lower bound, 10 / (10 + 1.96²).
+    sure = resampled_means(torch.ones(10, 1), torch.arange(10), 10, generator).estimate(0, True)
+    assert (sure.value, sure.low, sure.high) == pytest.approx((1.0, 0.7225, 1.0), abs=1e-4)
+    never = resampled_means(torch.zeros(10, 1), torch.arange(10), 10, generator).estimate(0, True)
+    assert (never.value, never.low, never.high) == pytest.approx((0.0, 0.0, 0.2775), abs=1e-4)
+    nothing = resampled_means(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), 10, generator)
+    assert math.isnan(nothing.estimate(0).value)

@@ -4,11 +4,9 @@ import math
 
 import pytest
 import torch
-from hierarchy_reference import readout_levels, spearman
+from hierarchy_reference import spearman
 
-from sae_lens_hsae.evaluation import evaluate_forest
 from sae_lens_hsae.evaluation.rank_correlation import MIN_TOKENS, SAMPLE_PER_PARENT, RankSample
-from sae_lens_hsae.forest import FeatureForest
 
 
 def filled(rows: list[list[tuple[int, float, float]]], dtype: torch.dtype = torch.float64) -> RankSample:
@@ -80,23 +78,3 @@ def test_the_sample_is_uniform_and_keeps_what_belongs_together():
     assert 40 < kept.var() < 56
     early, late = kept[: n // 2].mean(), kept[n // 2 :].mean()
     assert abs(early - late) < 2.5  # of a standard deviation of 0.8
-
-
-def test_of_many_tokens_it_is_a_good_estimate():
-    n, n_parents = 4000, 40
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(n, 2 * n_parents + 1, generator=generator, dtype=torch.float64)
-    x[:, n_parents : 2 * n_parents] += x[:, :n_parents]
-    forest = FeatureForest([-1] * n_parents + list(range(n_parents)) + [-1], (n_parents, n_parents + 1))
-    x = x.clamp(min=0)
-    exact = []
-    for parent in range(n_parents):
-        fires = x[:, n_parents + parent] > 0
-        exact.append(spearman(x[fires][:, [parent, n_parents + parent]].tolist()))
-    (boundary,) = evaluate_forest(readout_levels((n_parents, n_parents + 1)), forest, x.split(500)).boundaries
-    mean = sum(exact) / n_parents
-    assert boundary.n_parents_ranked == n_parents
-    assert boundary.rank_correlation == pytest.approx(mean, abs=0.03)
-    low, high = boundary.intervals["rank_correlation"]
-    assert low < mean < high
-    assert high - low < 0.08

@@ -14,7 +14,6 @@ from experiments.wordnet.concepts import FeatureConcepts
 from experiments.wordnet.database import WordNet
 from experiments.wordnet.judge import MEASURES, judge_forest
 from experiments.wordnet.report import PairRates
-from sae_lens_hsae.evaluation.cluster_bootstrap import resampled_means
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.forest.levels import Levels
 
@@ -170,35 +169,3 @@ def test_the_result_is_plain_and_readable(judged):
     )
     assert lines[1].split()[:5] == ["0", "→", "1", "4", "forest"]
     assert [line.split()[0] for line in lines[2:5]] == ["shuffled", "gain", "second"]
-
-
-def test_resampled_means_equal_a_loop():
-    values = torch.tensor([[1.0, math.nan], [2.0, 3.0], [4.0, 5.0], [8.0, 7.0]])
-    cluster = torch.tensor([5, 5, 2, 9])
-    means = resampled_means(values, cluster, 50, torch.Generator().manual_seed(1))
-    drawn = torch.randint(3, (50, 3), generator=torch.Generator().manual_seed(1)).tolist()
-    rows = {0: [2], 1: [0, 1], 2: [3]}
-    for resample, clusters in enumerate(drawn):
-        chosen = [row for each in clusters for row in rows[each]]
-        for column in (0, 1):
-            numbers = [value for value in values[chosen, column].tolist() if not math.isnan(value)]
-            assert means.resampled[resample, column].item() == pytest.approx(sum(numbers) / len(numbers))
-    assert means.means.tolist() == [3.75, 5.0]
-    assert means.n_clusters.tolist() == [3, 3]
-    paired = means.resampled[:, 0] - means.resampled[:, 1]
-    difference = means.difference(0, 1)
-    assert difference.value == -1.25
-    assert difference.low == pytest.approx(paired.quantile(0.025).item())
-
-
-def test_intervals_where_resampling_cannot_give_one():
-    generator = torch.Generator().manual_seed(0)
-    single = resampled_means(torch.ones(3, 1), torch.zeros(3, dtype=torch.int64), 10, generator).estimate(0, True)
-    assert (single.value, math.isnan(single.low), math.isnan(single.high)) == (1.0, True, True)
-    # No failure in ten: Wilson's lower bound, 10 / (10 + 1.96²).
-    sure = resampled_means(torch.ones(10, 1), torch.arange(10), 10, generator).estimate(0, True)
-    assert (sure.value, sure.low, sure.high) == pytest.approx((1.0, 0.7225, 1.0), abs=1e-4)
-    never = resampled_means(torch.zeros(10, 1), torch.arange(10), 10, generator).estimate(0, True)
-    assert (never.value, never.low, never.high) == pytest.approx((0.0, 0.0, 0.2775), abs=1e-4)
-    nothing = resampled_means(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), 10, generator)
-    assert math.isnan(nothing.estimate(0).value)
