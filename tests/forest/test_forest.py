@@ -51,29 +51,10 @@ def ancestors(parents: list[int], feature: int) -> list[int]:
 
 
 class TestKnownForest:
-    def test_its_queries(self, forest: FeatureForest):
-        assert forest.roots().tolist() == [0, 1]
-        assert forest.unassigned().tolist() == [5, 9, 10]
-        assert forest.leaves().tolist() == [3, 6, 7, 8, 9, 10]
-        assert forest.edges().tolist() == [[0, 2], [0, 3], [1, 4], [2, 6], [4, 7], [5, 8]]
-        assert forest.n_children.tolist() == [2, 1, 1, 0, 1, 1, 0, 0, 0, 0, 0]
-        assert forest.has_children.tolist() == [True, True, True, False, True, True] + [False] * 5
-        assert (forest.path(6), forest.path(8), forest.subtree(1)) == ([0, 2, 6], [5, 8], [1, 4, 7])
-        assert (forest.depth, len(forest), forest.n_features, forest.level_widths) == (3, 11, 11, WIDTHS)
-        assert forest.levels == Levels(WIDTHS)
-        expected = "FeatureForest(level_widths=[2, 4, 5]: 11 features, 2 roots, 6 edges, 3 unassigned)"
-        assert repr(forest) == expected
-
     def test_subtree_is_breadth_first(self):
         # 4 and 6 are children of 1, 3 and 5 of 2: a parent's children stay together, whatever their numbers.
         forest = FeatureForest([-1, 0, 0, 2, 1, 2, 1], (1, 2, 4))
         assert forest.subtree(0) == [0, 1, 2, 4, 6, 3, 5]
-
-    def test_a_forest_without_edges(self):
-        for widths in ((2, 3), (5,)):
-            forest = FeatureForest([-1] * 5, widths)
-            assert forest.edges().shape == (0, 2)
-            assert (forest.depth, forest.subtree(1), forest.leaves().tolist()) == (1, [1], [0, 1, 2, 3, 4])
 
     def test_networkx(self, forest: FeatureForest, monkeypatch: pytest.MonkeyPatch):
         networkx = pytest.importorskip("networkx")

@@ -148,11 +148,6 @@ def test_no_more_than_a_block_is_in_memory(monkeypatch, source, room):
     assert watched.largest <= max(4 * 64 * 64, 8 * levels.n_features)
 
 
-def test_updates_come_at_growing_intervals_first_then_regularly():
-    due = [step for step in range(2600) if is_update_due(step, first=100, every=1000)]
-    assert due == [100, 200, 400, 800, 1000, 2000]
-
-
 @pytest.mark.parametrize(
     ("first", "every", "freeze", "expected"),
     [

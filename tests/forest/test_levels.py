@@ -10,16 +10,6 @@ from sae_lens_hsae.forest.levels import Levels
 WIDTHS = st.lists(st.integers(1, 40), min_size=1, max_size=5, unique=True).map(lambda w: tuple(sorted(w)))
 
 
-def test_slices_of_a_small_stack():
-    levels = Levels((2, 3, 5))
-    assert levels.n_features == 10
-    assert levels.offsets == (0, 2, 5, 10)
-    assert list(levels) == [slice(0, 2), slice(2, 5), slice(5, 10)]
-    assert list(levels.boundaries) == [(slice(0, 2), slice(2, 5)), (slice(2, 5), slice(5, 10))]
-    assert list(Levels((7,)).boundaries) == []
-    assert (len(levels), levels[1], levels[-1]) == (3, slice(2, 5), slice(5, 10))
-
-
 @settings(deadline=None)
 @given(WIDTHS)
 def test_every_feature_is_in_exactly_one_level(widths: tuple[int, ...]):

@@ -89,19 +89,3 @@ def test_the_package_imports_nothing_that_stands_beside_it():
             names += [name.name for name in node.names] if isinstance(node, ast.Import) else []
             beside = [name for name in names if name.split(".")[0] in ("experiments", "benchmarks", "tests")]
             assert not beside, f"{path.relative_to(ROOT)} imports {beside}"
-
-
-def test_an_arrow_up_and_a_circle_are_found(tmp_path):
-    for name, text in {
-        "storage/__init__": "",
-        "storage/files": "def late():\n    from sae_lens_hsae.forest import trees\n",
-        "forest/__init__": "",
-        "forest/trees": "if TYPE_CHECKING:\n    from sae_lens_hsae.storage.files import late\n",
-    }.items():
-        path = tmp_path / PACKAGE / f"{name}.py"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    found = import_graph(tmp_path)
-    assert arrows_up(found) == ["sae_lens_hsae.storage.files imports sae_lens_hsae.forest.trees"]
-    circles = [sorted(circle) for circle in nx.strongly_connected_components(found) if len(circle) > 1]
-    assert circles == [["sae_lens_hsae.forest.trees", "sae_lens_hsae.storage.files"]]

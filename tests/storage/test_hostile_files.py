@@ -27,8 +27,6 @@ from sae_lens_hsae.forest.files import read_forest, write_forest
 from sae_lens_hsae.hub.push import stage
 from sae_lens_hsae.hub.saved_model import load_evaluation
 from sae_lens_hsae.interpret.feature_cache import Dashboards, collect_dashboards
-from sae_lens_hsae.interpret.feature_cache.resume import load_progress, save_progress
-from sae_lens_hsae.interpret.feature_cache.statistics import FiringStatistics
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
 from sae_lens_hsae.interpret.labels.files import read_labels
 from sae_lens_hsae.interpret.page.content import PageContent, PageLimits
@@ -254,17 +252,6 @@ def read_dashboards(folder: Path) -> None:
     content.vocabulary_block()
 
 
-def statistics() -> FiringStatistics:
-    return FiringStatistics(make_sae().forest, torch.device("cpu"))
-
-
-def read_progress(folder: Path) -> None:
-    found, expected = statistics(), statistics()
-    load_progress(folder / "progress.safetensors", {"statistics": found}, {"version": 1})
-    for name, value in vars(expected).items():
-        assert not isinstance(value, torch.Tensor) or getattr(found, name).shape == value.shape
-
-
 CHECKPOINT = ("cfg.json", "sae_weights.safetensors", "trainer_state.pt", "activation_scaler.json")
 LOADERS = {
     "forest": Loader(
@@ -282,11 +269,6 @@ LOADERS = {
     "checkpoint": Loader(write_checkpoint, CHECKPOINT, read_checkpoint),
     "store": Loader(write_store, (STATE_FILENAME,), read_store),
     "dashboards": Loader(write_dashboards, ("manifest.json", "dashboards.safetensors"), read_dashboards),
-    "progress": Loader(
-        lambda folder: save_progress(folder / "progress.safetensors", {"statistics": statistics()}, {"version": 1}),
-        ("progress.safetensors",),
-        read_progress,
-    ),
 }
 
 
