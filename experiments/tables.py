@@ -10,10 +10,11 @@ from typing import Any
 
 import pandas
 
-from experiments.wordnet.report import CHILDREN_SHOWN
 from sae_lens_hsae.storage.whole_files import file_written_whole
 
 Result = Mapping[str, Any]
+
+CHILDREN_SHOWN = 4
 
 
 @dataclass(frozen=True)

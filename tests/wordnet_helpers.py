@@ -94,23 +94,17 @@ def slow_information(wordnet: WordNet, concept: int) -> float:
     return -math.log(n_under / len(wordnet))
 
 
-def slow_common_hypernym(wordnet: WordNet, concepts: list[int], coverage: float) -> int:
+def slow_common_hypernym(wordnet: WordNet, concepts: list[int]) -> int:
     given = [concept for concept in concepts if concept != NO_CONCEPT]
-    best, found = (-math.inf, 0, 0), NO_CONCEPT
-    for candidate in range(wordnet.n_concepts if given else 0):
-        covered = sum(candidate in slow_ancestors(wordnet, concept) for concept in given)
-        if covered >= coverage * len(given) - 1e-9:
-            key = (round(slow_information(wordnet, candidate), 9), covered, -candidate)
-            if key > best:
-                best, found = key, candidate
-    return found
+    over_all = frozenset(range(wordnet.n_concepts)).intersection(*(slow_ancestors(wordnet, each) for each in given))
+    return max(over_all, key=lambda each: (round(slow_information(wordnet, each), 9), -each)) if given else NO_CONCEPT
 
 
 def word_tokenizer(wordnet: WordNet) -> PreTrainedTokenizerFast:
     pre_tokenizer = Whitespace()
     texts = [entry_text(synset)[1] for synset in wordnet.synsets]
     words = sorted({word for text in texts for word, _ in pre_tokenizer.pre_tokenize_str(text)})
-    model = WordLevel({"[SEP]": 0, "[BOS]": 1, **{word: i for i, word in enumerate(words, start=2)}}, unk_token="[SEP]")
+    model = WordLevel({"[SEP]": 0, **{word: i for i, word in enumerate(words, start=1)}}, unk_token="[SEP]")
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizer  # type: ignore[reportAttributeAccessIssue]
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)

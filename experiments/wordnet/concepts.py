@@ -1,11 +1,7 @@
 """The concept that a feature covers, derived from the synsets it fires on; no language model judges.
 
-Two derivations, from one pass over the glosses:
-
-- *Best match*: of all concepts with enough synsets, the one whose synsets (those under it against all others) correlate
-  best with the feature's scores. It weighs all that a feature fires on, so a broad feature gets a broad concept.
-- *Lowest common hypernym*: of the k synsets with the highest scores, the most specific concept over at least a share of
-  them. It knows the feature's peak alone.
+Of all concepts with enough synsets it is the one whose synsets (those under it against all others) correlate best with
+the feature's scores. This weighs all that a feature fires on, so a broad feature gets a broad concept.
 """
 
 from __future__ import annotations
@@ -17,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from experiments.wordnet.database import NO_CONCEPT, WordNet
-from experiments.wordnet.scores import Glosses, Read, Score, SynsetScores
+from experiments.wordnet.scores import Glosses, SynsetScores
 from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack, check_same_input, level_saes
 from sae_lens_hsae.forest.levels import Levels
 
@@ -36,10 +32,8 @@ class FeatureConcepts:
         concept: (n_features,) int64, ``NO_CONCEPT`` for features without one.
         information: (n_features,) float64, the concept's information content in nats; NaN for no concept.
         correlation: (n_features,) float64, of the best match with the feature; NaN where none is defined.
-        synsets: (n_features, k) int64, the synsets of highest score, strongest first; ``NO_CONCEPT`` where a feature
-            fires on fewer than k.
         firing_frequency: (n_features,) float64, the share of the tokens read on which each feature is active.
-        n_tokens: tokens read: those of the entry words, or those of the glosses.
+        n_tokens: tokens read: those of the entry words.
         n_synsets: synsets read.
     """
 
@@ -48,7 +42,6 @@ class FeatureConcepts:
     concept: torch.Tensor = field(repr=False)
     information: torch.Tensor = field(repr=False)
     correlation: torch.Tensor = field(repr=False)
-    synsets: torch.Tensor = field(repr=False)
     firing_frequency: torch.Tensor = field(repr=False)
     n_tokens: int
     n_synsets: int
@@ -62,17 +55,6 @@ class FeatureConcepts:
         information = torch.where(concept == NO_CONCEPT, math.nan, self.wordnet.information[concept])
         return replace(self, concept=concept, information=information)
 
-    def by_common_hypernym(self, coverage: float = 0.5, min_synsets: int = 5) -> FeatureConcepts:
-        """The same with the lowest common hypernym of the strongest synsets as concept.
-
-        Args:
-            coverage: share of these synsets that the concept must be over; the others are taken for outliers.
-            min_synsets: a feature that fires on fewer has no concept.
-        """
-        concept = self.wordnet.common_hypernyms(self.synsets, coverage)
-        concept[(self.synsets != NO_CONCEPT).sum(1) < min_synsets] = NO_CONCEPT
-        return self.with_concept(concept)
-
 
 @torch.no_grad()
 def feature_concepts(
@@ -80,48 +62,37 @@ def feature_concepts(
     wordnet: WordNet,
     glosses: Glosses,
     *,
-    read: Read = "entry_word",
-    score: Score = "mean",
     min_concept_size: int = 30,
-    k: int = 20,
 ) -> FeatureConcepts:
     """Derive every feature's concept from a stream of activations on glosses, in one pass.
 
-    The concept is the best match; see `FeatureConcepts.by_common_hypernym` for the other derivation. A feature whose
-    best match could be chance (probability above 0.01, over all concepts tried) has no concept. Memory is bounded by a
-    table of concepts × features: 1,721 concepts of WordNet have 30 synsets, 0.2 GB for 30,720 features.
+    A feature whose best match could be chance (probability above 0.01, over all concepts tried) has no concept. Memory
+    is bounded by a table of concepts × features: 1,721 concepts of WordNet have 30 synsets, 0.2 GB for 30,720 features.
 
-    In a causal language model the entry word has not seen its gloss, and all senses of a word look alike there: read
-    the gloss.
+    Read are the entry words alone, which in a model that reads in both directions have seen their gloss.
 
     Args:
         levels: one SAE per level, coarse to fine, or one object for all (`HierarchicalSAE`).
         glosses: as `gloss_activations` yields them; the tokens of one synset one after another, also across batches.
-        read: which tokens of a synset are read.
-        score: a feature's score on a synset: its mean or its highest activation over those tokens, or 1 where it fires.
         min_concept_size: synsets read that a concept needs under it to be matched.
-        k: strongest synsets kept per feature.
 
     Raises:
         ValueError: if an argument is out of range, the stream has no token to read, its synsets are not in ``wordnet``
             or come twice, or a batch does not fit the SAEs.
         TypeError: if ``levels`` is a single SAE that has no ``level_sae``.
     """
-    for name, value in (("k", k), ("min_concept_size", min_concept_size)):
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
+    if min_concept_size < 1:
+        raise ValueError(f"min_concept_size={min_concept_size} must be at least 1")
     saes = level_saes(levels)
     check_same_input(saes)
     numbering = Levels(tuple(sae.cfg.d_sae for sae in saes))
-    scores = SynsetScores(saes, glosses, len(wordnet), read, score)
+    scores = SynsetScores(saes, glosses, len(wordnet))
     candidates = _Candidates(wordnet, min_concept_size)
     matches = [_BestMatch(candidates, width, sae.device) for width, sae in zip(numbering.widths, saes, strict=True)]
-    strongest = [_StrongestSynsets(width, k, sae.device) for width, sae in zip(numbering.widths, saes, strict=True)]
     for synsets, of_levels in scores:
         membership = candidates.membership(synsets)
-        for of_level, match, top in zip(of_levels, matches, strongest, strict=True):
+        for of_level, match in zip(of_levels, matches, strict=True):
             match.add(of_level, *membership)
-            top.add(of_level, synsets)
     found = [match.result(scores.seen) for match in matches]
     concept = torch.cat([concept for concept, _ in found])
     fires = torch.cat([fires.cpu() for fires in scores.fires])
@@ -131,7 +102,6 @@ def feature_concepts(
         concept=concept,
         information=torch.empty(0),
         correlation=torch.cat([correlation for _, correlation in found]),
-        synsets=torch.cat([top.result() for top in strongest]),
         firing_frequency=fires.double() / scores.n_tokens,
         n_tokens=scores.n_tokens,
         n_synsets=int(scores.seen.sum()),
@@ -228,26 +198,3 @@ def _log_chance(
     found = (sums / total).clamp(0, 1)
     divergence = torch.xlogy(found, found / share) + torch.xlogy(1 - found, (1 - found) / (1 - share))
     return torch.where(found > share, -(total.square() / total_of_squares) * divergence, 0.0)
-
-
-class _StrongestSynsets:
-    """The k synsets of highest score of every feature of a level, so far."""
-
-    def __init__(self, width: int, k: int, device: torch.device) -> None:
-        self.k = k
-        self.scores = torch.zeros(k, width, device=device)
-        self.synsets = torch.full((k, width), NO_CONCEPT, device=device)
-
-    def add(self, scores: torch.Tensor, synsets: torch.Tensor) -> None:
-        """``scores`` (n, width) on the ``synsets`` (n,)."""
-        # Later in the stream few features find anything stronger than what they have.
-        features = (scores.amax(0) > self.scores[-1]).nonzero().flatten()
-        self.scores[:, features], places = torch.cat([self.scores[:, features], scores[:, features]]).topk(
-            self.k, dim=0
-        )
-        given = synsets.to(scores.device)[:, None].expand(-1, len(features))
-        self.synsets[:, features] = torch.cat([self.synsets[:, features], given]).gather(0, places)
-
-    def result(self) -> torch.Tensor:
-        """(width, k) synsets, strongest first."""
-        return torch.where(self.scores > 0, self.synsets, NO_CONCEPT).T.cpu().contiguous()

@@ -142,30 +142,23 @@ class WordNet:
         known = (concepts != NO_CONCEPT) & (others != NO_CONCEPT)
         return known & (self._paths[at] == wanted) & (concepts != others)
 
-    def common_hypernyms(self, concepts: torch.Tensor, coverage: float = 1.0) -> torch.Tensor:
-        """The lowest concept over at least a share of each row's concepts; a concept counts as over itself.
+    def common_hypernyms(self, concepts: torch.Tensor) -> torch.Tensor:
+        """The lowest concept over all of each row's concepts; a concept counts as over itself.
 
-        The lowest is the one of highest information; among equals the one that is over more of the row, then the one of
-        lowest number.
+        The lowest is the one of highest information; among equals the one of lowest number.
 
         Args:
             concepts: (n_rows, k) int64; ``NO_CONCEPT`` entries are left out.
-            coverage: the share, above 0 and at most 1.
 
         Returns:
             (n_rows,) int64, ``NO_CONCEPT`` for rows that hold none.
-
-        Raises:
-            ValueError: if coverage is not such a share.
         """
-        if not 0 < coverage <= 1:
-            raise ValueError(f"coverage={coverage} must be above 0 and at most 1; 0.75 tolerates a quarter of outliers")
         longest = int(self._offsets.diff().max())
         rows_at_once = max(1, MAX_PATHS_AT_ONCE // (longest * max(1, concepts.shape[1])))
-        return torch.cat([self._common_hypernyms(part, coverage) for part in concepts.split(rows_at_once)])
+        return torch.cat([self._common_hypernyms(part) for part in concepts.split(rows_at_once)])
 
-    def _common_hypernyms(self, concepts: torch.Tensor, coverage: float) -> torch.Tensor:
-        n_rows, most = concepts.shape
+    def _common_hypernyms(self, concepts: torch.Tensor) -> torch.Tensor:
+        n_rows = len(concepts)
         row, column = (concepts != NO_CONCEPT).nonzero(as_tuple=True)
         chosen = torch.full((n_rows,), NO_CONCEPT)
         if not len(row):
@@ -173,12 +166,9 @@ class WordNet:
         entry, above = self.paths_up(concepts[row, column])
         pairs, n_covered = torch.unique(row[entry] * self.n_concepts + above, return_counts=True)
         row_of, candidate = pairs // self.n_concepts, pairs % self.n_concepts
-
-        # The tolerance keeps 0.7 · 10, which is 7.000000000000001, at 7.
-        needed = (torch.bincount(row, minlength=n_rows) * coverage - 1e-9).ceil()
-        enough = n_covered >= needed[row_of]
-        row_of, candidate, n_covered = row_of[enough], candidate[enough], n_covered[enough]
-        rank = self._information_rank[candidate] * (most + 1) + n_covered
+        over_all = n_covered == torch.bincount(row, minlength=n_rows)[row_of]
+        row_of, candidate = row_of[over_all], candidate[over_all]
+        rank = self._information_rank[candidate]
         best = torch.full((n_rows,), -1).scatter_reduce(0, row_of, rank, "amax")
         is_best = rank == best[row_of]
         lowest = torch.full((n_rows,), self.n_concepts).scatter_reduce(0, row_of[is_best], candidate[is_best], "amin")

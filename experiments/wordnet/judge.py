@@ -3,8 +3,7 @@
 For every assigned pair whose parent and child both have a concept (`feature_concepts`) it is asked where the child's
 concept stands (strictly under the parent's, the same, or neither), whether it is more specific, and how much the two
 share. A parent whose concept is ``(anything)`` has every child under it, so no rate means something alone. The control
-is the same forest with its pairs shuffled: each child gets another's parent, one that fires about as often. A second
-forest, for example a post-hoc one, can be judged beside it.
+is the same forest with its pairs shuffled: each child gets another's parent, one that fires about as often.
 """
 
 from __future__ import annotations
@@ -29,9 +28,7 @@ SHARES = MEASURES[:-1]
 def judge_forest(
     concepts: FeatureConcepts,
     forest: FeatureForest,
-    second: tuple[FeatureConcepts, FeatureForest] | None = None,
     *,
-    min_parent_information: float = 0.0,
     n_shuffles: int = 20,
     parents_per_bin: int = 20,
     n_resamples: int = 2000,
@@ -43,9 +40,6 @@ def judge_forest(
     The intervals are 95 % percentiles of a bootstrap over parents.
 
     Args:
-        second: concepts and forest of another stack of levels, or the same concepts with another forest.
-        min_parent_information: leave out pairs whose parent's concept has less information content, in nats: 0.5
-            leaves out parents that mean ``(anything)`` or ``entity.n.01``.
         n_shuffles: how often the pairs are shuffled; a pair's control is the mean over these.
         parents_per_bin: the parents of a level are sorted by firing frequency and so many neighbours make a bin; a
             child gets the parent of another child of its bin.
@@ -64,11 +58,8 @@ def judge_forest(
         if value < least:
             raise ValueError(f"{name}={value} must be at least {least}")
     generator = torch.Generator().manual_seed(seed)
-    pairs = _JudgedPairs(concepts, forest, min_parent_information)
+    pairs = _JudgedPairs(concepts, forest)
     control = pairs.shuffled_measures(n_shuffles, parents_per_bin, generator)
-    other = None if second is None else _JudgedPairs(*second, min_parent_information)
-    if second is not None and len(second[1].levels) != len(forest.levels):
-        raise ValueError(f"the second forest has {len(second[1].levels)} levels, the first {len(forest.levels)}")
 
     records = []
     for level in [*range(len(forest.levels) - 1), None]:
@@ -84,7 +75,6 @@ def judge_forest(
                 forest=PairRates(*(means.estimate(i, name in SHARES) for i, name in enumerate(MEASURES))),
                 shuffled=PairRates(*(means.estimate(n + i, name in SHARES) for i, name in enumerate(MEASURES))),
                 gain=PairRates(*(means.difference(i, n + i) for i in range(n))),
-                second_forest=None if other is None else _rates(other, level, n_resamples, generator),
                 undefined=_reasons(pairs.parent[here], control[here]),
             )
         )
@@ -95,7 +85,6 @@ def judge_forest(
         best_trees=tuple(trees[:n_trees]),
         worst_trees=tuple(trees[::-1][:n_trees]),
         n_trees=len(trees),
-        pair_score=pairs.score_per_feature(),
     )
 
 
@@ -132,7 +121,7 @@ class _JudgedPairs:
     (n_pairs, len(MEASURES)) what they add to the means.
     """
 
-    def __init__(self, concepts: FeatureConcepts, forest: FeatureForest, min_parent_information: float) -> None:
+    def __init__(self, concepts: FeatureConcepts, forest: FeatureForest) -> None:
         if forest.levels != concepts.levels:
             raise ValueError(
                 f"concepts are of levels of the widths {list(concepts.levels.widths)}, but the forest has "
@@ -141,8 +130,7 @@ class _JudgedPairs:
         self.concepts = concepts
         parent, child = forest.edges().T.contiguous()
         self.edge_level = forest.levels.level_of(parent)
-        # The comparison is False for NaN, the information of no concept.
-        judged = (concepts.information[parent] >= min_parent_information) & (concepts.concept[child] != NO_CONCEPT)
+        judged = (concepts.concept[parent] != NO_CONCEPT) & (concepts.concept[child] != NO_CONCEPT)
         self.parent, self.child = parent[judged], child[judged]
         self.level = self.edge_level[judged]
         self.measures = self._measures_with(self.parent, self.child)
@@ -180,12 +168,6 @@ class _JudgedPairs:
     def _measures_with(self, parent: torch.Tensor, child: torch.Tensor) -> torch.Tensor:
         concept = self.concepts.concept
         return _measures(self.concepts.wordnet, concept[parent], concept[child])
-
-
-def _rates(pairs: _JudgedPairs, level: int | None, n_resamples: int, generator: torch.Generator) -> PairRates:
-    here = pairs.of_level(level)
-    means = resampled_means(pairs.measures[here], pairs.parent[here], n_resamples, generator)
-    return PairRates(*(means.estimate(i, name in SHARES) for i, name in enumerate(MEASURES)))
 
 
 def _reasons(parent: torch.Tensor, control: torch.Tensor) -> dict[str, str]:

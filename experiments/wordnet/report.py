@@ -7,11 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-import torch
-
 from sae_lens_hsae.evaluation.cluster_bootstrap import Estimate
-
-CHILDREN_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -44,11 +40,10 @@ class BoundaryMeaning:
     Attributes:
         parent_level: the coarser level; None for all boundaries together.
         n_pairs: pairs judged.
-        n_pairs_left_out: assigned pairs of which a member has no concept, or the parent too general a one.
+        n_pairs_left_out: assigned pairs of which a member has no concept.
         forest: the forest's pairs.
         shuffled: the same pairs shuffled; NaN where no bin has two parents.
         gain: ``forest − shuffled``, with the interval of the difference.
-        second_forest: the second forest's pairs, None if none was given.
         undefined: why ``forest``, ``shuffled`` (and with it ``gain``) or the intervals are NaN.
     """
 
@@ -58,12 +53,7 @@ class BoundaryMeaning:
     forest: PairRates
     shuffled: PairRates
     gain: PairRates
-    second_forest: PairRates | None
     undefined: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def label(self) -> str:
-        return "all" if self.parent_level is None else f"{self.parent_level} → {self.parent_level + 1}"
 
 
 @dataclass(frozen=True)
@@ -88,16 +78,10 @@ class TreeMeaning:
     n_subsumed: int
     children: tuple[str, ...]
 
-    def __str__(self) -> str:
-        shown = ", ".join(self.children[:CHILDREN_SHOWN]) or "(none was judged)"
-        more = ", …" if len(self.children) > CHILDREN_SHOWN else ""
-        subsumed = f"{self.n_subsumed}/{self.n_pairs}"
-        return f"{self.root:>6}  {self.score:>6.2f}  {subsumed:>8}  {self.concept} ← {shown}{more}"
-
 
 @dataclass(frozen=True)
 class ForestMeaning:
-    """Result of `judge_forest`; print it for a table.
+    """Result of `judge_forest`.
 
     Attributes:
         boundaries: one record per level boundary, coarse to fine.
@@ -105,8 +89,6 @@ class ForestMeaning:
         best_trees: the ranked trees of highest score, best first.
         worst_trees: those of lowest score, worst first.
         n_trees: trees that were ranked: those with enough judged pairs.
-        pair_score: (n_features,) float64, each child's share in its tree's score, NaN where its pair was not judged;
-            not part of `to_dict`.
     """
 
     boundaries: tuple[BoundaryMeaning, ...]
@@ -114,35 +96,16 @@ class ForestMeaning:
     best_trees: tuple[TreeMeaning, ...]
     worst_trees: tuple[TreeMeaning, ...]
     n_trees: int
-    pair_score: torch.Tensor = field(repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and names, ready for JSON; NaN becomes None."""
-        record = {f.name: getattr(self, f.name) for f in fields(self) if f.compare}
+        record = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in record.items():
             if isinstance(value, tuple):
                 record[name] = [asdict(each) for each in value]
             elif not isinstance(value, int):
                 record[name] = asdict(value)
         return _plain(record)
-
-    def __str__(self) -> str:
-        names = [f.name for f in fields(PairRates)]
-        table = [["boundary", "pairs", "", *(name.replace("_", " ") for name in names)]]
-        for record in (*self.boundaries, self.overall):
-            for kind in ("forest", "shuffled", "gain", "second_forest"):
-                rates = getattr(record, kind)
-                if rates is not None:
-                    lead = [record.label, str(record.n_pairs)] if kind == "forest" else ["", ""]
-                    table.append([*lead, kind.replace("_", " "), *(str(getattr(rates, name)) for name in names)])
-        sizes = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = ["  ".join(cell.ljust(size) for cell, size in zip(row, sizes, strict=True)).rstrip() for row in table]
-        for record in (*self.boundaries, self.overall):
-            lines += [f"{record.label}: no {name}: {why}" for name, why in record.undefined.items()]
-        for title, trees in (("Best", self.best_trees), ("Worst", self.worst_trees)):
-            lines += ["", f"{title} {len(trees)} of {self.n_trees} trees"]
-            lines += ["  root   score  subsumed  the root's concept ← its children's", *map(str, trees)]
-        return "\n".join(lines)
 
 
 def _plain(value: Any) -> Any:

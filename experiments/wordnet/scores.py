@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 
@@ -12,9 +11,6 @@ from sae_lens_hsae.evaluation.stacks import LevelSAE
 
 Glosses = Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 """Batches of activations (n, d_in), synset of each token (n,), and whether it is of the entry word (n,)."""
-
-Read = Literal["entry_word", "gloss"]
-Score = Literal["mean", "peak", "fires"]
 
 MAX_TOKENS_AT_ONCE = 1024
 # Bounds the (tokens, features) tensors of one level: 128 MiB in float32, however wide the level.
@@ -25,12 +21,12 @@ MAX_ELEMENTS_AT_ONCE = 2**25
 class SynsetScores:
     """Scores of all features, a part of the synsets at a time; the counts are complete when the iterator ends.
 
+    A feature's score on a synset is its mean activation over the tokens of the entry word.
+
     Args:
         saes: one SAE per level.
         glosses: the tokens of one synset one after another, also across batches.
         n_synsets: synsets of the WordNet.
-        read: which tokens of a synset are read.
-        score: over those tokens, the mean or the highest activation, or 1 where the feature fires at all.
 
     Attributes:
         n_tokens: tokens read.
@@ -41,17 +37,11 @@ class SynsetScores:
     saes: Sequence[LevelSAE]
     glosses: Glosses
     n_synsets: int
-    read: Read
-    score: Score
     n_tokens: int = 0
     seen: torch.Tensor = field(init=False)
     fires: list[torch.Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.read not in ("entry_word", "gloss"):
-            raise ValueError(f"read={self.read!r} is unknown; take 'entry_word' or 'gloss'")
-        if self.score not in ("mean", "peak", "fires"):
-            raise ValueError(f"score={self.score!r} is unknown; take 'mean', 'peak' or 'fires'")
         self.seen = torch.zeros(self.n_synsets, dtype=torch.bool)
         self.fires = [torch.zeros(sae.cfg.d_sae, dtype=torch.int64, device=sae.device) for sae in self.saes]
 
@@ -71,22 +61,16 @@ class SynsetScores:
             self.n_tokens += len(synset)
             yield numbers, [self._scores(x, level, n_tokens_of) for level in range(len(self.saes))]
         if not self.n_tokens:
-            raise ValueError(
-                f"glosses held no token with read={self.read!r}; pass (activations, synsets, is_entry_word) batches"
-            )
+            raise ValueError("glosses held no entry word; pass (activations, synsets, is_entry_word) batches")
 
     def _scores(self, x: torch.Tensor, level: int, n_tokens_of: torch.Tensor) -> torch.Tensor:
         sae = self.saes[level]
         acts = sae.encode(x.to(sae.device)).float().abs()  # some architectures fire with either sign
-        active = acts > 0
-        self.fires[level] += active.sum(0)
+        self.fires[level] += (acts > 0).sum(0)
         n_tokens_of = n_tokens_of.to(acts.device)
         row = torch.arange(len(n_tokens_of), device=acts.device).repeat_interleave(n_tokens_of)
         zeros = acts.new_zeros(len(n_tokens_of), acts.shape[1])
-        if self.score == "mean":
-            return zeros.index_add_(0, row, acts) / n_tokens_of[:, None]
-        values = active.float() if self.score == "fires" else acts
-        return zeros.scatter_reduce_(0, row[:, None].expand_as(values), values, "amax")
+        return zeros.index_add_(0, row, acts) / n_tokens_of[:, None]
 
     def _tokens_read(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The checked batches, reduced to the tokens that are read."""
@@ -102,7 +86,7 @@ class SynsetScores:
                 raise ValueError(
                     f"glosses: batch {i} names a synset that is none of 0 … {self.n_synsets - 1}; leave out its token"
                 )
-            wanted = is_entry_word.cpu() == (self.read == "entry_word")
+            wanted = is_entry_word.cpu()
             x, synset = x[wanted.to(x.device)], synset[wanted]
             if not x.isfinite().all():
                 raise ValueError(f"glosses: batch {i} holds NaN or infinity; leave out those tokens")

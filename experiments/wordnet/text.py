@@ -58,7 +58,6 @@ def gloss_rows(
     tokenizer: Any,
     context_size: int,
     separator_token: int,
-    first_token: int | None = None,
     n_glosses: int | None = None,
     seed: int = 0,
 ) -> GlossRows:
@@ -72,7 +71,6 @@ def gloss_rows(
     Args:
         tokenizer: a fast tokenizer of Hugging Face's.
         separator_token: put after each gloss.
-        first_token: put at the beginning of each row, for models that expect one there (BOS).
         n_glosses: take so many, drawn at random; None takes all.
         seed: of the shuffle.
 
@@ -86,13 +84,12 @@ def gloss_rows(
     n_glosses = len(wordnet) if n_glosses is None else n_glosses
     if not 1 <= n_glosses <= len(wordnet):
         raise ValueError(f"n_glosses={n_glosses} must be 1 … {len(wordnet)}; None takes all")
-    lead = [] if first_token is None else [first_token]
-    if context_size <= len(lead) + 1:
-        raise ValueError(f"context_size={context_size} leaves no room for a gloss; take at least {len(lead) + 2}")
+    if context_size < 2:
+        raise ValueError(f"context_size={context_size} leaves no room for a gloss; take at least 2")
 
     order = list(range(len(wordnet)))
     random.Random(seed).shuffle(order)
-    layout = _Layout(context_size, separator_token, lead)
+    layout = _Layout(context_size, separator_token)
     for start in range(0, n_glosses, GLOSSES_AT_ONCE):
         part = order[start : min(start + GLOSSES_AT_ONCE, n_glosses)]
         entries = [entry_text(wordnet.synsets[number]) for number in part]
@@ -107,10 +104,9 @@ def gloss_rows(
 class _Layout:
     """Rows under construction, as flat lists."""
 
-    def __init__(self, context_size: int, separator: int, lead: list[int]) -> None:
+    def __init__(self, context_size: int, separator: int) -> None:
         self.context_size = context_size
         self.separator = separator
-        self.lead = lead
         self.tokens: list[int] = []
         self.synset: list[int] = []
         self.is_entry_word: list[bool] = []
@@ -121,11 +117,9 @@ class _Layout:
         return self.context_size - len(self.tokens) % self.context_size
 
     def add(self, ids: list[int], n_entry_word: int, number: int) -> None:
-        ids = ids[: self.context_size - len(self.lead)]
+        ids = ids[: self.context_size]
         if self.room < self.context_size and self.room < len(ids):
             self._append(ids[: self.room])
-        if self.room == self.context_size:
-            self._append(self.lead)
         self._append(ids, number, n_entry_word)
         if self.room < self.context_size:
             self._append([self.separator])
@@ -133,7 +127,7 @@ class _Layout:
     def rows(self) -> GlossRows:
         if self.room < self.context_size:
             # A single row is its own filler, as often as it takes.
-            beginning = self.tokens[len(self.lead) : self.context_size]
+            beginning = self.tokens[: self.context_size]
             self._append((beginning * self.context_size)[: self.room])
         shape = (-1, self.context_size)
         return GlossRows(
@@ -152,7 +146,6 @@ def gloss_activations(
     rows: GlossRows,
     activations_of: Callable[[torch.Tensor], torch.Tensor],
     rows_at_once: int = 32,
-    device: torch.device | str = "cpu",
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Run the language model over the rows.
 
@@ -160,7 +153,6 @@ def gloss_activations(
         activations_of: (batch, context_size) tokens → (batch, context_size, d_in), as the ``get_activations`` of
             SAELens' ``ActivationsStore``.
         rows_at_once: rows per batch.
-        device: of the language model; the tokens are moved there.
 
     Yields:
         Activations (n, d_in), synset of each token (n,), whether it is of the entry word (n,); the tokens that belong
@@ -170,7 +162,7 @@ def gloss_activations(
         for start in range(0, len(rows), rows_at_once):
             part = rows[start : start + rows_at_once]
             with torch.no_grad():
-                x = activations_of(part.tokens.to(device))
+                x = activations_of(part.tokens)
             if x.ndim != 3 or x.shape[:2] != part.tokens.shape:
                 raise ValueError(
                     f"activations_of gave the shape {tuple(x.shape)} for tokens of shape {tuple(part.tokens.shape)}; "

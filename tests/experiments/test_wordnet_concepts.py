@@ -12,7 +12,6 @@ from wordnet_helpers import (
     random_wordnet,
     readout_levels,
     slow_ancestors,
-    slow_common_hypernym,
     slow_information,
 )
 
@@ -34,11 +33,10 @@ def random_glosses(wordnet: WordNet, n_features: int, seed: int) -> tuple[torch.
     return x, torch.tensor([number for number, _ in labels]), torch.tensor([entry for _, entry in labels])
 
 
-def slow_scores(acts: torch.Tensor, synset: torch.Tensor, read: torch.Tensor, score: str) -> dict[int, float]:
-    """One feature's score on every synset that is read."""
-    reduced = {"mean": lambda each: sum(each) / len(each), "peak": max, "fires": lambda each: float(max(each) > 0)}
+def slow_scores(acts: torch.Tensor, synset: torch.Tensor, read: torch.Tensor) -> dict[int, float]:
+    """One feature's mean activation on every synset that is read."""
     return {
-        number: reduced[score]([max(0.0, value) for value in acts[read & (synset == number)].tolist()])
+        number: statistics.mean(max(0.0, value) for value in acts[read & (synset == number)].tolist())
         for number in sorted(set(synset[read].tolist()))
     }
 
@@ -74,22 +72,18 @@ def slow_chance(wordnet: WordNet, scores: dict[int, float], concept: int) -> flo
     return math.exp(-n * divergence) if q > p else 1.0
 
 
-@pytest.mark.parametrize("read", ["entry_word", "gloss"])
-@pytest.mark.parametrize("score", ["mean", "peak", "fires"])
 @pytest.mark.parametrize("seed", range(2))
-def test_concepts_equal_a_loop_over_features_and_synsets(read: Any, score: Any, seed, monkeypatch):
+def test_concepts_equal_a_loop_over_features_and_synsets(seed, monkeypatch):
     monkeypatch.setattr(wordnet_scores, "MAX_TOKENS_AT_ONCE", 5)
     monkeypatch.setattr(wordnet_concepts, "FEATURES_AT_ONCE", 5)
     monkeypatch.setattr(wordnet_concepts, "SIGNIFICANCE", 20.0)  # else hardly a random feature has a concept
     wordnet = random_wordnet(seed)
     saes = readout_levels(4, 9)
-    x, synset, is_entry_word = random_glosses(wordnet, 13, seed)
-    glosses = cut((x, synset, is_entry_word), seed)
-    concepts = feature_concepts(saes, wordnet, glosses, read=read, score=score, min_concept_size=3, k=6)
-    wanted = is_entry_word == (read == "entry_word")
+    x, synset, wanted = random_glosses(wordnet, 13, seed)
+    concepts = feature_concepts(saes, wordnet, cut((x, synset, wanted), seed), min_concept_size=3)
     n_synsets = len(synset[wanted].unique())
     for feature in range(13):
-        scores = slow_scores(x[:, feature], synset, wanted, score)
+        scores = slow_scores(x[:, feature], synset, wanted)
         best, correlation = slow_match(wordnet, scores, 3)
         n_candidates = sum(
             3 <= sum(concept in slow_ancestors(wordnet, number) for number in scores) < n_synsets
@@ -108,29 +102,7 @@ def test_concepts_equal_a_loop_over_features_and_synsets(read: Any, score: Any, 
     torch.testing.assert_close(concepts.firing_frequency, frequency, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("score", ["mean", "peak"])
-def test_common_hypernyms_of_the_strongest_synsets_equal_a_loop(score: Any, monkeypatch):
-    monkeypatch.setattr(wordnet_scores, "MAX_TOKENS_AT_ONCE", 5)
-    wordnet = random_wordnet(1)
-    x, synset, is_entry_word = random_glosses(wordnet, 13, 1)
-    concepts = feature_concepts(
-        readout_levels(4, 9), wordnet, cut((x, synset, is_entry_word), 1), score=score, min_concept_size=3, k=6
-    )
-    assert concepts.synsets.shape == (13, 6)
-    by_hypernym = concepts.by_common_hypernym(0.6, min_synsets=3)
-    for feature in range(13):
-        scores = slow_scores(x[:, feature], synset, is_entry_word, score)
-        kept = sorted((number for number in scores if scores[number] > 0), key=lambda n: -scores[n])[:6]
-        assert [number for number in concepts.synsets[feature].tolist() if number != NO_CONCEPT] == kept
-        concept = slow_common_hypernym(wordnet, kept, 0.6) if len(kept) >= 3 else NO_CONCEPT
-        assert by_hypernym.concept[feature] == concept
-        assert by_hypernym.name(feature) == wordnet.name(concept)
-        information = slow_information(wordnet, concept) if concept != NO_CONCEPT else math.nan
-        assert by_hypernym.information[feature].item() == pytest.approx(information, abs=1e-12, nan_ok=True)
-
-
-@pytest.mark.parametrize("score", ["mean", "fires"])
-def test_what_could_be_chance_is_no_concept(score: Any):
+def test_what_could_be_chance_is_no_concept():
     """Random features have no concept, however seldom they fire; one that prefers a concept's synsets has it."""
     wordnet = random_wordnet(0, n=600)
     generator = torch.Generator().manual_seed(0)
@@ -139,7 +111,7 @@ def test_what_could_be_chance_is_no_concept(score: Any):
     under = torch.tensor([concept in wordnet.ancestors(synset) for synset in range(600)])
     x[under, 0] += 2
     glosses = [(x, torch.arange(600), torch.ones(600, dtype=torch.bool))]
-    concepts = feature_concepts(readout_levels(400), wordnet, glosses, score=score, min_concept_size=10)
+    concepts = feature_concepts(readout_levels(400), wordnet, glosses, min_concept_size=10)
     assert concepts.concept[0] == concept
     assert (concepts.concept[1:] != NO_CONCEPT).sum() <= 4
     assert not concepts.correlation.isnan().any()

@@ -24,7 +24,7 @@ def given_concepts(
     concept = numbers(wordnet, names)
     frequency = torch.full((len(concept),), 0.1).double() if frequency is None else frequency
     empty, levels = torch.empty(0), Levels(tuple(widths))
-    return FeatureConcepts(wordnet, levels, empty, empty, empty, empty, frequency, 100, 16).with_concept(concept)
+    return FeatureConcepts(wordnet, levels, empty, empty, empty, frequency, 100, 16).with_concept(concept)
 
 
 def values(rates: PairRates) -> dict[str, float]:
@@ -72,9 +72,6 @@ def test_trees_are_ranked_by_what_pairs_share(judged):
     assert best.score == pytest.approx((2 * animal + 2 * dog + (2 * pet - dog)) / 5)
     assert (best.root, best.concept, best.n_pairs, best.n_subsumed) == (0, "animal.n.01", 5, 4)
     assert best.children == ("dog.n.01", "animal.n.01")
-    assert result.pair_score[6].item() == pytest.approx(info["food.n.01"])
-    assert result.pair_score[12].item() == pytest.approx(2 * info["food.n.01"] - info["bread.n.01"])
-    assert result.pair_score[[0, 8, 14]].isnan().all()
 
 
 def test_best_and_worst_trees(tiny):
@@ -87,9 +84,9 @@ def test_best_and_worst_trees(tiny):
     assert result.best_trees[0].score == pytest.approx(math.log(16 / 6))
     assert result.best_trees[1].score == 0
     assert result.worst_trees[0].score < 0
-    text = str(result)
-    assert "Best 2 of 3 trees" in text
-    assert "4/4  animal.n.01 ← dog.n.01, cat.n.01, rex.n.01, animal.n.01" in text
+    record = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert record["best_trees"][0]["children"] == ["dog.n.01", "cat.n.01", "rex.n.01", "animal.n.01"]
+    assert record["overall"]["n_pairs"] == 12
 
 
 def exact_control(concepts: FeatureConcepts, forest: FeatureForest, bin_of: Callable[[int], Any]) -> dict[str, float]:
@@ -102,7 +99,7 @@ def exact_control(concepts: FeatureConcepts, forest: FeatureForest, bin_of: Call
         for parent in others:
             p, c = int(concepts.concept[parent]), int(concepts.concept[child])
             under, equal = p in slow_ancestors(wordnet, c) and p != c, p == c
-            shared = slow_information(wordnet, slow_common_hypernym(wordnet, [p, c], 1.0))
+            shared = slow_information(wordnet, slow_common_hypernym(wordnet, [p, c]))
             special = slow_information(wordnet, c) > slow_information(wordnet, p) + 1e-9
             special = math.nan if equal else special
             rows.append([under, equal, not (under or equal), under or equal, special, shared])
@@ -153,19 +150,3 @@ def test_shuffled_parents_are_of_the_same_level(tiny):
     result = judge_forest(given_concepts(tiny, [1, 2, 3], "animal dog cat rex dog cat"), forest)
     assert math.isnan(result.overall.shuffled.under.value)
     assert "2 parents" in result.overall.undefined["shuffled"]
-    assert "–" in str(result)
-
-
-def test_the_result_is_plain_and_readable(judged):
-    result = judge_forest(*judged, second=judged)
-    assert result == judge_forest(*judged, second=judged)
-    record = json.loads(json.dumps(result.to_dict(), allow_nan=False))
-    assert list(record) == ["boundaries", "overall", "best_trees", "worst_trees", "n_trees"]
-    assert record["overall"]["forest"]["under"]["value"] == pytest.approx(4 / 9)
-    assert record["best_trees"][0]["concept"] == "animal.n.01"
-    lines = str(result).splitlines()
-    assert " ".join(lines[0].split()) == (
-        "boundary pairs under equal neither subsumed more specific shared information"
-    )
-    assert lines[1].split()[:5] == ["0", "→", "1", "4", "forest"]
-    assert [line.split()[0] for line in lines[2:5]] == ["shuffled", "gain", "second"]

@@ -10,11 +10,10 @@ from experiments.wordnet.database import Synset, WordNet
 from experiments.wordnet.text import NO_SYNSET, entry_text, gloss_activations, gloss_rows
 
 
-@pytest.mark.parametrize("first_token", [None, 1])
 @pytest.mark.parametrize("context_size", [16, 17, 40, 1000])
-def test_every_gloss_stands_whole_in_one_row_with_its_entry_word_marked(tiny, context_size, first_token):
+def test_every_gloss_stands_whole_in_one_row_with_its_entry_word_marked(tiny, context_size):
     tokenizer = word_tokenizer(tiny)
-    rows = gloss_rows(tiny, tokenizer, context_size, separator_token=0, first_token=first_token)
+    rows = gloss_rows(tiny, tokenizer, context_size, separator_token=0)
     assert rows.tokens.shape[1] == context_size
     assert len(rows) == len(rows.synset) == len(rows.is_entry_word)
     for number, synset in enumerate(tiny.synsets):
@@ -25,9 +24,6 @@ def test_every_gloss_stands_whole_in_one_row_with_its_entry_word_marked(tiny, co
         assert rows.is_entry_word[row, column].tolist() == [True] + [False] * (len(row) - 1)
         end = column[-1] + 1
         assert end == context_size or rows.tokens[row[0], end] == 0
-    if first_token is not None:
-        assert (rows.tokens[:, 0] == first_token).all()
-        assert (rows.synset[:, 0] == NO_SYNSET).all()
     assert not rows.is_entry_word[rows.synset == NO_SYNSET].any()
 
 
@@ -60,7 +56,7 @@ def test_rows_are_filled_up_with_text_and_long_glosses_cut():
 
 
 def test_activations_keep_their_labels(tiny):
-    rows = gloss_rows(tiny, word_tokenizer(tiny), 20, separator_token=0, first_token=1)
+    rows = gloss_rows(tiny, word_tokenizer(tiny), 20, separator_token=0)
     # As activation the token and its place in the row.
     place = torch.arange(20.0).expand(len(rows), 20)
 
