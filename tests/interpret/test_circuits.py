@@ -99,22 +99,6 @@ def test_gradients_equal_finite_differences(tokenizer, method, pairs):
         assert effects[hook][flat].item() == pytest.approx(expected / len(pairs), rel=1e-6, abs=1e-8)
 
 
-def test_where_the_rest_of_the_model_is_linear_all_methods_agree(tokenizer):
-    """After the last block without a norm, logits are linear in x; and a level's effects add up to the whole change."""
-    model, saes = tiny(tokenizer, normalization_type=None), {SECOND: stacks()[SECOND]}
-    found = [
-        find_circuit(model, saes, PAIRS, method, threshold=0.0) for method in ("attribution", "integrated", "patch")
-    ]
-    for circuit in found:
-        by_name = {node.name: node.effect for node in circuit.nodes}
-        assert by_name == pytest.approx({node.name: node.effect for node in found[0].nodes}, abs=1e-9)
-        assert circuit.patched is not None
-        for level in range(3):
-            total = sum(node.effect for node in circuit.nodes if node.level == level)
-            # The answer changes with the position's x alone: the last one.
-            assert total == pytest.approx(circuit.clean - circuit.patched, abs=1e-9)
-
-
 @pytest.mark.parametrize("unassigned", [True, False])
 def test_the_way_down_leads_through_parents_over_the_threshold(tokenizer, unassigned):
     model, saes = tiny(tokenizer), stacks()

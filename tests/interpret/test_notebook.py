@@ -70,15 +70,8 @@ def test_a_feature_shows_its_numbers_and_contexts(sae, dashboards):
     assert f"[{peak}]".replace("\u202e", r"\u202e").replace("\x1b[", r"\x1b[") in text
     shown = card._repr_html_()
     assert shown.count("<p dir") == 3
+    assert not any(hostile in shown for hostile in ("<script", "\u202e", "\x1b"))
     assert len(re.findall(r"rgba\(255, 164, 61, 1\.00\)", shown)) >= 1
-
-
-def test_hostile_tokens_stay_text(dashboards):
-    for feature in range(33):
-        shown = FeatureCard(dashboards, feature, HOSTILE.__getitem__)._repr_html_()
-        assert "<script" not in shown
-        assert "\u202e" not in shown
-        assert "\x1b" not in shown
 
 
 def test_a_feature_that_never_fired_or_does_not_exist_says_so(dashboards):
