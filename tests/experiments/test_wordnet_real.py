@@ -1,4 +1,4 @@
-"""A planted hierarchy of meanings, and the WordNet of Debian."""
+"""The WordNet of Debian."""
 
 import pytest
 import torch
@@ -33,3 +33,6 @@ def test_debians_wordnet_is_read_as_it_is():
     assert entry_text(dog)[1].startswith("dog: a member of the genus Canis (probably descended from the common wolf)")
     assert real.synsets[real.index("galore.s.01")].lemmas == ("galore",)
     assert all(synset.gloss for synset in real.synsets)
+    nouns = read_wordnet(parts_of_speech="n")
+    assert nouns.synsets == tuple(synset for synset in real.synsets if synset.part_of_speech == "n")
+    assert nouns.name(nouns.top) == "entity.n.01"
