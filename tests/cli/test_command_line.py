@@ -18,15 +18,7 @@ from typing import get_args
 import pandas
 import pytest
 import torch
-from host_helpers import (
-    hooked_model,
-    runner_config,
-    save_tiny_gpt2,
-    signalling,
-    tiny_config,
-    tiny_dataset,
-    train,
-)
+from host_helpers import hooked_model, runner_config, save_tiny_gpt2, signalling, tiny_config, tiny_dataset, train
 from sae_lens import LanguageModelSAETrainingRunner
 from small_saes import make_sae
 from tqdm.auto import tqdm

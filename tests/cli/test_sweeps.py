@@ -155,11 +155,7 @@ def test_the_metric_is_in_wandbs_summary(tmp_path, offline):
     cfg.logger.log_to_wandb, cfg.logger.log_weights_to_wandb = True, False
     with restored_signal_handlers():
         runner = MeasuredTrainingRunner(
-            cfg,
-            evaluation_tokens=200,
-            variance_floor=0.9,
-            override_model=tiny_model(),
-            override_dataset=tiny_dataset(),
+            cfg, evaluation_tokens=200, variance_floor=0.9, override_model=tiny_model(), override_dataset=tiny_dataset()
         )
         runner.run()
     wandb.teardown()

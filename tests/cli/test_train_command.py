@@ -180,10 +180,7 @@ WRONG_CALLS = [
 WRONG_VALUES = [
     (["--level_widths", "8", "4"], "not strictly increasing"),
     ([*GPT2, "--text", "no.txt"], "--text='no.txt' does not exist"),
-    (
-        [*GPT2, "--text", "short.txt", "--dry-run"],
-        "'short.txt' holds 9 characters, too few for --context_size=256",
-    ),
+    ([*GPT2, "--text", "short.txt", "--dry-run"], "'short.txt' holds 9 characters, too few for --context_size=256"),
     (["--config", "missing.yaml"], "--config='missing.yaml' does not exist, seen from '/"),
     (["--config", "binary.yaml"], "'binary.yaml' is no text in UTF-8"),
     ([*GPT2, "--training_tokens", "0"], "--training_tokens=0 is less than one step of --train_batch_size_tokens"),

@@ -10,14 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hierarchy_reference import (
-    jumprelu,
-    random_forest,
-    random_levels,
-    readout_levels,
-    slow_evaluation,
-    tokens,
-)
+from hierarchy_reference import jumprelu, random_forest, random_levels, readout_levels, slow_evaluation, tokens
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
 
 from sae_lens_hsae.config import HierarchicalSAEConfig
@@ -366,10 +359,7 @@ HOLED[3, 3] = math.inf
         ),
         ({"levels": [jumprelu(8, 3), jumprelu(9, 5)]}, r"different d_in \[8, 9\]"),
         ({"levels": at_places("hook_name", "a", "b")}, "different cfg.metadata.hook_name: level 0 'a', level 1 'b'"),
-        (
-            {"levels": at_places("hook_head_index", 0, 1)},
-            "different cfg.metadata.hook_head_index: level 0 0",
-        ),
+        ({"levels": at_places("hook_head_index", 0, 1)}, "different cfg.metadata.hook_head_index: level 0 0"),
         (
             {"levels": that_reshape()},
             r"level 0 has reshape_activations='hook_z'.*turn_off_forward_pass_hook_z_reshaping\(\)",

@@ -6,11 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from sae_lens.synthetic import (
-    ConstantFiringProbabilityConfig,
-    HierarchyConfig,
-    SyntheticModelConfig,
-)
+from sae_lens.synthetic import ConstantFiringProbabilityConfig, HierarchyConfig, SyntheticModelConfig
 
 from experiments.planted.training import Rival, compare, new_saes, train
 from experiments.planted.trees import PlantedSetting, PlantedTrees

@@ -6,10 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from sae_lens.synthetic import (
-    Hierarchy,
-    HierarchyNode,
-)
+from sae_lens.synthetic import Hierarchy, HierarchyNode
 
 from experiments.planted.trees import EASY, STANDARD, true_parents
 

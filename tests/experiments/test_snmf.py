@@ -4,14 +4,7 @@ import pytest
 import torch
 from scipy.optimize import nnls
 
-from experiments.snmf import (
-    RIDGE,
-    FactorLevel,
-    coefficients,
-    factor_levels,
-    features_for,
-    updated,
-)
+from experiments.snmf import RIDGE, FactorLevel, coefficients, factor_levels, features_for, updated
 from sae_lens_hsae import evaluate_forest
 
 

@@ -8,12 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from wordnet_helpers import (
-    random_wordnet,
-    readout_levels,
-    slow_ancestors,
-    slow_information,
-)
+from wordnet_helpers import random_wordnet, readout_levels, slow_ancestors, slow_information
 
 from experiments.wordnet import concepts as wordnet_concepts
 from experiments.wordnet import scores as wordnet_scores

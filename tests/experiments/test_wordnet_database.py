@@ -2,13 +2,7 @@
 
 import pytest
 import torch
-from wordnet_helpers import (
-    ABOVE,
-    random_wordnet,
-    slow_ancestors,
-    slow_common_hypernym,
-    slow_information,
-)
+from wordnet_helpers import ABOVE, random_wordnet, slow_ancestors, slow_common_hypernym, slow_information
 
 from experiments.wordnet import database as wordnet_module
 from experiments.wordnet.database import NO_CONCEPT, read_wordnet

@@ -15,12 +15,7 @@ from small_saes import D_IN, at_step, make_sae, step_input, tensors_of
 from sae_lens_hsae import HierarchicalTrainingSAE
 from sae_lens_hsae.forest.counts import follow_coactivation
 from sae_lens_hsae.sae.gpu_step import activation
-from sae_lens_hsae.sae.gpu_step.family_products import (
-    _dots_of_few,
-    _sums_of_few,
-    dots_within,
-    sums_within,
-)
+from sae_lens_hsae.sae.gpu_step.family_products import _dots_of_few, _sums_of_few, dots_within, sums_within
 from sae_lens_hsae.sae.gpu_step.products import exact_product
 from sae_lens_hsae.sae.perturbation import draw_replaced, replacements
 from sae_lens_hsae.sae.step_output import LazyStepOutput

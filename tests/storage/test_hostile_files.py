@@ -260,9 +260,7 @@ LOADERS = {
         lambda folder: assert_forest(read_forest(folder / "forest.json")),
     ),
     "configuration": Loader(
-        lambda folder: (folder / "cfg.json").write_text(json.dumps(make_config().to_dict())),
-        ("cfg.json",),
-        read_config,
+        lambda folder: (folder / "cfg.json").write_text(json.dumps(make_config().to_dict())), ("cfg.json",), read_config
     ),
     "model": Loader(make_sae().save_inference_model, ("cfg.json", "sae_weights.safetensors"), read_model),
     "manifest": Loader(write_checkpoint, (MANIFEST,), read_manifest),

@@ -36,11 +36,7 @@ def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path):
         ("a.txt", b"text\0", "zero bytes"),
         ("a.txt", "text".encode("utf-16"), "is no text in UTF-8"),
         ("a.jsonl", b'{"text": "fine"}\n{"text', "line 2, is no JSON"),
-        (
-            "a.jsonl",
-            b'{"text": "fine"}\n{"body": "x", "id": 1}',
-            "line 2, has no text under column='text'",
-        ),
+        ("a.jsonl", b'{"text": "fine"}\n{"body": "x", "id": 1}', "line 2, has no text under column='text'"),
         ("a.jsonl", b"[1]", "line 1, has no text"),
     ],
 )

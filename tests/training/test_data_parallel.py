@@ -76,8 +76,7 @@ def sae_with(similarity):
 
 
 @pytest.mark.parametrize(
-    ("n_ranks", "similarity"),
-    [(2, "encoder"), (2, "conditional"), pytest.param(4, "encoder", marks=pytest.mark.slow)],
+    ("n_ranks", "similarity"), [(2, "encoder"), (2, "conditional"), pytest.param(4, "encoder", marks=pytest.mark.slow)]
 )
 def test_several_processes_take_the_steps_of_one(tmp_path, n_ranks, similarity):
     # In order and row by row, so that the parts of each batch are together the batch of the one process.

@@ -74,11 +74,7 @@ def _judge(
     write_whole(output, found.pairs.to_csv(index=False))
     rates = found.rates()
     lines = [f"Judged a special case, with 95 % intervals; every pair in {output}\n{rates.round(3)}"]
-    data = {
-        "output": str(output),
-        "rates": rates.to_dict("index"),
-        "replies": _counts(found.replies),
-    }
+    data = {"output": str(output), "rates": rates.to_dict("index"), "replies": _counts(found.replies)}
     if chosen.repetitions > 1:
         agreement = found.agreement()
         lines.append(f"Repeated judgements that agree: {agreement:.1%}")

@@ -159,11 +159,7 @@ def train(own: argparse.Namespace, cfg: Any) -> ForestEvaluation | None:
         HierarchicalSAETrainingRunner(cfg, override_dataset=rows, **faults).run()
         return None
     runner = MeasuredTrainingRunner(
-        cfg,
-        evaluation_tokens=own.evaluation_tokens,
-        variance_floor=own.variance_floor,
-        override_dataset=rows,
-        **faults,
+        cfg, evaluation_tokens=own.evaluation_tokens, variance_floor=own.variance_floor, override_dataset=rows, **faults
     )
     runner.run()
     return runner.evaluation

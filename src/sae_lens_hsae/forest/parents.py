@@ -158,10 +158,7 @@ def conditional_similarity(
 
 
 def parent_table(
-    similarities: Sequence[SimilarityBlock],
-    levels: Levels,
-    rule: ParentRule,
-    device: torch.device | str = "cpu",
+    similarities: Sequence[SimilarityBlock], levels: Levels, rule: ParentRule, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
     """The forest of a stack of levels: `choose_parents` at every boundary.
 

@@ -270,11 +270,7 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
 
     @override
     def calculate_aux_loss(
-        self,
-        step_input: TrainStepInput,
-        feature_acts: torch.Tensor,
-        hidden_pre: torch.Tensor,
-        sae_out: torch.Tensor,
+        self, step_input: TrainStepInput, feature_acts: torch.Tensor, hidden_pre: torch.Tensor, sae_out: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         raise NotImplementedError("the losses of all levels are one; call training_forward_pass")
 
@@ -294,10 +290,7 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         """Activations and pre-activations of all levels, in the units of x: (…, d_in) → two of (…, d_sae)."""
         hidden_pre = self.hook_sae_acts_pre(self.hidden_pre(self.process_sae_in(x)))
         acts = JumpReLU.apply(
-            hidden_pre,
-            self.threshold.to(hidden_pre.dtype),
-            self.cfg.jumprelu_bandwidth,
-            self.cfg.jumprelu_ste_to_input,
+            hidden_pre, self.threshold.to(hidden_pre.dtype), self.cfg.jumprelu_bandwidth, self.cfg.jumprelu_ste_to_input
         )
         in_units_of_x = self.standardization.in_units_of_x
         return self.hook_sae_acts_post(in_units_of_x(acts)), in_units_of_x(hidden_pre)

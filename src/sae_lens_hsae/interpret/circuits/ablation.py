@@ -34,13 +34,7 @@ class Ablation:
     """
 
     @torch.no_grad()
-    def __init__(
-        self,
-        model: Any,
-        forests: Mapping[str, Any],
-        pairs: Sequence[Pair],
-        level: int = -1,
-    ) -> None:
+    def __init__(self, model: Any, forests: Mapping[str, Any], pairs: Sequence[Pair], level: int = -1) -> None:
         self._model, self._keep_errors = model, True
         self._places = {place.own: place for place in places_of(model, forests)}
         self._level = {own: place.level(level) for own, place in self._places.items()}

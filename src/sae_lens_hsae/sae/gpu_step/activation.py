@@ -21,11 +21,7 @@ NUMBERS_AT_A_TIME = 2**23
 
 
 def activations(
-    W_enc: torch.Tensor,
-    bias: torch.Tensor,
-    x: torch.Tensor,
-    rule: LevelActivation,
-    weights: torch.Tensor | None = None,
+    W_enc: torch.Tensor, bias: torch.Tensor, x: torch.Tensor, rule: LevelActivation, weights: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Activations of all levels.
 
@@ -83,12 +79,7 @@ class _JumpReLUEncoder(torch.autograd.Function):
 class _BatchTopKEncoder(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        W_enc: torch.Tensor,
-        bias: torch.Tensor,
-        x: torch.Tensor,
-        weights: torch.Tensor,
-        rule: BatchTopKLevels,
+        ctx: Any, W_enc: torch.Tensor, bias: torch.Tensor, x: torch.Tensor, weights: torch.Tensor, rule: BatchTopKLevels
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         product = _product(W_enc, x)
         pre = product + bias.to(product.dtype)[:, None]
