@@ -31,7 +31,7 @@ def config(
     return MultiSAETrainingRunnerConfig(
         saes={
             f"block{layer}": HierarchicalTrainingSAEConfig(
-                d_in=640, d_sae=1920, level_widths=[128, 256, 512, 1024], target_l0=16
+                d_in=640, d_sae=2688, level_widths=[128, 512, 2048], target_l0=16
             )
             for layer in layers
         },
@@ -62,4 +62,5 @@ if __name__ == "__main__":
     chosen = parser.parse_args()
     cfg = config(str(gemma_folder()), chosen.steps, chosen.layers, chosen.output)
     with model_of_run(cfg) as model:
-        MultiSAETrainingRunner(cfg, override_dataset=brown_corpus(chosen.text), override_model=model).run()
+        rows = brown_corpus(chosen.text).shuffle(seed=0)
+        MultiSAETrainingRunner(cfg, override_dataset=rows, override_model=model).run()

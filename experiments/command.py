@@ -12,7 +12,7 @@ from typing import Any
 
 from experiments.circuits import reproduce_circuits
 from experiments.figures import figures_of, steering_curves
-from experiments.gemma_forests import gemma_forests, gemma_probes, gemma_trees
+from experiments.gemma_forests import gemma_forests, gemma_probes, gemma_widths
 from experiments.gemma_stream import LAYERS, GemmaActivations
 from experiments.gloss_stream import GlossActivations
 from experiments.in_the_model import reproduce_in_the_model
@@ -21,7 +21,7 @@ from experiments.meaning import EntryWords, reproduce_meaning
 from experiments.paper_tables import FULL, QUICK, Size, reproduce, reproduce_sinks
 from experiments.planted_tables import SETTINGS, reproduce_planted
 from experiments.pushes import reproduce_pushes
-from experiments.readability import readability
+from experiments.readability import drawn_trees, readability
 from experiments.shift import reproduce_shift
 from experiments.steering import STRENGTHS, reproduce_steering
 from experiments.tables import (
@@ -38,7 +38,8 @@ from sae_lens_hsae.cli.progress_bars import bars_on_terminals_only
 from sae_lens_hsae.storage.whole_files import file_written_whole
 
 QUICK_GLOSSES = 2_000
-OF_GEMMA = ("in-the-model", "pushes", "circuits", "steering", "shift", "gemma-forests", "gemma-trees", "gemma-probes")
+OF_GEMMA = ("in-the-model", "pushes", "circuits", "steering", "shift", "gemma-forests", "gemma-widths", "gemma-probes")
+OF_A_RUN = ("readability", "drawn-trees")
 
 L0_OF = {"l0": "main", "gemma-l0": "gemma"}
 """Tables of L0 while training, with that whose places they take."""
@@ -57,8 +58,8 @@ ABOUT = {
     "gemma-ideas": "beyond the paper, ablated",
     "gemma-whitened": "beside SAELens' covariance whitening",
     "gemma-forests": "trees counted, and found again by other seeds",
+    "gemma-widths": "levels that grow by two or by four, counted and read",
     "gemma-probes": "Tree SAE's hierarchy score",
-    "gemma-trees": "six trees drawn",
     "in-the-model": "the cross-entropy that levels recover",
     "pushes": "what steering changes on and off target, coarse against fine",
     "circuits": "behaviours, coarse to fine",
@@ -67,6 +68,7 @@ ABOUT = {
     "planted": "trees that generated the activations, and how much of them is found",
     "wordnet": "the meaning of parent and child",
     "readability": "of one saved run: do children read as parts of their parents?",
+    "drawn-trees": "of one saved run: six trees",
 }
 """Every table, and what it compares."""
 
@@ -81,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("table", choices=ABOUT, metavar="table", help="which, see below")
-    parser.add_argument("run", nargs="?", type=Path, help="of readability: where the SAE and its dashboards are")
+    parser.add_argument("run", nargs="?", type=Path, help="of readability and drawn-trees: a saved SAE with dashboards")
     parser.add_argument("--edges", type=int, default=40, help="of readability: edges to list, default %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of readability: of the draw, default %(default)s")
     parser.add_argument("--output", type=Path, default=Path("runs/reproduce"), help="default %(default)s")
@@ -119,11 +121,14 @@ def run(chosen: argparse.Namespace) -> Outcome:
         name, table = "wordnet", meaning_table(results)
         with file_written_whole(chosen.output / "wordnet-trees.md") as aside:
             aside.write_text(named_trees(results), encoding="utf-8")
-    elif chosen.table == "readability":
+    elif chosen.table in OF_A_RUN:
         if chosen.run is None:
             raise ValueError(
-                "readability needs a saved SAE with its dashboards: python -m experiments readability runs/demo"
+                f"{chosen.table} needs a saved SAE with its dashboards: python -m experiments {chosen.table} runs/demo"
             )
+        if chosen.table == "drawn-trees":
+            text = drawn_trees(chosen.run)
+            return Outcome(text, {"trees": text})
         rows, edges = readability(chosen.run, chosen.edges, chosen.seed)
         text = write_rows("readability", rows, chosen.output) + "\n\n" + write_rows("edges", edges, chosen.output)
         return Outcome(text, {"measures": rows, "edges": edges})
@@ -152,11 +157,6 @@ def _write_figure(figure: Any, path: Path) -> None:
 def _of_gemma(chosen: argparse.Namespace, activations: GemmaActivations, size: Size) -> Outcome:
     """What is told of the models of the table ``gemma``, which are trained where they are not kept."""
     cells, name = chosen.output / "gemma-cells", f"{chosen.table}-{chosen.layer}"
-    if chosen.table == "gemma-trees":
-        text = gemma_trees(activations, cells, size, chosen.layer)
-        with file_written_whole(chosen.output / f"{name}.txt") as aside:
-            aside.write_text(text + "\n", encoding="utf-8")
-        return Outcome(text, {"trees": text})
     acted = {"circuits": reproduce_circuits, "steering": reproduce_steering, "shift": reproduce_shift}
     if chosen.table in acted:
         rows = acted[chosen.table](activations, cells, size)
@@ -166,6 +166,7 @@ def _of_gemma(chosen: argparse.Namespace, activations: GemmaActivations, size: S
         return Outcome(write_rows(chosen.table, rows, chosen.output), rows)
     compute = {
         "gemma-forests": gemma_forests,
+        "gemma-widths": gemma_widths,
         "gemma-probes": gemma_probes,
         "in-the-model": reproduce_in_the_model,
         "pushes": reproduce_pushes,

@@ -1,4 +1,4 @@
-"""What the forests of Gemma 3 270M are like: their trees, counted and drawn, and whether other seeds find the same."""
+"""What the forests of Gemma 3 270M are like: trees counted, read by their words, and found again by other seeds."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 import torch
 
 from experiments.gemma_stream import GemmaActivations, gemma_store, hook_of
-from experiments.models import HSAE, MATRYOSHKA, SAELENS_BATCH_TOPK, stack_of
+from experiments.models import HSAE, MATRYOSHKA, SAELENS_BATCH_TOPK, SHAPES, stack_of
 from experiments.paper_tables import Size, Stream, n_tokens, trained
 from experiments.probe_score import probe_score
-from sae_lens_hsae.cli.showcase import trees
+from experiments.readability import measures, wordnet_of_debian
 from sae_lens_hsae.evaluation import level_saes, seed_stability
 from sae_lens_hsae.forest import Concepts, FeatureForest, copies_of_parents
 from sae_lens_hsae.interpret.feature_cache import collect_dashboards
 from sae_lens_hsae.sae.inference import HierarchicalSAE
+from sae_lens_hsae.text.token_text import TokenTexts
 
 POST_HOC = "post hoc"
 SAME_RULE = "post hoc, HSAE's rule"
@@ -27,9 +28,7 @@ COUNTED_ON = 50_000
 PROBED_ON = 50_000
 """Activations that the probes learn from."""
 PROMPTS = 320
-"""Contexts of 128 tokens whose words the drawn trees show."""
-TREES_DRAWN = 6
-CHILDREN_DRAWN = 2
+"""Contexts of 128 tokens, from the end of the corpus, whose words name the features."""
 
 
 def gemma_forests(
@@ -49,6 +48,39 @@ def gemma_forests(
             _stack(model, Stream(layer, finest_l0, seed), activations, size, folder) for seed in range(size.seeds)
         ]
         rows.append({"model": model} | _trees_of(stacks) | _stability(stacks))
+    return rows
+
+
+def gemma_widths(
+    activations: GemmaActivations, folder: Path, size: Size, layer: int, finest_l0: float = 16.0
+) -> list[dict[str, Any]]:
+    """One row per shape of the levels, means over the seeds: trees, copies, and whether children read as parts.
+
+    The last columns are the shares of `readability` and, behind each, that of strangers.
+    """
+    store = gemma_store(activations.text, layer, from_the_end=True)
+    tokenizer: Any = store.model.tokenizer
+    batches = []
+    for _ in range(PROMPTS // store.store_batch_size_prompts):
+        ids = store.get_batch_tokens()
+        batches.append((ids, store.get_multi_hook_activations(ids)[hook_of(layer)]))
+    text_of, wordnet = TokenTexts(tokenizer).__getitem__, wordnet_of_debian()
+    rows = []
+    for model in (HSAE, *SHAPES):
+        stacks, read = [], []
+        for seed in range(size.seeds):
+            sae = trained(model, Stream(layer, finest_l0, seed), activations, size, folder)
+            stacks.append((list(level_saes(sae)), sae.forest))
+            activations.for_the_model([sae], layer, n_tokens(size))
+            dashboards = collect_dashboards(sae, sae.forest, batches, exclude_tokens=tokenizer.all_special_ids)
+            judged = measures(dashboards, text_of, wordnet)[1:]
+            read.append({row["measure"]: row["share"] for row in judged})
+            read[-1] |= {f"{row['measure']}: strangers": row["strangers"] for row in judged}
+        rows.append(
+            {"model": model}
+            | _trees_of(stacks)
+            | {measure: fmean(row[measure] for row in read) for measure in sorted(read[0])}
+        )
     return rows
 
 
@@ -107,18 +139,3 @@ def gemma_forest(
     sae = trained(HSAE, Stream(layer, finest_l0, 0), activations, size, folder)
     assert isinstance(sae, HierarchicalSAE)
     return sae, activations.for_the_model([sae], layer, n_tokens(size))
-
-
-def gemma_trees(activations: GemmaActivations, folder: Path, size: Size, layer: int, finest_l0: float = 16.0) -> str:
-    """Six trees of the first seed's HSAE, chosen and drawn as the demo does, with words from the end of the corpus."""
-    sae, _ = gemma_forest(activations, folder, size, layer, finest_l0)
-    store = gemma_store(activations.text, layer, from_the_end=True)
-    tokenizer: Any = store.model.tokenizer
-
-    def batches() -> Any:
-        for _ in range(PROMPTS // store.store_batch_size_prompts):
-            ids = store.get_batch_tokens()
-            yield ids, store.get_multi_hook_activations(ids)[hook_of(layer)]
-
-    dashboards = collect_dashboards(sae, sae.forest, batches(), exclude_tokens=tokenizer.all_special_ids)
-    return trees(sae, dashboards, tokenizer, TREES_DRAWN, CHILDREN_DRAWN)

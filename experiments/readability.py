@@ -15,10 +15,13 @@ import torch
 
 from experiments.wordnet.database import DEBIAN_FOLDER, WordNet, read_wordnet
 from sae_lens_hsae.cli.collected import read_collected
+from sae_lens_hsae.cli.showcase import trees
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.forest.concepts import COPY_COSINE
+from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
 from sae_lens_hsae.interpret.family_text import context_of
 from sae_lens_hsae.interpret.feature_cache import Dashboards
+from sae_lens_hsae.interpret.feature_cache.text import load_tokenizer
 from sae_lens_hsae.interpret.labels import token_labels
 from sae_lens_hsae.interpret.labels.token_labels import SEPARATOR
 from sae_lens_hsae.interpret.labels.words import words_of
@@ -29,6 +32,8 @@ MIN_WORDS = 3
 """Words of either kind that it takes to say so."""
 RELATED = 4.0
 """Nats of information of the lowest concept over two words: it is over less than one synset in fifty."""
+TREES_DRAWN = 6
+CHILDREN_DRAWN = 3
 ENDINGS = ("", "s", "es", "ed", "d", "ing", "ly")
 
 Edge = tuple[int, int]
@@ -49,8 +54,22 @@ def readability(
         edge drawn.
     """
     dashboards, text_of = read_collected(Path(folder))
-    wordnet = read_wordnet() if Path(DEBIAN_FOLDER).is_dir() else None
-    return measures(dashboards, text_of, wordnet, seed), listed(dashboards, text_of, n_listed, seed)
+    return measures(dashboards, text_of, wordnet_of_debian(), seed), listed(dashboards, text_of, n_listed, seed)
+
+
+def wordnet_of_debian() -> WordNet | None:
+    """WordNet, where Debian's ``wordnet-base`` is installed."""
+    return read_wordnet() if Path(DEBIAN_FOLDER).is_dir() else None
+
+
+def drawn_trees(folder: str | Path) -> str:
+    """Six trees of a saved forest, chosen and drawn as the demo does, from the dashboards beside it.
+
+    Raises:
+        FileNotFoundError: if the folder holds no SAE or no dashboards.
+    """
+    sae = load_hierarchical_sae(folder)
+    return trees(sae, read_collected(Path(folder))[0], load_tokenizer(sae), TREES_DRAWN, CHILDREN_DRAWN)
 
 
 def measures(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from experiments import command, models, paper_tables
-from experiments.command import ABOUT, L0_OF, OF_GEMMA
+from experiments.command import ABOUT, L0_OF, OF_A_RUN, OF_GEMMA
 from experiments.gemma_stream import GemmaActivations
 from experiments.models import HSAE, IDEAS, MATRYOSHKA, MODELS, SAELENS_BATCH_TOPK
 from experiments.paper_tables import TABLES, Size, Stream, Table, measure, reproduce, reproduce_sinks
@@ -205,4 +205,4 @@ def test_gemma_asks_for_a_text(tmp_path):
 
 
 def test_the_help_tells_of_every_table():
-    assert set(ABOUT) == {*TABLES, *OF_GEMMA, *L0_OF, "planted", "wordnet", "readability"}
+    assert set(ABOUT) == {*TABLES, *OF_GEMMA, *L0_OF, *OF_A_RUN, "planted", "wordnet"}

@@ -52,7 +52,7 @@ def test_gemma_has_the_papers_settings():
 
 
 def test_gemmas_blocks_are_trained_as_one_block_is():
-    several, one = load(FOLDER / "gemma_layers.py").config(), load(FOLDER / "gemma_3_270m.py").config()
+    several, one = (load(FOLDER / f"{name}.py").config(steps=1000) for name in ("gemma_layers", "gemma_3_270m"))
     assert several.hook_names_per_sae == {f"block{n}": f"blocks.{n}.hook_resid_post" for n in (5, 9, 12)}
     for sae in several.saes.values():
         assert sae.to_dict() == one.sae.to_dict()
