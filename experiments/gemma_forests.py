@@ -70,6 +70,7 @@ def gemma_widths(
         stacks, read = [], []
         for seed in range(size.seeds):
             sae = trained(model, Stream(layer, finest_l0, seed), activations, size, folder)
+            assert isinstance(sae, HierarchicalSAE)
             stacks.append((list(level_saes(sae)), sae.forest))
             activations.for_the_model([sae], layer, n_tokens(size))
             dashboards = collect_dashboards(sae, sae.forest, batches, exclude_tokens=tokenizer.all_special_ids)

