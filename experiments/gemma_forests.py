@@ -74,7 +74,7 @@ def gemma_widths(
             stacks.append((list(level_saes(sae)), sae.forest))
             activations.for_the_model([sae], layer, n_tokens(size))
             dashboards = collect_dashboards(sae, sae.forest, batches, exclude_tokens=tokenizer.all_special_ids)
-            judged = measures(dashboards, text_of, wordnet)[1:]
+            judged = measures(dashboards, text_of, wordnet)[2:]
             read.append({row["measure"]: row["share"] for row in judged})
             read[-1] |= {f"{row['measure']}: strangers": row["strangers"] for row in judged}
         rows.append(

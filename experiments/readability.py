@@ -16,7 +16,7 @@ import torch
 from experiments.wordnet.database import DEBIAN_FOLDER, WordNet, read_wordnet
 from sae_lens_hsae.cli.collected import read_collected
 from sae_lens_hsae.cli.showcase import trees
-from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.forest import Concepts, FeatureForest
 from sae_lens_hsae.forest.concepts import COPY_COSINE
 from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
 from sae_lens_hsae.interpret.family_text import context_of
@@ -84,13 +84,21 @@ def measures(
     generator = torch.Generator().manual_seed(seed)
     strangers = [_stranger(forest, child, generator) for _, child in others]
 
+    is_copy = torch.zeros(forest.n_features, dtype=torch.bool)
+    is_copy[[child for _, child in copies]] = True
     rows: list[dict[str, Any]] = [
         {
             "measure": "copies of their parents",
             "edges": len(edges),
             "share": len(copies) / max(len(edges), 1),
             "strangers": None,
-        }
+        },
+        {
+            "measure": "features in trees of three concepts",
+            "edges": len(edges),
+            "share": Concepts(forest, is_copy).in_trees_share(3),
+            "strangers": None,
+        },
     ]
     by_detection = _detection(dashboards, text_of, others, labels, [child for _, child in others])
     of_strangers = _detection(dashboards, text_of, others, labels, strangers)

@@ -35,8 +35,9 @@ def dashboards() -> Dashboards:
 
 
 def test_a_child_is_found_in_its_parent_by_its_label_and_a_stranger_is_not(dashboards):
-    copies, detected, related = measures(dashboards, TEXTS.__getitem__, WordNet(tiny_synsets()))
+    copies, in_trees, detected, related = measures(dashboards, TEXTS.__getitem__, WordNet(tiny_synsets()))
     assert copies == {"measure": "copies of their parents", "edges": 4, "share": 0.25, "strangers": None}
+    assert in_trees["share"] == pytest.approx(4 / 33), "0, 4, 5 and 13, a copy"
     assert detected["edges"] == 2, "nothing can be said of 6, which fires where its parent is silent"
     assert detected["share"] == 1
     assert detected["strangers"] == 0
