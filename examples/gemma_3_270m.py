@@ -17,8 +17,8 @@ from sae_lens_hsae.cli.showcase import paper_optimizer, train_and_show
 from sae_lens_hsae.text.brown import brown_corpus
 from sae_lens_hsae.text.gemma import gemma_folder
 
-BATCH_SIZE = 512
-STEPS = 2200
+BATCH_SIZE = 1024
+STEPS = 1100
 """Nine tenths of the corpus; the trees and figures are of the rest."""
 
 
@@ -35,7 +35,7 @@ def config(
         training_tokens=steps * BATCH_SIZE,
         train_batch_size_tokens=BATCH_SIZE,
         store_batch_size_prompts=8,
-        n_batches_in_buffer=128,
+        n_batches_in_buffer=1024,
         n_batches_for_norm_estimate=20,
         dead_feature_window=100,
         device="cuda" if torch.cuda.is_available() else "cpu",

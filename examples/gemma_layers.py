@@ -19,7 +19,7 @@ from sae_lens_hsae.text.brown import brown_corpus
 from sae_lens_hsae.text.gemma import gemma_folder
 from sae_lens_hsae.text.load_model import model_of_run
 
-BATCH_SIZE = 512
+BATCH_SIZE = 1024
 
 
 def config(

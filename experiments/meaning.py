@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from experiments.gloss_stream import gloss_reader
-from experiments.models import BATCH_SIZE, HSAE, WIDTHS, stack_of, targets_of
+from experiments.models import BATCH_SIZE, HSAE, WIDE_FAMILIES, WIDE_POST_HOC, WIDTHS, stack_of, targets_of
 from experiments.paper_tables import Activations, Size, Stream, finish_trainings, n_tokens, trained
 from experiments.snmf import FACTORISED, SNMF, factor_levels
 from experiments.wordnet.concepts import feature_concepts
@@ -20,7 +20,7 @@ from experiments.wordnet.judge import judge_forest
 from experiments.wordnet.text import gloss_activations
 from sae_lens_hsae.storage.whole_files import file_written_whole
 
-MODELS = (HSAE, "HSAE (paper)", "post hoc", SNMF)
+MODELS = (HSAE, "HSAE (paper)", "post hoc", SNMF, WIDE_FAMILIES, WIDE_POST_HOC)
 PLACE = (3, 16)
 
 

@@ -66,44 +66,45 @@ IDEAS: dict[str, dict[str, Any]] = {
 }
 """The defaults, and what each of the ideas in them is worth: the same without it."""
 
-SHAPES: dict[str, dict[str, Any]] = {
-    f"HSAE, widths {' '.join(map(str, widths))}": {
-        "level_widths": list(widths),
-        "d_sae": sum(widths),
-        "target_l0": 16.0,
-    }
-    for widths in ((64, 256, 1024), (128, 512, 2048))
-}
-"""The defaults with levels that grow by four instead of two."""
-
 BATCH_TOPK = "BatchTopK levels"
 """The defaults, but for what makes features fire."""
 
-MODELS: dict[str, dict[str, Any]] = (
-    IDEAS
-    | SHAPES
-    | {
-        "paper, ρ = 0.1 and r = 0": PAPER | {"structural_loss_coefficient": 0.1, "perturbation_rate": 0.0},
-        "HSAE (paper)": PAPER,
-        "post hoc": INDEPENDENT,
-        "no constraint": PAPER | {"structural_loss_coefficient": 0.0},
-        "no perturbation": PAPER | {"perturbation_rate": 0.0},
-        "full tree": PAPER | {"unassigned_fraction": 0.0},
-        "fixed tree": PAPER | {"freeze_hierarchy_after": 100},  # the first forest is the last
-        "binary tree": PAPER | {"max_children": 2},
-        "decoder cosine": PAPER | {"hierarchy_similarity": "decoder"},
-        "co-activation": PAPER | {"hierarchy_similarity": "coactivation"},
-        BATCH_TOPK: {"level_activation": "batchtopk"},
-        MATRYOSHKA: {},
-        **{model: {} for model in LEVEL_BY_LEVEL},
-    }
-)
 
-
-def targets_of(finest: float) -> list[float]:
+def targets_of(finest: float, widths: Sequence[int] | None = None) -> list[float]:
     """L̂0 of every level by HSAE's default, of that of the finest; all models of a table have the same."""
-    cfg = HierarchicalTrainingSAEConfig(d_in=1, d_sae=sum(WIDTHS), level_widths=list(WIDTHS), target_l0=finest)
+    widths = list(widths or WIDTHS)
+    cfg = HierarchicalTrainingSAEConfig(d_in=1, d_sae=sum(widths), level_widths=widths, target_l0=finest)
     return list(cfg.target_l0_per_level)
+
+
+def _shape(*widths: int) -> dict[str, Any]:
+    """Fields of other levels than `WIDTHS`, with an L0 of 16 at the finest."""
+    return {"level_widths": list(widths), "d_sae": sum(widths), "target_l0": targets_of(16, widths)}
+
+
+WIDE_FAMILIES = "HSAE, widths 128 512 2048"
+WIDE_POST_HOC = "post hoc, widths 128 512 2048"
+SHAPES = {"HSAE, widths 64 256 1024": _shape(64, 256, 1024), WIDE_FAMILIES: _shape(128, 512, 2048)}
+"""The defaults with levels that grow by four instead of two."""
+
+MODELS: dict[str, dict[str, Any]] = {
+    **IDEAS,
+    **SHAPES,
+    "paper, ρ = 0.1 and r = 0": PAPER | {"structural_loss_coefficient": 0.1, "perturbation_rate": 0.0},
+    "HSAE (paper)": PAPER,
+    "post hoc": INDEPENDENT,
+    WIDE_POST_HOC: INDEPENDENT | _shape(128, 512, 2048),
+    "no constraint": PAPER | {"structural_loss_coefficient": 0.0},
+    "no perturbation": PAPER | {"perturbation_rate": 0.0},
+    "full tree": PAPER | {"unassigned_fraction": 0.0},
+    "fixed tree": PAPER | {"freeze_hierarchy_after": 100},  # the first forest is the last
+    "binary tree": PAPER | {"max_children": 2},
+    "decoder cosine": PAPER | {"hierarchy_similarity": "decoder"},
+    "co-activation": PAPER | {"hierarchy_similarity": "coactivation"},
+    BATCH_TOPK: {"level_activation": "batchtopk"},
+    MATRYOSHKA: {},
+    **{model: {} for model in LEVEL_BY_LEVEL},
+}
 
 
 def new_sae(model: str, finest_l0: float, d_in: int) -> TrainingSAE[Any]:

@@ -1,7 +1,8 @@
-"""The documentation's pictures of the explorer, from one run of the demo: ``python -m experiments.pictures runs/demo``.
+"""The documentation's pictures of the explorer: ``python -m experiments.pictures runs/gemma-3-270m``.
 
-Beside them it writes ``run.json``: the run's configuration and the pictures' hashes. A test compares it with the demo's
-present configuration, so that no picture outlives the defaults that it shows. Needs Debian's ``chromium``.
+The run is that of ``examples/gemma_3_270m.py``. Beside the pictures it writes ``run.json``: the run's configuration and
+the pictures' hashes. A test compares it with the example's present configuration, so that no picture outlives the
+defaults that it shows. Needs Debian's ``chromium``.
 
 Given a figure that ``python -m experiments`` wrote as HTML instead of a run, it takes a picture of that.
 """
@@ -24,6 +25,7 @@ from sae_lens_hsae.sae.inference import HierarchicalSAE
 from sae_lens_hsae.storage.json_files import read_json_object
 
 RECORD = "run.json"
+COMMAND = "python -m experiments.pictures runs/gemma-3-270m"
 RUN_FIELDS = (
     "hook_name", "context_size", "training_tokens", "train_batch_size_tokens", "lr", "lr_scheduler_name", "seed",
 )  # fmt: skip
@@ -36,7 +38,7 @@ FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
 def configuration(runner_config: Mapping[str, Any]) -> dict[str, Any]:
     """What of a run's configuration the forest depends on, from SAELens' ``runner_cfg.json`` or ``to_dict()``."""
     sae = {key: value for key, value in runner_config["sae"].items() if key not in NOT_OF_THE_FOREST}
-    return {"sae": sae, "model": Path(runner_config["model_name"]).parent.name} | {
+    return {"sae": sae, "model": Path(runner_config["model_name"]).name} | {
         key: runner_config[key] for key in RUN_FIELDS
     }
 
@@ -109,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "run",
         type=Path,
-        help="folder of the demo's run, with its explorer.html; or a figure of python -m experiments",
+        help="folder of the example's run, with its explorer.html; or a figure of python -m experiments",
     )
     parser.add_argument("--output", type=Path, default=Path("docs/images"), help="default %(default)s")
     chosen = parser.parse_args(arguments)
@@ -126,7 +128,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recorded = configuration(read_json_object(chosen.run / "runner_cfg.json"))
     pictures = take(page, HierarchicalSAE.load_from_disk(chosen.run).forest, chosen.output.resolve())
     hashes = {picture.name: hashlib.sha256(picture.read_bytes()).hexdigest() for picture in pictures}
-    record = {"command": "python -m experiments.pictures runs/demo", "pictures": hashes, "configuration": recorded}
+    record = {
+        "command": "python -m experiments.pictures runs/gemma-3-270m",
+        "pictures": hashes,
+        "configuration": recorded,
+    }
     (chosen.output / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print("\n".join(map(str, pictures)))
 

