@@ -61,12 +61,9 @@ def check_common(cfg: Any) -> None:
     _check(cfg, "apply_b_dec_to_input", isinstance(cfg.apply_b_dec_to_input, bool), "use True or False")
     reshape = cfg.reshape_activations in ("none", "hook_z")
     _check(cfg, "reshape_activations", reshape, 'use "none" or "hook_z"')
-    _check(
-        cfg,
-        "normalize_activations",
-        cfg.normalize_activations in ("none", "expected_average_only_in"),
-        'the levels share one constant scale of the activations; use "none" or "expected_average_only_in"',
-    )
+    one_scale = 'the levels share one constant scale of the activations; use "none" or "expected_average_only_in"'
+    scales = ("none", "expected_average_only_in")
+    _check(cfg, "normalize_activations", cfg.normalize_activations in scales, one_scale)
     _check_metadata(cfg.metadata)
     _check(cfg, "level_widths", isinstance(cfg.level_widths, (list, tuple)), "give a list of the levels' widths")
 
@@ -75,13 +72,9 @@ def check_levels(cfg: Any) -> None:
     """Check the levels and what refers to them; ``level_widths`` becomes a list of ints."""
     levels = Levels(tuple(cfg.level_widths))
     cfg.level_widths = list(levels.widths)
-    _check(
-        cfg,
-        "d_sae",
-        cfg.d_sae == levels.n_features,
-        f"it is the number of features of all levels together; level_widths={cfg.level_widths} add up to "
-        f"{levels.n_features}, so set d_sae={levels.n_features}",
-    )
+    n = levels.n_features
+    total = f"level_widths={cfg.level_widths} add up to {n}, so set d_sae={n}"
+    _check(cfg, "d_sae", cfg.d_sae == n, f"it is the number of features of all levels together; {total}")
     n = len(levels)
     # True is no number of a level: as an index it would select all of them.
     whole = isinstance(cfg.output_level, int) and not isinstance(cfg.output_level, bool)
@@ -98,26 +91,14 @@ def check_training(cfg: Any) -> None:
     else:
         _check(cfg, "target_l0", is_number(cfg.target_l0), "give one number, or one per level")
         targets = cfg.target_l0_per_level
-    _check(
-        cfg,
-        "target_l0",
-        len(targets) == len(cfg.level_widths),
-        f"give one number, or one per level: there are {len(cfg.level_widths)} levels",
-    )
+    n = len(cfg.level_widths)
+    _check(cfg, "target_l0", len(targets) == n, f"give one number, or one per level: there are {n} levels")
     for level, (target, width) in enumerate(zip(targets, cfg.level_widths, strict=True)):
-        _check(
-            cfg,
-            "target_l0",
-            is_number(target) and 0 < target <= width,
-            f"level {level} has {width} features, so its target must be above 0 and at most {width}",
-        )
-    rho = "structural_loss_coefficient"
-    _check(
-        cfg,
-        rho,
-        is_number(cfg.structural_loss_coefficient) and cfg.structural_loss_coefficient >= 0,
-        "ρ must be 0 or more, and below 2^63",
-    )
+        remedy = f"level {level} has {width} features, so its target must be above 0 and at most {width}"
+        _check(cfg, "target_l0", is_number(target) and 0 < target <= width, remedy)
+    rho, theta = cfg.structural_loss_coefficient, cfg.jumprelu_init_threshold
+    _check(cfg, "structural_loss_coefficient", _is_not_negative(rho), "ρ must be 0 or more, and below 2^63")
+    _check(cfg, "jumprelu_init_threshold", _is_not_negative(theta), "θ must be 0 or more, and below 2^63")
     _check(cfg, "perturbation_rate", _within(cfg.perturbation_rate, 0, 1), "r is a probability, from 0 to 1")
     _check(cfg, "hierarchy_update_every", _is_count(cfg.hierarchy_update_every), "it counts steps: 1 or more")
     _check(cfg, "hierarchy_first_update", _is_count(cfg.hierarchy_first_update), "it counts steps: 1 or more")
@@ -130,19 +111,11 @@ def check_training(cfg: Any) -> None:
         known = get_args(choices)
         _check(cfg, name, getattr(cfg, name) in known, f"choose one of {', '.join(map(repr, known))}")
     _ = cfg.parent_rule  # which checks itself
-    _check(
-        cfg,
-        "freeze_hierarchy_after",
-        cfg.freeze_hierarchy_after is None or _is_count(cfg.freeze_hierarchy_after),
-        "it is a step, 1 or more, or None to keep updating",
-    )
-    first = cfg.hierarchy_first_update
-    _check(
-        cfg,
-        "freeze_hierarchy_after",
-        cfg.freeze_hierarchy_after is None or cfg.freeze_hierarchy_after >= first,
-        f"the first forest is made at step {first}, so no feature would ever have a parent; freeze at {first} or later",
-    )
+    first, last = cfg.hierarchy_first_update, cfg.freeze_hierarchy_after
+    if last is not None:
+        _check(cfg, "freeze_hierarchy_after", _is_count(last), "it is a step, 1 or more, or None to keep updating")
+        never = f"the first forest is made at step {first}, so no feature would ever have a parent"
+        _check(cfg, "freeze_hierarchy_after", last >= first, f"{never}; freeze at {first} or later")
     _check(cfg, "jumprelu_ste_to_input", isinstance(cfg.jumprelu_ste_to_input, bool), "use True or False")
     limit = cfg.outlier_limit
     fits = limit is None or (is_number(limit) and limit >= 1)
@@ -155,18 +128,8 @@ def check_training(cfg: Any) -> None:
     for name in ("jumprelu_bandwidth", "sparsity_rate", "sparsity_gain"):
         value = getattr(cfg, name)
         _check(cfg, name, is_number(value) and value > 0, "it must be above 0, and below 2^63")
-    _check(
-        cfg,
-        "jumprelu_init_threshold",
-        is_number(cfg.jumprelu_init_threshold) and cfg.jumprelu_init_threshold >= 0,
-        "θ must be 0 or more, and below 2^63",
-    )
-    _check(
-        cfg,
-        "l0_ema_momentum",
-        _within(cfg.l0_ema_momentum, 0, 1) and cfg.l0_ema_momentum < 1,
-        "it must be at least 0 and below 1",
-    )
+    momentum = cfg.l0_ema_momentum
+    _check(cfg, "l0_ema_momentum", _within(momentum, 0, 1) and momentum < 1, "it must be at least 0 and below 1")
 
 
 def _is_device(value: Any) -> bool:
@@ -178,6 +141,10 @@ def _is_device(value: Any) -> bool:
 
 def _within(value: Any, low: float, high: float) -> bool:
     return is_number(value) and low <= value <= high
+
+
+def _is_not_negative(value: Any) -> bool:
+    return is_number(value) and value >= 0
 
 
 def _is_count(value: Any) -> bool:

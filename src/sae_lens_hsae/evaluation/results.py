@@ -85,16 +85,9 @@ def _levels(evaluation: ForestEvaluation) -> str:
     unassigned = {b.parent_level + 1: f"{b.n_unassigned} ({b.unassigned_share:.1%})" for b in evaluation.boundaries}
     rows = [["level", "width", "L0", "var. explained", "dead", "unassigned"]]
     for level in evaluation.levels:
-        rows.append(
-            [
-                str(level.level),
-                str(level.width),
-                _metric(level, "l0"),
-                _metric(level, "variance_explained"),
-                str(level.n_dead),
-                unassigned.get(level.level, MISSING),
-            ]
-        )
+        metrics = (_metric(level, "l0"), _metric(level, "variance_explained"))
+        above = unassigned.get(level.level, MISSING)
+        rows.append([str(level.level), str(level.width), *metrics, str(level.n_dead), above])
     if evaluation.n_outlying:
         share = evaluation.n_outlying / evaluation.n_tokens
         rows[0] += [f"without {evaluation.n_outlying} outlying tokens ({share:.2%}): L0", "var. explained"]
@@ -170,11 +163,7 @@ def _share(value: float) -> str:
 def _table(rows: list[list[str]], left: int = 0) -> str:
     """Aligned columns, the first ``left`` of them to the left."""
     sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(size) if i < left else cell.rjust(size)
-            for i, (cell, size) in enumerate(zip(row, sizes, strict=True))
-        ]
-        lines.append("  ".join(cells))
-    return "\n".join(lines)
+    align = [str.ljust] * left + [str.rjust] * (len(sizes) - left)
+    return "\n".join(
+        "  ".join(to(cell, size) for to, cell, size in zip(align, row, sizes, strict=True)) for row in rows
+    )

@@ -108,16 +108,9 @@ def _forest_table(forest: FeatureForest) -> str:
     rows = []
     for level, own in enumerate(forest.levels):
         parents, shape = int(has_children[own].sum()), children_per_parent(forest, level)
-        rows.append(
-            [
-                level,
-                f"{own.stop - own.start:,}",
-                f"{unassigned[level]:,}",
-                f"{parents:,}",
-                f"{shape['mean_children']:.2f}" if parents else "–",
-                f"{shape['max_children']:,}",
-            ]
-        )
+        counts = (own.stop - own.start, unassigned[level], parents)
+        mean = f"{shape['mean_children']:.2f}" if parents else "–"
+        rows.append([level, *(f"{n:,}" for n in counts), mean, f"{shape['max_children']:,}"])
     of_depth = ", ".join(
         f"{n:,} of depth {depth}" for depth, n in enumerate(forest_shape(forest).trees_by_depth, 1) if n
     )
