@@ -87,15 +87,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print(f"hsae {chosen.command}: interrupted", file=sys.stderr)
         sys.exit(_code_after(error))
-    except CallError as error:
-        if chosen.debug:
-            raise
-        print(f"hsae {chosen.command}: {_message(error, chosen.command)}", file=sys.stderr)
-        sys.exit(CALL_ERROR)
     except Exception as error:
         if chosen.debug:
             raise
-        sys.exit(f"hsae {chosen.command}: {_message(error, chosen.command)}")
+        said = f"hsae {chosen.command}: {_message(error, chosen.command)}"
+        if not isinstance(error, CallError):
+            sys.exit(said)
+        print(said, file=sys.stderr)
+        sys.exit(CALL_ERROR)
     if outcome is not None and is_first_launched():
         outcome.show(as_json=getattr(chosen, "json", "--json" in chosen.further))
 

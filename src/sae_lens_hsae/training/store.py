@@ -224,17 +224,11 @@ class ResumableActivationsStore(ActivationsStore):
             waiting = [state[name] for name in BUFFER if name in state]
             mine.append(dealt(waiting, self.rank, self.n_ranks))
         n_passes, first = first_row(positions, self.n_ranks)
-        dealt_anew = self._read_state(checkpoint, 0)
-        for name, number in (
-            ("n_passes", n_passes),
-            ("first_row", first),
-            ("n_sequences", 0),
-            ("current_row_idx", first_row(cached, self.n_ranks)[1]),
-        ):
-            dealt_anew[name] = torch.tensor(number)
+        row_of_cached = first_row(cached, self.n_ranks)[1]
+        numbers = {"n_passes": n_passes, "first_row": first, "n_sequences": 0, "current_row_idx": row_of_cached}
+        state = self._read_state(checkpoint, 0) | {name: torch.tensor(number) for name, number in numbers.items()}
         # All of it counts as kept back, because a part of what was being served is no whole number of batches.
-        dealt_anew.pop("serving", None)
-        dealt_anew.pop("kept", None)
+        dealt_anew = {name: tensor for name, tensor in state.items() if name not in BUFFER}
         if mine := [part for part in mine if part is not None]:
             dealt_anew["kept"] = torch.cat(mine)
         return dealt_anew

@@ -90,6 +90,10 @@ def _is(dtype: torch.dtype, *shape: str, optional: bool = False) -> dict[str, An
     return {"dtype": dtype, "shape": shape, "optional": optional}
 
 
+_PROMOTED_TOKENS = _is(torch.int32, "features", "promoted", optional=True)
+_PROMOTED_LOGITS = _is(torch.float32, "features", "promoted", optional=True)
+
+
 @dataclass(frozen=True, eq=False)
 class Dashboards:
     """What every feature fires on. Features are flat, coarse to fine; −1 stands for no feature, token or context.
@@ -147,18 +151,10 @@ class Dashboards:
     nearest_cosines: torch.Tensor = field(repr=False, metadata=_is(torch.float32, "features", "nearest"))
     parent_cosine: torch.Tensor = field(repr=False, metadata=_is(torch.float32, "features"))
     parent_projection: torch.Tensor = field(repr=False, metadata=_is(torch.float32, "features"))
-    promoted_tokens: torch.Tensor | None = field(
-        default=None, repr=False, metadata=_is(torch.int32, "features", "promoted", optional=True)
-    )
-    promoted_logits: torch.Tensor | None = field(
-        default=None, repr=False, metadata=_is(torch.float32, "features", "promoted", optional=True)
-    )
-    suppressed_tokens: torch.Tensor | None = field(
-        default=None, repr=False, metadata=_is(torch.int32, "features", "promoted", optional=True)
-    )
-    suppressed_logits: torch.Tensor | None = field(
-        default=None, repr=False, metadata=_is(torch.float32, "features", "promoted", optional=True)
-    )
+    promoted_tokens: torch.Tensor | None = field(default=None, repr=False, metadata=_PROMOTED_TOKENS)
+    promoted_logits: torch.Tensor | None = field(default=None, repr=False, metadata=_PROMOTED_LOGITS)
+    suppressed_tokens: torch.Tensor | None = field(default=None, repr=False, metadata=_PROMOTED_TOKENS)
+    suppressed_logits: torch.Tensor | None = field(default=None, repr=False, metadata=_PROMOTED_LOGITS)
 
     @property
     def n_features(self) -> int:
