@@ -36,13 +36,6 @@ ABOVE = {
 }
 
 
-UNDER = {
-    "(anything)": 16, "entity.n.01": 10, "animal.n.01": 6, "pet.n.01": 4, "canine.n.01": 3, "dog.n.01": 2,
-    "rex.n.01": 1, "cat.n.01": 1, "food.n.01": 3, "dog.n.02": 1, "bread.n.01": 1, "(verb)": 3, "move.v.01": 2,
-    "run.v.01": 1, "think.v.01": 1, "(adjective)": 2, "big.a.01": 1, "huge.s.01": 1, "quickly.r.01": 1,
-}  # fmt: skip
-
-
 GLOSSES = {"dog.n.01": 'a canine that barks; "the dog barked"', "rex.n.01": "a dog of that name"}
 
 

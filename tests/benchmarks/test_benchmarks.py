@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_saes import make_sae
 
-from benchmarks import largest_update, steps
+from benchmarks import largest_update
 from benchmarks.command import main
 from benchmarks.contestants import (
     CONTESTANTS,
@@ -21,14 +21,14 @@ from benchmarks.contestants import (
     STOCK,
     Trained,
 )
-from benchmarks.goals import COMPARED, outcomes
+from benchmarks.goals import outcomes
 from benchmarks.memory import in_fresh_process, peak_bytes
 from benchmarks.naive import naive_structural_loss
 from benchmarks.parts import _Clock
 from benchmarks.plan import MEDIUM, Plan, Size
 from benchmarks.planted import plant
 from benchmarks.report import markdown
-from benchmarks.steps import measure_size, unavoidable_bytes
+from benchmarks.steps import unavoidable_bytes
 from benchmarks.timing import REPEATS, alternate
 from sae_lens_hsae.sae.cpu_step.active_entries import ActiveEntries
 from sae_lens_hsae.sae.dense_activations import DenseActivations
@@ -97,17 +97,6 @@ def test_a_run_writes_what_it_measured(tmp_path, capsys):
     assert 'src="plotly.min.js"' in page
 
 
-def test_only_the_goals_are_measured_on_request(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("benchmarks.command.OF_TIME", {TINY: None})
-    main(["--only-goals", "--out", str(tmp_path), "--rounds", "2"])
-    record = json.loads((tmp_path / "results.json").read_text())
-    (size,) = record["steps"]
-    assert tuple(size["contestants"]) == COMPARED
-    assert not {"step_growth", "evaluation_growth", "update_growth", "waiting"} & set(record)
-    printed = capsys.readouterr().out
-    assert all(f"| {name} |" in printed for name in COMPARED)
-
-
 def test_contestants_begin_with_the_same_weights_and_losses():
     planted = plant(TINY, "cpu")
     losses = {}
@@ -171,14 +160,6 @@ def test_the_naive_loss_equals_the_packages(seed):
         torch.autograd.grad(naive, (acts, rows)), torch.autograd.grad(ours, (acts, rows)), strict=True
     ):
         torch.testing.assert_close(own, expected)
-
-
-def test_what_does_not_fit_is_left_out_with_the_reason(monkeypatch):
-    monkeypatch.setattr(steps, "available_bytes", lambda device: 1)  # noqa: ARG005
-    monkeypatch.setattr(steps, "in_fresh_process", lambda *_: 0)
-    result = measure_size(Size(8, (4, 8), 16, 2), (HSAE, NAIVE), 1, "cpu")
-    assert set(result["contestants"][NAIVE]) == {"left_out"}
-    assert result["contestants"][NAIVE]["left_out"].startswith("needs about")
 
 
 def test_a_goal_is_missed_by_its_slowest_round_and_by_peak_memory():

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from unittest import mock
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
@@ -91,28 +92,20 @@ def test_without_the_models_package_the_remedy_is_named(monkeypatch):
         demo.minilm_folder()
 
 
-@pytest.mark.parametrize(("architecture", "expected"), [("hsae", "ours"), ("jumprelu", "SAELens'")])
-def test_the_command_line_trains_each_architecture_with_its_runner(monkeypatch, architecture, expected):
-    started = []
-
-    class Recorder:
-        def __init__(self, name):
-            self.name = name
-
-        def __call__(self, cfg, **options):
-            started.append((self.name, cfg.resume_from_checkpoint, options))
-            return self
-
-        def run(self):
-            pass
-
-    monkeypatch.setattr(train_command, "HierarchicalSAETrainingRunner", Recorder("ours"))
-    monkeypatch.setattr(train_command, "LanguageModelSAETrainingRunner", Recorder("SAELens'"))
-    line = f"train --architecture {architecture} --d_in 8 --d_sae 12 --resume_from_checkpoint auto"
-    if architecture == "hsae":
-        line += " --level_widths 4 8 --target_l0 2 --max_bad_batches 3 --keep_checkpoints 2"
-    cli.main(line.split())
-    options: dict[str, object] = {"override_dataset": None}
-    if architecture == "hsae":
-        options |= {"max_bad_batches": 3, "keep_checkpoints": 2, "rank_timeout": 600.0}
-    assert started == [(expected, "auto", options)]
+@pytest.mark.parametrize(
+    ("flags", "runner", "options"),
+    [
+        ("--architecture jumprelu --d_sae 12", "LanguageModelSAETrainingRunner", {}),
+        (
+            "--level_widths 4 8 --target_l0 2 --max_bad_batches 3 --keep_checkpoints 2",
+            "HierarchicalSAETrainingRunner",
+            {"max_bad_batches": 3, "keep_checkpoints": 2, "rank_timeout": 600.0},
+        ),
+    ],
+)
+def test_the_command_line_trains_each_architecture_with_its_runner(flags, runner, options):
+    with mock.patch.object(train_command, runner) as started:
+        cli.main(["train", *flags.split(), "--d_in", "8", "--resume_from_checkpoint", "auto"])
+    assert started.call_args.args[0].resume_from_checkpoint == "auto"
+    assert started.call_args.kwargs == {"override_dataset": None, **options}
+    started.return_value.run.assert_called_once_with()

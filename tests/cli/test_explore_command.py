@@ -76,25 +76,24 @@ def test_the_command_goes_from_a_saved_sae_to_its_page(saved, tmp_path, capsys):
     assert sorted(path.name for path in saved.iterdir() if path.name.startswith(".")) == [], "no progress file is left"
 
 
+def data_set(**columns: list[Any]) -> Any:
+    return lambda folder: Dataset.from_dict(columns).save_to_disk(folder / "dataset")
+
+
+def written(name: str, text: str) -> Any:
+    return lambda folder: (folder / name).write_text(text)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda folder: (folder / "cfg.json").unlink(), "holds no cfg.json, so no saved SAE"),
         (lambda folder: (folder / "dashboards").mkdir(), "holds no manifest.json, so no complete dashboards"),
-        (lambda folder: (folder / "labels.json").write_text("[1]"), "is not a JSON object from flat feature index"),
-        (lambda folder: (folder / "labels.json").write_text('{"a": "x"}'), "('a' is no such index)"),
-        (
-            lambda folder: (folder / "text.txt").write_text("too short"),
-            "holds too little: 2 of 16 tokens that fill a context",
-        ),
-        (
-            lambda folder: Dataset.from_dict({"text": ["short"]}).save_to_disk(folder / "dataset"),
-            "holds too little: 1 of 16",
-        ),
-        (
-            lambda folder: Dataset.from_dict({"prose": ["x"], "n": [1]}).save_to_disk(folder / "dataset"),
-            "--column='text' holds no text in --dataset=",
-        ),
+        (written("labels.json", "[1]"), "is not a JSON object from flat feature index"),
+        (written("labels.json", '{"a": "x"}'), "('a' is no such index)"),
+        (written("text.txt", "too short"), "holds too little: 2 of 16 tokens that fill a context"),
+        (data_set(text=["short"]), "holds too little: 1 of 16"),
+        (data_set(prose=["x"], n=[1]), "--column='text' holds no text in --dataset="),
         (
             lambda folder: DatasetDict({"test": Dataset.from_dict({"text": ["x"]})}).save_to_disk(folder / "dataset"),
             "--split='train' is not in --dataset=",

@@ -2,16 +2,11 @@
 
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import PreTrainedTokenizerFast
 
-from experiments.behaviours import BEHAVIOURS, usable
+from experiments.behaviours import BEHAVIOURS
 from experiments.circuits import parents_and_children, reached_at
 from sae_lens_hsae import FeatureForest
 from sae_lens_hsae.forest.descent import candidates_below
-from sae_lens_hsae.interpret.circuits import Pair
 
 
 @pytest.mark.parametrize("name", BEHAVIOURS)
@@ -24,15 +19,6 @@ def test_every_pair_has_a_contrast_and_no_side_is_favoured(name):
     if name != "later year":  # from an early year both decades are right
         answers = [pair.answer for pair in pairs]
         assert max(map(answers.count, answers)) <= len(pairs) / 2
-
-
-def test_pairs_of_unequal_length_are_left_out_and_the_rest_is_spread():
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"?": 0}, unk_token="?")), unk_token="?")
-    tokenizer.backend_tokenizer.pre_tokenizer = WhitespaceSplit()
-    good = [Pair(f"a {i}", "x", "y", f"b {i}") for i in range(6)]
-    bad = [Pair("a", "x", "y", "b c"), Pair("a", "x z", "y", "b"), Pair("a", "x", "y z", "b")]
-    assert usable([*bad, *good], tokenizer, 3) == [good[0], good[2], good[4]]
-    assert usable([*bad, *good], tokenizer, 9) == good
 
 
 def test_parents_against_the_sum_of_their_children():

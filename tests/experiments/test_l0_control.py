@@ -46,16 +46,3 @@ def test_the_table_has_a_row_for_each_place_and_keeps_them(tmp_path, monkeypatch
     assert rows[0]["target"].split()[-1] == "16.00"
     monkeypatch.setattr("experiments.l0_control.on_stream", None)
     assert reproduce_l0("gemma", activations, tmp_path, size) == rows
-
-
-def test_planted_trees_of_another_length_are_another_cell(tmp_path, monkeypatch):
-    def planted(n_steps):
-        return {"activations": "planted trees", "target": [1.0], "l0": [[n_steps]] * 3}
-
-    monkeypatch.setattr("experiments.l0_control.on_stream", lambda *_: planted(1))
-    monkeypatch.setattr("experiments.l0_control.on_planted_trees", planted)
-    ends = [
-        reproduce_l0("main", activations, tmp_path, Size(steps=steps, places=1))[-1]["off at the end"]
-        for steps in (2, 3)
-    ]
-    assert ends == ["100.0%", "200.0%"]

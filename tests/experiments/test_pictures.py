@@ -10,8 +10,7 @@ from runpy import run_path
 import pytest
 from small_saes import make_sae
 
-from experiments.pictures import configuration, main, views
-from sae_lens_hsae import FeatureForest
+from experiments.pictures import configuration, main
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "docs/images"
@@ -37,15 +36,6 @@ def test_every_picture_is_the_one_recorded_and_is_used(record):
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     used = {name for page in pages for name in re.findall(r"images/([\w-]+\.png)", page.read_text())}
     assert used == set(hashes)
-
-
-def test_the_views_are_chosen_from_the_trees_of_the_first_view():
-    forest = FeatureForest([-1, -1, 0, 1, 1, 2, 3, 3, -1], [2, 3, 4])
-    shown = views([["0/0", "1/0", "2/0"], ["0/1", "1/1", "1/2", "2/1", "2/2"]], forest)
-    assert shown["feature"][0] == "#/f/1/1", "the first with a parent and several children"
-    assert shown["compare"][0] == "#/compare/0/1"
-    with pytest.raises(ValueError, match="no tree on the first view"):
-        views([["0/0"]], FeatureForest([-1, -1, -1], [1, 2]))
 
 
 @pytest.mark.browser

@@ -64,10 +64,3 @@ def test_copies_are_told_apart_and_few_children_of_a_parent_are_probed(planted):
     found = probe_score([saes[0], copying], forest_of(own), x)
     assert found["score"] > 0.9
     assert found["without copies"] != found["without copies"]  # NaN: all are copies
-
-
-def test_a_forest_without_edges_has_no_score(planted):
-    saes, _, x = planted
-    found = probe_score(saes, forest_of(torch.full((N_CHILDREN,), -1)), x)
-    assert found["edges"] == 0
-    assert found["score"] != found["score"]

@@ -166,20 +166,6 @@ def test_the_command_writes_the_table(tmp_path, monkeypatch, capsys):
     assert "Plotly" in (tmp_path / "similarity-boundaries.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("directions", [1, 3])
-def test_sinks_are_far_away_and_the_rest_stays(directions):
-    x = activations(3, 2000) + 5
-    moved = Sinks(0.02, 100, directions).put_into(x)
-    changed = (moved != x).any(1)
-    assert 20 < changed.sum() < 60
-    typical = (x - x.median(0).values).norm(dim=1).median()
-    shift = (moved - x)[changed]
-    torch.testing.assert_close(shift.norm(dim=1), torch.full((len(shift),), 100 * typical.item()), rtol=1e-3, atol=0)
-    assert torch.linalg.matrix_rank(shift, rtol=1e-3) == directions
-    assert torch.equal(Sinks(0.02, 100, directions).put_into(x), moved)
-    assert Sinks(0.02, 100, 3).name == "2.0% at 100× in 3 directions"
-
-
 def test_sinks_hardly_change_what_other_tokens_are_explained(tmp_path, monkeypatch):
     cases = (Sinks(0.0, 0.0), Sinks(0.01, 100), Sinks(0.01, 100, late=True))
     monkeypatch.setattr(paper_tables, "SINKS", cases)

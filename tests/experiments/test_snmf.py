@@ -56,19 +56,6 @@ def drawn(n: int) -> torch.Tensor:
     return directions[which] * (1 + torch.rand(n, 1, generator=generator))
 
 
-def test_groups_of_like_features_get_one_parent():
-    x = drawn(600)
-    levels, forest = factor_levels(x, (2, 6), (1.0, 1.0), seed=0)
-    assert forest.level_widths == (2, 6)
-    fine = levels[1].encode(x).argmax(1)
-    group = (x[:, 1] > 0).long()
-    parents = forest.parents[2:]
-    assert (parents >= 0).all()
-    by_group = [set(parents[fine[group == g].unique()].tolist()) for g in (0, 1)]
-    assert len(by_group[0]) == len(by_group[1]) == 1
-    assert by_group[0] != by_group[1]
-
-
 def test_levels_fire_as_often_as_asked_and_are_measured_like_any():
     x = drawn(600)
     levels, forest = factor_levels(x, (2, 6), (0.5, 0.75), seed=0)

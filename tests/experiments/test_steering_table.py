@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from host_helpers import D_MODEL, HOOK, save_tiny_gpt2, tiny_sae_transformer
-from small_saes import make_sae
+from host_helpers import HOOK, sae_at, save_tiny_gpt2, tiny_sae_transformer
 from transformers import AutoTokenizer
 
 from experiments import steering, steering_tasks
@@ -33,10 +32,7 @@ def model(tmp_path_factory) -> Any:
 
 @pytest.fixture(scope="module")
 def sae() -> Any:
-    sae = make_sae(d_in=D_MODEL, level_widths=[4, 9, 20], normalize_activations="none")
-    sae.threshold.data.mul_(0.1)
-    sae.cfg.metadata.hook_name, sae.cfg.metadata.prepend_bos = HOOK, True
-    return sae
+    return sae_at(HOOK, prepend_bos=True)
 
 
 def test_no_document_gives_texts_to_two_parts():

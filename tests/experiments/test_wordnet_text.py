@@ -37,24 +37,6 @@ def test_entry_words_of_several_tokens_have_spaces():
     assert rows.synset.tolist() == [[0] * 7 + [NO_SYNSET]]
 
 
-def test_rows_are_filled_up_with_text_and_long_glosses_cut():
-    wordnet = WordNet(Synset(f"w{i}.n.01", (f"w{i}",), "a b c") for i in range(3))
-    tokenizer = word_tokenizer(wordnet)
-    rows = gloss_rows(wordnet, tokenizer, 8, separator_token=0, seed=1)
-    order = [int(row[0]) for row in rows.synset]
-    assert sorted(order) == [0, 1, 2]
-    decoded = [tokenizer.convert_ids_to_tokens(row.tolist()) for row in rows.tokens]
-    following = [*order[1:], order[0]]
-    assert decoded == [
-        [f"w{here}", ":", "a", "b", "c", "[SEP]", f"w{there}", ":"]
-        for here, there in zip(order, following, strict=True)
-    ]
-    short = gloss_rows(wordnet, tokenizer, 4, separator_token=0, seed=1)
-    assert [tokenizer.convert_ids_to_tokens(row.tolist()) for row in short.tokens] == [
-        [f"w{here}", ":", "a", "b"] for here in order
-    ]
-
-
 def test_activations_keep_their_labels(tiny):
     rows = gloss_rows(tiny, word_tokenizer(tiny), 20, separator_token=0)
     # As activation the token and its place in the row.

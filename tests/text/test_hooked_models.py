@@ -1,4 +1,4 @@
-"""Trained SAEs inside SAELens' hooked models, and under SAELens' evaluation."""
+"""Saved SAEs inside SAELens' hooked models, and under SAELens' evaluation."""
 
 import math
 from collections.abc import Callable
@@ -9,21 +9,19 @@ import pytest
 import torch
 from host_helpers import (
     BRIDGE_HOOK,
+    CONTEXT,
     D_MODEL,
     HOOK,
-    WIDTHS,
     boot_bridge,
-    runner_config,
-    tiny_config,
+    sae_at,
     tiny_dataset,
     tiny_sae_transformer,
     tiny_tokens,
-    train,
 )
-from sae_lens import SAE, ActivationsStore, HookedSAETransformer, LanguageModelSAETrainingRunner
-from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
+from sae_lens import SAE, ActivationsStore
 from sae_lens.evals import get_eval_everything_config, run_evals
 from sae_lens.training.activation_scaler import ActivationScaler
+from small_saes import WIDTHS
 
 from sae_lens_hsae import HierarchicalSAE
 
@@ -37,29 +35,11 @@ class Hooked(NamedTuple):
         return self.sae.cfg.metadata.hook_name or ""
 
 
-def trained(model: Any, out: Path, **overrides: Any) -> Hooked:
-    train(
-        LanguageModelSAETrainingRunner,
-        runner_config(out, **overrides),
-        override_model=model,
-        override_dataset=tiny_dataset(),
-    )
-    return Hooked(model, load(out / "out"))
-
-
-def load(path: Path) -> HierarchicalSAE:
-    sae = SAE.load_from_disk(path)
-    assert isinstance(sae, HierarchicalSAE)
-    return sae
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory, gpt2: Path) -> dict[str, Path]:
-    """An SAE trained on each model, once for all tests."""
-    paths = {name: tmp_path_factory.mktemp(name) for name in ("sae_transformer", "bridge")}
-    trained(tiny_sae_transformer(), paths["sae_transformer"])
-    trained(boot_bridge(gpt2), paths["bridge"], hook_name=BRIDGE_HOOK)
-    return {name: path / "out" for name, path in paths.items()}
+def saved_and_loaded(folder: Path, hook: str, **fields: Any) -> HierarchicalSAE:
+    sae_at(hook, prepend_bos=False, context_size=CONTEXT, **fields).save_inference_model(folder)
+    loaded = SAE.load_from_disk(folder)
+    assert isinstance(loaded, HierarchicalSAE)
+    return loaded
 
 
 # The models are new for each test: once an SAE was attached to a bridge and removed, SAELens' new hook point
@@ -67,21 +47,18 @@ def saved(tmp_path_factory: pytest.TempPathFactory, gpt2: Path) -> dict[str, Pat
 
 
 @pytest.fixture
-def sae_transformer(saved: dict[str, Path]) -> Hooked:
-    return Hooked(tiny_sae_transformer(), load(saved["sae_transformer"]))
+def bridge(tmp_path: Path, gpt2: Path) -> Hooked:
+    return Hooked(boot_bridge(gpt2), saved_and_loaded(tmp_path, BRIDGE_HOOK))
 
 
 @pytest.fixture
-def bridge(saved: dict[str, Path], gpt2: Path) -> Hooked:
-    return Hooked(boot_bridge(gpt2), load(saved["bridge"]))
+def sae_transformer(tmp_path: Path) -> Hooked:
+    return Hooked(tiny_sae_transformer(), saved_and_loaded(tmp_path, HOOK))
 
 
 @pytest.fixture(params=["sae_transformer", "bridge"])
 def hooked(request: pytest.FixtureRequest) -> Hooked:
-    found = request.getfixturevalue(request.param)
-    expected = {"sae_transformer": HookedSAETransformer, "bridge": SAETransformerBridge}[request.param]
-    assert type(found.model) is expected
-    return found
+    return request.getfixturevalue(request.param)
 
 
 def whole(sae: HierarchicalSAE) -> SAE[Any]:
@@ -168,10 +145,8 @@ def test_bridge_takes_saes_of_hooked_transformer_hook_names(bridge):
 @every_view
 def test_attention_heads_are_flattened_and_restored(tmp_path, view):
     hook = "blocks.0.attn.hook_z"
-    model, stack = trained(
-        tiny_sae_transformer(), tmp_path, hook_name=hook, sae=tiny_config(d_in=D_MODEL, reshape_activations="hook_z")
-    )
-    sae, tokens = view(stack), tiny_tokens(3)
+    model: Any = tiny_sae_transformer()
+    sae, tokens = view(saved_and_loaded(tmp_path, hook, reshape_activations="hook_z")), tiny_tokens(3)
     with torch.no_grad():
         clean, cache = model.run_with_cache(tokens, names_filter=[hook])
         reconstruction = sae(cache[hook])
@@ -207,12 +182,8 @@ def test_evaluation(hooked):
         assert len(of_features["feature_density"]) == width
     # The stack reconstructs from its finest level, and its features are those of all levels.
     finest = per_level[-1][0]
-    for group in (
-        "reconstruction_quality",
-        "shrinkage",
-        "model_performance_preservation",
-        "model_behavior_preservation",
-    ):
+    of_model = ("model_performance_preservation", "model_behavior_preservation")
+    for group in ("reconstruction_quality", "shrinkage", *of_model):
         assert metrics[group] == pytest.approx(finest[group], rel=1e-4), group
     assert metrics["reconstruction_quality"] != pytest.approx(per_level[0][0]["reconstruction_quality"], rel=1e-2)
     l0 = [found["sparsity"]["l0"] for found, _ in per_level]
@@ -223,10 +194,7 @@ def test_evaluation(hooked):
 
 
 def test_evaluation_of_another_output_level(sae_transformer, tmp_path):
-    sae_transformer.sae.save_model(tmp_path)
-    coarse = SAE.load_from_disk(tmp_path)
-    assert isinstance(coarse, HierarchicalSAE)
-    coarse.cfg.output_level = 0
+    coarse = saved_and_loaded(tmp_path / "coarse", HOOK, output_level=0)
     metrics, _ = evaluate(sae_transformer, coarse)
     expected, _ = evaluate(sae_transformer, sae_transformer.sae.level_sae(0))
     assert metrics["reconstruction_quality"] == pytest.approx(expected["reconstruction_quality"], rel=1e-4)

@@ -17,23 +17,22 @@ from sae_lens_hsae.training.checkpoints import MANIFEST, newest_valid, verify
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 
+DAMAGED = {
+    "flip": lambda content: bytes(byte ^ (i == len(content) // 2) for i, byte in enumerate(content)),
+    "cut": lambda content: content[:-1],
+    "empty": lambda _: b"",
+    "zeros": lambda content: bytes(len(content)),  # what a power cut leaves of unflushed files
+}
+
 
 def damage(path, how):
-    if how == "flip":
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 1
-        path.write_bytes(content)
-    elif how == "cut":
-        path.write_bytes(path.read_bytes()[:-1])
-    elif how == "empty":
-        path.write_bytes(b"")
-    elif how == "zeros":  # the length is there and the content never was: what a power cut leaves of unflushed files
-        path.write_bytes(bytes(path.stat().st_size))
-    else:
+    if how == "remove":
         path.unlink()
+    else:
+        path.write_bytes(DAMAGED[how](path.read_bytes()))
 
 
-@pytest.mark.parametrize("how", ["flip", "cut", "empty", "zeros", "remove"])
+@pytest.mark.parametrize("how", [*DAMAGED, "remove"])
 def test_damage_to_any_file_of_a_checkpoint_is_found(tmp_path, how):
     trainer = new_trainer(HierarchicalSAETrainer)
     take_steps(trainer, batches(), 2)
