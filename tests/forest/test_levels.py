@@ -73,11 +73,9 @@ def test_widths_cannot_be_changed():
     [
         ((), "is empty"),
         ((2, 0), "holds 0, which is not a positive whole number"),
-        ((2, 3.5), "holds 3.5"),
         ((True, 3), "holds True"),
         ((2, "3"), "holds '3'"),
         ((4, 4), r"level_widths=\[4, 4\] is not strictly increasing \(4 is followed by 4\)"),
-        ((4, 8, 6), "8 is followed by 6"),
     ],
 )
 def test_invalid_widths_are_named_with_an_example(widths: tuple[int, ...], fault: str):

@@ -118,30 +118,18 @@ def test_training_saes_of_other_architectures_work_too():
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("saes", "rule", "message"),
     [
-        (lambda saes: {"saes": saes}, "activations=None: similarity='conditional' is measured on activations"),
-        (
-            lambda saes: {"saes": saes[::-1], "rule": PAPER_RULE},
-            r"saes have the widths \[20, 15, 9, 4\], which do not grow",
-        ),
-        (
-            lambda saes: {"saes": [saes[0], sae_of(JumpReLUSAE, JumpReLUSAEConfig, 9, 0, d_in=7)], "rule": PAPER_RULE},
-            r"different d_in \[8, 7\]",
-        ),
-        (
-            lambda saes: {
-                "saes": [saes[0], sae_of(JumpReLUSAE, JumpReLUSAEConfig, 9, 0, hook_name="other")],
-                "rule": PAPER_RULE,
-            },
-            "different hook points",
-        ),
-        (lambda _: {"saes": [], "rule": PAPER_RULE}, "level_widths=\\[\\] is empty"),
+        (stack(), ParentRule(), "activations=None: similarity='conditional' is measured on activations"),
+        (stack()[::-1], PAPER_RULE, r"saes have the widths \[20, 15, 9, 4\], which do not grow"),
+        ([stack()[0], sae_of(JumpReLUSAE, JumpReLUSAEConfig, 9, 0, d_in=7)], PAPER_RULE, r"different d_in \[8, 7\]"),
+        ([stack()[0], sae_of(JumpReLUSAE, JumpReLUSAEConfig, 9, 0, "other")], PAPER_RULE, "different hook points"),
+        ([], PAPER_RULE, "level_widths=\\[\\] is empty"),
     ],
 )
-def test_saes_that_do_not_fit_are_refused(change, message):
+def test_saes_that_do_not_fit_are_refused(saes, rule, message):
     with pytest.raises(ValueError, match=message):
-        FeatureForest.from_saes(**change(stack()))
+        FeatureForest.from_saes(saes, rule)
 
 
 @pytest.mark.parametrize(

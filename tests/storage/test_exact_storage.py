@@ -30,8 +30,6 @@ def test_round_trip_through_any_dtype(tensor, cast):
         torch.zeros(3, 5),
         torch.full((3, 8), 0.5),
         torch.full((3, 8), 256.0),
-        torch.full((3, 8), -1.0),
-        torch.tensor(1.0),
         torch.full((2, 8), float("nan")),
     ],
 )

@@ -119,12 +119,7 @@ def test_a_folder_that_transformer_lens_has_no_name_for_is_refused(tmp_path):
     [
         ("HookedTransformer", "/nowhere/gpt2", ValueError, r"model_name='/nowhere/gpt2' is no folder with a model"),
         ("AutoModelForCausalLM", "./nowhere", ValueError, r"model_name='\./nowhere' is no folder with a model"),
-        (
-            "HookedTransformer",
-            "gpt3",
-            ValueError,
-            r"model_name='gpt3': .* no model called 'gpt3'; it knows .*gpt2.*; set",
-        ),
+        ("HookedTransformer", "gpt3", ValueError, r"='gpt3': .* no model called 'gpt3'; it knows .*gpt2.*; set"),
         ("HookedTransformer", "pythia-70m", OSError, r"model_name='pythia-70m' cannot be loaded: "),
         ("AutoModelForCausalLM", "someone/none", OSError, r"model_name='someone/none' cannot be loaded: "),
     ],
@@ -140,13 +135,7 @@ def test_a_model_that_is_not_there_is_named(tmp_path, monkeypatch, kind, name, e
 def test_a_hook_point_that_is_missing_comes_with_those_that_are_there(small_gemma, tmp_path):
     gpt2 = save_tiny_gpt2(tmp_path / "gpt2")
     for kind, folder, options, hook, message in [
-        (
-            "HookedTransformer",
-            small_gemma,
-            TWO_LAYERS,
-            "blocks.2.hook_resid_post",
-            "blocks.0.hook_resid_post, blocks.1.",
-        ),
+        ("HookedTransformer", small_gemma, TWO_LAYERS, "blocks.2.hook_resid_post", "blocks.0.hook_resid_post, bl"),
         ("HookedTransformer", small_gemma, TWO_LAYERS, "model.layers.1", "blocks.0.hook_resid_post, blocks.1.hook_r"),
         ("AutoModelForCausalLM", gpt2, {}, "transformer.h.2", "transformer.h.0, transformer.h.1"),
         ("AutoModelForCausalLM", gpt2, {}, "blocks.0.hook_resid_post", "transformer.h.0, transformer.h.1"),

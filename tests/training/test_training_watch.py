@@ -36,34 +36,27 @@ def healthy(**changes: Any) -> dict[str, Any]:
     }
 
 
-def changed(what):
-    look = healthy()
-    if what == "dead":
-        look["dead"] = torch.arange(sum(WIDTHS)) < 1  # one of the four features of level 0
-    elif what == "l0":
-        look["sparsity"] = SparsityState(torch.zeros(3), torch.tensor([2.0, 3.0, 2.0]))
-    elif what == "λ":
-        look["sparsity"] = SparsityState(torch.tensor([0.0, 0.0, -LOG_COEFFICIENT_BOUND]), torch.full((3,), 2.0))
-    elif what == "family":
-        look["parents"][sum(WIDTHS[:2]) :] = torch.where(torch.arange(20) < 15, 5, -1)
-    return look
+FAULTS = {
+    "level 0, step 1000: 25% of the features are dead; raise target_l0": {"dead": torch.arange(sum(WIDTHS)) < 1},
+    "level 1, step 1000: L0 is 3, its target 2; train longer": {
+        "sparsity": SparsityState(torch.zeros(3), torch.tensor([2.0, 3.0, 2.0]))
+    },
+    "level 2, step 1000: λ is at its bound 1e-06, .*; choose a target_l0": {
+        "sparsity": SparsityState(torch.tensor([0.0, 0.0, -LOG_COEFFICIENT_BOUND]), torch.full((3,), 2.0))
+    },
+    "level 2, step 1000: 15 of 15 children are under one parent; set max_children": {
+        "parents": torch.cat([healthy()["parents"][:13], torch.where(torch.arange(20) < 15, 5, -1)])
+    },
+}
 
 
-@pytest.mark.parametrize(
-    ("what", "said"),
-    [
-        ("dead", "level 0, step 1000: 25% of the features are dead; raise target_l0"),
-        ("l0", "level 1, step 1000: L0 is 3, its target 2; train longer"),
-        ("λ", "level 2, step 1000: λ is at its bound 1e-06, .*; choose a target_l0"),
-        ("family", "level 2, step 1000: 15 of 15 children are under one parent; set max_children"),
-    ],
-)
-def test_each_fault_is_warned_of_once_with_its_remedy(caplog, what, said):
+@pytest.mark.parametrize("said", FAULTS)
+def test_each_fault_is_warned_of_once_with_its_remedy(caplog, said):
     watch = TrainingWatch(Levels(tuple(WIDTHS)), TARGETS)
     watch.look(**healthy())
     assert caplog.messages == []
     for _ in range(3):
-        watch.look(**changed(what))
+        watch.look(**healthy(**FAULTS[said]))
     (message,) = caplog.messages
     assert re.match(said, message)
 
