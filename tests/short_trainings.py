@@ -1,37 +1,32 @@
 """A trainer on random activations, some of them bad, step by step."""
 
 from itertools import islice
+from pathlib import Path
 
 import torch
-from sae_lens import LoggingConfig
-from sae_lens.config import SAETrainerConfig
+from host_helpers import runner_config
 from small_saes import D_IN, make_sae
 
 BATCH = 32
 
 
 def trainer_config(n_steps):
-    return SAETrainerConfig(
-        n_checkpoints=0,
+    cfg = runner_config(
+        Path(),
         checkpoint_path=None,
-        save_final_checkpoint=False,
-        total_training_samples=n_steps * BATCH,
-        device="cpu",
-        autocast=False,
+        training_tokens=n_steps * BATCH,
+        train_batch_size_tokens=BATCH,
         lr=1e-2,
         lr_end=0.0,
         lr_scheduler_name="cosineannealing",
         lr_warm_up_steps=3,
         adam_beta1=0.0,
         adam_beta2=0.995,
-        lr_decay_steps=0,
-        n_restart_cycles=1,
-        train_batch_size_samples=BATCH,
         dead_feature_window=4,
         feature_sampling_window=100,
-        logger=LoggingConfig(log_to_wandb=False),
         n_batches_for_norm_estimate=1,
     )
+    return cfg.to_sae_trainer_config()
 
 
 def batches():

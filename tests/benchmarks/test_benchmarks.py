@@ -139,14 +139,6 @@ def test_contestants_are_what_their_names_say():
     assert unavoidable_bytes(TINY) == 4 * (8 * n_parameters + TINY.batch * TINY.d_in)
 
 
-def test_the_threshold_is_the_quantile_of_the_target():
-    planted = plant(TINY, "cpu")
-    x = planted.batches[0]
-    assert x.norm(dim=1).mean().item() == pytest.approx(4)
-    for rows, threshold in zip(planted.directions.split(TINY.widths), planted.thresholds, strict=True):
-        assert (x @ rows.T > threshold).sum() == TINY.l0 * TINY.batch
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_the_naive_loss_equals_the_packages(seed):
     sae = make_sae(seed)

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-import torch
 from sae_lens.synthetic import ConstantFiringProbabilityConfig, HierarchyConfig, SyntheticModelConfig
 
-from experiments.planted.training import Rival, compare, new_saes, train
+from experiments.planted.training import Rival, compare, new_saes
 from experiments.planted.trees import PlantedSetting, PlantedTrees
 from experiments.snmf import factor_levels
 from sae_lens_hsae.presets import INDEPENDENT
@@ -80,14 +79,3 @@ def test_models_start_alike_and_see_the_same_stream(tiny_results):
     assert tiny_results["HSAE"].evaluation.to_dict() != tiny_results["post hoc"].evaluation.to_dict()
     alone = compare(TINY, 0, {"post hoc": INDEPENDENT}, n_samples=20_000)["post hoc"]
     assert alone.evaluation.to_dict() == tiny_results["post hoc"].evaluation.to_dict()
-
-
-def test_a_trained_sae_reads_activations_as_they_are():
-    trees = TINY.plant(0)
-    sae = train(trees, new_saes(trees, {"post hoc": INDEPENDENT}), n_steps=20)["post hoc"]
-    assert sae.cfg.normalize_activations == "none"
-    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(32))
-    before = sae.parents.clone()  # type: ignore[attr-defined]
-    sae.finish_training()  # type: ignore[attr-defined]
-    assert torch.equal(before, sae.parents)  # type: ignore[attr-defined]
-    assert (before[8:] >= 0).all()

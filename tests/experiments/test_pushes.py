@@ -1,13 +1,9 @@
 """Coarse against fine pushes: which features are pushed, and what a row says of them."""
 
-import math
-
-import pytest
 import torch
 
-from experiments.pushes import row, targets
+from experiments.pushes import targets
 from sae_lens_hsae.forest import FeatureForest
-from sae_lens_hsae.interpret.steering.effects import Effect
 
 
 def test_targets_have_three_ancestors_and_no_copy_above_them_and_the_other_is_of_another_tree():
@@ -23,15 +19,3 @@ def test_targets_have_three_ancestors_and_no_copy_above_them_and_the_other_is_of
     is_copy[6] = True
     assert sorted(target for target, _ in targets(forest, is_copy, fires)) == [9, 10]
     assert targets(forest, is_copy, fires) == targets(forest, is_copy, fires)
-
-
-def test_a_row_has_means_over_the_targets_without_those_that_have_none():
-    one = Effect(3, 9, 1.0, 0.2, 0.1, 0.5, 0.3, math.log(2), math.log(3), 0.25)
-    other = Effect(3, 0, 1.0, 0.4, math.nan, 0.7, math.nan, math.log(8), math.nan, 0.75)
-    told = row("itself", [one, other])
-    assert told["targets"] == 2
-    assert told["logits change, on target"] == pytest.approx(0.3)
-    assert told["KL, off target"] == pytest.approx(0.3)
-    assert told["perplexity, times, on target"] == pytest.approx(4), "the geometric mean"
-    assert told["perplexity, times, off target"] == pytest.approx(3)
-    assert told["change in the target's family"] == pytest.approx(0.5)

@@ -7,12 +7,12 @@ import torch
 from host_helpers import HOOK, sae_at, save_tiny_gpt2, tiny_sae_transformer
 from transformers import AutoTokenizer
 
-from experiments import steering, steering_tasks
+from experiments import steering
 from experiments.french import french_documents
 from experiments.gemma_stream import GemmaActivations
 from experiments.paper_tables import Size
 from experiments.steering import Subject, over_tasks, reproduce_steering, steering_rows
-from experiments.steering_tasks import CLEAR, N_WORDS, Judge, Task, chunks, sentiment, split
+from experiments.steering_tasks import N_WORDS, Judge, Task, chunks, split
 from sae_lens_hsae.interpret.contrast import text_activations
 from sae_lens_hsae.interpret.steering import METHODS, examples_of, steer_by
 from sae_lens_hsae.interpret.steering.writing import continued
@@ -41,14 +41,6 @@ def test_no_document_gives_texts_to_two_parts():
     assert sum(map(len, documents)) == len(set.union(*documents)) == 30
     assert split(POSITIVE, 0) == parts != split(POSITIVE, 1)
     assert [len(each.split()) for each in chunks("a " * (2 * N_WORDS + 3))] == [N_WORDS, N_WORDS]
-
-
-def test_feeling_is_that_of_each_text(monkeypatch):
-    good, bad = "A wonderful day, full of love and joy.", "A horrible war; they hate and kill."
-    plain = "The table stands in the room."
-    monkeypatch.setattr(steering_tasks, "brown_kinds", lambda *_: [[good, plain, bad], [plain, good]])
-    assert sentiment(None) == ([[good], [good]], [[bad], []])
-    assert 0 < CLEAR < 1
 
 
 def test_no_french_sentence_stands_in_two_documents():
