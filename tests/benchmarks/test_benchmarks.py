@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_saes import make_sae
 
 from benchmarks import largest_update
 from benchmarks.command import main
@@ -23,16 +22,12 @@ from benchmarks.contestants import (
 )
 from benchmarks.goals import outcomes
 from benchmarks.memory import in_fresh_process, peak_bytes
-from benchmarks.naive import naive_structural_loss
-from benchmarks.parts import _Clock
 from benchmarks.plan import MEDIUM, Plan, Size
 from benchmarks.planted import plant
 from benchmarks.report import markdown
 from benchmarks.steps import unavoidable_bytes
-from benchmarks.timing import REPEATS, alternate
 from sae_lens_hsae.sae.cpu_step.active_entries import ActiveEntries
 from sae_lens_hsae.sae.dense_activations import DenseActivations
-from sae_lens_hsae.sae.structural_loss import families_of, structural_loss
 
 TINY = Size(16, (16, 64, 256), 64, 2)  # sparse enough for the fast form
 MEGABYTE = 2**20
@@ -139,21 +134,6 @@ def test_contestants_are_what_their_names_say():
     assert unavoidable_bytes(TINY) == 4 * (8 * n_parameters + TINY.batch * TINY.d_in)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_the_naive_loss_equals_the_packages(seed):
-    sae = make_sae(seed)
-    generator = torch.Generator().manual_seed(seed)
-    acts = torch.randn(6, sae.cfg.d_sae, generator=generator).relu().double().requires_grad_()
-    rows = sae.W_dec.detach().double().requires_grad_()
-    naive = naive_structural_loss(acts, rows, sae.parents, sae.levels)
-    ours = structural_loss(acts, rows, families_of(sae.parents))
-    torch.testing.assert_close(naive, ours)
-    for own, expected in zip(
-        torch.autograd.grad(naive, (acts, rows)), torch.autograd.grad(ours, (acts, rows)), strict=True
-    ):
-        torch.testing.assert_close(own, expected)
-
-
 def test_a_goal_is_missed_by_its_slowest_round_and_by_peak_memory():
     measured = {
         HSAE: {"peak_bytes": 110},
@@ -168,24 +148,6 @@ def test_a_goal_is_missed_by_its_slowest_round_and_by_peak_memory():
         (SAELENS, "peak memory", True),
     ]
     assert len(outcomes(TINY, measured)) == 3
-
-
-def test_time_belongs_to_the_part_entered_last(monkeypatch):
-    now = iter([1.0, 3.0, 7.0, 15.0])
-    monkeypatch.setattr("time.perf_counter", lambda: next(now))
-    clock = _Clock("cpu")
-    with clock.on("outer"), clock.on("inner"):
-        pass
-    assert clock.seconds == {"outer": 2 + 8, "inner": 4}
-
-
-def test_actions_take_turns():
-    taken = []
-    actions = {name: lambda name=name: taken.append(name) for name in "abc"}
-    seconds = alternate(actions, 2, "cpu")
-    turn = 1 + REPEATS
-    assert "".join(taken) == "abc" + "a" * turn + "b" * turn + "c" * turn + "b" * turn + "c" * turn + "a" * turn
-    assert all(len(times) == 2 for times in seconds.values())
 
 
 def peak_of_an_allocation() -> tuple[int, int]:

@@ -72,14 +72,6 @@ def test_every_configuration_is_a_call_of_hsae_train(path):
         assert parse_flags(arguments_of(sweep, configuration)) == parse_flags(from_agent)
 
 
-@every_sweep
-def test_a_wrong_parameter_is_refused(path):
-    sweep = read_sweep(path)
-    sweep["parameters"]["structural_los_coefficient"] = {"values": [0.1]}
-    with pytest.raises(ValueError, match="structural_los_coefficient"):
-        parse(arguments_of(sweep, configurations(sweep, 1)[0]))
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -7,7 +7,7 @@ import pytest
 import torch
 from planted_helpers import readouts
 
-from experiments.planted.concept_matching import match_directions, match_features
+from experiments.planted.concept_matching import match_features
 from sae_lens_hsae.forest.levels import Levels
 
 
@@ -42,13 +42,3 @@ def test_matching_equals_the_best_of_all_assignments(seed):
         assert min(similarity, default=1) >= 0.3
         assert sum(similarity) == pytest.approx(best)
         np.testing.assert_allclose(matches.similarity[own][matches.concept_of[own] >= 0], similarity)
-
-
-def test_pairs_under_the_floor_do_not_crowd_out_good_ones():
-    saes = readouts([0, 1], d_in=3)
-    # Cosines .60 and .45 of feature 0, .45 and 0 of feature 1: the sum is greatest over the two under the floor.
-    saes[0].W_dec.data = torch.tensor([[0.60, 0.45, 0.4375**0.5], [0.45, 0.0, 0.7975**0.5]], dtype=torch.float64)
-    directions = torch.eye(3)[:2]
-    assert match_directions(saes, directions, floor=0.5).concept_of.tolist() == [0, -1]
-    assert match_directions(saes, directions, floor=0.4).concept_of.tolist() == [1, 0]
-    assert match_directions(saes, directions, floor=0.7).concept_of.tolist() == [-1, -1]

@@ -1,6 +1,5 @@
 """Training on planted trees, and calls that are refused."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,10 +66,6 @@ def test_training_recovers_much_of_a_tiny_forest(tiny_results):
         assert result.evaluation.n_tokens == 20_000
         assert [level.l0 for level in result.evaluation.levels] == pytest.approx([0.8, 0.8], rel=0.2)
         assert result.evaluation.levels[1].variance_explained > 0.8
-    assert str(tiny_results["HSAE"]).startswith("HSAE: tiny v1, seed 0, 300 steps\ndirect parents  precision ")
-    told = json.loads(json.dumps(tiny_results["HSAE"].to_dict()))
-    assert told["recovery"]["direct"]["n_true"] == 24
-    assert told["setting"] == "tiny"
 
 
 def test_models_start_alike_and_see_the_same_stream(tiny_results):

@@ -16,7 +16,7 @@ from experiments.paper_tables import TABLES, Size, Stream, Table, measure, repro
 from experiments.planted_tables import reproduce_planted
 from experiments.sinks import Sinks
 from experiments.snmf import SNMF
-from experiments.tables import paper_table, planted_table, write_rows
+from experiments.tables import paper_table, planted_table
 from experiments.wordnet.database import DEBIAN_FOLDER
 from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
 
@@ -107,8 +107,6 @@ def test_workers_are_other_processes_and_results_keep_their_order(tmp_path):
 def test_an_unknown_table_is_refused(tmp_path):
     with pytest.raises(ValueError, match="table='mane': choose one of main, gemma, gemma-ideas, gemma-whitened, sinks"):
         reproduce("mane", activations, tmp_path)
-    with pytest.raises(ValueError, match="setting='hard': choose one of standard, unknown-l0, easy"):
-        reproduce_planted("hard", tmp_path)
 
 
 def cell(model, seed, hamming):
@@ -182,16 +180,6 @@ def test_sinks_hardly_change_what_other_tokens_are_explained(tmp_path, monkeypat
     text = paper_table(results).markdown().splitlines()
     assert text[0].startswith("| layer | L0 | sinks | model | seeds | variance explained | of ordinary tokens |")
     assert text[3].startswith("| 3 | 16 | none | all tokens count alike | 1 |")
-
-
-def test_plain_rows_make_a_table_for_each_set_of_columns(tmp_path):
-    rows = [{"level": 0, "recovered": 0.5}, {"level": 1, "recovered": 0.25}, {"pushed": "itself", "kl": 2.0}]
-    text = write_rows("rows", rows, tmp_path)
-    levels = "| level | recovered |\n|---|---|\n| 0 | 0.500 |\n| 1 | 0.250 |"
-    expected = f"{levels}\n\n| pushed | kl |\n|---|---|\n| itself | 2.000 |"
-    assert text == expected
-    assert (tmp_path / "rows.md").read_text() == expected + "\n"
-    assert (tmp_path / "rows.csv").exists()
 
 
 def test_gemma_asks_for_a_text(tmp_path):

@@ -1,14 +1,11 @@
 """Recovery of known hierarchies, against values worked out by hand and against plain loops."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from planted_helpers import random_case
 
 from experiments.planted.concept_matching import ConceptMatches
 from experiments.planted.tree_recovery import score_recovery
-from experiments.planted.trees import EASY
 from sae_lens_hsae.forest import FeatureForest
 
 NOTHING = None
@@ -60,13 +57,3 @@ def test_scores_equal_plain_loops(seed):
     }  # fmt: skip
     assert fast == slow
     assert result.direct.n_correct <= result.n_within_reach
-
-
-def test_a_setting_may_take_its_generator_from_elsewhere(tmp_path):
-    original = EASY.plant(3)
-    original.model.save(tmp_path)
-    loaded = replace(EASY, source=str(tmp_path)).plant(seed=3)
-    assert torch.equal(loaded.true_parents, original.true_parents)
-    for (ours, concepts), (theirs, others) in zip(loaded.samples(100), original.samples(100), strict=True):
-        assert torch.equal(ours, theirs)
-        assert torch.equal(concepts, others)

@@ -228,10 +228,6 @@ def put(index, value):
     ("change", "message"),
     [
         (with_parents(put(20, 1)), "parents"),  # two levels up
-        (with_parents(put(20, 20)), "cycle"),
-        (with_parents(put(20, 33)), "parents"),
-        (with_parents(put(20, -2)), "parents"),
-        (with_parents(put(0, 1)), "parents"),  # a root with a parent
         (with_parents(lambda parents: parents[:-1]), "parents"),
         (lambda tensors: tensors.update(parents_bytes=tensors["parents_bytes"].float() + 0.5), "damaged"),
         (lambda tensors: tensors.pop("parents_bytes"), "no tensor 'parents'"),

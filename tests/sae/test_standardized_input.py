@@ -8,7 +8,7 @@ from sae_lens import SAE
 from small_saes import D_IN, make_config, make_sae, step_input, tensors_of
 
 from sae_lens_hsae import HierarchicalTrainingSAE
-from sae_lens_hsae.sae.standardized_input import OBSERVED_STEPS, Moments, follow_moments, weights_of
+from sae_lens_hsae.sae.standardized_input import OBSERVED_STEPS, Moments, follow_moments
 
 STANDARDIZED = {
     "outlier_limit": 3.0,
@@ -91,12 +91,6 @@ def test_outlying_tokens_hardly_move_scale_and_mean(x, times):
     # In units of the typical distance; without a limit they own the mean.
     assert (moved_mean - mean).norm() < 0.05 * D_IN**0.5
     assert (spoilt_mean - mean).norm() > 3 * (moved_mean - mean).norm()
-
-
-def test_a_token_beyond_the_limit_counts_as_one_at_it():
-    distance = torch.tensor([0.0, 1.0, 3.0, 30.0], dtype=torch.float64)
-    weights = weights_of(distance, 3.0)
-    torch.testing.assert_close(weights, torch.tensor([1, 1, 1, 0.01], dtype=torch.float64))
 
 
 def test_activations_that_do_not_vary_keep_their_scale():

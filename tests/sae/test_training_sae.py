@@ -1,6 +1,7 @@
 """The training SAE: what it adds up to, and what it never does."""
 
 import copy
+from typing import Any
 
 import pytest
 import reference
@@ -24,17 +25,11 @@ def form(request, monkeypatch):
 
 def independent_saes(sae):
     """One SAELens JumpReLU SAE per level, with the level's weights."""
+    shared = ("d_in", "dtype", "apply_b_dec_to_input", "jumprelu_bandwidth", "jumprelu_ste_to_input")
+    fields: dict[str, Any] = {name: getattr(sae.cfg, name) for name in shared}
     saes = []
     for level, own in enumerate(sae.levels):
-        cfg = JumpReLUTrainingSAEConfig(
-            d_in=D_IN,
-            d_sae=own.stop - own.start,
-            dtype=sae.cfg.dtype,
-            apply_b_dec_to_input=sae.cfg.apply_b_dec_to_input,
-            jumprelu_bandwidth=sae.cfg.jumprelu_bandwidth,
-            jumprelu_ste_to_input=sae.cfg.jumprelu_ste_to_input,
-        )
-        single = JumpReLUTrainingSAE(cfg)
+        single = JumpReLUTrainingSAE(JumpReLUTrainingSAEConfig(d_sae=own.stop - own.start, **fields))
         for name in ("b_enc", "threshold", "W_dec"):
             getattr(single, name).data = getattr(sae, name).data[own].clone()
         single.W_enc.data = sae.W_enc.data[:, own].clone()

@@ -36,6 +36,7 @@ def test_levels_and_forest_are_logged(tmp_path, offline, runner):
         sae = train(runner, runner_config(tmp_path, logger=logger, n_eval_batches=1))
     wandb.teardown()  # ends the process that writes the file; before that its last record may be missing
     rows = history(offline)
+    assert not any(name.startswith("forest/") for row in rows.values() for name in row), "nobody asked for it"
     logged = {step: row for step, row in rows.items() if "losses/overall_loss" in row}
     assert list(logged) == list(range(LOG_EVERY - 1, 30, LOG_EVERY))
     for step, row in logged.items():
@@ -120,13 +121,7 @@ def test_the_forest_is_logged_after_every_update(tmp_path, offline):
         name = f"forest/level_{boundary.parent_level}_to_{boundary.parent_level + 1}_hamming"
         assert updates[30][name] == pytest.approx(boundary.hamming, rel=1e-4)
 
-    # And nothing of it changes the training.
-    assert run(tmp_path / "without", logger=LoggingConfig(log_to_wandb=False))[1] == losses
-
-
-def test_the_explorer_page_is_logged_as_an_artifact(tmp_path, offline):
-    sae, _ = run(tmp_path, TREES)
-    wandb.teardown()
+    # So is the explorer page, as an artifact.
     [path] = offline.glob("wandb/offline-run-*/run-*.wandb")
     artifacts = [record.request.log_artifact.artifact for record in records(path) if record.HasField("request")]
     artifacts += [record.artifact for record in records(path) if record.WhichOneof("record_type") == "artifact"]
@@ -140,12 +135,8 @@ def test_the_explorer_page_is_logged_as_an_artifact(tmp_path, offline):
     dashboards = Dashboards.load(out / "dashboards", fingerprint(saved, saved.forest))
     assert dashboards.n_tokens == 13 * CONTEXT
 
-
-def test_without_being_asked_for_nothing_of_the_forest_is_logged(tmp_path, offline):
-    run(tmp_path)
-    wandb.teardown()
-    assert not any(name.startswith("forest/") for row in history(offline).values() for name in row)
-    assert not (tmp_path / "out" / "explorer.html").exists()
+    # And nothing of it changes the training.
+    assert run(tmp_path / "without", logger=LoggingConfig(log_to_wandb=False))[1] == losses
 
 
 def test_a_log_that_fails_does_not_cost_the_training(tmp_path, offline, monkeypatch, caplog):
