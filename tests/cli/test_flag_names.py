@@ -48,6 +48,7 @@ def test_fields_of_a_training_are_flags_too():
                 assert in_flags(f"{field.name}=0 is wrong", "train") == f"--{field.name}=0 is wrong"
     told = in_flags("level_widths=[8, 4] is not increasing; write level_widths=[4, 8], or d_sae", "sweep")
     assert told == "--level_widths=[8, 4] is not increasing; write --level_widths=[4, 8], or --d_sae"
+    assert in_flags("the SAE's n_tokens=3 and features' n_tokens=4", "evaluate").count("--n-tokens=") == 2
     assert in_flags("seeds=0 must be 1", "sweep") == "--seeds=0 must be 1"
     assert in_flags("level_widths=[8, 4] do not fit", "evaluate") == "level_widths=[8, 4] do not fit"
 
@@ -65,10 +66,6 @@ def test_fields_of_a_training_are_flags_too():
 )
 def test_nothing_else_is_renamed(message):
     assert in_flags(message, "evaluate") == message
-
-
-def test_the_name_after_a_possessive_is_found():
-    assert in_flags("the SAE's n_tokens=3 and the features' n_tokens=4", "evaluate").count("--n-tokens=") == 2
 
 
 @pytest.fixture(scope="module")

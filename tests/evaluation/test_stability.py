@@ -35,11 +35,6 @@ class TestSameFeatures:
         assert math.isnan(lower.same_parent)
         assert math.isnan(lower.same_parent_adjusted)
 
-    def test_the_same_forest(self):
-        for boundary in edge_agreement(FOREST, FOREST):
-            assert (boundary.kept, boundary.same_parent, boundary.same_parent_adjusted) == (1, 1, 1)
-            assert boundary.kept_adjusted == 1
-
     def test_one_parent_for_all_is_no_agreement(self):
         forest = FeatureForest([-1, 0, 0, 0], (1, 3))
         (boundary,) = edge_agreement(forest, forest)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from wordnet_helpers import word_tokenizer
 
-from experiments.wordnet.database import Synset, WordNet
 from experiments.wordnet.text import NO_SYNSET, entry_text, gloss_activations, gloss_rows
 
 
@@ -25,16 +24,6 @@ def test_every_gloss_stands_whole_in_one_row_with_its_entry_word_marked(tiny, co
         end = column[-1] + 1
         assert end == context_size or rows.tokens[row[0], end] == 0
     assert not rows.is_entry_word[rows.synset == NO_SYNSET].any()
-
-
-def test_entry_words_of_several_tokens_have_spaces():
-    synset = Synset("hot_dog.n.01", ("hot_dog", "frank"), "a dog to eat")
-    assert entry_text(synset) == ("hot dog", "hot dog: a dog to eat")
-    wordnet = WordNet([synset])
-    rows = gloss_rows(wordnet, word_tokenizer(wordnet), 8, separator_token=0)
-    # hot dog : a dog to eat [SEP]
-    assert rows.is_entry_word.tolist() == [[True, True] + [False] * 6]
-    assert rows.synset.tolist() == [[0] * 7 + [NO_SYNSET]]
 
 
 def test_activations_keep_their_labels(tiny):

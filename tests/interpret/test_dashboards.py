@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -394,6 +395,11 @@ def test_unreadable_dashboards_say_why(dashboards, tmp_path, damage, error, mess
         Dashboards.load(tmp_path / "saved", dashboards.fingerprint)
 
 
+def saving(path: Path, every: int) -> dict[str, Any]:
+    options = {"settings": SETTINGS, "exclude_tokens": [PADDING], "progress": False}
+    return options | {"progress_file": path, "save_every": every}
+
+
 def broken():
     yield from stream()[:4]
     raise InterruptedError
@@ -402,9 +408,7 @@ def broken():
 @pytest.mark.parametrize("skipping", ["by a function", "by reading"])
 def test_an_interrupted_collection_goes_on_where_it_was_saved(sae, dashboards, tmp_path, skipping):
     path = tmp_path / "progress.safetensors"
-    arguments: dict[str, Any] = {
-        "settings": SETTINGS, "exclude_tokens": [PADDING], "progress": False, "progress_file": path, "save_every": 100,
-    }  # fmt: skip
+    arguments = saving(path, every=100)
 
     asked = []
 
@@ -423,9 +427,7 @@ def test_an_interrupted_collection_goes_on_where_it_was_saved(sae, dashboards, t
 
 def test_the_state_of_other_weights_or_a_torn_one_is_not_taken(sae, dashboards, tmp_path):
     path = tmp_path / "progress.safetensors"
-    arguments: dict[str, Any] = {
-        "settings": SETTINGS, "exclude_tokens": [PADDING], "progress": False, "progress_file": path, "save_every": 1,
-    }  # fmt: skip
+    arguments = saving(path, every=1)
     other = make_sae(seed=8)
     with pytest.raises(InterruptedError):
         collect_dashboards(other, other.forest, broken(), **arguments)

@@ -107,12 +107,10 @@ def test_code_is_python_that_imports_what_exists(block):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sae_lens_hsae"):
             module = importlib.import_module(node.module or "")
             for imported in node.names:
-                submodule = importlib.util.find_spec(f"{node.module}.{imported.name}") if _is_package(module) else None
+                submodule = (
+                    importlib.util.find_spec(f"{node.module}.{imported.name}") if hasattr(module, "__path__") else None
+                )
                 assert hasattr(module, imported.name) or submodule, f"{node.module} has no {imported.name}"
-
-
-def _is_package(module: ModuleType) -> bool:
-    return hasattr(module, "__path__")
 
 
 @pytest.mark.parametrize("block", blocks("bash"))
