@@ -56,7 +56,7 @@ def test_every_block_runs(monkeypatch, tmp_path):
     with restored_signal_handlers():
         for block in BLOCKS:
             exec(block, namespace)
-    assert sae_lens.SAE.load_from_disk("runs/gpt2").cfg.d_sae == 15_360
+    assert sae_lens.SAE.load_from_disk("runs/gpt2").cfg.d_sae == 10_752
     assert namespace["x_hat"].shape == x.shape
     assert namespace["fine"].cfg.d_sae == widths[-1]
     assert "var. explained" in str(namespace["evaluation"])
