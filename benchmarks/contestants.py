@@ -31,6 +31,7 @@ from sae_lens_hsae.sae.standardized_input import OBSERVED_STEPS
 
 HSAE = "HSAE"
 DEFAULTS = "HSAE, defaults"
+WITHOUT = "HSAE, defaults without hierarchy"
 NO_HIERARCHY = "HSAE, ρ = r = 0"
 STOCK = "HSAE in SAELens' trainer"
 PLAIN = "HSAE, plain dense form"
@@ -178,6 +179,8 @@ def _widths(size: Size, planted: Planted) -> torch.Tensor:
 CONTESTANTS: dict[str, Callable[[Size, Planted], Contestant]] = {
     HSAE: hsae(HierarchicalTrainingSAE, PAPER),
     DEFAULTS: hsae(HierarchicalTrainingSAE, {}),
+    # No loss of pairs, and nothing counted that fires together.
+    WITHOUT: hsae(HierarchicalTrainingSAE, {"structural_loss_coefficient": 0.0, "hierarchy_similarity": "encoder"}),
     NO_HIERARCHY: hsae(HierarchicalTrainingSAE, INDEPENDENT),
     STOCK: hsae(HierarchicalTrainingSAE, PAPER, SAETrainer),
     SAELENS: _saelens_independent,

@@ -64,11 +64,11 @@ def _size(result: dict[str, Any], record: dict[str, Any]) -> str:
 
 def _goals(result: dict[str, Any]) -> str:
     told = [
-        f"{goal['measure']} against {goal['against']} at most {goal['at_most']:.2f}×: {goal['multiple']:.2f}×"
-        + (", **missed**" if goal["missed"] else "")
+        f"{goal['measure']} of {goal['ours']} against {goal['against']} at most {goal['at_most']:.2f}×: "
+        f"{goal['multiple']:.2f}× ({goal['slowest']:.2f}×)" + (", **missed**" if goal["missed"] else "")
         for goal in result["goals"]
     ]
-    return f"Goals, by the slowest round: {'; '.join(told)}." if told else ""
+    return f"Goals (and the slowest round, by which they are missed): {'; '.join(told)}." if told else ""
 
 
 def _parts(result: dict[str, Any]) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from scipy.stats import linregress
 
-REPEATS = 3
-LONG = 0.5
+REPEATS = 8
+"""As many steps as `structural_loss_every`: of those that follow one another one has the structural loss."""
+LONG = 2.0
 """Seconds; a step that takes longer is not repeated within its turn."""
 
 

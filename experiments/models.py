@@ -54,6 +54,7 @@ HSAE = "HSAE"
 IDEAS: dict[str, dict[str, Any]] = {
     HSAE: {},
     "ρ = 0": {"structural_loss_coefficient": 0.0},
+    "L_PC in every step": {"structural_loss_every": 1},
     "forest from step 100": {"hierarchy_first_update": 100},
     "all tokens count alike": {"outlier_limit": None},
     "ghost gradients": {"dead_feature_loss": "ghost"},

@@ -34,6 +34,7 @@ TOO_LARGE = 10**400
         ("unassigned_fraction", 1.0, "at least 0 and below 1"),
         ("hierarchy_similarity", "cosine", "choose one of 'encoder', 'decoder', 'coactivation', 'conditional'"),
         ("level_activation", "topk", "choose one of 'jumprelu', 'batchtopk'"),
+        ("structural_loss_every", 0, "1 or more"),
         ("hierarchy_update_every", 2.5, "1 or more"),
         ("hierarchy_first_update", 0, "1 or more"),
         ("max_children", 0, "1 or more, or None"),

@@ -81,6 +81,8 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
         l0_width_exponent: with one ``target_l0``, a level of n features gets target_l0 · (n / n_finest)^exponent: in a
             tree few of the broad concepts are active at a time. 0 gives every level the same.
         structural_loss_coefficient: ρ, weight of the parent–children loss L_PC (§3.1).
+        structural_loss_every: one step in so many has L_PC, with a gradient that counts for the others, too; 1 is the
+            published loss, in every step.
         perturbation_rate: r, probability with which a parent's contribution is replaced by its children's in
             the reconstruction of its level, drawn per feature and step (§3.2).
         hierarchy_update_every: most steps between two updates of the forest (§3.3); before, there is one whenever the
@@ -126,6 +128,7 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
     target_l0: float | list[float] = simple_parsing.field(default=50.0, type=json.loads)  # noqa: RUF009
     l0_width_exponent: float = 1 / 3
     structural_loss_coefficient: float = 0.02
+    structural_loss_every: int = 8
     perturbation_rate: float = 0.0
     hierarchy_update_every: int = 5000
     hierarchy_first_update: int = 300

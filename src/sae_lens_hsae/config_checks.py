@@ -100,8 +100,8 @@ def check_training(cfg: Any) -> None:
     _check(cfg, "structural_loss_coefficient", _is_not_negative(rho), "ρ must be 0 or more, and below 2^63")
     _check(cfg, "jumprelu_init_threshold", _is_not_negative(theta), "θ must be 0 or more, and below 2^63")
     _check(cfg, "perturbation_rate", _within(cfg.perturbation_rate, 0, 1), "r is a probability, from 0 to 1")
-    _check(cfg, "hierarchy_update_every", _is_count(cfg.hierarchy_update_every), "it counts steps: 1 or more")
-    _check(cfg, "hierarchy_first_update", _is_count(cfg.hierarchy_first_update), "it counts steps: 1 or more")
+    for name in ("structural_loss_every", "hierarchy_update_every", "hierarchy_first_update"):
+        _check(cfg, name, _is_count(getattr(cfg, name)), "it counts steps: 1 or more")
     of_literals = {
         "level_activation": Activation,
         "hierarchy_similarity": Similarity,

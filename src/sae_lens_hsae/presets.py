@@ -6,6 +6,7 @@ from typing import Any
 
 AS_PUBLISHED: dict[str, Any] = {
     "l0_width_exponent": 0.0,
+    "structural_loss_every": 1,
     "hierarchy_similarity": "encoder",
     "unassigned_fraction": 0.2,
     "minimum_similarity": None,

@@ -42,7 +42,7 @@ def test_the_main_job_from_text_to_trees(monkeypatch, tmp_path, capsys):
     assert "You just passed in" not in err
     assert "Measured on text that was not trained on; the targets of L0 are 6.35, 10.1, 16\n" in out
     assert re.search(r"^(4000|39\d\d) tokens; ±", out, flags=re.MULTILINE)
-    levels = (rf" +{level} +{width} +\d+\.\d.* +0\.\d{{3}}" for level, width in enumerate((64, 256, 1024)))
+    levels = (rf" +{level} +{width} +\d+\.\d.* +0\.\d{{3}}" for level, width in enumerate((128, 512, 2048)))
     for row in (*levels, r"Hamming +\d.* +\d", r"P\(parent \| child\) +0\.\d{3}.* +0\.\d{3}"):
         assert re.search(f"^{row}", out, flags=re.MULTILINE)
     assert re.search(r"^\d trees: of those that branch into at least 3 concepts", out, flags=re.MULTILINE)

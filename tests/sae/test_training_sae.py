@@ -69,6 +69,23 @@ def test_without_hierarchy_it_is_independent_jumprelu_saes(batch, apply_b_dec_to
         torch.testing.assert_close(grad, joined, rtol=tolerance, atol=tolerance)
 
 
+def test_a_structural_loss_on_one_step_in_three_has_the_gradient_of_three(batch):
+    grads = []
+    for every in (1, 3):
+        sae = make_sae(dtype="float64", structural_loss_coefficient=0.3, structural_loss_every=every)
+        sae.train()
+        losses = [sae.training_forward_pass(step_input(batch.double(), logging=step == 1)) for step in range(3)]
+        torch.stack([output.loss for output in losses]).sum().backward()
+        grads.append([parameter.grad for parameter in sae.parameters()])
+        logged = ["structural_loss" in output.losses for output in losses]
+        # Where it is logged it is the loss itself, whether or not it is due.
+        torch.testing.assert_close(losses[0].losses["structural_loss"], losses[1].losses["structural_loss"])
+        assert logged == ([True] * 3 if every == 1 else [True, True, False])
+        assert "structural_loss" in sae.eval().training_forward_pass(step_input(batch.double())).losses
+    for whole, part in zip(*grads, strict=True):
+        torch.testing.assert_close(part, whole)
+
+
 @pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
 def test_all_losses_together_equal_the_formula(batch, apply_b_dec_to_input):
     sae = make_sae(

@@ -23,8 +23,10 @@ GEMMA_STEPS = 400
 SPECIAL_TOKENS = [101, 102]
 """[CLS] and [SEP] of MiniLM's vocabulary."""
 
-FOREST: dict[str, Any] = {"level_widths": [64, 256, 1024], "d_sae": 1344, "target_l0": 16, "minimum_similarity": 0.3}
+LEVEL_WIDTHS = {"minilm": [128, 512, 2048], "gemma": [64, 256, 1024]}
 """Each level has four times the features of the one above: with twice as many, more children repeat their parents."""
+
+TARGET_L0 = 16
 
 SHOWN: dict[str, Any] = {
     "context_size": CONTEXT_SIZE,
@@ -50,10 +52,15 @@ def minilm_folder() -> Path:
     return Path(spec.origin).parent / "model"
 
 
+def _sae_config(model: str, **fields: Any) -> HierarchicalTrainingSAEConfig:
+    widths = LEVEL_WIDTHS[model]
+    return HierarchicalTrainingSAEConfig(level_widths=widths, d_sae=sum(widths), target_l0=TARGET_L0, **fields)
+
+
 def minilm_config(output_path: str | None = "runs/demo", **overrides: Any) -> LanguageModelSAERunnerConfig[Any]:
     """SAELens' config of the demo; ``overrides`` are fields of it."""
     fields: dict[str, Any] = {
-        "sae": HierarchicalTrainingSAEConfig(d_in=384, **FOREST),
+        "sae": _sae_config("minilm", d_in=384),
         "model_class_name": "AutoModelForCausalLM",
         "model_name": str(minilm_folder()),
         "hook_name": "bert.encoder.layer.4",
@@ -76,7 +83,7 @@ def gemma_config(output_path: str | None = "runs/demo-gemma", **overrides: Any) 
     """
     batch = BATCH_SIZE // 2
     fields: dict[str, Any] = {
-        "sae": HierarchicalTrainingSAEConfig(d_in=640, hierarchy_first_update=GEMMA_STEPS // 2, **FOREST),
+        "sae": _sae_config("gemma", d_in=640, hierarchy_first_update=GEMMA_STEPS // 2),
         "model_name": str(gemma_folder()),
         "hook_name": "blocks.9.hook_resid_post",
         "exclude_special_tokens": True,

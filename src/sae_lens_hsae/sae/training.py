@@ -84,7 +84,8 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         """One step's losses (HSAE §3.1): Σ_l (‖x̂_l − x‖² + λ_l L0_l) + ρ Σ L_PC, and that of silent features.
 
-        BatchTopK levels have no λ. In ``eval()`` the same losses without perturbation, and neither forest nor λ move.
+        BatchTopK levels have no λ, and only one in ``cfg.structural_loss_every`` training steps has L_PC. In ``eval()``
+        the same losses without perturbation, and neither forest nor λ move.
         With standardized activations the losses are those of x̃ (`StandardizedInput`), whose typical norm is √d_in,
         and outlying tokens count less in them; the first steps only observe.
 
@@ -122,9 +123,7 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         l0 = acts.l0(weights)
         if sparsity.log_coefficient is not None:
             losses["l0_loss"] = (sparsity.log_coefficient.exp() * l0).sum()
-        if self.cfg.structural_loss_coefficient > 0:
-            loss = self._structural_loss(acts, weights)
-            losses["structural_loss"] = self.cfg.structural_loss_coefficient * loss
+        losses |= self._structural_losses(acts, weights, step_input.is_logging_step)
         losses |= self.silent_features.losses(
             errors, sae_in, encoder_of(self), self.W_dec, weights, step_input.dead_neuron_mask,
             fixed_shapes=isinstance(acts, FeatureRows), n_dead=self.checks.n_dead,
@@ -184,6 +183,18 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         return activations_of(self, sae_in, self.activation.rule(), weights, self.row_devices)
 
     @torch.compiler.disable()
+    def _structural_losses(
+        self, acts: Activations, weights: torch.Tensor | None, is_logging_step: bool
+    ) -> dict[str, torch.Tensor]:
+        """ρ Σ L_PC, on steps that have it or are logged; its gradient makes up for the steps without it."""
+        every = self.cfg.structural_loss_every if self.training else 1
+        is_due = self.forest_updater.steps_taken() % every == 0
+        if self.cfg.structural_loss_coefficient == 0 or not (is_due or is_logging_step):
+            return {}
+        with torch.set_grad_enabled(is_due and torch.is_grad_enabled()):
+            loss = self.cfg.structural_loss_coefficient * self._structural_loss(acts, weights)
+        return {"structural_loss": loss.detach() + every * (loss - loss.detach()) if every > 1 else loss}
+
     def _structural_loss(self, acts: Activations, weights: torch.Tensor | None) -> torch.Tensor:
         return acts.structural_loss(self.W_dec, self.forest_updater.view(self.parents).families, weights)
 
