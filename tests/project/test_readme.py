@@ -15,7 +15,7 @@ from small_saes import make_sae
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from sae_lens_hsae import HierarchicalTrainingSAEConfig
-from sae_lens_hsae.cli.demo import FOREST
+from sae_lens_hsae.cli.demo import LEVEL_WIDTHS
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -49,7 +49,7 @@ def test_every_block_runs(monkeypatch, tmp_path):
     assert len(BLOCKS) == 3
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sae_lens, "LanguageModelSAETrainingRunner", RunnerOnARandomModel)
-    widths = FOREST["level_widths"]  # of the forest that the demo leaves there
+    widths = LEVEL_WIDTHS["minilm"]  # of the forest that the demo leaves there
     make_sae(level_widths=widths).save_inference_model("runs/demo")
     x = torch.randn(10, 8)
     namespace: dict[str, Any] = {"x": x, "activations": [x, 2 * x]}
