@@ -84,7 +84,7 @@ def update_growth(updates: Sequence[tuple[int, int, int]], device: str) -> dict[
         ``rows``, each with ``seconds`` and ``extra_bytes`` beyond the weights, and ``extrapolated``: time by a line
         through the products d_in · parents · children of the rows of the largest d_in; memory as the most that a
         row took, which is that of one block, and ``BYTES_PER_CHILD`` for every child. Nothing of that size was run.
-        The time is the least to expect: so many parents leave only a few children per block, and the product's
+        The time is the least to expect: this many parents leave only a few children per block, and the product's
         speed falls.
     """
     rows = []

@@ -94,7 +94,7 @@ def counts_bytes(widths: Sequence[int]) -> float:
 
 
 def doubling_widths(n_features: int, n_levels: int) -> list[int]:
-    """Widths of so many levels that double and add up to about so many features."""
+    """Widths of this many levels that double and add up to about this many features."""
     return [round(n_features * 2**level / (2**n_levels - 1)) for level in range(n_levels)]
 
 

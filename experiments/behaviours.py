@@ -117,7 +117,7 @@ BEHAVIOURS = {
 
 
 def usable(pairs: list[Pair], tokenizer: Any, at_most: int) -> list[Pair]:
-    """Those whose prompts are of equal length and whose answers are of one token: evenly spread, at most so many."""
+    """Those whose prompts are of equal length and whose answers are of one token: evenly spread, at most this many."""
 
     def length(text: str | None) -> int:
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])

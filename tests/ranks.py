@@ -19,7 +19,7 @@ SECONDS = 120
 
 
 def on_ranks(n_ranks: int, folder: Path, action: Callable[[int], Any], *, hanging: int | None = None) -> list[Any]:
-    """What ``action(rank)`` gives in each of so many processes; an exception is given as itself.
+    """What ``action(rank)`` gives in each of this many processes; an exception is given as itself.
 
     Args:
         folder: for the processes' results.

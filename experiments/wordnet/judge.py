@@ -41,7 +41,7 @@ def judge_forest(
 
     Args:
         n_shuffles: how often the pairs are shuffled; a pair's control is the mean over these.
-        parents_per_bin: the parents of a level are sorted by firing frequency and so many neighbours make a bin; a
+        parents_per_bin: the parents of a level are sorted by firing frequency and this many neighbours make a bin; a
             child gets the parent of another child of its bin.
         n_resamples: of the bootstrap.
         n_trees: how many best and worst trees are named.

@@ -71,7 +71,7 @@ def gloss_rows(
     Args:
         tokenizer: a fast tokenizer of Hugging Face's.
         separator_token: put after each gloss.
-        n_glosses: take so many, drawn at random; None takes all.
+        n_glosses: take this many, drawn at random; None takes all.
         seed: of the shuffle.
 
     Raises:

@@ -172,7 +172,7 @@ def _circuit(parser: argparse.ArgumentParser) -> None:
         "--edges",
         type=float,
         metavar="LEAST",
-        help="also find what goes from node to node of the next hook point, at least so many logits, such as 0.01",
+        help="also find what goes from node to node of the next hook point, at least this many logits, such as 0.01",
     )
     parser.add_argument("--output", default="circuit.json", help="the circuit as JSON goes here")
     _add_device(parser)
@@ -231,7 +231,7 @@ def _sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", help="such as examples/sweeps/rho_r.yaml")
     parser.add_argument("--output", type=Path, default=Path("runs/sweep"), help="the folder of models and table")
     parser.add_argument("--seeds", type=int, default=3, help="of each configuration")
-    parser.add_argument("--runs", type=int, help="so many configurations, drawn at random (default: all)")
+    parser.add_argument("--runs", type=int, help="this many configurations, drawn at random (default: all)")
     parser.add_argument("--workers", type=int, default=1, help="processes that share the cores")
 
 

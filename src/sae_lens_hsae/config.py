@@ -81,12 +81,12 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
         l0_width_exponent: with one ``target_l0``, a level of n features gets target_l0 · (n / n_finest)^exponent: in a
             tree few of the broad concepts are active at a time. 0 gives every level the same.
         structural_loss_coefficient: ρ, weight of the parent–children loss L_PC (§3.1).
-        structural_loss_every: one step in so many has L_PC, with a gradient that counts for the others, too; 1 is the
-            published loss, in every step.
+        structural_loss_every: L_PC is applied every this many steps, its gradient multiplied by as much; 1 is every
+            step, as published.
         perturbation_rate: r, probability with which a parent's contribution is replaced by its children's in
             the reconstruction of its level, drawn per feature and step (§3.2).
-        hierarchy_update_every: most steps between two updates of the forest (§3.3); before, there is one whenever the
-            training is twice as long.
+        hierarchy_update_every: most steps between two updates of the forest (§3.3); early updates come each at twice
+            the step of the last.
         hierarchy_first_update: step of the first forest. Before it there is neither structural loss nor perturbation.
         hierarchy_similarity: what makes a parent similar to a child: cosine of their "encoder" or "decoder"
             directions, or "coactivation", the share of tokens on which both are active (§3.3), or "conditional",

@@ -19,7 +19,7 @@ from sae_lens_hsae.text.token_text import token_texts
 
 
 def forest_of(n_children: list[int]) -> FeatureForest:
-    """Roots with so many children each, and one unassigned feature."""
+    """Roots with this many children each, and one unassigned feature."""
     parents = [root for root, n in enumerate(n_children) for _ in range(n)]
     return FeatureForest([-1] * len(n_children) + [*parents, -1], [len(n_children), len(parents) + 1])
 

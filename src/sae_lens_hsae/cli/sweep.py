@@ -77,7 +77,7 @@ def run_sweep(
         path: a sweep file; see `read_sweep`.
         output: gets the models, a JSON file per finished run, and the table as ``NAME.csv``.
         seeds: how many, from 0.
-        runs: so many configurations, drawn at random; None runs all.
+        runs: this many configurations, drawn at random; None runs all.
         further: words of the command line for every run, over those of the file.
         workers: processes that share the cores.
 

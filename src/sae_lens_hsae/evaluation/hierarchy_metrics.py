@@ -46,9 +46,9 @@ def evaluate_forest(
     Args:
         levels: one SAE per level, coarse to fine, or one object for all (`HierarchicalSAE`).
         activations: tensors of shape (batch, d_in), of any batch sizes.
-        n_tokens: stop after so many; None takes all. SAELens' `ActivationsStore` starts over at its end and
+        n_tokens: stop after this many; None takes all. SAELens' `ActivationsStore` starts over at its end and
             never stops by itself.
-        n_blocks: blocks that the intervals need at least. The stream is cut in so many to twice as many; if it has
+        n_blocks: blocks that the intervals need at least. The stream is cut into this many to twice as many; if it has
             fewer tokens, the intervals are NaN.
         confidence: of the intervals.
 

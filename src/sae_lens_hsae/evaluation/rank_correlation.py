@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 SAMPLE_PER_PARENT = 128
-"""Tokens kept of each parent; up to so many the correlation is exact. At most 256, see below."""
+"""Tokens kept of each parent; up to this many the correlation is exact. At most 256, see below."""
 
 MIN_TOKENS = 10
 """Tokens below which a parent has no correlation, as in the code of arXiv 2606.22994."""

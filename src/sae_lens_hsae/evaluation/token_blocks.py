@@ -34,7 +34,7 @@ class TokenBlocks:
         return table
 
     def extend(self, n_tokens: int) -> None:
-        """Begin a chunk of so many tokens; the tables then number them from 0."""
+        """Begin a chunk of this many tokens; the tables then number them from 0."""
         self._chunk_start = self.n_tokens
         self.n_tokens += n_tokens
         while self.n_tokens > self.capacity * self.length:

@@ -14,7 +14,7 @@ N_ACTIVE = 64
 """k, silent features that take part on each token."""
 
 SILENT_INTERVALS = 64
-"""A feature is silent if it has not fired for so many times n_l / L̂0 tokens, the mean interval between two firings."""
+"""A feature is silent if it has not fired for this many times n_l / L̂0 tokens, the mean interval between firings."""
 
 
 MOST_SILENT = 256

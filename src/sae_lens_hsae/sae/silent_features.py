@@ -34,7 +34,7 @@ class SilentFeatures(nn.Module):
         return torch.cat([own > limit for own, limit in per_level])
 
     def count(self, acts: Activations, batch: int) -> None:
-        """Take a batch of so many tokens into the count."""
+        """Take a batch of this many tokens into the count."""
         self.tokens_since_fired.add_(batch).masked_fill_(acts.times_fired() > 0, 0)
 
     # Which features are silent changes shapes from step to step: a compiled graph would be compiled again and again.

@@ -52,7 +52,7 @@ class RunningThresholds(nn.Module):
 
     @torch.no_grad()
     def follow(self, acts: Activations, step: int) -> None:
-        """Take a batch into the thresholds, after so many steps."""
+        """Take a batch into the thresholds, after this many steps."""
         follow_threshold(self.threshold, acts.smallest(), self._cfg.levels, step)
 
     def running_means(self) -> list[torch.Tensor]:

@@ -20,7 +20,7 @@ MAX_TOKENS_PER_TEXT = 2000
 """Longer texts are cut, so that none dominates."""
 
 HELD_OUT_OF = 10
-"""One text of so many is held out."""
+"""One text in this many is held out."""
 
 
 def is_held_out(text: str) -> bool:

@@ -33,7 +33,7 @@ def read_trainer_state(path: Path) -> dict[str, Any]:
 def check_trainer_state(
     state: dict[str, Any], optimizer: torch.optim.Optimizer, lr_scheduler: dict[str, Any], d_sae: int
 ) -> None:
-    """Check that a state is one of this optimizer, this schedule and so many features; nothing is changed.
+    """Check that a state is one of this optimizer, this schedule and this many features; nothing is changed.
 
     Args:
         state: from `read_trainer_state`.

@@ -116,7 +116,7 @@ class TrainingWatch:
 
 
 def is_look_due(step: int) -> bool:
-    """Whether training is to be looked at after so many steps."""
+    """Whether training is to be looked at after this many steps."""
     return step >= FIRST_LOOK and step % EVERY == 0
 
 

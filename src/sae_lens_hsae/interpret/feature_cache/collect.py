@@ -60,7 +60,7 @@ def collect_dashboards(
         batches: pairs of token ids (batch, context) and activations (batch, context, d_in), as the SAEs' ``encode``
             takes them: fold an activation scale first. Or a function that takes a number of contexts to skip and
             gives the rest, so that resuming need not compute what it skips.
-        n_tokens: stop after the context that reaches so many tokens; None takes all.
+        n_tokens: stop after the context that reaches this many tokens; None takes all.
         settings: how much is kept per feature.
         exclude_tokens: token ids on which features count as silent, such as padding; the model's special tokens.
         unembedding: (d_in, vocabulary) from the SAEs' activations to logits, for promoted and suppressed tokens.
@@ -170,7 +170,7 @@ class OrdinaryTokens:
 
 
 def _chunks(batches: Iterable[Batch], d_in: int, n_features: int, n_tokens: int | None, n_seen: int) -> Iterable[Batch]:
-    """The checked batches, cut to so many contexts as may be encoded at once, until ``n_tokens``."""
+    """The checked batches, cut to this many contexts as may be encoded at once, until ``n_tokens``."""
     if n_tokens is not None and n_seen >= n_tokens:
         return
     for i, (token_ids, x) in enumerate(batches):

@@ -36,7 +36,7 @@ def activation_distributions(
     Args:
         levels: one SAE per level, coarse to fine, or one object for all (``HierarchicalSAE``).
         activations: tensors of shape (batch, d_in).
-        n_tokens: stop after so many; None takes all.
+        n_tokens: stop after this many; None takes all.
 
     Raises:
         ValueError: if the SAEs do not read the same activations, a batch has another shape, or there is no token.

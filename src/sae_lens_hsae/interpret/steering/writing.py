@@ -46,7 +46,7 @@ def continued(model: Any, tokens: torch.Tensor, n_tokens: int, temperature: floa
 
 
 def check_room(model: Any, tokens: torch.Tensor, n_tokens: int) -> None:
-    """Check that so many tokens can be written after these (batch, context).
+    """Check that this many tokens can be written after these (batch, context).
 
     Raises:
         ValueError: if the model takes fewer.

@@ -16,7 +16,7 @@ from sae_lens_hsae.sae.gpu_step.products import exact_dtype, exact_product, one_
 from sae_lens_hsae.sae.structural_loss import Families
 
 FEW = 5
-"""Families of up to so many members, nearly all there are, are written out term by term: a tensor core's tile is far
+"""Families of up to this many members, nearly all there are, are written out term by term: a tensor core's tile is far
 larger than their products."""
 
 

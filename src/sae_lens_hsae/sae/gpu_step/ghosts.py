@@ -12,11 +12,11 @@ from sae_lens_hsae.sae.ghost_gradients import ghost_gradient_loss
 from sae_lens_hsae.sae.gpu_step.products import product_dtype
 
 ROOM = 64
-"""At least so many places are left for features that have died since they were counted."""
+"""At least this many places are left for features that have died since they were counted."""
 
 
 def places_for(n_dead: Sequence[int], levels: Levels) -> tuple[int, ...]:
-    """How many features of each level to make room for, if so many were dead a step ago; none where none was."""
+    """How many features of each level to make room for, if this many were dead a step ago; none where none was."""
     wanted = (0 if n == 0 else 1 << (n + ROOM - 1).bit_length() for n in n_dead)
     return tuple(min(n, width) for n, width in zip(wanted, levels.widths, strict=True))
 

@@ -22,7 +22,7 @@ def shard_of(dataset: Any, rank: int, n_ranks: int) -> Any:
         dataset: one of ``datasets``' two kinds, or None.
 
     Raises:
-        ValueError: if it cannot be divided into so many parts.
+        ValueError: if it cannot be divided into this many parts.
     """
     if dataset is None or n_ranks == 1:
         return dataset
