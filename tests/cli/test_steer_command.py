@@ -10,6 +10,7 @@ from host_helpers import CONTEXT, sae_at
 
 from sae_lens_hsae import HierarchicalSAE
 from sae_lens_hsae.cli import main as cli
+from sae_lens_hsae.cli.contrast import read_texts
 from sae_lens_hsae.interpret.contrast import text_activations
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
 from sae_lens_hsae.interpret.steering import METHODS, descend, examples_of, steer_by
@@ -57,6 +58,11 @@ def test_the_command_does_what_the_functions_do(saved, method, capsys):
     for name, tokens in (("before", before), ("after", after)):
         assert told[name]["text"] == model.tokenizer.decode(tokens[0, 1:].tolist())
         assert told[name]["perplexity"] == pytest.approx(perplexity(model, tokens, 3).item(), rel=1e-4)
+
+
+def test_a_text_ends_where_its_line_does(tmp_path):
+    (tmp_path / "a.txt").write_text("one\x0ctext\n\n another\u2028one \r\n", encoding="utf-8")
+    assert read_texts(tmp_path / "a.txt") == ["one\x0ctext", "another\u2028one"]
 
 
 def test_it_prints_features_and_both_texts(saved, capsys):

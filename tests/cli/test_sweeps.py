@@ -9,7 +9,14 @@ import pandas
 import pytest
 import torch
 import wandb
-from host_helpers import restored_signal_handlers, runner_config, tiny_dataset, tiny_model, write_train_flags
+from host_helpers import (
+    restored_signal_handlers,
+    runner_config,
+    tiny_config,
+    tiny_dataset,
+    tiny_model,
+    write_train_flags,
+)
 from small_saes import make_sae
 from wandb.apis.public.sweeps import _validate_config_and_fill_distribution
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args, load_sweep_config
@@ -159,6 +166,51 @@ def test_the_metric_is_in_wandbs_summary(tmp_path, offline):
             logged |= {item.key: json.loads(item.value_json) for item in record.summary.update}
     for name, value in summary(runner.evaluation, 0.9).items():
         assert logged[name] == pytest.approx(value)
+
+
+def test_the_model_of_a_single_level_is_safe_before_it_is_measured(tmp_path, monkeypatch):
+    def measure(*_args):
+        raise RuntimeError("no more memory")
+
+    one = {"level_widths": [8], "d_sae": 8}
+    cfg = runner_config(tmp_path, sae=tiny_config(**one), training_tokens=6 * 64, output_path=str(tmp_path / "out"))
+    given = {"evaluation_tokens": 200, "override_model": tiny_model(), "override_dataset": tiny_dataset()}
+    with restored_signal_handlers():
+        runner = MeasuredTrainingRunner(cfg, **given)
+        runner.run()
+    assert runner.evaluation is not None
+    found = summary(runner.evaluation, 0.5)
+    assert math.isnan(found["forest/hamming"])
+    assert found["forest/variance_explained"] == runner.evaluation.levels[0].variance_explained
+    cfg = runner_config(tmp_path, sae=tiny_config(**one), training_tokens=6 * 64, output_path=str(tmp_path / "saved"))
+    monkeypatch.setattr("sae_lens_hsae.cli.measured_runner.evaluate_forest", measure)
+    with restored_signal_handlers(), pytest.raises(RuntimeError, match="no more memory"):
+        MeasuredTrainingRunner(cfg, **given).run()
+    assert load_hierarchical_sae(tmp_path / "saved").cfg.level_widths == [8]
+
+
+def test_a_sweep_runs_again_what_its_files_have_changed(tmp_path, monkeypatch):
+    trained = []
+
+    def train(own, cfg):
+        trained.append((own.variance_floor, cfg.lr))
+        return _evaluation()
+
+    monkeypatch.setattr("sae_lens_hsae.cli.sweep.train", train)
+    flags = write_train_flags(tmp_path, lr=0.01, variance_floor=0.5)
+    further = ["--config", str(flags)]
+    for _ in range(2):
+        run_sweep(SWEEPS[0], tmp_path / "out", seeds=1, runs=1, further=further)
+    flags.write_text(flags.read_text().replace("0.01", "0.02"))
+    run_sweep(SWEEPS[0], tmp_path / "out", seeds=1, runs=1, further=further)
+    assert trained == [(0.5, 0.01), (0.5, 0.02)]
+    with pytest.raises(ValueError, match="dry_run=True is for one run"):
+        run_sweep(SWEEPS[0], tmp_path / "out", seeds=1, runs=1, further=[*further, "--dry-run"])
+    topk = tmp_path / "topk.yaml"
+    topk.write_text("{command: [hsae, train, '${args}'], parameters: {lr: {values: [0.1]}}}")
+    words = ["--architecture=topk", "--k=2", "--d_in=4", "--d_sae=8", "--training_tokens=9999"]
+    with pytest.raises(ValueError, match="architecture='topk' has no forest to sweep by"):
+        run_sweep(topk, tmp_path / "out", seeds=1, further=words)
 
 
 def _evaluation():

@@ -35,7 +35,7 @@ from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 
 def test_later_sources_win_and_d_sae_follows_from_the_widths(tmp_path):
     (tmp_path / "a.yaml").write_text("d_in: 8\nlevel_widths: [4, 8]\ntarget_l0: [2, 3]\nlr: 0.1\nstreaming: false\n")
-    (tmp_path / "b.json").write_text('{"lr": 0.2, "level_widths": [4, 16]}')
+    (tmp_path / "b.json").write_text('{"lr": 0.2, "level_widths": [4, 16], "model_kwargs": {"a": [1, 2]}}')
     files = [str(tmp_path / "a.yaml"), str(tmp_path / "b.json")]
     flags = merged_flags(["paper", "gpt2"], files, {"perturbation_rate": ["0.5"]})
     assert flags["d_in"] == ["8"]
@@ -45,6 +45,7 @@ def test_later_sources_win_and_d_sae_follows_from_the_widths(tmp_path):
     assert flags["perturbation_rate"] == ["0.5"]
     own, cfg = parse(["--preset", "paper", "--config", files[0], "--config", files[1], "--perturbation_rate=0.5"])
     assert (cfg.sae.target_l0, cfg.sae.level_widths, cfg.streaming) == ([2, 3], [4, 16], False)
+    assert cfg.model_kwargs == {"a": [1, 2]}
     assert (cfg.sae.structural_loss_coefficient, cfg.sae.perturbation_rate) == (0.01, 0.5)
     assert (own.evaluation_tokens, own.dry_run) == (0, False)
 
@@ -165,6 +166,7 @@ def test_the_estimate_counts_what_there_is(tmp_path):
 GPT2 = ["--preset", "gpt2", "--training_tokens", "9999"]
 TO_PROC = ["--output_path=/proc/mine", "--d_in=4", "--text=short.txt", "--context_size=4", "--training_tokens=9999"]
 WIDTHS = ["--level_widths", "4", "8", "--target_l0", "2"]
+TOPK = ["--architecture=topk", "--k=2", "--d_in=4", "--d_sae=8", "--training_tokens=9999"]
 WRONG_CALLS = [
     ([*WIDTHS, "--d_inn", "4"], "--d_inn is no flag; did you mean --d_in"),
     (["--traning_tokens", "5"], "--traning_tokens is no flag; did you mean --training_tokens"),
@@ -197,6 +199,8 @@ WRONG_VALUES = [
     (["--config", "list.yaml"], "must map names of flags to values"),
     (["--config", "broken.yaml"], "neither YAML nor JSON"),
     (["--config", "nested.yaml"], "flags are flat"),
+    ([*TOPK, "--evaluation_tokens=9"], "evaluation_tokens=9 is for .*architecture='hsae' alone, not for 'topk'"),
+    ([*TOPK, "--keep_checkpoints=2", "--dry-run"], "keep_checkpoints=2 is for"),
     ([*WIDTHS, "--perturbation_rate", "2"], "r is a probability"),
 ]
 

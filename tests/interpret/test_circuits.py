@@ -289,6 +289,9 @@ def test_pairs_are_read_from_lines(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(json.dumps(dataclasses.asdict(pair)) for pair in (*PAIRS, ZERO[0])) + "\n\n")
     assert read_pairs(path) == [*PAIRS, ZERO[0]]
+    odd = dataclasses.replace(PAIRS[0], clean="one\u2028text")  # a line to str.splitlines
+    path.write_text(json.dumps(dataclasses.asdict(odd), ensure_ascii=False), encoding="utf-8")
+    assert read_pairs(path) == [odd]
     for line in ("{", "[]", '{"clean": "a", "answer": "b"}', '{"clean": "a", "answer": "b", "foil": 1}'):
         path.write_text(line)
         with pytest.raises(ValueError, match=r"pairs\.jsonl, line 1 is no"):

@@ -9,6 +9,7 @@ from host_helpers import D_MODEL, HOOK, tiny_sae_transformer, tiny_tokens
 from sklearn.metrics import mutual_info_score
 from small_saes import make_sae
 
+from sae_lens_hsae.forest.descent import candidates_below
 from sae_lens_hsae.interpret.steering import (
     METHODS,
     Examples,
@@ -200,6 +201,19 @@ def test_descending_asks_only_the_children_of_what_was_selected(examples, name):
         expected = selector(examples, level, among)
     found = descend(selector, examples)
     assert (found.features, found.weights) == (expected.features, expected.weights)
+    assert found.features
+
+
+def test_descending_goes_on_where_a_level_has_no_candidates(examples, monkeypatch):
+    monkeypatch.setattr(
+        "sae_lens_hsae.interpret.steering.families.candidates_below",
+        lambda forest, below, above: candidates_below(forest, below, above)[: None if below == 2 else 0],
+    )
+    found = descend(sta, examples)
+    own = range(examples.forest.levels[2].start, examples.forest.levels[2].stop)
+    roots = [f for f in own if len(examples.forest.path(f)) == 1]
+    expected = sta(examples, 2, roots)
+    assert (found.features, found.level) == (expected.features, 2)
     assert found.features
 
 

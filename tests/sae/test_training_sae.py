@@ -13,6 +13,7 @@ from small_saes import D_IN, WIDTHS, at_step, make_sae, step_input, tensors_of
 
 from sae_lens_hsae.forest.parents import MEASURED_ON_ACTIVATIONS
 from sae_lens_hsae.sae.auxiliary_loss import N_ACTIVE, auxiliary_loss
+from sae_lens_hsae.sae.bad_batches import BadBatchError
 from sae_lens_hsae.sae.perturbation import draw_replaced
 
 
@@ -67,6 +68,20 @@ def test_without_hierarchy_it_is_independent_jumprelu_saes(batch, apply_b_dec_to
         grad = getattr(sae, name).grad
         assert grad.abs().max() > 0
         torch.testing.assert_close(grad, joined, rtol=tolerance, atol=tolerance)
+
+
+def test_a_batch_that_is_bad_in_another_process_is_not_counted(batch):
+    def refuse(_l0):
+        raise BadBatchError("bad elsewhere")
+
+    sae = make_sae(hierarchy_similarity="conditional", perturbation_rate=0.0)
+    sae.train()
+    at_step(sae, 4).whole_batch_l0 = refuse
+    before = {name: buffer.clone() for name, buffer in sae.named_buffers()}
+    with pytest.raises(BadBatchError):
+        sae.training_forward_pass(step_input(batch))
+    assert {"forest_updater.firing_frequency", "forest_updater.coactivation_0"} <= set(before)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in sae.named_buffers())
 
 
 def test_a_structural_loss_on_one_step_in_three_has_the_gradient_of_three(batch):

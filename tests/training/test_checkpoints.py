@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from host_helpers import recorded_steps, runner_config, tiny_config, train
 from own_runs import checkpoints_of, run_ours
+from sae_lens.constants import RUNNER_CFG_FILENAME
 from short_trainings import BATCH, assert_equal_states, batches, new_trainer, take_steps
 
-from sae_lens_hsae.training.checkpoints import MANIFEST, newest_valid, verify
+from sae_lens_hsae.training.checkpoints import MANIFEST, delete_older, newest_valid, verify
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 
@@ -148,6 +149,19 @@ def test_as_many_checkpoints_stay_as_are_to_be_kept(tmp_path):
     assert [path.name for path in checkpoints_of(cfg)] == names[-3:]
     for checkpoint in checkpoints_of(cfg):
         verify(checkpoint)
+
+
+def test_what_is_no_older_checkpoint_of_the_run_stays_and_does_not_count(tmp_path):
+    """Another run's, one trained longer, and damaged ones, which end no training, stand in the run's folder."""
+    cfg, _ = run_ours(tmp_path, n_checkpoints=5)
+    one, two, three, four, longer = checkpoints_of(cfg)
+    (one / MANIFEST).write_text("")
+    config = json.loads((two / RUNNER_CFG_FILENAME).read_text())
+    (two / RUNNER_CFG_FILENAME).write_text(json.dumps(config | {"lr": 1.0}))
+    delete_older(four, keep=2)
+    assert checkpoints_of(cfg) == [one, two, three, four, longer]
+    delete_older(four, keep=1)
+    assert checkpoints_of(cfg) == [one, two, four, longer]
 
 
 @pytest.mark.parametrize("options", [{"keep_checkpoints": 0}, {"max_bad_batches": -1}, {"max_bad_batches": True}])

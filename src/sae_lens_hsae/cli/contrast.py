@@ -56,7 +56,7 @@ def run_contrast(chosen: argparse.Namespace) -> Outcome:
 
 def read_texts(path: str | Path) -> list[str]:
     """The lines of a file that are not empty, each a text."""
-    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    return [line.strip() for line in read_text(path).split("\n") if line.strip()]
 
 
 def _data(found: Contrast, labels: Mapping[int, str], examples: Sequence[str]) -> dict[str, Any]:

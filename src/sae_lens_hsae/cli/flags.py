@@ -20,6 +20,9 @@ OF_JSON = ("target_l0", "minimum_similarity", "outlier_limit")
 """Fields that SAELens' parser reads as one JSON value, not as several words."""
 
 
+NESTED_CONFIGS = ("sae", "logger")
+"""Configs inside SAELens' config, whose fields are flags."""
+
 _SETS: dict[str, dict[str, Any]] = {"paper": PAPER, "independent": INDEPENDENT, **LANGUAGE_MODELS}
 
 
@@ -45,9 +48,9 @@ def as_flags(values: Mapping[str, Any]) -> Flags:
     """Python values as words of a command line."""
     flags = Flags()
     for name, value in values.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and name in NESTED_CONFIGS:
             raise ValueError(f"{name}={value!r}: flags are flat; write its entries as flags of their own")
-        if name in OF_JSON:
+        if isinstance(value, dict) or name in OF_JSON:
             flags[name] = [json.dumps(value)]
         else:
             flags[name] = [str(item) for item in value] if isinstance(value, (list, tuple)) else [str(value)]

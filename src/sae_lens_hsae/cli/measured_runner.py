@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from math import nan
+from statistics import mean
 from typing import Any
 
 import torch
@@ -60,27 +62,33 @@ class MeasuredTrainingRunner(HierarchicalSAETrainingRunner):
     @override
     def run_trainer_with_interruption_handling(self, trainer: SAETrainer[Any, Any]) -> TrainingSAE[Any]:
         sae = super().run_trainer_with_interruption_handling(trainer)
+        self._provider = trainer.data_provider
+        if self.cfg.output_path is None:
+            self._measure(sae)
+        return sae
+
+    def _measure(self, sae: TrainingSAE[Any]) -> ForestEvaluation | None:
+        """Measure, where this process is the first; the model is safe by then, if it is to be saved at all."""
         assert isinstance(sae, HierarchicalTrainingSAE)
         if not self.is_first:
-            return sae
-        provider = trainer.data_provider
+            return None
+        provider = self._provider
         # The thread that fetches ahead reads the same store.
         with provider.paused() if isinstance(provider, PrefetchingIterator) else nullcontext():
             self.evaluation = evaluate_forest(sae, sae.forest, self._activations(), self.evaluation_tokens)
         if wandb.run is not None and self.cfg.logger.log_to_wandb:
             wandb.run.summary.update(summary(self.evaluation, self.variance_floor))
-        return sae
+        return self.evaluation
 
     @override
     def save_final_sae(
         self, sae: TrainingSAE[Any], output_path: str, log_feature_sparsity: torch.Tensor | None = None
     ) -> None:
         super().save_final_sae(sae, output_path, log_feature_sparsity)
-        if not self.is_first:
-            return
-        assert isinstance(sae, HierarchicalTrainingSAE)
-        assert self.evaluation is not None  # training comes before
-        save_evaluation(self.evaluation, sae, output_path)
+        evaluation = self._measure(sae)
+        if evaluation is not None:
+            assert isinstance(sae, HierarchicalTrainingSAE)
+            save_evaluation(evaluation, sae, output_path)
 
     def _activations(self) -> Iterator[torch.Tensor]:
         while True:
@@ -95,11 +103,12 @@ def summary(evaluation: ForestEvaluation, variance_floor: float) -> dict[str, fl
     a floor: the exact penalty of "least Hamming, with the variance explained at least the floor".
 
     Args:
-        evaluation: of one stack of at least two levels.
+        evaluation: of one stack; of a single level there is no Hamming.
         variance_floor: mean variance explained of the levels that must be reached, such as that of independent SAEs of
             the same widths and L0, less what the forest may cost.
     """
-    hamming = sum(boundary.hamming for boundary in evaluation.boundaries) / len(evaluation.boundaries)
+    of_boundaries = [boundary.hamming for boundary in evaluation.boundaries]
+    hamming = mean(of_boundaries) if of_boundaries else nan
     variance = sum(level.variance_explained for level in evaluation.levels) / len(evaluation.levels)
     return {
         "forest/hamming_at_matched_variance": hamming + HAMMING_PER_VARIANCE * max(0.0, variance_floor - variance),

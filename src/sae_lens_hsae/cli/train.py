@@ -62,6 +62,12 @@ def merged_flags(presets: Sequence[str], files: Sequence[str], given: Flags) -> 
     return flags
 
 
+def all_flags(arguments: Sequence[str]) -> Flags:
+    """The flags of a command line with those of its presets and files, as these are now."""
+    own, given = sources().parse_known_args(list(arguments))
+    return merged_flags(own.preset, own.config, parse_flags(given))
+
+
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
     """Our own flags (``dry_run``, ``evaluation_tokens`` and so on) and SAELens' config.
 
@@ -69,8 +75,8 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
         CallError: if a flag is refused.
         ValueError: if its value is.
     """
-    own, given = sources().parse_known_args(list(arguments))
-    flags = merged_flags(own.preset, own.config, parse_flags(given))
+    own, _ = sources().parse_known_args(list(arguments))
+    flags = all_flags(arguments)
     wrong = unknown_flag(flags)
     if wrong is not None:
         raise CallError(wrong)
@@ -87,7 +93,20 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
         what = error if isinstance(error, argparse.ArgumentError) else said.getvalue().rpartition("error: ")[2].strip()
         raise CallError(f"{_plainly(str(what))}; hsae train {EVERY_FLAG} lists every flag") from error
     check_steps(cfg)
+    if not isinstance(cfg.sae, HierarchicalTrainingSAEConfig):
+        _check_flags_of_ours(own, cfg.sae.architecture())
     return own, cfg
+
+
+def _check_flags_of_ours(own: argparse.Namespace, architecture: str) -> None:
+    """Check that no flag was given that only our runner has a use for."""
+    defaults = beyond_saelens()
+    for name in ("evaluation_tokens", "variance_floor", "max_bad_batches", "keep_checkpoints"):
+        if getattr(own, name) != defaults.get_default(name):
+            raise ValueError(
+                f"{name}={getattr(own, name)} is for architecture={ARCHITECTURE!r} alone, not for {architecture!r}; "
+                f"leave it out"
+            )
 
 
 def _plainly(message: str) -> str:

@@ -75,10 +75,10 @@ def warnings_of(cfg: Any, rows: Dataset | None = None) -> list[str]:
         )
     if cfg.lr_warm_up_steps > steps:
         found.append(f"lr_warm_up_steps={cfg.lr_warm_up_steps} is more than all {steps:,} steps; set it lower")
-    estimated = {
-        "n_batches_for_norm_estimate": getattr(cfg, "n_batches_for_norm_estimate", 0) * cfg.train_batch_size_tokens,
-        "n_batches_in_buffer": cfg.n_batches_in_buffer * cfg.context_size,
-    }
+    estimated = {"n_batches_in_buffer": cfg.n_batches_in_buffer * cfg.context_size}
+    if cfg.sae.normalize_activations not in ("none", "layer_norm"):
+        batches = getattr(cfg, "n_batches_for_norm_estimate", 0)
+        estimated["n_batches_for_norm_estimate"] = batches * cfg.train_batch_size_tokens
     for name, n_tokens in estimated.items():
         if n_tokens > cfg.training_tokens:
             found.append(

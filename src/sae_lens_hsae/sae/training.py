@@ -225,10 +225,11 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         step, dead, batch = self.forest_updater.steps_taken(), step_input.dead_neuron_mask, len(x)
         in_time = self._must_check_in_time(step)
         good = self.checks.after(losses, squared_errors, x, dead, step, self, self.levels, in_time=in_time)
-        self.forest_updater.count(acts, batch, step)
         l0 = l0.detach().float()
         if self.whole_batch_l0 is not None:
+            # Of a part that is bad elsewhere a process learns here; until then it has counted nothing.
             l0 = self.whole_batch_l0(l0)
+        self.forest_updater.count(acts, batch, step)
         self.forest_updater.count_step()
         self.silent_features.count(acts, batch)
         self.activation.follow(acts, step)

@@ -117,13 +117,32 @@ def newest_valid(root: Path, runner_config: dict[str, Any]) -> Path | None:
     return max(found)[1] if found else None
 
 
-def delete_older(folder: Path, keep: int) -> None:
-    """Delete all but the ``keep`` checkpoints of a run that have been trained longest; the finished one stays too."""
-    manifests = {path.parent: read_json_object(path) for path in folder.glob(f"[!.]*/{MANIFEST}")}
-    unfinished = [checkpoint for checkpoint, about in manifests.items() if not about["finished"]]
-    unfinished.sort(key=lambda checkpoint: manifests[checkpoint]["n_training_samples"])
-    for checkpoint in unfinished[: max(0, len(unfinished) - keep)]:
+def delete_older(newest: Path, keep: int) -> None:
+    """Of the checkpoints of a run that stand beside its newest, delete the oldest, so that ``keep`` are left with it.
+
+    Finished ones do not count and stay, and so do those of another run, damaged ones, and any trained longer.
+    """
+    own, config = read_json_object(newest / MANIFEST), _runner_config(newest)
+    older: list[tuple[int, Path]] = []
+    for checkpoint in (path.parent for path in newest.parent.glob(f"[!.]*/{MANIFEST}")):
+        try:
+            about = read_json_object(checkpoint / MANIFEST)
+            is_other = bool(differences(_runner_config(checkpoint), config))
+        except (OSError, ValueError):
+            continue  # `newest_valid` names it
+        n: Any = about.get("n_training_samples")
+        if checkpoint != newest and about.get("finished") is False and is_count(n) and not is_other:
+            older.append((n, checkpoint))
+    older = sorted(each for each in older if each[0] <= own["n_training_samples"])
+    n_to_stay = keep if own["finished"] else keep - 1
+    for _, checkpoint in older[: max(0, len(older) - n_to_stay)]:
         delete_whole(checkpoint)
+
+
+def _runner_config(checkpoint: Path) -> dict[str, Any]:
+    """SAELens' configuration of the run; empty where a trainer wrote it without a runner."""
+    path = checkpoint / RUNNER_CFG_FILENAME
+    return read_json_object(path) if path.exists() else {}
 
 
 def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:

@@ -91,7 +91,8 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         if cfg.prefetch_llm_batches and (cfg.n_checkpoints > 0 or cfg.resume_from_checkpoint):
             raise ValueError(
                 f"prefetch_llm_batches={cfg.prefetch_llm_batches!r}: batches fetched ahead belong to no step yet, so a "
-                f"checkpoint could not be resumed exactly; set it to False, or n_checkpoints=0"
+                f"checkpoint could not be resumed exactly; set it to False, or n_checkpoints=0 and "
+                f"resume_from_checkpoint=None"
             )
         check_steps(cfg)
         self.forest_logging = forest_logging or ForestLogging()

@@ -127,7 +127,7 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
                 f'Make room, or choose another checkpoint_path, and go on with resume_from_checkpoint="auto"'
             ) from error
         if self.keep_checkpoints is not None:
-            delete_older(Path(base), self.keep_checkpoints)
+            delete_older(final, self.keep_checkpoints)
 
     def _complete_checkpoint(self, folder: Path) -> None:
         """Write what else belongs to a checkpoint, before its files are listed; here nothing."""

@@ -66,7 +66,7 @@ def read_pairs(path: str | Path) -> list[Pair]:
     """
     names = {field.name for field in fields(Pair)}
     pairs = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:

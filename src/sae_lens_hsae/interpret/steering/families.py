@@ -36,6 +36,7 @@ def descend(selector: Selector, examples: Examples, level: int = -1, **options: 
         above[list(found.features)] = True
         candidates = own[candidates_below(examples.forest, below, above)]
         if not len(candidates):
-            return replace(found, features=(), weights=(), level=below, rest=None)
+            found = replace(found, features=(), weights=(), level=below, rest=None)
+            continue
         found = selector(examples, below, candidates, **options)
     return found
