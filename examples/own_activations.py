@@ -69,6 +69,9 @@ def train(x: torch.Tensor, folder: Path) -> HierarchicalSAE:
 
 
 def main(x: torch.Tensor, names: list[str], folder: Path) -> None:
+    # Where rows are sorted, the first ones do not say which distances are usual.
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    x, names = x[order], [names[i] for i in order.tolist()]
     sae = train(x, folder)
     print(evaluate_forest(sae, sae.forest, x.split(BATCH)))
 
@@ -78,7 +81,7 @@ def main(x: torch.Tensor, names: list[str], folder: Path) -> None:
     settings = DashboardSettings(window=1, min_token_count=1)
     batches = zip(ids.split(BATCH), x[:, None].split(BATCH), strict=True)
     dashboards = collect_dashboards(sae, sae.forest, batches, settings=settings)
-    texts = [f" {name}" for name in number]
+    texts = list(number)
     labels = token_labels(dashboards, texts.__getitem__)
     page = write_page(dashboards, sae.forest, folder / "explorer.html", texts.__getitem__, labels, folder.name)
     print(f"Open {page.resolve().as_uri()}")

@@ -1,5 +1,7 @@
 """Forests for SAEs that were trained without one."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from sae_lens import (
@@ -82,6 +84,26 @@ def test_a_bar_leaves_children_without_parent():
         assert 0 < (best > 0.4).sum() < len(best)
         expected = torch.where(best > 0.4, everyone.parents[below], -1)
         assert torch.equal(some.parents[below], expected)
+
+
+def test_the_bar_of_coactivation_is_a_share_of_the_tokens():
+    saes, x = stack(), torch.randn(80, 8, generator=torch.Generator().manual_seed(0))
+    x[8:] = 0  # on most tokens few fire
+    fired = [(sae.encode(x) > 0).float() for sae in saes]
+    best = torch.cat([(above.T @ below / len(x)).amax(0) for above, below in pairwise(fired)])
+    bar = best.median().item()
+    forest = FeatureForest.from_saes(saes, ParentRule("coactivation", bar), [x])
+    assert 0 < len(forest.edges()) == int((best > bar).sum()) < int((best > 0).sum())
+
+
+@pytest.mark.parametrize("rule", [ParentRule("coactivation", None), ParentRule()])
+def test_activations_that_measure_nothing_are_refused(rule):
+    used_up, bad = iter(()), torch.randn(4, 8)
+    bad[1, 2] = torch.nan
+    with pytest.raises(ValueError, match=r"activations held no token; .* no iterator that is used up"):
+        FeatureForest.from_saes(stack(), rule, used_up)
+    with pytest.raises(ValueError, match="activations: batch 1 holds NaN or infinity"):
+        FeatureForest.from_saes(stack(), rule, [torch.randn(4, 8), bad])
 
 
 def test_coactivation_counts_tokens_on_which_both_fire():

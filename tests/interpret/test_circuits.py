@@ -223,6 +223,9 @@ def test_ablation_equals_replacing_by_hand(tokenizer, level, keep_errors):
     if keep_errors:
         assert ablation.faithfulness(everything) == pytest.approx(1)
         assert ablation.completeness({}) == pytest.approx(1)
+    for asked in (ablation.metric, ablation.completeness):
+        with pytest.raises(ValueError, match=r"features are given at .*elsewhere.*; name the hook points"):
+            asked({"elsewhere": [1]})
 
 
 def test_where_a_level_carries_nothing_faithfulness_is_no_number(tokenizer):
@@ -266,6 +269,15 @@ def of_another_model(saes: Any) -> Any:
         ),
     ],
 )
+@pytest.mark.parametrize("method", ["attribution", "integrated"])
+def test_model_and_saes_may_have_another_precision(tokenizer, method):
+    model = tiny(tokenizer)
+    single = {hook: sae.to(torch.float32) for hook, sae in stacks().items()}
+    effects, expected = flat_effects(model, single, PAIRS, method), flat_effects(model, stacks(), PAIRS, method)
+    for hook in HOOKS:
+        torch.testing.assert_close(effects[hook].double(), expected[hook].double(), rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("function", [find_circuit, flat_effects, lasso_circuit, Ablation])
 def test_bad_input_is_refused_before_the_model_runs(tokenizer, function, pairs, change, message):
     model, saes = tiny(tokenizer), stacks()

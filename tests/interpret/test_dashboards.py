@@ -166,6 +166,14 @@ def test_attention_sinks_are_no_contexts(sae):
     assert torch.equal(read.peak_positions, left_out.peak_positions)
 
 
+def test_contexts_in_an_order_that_hides_most_of_them_are_told(sae):
+    tokens, x = (torch.cat(parts) for parts in zip(*stream(), strict=True))
+    x[len(x) // 2 :] += 100
+    batches = zip(tokens.split(10), x.split(10), strict=True)
+    with pytest.warns(UserWarning, match="tokens lie far from the first ones and count as silent; shuffle"):
+        collect_dashboards(sae, sae.forest, batches, settings=SETTINGS, progress=False)
+
+
 def check_window(sae, dashboards, tokens, acts, feature, slot, context, peak):
     start = min(max(peak - SETTINGS.window // 2, 0), LENGTH - SETTINGS.window)
     shown = slice(start, start + SETTINGS.window)

@@ -128,6 +128,19 @@ def test_where_there_is_no_score_it_says_why():
     assert silent.n_silent[1] == 0
 
 
+@pytest.mark.parametrize("n_contexts", [2, 3, 4, 8, 16])
+def test_few_contexts_are_in_both_halves(n_contexts):
+    sae = make_sae(seed=5)
+    generator = torch.Generator().manual_seed(3)
+    tokens = torch.randint(VOCABULARY, (n_contexts, 60), generator=generator)
+    x = torch.randn(n_contexts, 60, D_IN, generator=generator)
+    found = label_detection(
+        collect_dashboards(sae, sae.forest, [(tokens, x)], settings=DashboardSettings(window=30), progress=False),
+        TEXTS.__getitem__,
+    )
+    assert not found.score.isnan().all()
+
+
 def test_no_word_at_all_is_refused(dashboards):
     with pytest.raises(ValueError, match="n_words=0 must be at least 1"):
         label_detection(dashboards, TEXTS.__getitem__, 0)

@@ -3,6 +3,7 @@
 import math
 import re
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from sae_lens_hsae.interpret.feature_cache import Dashboards, DashboardSettings, collect_dashboards
 from sae_lens_hsae.interpret.labels import token_labels
 from sae_lens_hsae.interpret.labels.token_labels import label_words
-from sae_lens_hsae.interpret.labels.words import NO_WORD, words_of
+from sae_lens_hsae.interpret.labels.words import NO_WORD, in_one_word, words_of
 from sae_lens_hsae.text.token_text import TokenTexts
 
 VOCABULARY = 30
@@ -41,6 +42,12 @@ def words_in(tokens: list[int], acts: list[float]) -> list[tuple[str, float]]:
         else:
             words[-1] = (words[-1][0] + TEXTS[token], max(words[-1][1], act))
     return [(word.strip(), act) for word, act in words[:-1] if word.startswith(" ")]
+
+
+@pytest.mark.parametrize("pieces", [("ह", "िन्", "दी"), ("ש", "ָ", "לו", "ֹ", "ם"), ("cafe", "\u0301", "s")])
+def test_a_mark_belongs_to_its_letter(pieces):
+    assert all(in_one_word(*pair) for pair in pairwise(pieces))
+    assert not in_one_word(pieces[0], " " + pieces[1])
 
 
 def test_windows_are_cut_into_words(dashboards):

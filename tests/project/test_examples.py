@@ -70,7 +70,9 @@ def test_a_forest_of_activations_of_ones_own(monkeypatch, tmp_path, capsys):
     assert "Open file://" in capsys.readouterr().out
     forest = blocks_of(tmp_path / "mine" / "explorer.html")["forest"][0]["plain"]
     words = {word for members in example.KINDS.values() for word in members}
-    assert set(" · ".join(forest["labels"].values()).split(" · ")) - {""} <= words
+    named = set(" · ".join(forest["labels"].values()).split(" · ")) - {""}
+    assert named <= words
+    assert len(named) > len(example.KINDS)
     assert forest["nTokens"] == len(x)
 
 

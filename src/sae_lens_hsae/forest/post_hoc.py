@@ -75,20 +75,22 @@ def _measured(saes: Sequence[SAE[Any]], rule: ParentRule, activations: Iterable[
     ]
     alone = [torch.zeros(sae.cfg.d_sae, device=sae.W_dec.device) for sae in saes]
     n_tokens = 0
-    for x in activations:
+    for number, x in enumerate(activations):
+        if not x.isfinite().all():
+            raise ValueError(f"activations: batch {number} holds NaN or infinity; leave out those tokens")
         fired = [(sae.encode(x.to(sae.W_dec.device)) != 0).float() for sae in saes]
         n_tokens += len(x)
         for count, of_level in zip(alone, fired, strict=True):
             count += of_level.sum(0)
         for count, (parents, children) in zip(together, pairwise(fired), strict=True):
             count += parents.T @ children
+    if not n_tokens:
+        raise ValueError("activations held no token; pass (batch, d_in) tensors, and no iterator that is used up")
+    together = [count / n_tokens for count in together]
     if rule.similarity == "coactivation":
-        return [coactivation_similarity(count) for count in together]
-    shares = [count / max(1, n_tokens) for count in alone]
-    return [
-        conditional_similarity(count / max(1, n_tokens), *pair)
-        for count, pair in zip(together, pairwise(shares), strict=True)
-    ]
+        return [coactivation_similarity(shares) for shares in together]
+    alone = [count / n_tokens for count in alone]
+    return [conditional_similarity(shares, *pair) for shares, pair in zip(together, pairwise(alone), strict=True)]
 
 
 def _check(saes: Sequence[SAE[Any]], rule: ParentRule, activations: Iterable[torch.Tensor] | None) -> None:

@@ -56,6 +56,7 @@ class Ablation:
     def metric(self, kept: Mapping[str, Collection[int]]) -> float:
         """Mean logit difference with only these features left, flat indices by hook point; others of the level have
         their mean, and features of other levels are ignored."""
+        self._check_hooks(kept)
         left = {own: self._left_alone(place, kept) for own, place in self._places.items()}
 
         def hook_at(own: str, n_before: int) -> Any:
@@ -81,11 +82,17 @@ class Ablation:
 
     def completeness(self, circuit: Mapping[str, Collection[int]]) -> float:
         """The faithfulness of all but the circuit: 0 if nothing outside carries the behaviour."""
+        self._check_hooks(circuit)
         rest = {
             place.hook: set(range(len(place.forest))).difference(circuit.get(place.hook, ()))
             for place in self._places.values()
         }
         return self.faithfulness(rest)
+
+    def _check_hooks(self, features: Mapping[str, Collection[int]]) -> None:
+        hooks = [place.hook for place in self._places.values()]
+        if strangers := sorted(features.keys() - set(hooks)):
+            raise ValueError(f"features are given at {strangers}; name the hook points as the forests do: {hooks}")
 
     def _left_alone(self, place: Place, kept: Mapping[str, Collection[int]]) -> torch.Tensor:
         own = place.forest.levels[self._level[place.own]]

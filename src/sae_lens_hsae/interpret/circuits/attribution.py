@@ -54,7 +54,7 @@ class Attribution:
             for i in change.flatten(0, 1).any(0).nonzero().flatten().tolist():  # without the rest all is as it was
                 lost[i] = self._lost(place, change[..., i, None] * directions[i])
             return lost
-        return (change * (self.gradient(place, level) @ directions.T)).sum((0, 1))
+        return (change * (self.gradient(place, level).to(directions) @ directions.T)).sum((0, 1))
 
     def error(self, place: Place, level: int) -> float:
         """The effect of what the level does not reconstruct."""

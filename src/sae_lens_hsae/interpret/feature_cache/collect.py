@@ -6,6 +6,7 @@ numbers per feature however long the stream. They are saved beside the model and
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ from sae_lens_hsae.interpret.feature_cache.resume import load_progress, save_pro
 from sae_lens_hsae.interpret.feature_cache.statistics import Firing, FiringStatistics
 from sae_lens_hsae.interpret.feature_cache.tokens import TokenMeans
 from sae_lens_hsae.sae.inference import LevelStack
+
+MANY_OUTLYING = 0.1
+"""Above this share of the tokens it is the order of the contexts that makes them outlying, not attention sinks."""
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -106,7 +110,9 @@ def collect_dashboards(
             token_ids, x = (tensor.to(device) for tensor in chunk)
             acts = torch.cat([sae.encode(x.flatten(0, 1)).float().abs() for sae in saes], dim=1)
             kept = ~torch.isin(token_ids, excluded)
+            n_kept = int(kept.sum())
             kept &= ordinary(x, kept)
+            seen.outlying += n_kept - int(kept.sum())
             acts[~kept.flatten()] = 0
             firing = Firing(acts, parents)
             statistics.add(firing, int(kept.sum()))
@@ -124,6 +130,11 @@ def collect_dashboards(
         raise ValueError(
             "batches held no token to count; pass pairs of (batch, context) ids and (batch, context, d_in) "
             "activations, no iterator that is used up, and exclude_tokens that leave something"
+        )
+    if seen.outlying > MANY_OUTLYING * (seen.outlying + statistics.n_tokens):
+        warnings.warn(
+            f"{seen.outlying} tokens lie far from the first ones and count as silent; shuffle the contexts",
+            stacklevel=2,
         )
     tensors: dict[str, Any] = {
         **statistics.result(),
@@ -151,6 +162,7 @@ class Seen:
 
     contexts: int = 0
     tokens: int = 0
+    outlying: int = 0
 
 
 class OrdinaryTokens:

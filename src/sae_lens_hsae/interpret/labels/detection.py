@@ -71,8 +71,11 @@ def label_detection(dashboards: Dashboards, text_of: Callable[[int], str], n_wor
         ValueError: if ``n_words`` is not positive.
     """
 
+    n_contexts = max(dashboards.n_contexts, 1)
+    n_stretches = min(N_STRETCHES, n_contexts)
+
     def first_half(numbers: torch.Tensor) -> torch.Tensor:
-        return numbers * N_STRETCHES // max(dashboards.n_contexts, 1) % 2 == 0
+        return numbers * n_stretches // n_contexts % 2 == 0
 
     def second_half(numbers: torch.Tensor) -> torch.Tensor:
         return ~first_half(numbers)

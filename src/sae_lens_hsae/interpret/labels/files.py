@@ -38,4 +38,7 @@ def read_labels(path: str | Path) -> dict[int, str]:
     for feature in labels:
         if not re.fullmatch(r"[0-9]{1,18}", feature):
             raise ValueError(f"{wrong} ({feature!r} is no such index)")
-    return {int(feature): str(label) for feature, label in labels.items()}
+    for label in labels.values():
+        if not isinstance(label, str):
+            raise ValueError(f"{wrong} ({label!r} is no text)")
+    return {int(feature): label for feature, label in labels.items()}

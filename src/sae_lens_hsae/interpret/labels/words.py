@@ -133,8 +133,9 @@ def _block(
 
 
 def _is_letter(text: str, last: bool = False) -> bool:
-    """Whether a text begins, or ends, with a letter, a digit or a part of a character."""
+    """Whether a text begins, or ends, with a letter, its marks, a digit or a part of a character."""
     if BYTE.match(text[-6:] if last else text):
         return True
     character = text[-1:] if last else text[:1]
-    return character.isalnum() and not unicodedata.name(character, "").startswith(WITHOUT_SPACES)
+    is_part = character.isalnum() or unicodedata.category(character or " ").startswith("M")
+    return is_part and not unicodedata.name(character, "").startswith(WITHOUT_SPACES)
