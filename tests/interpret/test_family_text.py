@@ -55,9 +55,9 @@ def test_a_tree_shows_copies_as_one_and_contexts_no_further_than_their_text(dash
     drawn = draw_family(Concepts(forest, is_copy), 0, dashboards, labels, TEXTS.__getitem__, separators)
     assert drawn.splitlines() == [
         "0/0 = 1/0     science          a «physics» of cells",
-        "├─ 2/0        biology · cells  the «cells» a",
         "├─ 1/2 = 2/2  science          the «science» of biology",
         "├─ 2/1        physics          a «physics» of cells",
+        "├─ 2/0        biology · cells  the «cells» a",
         "└─ 1/1        –                never fires",
     ]
 

@@ -94,7 +94,9 @@ def ranked_slowly(dashboards: Any, forest: FeatureForest, copies: set[int]) -> t
             edges = [narrowing(child) for child in concepts if parents[child] >= 0]
             edges = [each for each in edges if not math.isnan(each)]
             words = [word_share(concept) for concept in concepts]
-            score[top] = sum(edges) / max(len(edges), 1) * sum(words) / len(words) * math.log(len(concepts))
+            strongest = [dashboards.strongest_tokens[concept, 0].item() for concept in concepts]
+            names = max(len({TEXTS[token] for token in strongest if token >= 0}), 1)
+            score[top] = sum(edges) / max(len(edges), 1) * sum(words) / len(words) * math.log(names)
     return sorted(score, key=lambda f: (-score[f], f)), sorted(alone, key=lambda f: (-alone[f], f))
 
 

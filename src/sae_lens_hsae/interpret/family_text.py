@@ -22,7 +22,7 @@ def draw_family(
     separators: frozenset[str] = frozenset(),
     max_children: int = MAX_CHILDREN,
 ) -> str:
-    """One line per concept, children indented, those that fire most often first.
+    """One line per concept, children indented, those that narrow it most first.
 
     A line has the level and number of the concept's topmost feature, and of its copies; its label; and of its strongest
     context the part around the strongest word.
@@ -38,7 +38,7 @@ def draw_family(
         names = " = ".join(map(concepts.forest.levels.name, concepts.members(feature)))
         context = context_of(dashboards, feature, text_of, separators)
         lines.append((f"{lead}{branch}{names}", labels.get(feature, "–"), context))
-        children = children_by_firing(concepts, feature, dashboards)
+        children = children_by_narrowing(concepts, feature, dashboards)
         shown = children[:max_children]
         for child in shown:
             last = child == children[-1]
@@ -53,9 +53,13 @@ def draw_family(
     )
 
 
-def children_by_firing(concepts: Concepts, feature: int, dashboards: Dashboards) -> list[int]:
-    """Topmost features of the concepts directly below a feature's, those that fire most often first."""
-    return sorted(concepts.children(feature), key=lambda child: (-int(dashboards.n_firing[child]), child))
+def children_by_narrowing(concepts: Concepts, feature: int, dashboards: Dashboards) -> list[int]:
+    """Topmost features of the concepts directly below a feature's, those first that narrow it most.
+
+    See `Dashboards.narrowing`. The most frequent children of a broad feature are often as vague as it is.
+    """
+    narrowing = dashboards.narrowing.nan_to_num(-1)
+    return sorted(concepts.children(feature), key=lambda child: (-float(narrowing[child]), child))
 
 
 def context_of(

@@ -14,7 +14,7 @@ from sae_lens import SAE, LanguageModelSAERunnerConfig, logger
 from sae_lens.training.activations_store import ActivationsStore
 
 from sae_lens_hsae.evaluation import evaluate_forest
-from sae_lens_hsae.interpret.family_text import MAX_CHILDREN, children_by_firing
+from sae_lens_hsae.interpret.family_text import MAX_CHILDREN, children_by_narrowing
 from sae_lens_hsae.interpret.feature_cache import DashboardSettings, collect_dashboards, dashboards_folder
 from sae_lens_hsae.interpret.feature_cache.text import unembedding_of
 from sae_lens_hsae.interpret.page import token_texts, write_page
@@ -140,7 +140,7 @@ class ForestLog:
                     None if math.isnan(score) else score,
                 ]
             )
-            for child in children_by_firing(concepts, feature, dashboards)[:MAX_CHILDREN]:
+            for child in children_by_narrowing(concepts, feature, dashboards)[:MAX_CHILDREN]:
                 add(root, child, feature)
 
         for root in roots:

@@ -23,7 +23,7 @@ class FirstView:
     Attributes:
         families: topmost features of trees of at least three concepts that branch somewhere, best first: how much the
             children narrow their parents, times the share of words among the strongest tokens, times the logarithm of
-            the number of concepts.
+            the number of tokens that are some concept's strongest.
         alone: features of one-concept trees, best first: detection by tokens times the share of words.
     """
 
@@ -57,7 +57,8 @@ def first_view(
     above = concepts.parents[distinct & (parents != NO_PARENT)]
     n_children = torch.bincount(above, minlength=n)
     branches = torch.zeros(n, dtype=torch.bool).index_put_((tree[n_children >= 2],), torch.tensor(True))
-    score = _means(narrowing, tree, edge) * _means(words, tree, distinct) * size.double().log()
+    n_names = _different(dashboards.strongest_tokens[:, 0], text, tree, distinct).clamp(min=1)
+    score = _means(narrowing, tree, edge) * _means(words, tree, distinct) * n_names.log()
     top = (parents == NO_PARENT) & (dashboards.n_firing > 0)
     families = (top & branches & (size >= MIN_CONCEPTS)).nonzero().flatten()
     alone = (top & (size == 1) & detection.isfinite()).nonzero().flatten()
@@ -72,6 +73,17 @@ def _means(values: torch.Tensor, tree: torch.Tensor, counted: torch.Tensor) -> t
     """(n_features,) mean of the counted values of each tree, at its topmost feature; 0 where none counts."""
     sums = torch.zeros(len(tree), dtype=torch.float64).index_add_(0, tree[counted], values[counted].double())
     return sums / torch.bincount(tree[counted], minlength=len(tree)).clamp(min=1)
+
+
+def _different(
+    tokens: torch.Tensor, text: Callable[[int], str], tree: torch.Tensor, counted: torch.Tensor
+) -> torch.Tensor:
+    """(n_features,) float64: how many different words the counted features' tokens are, at each tree's topmost one."""
+    counted = counted & (tokens >= 0)
+    words = [text(int(id_)).strip().casefold() for id_ in tokens[counted]]
+    numbers = {word: number for number, word in enumerate(dict.fromkeys(words))}
+    pairs = torch.stack([tree[counted], torch.tensor([numbers[word] for word in words], dtype=torch.int64)])
+    return torch.bincount(pairs.unique(dim=1)[0], minlength=len(tree)).double()
 
 
 def _word_shares(strongest_tokens: torch.Tensor, text: Callable[[int], str]) -> torch.Tensor:
