@@ -96,7 +96,10 @@ def ranked_slowly(dashboards: Any, forest: FeatureForest, copies: set[int]) -> t
             words = [word_share(concept) for concept in concepts]
             strongest = [dashboards.strongest_tokens[concept, 0].item() for concept in concepts]
             names = max(len({TEXTS[token] for token in strongest if token >= 0}), 1)
-            score[top] = sum(edges) / max(len(edges), 1) * sum(words) / len(words) * math.log(names)
+            holds = [0.5 if math.isnan(detection[concept]) else detection[concept] for concept in concepts]
+            score[top] = (
+                sum(edges) / max(len(edges), 1) * sum(words) / len(words) * sum(holds) / len(holds) * math.log(names)
+            )
     return sorted(score, key=lambda f: (-score[f], f)), sorted(alone, key=lambda f: (-alone[f], f))
 
 

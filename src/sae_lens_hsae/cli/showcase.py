@@ -28,7 +28,7 @@ from sae_lens_hsae.training.runner import check_places
 TREES_SHOWN = 5
 RULE = (
     f"of those that branch into at least {MIN_CONCEPTS} concepts the ones whose children narrow their parents most, "
-    "that fire on words, and that have many names; of each concept's children those that narrow it most"
+    "that fire on words, and whose names are many and hold; of each concept's children those that narrow it most"
 )
 LEGEND = "level/feature = its copies one level down, its strongest words, and where it is strongest"
 

@@ -13,6 +13,8 @@ from sae_lens_hsae.forest.concepts import Concepts
 from sae_lens_hsae.interpret.feature_cache import Dashboards
 
 MIN_CONCEPTS = 3
+CHANCE = 0.5
+"""The detection of a name that says nothing."""
 WORD = re.compile(r"[^\W\d_]{3,}")
 
 
@@ -22,8 +24,8 @@ class FirstView:
 
     Attributes:
         families: topmost features of trees of at least three concepts that branch somewhere, best first: how much the
-            children narrow their parents, times the share of words among the strongest tokens, times the logarithm of
-            the number of tokens that are some concept's strongest.
+            children narrow their parents, times the share of words among the strongest tokens, times the mean detection
+            by tokens, times the logarithm of the number of tokens that are some concept's strongest.
         alone: features of one-concept trees, best first: detection by tokens times the share of words.
     """
 
@@ -58,7 +60,8 @@ def first_view(
     n_children = torch.bincount(above, minlength=n)
     branches = torch.zeros(n, dtype=torch.bool).index_put_((tree[n_children >= 2],), torch.tensor(True))
     n_names = _different(dashboards.strongest_tokens[:, 0], text, tree, distinct).clamp(min=1)
-    score = _means(narrowing, tree, edge) * _means(words, tree, distinct) * n_names.log()
+    names_hold = _means(detection.nan_to_num(CHANCE), tree, distinct)
+    score = _means(narrowing, tree, edge) * _means(words, tree, distinct) * names_hold * n_names.log()
     top = (parents == NO_PARENT) & (dashboards.n_firing > 0)
     families = (top & branches & (size >= MIN_CONCEPTS)).nonzero().flatten()
     alone = (top & (size == 1) & detection.isfinite()).nonzero().flatten()

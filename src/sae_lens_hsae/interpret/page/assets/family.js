@@ -44,9 +44,14 @@ function wordsNode(forest, feature, count = 6) {
   return element("p", { class: "words" }, [...words.values()].slice(0, count).map((word, i) => [i ? " · " : "", element("bdi", {}, clipped(word, 24))]).flat());
 }
 
+// How much a feature narrows its parent, as `Dashboards.narrowing` has it.
+function narrowing(forest, f) {
+  return (forest.parentGivenChild[f] - forest.frequency[forest.above(f, false)]) * (1 - forest.childGivenParent[f]) || 0;
+}
+
 // A tree as a card: its names indented, each with a few tokens. Copies, and what never fired, are left out.
 function treeCard(forest, top, pending, most = 9) {
-  const order = (features) => features.filter((f) => forest.frequency[f] > 0).sort((a, b) => forest.frequency[b] - forest.frequency[a] || a - b);
+  const order = (features) => features.filter((f) => forest.frequency[f] > 0).sort((a, b) => narrowing(forest, b) - narrowing(forest, a) || a - b);
   // Breadth first, so that a card cut short still shows every branch.
   const kept = new Set([top]);
   for (let generation = [top]; generation.length && kept.size < most;) {

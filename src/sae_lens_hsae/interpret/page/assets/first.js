@@ -63,7 +63,7 @@ function firstView(forest) {
   if (forest.texts.length) parts.push(section("Texts", element("ul", { class: "plain" }, forest.texts.map((text, i) => element("li", {}, element("a", { href: `#/text/${i}` }, element("bdi", {}, clipped(text, 100))))))));
   const families = Array.from(forest.families).filter((f) => !start.includes(f));
   if (families.length) add(cardSection(`Trees that branch (${families.length.toLocaleString("en")})`,
-    "First those whose children are narrower than their parents and fire on words. Shaded: where the feature fires.", families, FAMILIES, tree));
+    "First those whose children are narrower than their parents and whose names hold. Shaded: where the feature fires.", families, FAMILIES, tree));
   const alone = Array.from(forest.alone).filter((f) => !start.includes(f));
   if (alone.length) add(cardSection("Clear features that stand alone", "First those whose tokens say best where they fire.", alone, ALONE, (f, waiting) => aloneCard(forest, f, waiting)));
   parts.push(
