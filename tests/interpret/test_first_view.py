@@ -20,6 +20,7 @@ PARENTS = [-1, -1, -1, 0, 0, 1, -1, -1, 5, 5, 3, 3, 4, 7, -1, 4]
 COPIES = {5, 10}
 """Of 1 and of 3. So 1 has the children 8 and 9 as a concept, 3 the child 11; 15 never fires."""
 TEXTS = [" alpha", " beta", "!", " gamma", " of", " delta", "9", " epsilon", " zeta", ";", " eta", " theta"]
+LABELS = {0: "alpha · of", 3: "alpha", 13: "alpha · beta", 20: "alpha", 30: "alpha", 60: "alpha"}
 SECTION = PageSection("Circuit <b>", [("token </script> at 3", ["1/2", 9]), ("no feature", [])])
 
 
@@ -94,8 +95,9 @@ def ranked_slowly(dashboards: Any, forest: FeatureForest, copies: set[int]) -> t
             edges = [narrowing(child) for child in concepts if parents[child] >= 0]
             edges = [each for each in edges if not math.isnan(each)]
             words = [word_share(concept) for concept in concepts]
-            strongest = [dashboards.strongest_tokens[concept, 0].item() for concept in concepts]
-            names = max(len({TEXTS[token] for token in strongest if token >= 0}), 1)
+            tokens = [dashboards.strongest_tokens[concept, 0].item() for concept in concepts]
+            labels = [LABELS.get(concept) or TEXTS[token] for concept, token in zip(concepts, tokens, strict=True)]
+            names = len({label.split(" · ")[0].strip() for label in labels})
             holds = [0.5 if math.isnan(detection[concept]) else detection[concept] for concept in concepts]
             score[top] = (
                 sum(edges) / max(len(edges), 1) * sum(words) / len(words) * sum(holds) / len(holds) * math.log(names)
@@ -120,7 +122,7 @@ def test_trees_are_ranked_as_a_slow_loop_ranks_them(batches):
     is_copy = torch.zeros(len(forest), dtype=torch.bool)
     is_copy[list(copies)] = True
     detection = label_detection(data, TEXTS.__getitem__).score
-    found = first_view(data, forest, Concepts(forest, is_copy), detection, TEXTS.__getitem__)
+    found = first_view(data, forest, Concepts(forest, is_copy), detection, TEXTS.__getitem__, LABELS)
     families, alone = ranked_slowly(data, forest, copies)
     assert len(families) > 5
     assert found.families.tolist() == families

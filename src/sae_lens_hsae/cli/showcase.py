@@ -101,10 +101,10 @@ def trees(
     concepts = sae.concepts()
     text_of = TokenTexts(tokenizer).__getitem__
     detection = label_detection(dashboards, text_of).score
-    roots = first_view(dashboards, sae.forest, concepts, detection, text_of).families[:n_trees].tolist()
+    labels = token_labels(dashboards, text_of)
+    roots = first_view(dashboards, sae.forest, concepts, detection, text_of, labels).families[:n_trees].tolist()
     if not roots:
         return "\nNo feature has two children that are no copies of it: train longer, or lower minimum_similarity."
-    labels = token_labels(dashboards, text_of)
     separators = frozenset(tokenizer.all_special_tokens)
     drawn = [draw_family(concepts, root, dashboards, labels, text_of, separators, max_children) for root in roots]
     return "\n\n".join([f"\n{len(roots)} trees: {RULE}.\n{LEGEND}", *drawn])

@@ -123,7 +123,8 @@ class ForestLog:
         dashboards = collect_dashboards(sae, sae.forest, pairs, None, FEW, self._excluded, progress=False)
         forest, concepts, scores = dashboards.forest, sae.concepts(), dashboards.narrowing
         without_detection = torch.full((len(forest),), torch.nan)
-        roots = first_view(dashboards, forest, concepts, without_detection, self._text).families[:TREES_SHOWN].tolist()
+        families = first_view(dashboards, forest, concepts, without_detection, self._text, {}).families
+        roots = families[:TREES_SHOWN].tolist()
         if not roots:  # an early forest may hold no tree that branches
             sizes = torch.bincount(concepts.top_of_tree)
             roots = sizes.argsort(descending=True, stable=True)[:TREES_SHOWN].tolist()

@@ -91,7 +91,7 @@ class PageContent:
         data = self._data
         detection = label_detection(data, self._text)
         concepts = Concepts(self._forest, data.parent_cosine.nan_to_num(nan=-1.0) > COPY_COSINE)
-        first = first_view(data, self._forest, concepts, detection.score, self._text)
+        first = first_view(data, self._forest, concepts, detection.score, self._text, self._labels)
         plain = {
             "title": title,
             "levelWidths": list(data.level_widths),

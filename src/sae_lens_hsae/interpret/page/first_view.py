@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from sae_lens_hsae.forest import NO_PARENT, FeatureForest
 from sae_lens_hsae.forest.concepts import Concepts
 from sae_lens_hsae.interpret.feature_cache import Dashboards
+from sae_lens_hsae.interpret.labels.token_labels import SEPARATOR
 
 MIN_CONCEPTS = 3
 CHANCE = 0.5
@@ -25,7 +26,7 @@ class FirstView:
     Attributes:
         families: topmost features of trees of at least three concepts that branch somewhere, best first: how much the
             children narrow their parents, times the share of words among the strongest tokens, times the mean detection
-            by tokens, times the logarithm of the number of tokens that are some concept's strongest.
+            by tokens, times the logarithm of the number of different names.
         alone: features of one-concept trees, best first: detection by tokens times the share of words.
     """
 
@@ -39,6 +40,7 @@ def first_view(
     concepts: Concepts,
     detection: torch.Tensor,
     text: Callable[[int], str],
+    labels: Mapping[int, str],
 ) -> FirstView:
     """Rank the trees of a forest for the first view.
 
@@ -47,6 +49,8 @@ def first_view(
 
     Args:
         detection: (n_features,) score by tokens, NaN for none.
+        text: of a token.
+        labels: of features; one without goes by its strongest token.
     """
     n, parents = forest.n_features, forest.parents
     tree = concepts.top_of_tree
@@ -59,7 +63,7 @@ def first_view(
     above = concepts.parents[distinct & (parents != NO_PARENT)]
     n_children = torch.bincount(above, minlength=n)
     branches = torch.zeros(n, dtype=torch.bool).index_put_((tree[n_children >= 2],), torch.tensor(True))
-    n_names = _different(dashboards.strongest_tokens[:, 0], text, tree, distinct).clamp(min=1)
+    n_names = _different(_names(dashboards, labels, text), tree, distinct).clamp(min=1)
     names_hold = _means(detection.nan_to_num(CHANCE), tree, distinct)
     score = _means(narrowing, tree, edge) * _means(words, tree, distinct) * names_hold * n_names.log()
     top = (parents == NO_PARENT) & (dashboards.n_firing > 0)
@@ -78,15 +82,19 @@ def _means(values: torch.Tensor, tree: torch.Tensor, counted: torch.Tensor) -> t
     return sums / torch.bincount(tree[counted], minlength=len(tree)).clamp(min=1)
 
 
-def _different(
-    tokens: torch.Tensor, text: Callable[[int], str], tree: torch.Tensor, counted: torch.Tensor
-) -> torch.Tensor:
-    """(n_features,) float64: how many different words the counted features' tokens are, at each tree's topmost one."""
-    counted = counted & (tokens >= 0)
-    words = [text(int(id_)).strip().casefold() for id_ in tokens[counted]]
-    numbers = {word: number for number, word in enumerate(dict.fromkeys(words))}
-    pairs = torch.stack([tree[counted], torch.tensor([numbers[word] for word in words], dtype=torch.int64)])
-    return torch.bincount(pairs.unique(dim=1)[0], minlength=len(tree)).double()
+def _different(names: Sequence[str], tree: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """(n_features,) float64: how many different names the counted features have, at each tree's topmost one."""
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    own = torch.tensor([numbers[name] for name in names])
+    pairs = torch.stack([tree[counted], own[counted]]).unique(dim=1)
+    return torch.bincount(pairs[0], minlength=len(tree)).double()
+
+
+def _names(dashboards: Dashboards, labels: Mapping[int, str], text: Callable[[int], str]) -> list[str]:
+    """The first word of each feature's label; of one without a label, its strongest token."""
+    strongest = dashboards.strongest_tokens[:, 0].tolist()
+    first = [labels.get(f) or (text(id_) if id_ >= 0 else "") for f, id_ in enumerate(strongest)]
+    return [name.split(SEPARATOR)[0].strip().casefold() for name in first]
 
 
 def _word_shares(strongest_tokens: torch.Tensor, text: Callable[[int], str]) -> torch.Tensor:
