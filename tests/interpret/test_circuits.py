@@ -76,6 +76,15 @@ def slope(model: Any, pair: Pair, hook: str, at: torch.Tensor, direction: torch.
     return (up - down) / (2 * h)
 
 
+@pytest.mark.parametrize("method", ["attribution", "integrated"])
+def test_model_and_saes_may_have_another_precision(tokenizer, method):
+    model = tiny(tokenizer)
+    single = {hook: sae.to(torch.float32) for hook, sae in stacks().items()}
+    effects, expected = flat_effects(model, single, PAIRS, method), flat_effects(model, stacks(), PAIRS, method)
+    for hook in HOOKS:
+        torch.testing.assert_close(effects[hook].double(), expected[hook].double(), rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("pairs", [PAIRS, ZERO], ids=["pairs", "zero"])
 @pytest.mark.parametrize("method", ["attribution", "integrated"])
 def test_gradients_equal_finite_differences(tokenizer, method, pairs):
@@ -269,15 +278,6 @@ def of_another_model(saes: Any) -> Any:
         ),
     ],
 )
-@pytest.mark.parametrize("method", ["attribution", "integrated"])
-def test_model_and_saes_may_have_another_precision(tokenizer, method):
-    model = tiny(tokenizer)
-    single = {hook: sae.to(torch.float32) for hook, sae in stacks().items()}
-    effects, expected = flat_effects(model, single, PAIRS, method), flat_effects(model, stacks(), PAIRS, method)
-    for hook in HOOKS:
-        torch.testing.assert_close(effects[hook].double(), expected[hook].double(), rtol=1e-3, atol=1e-4)
-
-
 @pytest.mark.parametrize("function", [find_circuit, flat_effects, lasso_circuit, Ablation])
 def test_bad_input_is_refused_before_the_model_runs(tokenizer, function, pairs, change, message):
     model, saes = tiny(tokenizer), stacks()
