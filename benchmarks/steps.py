@@ -95,7 +95,12 @@ def measure_size(size: Size, names: Sequence[str], rounds: int, device: str) -> 
         "hierarchy_update": update,
         "seconds_by_part": parts,
         "goals": [
-            {**outcome.goal._asdict(), **outcome._asdict(), "missed": outcome.missed}
+            {
+                **outcome.goal._asdict(),
+                "multiple": outcome.multiple,
+                "slowest": outcome.slowest,
+                "missed": outcome.missed,
+            }
             for outcome in outcomes(size, results)
         ],
         "contestants": results,

@@ -110,12 +110,13 @@ def collect_dashboards(
             token_ids, x = (tensor.to(device) for tensor in chunk)
             acts = torch.cat([sae.encode(x.flatten(0, 1)).float().abs() for sae in saes], dim=1)
             kept = ~torch.isin(token_ids, excluded)
-            n_kept = int(kept.sum())
+            n_before = int(kept.sum())
             kept &= ordinary(x, kept)
-            seen.outlying += n_kept - int(kept.sum())
+            n_kept = int(kept.sum())
+            seen.outlying += n_before - n_kept
             acts[~kept.flatten()] = 0
             firing = Firing(acts, parents)
-            statistics.add(firing, int(kept.sum()))
+            statistics.add(firing, n_kept)
             token_means.add(firing, token_ids.flatten(), kept.flatten())
             contexts.add(firing, token_ids, seen.contexts)
             seen.contexts += len(token_ids)
