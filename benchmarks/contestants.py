@@ -27,6 +27,7 @@ from sae_lens_hsae.forest import PAPER_RULE, FeatureForest
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.presets import INDEPENDENT, PAPER
 from sae_lens_hsae.sae.cpu_step.encoder_product import product_of_rows
+from sae_lens_hsae.sae.recent_firing import RecentFiring
 from sae_lens_hsae.sae.standardized_input import OBSERVED_STEPS
 
 HSAE = "HSAE"
@@ -65,10 +66,26 @@ class Trained:
             trainer.step(batch)
             trainer.n_training_steps += 1
 
+    def update_hierarchies(self) -> None:
+        """Make the forest anew, as if all were counted that training counts."""
+        for sae in (trainer.sae for trainer in self.trainers):
+            if isinstance(sae, HierarchicalTrainingSAE):
+                recent = sae.forest_updater.recent
+                if recent is not None:
+                    _count_all(recent)
+                sae.update_hierarchy()
+
     def l0(self, batch: torch.Tensor) -> list[float]:
         """L0 of each level on a batch, taking a step on it."""
         acts = torch.cat([trainer.step(batch).feature_acts.detach() for trainer in self.trainers], dim=1)
         return [(own > 0).sum(1).float().mean().item() for own in acts.split(self.widths, dim=1)]
+
+
+def _count_all(recent: RecentFiring) -> None:
+    """Count the last batch again and again until nothing more is kept."""
+    last = recent.unpacked()[-1]
+    while sum(batch.n_tokens for batch in recent.unpacked()) < recent.tokens_kept:
+        recent.count(last._replace(step=last.step + NEVER, tokens=last.tokens.copy()))
 
 
 @dataclass

@@ -47,14 +47,17 @@ def _size(result: dict[str, Any], record: dict[str, Any]) -> str:
     megabytes = result["unavoidable_bytes"] / 1e6
     ms = 1000 * result["unavoidable_bytes"] / record["machine"]["copied_bytes_per_second"]
     entries = ", ".join(f"{share:.1f}" for share in result["entries_per_active"])
+    updates = "; ".join(
+        f"of {name} {milliseconds(update['seconds'])} ms, {update['share_of_training']:.3%} of training"
+        for name, update in result["hierarchy_updates"].items()
+    )
     lines = [
         f"## A step at {result['size']['name']}\n",
         table(heads, rows),
         "",
         f"The floor: the {ENCODER}, and {megabytes:,.0f} MB to move, {ms:,.1f} ms at the speed of a copy here. "
-        f"Entries per active feature, by level: {entries}. A hierarchy update takes "
-        f"{milliseconds(result['hierarchy_update']['seconds'])} ms, "
-        f"{result['hierarchy_update']['share_of_training']:.3%} of training.",
+        f"Entries per active feature, by level: {entries}. A hierarchy update: "
+        f"{updates}.",
     ]
     lines += [f"\n{text}" for text in (_goals(result), _parts(result), _stock(result)) if text]
     if result["l0_differs"]:

@@ -50,8 +50,8 @@ def at_step(sae: HierarchicalTrainingSAE, step: int) -> HierarchicalTrainingSAE:
 
 
 def tensors_of(sae: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers by their own names, whichever part keeps them."""
-    return {own_name(name): tensor for name, tensor in (*sae.named_parameters(), *sae.named_buffers())}
+    """Parameters and what else a checkpoint holds by their own names, whichever part keeps them."""
+    return {own_name(name): tensor for name, tensor in sae.state_dict(keep_vars=True).items()}
 
 
 def step_input(x: torch.Tensor, dead: torch.Tensor | None = None, logging: bool = False) -> TrainStepInput:

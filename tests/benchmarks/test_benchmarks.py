@@ -64,7 +64,8 @@ def test_a_run_writes_what_it_measured(tmp_path, capsys):
         assert 0 < result["seconds"]["least"] <= result["seconds"]["median"] <= result["seconds"]["most"]
         assert result["peak_bytes"] >= 0
         assert ("hsae_as_multiple" in result) == (name != HSAE)
-    assert 0 < size["hierarchy_update"]["share_of_training"] < 1
+    assert all(0 < update["share_of_training"] < 1 for update in size["hierarchy_updates"].values())
+    assert "HSAE" in size["hierarchy_updates"]
     by_part = size["seconds_by_part"]
     assert set(by_part) == {HSAE, NO_HIERARCHY}
     assert {part for part, seconds in by_part[HSAE].items() if seconds == 0} == set()

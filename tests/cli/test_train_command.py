@@ -27,6 +27,7 @@ from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.cli.flags import preset_names
 from sae_lens_hsae.cli.train import merged_flags, parse
 from sae_lens_hsae.cli.training_plan import estimate
+from sae_lens_hsae.forest.counts import Firing
 from sae_lens_hsae.hub.saved_model import load_evaluation, load_hierarchical_sae
 from sae_lens_hsae.presets import LANGUAGE_MODELS
 from sae_lens_hsae.training.checkpoints import verify
@@ -155,12 +156,20 @@ def test_the_estimate_counts_what_there_is(tmp_path):
     sae = HierarchicalTrainingSAE(cfg.sae)
     found = estimate(cfg)
     assert found["parameters"] == sum(p.numel() for p in sae.parameters())
-    assert found["coactivation_gb"] == 0
+    assert found["firing_gb"] == 0
     for similarity in ("coactivation", "conditional"):
         cfg.sae.hierarchy_similarity = similarity
-        buffers = dict(HierarchicalTrainingSAE(cfg.sae).named_buffers())
-        counted = sum(b.numel() * b.element_size() for name, b in buffers.items() if "coactivation_" in name)
-        assert estimate(cfg)["coactivation_gb"] == counted / 1e9 > 0
+        sae, batch = HierarchicalTrainingSAE(cfg.sae), cfg.train_batch_size_tokens
+        recent = sae.forest_updater.recent
+        assert recent is not None
+        n_fired = round(batch * sum(cfg.sae.target_l0_per_level))
+        features, tokens = (torch.arange(n_fired) % n for n in (cfg.sae.d_sae, batch))
+        kept = 0
+        while kept < recent.tokens_kept:
+            recent.count(Firing.of_entries(features.sort().values, tokens, (cfg.sae.d_sae, batch), 10**6 + kept))
+            kept += batch
+        counted = sum(of_batch.times.nbytes + of_batch.tokens.nbytes for of_batch in recent.unpacked())
+        assert estimate(cfg)["firing_gb"] == pytest.approx(counted / 1e9, rel=batch / recent.tokens_kept)
 
 
 GPT2 = ["--preset", "gpt2", "--training_tokens", "9999"]

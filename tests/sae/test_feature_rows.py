@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from small_saes import D_IN, at_step, make_sae, step_input, tensors_of
 
 from sae_lens_hsae import HierarchicalTrainingSAE
-from sae_lens_hsae.forest.counts import follow_coactivation
 from sae_lens_hsae.sae.gpu_step import activation
 from sae_lens_hsae.sae.gpu_step.family_products import _dots_of_few, _sums_of_few, dots_within, sums_within
 from sae_lens_hsae.sae.gpu_step.products import exact_product
@@ -62,7 +61,7 @@ def test_it_waits_for_nothing_and_has_the_same_shapes_whatever_fires(kind: str) 
             errors = x - acts.reconstruct(sae.W_dec, sae.b_dec, replaced)
             loss = errors.square().sum() + acts.l0().sum() + acts.structural_loss(sae.W_dec, families)
             loss.backward()
-            acts.follow_coactivation(torch.zeros(4, 9), *next(sae.levels.boundaries), 0.01)
+            acts.firing(0)
             acts.times_fired()
             acts.smallest()
         seen.append(watched.seen)
@@ -159,13 +158,13 @@ def test_tokens_that_count_less_do_so_in_both_forms(rule: str, monkeypatch: pyte
         torch.testing.assert_close(tensors_of(of_ours)[name], tensors_of(of_plain)[name])
 
 
-def test_coactivation_counts_every_token() -> None:
+def test_firing_is_that_of_every_token() -> None:
     sae, x = make_sae(), tokens(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         acts = activations_of(sae, x)
-        ours, theirs = torch.zeros(4, 9), torch.zeros(4, 9)
-        above, below = next(sae.levels.boundaries)
-        acts.follow_coactivation(ours, above, below, 0.01)
-        follow_coactivation(theirs, acts.dense()[:, above], acts.dense()[:, below], 0.01)
-    assert theirs.any()
-    torch.testing.assert_close(ours, theirs)
+        firing = acts.firing(7).unpacked()
+    fired = acts.dense().T != 0
+    assert (firing.step, firing.n_tokens) == (7, len(x))
+    assert firing.times.tolist() == fired.sum(1).tolist()
+    assert firing.times.any()
+    assert firing.tokens.tolist() == fired.nonzero()[:, 1].tolist()

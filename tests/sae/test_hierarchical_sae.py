@@ -79,8 +79,8 @@ def test_a_checkpoint_holds_all_that_training_needs_and_changes_nothing(tmp_path
 
 NAMES_OF_A_CHECKPOINT = {
     "W_enc", "b_enc", "W_dec", "b_dec", "threshold_bytes", "parents_bytes", "n_steps_bytes", "reparented_share_bytes",
-    "l0_ema_bytes", "log_l0_coefficient_bytes", "tokens_since_fired_bytes", "firing_frequency_bytes",
-    "coactivation_0_bytes", "coactivation_1_bytes", "input_scale_bytes", "input_mean_bytes",
+    "l0_ema_bytes", "log_l0_coefficient_bytes", "tokens_since_fired_bytes", "firing_steps_bytes",
+    "firing_sizes_bytes", "firing_times_bytes", "firing_tokens_bytes", "input_scale_bytes", "input_mean_bytes",
     "moments_centre_bytes", "moments_distance_bytes", "moments_weight_bytes", "moments_first_bytes",
 }  # fmt: skip
 

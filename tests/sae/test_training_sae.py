@@ -11,10 +11,12 @@ from sae_lens.saes.sae import TrainStepInput
 from sae_lens.training.sae_trainer import _unwrap_item
 from small_saes import D_IN, WIDTHS, at_step, make_sae, step_input, tensors_of
 
+from sae_lens_hsae.forest.counts import Firing
 from sae_lens_hsae.forest.parents import MEASURED_ON_ACTIVATIONS
 from sae_lens_hsae.sae.auxiliary_loss import N_ACTIVE, auxiliary_loss
 from sae_lens_hsae.sae.bad_batches import BadBatchError
 from sae_lens_hsae.sae.perturbation import draw_replaced
+from sae_lens_hsae.sae.recent_firing import RecentFiring
 
 
 @pytest.fixture(autouse=True, params=["dense", "entries"])
@@ -77,11 +79,12 @@ def test_a_batch_that_is_bad_in_another_process_is_not_counted(batch):
     sae = make_sae(hierarchy_similarity="conditional", perturbation_rate=0.0)
     sae.train()
     at_step(sae, 4).whole_batch_l0 = refuse
-    before = {name: buffer.clone() for name, buffer in sae.named_buffers()}
+    before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
     with pytest.raises(BadBatchError):
         sae.training_forward_pass(step_input(batch))
-    assert {"forest_updater.firing_frequency", "forest_updater.coactivation_0"} <= set(before)
-    assert all(torch.equal(buffer, before[name]) for name, buffer in sae.named_buffers())
+    assert "forest_updater.recent.firing_tokens" in before
+    unmoved = {name: tensor for name, tensor in sae.state_dict().items() if name not in dict(sae.named_parameters())}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in unmoved.items())
 
 
 def test_a_structural_loss_on_one_step_in_three_has_the_gradient_of_three(batch):
@@ -248,19 +251,28 @@ def test_activations_of_the_wrong_width_are_refused_before_anything_changes(batc
     assert all(torch.equal(tensor, before[name]) for name, tensor in sae.state_dict().items())
 
 
+def recent_of(sae) -> RecentFiring:
+    assert sae.forest_updater.recent is not None
+    return sae.forest_updater.recent
+
+
+def shares_of_tokens(sae, above, below):
+    """On which features of two levels fire together, (n_parents, n_children), and each feature alone, (n_features,)."""
+    counts = recent_of(sae).counts()
+    n_parents, n_children = above.stop - above.start, below.stop - below.start
+    return counts.together(above, below)[slice(0, n_parents), torch.arange(n_children)], counts.frequency
+
+
 def most_similar(sae, similarity):
     """The parent table by the reference, from the SAE's parameters as they are."""
     rows = {"encoder": sae.W_enc.T, "decoder": sae.W_dec}
     table = [-1] * sae.levels.widths[0]
-    for boundary, (above, below) in enumerate(sae.levels.boundaries):
+    for above, below in sae.levels.boundaries:
         if similarity == "coactivation":
-            matrix = sae.forest_updater.get_buffer(f"coactivation_{boundary}")
-            matrix = torch.where(matrix > 0, matrix, -torch.inf)
+            together, _ = shares_of_tokens(sae, above, below)
+            matrix = torch.where(together > 0, together, -torch.inf)
         elif similarity == "conditional":
-            together, fires = (
-                sae.forest_updater.get_buffer(f"coactivation_{boundary}"),
-                sae.forest_updater.firing_frequency,
-            )
+            together, fires = shares_of_tokens(sae, above, below)
             raised = together / fires[below] - 2 * fires[above, None]
             matrix = torch.where((together > 0) & (fires[above, None] >= fires[below]), raised, -torch.inf)
         else:
@@ -297,10 +309,9 @@ def test_mixed_precision_makes_the_forest_of_full_precision(batch, similarity):
     forests = []
     for enabled in (False, True):
         sae = at_step(make_sae(level_widths=[64, 128, 256], hierarchy_similarity=similarity), 100)
-        for boundary in range(2):
-            if similarity == "coactivation":
-                buffer = sae.forest_updater.get_buffer(f"coactivation_{boundary}")
-                buffer.copy_(torch.rand(buffer.shape, generator=torch.Generator().manual_seed(boundary)))
+        if similarity == "coactivation":
+            fired = torch.rand(448, 997, generator=torch.Generator().manual_seed(0)) < 0.2
+            recent_of(sae).count(Firing.of(fired, 99))
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
             sae.training_forward_pass(step_input(batch))
         forests.append(sae.forest)
@@ -329,23 +340,19 @@ def test_a_large_mean_costs_no_more_precision_than_in_independent_saes(mode):
     assert our_error < 1.5 * their_error
 
 
-def test_coactivation_is_the_running_share_of_tokens_with_both_active(batch):
-    sae = make_sae(hierarchy_similarity="coactivation", perturbation_rate=0.0)
-    acts = sae.training_forward_pass(step_input(batch)).feature_acts
-    fired = (acts > 0).double()
-    for boundary, (above, below) in enumerate(sae.levels.boundaries):
-        share = torch.einsum("bi,bj->ij", fired[:, above], fired[:, below]) / len(batch)
-        torch.testing.assert_close(
-            sae.forest_updater.get_buffer(f"coactivation_{boundary}").double(), share, rtol=1e-4, atol=1e-8
-        )
-
-
-def test_firing_frequency_is_the_running_share_of_tokens(batch):
-    sae = make_sae(hierarchy_similarity="conditional")
+def test_every_fourth_batch_is_counted(batch):
+    sae = make_sae(hierarchy_similarity="conditional", perturbation_rate=0.0)
     batches = (batch, -batch, 2 * batch, batch + 1, 1 - batch)
-    fired = [(sae.training_forward_pass(step_input(x)).feature_acts > 0).double().mean(0) for x in batches]
-    running = fired[0] / 7 + fired[4] * 6 / 7  # of every fourth batch
-    torch.testing.assert_close(sae.forest_updater.firing_frequency.double(), running, rtol=1e-4, atol=1e-8)
+    acts = [sae.training_forward_pass(step_input(x)).feature_acts > 0 for x in batches]
+    assert [counted.step for counted in recent_of(sae).unpacked()] == [4]  # the newest third of five steps
+    recent_of(sae).count(Firing.of(acts[0].T, 4))
+    fired = torch.cat([acts[4], acts[0]]).double()
+    for above, below in sae.levels.boundaries:
+        together, frequency = shares_of_tokens(sae, above, below)
+        torch.testing.assert_close(
+            together.double(), fired[:, above].T @ fired[:, below] / len(fired), atol=1e-7, rtol=1e-5
+        )
+        torch.testing.assert_close(frequency.double(), fired.mean(0), atol=1e-7, rtol=1e-5)
 
 
 def test_a_frozen_forest_never_changes_again(batch):

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from sae_lens.util import str_to_dtype
 
 from sae_lens_hsae.cli.flag_names import in_flags
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
-from sae_lens_hsae.forest.parents import MEASURED_ON_ACTIVATIONS
+from sae_lens_hsae.sae.recent_firing import tokens_kept
 
 CHARACTERS_PER_TOKEN = 4
 """Rough, in English."""
@@ -25,15 +25,14 @@ def estimate(cfg: Any) -> dict[str, float]:
     """Tokens, steps, memory and arithmetic of a run; the language model's own share is not known and left out.
 
     Memory is a lower bound: weights with gradients and Adam's two moments, one batch's activations of all features
-    with their gradients, SAELens' activation buffer and, where the similarity counts how features fire together, its
-    matrices.
+    with their gradients, SAELens' activation buffer and, where the similarity is measured on what fires, that.
 
     Args:
         cfg: SAELens' runner config.
 
     Returns:
         ``training_tokens``, ``steps``, ``parameters``, ``weights_gb``, ``batch_gb``, ``buffer_gb``,
-        ``coactivation_gb``, ``sae_teraflop`` (the products of encoder and decoder, were both dense), and
+        ``firing_gb``, ``sae_teraflop`` (the products of encoder and decoder, were both dense), and
         ``hours_per_teraflop_per_second``: divide it by what your device reaches.
     """
     sae = cfg.sae
@@ -41,9 +40,6 @@ def estimate(cfg: Any) -> dict[str, float]:
     products = 2 * sae.d_in * sae.d_sae
     widths = getattr(sae, "level_widths", [])
     parameters = products + 2 * sae.d_sae + max(1, len(widths)) * sae.d_in  # with b_enc, thresholds, every b_dec
-    coactivation = sum(a * b for a, b in pairwise(widths))
-    if getattr(sae, "hierarchy_similarity", None) not in MEASURED_ON_ACTIVATIONS:
-        coactivation = 0
     buffer = cfg.n_batches_in_buffer * cfg.context_size * sae.d_in
     teraflop = FLOPS_PER_WEIGHT * products * cfg.training_tokens / 1e12
     return {
@@ -53,10 +49,18 @@ def estimate(cfg: Any) -> dict[str, float]:
         "weights_gb": 4 * parameters * size / 1e9,
         "batch_gb": 2 * cfg.train_batch_size_tokens * sae.d_sae * size / 1e9,
         "buffer_gb": buffer * size / 1e9,
-        "coactivation_gb": coactivation * 4 / 1e9,
+        "firing_gb": _bytes_of_firing(sae, cfg.train_batch_size_tokens) / 1e9,
         "sae_teraflop": teraflop,
         "hours_per_teraflop_per_second": teraflop / 3600,
     }
+
+
+def _bytes_of_firing(sae: Any, batch: int) -> float:
+    """Of what fired on the last tokens (`RecentFiring`): a token, and for each feature and batch a number."""
+    if not isinstance(sae, HierarchicalTrainingSAEConfig) or not sae.parent_rule.is_measured:
+        return 0
+    kept = tokens_kept(sae.levels, sae.target_l0_per_level)
+    return kept * sum(sae.target_l0_per_level) * np.min_scalar_type(batch).itemsize + 4 * sae.d_sae * kept / batch
 
 
 def warnings_of(cfg: Any, rows: Dataset | None = None) -> list[str]:
@@ -114,9 +118,9 @@ def plan_text(cfg: Any, estimate: Mapping[str, float], warnings: list[str]) -> s
         }
     else:
         lines["SAE"] = f"{sae.architecture()}, {sae.d_sae:,} features, d_in {sae.d_in:,}"
-    memory = [f"{estimate[f'{name}_gb']:.2f} {name}" for name in ("weights", "batch", "buffer", "coactivation")]
+    memory = [f"{estimate[f'{name}_gb']:.2f} {name}" for name in ("weights", "batch", "buffer", "firing")]
     lines |= {
-        "takes": f"at least {sum(estimate[f'{n}_gb'] for n in ('weights', 'batch', 'buffer', 'coactivation')):.2f} GB "
+        "takes": f"at least {sum(estimate[f'{n}_gb'] for n in ('weights', 'batch', 'buffer', 'firing')):.2f} GB "
         f"({', '.join(memory)}) beside the language model",
         "arithmetic": f"{estimate['sae_teraflop']:,.0f} teraflop for the SAE: "
         f"{estimate['hours_per_teraflop_per_second']:.2f} hours at one teraflop per second",

@@ -1,90 +1,136 @@
-"""How often features fire, and fire together: running shares of tokens, followed while training (HSAE §3.3)."""
+"""How often features fire, and fire together: counted on the tokens on which they fired (HSAE §3.3).
+
+A matrix of all parents and children would be larger than the levels themselves. What fires on a token is few numbers,
+so those are kept, and pairs are counted block by block when a forest is made of them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
-COACTIVATION_EVERY = 4
-"""Steps between two batches that are counted."""
+from sae_lens_hsae.forest.levels import Levels
 
-LEAST_WEIGHT = 0.01
-"""Of a counted batch in the running shares, which so hold about the last 100 of a long training."""
+PRODUCT_OF_PAIRS = 400
+"""Multiplications of a dense product in the time in which one pair is counted; measured on a CPU."""
 
-RECENT = 6
-"""Until then they hold the last sixth: features of a short training change faster than 100 batches are counted."""
+MOST_IN_FULL = 2**24
+"""Numbers of a sparse matrix up to which it is read in full, which is faster."""
 
-COST_OF_A_PAIR = 1000
-"""What adding one to a cell of a matrix takes, in multiplications of a dense product; measured on a CPU."""
+Numbers: TypeAlias = NDArray[Any]
 
 
-def weight_of_batch(step: int) -> float:
-    """How much the batch of a step that is counted weighs in the running shares, in (0, 1].
+class Firing(NamedTuple):
+    """Which features fired on which tokens of a batch.
 
-    After n counted batches it is the larger of `LEAST_WEIGHT` and `RECENT` / (n + `RECENT`), so the first weighs 1.
+    Attributes:
+        step: of the training.
+        n_tokens: of the batch.
+        times: tokens on which each feature fired, (n_features,) int32.
+        tokens: which ones, feature after feature; (times.sum(),), in the smallest unsigned integers that hold them.
     """
-    return max(LEAST_WEIGHT, RECENT / (step // COACTIVATION_EVERY + RECENT))
+
+    step: int
+    n_tokens: int
+    times: Numbers
+    tokens: Numbers
+
+    @classmethod
+    def of(cls, fired: torch.Tensor, step: int) -> Firing:
+        """Of whether each feature fires on each token, (n_features, n_tokens) bool."""
+        features, tokens = torch.nonzero(fired, as_tuple=True)
+        return cls.of_entries(features, tokens, fired.shape, step)
+
+    @classmethod
+    def of_entries(cls, features: torch.Tensor, tokens: torch.Tensor, shape: Sequence[int], step: int) -> Firing:
+        """Of the features that fire and the tokens on which they do, ordered by feature.
+
+        Args:
+            features, tokens: two of (n,).
+            shape: n_features and n_tokens of the batch.
+            step: of the training.
+        """
+        n_features, n_tokens = shape
+        times = as_array(torch.bincount(features, minlength=n_features)).astype(np.int32)
+        return cls(step, n_tokens, times, as_array(tokens).astype(np.min_scalar_type(n_tokens)))
 
 
-@torch.no_grad()
-def follow_coactivation(
-    running: torch.Tensor, parent_acts: torch.Tensor, child_acts: torch.Tensor, weight: float
-) -> None:
-    """Move the running share of tokens on which parent and child are both active on by one batch, in place.
+class Counts:
+    """On what share of tokens features fire, alone and in pairs.
 
-    Args:
-        running: (n_parents, n_children) float32.
-        parent_acts: (batch, n_parents); child_acts: (batch, n_children).
-        weight: of the batch (`weight_of_batch`).
+    Attributes:
+        n_tokens: all that were counted.
+        frequency: share of them on which each feature fires, (n_features,) float32.
     """
-    with torch.autocast(running.device.type, enabled=False):
-        together = (parent_acts > 0).float().T @ (child_acts > 0).float() / len(parent_acts)
-        running.lerp_(together, weight)
+
+    def __init__(self, batches: Sequence[Firing], levels: Levels) -> None:
+        """Count what fires alone.
+
+        Args:
+            batches: what is counted.
+            levels: of the features.
+        """
+        self._batches, self._levels = batches, levels
+        self.n_tokens = sum(batch.n_tokens for batch in batches)
+        times = sum((batch.times for batch in batches), np.zeros(levels.n_features, np.int64))
+        self.frequency = torch.from_numpy((times / max(1, self.n_tokens)).astype(np.float32))
+
+    def together(self, above: slice, below: slice) -> PairShares:
+        """The share of tokens on which features of two levels both fire."""
+        return PairShares(self._fired(above), self._fired(below), self.n_tokens)
+
+    def _fired(self, level: slice) -> csr_array:
+        """Ones where a feature fires on a token, (n_features of the level, n_tokens) float32."""
+        features, tokens, before = [], [], 0
+        for batch in self._batches:
+            first, n = int(batch.times[: level.start].sum()), batch.times[level]
+            features.append(np.repeat(np.arange(len(n), dtype=np.int32), n))
+            tokens.append(batch.tokens[first : first + int(n.sum())] + np.int32(before))
+            before += batch.n_tokens
+        shape = level.stop - level.start, self.n_tokens
+        if not tokens:
+            return csr_array(shape, dtype=np.float32)
+        places = np.concatenate(features), np.concatenate(tokens)
+        return csr_array((np.ones(len(places[0]), np.float32), places), shape=shape)
 
 
-@torch.no_grad()
-def follow_coactivation_of_entries(
-    running: torch.Tensor,
-    parents: tuple[torch.Tensor, torch.Tensor],
-    children: tuple[torch.Tensor, torch.Tensor],
-    batch: int,
-    weight: float,
-) -> None:
-    """The same as `follow_coactivation` from the few (feature, token) that are active.
+class PairShares:
+    """A matrix of n_parents rows and n_children columns of which blocks are made as they are read."""
 
-    Args:
-        running: (n_parents, n_children) float32.
-        parents, children: features of the level and the tokens on which they are active, two of (n,) int64.
-        batch: tokens in the batch.
-        weight: of the batch.
-    """
-    (parent, its_token), (child, token) = parents, children
-    children_on = torch.bincount(token, minlength=batch)
-    n_pairs = children_on[its_token]
-    if COST_OF_A_PAIR * int(n_pairs.sum()) > running.numel() * batch:
-        parent_acts, child_acts = running.new_zeros(batch, len(running)), running.new_zeros(batch, running.shape[1])
-        parent_acts[its_token, parent] = 1
-        child_acts[token, child] = 1
-        return follow_coactivation(running, parent_acts, child_acts, weight)
-    # Every active parent meets the children of its token, which follow one another once sorted.
-    child = child[torch.argsort(token, stable=True)]
-    first = children_on.cumsum(0) - children_on
-    row = torch.repeat_interleave(n_pairs)
-    met = torch.arange(len(row)) + (first[its_token] - (n_pairs.cumsum(0) - n_pairs))[row]
-    cells = parent[row] * running.shape[1] + child[met]
-    running.mul_(1 - weight)
-    share = torch.full((1,), weight / batch).expand(len(cells))
-    running.view(-1).index_add_(0, cells, share)
-    return None
+    def __init__(self, parents: csr_array, children: csr_array, n_tokens: int) -> None:
+        """Keep what fired, (n_parents, n_tokens) and (n_children, n_tokens)."""
+        self._parents, self._children, self._n_tokens = parents, children, n_tokens
+        n_pairs = np.bincount(parents.indices, minlength=1).astype(float)
+        n_children = np.bincount(children.indices, minlength=len(n_pairs))
+        n_pairs = float((n_pairs * n_children[: len(n_pairs)]).sum())
+        n_cells = (len(parents.indptr) - 1) * (len(children.indptr) - 1)
+        # None where so much fires that a product of ones and zeros is faster.
+        self._tokens = parents.T.tocsr() if PRODUCT_OF_PAIRS * n_pairs <= n_cells * n_tokens else None
+        self._held: tuple[torch.Tensor, Any] | None = None
+
+    def __getitem__(self, block: tuple[slice, torch.Tensor]) -> torch.Tensor:
+        """Of a slice of m parents and k child indices, (m, k) float32."""
+        above, below = block
+        if self._held is None or not torch.equal(self._held[0], below):
+            own = self._children[as_array(below)]
+            self._held = below, own.toarray() if self._tokens is None else _readable(own @ self._tokens)
+        of_children = self._held[1]
+        together = of_children @ self._parents[above].toarray().T if self._tokens is None else of_children[:, above]
+        numbers = together if isinstance(together, np.ndarray) else together.toarray()
+        return (torch.from_numpy(numbers).T / max(1, self._n_tokens)).to(below.device)
 
 
-@torch.no_grad()
-def follow_frequency(running: torch.Tensor, times_fired: torch.Tensor, batch: int, weight: float) -> None:
-    """Move the running share of tokens on which each feature is active on by one batch, in place.
+def _readable(counts: Any) -> Any:
+    """A sparse matrix as one of which columns can be read; in full if it is small."""
+    n_rows, n_columns = counts.shape
+    return counts.toarray() if n_rows * n_columns <= MOST_IN_FULL else counts.tocsc()
 
-    Args:
-        running: (n_features,) float32.
-        times_fired: tokens of the batch on which each feature is active, (n_features,).
-        batch: tokens in the batch.
-        weight: of the batch.
-    """
-    running.lerp_(times_fired.to(running.dtype) / batch, weight)
+
+def as_array(tensor: torch.Tensor) -> Numbers:
+    """A tensor's numbers, on the CPU."""
+    return tensor.detach().cpu().numpy()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 
@@ -82,6 +82,14 @@ SimilarityBlock = Callable[[slice, torch.Tensor], torch.Tensor]
 """Maps a slice of m parents and k child indices to their (m, k) similarities; −inf for pairs that cannot be."""
 
 
+class PairTable(Protocol):
+    """A matrix of parents and children of which blocks are read: a tensor, or one that makes them as they are read."""
+
+    def __getitem__(self, block: tuple[slice, torch.Tensor], /) -> torch.Tensor:
+        """Of a slice of m parents and k child indices, (m, k)."""
+        ...
+
+
 def cosine_similarity(parents: torch.Tensor, children: torch.Tensor, either_sign: bool = False) -> SimilarityBlock:
     """Cosine of encoder columns or decoder rows.
 
@@ -112,7 +120,7 @@ def cosine_similarity(parents: torch.Tensor, children: torch.Tensor, either_sign
     return block
 
 
-def coactivation_similarity(coactivation: torch.Tensor) -> SimilarityBlock:
+def coactivation_similarity(coactivation: PairTable) -> SimilarityBlock:
     """Share of tokens on which both are active.
 
     Args:
@@ -130,7 +138,7 @@ def coactivation_similarity(coactivation: torch.Tensor) -> SimilarityBlock:
 
 
 def conditional_similarity(
-    coactivation: torch.Tensor, parent_frequency: torch.Tensor, child_frequency: torch.Tensor
+    coactivation: PairTable, parent_frequency: torch.Tensor, child_frequency: torch.Tensor
 ) -> SimilarityBlock:
     """P(parent | child) − 2 P(parent): how much likelier the parent is where the child fires (not in the paper).
 

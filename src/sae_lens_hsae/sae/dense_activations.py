@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from sae_lens_hsae.forest.counts import follow_coactivation
+from sae_lens_hsae.forest.counts import Firing
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.sae.perturbation import Replacement, replacement_delta
 from sae_lens_hsae.sae.structural_loss import Families, structural_loss
@@ -35,9 +35,9 @@ class DenseActivations:
         """Tokens on which each feature is active, (n_features,)."""
         return (self.values.detach() != 0).sum(0)
 
-    def follow_coactivation(self, running: torch.Tensor, above: slice, below: slice, weight: float) -> None:
-        """Move the running share of tokens on which parents and children are both active on, in place."""
-        follow_coactivation(running, self.values[:, above], self.values[:, below], weight)
+    def firing(self, step: int) -> Firing:
+        """Which features fire on which tokens."""
+        return Firing.of(self.values.detach().T != 0, step)
 
     def l0(self, weights: torch.Tensor | None = None) -> torch.Tensor:
         """Mean L0 of every level, (L,), with the gradient that the rule of activation gives it.

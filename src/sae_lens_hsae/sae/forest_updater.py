@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
-from sae_lens_hsae.forest.counts import COACTIVATION_EVERY, follow_frequency, weight_of_batch
+from sae_lens_hsae.forest.counts import Counts
 from sae_lens_hsae.forest.parents import (
     SimilarityBlock,
     coactivation_similarity,
@@ -18,6 +17,7 @@ from sae_lens_hsae.forest.parents import (
     is_update_due,
     parent_table,
 )
+from sae_lens_hsae.sae.recent_firing import COUNT_EVERY, RecentFiring
 from sae_lens_hsae.sae.step_output import Activations
 from sae_lens_hsae.sae.structural_loss import Families, families_of
 
@@ -37,16 +37,15 @@ class ForestView(NamedTuple):
 class ForestUpdater(nn.Module):
     """Counts steps and what fires together, and makes a new parent table when one is due.
 
-    Keeps ``n_steps`` () taken so far, ``reparented_share`` () of the last update, and with co-activation similarity one
-    ``coactivation_l`` (n_l, n_{l+1}) per level boundary, with the conditional one ``firing_frequency`` (d_sae,) too.
+    Keeps ``n_steps`` () taken so far and ``reparented_share`` () of the last update.
 
     Attributes:
         n_updates: updates made by this object; a trainer compares it to see that the forest is new.
+        recent: what fired on the last tokens, where the similarity is measured on it; None where it is not.
     """
 
     n_steps: torch.Tensor
     reparented_share: torch.Tensor
-    firing_frequency: torch.Tensor
 
     def __init__(self, cfg: HierarchicalTrainingSAEConfig, device: torch.device) -> None:
         super().__init__()
@@ -58,35 +57,12 @@ class ForestUpdater(nn.Module):
         # SAELens' own count is off by one in a resumed run: its trainer saves a checkpoint before it counts the step.
         self.register_buffer("n_steps", torch.zeros((), dtype=torch.int64, device=device))
         self.register_buffer("reparented_share", torch.zeros((), **kind))
-        if cfg.hierarchy_similarity == "conditional":
-            self.register_buffer("firing_frequency", torch.zeros(cfg.d_sae, **kind))
-        if self._counts:
-            for boundary, (n_parents, n_children) in enumerate(pairwise(cfg.levels.widths)):
-                self.register_buffer(f"coactivation_{boundary}", torch.zeros(n_parents, n_children, **kind))
+        self.recent = RecentFiring(cfg.levels, cfg.target_l0_per_level) if cfg.parent_rule.is_measured else None
         self.register_load_state_dict_post_hook(_forget)
 
     def forget(self) -> None:
         """Read the buffers and the parent table anew; to be called after anything else has written them."""
         self._view = self._steps = None
-
-    @property
-    def _counts(self) -> bool:
-        """Whether the similarity is measured on what fires."""
-        return self._cfg.parent_rule.is_measured
-
-    def shares_of_tokens(self) -> list[torch.Tensor]:
-        """The counted shares that the similarity reads."""
-        if not self._counts:
-            return []
-        coactivation = [self._coactivation(boundary) for boundary in range(len(self._cfg.levels) - 1)]
-        return [self.firing_frequency, *coactivation] if self._is_conditional else coactivation
-
-    @property
-    def _is_conditional(self) -> bool:
-        return self._cfg.hierarchy_similarity == "conditional"
-
-    def _coactivation(self, boundary: int) -> torch.Tensor:
-        return self.get_buffer(f"coactivation_{boundary}")
 
     def steps_taken(self) -> int:
         """``n_steps`` as a number, without asking the device at each step."""
@@ -112,11 +88,8 @@ class ForestUpdater(nn.Module):
             parents: (d_sae,) int64; written in place.
             W_enc: (d_in, d_sae); W_dec: (d_sae, d_in).
         """
-        levels = self._cfg.levels
-        similarities = [
-            self._similarity(boundary, above, below, W_enc, W_dec)
-            for boundary, (above, below) in enumerate(levels.boundaries)
-        ]
+        levels, counts = self._cfg.levels, self.recent.counts() if self.recent is not None else None
+        similarities = [self._similarity(counts, *boundary, W_enc, W_dec) for boundary in levels.boundaries]
         table = parent_table(similarities, levels, self._cfg.parent_rule, parents.device)
         children = slice(levels.widths[0], None)
         if len(levels) > 1:
@@ -126,29 +99,23 @@ class ForestUpdater(nn.Module):
         self.n_updates += 1
 
     def _similarity(
-        self, boundary: int, above: slice, below: slice, W_enc: torch.Tensor, W_dec: torch.Tensor
+        self, counts: Counts | None, above: slice, below: slice, W_enc: torch.Tensor, W_dec: torch.Tensor
     ) -> SimilarityBlock:
-        match self._cfg.hierarchy_similarity:
-            case "encoder":
+        if counts is None:
+            if self._cfg.hierarchy_similarity == "encoder":
                 return cosine_similarity(W_enc[:, above].T, W_enc[:, below].T)
-            case "decoder":
-                return cosine_similarity(W_dec[above], W_dec[below])
-            case "coactivation":
-                return coactivation_similarity(self._coactivation(boundary))
-            case "conditional":
-                frequency = self.firing_frequency
-                return conditional_similarity(self._coactivation(boundary), frequency[above], frequency[below])
+            return cosine_similarity(W_dec[above], W_dec[below])
+        together = counts.together(above, below)
+        if self._cfg.hierarchy_similarity == "coactivation":
+            return coactivation_similarity(together)
+        frequency = counts.frequency.to(W_dec.device)
+        return conditional_similarity(together, frequency[above], frequency[below])
 
     @torch.no_grad()
-    def count(self, acts: Activations, batch: int, step: int) -> None:
-        """Take a batch into the shares of tokens that the similarity reads, if it is one of those that are counted."""
-        if not self._counts or step % COACTIVATION_EVERY:
-            return
-        weight = weight_of_batch(step)
-        if self._is_conditional:
-            follow_frequency(self.firing_frequency, acts.times_fired(), batch, weight)
-        for boundary, (above, below) in enumerate(self._cfg.levels.boundaries):
-            acts.follow_coactivation(self._coactivation(boundary), above, below, weight)
+    def count(self, acts: Activations, step: int) -> None:
+        """Take in what fires on a batch, if the similarity is measured on it and the batch is one that counts."""
+        if self.recent is not None and step % COUNT_EVERY == 0:
+            self.recent.count(acts.firing(step))
 
     def view(self, parents: torch.Tensor) -> ForestView:
         """The parent table as training steps read it."""

@@ -20,6 +20,7 @@ from sae_lens_hsae.config import HierarchicalSAEConfig
 from sae_lens_hsae.forest import Concepts, FeatureForest, copies_of_parents, validate_parents
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.sae.model_files import check_model_files, scale_beside
+from sae_lens_hsae.sae.recent_firing import STATE
 from sae_lens_hsae.sae.standardized_input import INPUT_SCALE
 from sae_lens_hsae.storage.exact_storage import SUFFIX, as_bytes, from_bytes
 from sae_lens_hsae.storage.whole_files import files_written_whole
@@ -219,13 +220,12 @@ class LevelStack(_Base):
 
     @override
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
-        exact = {name: attrgetter(name)(self).detach() for name in self.exact_tensors}
+        exact = {name: tensor for name, tensor in self.state_dict().items() if name not in CAST_TENSORS}
         exact = {name: tensor.clone() if tensor.is_floating_point() else tensor for name, tensor in exact.items()}
         out = super()._apply(fn, recurse)
-        for name, before in exact.items():
-            after = attrgetter(name)(self)
-            if after.dtype != before.dtype:
-                after.data = before.to(after.device)
+        for name, after in self.state_dict().items():
+            if name in exact and after.dtype != exact[name].dtype:
+                attrgetter(name)(self).data = exact[name].to(after.device)
         return out
 
     @override
@@ -267,7 +267,7 @@ class LevelStack(_Base):
                     f"the weights hold no tensor {name!r}, which the architecture {self.cfg.architecture()!r} needs; "
                     f"they hold {sorted(state_dict)}"
                 )
-            if state_dict[name].shape != tensor.shape:
+            if name not in STATE and state_dict[name].shape != tensor.shape:
                 raise ValueError(
                     f"{name} has shape {tuple(state_dict[name].shape)} in the file, but level_widths="
                     f"{self.cfg.level_widths} and d_in={self.cfg.d_in} need {tuple(tensor.shape)}; "

@@ -229,7 +229,7 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         if self.whole_batch_l0 is not None:
             # Of a part that is bad elsewhere a process learns here; until then it has counted nothing.
             l0 = self.whole_batch_l0(l0)
-        self.forest_updater.count(acts, batch, step)
+        self.forest_updater.count(acts, step)
         self.forest_updater.count_step()
         self.silent_features.count(acts, batch)
         self.activation.follow(acts, step)
@@ -267,8 +267,7 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
 
     def running_means(self) -> list[torch.Tensor]:
         """The buffers that follow the activations, linear in them: means over batches, of which means may be taken."""
-        parts = (self.standardization.running_means(), self.forest_updater.shares_of_tokens())
-        return [*parts[0], *parts[1], *self.activation.running_means()]
+        return [*self.standardization.running_means(), *self.activation.running_means()]
 
     def running_means_are_due(self) -> bool:
         """Whether the next training step begins by reading the running means."""

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from sae_lens_hsae.forest.counts import follow_coactivation_of_entries
+from sae_lens_hsae.forest.counts import Firing
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.sae.cpu_step.row_products import sum_rows, sum_sorted_rows
 from sae_lens_hsae.sae.encoder import Encoder
@@ -83,15 +83,11 @@ class ActiveEntries:
         """Tokens on which each feature is active, (n_features,)."""
         return torch.zeros(len(self._found)).index_add_(0, self.features, (self.values.detach() != 0).float())
 
-    def follow_coactivation(self, running: torch.Tensor, above: slice, below: slice, weight: float) -> None:
-        """Move the running share of tokens on which parents and children are both active on, in place."""
-        follow_coactivation_of_entries(running, self._active(above), self._active(below), self._found.shape[1], weight)
-
-    def _active(self, level: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features of a level and the tokens on which they are active, two of (n,)."""
-        own = slice(int(self._first[level.start]), int(self._first[level.stop]))
-        active = torch.nonzero(self.values.detach()[own]).squeeze(1)
-        return self.features[own][active].long() - level.start, self.tokens[own][active].long()
+    def firing(self, step: int) -> Firing:
+        """Which features fire on which tokens."""
+        active = torch.nonzero(self.values.detach()).squeeze(1)
+        features, tokens = self.features.index_select(0, active), self.tokens.index_select(0, active)
+        return Firing.of_entries(features, tokens, self._found.shape, step)
 
     def l0(self, weights: torch.Tensor | None = None) -> torch.Tensor:
         """Mean L0 of every level, (L,), with the gradient that the rule of activation gives it.

@@ -10,9 +10,10 @@ from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.sae.gpu_step.activation import activations
 from sae_lens_hsae.sae.gpu_step.decoder import reconstructions
 from sae_lens_hsae.sae.gpu_step.family_products import structural_loss_of_rows
-from sae_lens_hsae.sae.gpu_step.products import exact_product, product_dtype
+from sae_lens_hsae.sae.gpu_step.products import product_dtype
 from sae_lens_hsae.sae.level_activation import LevelActivation, PreActivations
 from sae_lens_hsae.sae.perturbation import Replacement
+from sae_lens_hsae.sae.recent_firing import PackedFiring
 from sae_lens_hsae.sae.structural_loss import Families
 
 
@@ -66,13 +67,9 @@ class FeatureRows:
             return self._times.detach()
         return (self.rows.detach() != 0).sum(1).to(self._times.dtype)
 
-    def follow_coactivation(self, running: torch.Tensor, above: slice, below: slice, weight: float) -> None:
-        """Move the running share of tokens on which parents and children are both active on, in place."""
-        # Zeros and ones are exact in half precision, and so are their sums in float32.
-        half = torch.bfloat16 if self.rows.is_cuda else torch.float32
-        parents, children = ((self.rows.detach()[own] > 0).to(half) for own in (above, below))
-        together = exact_product(parents, children.T).div_(self.rows.shape[1])
-        running.lerp_(together, weight)
+    def firing(self, step: int) -> PackedFiring:
+        """Which features fire on which tokens."""
+        return PackedFiring.of(self.rows.detach() != 0, step)
 
     def l0(self, weights: torch.Tensor | None = None) -> torch.Tensor:
         """Mean L0 of every level, (L,), with the gradient that the rule of activation gives it.

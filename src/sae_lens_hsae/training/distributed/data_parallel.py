@@ -115,7 +115,12 @@ class DataParallelTrainer(HierarchicalSAETrainer):
             self.ranks.take_from_first([sae.parents, sae.forest_updater.reparented_share])
             sae.forest_updater.forget()
         if sae.running_means_are_due():
-            self.ranks.average(sae.running_means())
+            self._share_what_was_counted()
+
+    def _share_what_was_counted(self) -> None:
+        self.ranks.average(self.sae.running_means())
+        if self.sae.forest_updater.recent is not None:
+            self.sae.forest_updater.recent.share(self.ranks.told_by_all)
 
     @override
     def _look(self, output: TrainStepOutput) -> None:
@@ -130,7 +135,7 @@ class DataParallelTrainer(HierarchicalSAETrainer):
 
     @override
     def set_final_sae_metadata(self) -> None:
-        self.ranks.average(self.sae.running_means())
+        self._share_what_was_counted()
         super().set_final_sae_metadata()
 
     @override
@@ -142,7 +147,7 @@ class DataParallelTrainer(HierarchicalSAETrainer):
         Raises:
             OSError: if a rank could not write its part.
         """
-        self.ranks.average(self.sae.running_means())
+        self._share_what_was_counted()
         if self.ranks.is_first:
             super().save_checkpoint(checkpoint_name, base_path, wandb_aliases)
         elif (base_path if base_path is not None else self.cfg.checkpoint_path) is not None:

@@ -1,0 +1,150 @@
+"""What fired on the last tokens of a training, of which its forest is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from sae_lens_hsae.forest.counts import Counts, Firing, as_array
+from sae_lens_hsae.forest.levels import Levels
+
+COUNT_EVERY = 4
+"""Steps between two batches that are counted."""
+
+FIRINGS = 256
+"""Of a feature that fires as often as its level's mean, on the tokens that are kept."""
+
+STATE = ("firing_steps", "firing_sizes", "firing_times", "firing_tokens")
+"""What a checkpoint holds of `RecentFiring`, as large as what was counted."""
+
+
+class PackedFiring(NamedTuple):
+    """A `Firing` that is still on its device: one bit for each feature and token, so that its shape says nothing of what fired.
+
+    Attributes:
+        step: of the training.
+        n_tokens: of the batch.
+        bits: (n_features, ⌈n_tokens / 8⌉) uint8.
+    """
+
+    step: int
+    n_tokens: int
+    bits: torch.Tensor
+
+    @classmethod
+    def of(cls, fired: torch.Tensor, step: int) -> PackedFiring:
+        """Of whether each feature fires on each token, (n_features, n_tokens) bool."""
+        n_features, n_tokens = fired.shape
+        whole = nn.functional.pad(fired.to(torch.uint8), (0, -n_tokens % 8)).view(n_features, -1, 8)
+        places = torch.arange(8, device=fired.device, dtype=torch.uint8)
+        return cls(step, n_tokens, whole.bitwise_left_shift_(places).sum(-1, dtype=torch.uint8))
+
+    def unpacked(self) -> Firing:
+        """As it is counted."""
+        fired = np.unpackbits(as_array(self.bits), axis=1, count=self.n_tokens, bitorder="little")
+        _, tokens = np.nonzero(fired)
+        tokens = tokens.astype(np.min_scalar_type(self.n_tokens))
+        return Firing(self.step, self.n_tokens, fired.sum(1, dtype=np.int32), tokens)
+
+
+def tokens_kept(levels: Levels, target_l0: Sequence[float]) -> int:
+    """Tokens on which features of the sparsest level fire `FIRINGS` times, in the mean.
+
+    Args:
+        levels: of the features; target_l0: of each level, (L,).
+    """
+    return round(FIRINGS * max(n / l0 for n, l0 in zip(levels.widths, target_l0, strict=True)))
+
+
+class RecentFiring(nn.Module):
+    """What fired on the last tokens that were counted: the newest third of a training, up to ``tokens_kept``.
+
+    A checkpoint holds it as ``firing_steps`` (n_batches,), ``firing_sizes`` (n_batches,), ``firing_times`` (n_batches,
+    n_features) and ``firing_tokens`` (n,), the fields of the batches' `Firing`.
+    """
+
+    def __init__(self, levels: Levels, target_l0: Sequence[float]) -> None:
+        """Keep nothing yet.
+
+        Args:
+            levels: of the features.
+            target_l0: of each level, (L,); with their widths they say how many tokens are kept.
+        """
+        super().__init__()
+        self._levels = levels
+        self.tokens_kept = tokens_kept(levels, target_l0)
+        # Early in a training far more fires on a token.
+        self._most_entries = 2 * self.tokens_kept * sum(target_l0)
+        self._batches: list[Firing | PackedFiring] = []
+        self._shared = 0
+        self.register_state_dict_post_hook(_write)
+        self.register_load_state_dict_pre_hook(_read)
+
+    def count(self, batch: Firing | PackedFiring) -> None:
+        """Take a batch in, and leave out those that it makes old."""
+        self._batches.append(batch)
+        self._leave_out_old(batch.step)
+
+    def share(self, told_by_all: Callable[[list[Firing]], Iterable[list[Firing]]]) -> None:
+        """Take in what other processes counted; ``told_by_all`` gives each one's message, of this one's."""
+        own = self.unpacked()
+        new = [batch for of_process in told_by_all(own[self._shared :]) for batch in of_process]
+        self._batches = [*own[: self._shared], *sorted(new, key=lambda batch: batch.step)]
+        if self._batches:
+            self._leave_out_old(self._batches[-1].step)
+        self._shared = len(self._batches)
+
+    def unpacked(self) -> list[Firing]:
+        """The batches, oldest first."""
+        self._batches = [batch.unpacked() if isinstance(batch, PackedFiring) else batch for batch in self._batches]
+        return self._batches  # type: ignore[return-value]
+
+    def counts(self) -> Counts:
+        """Of all that is kept."""
+        return Counts(self.unpacked(), self._levels)
+
+    def _leave_out_old(self, step: int) -> None:
+        n_tokens = n_entries = 0.0
+        oldest = step
+        for batch in reversed(self._batches):
+            if batch.step < oldest and (
+                n_tokens >= self.tokens_kept or n_entries >= self._most_entries or 3 * batch.step < 2 * step
+            ):
+                break
+            oldest = batch.step
+            n_tokens += batch.n_tokens
+            n_entries += len(batch.tokens) if isinstance(batch, Firing) else 0
+        n_old = sum(batch.step < oldest for batch in self._batches)
+        del self._batches[:n_old]
+        self._shared = max(0, self._shared - n_old)
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        batches = self.unpacked()
+        times = [batch.times for batch in batches] or [np.zeros((0, self._levels.n_features), np.int32)]
+        tokens = [batch.tokens.astype(np.int32) for batch in batches] or [np.zeros(0, np.int32)]
+        return {
+            "firing_steps": torch.tensor([batch.step for batch in batches], dtype=torch.int64),
+            "firing_sizes": torch.tensor([batch.n_tokens for batch in batches], dtype=torch.int64),
+            "firing_times": torch.from_numpy(np.vstack(times)),
+            "firing_tokens": torch.from_numpy(np.concatenate(tokens)),
+        }
+
+
+def _write(recent: nn.Module, state_dict: dict[str, Any], prefix: str, _metadata: Any) -> None:
+    assert isinstance(recent, RecentFiring)
+    state_dict.update({prefix + name: tensor for name, tensor in recent._state().items()})
+
+
+def _read(recent: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    assert isinstance(recent, RecentFiring)
+    steps, sizes, times, tokens = (as_array(state_dict.pop(prefix + name)) for name in STATE)
+    ends = times.sum(1).cumsum()[:-1]
+    recent._batches = [
+        Firing(int(step), int(size), of_batch, own.astype(np.min_scalar_type(size)))
+        for step, size, of_batch, own in zip(steps, sizes, times, np.split(tokens, ends)[: len(steps)], strict=True)
+    ]
+    recent._shared = len(recent._batches)
