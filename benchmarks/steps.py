@@ -52,8 +52,8 @@ def measure_size(size: Size, names: Sequence[str], rounds: int, device: str) -> 
     Returns:
         ``contestants``, by name: ``seconds`` per step, ``peak_bytes``, ``activations_per_second``, ``l0`` per level
         and ``hsae_as_multiple``, HSAE's time divided by this one's; or why it was ``left_out``. Beside them
-        the ``hierarchy_updates``' seconds and share of training by contestant, ``seconds_by_part`` of HSAE with and without
-        hierarchy, what became of the ``goals``, and what the report tells of the floor and of L0.
+        the ``hierarchy_updates``' seconds and share of training by contestant, ``seconds_by_part`` of HSAE with and
+        without hierarchy, what became of the ``goals``, and what the report tells of the floor and of L0.
     """
     results: dict[str, dict[str, Any]] = {name: {} for name in names}
     available = available_bytes(device)

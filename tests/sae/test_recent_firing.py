@@ -99,6 +99,30 @@ def test_where_much_fires_fewer_tokens_are_kept():
     assert 30 <= kept.counts().n_tokens <= 40
 
 
+def test_packed_batches_are_kept_as_if_it_were_known_how_much_fires():
+    """However often they are looked at in between."""
+    kept, looked_at = recent(tokens_kept=1000), recent(tokens_kept=1000)
+    for of_both in (kept, looked_at):
+        of_both._most_entries = 400
+    for step in range(0, 400, 4):
+        fired = fired_on(10, 0.9, step)
+        kept.count(packed(fired, step))
+        looked_at.count(packed(fired, step))
+        if step % 20 == 0:
+            looked_at.state_dict()
+    assert (
+        [batch.step for batch in kept.unpacked()] == [batch.step for batch in looked_at.unpacked()] == [388, 392, 396]
+    )
+
+
+def test_a_batch_that_turned_out_bad_is_left_out():
+    kept = recent()
+    for step, good in ((8, 1.0), (12, 0.0)):
+        kept.count(packed(fired_on(10, 0.2), step)._replace(good=torch.tensor(good)))
+    assert [batch.step for batch in kept.unpacked()] == [8]
+    assert kept.counts().n_tokens == 10
+
+
 def test_processes_count_what_one_would():
     """Two that share at times, each with half of a batch, against one that has all of it."""
     halves, whole = [recent(80), recent(80)], recent(80)
@@ -140,5 +164,9 @@ def test_what_is_kept_is_saved_and_loaded(of):
         for name in ("times", "tokens"):
             assert getattr(ours, name).dtype == getattr(theirs, name).dtype
             assert np.array_equal(getattr(ours, name), getattr(theirs, name))
+    torn = kept.state_dict()
+    torn["firing_tokens"] = torn["firing_tokens"][:-1]
+    with pytest.raises(ValueError, match="firing_tokens do not belong together"):
+        again.load_state_dict(torn)
     kept.load_state_dict(recent().state_dict())
     assert kept.counts().n_tokens == 0

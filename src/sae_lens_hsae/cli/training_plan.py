@@ -49,17 +49,19 @@ def estimate(cfg: Any) -> dict[str, float]:
         "weights_gb": 4 * parameters * size / 1e9,
         "batch_gb": 2 * cfg.train_batch_size_tokens * sae.d_sae * size / 1e9,
         "buffer_gb": buffer * size / 1e9,
-        "firing_gb": _bytes_of_firing(sae, cfg.train_batch_size_tokens) / 1e9,
+        "firing_gb": _bytes_of_firing(sae, cfg.train_batch_size_tokens, cfg.device) / 1e9,
         "sae_teraflop": teraflop,
         "hours_per_teraflop_per_second": teraflop / 3600,
     }
 
 
-def _bytes_of_firing(sae: Any, batch: int) -> float:
-    """Of what fired on the last tokens (`RecentFiring`): a token, and for each feature and batch a number."""
+def _bytes_of_firing(sae: Any, batch: int, device: str) -> float:
+    """Of what fired on the last tokens (`RecentFiring`): a token, and for each feature and batch a number; or bits."""
     if not isinstance(sae, HierarchicalTrainingSAEConfig) or not sae.parent_rule.is_measured:
         return 0
     kept = tokens_kept(sae.levels, sae.target_l0_per_level)
+    if device.startswith("cuda"):
+        return kept * sae.d_sae / 8
     return kept * sum(sae.target_l0_per_level) * np.min_scalar_type(batch).itemsize + 4 * sae.d_sae * kept / batch
 
 

@@ -17,7 +17,7 @@ from sae_lens_hsae.forest.parents import (
     is_update_due,
     parent_table,
 )
-from sae_lens_hsae.sae.recent_firing import COUNT_EVERY, RecentFiring
+from sae_lens_hsae.sae.recent_firing import COUNT_EVERY, PackedFiring, RecentFiring
 from sae_lens_hsae.sae.step_output import Activations
 from sae_lens_hsae.sae.structural_loss import Families, families_of
 
@@ -112,10 +112,21 @@ class ForestUpdater(nn.Module):
         return conditional_similarity(together, frequency[above], frequency[below])
 
     @torch.no_grad()
-    def count(self, acts: Activations, step: int) -> None:
-        """Take in what fires on a batch, if the similarity is measured on it and the batch is one that counts."""
-        if self.recent is not None and step % COUNT_EVERY == 0:
-            self.recent.count(acts.firing(step))
+    def count(self, acts: Activations, step: int, good: torch.Tensor | None = None) -> None:
+        """Take in what fires on a batch, if a forest is to be made of it and the batch is one that counts.
+
+        Args:
+            acts: of the batch.
+            step: of the training.
+            good: 0 if the batch is bad, (), where nothing may wait to know it.
+        """
+        freeze = self._cfg.freeze_hierarchy_after
+        if self.recent is None or step % COUNT_EVERY or (freeze is not None and step > freeze):
+            return
+        firing = acts.firing(step)
+        if isinstance(firing, PackedFiring) and good is not None:
+            firing = firing._replace(good=good.clone())
+        self.recent.count(firing)
 
     def view(self, parents: torch.Tensor) -> ForestView:
         """The parent table as training steps read it."""

@@ -31,7 +31,7 @@ else:
     _Base = object
 
 CAST_TENSORS = ("W_enc", "b_enc", "threshold", "W_dec", "b_dec")
-"""Tensors of the SAE's own dtype. A part of a training SAE keeps its tensors exactly as they are."""
+"""Tensors of the SAE's own dtype. All others keep every bit, whatever dtype it is cast, saved or loaded to."""
 
 
 class LevelStack(_Base):
@@ -47,11 +47,6 @@ class LevelStack(_Base):
     b_enc: nn.Parameter
     threshold: torch.Tensor
     parents: torch.Tensor
-
-    @property
-    def exact_tensors(self) -> tuple[str, ...]:
-        """Tensors that keep every bit whatever dtype the SAE is cast, saved or loaded to: parents, and all of parts."""
-        return tuple(name for name in self.state_dict() if name not in CAST_TENSORS)
 
     @property
     def levels(self) -> Levels:
@@ -238,10 +233,9 @@ class LevelStack(_Base):
     @override
     def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
         """A file names a tensor by its own name alone, whichever part of the SAE keeps it."""
-        exact = set(self.exact_tensors)
         for name in list(state_dict):
-            tensor = state_dict.pop(name)
-            state_dict[own_name(name) + SUFFIX * (name in exact)] = as_bytes(tensor) if name in exact else tensor
+            tensor, is_exact = state_dict.pop(name), name not in CAST_TENSORS
+            state_dict[own_name(name) + SUFFIX * is_exact] = as_bytes(tensor) if is_exact else tensor
 
     @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
@@ -250,9 +244,10 @@ class LevelStack(_Base):
         Raises:
             ValueError: if a tensor is missing or of another shape or kind, or the parent table is no forest.
         """
-        full_names = {own_name(name): name for name in self.state_dict()}
-        expected = {own_name(name): tensor for name, tensor in self.state_dict().items()}
-        exact_names = set(map(own_name, self.exact_tensors))
+        own = self.state_dict()
+        full_names = {own_name(name): name for name in own}
+        expected = {own_name(name): tensor for name, tensor in own.items()}
+        exact_names = {own_name(name) for name in own if name not in CAST_TENSORS}
         for stored in list(state_dict):
             state_dict[own_name(stored)] = state_dict.pop(stored)
         for stored in [name for name in state_dict if name.endswith(SUFFIX)]:

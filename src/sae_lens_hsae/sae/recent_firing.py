@@ -23,17 +23,19 @@ STATE = ("firing_steps", "firing_sizes", "firing_times", "firing_tokens")
 
 
 class PackedFiring(NamedTuple):
-    """A `Firing` that is still on its device: one bit for each feature and token, so that its shape says nothing of what fired.
+    """A `Firing` still on its device: one bit for each feature and token, so that its shape does not depend on them.
 
     Attributes:
         step: of the training.
         n_tokens: of the batch.
         bits: (n_features, ⌈n_tokens / 8⌉) uint8.
+        good: 0 if the batch turned out to be bad, (); None where it is known to be good.
     """
 
     step: int
     n_tokens: int
     bits: torch.Tensor
+    good: torch.Tensor | None = None
 
     @classmethod
     def of(cls, fired: torch.Tensor, step: int) -> PackedFiring:
@@ -46,9 +48,9 @@ class PackedFiring(NamedTuple):
     def unpacked(self) -> Firing:
         """As it is counted."""
         fired = np.unpackbits(as_array(self.bits), axis=1, count=self.n_tokens, bitorder="little")
-        _, tokens = np.nonzero(fired)
-        tokens = tokens.astype(np.min_scalar_type(self.n_tokens))
-        return Firing(self.step, self.n_tokens, fired.sum(1, dtype=np.int32), tokens)
+        tokens = np.flatnonzero(fired.view(bool)) % self.n_tokens
+        times = fired.sum(1, dtype=np.int32)
+        return Firing(self.step, self.n_tokens, times, tokens.astype(np.min_scalar_type(self.n_tokens)))
 
 
 def tokens_kept(levels: Levels, target_l0: Sequence[float]) -> int:
@@ -87,40 +89,45 @@ class RecentFiring(nn.Module):
     def count(self, batch: Firing | PackedFiring) -> None:
         """Take a batch in, and leave out those that it makes old."""
         self._batches.append(batch)
-        self._leave_out_old(batch.step)
+        self._leave_out_old()
 
     def share(self, told_by_all: Callable[[list[Firing]], Iterable[list[Firing]]]) -> None:
         """Take in what other processes counted; ``told_by_all`` gives each one's message, of this one's."""
         own = self.unpacked()
         new = [batch for of_process in told_by_all(own[self._shared :]) for batch in of_process]
         self._batches = [*own[: self._shared], *sorted(new, key=lambda batch: batch.step)]
-        if self._batches:
-            self._leave_out_old(self._batches[-1].step)
+        self._leave_out_old()
         self._shared = len(self._batches)
 
     def unpacked(self) -> list[Firing]:
-        """The batches, oldest first."""
-        self._batches = [batch.unpacked() if isinstance(batch, PackedFiring) else batch for batch in self._batches]
-        return self._batches  # type: ignore[return-value]
+        """The good batches, oldest first."""
+        return self._leave_out_old(unpack=True)
 
     def counts(self) -> Counts:
         """Of all that is kept."""
         return Counts(self.unpacked(), self._levels)
 
-    def _leave_out_old(self, step: int) -> None:
-        n_tokens = n_entries = 0.0
-        oldest = step
-        for batch in reversed(self._batches):
-            if batch.step < oldest and (
-                n_tokens >= self.tokens_kept or n_entries >= self._most_entries or 3 * batch.step < 2 * step
-            ):
+    def _leave_out_old(self, unpack: bool = False) -> list[Any]:
+        """Keep whole steps, the newest ones, and of packed batches as many as if it were known how much fired."""
+        kept: list[Firing | PackedFiring] = []
+        n_tokens, n_entries, n_old = 0, 0, 0
+        for place in reversed(range(len(self._batches))):
+            batch = self._batches[place]
+            is_enough = n_tokens >= self.tokens_kept or n_entries >= self._most_entries
+            is_old = 3 * batch.step < 2 * self._batches[-1].step
+            if kept and batch.step < kept[-1].step and (is_enough or is_old):
+                n_old = place + 1
                 break
-            oldest = batch.step
+            if unpack and isinstance(batch, PackedFiring):
+                if batch.good is not None and not batch.good:
+                    continue
+                batch = batch.unpacked()
+            kept.append(batch)
             n_tokens += batch.n_tokens
             n_entries += len(batch.tokens) if isinstance(batch, Firing) else 0
-        n_old = sum(batch.step < oldest for batch in self._batches)
-        del self._batches[:n_old]
+        self._batches = kept[::-1]
         self._shared = max(0, self._shared - n_old)
+        return self._batches
 
     def _state(self) -> dict[str, torch.Tensor]:
         batches = self.unpacked()
@@ -142,6 +149,8 @@ def _write(recent: nn.Module, state_dict: dict[str, Any], prefix: str, _metadata
 def _read(recent: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     assert isinstance(recent, RecentFiring)
     steps, sizes, times, tokens = (as_array(state_dict.pop(prefix + name)) for name in STATE)
+    if times.shape != (len(steps), recent._levels.n_features) or len(sizes) != len(steps) or times.sum() != len(tokens):
+        raise ValueError(f"{', '.join(STATE)} do not belong together; take another checkpoint")
     ends = times.sum(1).cumsum()[:-1]
     recent._batches = [
         Firing(int(step), int(size), of_batch, own.astype(np.min_scalar_type(size)))

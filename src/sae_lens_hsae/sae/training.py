@@ -229,7 +229,7 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         if self.whole_batch_l0 is not None:
             # Of a part that is bad elsewhere a process learns here; until then it has counted nothing.
             l0 = self.whole_batch_l0(l0)
-        self.forest_updater.count(acts, step)
+        self.forest_updater.count(acts, step, good)
         self.forest_updater.count_step()
         self.silent_features.count(acts, batch)
         self.activation.follow(acts, step)

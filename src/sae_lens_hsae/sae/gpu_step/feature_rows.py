@@ -65,11 +65,11 @@ class FeatureRows:
         """Tokens on which each feature is active, (n_features,)."""
         if self._weights is None:
             return self._times.detach()
-        return (self.rows.detach() != 0).sum(1).to(self._times.dtype)
+        return (self.rows.detach() > 0).sum(1).to(self._times.dtype)  # a bad batch has NaN
 
     def firing(self, step: int) -> PackedFiring:
         """Which features fire on which tokens."""
-        return PackedFiring.of(self.rows.detach() != 0, step)
+        return PackedFiring.of(self.rows.detach() > 0, step)
 
     def l0(self, weights: torch.Tensor | None = None) -> torch.Tensor:
         """Mean L0 of every level, (L,), with the gradient that the rule of activation gives it.

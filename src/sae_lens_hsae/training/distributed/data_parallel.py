@@ -2,7 +2,7 @@
 
 With equal parts of the batch, gradients and L0 of the whole batch are the means over ranks of those of the parts, and
 firing counts their sums. So parameters, λ, dead features and forest stay the same on all ranks without being sent.
-Co-activation is a running mean and thus linear in its batches: the mean over ranks is taken only where it is read.
+What fired on a rank's tokens, and its running means, the others take in only where they are read.
 """
 
 from __future__ import annotations
