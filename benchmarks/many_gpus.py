@@ -15,7 +15,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import cycle, pairwise
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import torch
@@ -26,11 +26,17 @@ from benchmarks.naive import PlainHSAE
 from benchmarks.plan import Size
 from benchmarks.planted import plant
 from benchmarks.sharding import LAYOUTS, N_RANKS, bytes_sent, loopback_bytes
+from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.presets import PAPER
+from sae_lens_hsae.sae.recent_firing import tokens_kept
 from sae_lens_hsae.training.distributed.data_parallel import DataParallelTrainer
 from sae_lens_hsae.training.distributed.ranks import join
 
 FLOAT = 4
+TOKEN = 2
+"""Bytes of a token's number within a batch of at most 65,536."""
+L0 = 50
+"""Of every level of the table, as in the paper."""
 GB = 1e9
 D_IN = 2304
 BATCH = 1024
@@ -50,8 +56,6 @@ arranged."""
 DENSE_COPIES = 23
 """Of (batch, features) float32 numbers at the peak of a step in the dense form, which GPUs use. Both numbers were
 chosen to fit the check, on a CPU."""
-COUNTED_COPIES = 2
-"""Of the largest matrix of counts: those of the batch, before and after they are divided by its size."""
 SETTINGS: dict[str, dict[str, Any]] = {"paper": PAPER, "defaults": {}}
 """Fields of the SAE's config. What decides here is whether the similarity is measured on activations."""
 CHECKED = (
@@ -87,10 +91,10 @@ def step_bytes(d_in: int, n_features: int, n_levels: int, n_ranks: int) -> float
     return all_reduce_bytes(FLOAT * (parameters(d_in, n_features, n_levels) + n_features) + marks, n_ranks)
 
 
-def counts_bytes(widths: Sequence[int]) -> float:
-    """What a rank holds more if the similarity is measured on activations: how often parents and children co-fire."""
-    matrices = [n_parents * n_children for n_parents, n_children in pairwise(widths)]
-    return FLOAT * (sum(matrices) + COUNTED_COPIES * max(matrices))
+def firing_bytes(widths: Sequence[int], target_l0: Sequence[float], batch: int) -> float:
+    """What a rank holds more if the similarity is measured on activations: what fired on the last tokens."""
+    kept = tokens_kept(Levels(tuple(widths)), target_l0)
+    return kept * (TOKEN * sum(target_l0) + FLOAT * sum(widths) / batch)
 
 
 def doubling_widths(n_features: int, n_levels: int) -> list[int]:
@@ -161,7 +165,7 @@ def layouts(d_in: int, n_features: int, n_levels: int, batch: int, n_ranks: int)
 
 def growth_table(n_ranks: int, flops: float) -> str:
     """From 16k to 10M features: what a rank holds, sends and computes."""
-    head = ["features", "parameters", "replica GB", "counts GB", "sharded GB", "sent GB", "SAE ms", *BANDWIDTHS]
+    head = ["features", "parameters", "replica GB", "firing GB", "sharded GB", "sent GB", "SAE ms", *BANDWIDTHS]
     lines = [head, ["---:"] * len(head)]
     for n_features in FEATURES:
         sizes = (D_IN, n_features, N_LEVELS, BATCH)
@@ -172,7 +176,7 @@ def growth_table(n_ranks: int, flops: float) -> str:
                 f"{n_features:,}",
                 f"{parameters(*sizes[:3]) / 1e6:,.0f} M",
                 f"{replica_bytes(*sizes) / GB:,.1f}",
-                f"{counts_bytes(doubling_widths(n_features, N_LEVELS)) / GB:,.1f}",
+                f"{firing_bytes(doubling_widths(n_features, N_LEVELS), [L0] * N_LEVELS, BATCH) / GB:,.1f}",
                 f"{sharded.held / GB:,.1f}",
                 f"{step_bytes(*sizes[:3], n_ranks) / GB:,.2f}",
                 f"{1e3 * times[0].sae:,.1f}",
@@ -215,7 +219,7 @@ def check_table() -> str:
         n_levels = len(size.widths)
         expected = replica_bytes(size.d_in, size.n_features, n_levels, size.batch)
         if setting == "defaults":
-            expected += counts_bytes(size.widths)
+            expected += firing_bytes(size.widths, [size.l0] * n_levels, size.batch)
         lines.append(
             [
                 f"{size.d_in}, {'/'.join(map(str, size.widths))}, {size.batch}",

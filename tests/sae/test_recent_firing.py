@@ -7,6 +7,7 @@ import torch
 from sae_lens_hsae.forest import counts
 from sae_lens_hsae.forest.counts import Counts, Firing
 from sae_lens_hsae.forest.levels import Levels
+from sae_lens_hsae.sae import recent_firing
 from sae_lens_hsae.sae.recent_firing import FIRINGS, PackedFiring, RecentFiring
 
 LEVELS = Levels((6, 9))
@@ -113,6 +114,15 @@ def test_packed_batches_are_kept_as_if_it_were_known_how_much_fires():
     assert (
         [batch.step for batch in kept.unpacked()] == [batch.step for batch in looked_at.unpacked()] == [388, 392, 396]
     )
+
+
+def test_where_levels_are_very_wide_packed_batches_do_not_stay_on_the_device(monkeypatch):
+    monkeypatch.setattr(recent_firing, "MOST_PACKED", 100)
+    kept = recent()
+    for step in range(200, 220, 4):
+        kept.count(packed(fired_on(16, 0.1, step), step))  # 30 bytes each
+        assert sum(isinstance(batch, PackedFiring) for batch in kept._batches) < 4
+    assert [batch.step for batch in kept.unpacked()] == list(range(200, 220, 4))
 
 
 def test_a_batch_that_turned_out_bad_is_left_out():

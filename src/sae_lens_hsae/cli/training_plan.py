@@ -12,7 +12,7 @@ from sae_lens.util import str_to_dtype
 
 from sae_lens_hsae.cli.flag_names import in_flags
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
-from sae_lens_hsae.sae.recent_firing import tokens_kept
+from sae_lens_hsae.sae.recent_firing import MOST_PACKED, tokens_kept
 
 CHARACTERS_PER_TOKEN = 4
 """Rough, in English."""
@@ -61,7 +61,7 @@ def _bytes_of_firing(sae: Any, batch: int, device: str) -> float:
         return 0
     kept = tokens_kept(sae.levels, sae.target_l0_per_level)
     if device.startswith("cuda"):
-        return kept * sae.d_sae / 8
+        return min(kept * sae.d_sae / 8, MOST_PACKED)
     return kept * sum(sae.target_l0_per_level) * np.min_scalar_type(batch).itemsize + 4 * sae.d_sae * kept / batch
 
 

@@ -18,6 +18,9 @@ COUNT_EVERY = 4
 FIRINGS = 256
 """Of a feature that fires as often as its level's mean, on the tokens that are kept."""
 
+MOST_PACKED = 2**30
+"""Bytes of packed batches on a device; with more of them the host waits, and takes out what fired."""
+
 STATE = ("firing_steps", "firing_sizes", "firing_times", "firing_tokens")
 """What a checkpoint holds of `RecentFiring`, as large as what was counted."""
 
@@ -89,7 +92,8 @@ class RecentFiring(nn.Module):
     def count(self, batch: Firing | PackedFiring) -> None:
         """Take a batch in, and leave out those that it makes old."""
         self._batches.append(batch)
-        self._leave_out_old()
+        packed = sum(each.bits.numel() for each in self._batches if isinstance(each, PackedFiring))
+        self._leave_out_old(unpack=packed > MOST_PACKED)
 
     def share(self, told_by_all: Callable[[list[Firing]], Iterable[list[Firing]]]) -> None:
         """Take in what other processes counted; ``told_by_all`` gives each one's message, of this one's."""
