@@ -171,10 +171,6 @@ class FeatureForest:
         features = (self._parents == NO_PARENT).nonzero().flatten()
         return features[self.level_widths[0] :]
 
-    def leaves(self) -> torch.Tensor:
-        """Flat indices of the features without children, ascending."""
-        return (~self.has_children).nonzero().flatten()
-
     def edges(self) -> torch.Tensor:
         """(n_edges, 2) pairs (parent, child), in the order of the children."""
         children = (self._parents != NO_PARENT).nonzero().flatten()
@@ -306,16 +302,4 @@ def _what_is_wrong(parents: torch.Tensor, feature: int, level: int, parent_level
         fault = f"which is no feature (there are {levels.n_features})"
     else:
         fault = f"a feature of level {parent_level}"
-        if cycle := _cycle_through(parents, feature):
-            shown = cycle if len(cycle) <= 8 else [*cycle[:6], "…", feature]
-            fault += f", and makes the feature its own ancestor (cycle {' → '.join(map(str, shown))})"
     return f"parents[{feature}] = {parent}, {fault}, but feature {feature} is in level {level}; {remedy}"
-
-
-def _cycle_through(parents: torch.Tensor, feature: int) -> list[int]:
-    """The features from ``feature`` up to ``feature`` again, or nothing if the way up does not return to it."""
-    walk, seen = [feature], set[int]()
-    while 0 <= (above := int(parents[walk[-1]])) < parents.numel() and above not in seen:
-        walk.append(above)
-        seen.add(above)
-    return walk if len(walk) > 1 and walk[-1] == feature else []

@@ -13,6 +13,7 @@ from typing import Literal, Protocol, get_args
 
 import torch
 
+from sae_lens_hsae.forest.counts import Counts
 from sae_lens_hsae.forest.levels import NO_PARENT, Levels
 from sae_lens_hsae.storage.json_files import is_count, is_number
 
@@ -163,6 +164,26 @@ def conditional_similarity(
         return raised.masked_fill_((together == 0) | (of_parents < of_children), -torch.inf)
 
     return block
+
+
+def measured_similarities(
+    similarity: Similarity, counts: Counts, levels: Levels, device: torch.device | str
+) -> list[SimilarityBlock]:
+    """The similarity of each level boundary by what was counted.
+
+    Args:
+        similarity: one of `MEASURED_ON_ACTIVATIONS`.
+        counts: of the features of all levels.
+        levels: of the features.
+        device: of the forest.
+    """
+    frequency = counts.frequency.to(device)
+    return [
+        coactivation_similarity(counts.together(above, below))
+        if similarity == "coactivation"
+        else conditional_similarity(counts.together(above, below), frequency[above], frequency[below])
+        for above, below in levels.boundaries
+    ]
 
 
 def parent_table(

@@ -11,13 +11,12 @@ from sae_lens import SAE
 from sae_lens.saes.abstopk_sae import AbsTopKSAE
 from sae_lens.saes.temporal_sae import TemporalSAE
 
+from sae_lens_hsae.forest.counts import Counts, Firing
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.forest.parents import (
     ParentRule,
-    SimilarityBlock,
-    coactivation_similarity,
-    conditional_similarity,
     cosine_similarity,
+    measured_similarities,
     parent_table,
 )
 
@@ -41,7 +40,8 @@ def assign_parents(
     levels = Levels(tuple(widths_of(saes)))
     if rule.is_measured:
         assert activations is not None  # checked above
-        similarities = _measured(saes, rule, activations)
+        counts = _counts(saes, activations, levels)
+        similarities = measured_similarities(rule.similarity, counts, levels, saes[0].W_dec.device)
     else:
         directions = [sae.W_enc.T if rule.similarity == "encoder" else sae.W_dec for sae in saes]
         signed = have_either_sign(saes)
@@ -68,29 +68,16 @@ def check_one_token(saes: Sequence[Any]) -> None:
             )
 
 
-def _measured(saes: Sequence[SAE[Any]], rule: ParentRule, activations: Iterable[torch.Tensor]) -> list[SimilarityBlock]:
-    together = [
-        torch.zeros(parents.cfg.d_sae, children.cfg.d_sae, device=parents.W_dec.device)
-        for parents, children in pairwise(saes)
-    ]
-    alone = [torch.zeros(sae.cfg.d_sae, device=sae.W_dec.device) for sae in saes]
-    n_tokens = 0
+def _counts(saes: Sequence[SAE[Any]], activations: Iterable[torch.Tensor], levels: Levels) -> Counts:
+    batches = []
     for number, x in enumerate(activations):
         if not x.isfinite().all():
             raise ValueError(f"activations: batch {number} holds NaN or infinity; leave out those tokens")
-        fired = [(sae.encode(x.to(sae.W_dec.device)) != 0).float() for sae in saes]
-        n_tokens += len(x)
-        for count, of_level in zip(alone, fired, strict=True):
-            count += of_level.sum(0)
-        for count, (parents, children) in zip(together, pairwise(fired), strict=True):
-            count += parents.T @ children
-    if not n_tokens:
+        fired = [sae.encode(x.to(sae.W_dec.device)).T != 0 for sae in saes]
+        batches.append(Firing.of(torch.cat(fired), number))
+    if not sum(batch.n_tokens for batch in batches):
         raise ValueError("activations held no token; pass (batch, d_in) tensors, and no iterator that is used up")
-    together = [count / n_tokens for count in together]
-    if rule.similarity == "coactivation":
-        return [coactivation_similarity(shares) for shares in together]
-    alone = [count / n_tokens for count in alone]
-    return [conditional_similarity(shares, *pair) for shares, pair in zip(together, pairwise(alone), strict=True)]
+    return Counts(batches, levels)
 
 
 def _check(saes: Sequence[SAE[Any]], rule: ParentRule, activations: Iterable[torch.Tensor] | None) -> None:

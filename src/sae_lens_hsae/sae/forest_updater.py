@@ -8,13 +8,10 @@ import torch
 from torch import nn
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
-from sae_lens_hsae.forest.counts import Counts
 from sae_lens_hsae.forest.parents import (
-    SimilarityBlock,
-    coactivation_similarity,
-    conditional_similarity,
     cosine_similarity,
     is_update_due,
+    measured_similarities,
     parent_table,
 )
 from sae_lens_hsae.sae.recent_firing import COUNT_EVERY, PackedFiring, RecentFiring
@@ -88,28 +85,21 @@ class ForestUpdater(nn.Module):
             parents: (d_sae,) int64; written in place.
             W_enc: (d_in, d_sae); W_dec: (d_sae, d_in).
         """
-        levels, counts = self._cfg.levels, self.recent.counts() if self.recent is not None else None
-        similarities = [self._similarity(counts, *boundary, W_enc, W_dec) for boundary in levels.boundaries]
-        table = parent_table(similarities, levels, self._cfg.parent_rule, parents.device)
+        levels, rule = self._cfg.levels, self._cfg.parent_rule
+        if self.recent is not None:
+            similarities = measured_similarities(rule.similarity, self.recent.counts(), levels, parents.device)
+        else:
+            directions = W_enc.T if rule.similarity == "encoder" else W_dec
+            similarities = [
+                cosine_similarity(directions[above], directions[below]) for above, below in levels.boundaries
+            ]
+        table = parent_table(similarities, levels, rule, parents.device)
         children = slice(levels.widths[0], None)
         if len(levels) > 1:
             self.reparented_share.copy_((table[children] != parents[children]).float().mean())
         parents.copy_(table)
         self._view = None
         self.n_updates += 1
-
-    def _similarity(
-        self, counts: Counts | None, above: slice, below: slice, W_enc: torch.Tensor, W_dec: torch.Tensor
-    ) -> SimilarityBlock:
-        if counts is None:
-            if self._cfg.hierarchy_similarity == "encoder":
-                return cosine_similarity(W_enc[:, above].T, W_enc[:, below].T)
-            return cosine_similarity(W_dec[above], W_dec[below])
-        together = counts.together(above, below)
-        if self._cfg.hierarchy_similarity == "coactivation":
-            return coactivation_similarity(together)
-        frequency = counts.frequency.to(W_dec.device)
-        return conditional_similarity(together, frequency[above], frequency[below])
 
     @torch.no_grad()
     def count(self, acts: Activations, step: int, good: torch.Tensor | None = None) -> None:
