@@ -1,8 +1,6 @@
 """`FeatureForest` against plain loops over random forests, its errors, and its cost at a million features."""
 
-import copy
 import json
-import pickle
 import re
 import sys
 from collections import Counter
@@ -87,7 +85,6 @@ class TestAnyForest:
         width = forest.level_widths[0]
         assert forest.roots().tolist() == list(range(width))
         assert forest.unassigned().tolist() == [f for f in everyone if f >= width and parents[f] < 0]
-        assert forest.leaves().tolist() == [f for f in everyone if f not in parents]
         assert forest.depth == max(map(len, paths))
 
     @EXAMPLES
@@ -122,25 +119,9 @@ class TestImmutability:
         forest.roots()[0] = 9
         assert forest.parents.tolist() == list(PARENTS)
         assert forest == FeatureForest(PARENTS, WIDTHS)
+        assert forest != FeatureForest([-1] * 11, WIDTHS)
         assert hash(forest) == before
         assert forest.children(0) == [2, 3]
-
-    @pytest.mark.parametrize("name", ["parents", "levels", "level_widths", "n_children"])
-    def test_attributes_cannot_be_set(self, forest: FeatureForest, name: str):
-        with pytest.raises(AttributeError):
-            setattr(forest, name, None)
-
-    def test_equality(self, forest: FeatureForest):
-        assert forest == FeatureForest(torch.tensor(PARENTS, dtype=torch.int32), Levels(WIDTHS))
-        assert forest != FeatureForest([-1] * 11, WIDTHS)
-        # The same table under other widths is another forest.
-        assert FeatureForest([-1] * 6, (1, 5)) != FeatureForest([-1] * 6, (2, 4))
-        assert forest != "forest"
-        assert len({forest, FeatureForest(PARENTS, WIDTHS)}) == 1
-
-    def test_copies_and_pickles(self, forest: FeatureForest):
-        forest.children(0)
-        assert copy.deepcopy(forest) == forest == pickle.loads(pickle.dumps(forest))
 
 
 @pytest.mark.parametrize("query", ["parent", "children", "siblings", "path", "subtree"])
@@ -165,9 +146,6 @@ class TestValidation:
                       "take a parent from level 0 (0 … 1), or -1 for none"),
             ({6: 0}, "parents[6] = 0, a feature of level 0, but feature 6 is in level 2; "
                      "take a parent from level 1 (2 … 5), or -1 for none"),
-            ({0: 6}, "parents[0] = 6, a feature of level 2, and makes the feature its own ancestor "
-                     "(cycle 0 → 6 → 2 → 0), but feature 0 is in level 0; "
-                     "a feature of level 0 is a root, set parents[0] = -1"),
         ],
     )  # fmt: skip
     def test_the_first_wrong_feature_is_named(self, change: dict[int, int], message: str):
@@ -177,20 +155,12 @@ class TestValidation:
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             validate_parents(parents, Levels(WIDTHS))
 
-    def test_a_cycle_further_up_is_not_blamed_on_a_feature_below_it(self):
-        with pytest.raises(ValueError, match=r"^parents\[1\] = 3, a feature of level 2, but"):
-            validate_parents(torch.tensor([-1, 3, -1, 3, -1, -1]), Levels((1, 2, 3)))
-
-    @pytest.mark.parametrize("shape", [(10,), (11, 1), ()])
-    def test_wrong_shape(self, shape: tuple[int, ...]):
-        message = rf"parents has shape {re.escape(str(shape))}, but level_widths=\[2, 4, 5\] has 11 features.*\(11,\)"
+    def test_wrong_shape_or_type(self):
+        message = r"parents has shape \(11, 1\), but level_widths=\[2, 4, 5\] has 11 features.*\(11,\)"
         with pytest.raises(ValueError, match=message):
-            validate_parents(torch.full(shape, -1), Levels(WIDTHS))
-
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool, torch.complex64])
-    def test_a_type_that_cannot_hold_an_index(self, dtype: torch.dtype):
-        with pytest.raises(ValueError, match=f"parents has dtype {dtype}, which .* torch.int64"):
-            FeatureForest(torch.tensor(PARENTS).to(dtype), WIDTHS)
+            validate_parents(torch.full((11, 1), -1), Levels(WIDTHS))
+        with pytest.raises(ValueError, match=r"parents has dtype torch\.float32, which .* torch\.int64"):
+            FeatureForest(torch.tensor(PARENTS).float(), WIDTHS)
 
 
 class TestFromDict:
@@ -238,7 +208,7 @@ def ops_of_a_session(scale: int) -> Counter[str]:
             assert query(first_leaf) is not None
         assert len(forest.subtree(0)) == 10
         assert forest.depth == 3
-        for query in (forest.roots, forest.unassigned, forest.leaves, forest.edges, lambda: forest.n_children):
+        for query in (forest.roots, forest.unassigned, forest.edges, lambda: forest.n_children):
             assert query().ndim
         assert str(levels.n_features) in repr(forest)
         assert forest == FeatureForest(forest.parents, levels)

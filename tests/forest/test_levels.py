@@ -57,17 +57,6 @@ def test_flat_refuses_what_does_not_exist_and_counts_nothing_from_the_end(level:
         Levels((2, 3, 5)).flat(level, feature)
 
 
-def test_equal_widths_make_equal_hashable_levels():
-    # A list is what JSON and config files give.
-    assert Levels([2, 3]) == Levels((2, 3))  # type: ignore[arg-type]
-    assert len({Levels((2, 3)), Levels((2, 3)), Levels((2, 4))}) == 2
-
-
-def test_widths_cannot_be_changed():
-    with pytest.raises(AttributeError):
-        Levels((2, 3)).widths = (1,)  # type: ignore[misc]
-
-
 @pytest.mark.parametrize(
     ("widths", "fault"),
     [

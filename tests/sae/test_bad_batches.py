@@ -49,6 +49,8 @@ def test_the_step_the_level_and_the_cause_are_named():
         trainer.step(poisoned(torch.nan)(batch.clone()))
     with pytest.raises(BadBatchError, match=r"mse_loss.* of training step 0 overflows at level 0, 1, 2"):
         trainer.step(huge(batch))
+    with pytest.raises(BadBatchError, match=r"training step 0 are all zero.*normalize_activations"):
+        trainer.step(0 * batch)
     take_steps(trainer, batches(), 2)
     own = sae.levels[1]
     for name, at in (("W_enc", (0, own.start)), ("W_dec", (own.start, 0)), ("b_dec", (1, 0)), ("b_enc", (own.start,))):

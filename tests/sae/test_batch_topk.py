@@ -139,14 +139,6 @@ def test_it_is_saved_as_jumprelu_levels(tmp_path, batch):
         torch.testing.assert_close(plain.encode(batch), sae.encode(batch)[:, own])
 
 
-def test_thresholds_keep_every_bit_in_half_precision(batch):
-    sae = batch_topk_sae()
-    sae.training_forward_pass(step_input(batch))
-    kept = sae.threshold.clone()
-    assert not torch.equal(kept.bfloat16().float(), kept)
-    assert torch.equal(sae.to(dtype=torch.bfloat16).threshold, kept)
-
-
 def test_a_checkpoint_of_the_other_levels_is_refused(tmp_path):
     make_sae().save_model(tmp_path)
     with pytest.raises(ValueError, match=r"'log_l0_coefficient'.*; resume with the configuration of the checkpoint"):

@@ -1,9 +1,6 @@
 """The inference SAE: saving, loading, folding, and its levels as plain SAELens SAEs."""
 
 import copy
-import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -243,31 +240,11 @@ def test_damaged_files_are_refused_by_name(tmp_path, change, message):
         SAE.load_from_disk(tmp_path)
 
 
-def test_a_config_of_other_widths_is_refused(tmp_path):
-    path = saved(make_sae(), tmp_path) / "cfg.json"
-    cfg = json.loads(path.read_text())
-    path.write_text(json.dumps(cfg | {"level_widths": [4, 9, 21], "d_sae": 34}))
-    with pytest.raises(ValueError, match=r"has shape .* but level_widths=\[4, 9, 21\]"):
-        SAE.load_from_disk(tmp_path)
-
-
 def test_a_checkpoint_of_another_shape_or_architecture_is_refused(tmp_path):
     make_sae(level_widths=[4, 9, 21]).save_model(tmp_path / "wider")
-    with pytest.raises(ValueError, match="has shape"):
+    with pytest.raises(ValueError, match=r"has shape .* but level_widths=\[4, 9, 20\]"):
         make_sae().load_weights_from_checkpoint(tmp_path / "wider")
     sae = make_sae()
     sae.level_sae(2).save_model(tmp_path / "plain")
     with pytest.raises(ValueError, match="architecture='jumprelu', but this SAE is 'hsae'"):
         sae.load_weights_from_checkpoint(tmp_path / "plain")
-
-
-def test_importing_the_package_is_what_registers_it():
-    code = (
-        "from sae_lens.registry import SAE_CLASS_REGISTRY as inference, SAE_TRAINING_CLASS_REGISTRY as training\n"
-        "import sae_lens\n"
-        "assert 'hsae' not in inference and 'hsae' not in training\n"
-        "import sae_lens_hsae\n"
-        "import importlib; importlib.import_module('sae_lens_hsae')\n"
-        "assert 'hsae' in inference and 'hsae' in training\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -232,12 +232,8 @@ def test_without_a_limit_nothing_is_observed(x):
     assert sae.training_forward_pass(step_input(x)).loss > 0
 
 
-def test_errors():
+def test_a_limit_below_the_median_is_refused():
     with pytest.raises(
         ValueError, match="outlier_limit=0: it is a multiple of the median distance: 1 or more, or None"
     ):
         make_config(outlier_limit=0)
-    with pytest.raises(ValueError, match=r"minimum_similarity=0\.4: of .coactivation. it is a share of all tokens"):
-        make_config(hierarchy_similarity="coactivation", minimum_similarity=0.4)
-    with pytest.raises(ValueError, match="minimum_similarity='high': give a number, or None"):
-        make_config(minimum_similarity="high")

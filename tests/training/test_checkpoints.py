@@ -1,21 +1,19 @@
 """Damaged checkpoints, which of several is taken, and which are kept."""
 
-import itertools
 import json
 import os
 import re
 import shutil
-import time
 from pathlib import Path
 
 import pytest
-from host_helpers import recorded_steps, runner_config, tiny_config, train
+import torch
+from host_helpers import recorded_steps, runner_config, tiny_config
 from own_runs import checkpoints_of, run_ours
 from sae_lens.constants import RUNNER_CFG_FILENAME
 from short_trainings import BATCH, assert_equal_states, batches, new_trainer, take_steps
 
 from sae_lens_hsae.training.checkpoints import MANIFEST, delete_older, newest_valid, verify
-from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 
 DAMAGED = {
@@ -43,7 +41,7 @@ def test_damage_to_any_file_of_a_checkpoint_is_found(tmp_path, how):
     assert {"sae_weights.safetensors", "trainer_state.pt", "cfg.json", MANIFEST} <= set(names)
     for name in names:
         if (name, how) in {(MANIFEST, "flip"), (MANIFEST, "cut")}:
-            continue  # blanks may be lost from JSON and mean the same; whole manifests are fuzzed elsewhere
+            continue  # blanks may be lost from JSON and mean the same
         shutil.copytree(tmp_path / "whole", tmp_path / "damaged")
         damage(tmp_path / "damaged" / name, how)
         with pytest.raises((ValueError, FileNotFoundError), match=re.escape(name)):
@@ -57,10 +55,7 @@ def test_damage_to_any_file_of_a_checkpoint_is_found(tmp_path, how):
         ({"format": "other"}, "describes no checkpoint"),
         ({"format_version": 2}, "format_version=2 cannot be read, only 1"),
         ({"n_training_samples": -1}, "is damaged"),
-        ({"finished": 0}, "is damaged"),
-        ({"files": {}}, "is damaged"),
         ({"files": {"../../elsewhere": {"bytes": 1, "sha256": ""}}}, "is damaged"),
-        ({"files": {"cfg.json": "hash"}}, "is damaged"),
     ],
 )
 def test_a_manifest_that_says_nonsense_is_refused(tmp_path, change, message):
@@ -96,27 +91,6 @@ def test_auto_takes_the_newest_whole_checkpoint_whatever_the_clock_says(tmp_path
     verify(third)
     assert "third" not in caplog.text
     assert f"checkpoint {str(third)!r} is passed over" in caplog.text
-
-
-def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
-    options = {"n_checkpoints": 5, "options": {"keep_checkpoints": 2}}
-    undisturbed, whole = run_ours(tmp_path, **options)
-    jumps = itertools.count(4e9, -1e6)  # far ahead, and with every look at it twelve days back
-    monkeypatch.setattr(time, "time", lambda: next(jumps))
-    original = HierarchicalSAETrainer.save_checkpoint
-
-    def save(trainer, checkpoint_name, *args, **kwargs):
-        original(trainer, checkpoint_name, *args, **kwargs)
-        for path in Path(str(trainer.cfg.checkpoint_path)).rglob("*"):
-            os.utime(path, (at := next(jumps), at))
-
-    monkeypatch.setattr(HierarchicalSAETrainer, "save_checkpoint", save)
-    cfg, disturbed = run_ours(tmp_path, "jumps", **options)
-    assert_equal_states(disturbed, whole)
-    assert [path.name for path in checkpoints_of(cfg)] == [path.name for path in checkpoints_of(undisturbed)]
-    again, resumed = run_ours(tmp_path, "jumps", resume_from_checkpoint="auto", **options)
-    assert again.resume_from_checkpoint == str(checkpoints_of(cfg)[-1])
-    assert_equal_states(resumed, whole)
 
 
 def test_auto_begins_where_there_is_nothing_to_resume(tmp_path, caplog):
@@ -174,10 +148,28 @@ def test_options_that_make_no_sense_are_refused(tmp_path, options):
 def test_a_resumed_run_is_refused_the_state_of_another(tmp_path):
     cfg, _ = run_ours(tmp_path, n_checkpoints=1)
     (checkpoint,) = checkpoints_of(cfg)
-    with pytest.raises(ValueError, match="the trainer state does not fit this run"):
-        train(
-            HierarchicalSAETrainingRunner,
-            runner_config(
-                tmp_path / "b", resume_from_checkpoint=str(checkpoint), sae=tiny_config(level_widths=[8, 16, 64])
-            ),
-        )
+    with pytest.raises(
+        ValueError,
+        match=r"trainer_state\.pt' does not fit this run: .*; resume with the configuration of the checkpoint",
+    ):
+        run_ours(tmp_path, "b", resume_from_checkpoint=str(checkpoint), sae=tiny_config(level_widths=[8, 16, 64]))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ([1], "holds no trainer state, but list"),
+        ({}, "does not fit this run"),
+        (
+            {"act_freq_scores": torch.zeros(33), "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}}},
+            "does not fit",
+        ),
+    ],
+)
+def test_a_trainer_state_of_another_kind_is_refused(tmp_path, other, message):
+    path = tmp_path / "trainer_state.pt"
+    with pytest.raises(FileNotFoundError, match=r"trainer_state\.pt' is missing"):
+        new_trainer(HierarchicalSAETrainer).load_trainer_state(tmp_path)
+    torch.save(other, path)
+    with pytest.raises(ValueError, match=rf"trainer_state\.pt' {message}"):
+        new_trainer(HierarchicalSAETrainer).load_trainer_state(tmp_path)

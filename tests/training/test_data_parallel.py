@@ -242,16 +242,11 @@ def test_features_that_never_fire_keep_nobody_waiting(tmp_path):
     assert_all_ended(on_ranks(2, tmp_path, lambda _: watched_run(tmp_path / "run", sae=sae)))
 
 
-@pytest.mark.parametrize(
-    ("dataset", "message"),
-    [
-        (tiny_dataset(2), "has 2 rows, fewer than the 3 ranks; start fewer"),
-        (DatasetDict({"train": tiny_dataset(9)}), "DatasetDict cannot be divided among 3 ranks; give one split"),
-    ],
-)
-def test_text_that_cannot_be_divided_is_refused(dataset, message):
-    with pytest.raises(ValueError, match=message):
-        shard_of(dataset, 0, 3)
+def test_text_that_cannot_be_divided_is_refused():
+    with pytest.raises(ValueError, match="has 2 rows, fewer than the 3 ranks; start fewer"):
+        shard_of(tiny_dataset(2), 0, 3)
+    with pytest.raises(ValueError, match="DatasetDict cannot be divided among 3 ranks; give one split"):
+        shard_of(DatasetDict({"train": tiny_dataset(9)}), 0, 3)
     with pytest.raises(ValueError, match="9 rows, but 3 ranks with store_batch_size_prompts=4 need 12"):
         check_rows(9, 3, 4)
 

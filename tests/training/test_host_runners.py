@@ -19,24 +19,19 @@ from host_helpers import (
     residual_activations,
     runner_config,
     save_tiny_gpt2,
-    several_config,
     tiny_config,
     tiny_dataset,
     train,
 )
 from sae_lens import (
-    SAE,
     CacheActivationsRunner,
     CacheActivationsRunnerConfig,
-    JumpReLUSAE,
-    JumpReLUTrainingSAEConfig,
     LanguageModelSAETrainingRunner,
     LoggingConfig,
     TrainingSAE,
 )
 from sae_lens.constants import SPARSITY_FILENAME
 from sae_lens.llm_sae_training_runner import _parse_cfg_args
-from sae_lens.multi_sae_training_runner import MultiSAETrainingRunner
 from sae_lens.synthetic import (
     SyntheticModel,
     SyntheticModelConfig,
@@ -154,20 +149,6 @@ def test_synthetic_runner(tmp_path):
     assert result.final_eval.explained_variance > 0
 
 
-def test_multi_sae_runner_beside_a_plain_sae(tmp_path):
-    plain = JumpReLUTrainingSAEConfig(d_in=D_MODEL, d_sae=24, normalize_activations="expected_average_only_in")
-    cfg = several_config(tmp_path / "out", {"tree": tiny_config(), "plain": plain}, HOOK)
-    with recorded_steps() as steps:
-        saes = train(MultiSAETrainingRunner, cfg)
-    assert len(steps) == 30
-    x = residual_activations()
-    assert_saved_as_trained(tmp_path / "out" / "tree", saes["tree"], x)
-    loaded = SAE.load_from_disk(tmp_path / "out" / "plain")
-    assert type(loaded) is JumpReLUSAE
-    with torch.no_grad():
-        torch.testing.assert_close(loaded(x), saes["plain"](x))
-
-
 def test_command_line():
     line = "--architecture hsae --d_in 384 --d_sae 896 --level_widths 128 256 512 --target_l0 16 --max_children 2"
     cfg = _parse_cfg_args(line.split()).sae
@@ -248,30 +229,6 @@ def test_checkpoints_hold_the_state_and_training_resumes_from_them(tmp_path, run
     if runner is HierarchicalSAETrainingRunner:
         assert losses(rest) == losses(whole)[n_before:]
         assert torch.equal(resumed.parents, sae.parents)
-
-
-@both_runners
-@pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
-def test_folding_the_scale_keeps_the_reconstruction(tmp_path, monkeypatch, runner, apply_b_dec_to_input):
-    x = residual_activations()
-    expected = []
-    fold = HierarchicalTrainingSAE.fold_activation_norm_scaling_factor
-
-    def observed_fold(sae: HierarchicalTrainingSAE, scale: float) -> None:
-        finished = copy.deepcopy(sae)
-        finished.project_parameters()
-        with torch.no_grad():
-            expected.append(finished(x * scale) / scale)
-        assert abs(scale - 1) > 0.1
-        fold(sae, scale)
-
-    monkeypatch.setattr(HierarchicalTrainingSAE, "fold_activation_norm_scaling_factor", observed_fold)
-    cfg = tiny_config(apply_b_dec_to_input=apply_b_dec_to_input)
-    sae = train(runner, runner_config(tmp_path, sae=cfg))
-    loaded = assert_saved_as_trained(tmp_path / "out", sae, x)
-    assert loaded.cfg.normalize_activations == "none"
-    with torch.no_grad():
-        torch.testing.assert_close(loaded(x), expected[0], rtol=1e-4, atol=1e-5)
 
 
 @both_runners

@@ -5,7 +5,6 @@ import torch
 from sae_lens.training.sae_trainer import SAETrainer
 from short_trainings import batches, new_trainer, take_steps
 
-from sae_lens_hsae.sae.step_output import LazyStepOutput
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 
 
@@ -25,17 +24,3 @@ def test_a_step_counts_and_moves_as_saelens_does(monkeypatch, density):
     theirs.sae.project_parameters()
     for name, parameter in ours.sae.named_parameters():
         torch.testing.assert_close(parameter, theirs.sae.get_parameter(name), rtol=1e-4, atol=1e-5)
-
-
-def test_what_few_read_is_made_when_it_is_read(monkeypatch):
-    monkeypatch.setattr("sae_lens_hsae.sae.forms.MAX_DENSITY", 1.0)
-    trainer = new_trainer(HierarchicalSAETrainer)
-    x = next(batches())
-    trainer.sae.project_parameters()
-    acts, hidden_pre = trainer.sae.encode_with_hidden_pre(x)
-    output = trainer.step(x)
-    assert isinstance(output, LazyStepOutput)
-    assert not {"feature_acts", "hidden_pre"} & set(vars(output))
-    torch.testing.assert_close(output.feature_acts, acts.detach())
-    torch.testing.assert_close(output.hidden_pre, hidden_pre.detach())
-    assert torch.equal(output.times_fired(), (output.feature_acts > 0).float().sum(0))

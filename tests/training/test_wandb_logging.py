@@ -5,19 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import wandb
 from host_helpers import (
     CONTEXT,
     WIDTHS,
     recorded_steps,
     residual_activations,
-    restored_signal_handlers,
     runner_config,
-    tiny_dataset,
-    tiny_model,
     train,
 )
+from own_runs import run_ours
 from sae_lens import SAE, LanguageModelSAETrainingRunner, LoggingConfig
 from wandb_runs import history, records
 
@@ -75,12 +72,8 @@ TREES = ForestLogging(trees=True, explorer=True, n_tokens=400)
 def run(tmp_path: Path, forest_logging: ForestLogging | None = None, **overrides: Any) -> tuple[Any, list[float]]:
     """Thirty steps with our runner; the SAE and every step's loss."""
     logger = LoggingConfig(log_to_wandb=True, wandb_log_frequency=LOG_EVERY)
-    cfg = runner_config(tmp_path, **{"logger": logger} | overrides)
-    torch.manual_seed(1)
-    with recorded_steps() as steps, restored_signal_handlers():
-        sae = HierarchicalSAETrainingRunner(
-            cfg, override_model=tiny_model(), override_dataset=tiny_dataset(), forest_logging=forest_logging
-        ).run()
+    with recorded_steps() as steps:
+        _, sae = run_ours(tmp_path, "", options={"forest_logging": forest_logging}, **{"logger": logger} | overrides)
     return sae, [step.loss for step in steps]
 
 

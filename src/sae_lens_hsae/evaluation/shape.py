@@ -18,33 +18,20 @@ class ForestShape:
     its longest path, 1 for a feature that stands alone.
 
     Attributes:
-        depth: of the deepest tree.
         trees_by_depth: how many trees have depth 1, 2, …
-        features_by_depth: how many features are the first, second, … of the path that leads to them.
     """
 
-    depth: int
     trees_by_depth: tuple[int, ...]
-    features_by_depth: tuple[int, ...]
 
 
 def forest_shape(forest: FeatureForest) -> ForestShape:
-    """Depths of the trees and features of ``forest``."""
+    """Depths of the trees of ``forest``."""
     parents = forest.parents
-    depth = torch.ones_like(parents)
     height = torch.ones_like(parents)
-    boundaries = list(forest.levels.boundaries)
-    for _, below in boundaries:
-        assigned, parent = _edges(parents, below)
-        depth[assigned] = depth[parent] + 1
-    for _, below in reversed(boundaries):
-        assigned, parent = _edges(parents, below)
-        height.scatter_reduce_(0, parent, height[assigned] + 1, "amax")
-    return ForestShape(
-        depth=int(depth.max()),
-        trees_by_depth=_histogram(height[parents == NO_PARENT]),
-        features_by_depth=_histogram(depth),
-    )
+    for _, below in reversed(list(forest.levels.boundaries)):
+        assigned = below.start + (parents[below] != NO_PARENT).nonzero().flatten()
+        height.scatter_reduce_(0, parents[assigned], height[assigned] + 1, "amax")
+    return ForestShape(tuple(torch.bincount(height[parents == NO_PARENT])[1:].tolist()))
 
 
 def children_per_parent(forest: FeatureForest, parent_level: int) -> dict[str, Any]:
@@ -60,13 +47,3 @@ def children_per_parent(forest: FeatureForest, parent_level: int) -> dict[str, A
         "max_children": int(n_children.max()) if len(n_children) else 0,
         "several_children_share": (n_children > 1).double().mean().item(),
     }
-
-
-def _edges(parents: torch.Tensor, below: slice) -> tuple[torch.Tensor, torch.Tensor]:
-    """The assigned features of a level, and their parents."""
-    assigned = below.start + (parents[below] != NO_PARENT).nonzero().flatten()
-    return assigned, parents[assigned]
-
-
-def _histogram(depths: torch.Tensor) -> tuple[int, ...]:
-    return tuple(torch.bincount(depths)[1:].tolist())

@@ -92,8 +92,8 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
             ValueError: if a file is damaged, or of another run.
         """
         folder = Path(checkpoint_path)
-        state = read_trainer_state(folder / TRAINER_STATE_FILENAME)
-        check_trainer_state(state, self.optimizer, self.lr_scheduler.state_dict(), self.sae.cfg.d_sae)
+        path = folder / TRAINER_STATE_FILENAME
+        check_trainer_state(read_trainer_state(path), path, self.optimizer, self.sae.cfg.d_sae)
         if not (folder / ACTIVATION_SCALER_CFG_FILENAME).is_file():
             raise FileNotFoundError(f"{folder / ACTIVATION_SCALER_CFG_FILENAME} is missing")
         scale_beside(folder)
