@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -15,19 +15,13 @@ from typing import Any, TypeVar
 import torch
 
 from experiments.behaviours import BEHAVIOURS, usable
+from experiments.circuits_by_activation import coactivation_modules, lasso_circuit
 from experiments.gemma_forests import gemma_forest
 from experiments.gemma_stream import LAYERS, GemmaActivations, gemma_model, hook_of
 from experiments.paper_tables import Size
 from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
 from sae_lens_hsae.forest import FeatureForest
-from sae_lens_hsae.interpret.circuits import (
-    Ablation,
-    Circuit,
-    coactivation_modules,
-    find_circuit,
-    flat_effects,
-    lasso_circuit,
-)
+from sae_lens_hsae.interpret.circuits import Ablation, Circuit, Pair, find_circuit
 from sae_lens_hsae.interpret.circuits.circuit import Method
 
 N_PAIRS = 6
@@ -126,6 +120,18 @@ def measure_behaviour(name: str, subject: Subject) -> dict[str, Any]:
         },
         "curves": curves(subject, pairs, effects, observed),
     }
+
+
+def flat_effects(
+    model: Any, forests: Mapping[str, Any], pairs: Sequence[Pair], method: Method = "attribution"
+) -> dict[str, torch.Tensor]:
+    """The effect of every feature of every level, by hook point: (n_features,); arguments as of `find_circuit`."""
+    circuit = find_circuit(model, forests, pairs, method, threshold=0.0)
+    effects = {hook: torch.zeros(len(levels.forest), dtype=torch.float64) for hook, levels in forests.items()}
+    for node in circuit.nodes:
+        if node.feature is not None:
+            effects[node.hook][node.feature] = node.effect
+    return effects
 
 
 def parents_and_children(

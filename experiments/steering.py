@@ -156,7 +156,7 @@ def steer_task(task: str, seed: int, method: str, subject: Subject) -> dict[str,
         selection, n_visited = choose(method, way, examples)
         if not selection.features:
             continue
-        length = selection.direction(examples).norm().item()
+        length = direction(selection, examples).norm().item()
         for strength in STRENGTHS:
             with steer_by(subject.model, sae, selection, strength * typical / length):
                 texts = write(subject.model, prompts, seed)
@@ -169,6 +169,12 @@ def steer_task(task: str, seed: int, method: str, subject: Subject) -> dict[str,
         "judge_accuracy": judge.accuracy,
         "written": [asdict(each) for each in found],
     }
+
+
+def direction(selection: Selection, examples: Examples) -> torch.Tensor:
+    """(d_in,) the change of x at strength 1, where no feature is bounded by what it is."""
+    pushed = torch.tensor(selection.weights) @ examples.decoder[list(selection.features)]
+    return pushed if selection.rest is None else pushed + selection.rest
 
 
 def choose(method: str, way: str, examples: Examples) -> tuple[Selection, int]:

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM
 from hsae_command.train import PRESETS, USUAL, unknown_flag
 from sae_lens_hsae import HierarchicalTrainingSAE, evaluate_forest
 from sae_lens_hsae.cli import main as cli
-from sae_lens_hsae.cli.flags import preset_names
+from sae_lens_hsae.cli.flags import PRESETS as OUR_PRESETS
 from sae_lens_hsae.cli.train import merged_flags, parse
 from sae_lens_hsae.cli.training_plan import estimate
 from sae_lens_hsae.forest.counts import Firing
@@ -251,7 +251,7 @@ def test_the_long_help_of_train_has_every_flag(capsys, asked):
 
 def test_what_the_short_help_of_train_says_is_so(capsys):
     """It is written without importing anything, and so repeats names."""
-    assert set(PRESETS) == set(preset_names())
+    assert set(PRESETS) == set(OUR_PRESETS)
     with pytest.raises(SystemExit):
         cli.main(["train", "--help-all"])
     _, fields = capsys.readouterr().out.split("usage: ", 2)[1:]

@@ -15,7 +15,7 @@ from sae_lens_hsae.interpret.branching import branching
 from sae_lens_hsae.interpret.feature_cache import Dashboards, dashboards_folder
 from sae_lens_hsae.interpret.labels import label_detection, token_labels
 from sae_lens_hsae.interpret.language_model.judging import COLUMNS, parent_verdicts, read_judgements
-from sae_lens_hsae.text.token_text import token_texts
+from sae_lens_hsae.text.token_text import TokenTexts
 
 
 def forest_of(n_children: list[int]) -> FeatureForest:
@@ -62,7 +62,6 @@ def test_without_roots_of_a_kind_there_is_no_difference():
     [
         ({"scores": torch.zeros(3)}, r"scores has shape \(3,\); give one per feature, \(6,\)"),
         ({"scores": torch.full((6,), torch.inf)}, "scores holds infinity"),
-        ({"n_resamples": 0}, "n_resamples=0 must be at least 1"),
     ],
 )
 def test_bad_input_is_refused(arguments, message):
@@ -113,7 +112,7 @@ def test_the_command_writes_every_feature_and_compares_roots(saved, capsys):
     dashboards = Dashboards.load(dashboards_folder(saved))
     forest = FeatureForest(dashboards.parents, dashboards.level_widths)
     tokenizer = AutoTokenizer.from_pretrained(minilm_folder())
-    texts = token_texts(tokenizer, range(len(tokenizer)))
+    texts = TokenTexts(tokenizer)
     detection = label_detection(dashboards, texts.__getitem__)
     assert str(branching(forest, detection.score)) in out
     assert "judged real" not in out

@@ -112,7 +112,7 @@ def test_paths_hold_every_feature_that_fires_and_end_on_one(gpt2):
     found = explain(sae, model, TEXT)
     n_silent = 0
     for position in range(len(found.tokens)):
-        firing, paths = found.entries(position), found.paths(position)
+        firing, paths = found.entries[position], found.paths(position)
         assert {feature for path in paths for feature in path if feature in firing} == set(firing)
         strengths = []
         for path in paths:
@@ -212,7 +212,7 @@ def test_the_terminal_shows_paths_coarse_to_fine_and_hostile_labels_as_text(gpt2
     columns = [place - second.rindex("\n", 0, place) for place in places]
     assert places == sorted(places)
     assert columns == sorted(set(columns))
-    n_silent = sum(len({*chain(*found.paths(p))} - set(found.entries(p))) for p in range(len(found.tokens)))
+    n_silent = sum(len({*chain(*found.paths(p))} - set(found.entries[p])) for p in range(len(found.tokens)))
     assert sum(line.endswith("silent") for line in text.splitlines()) == n_silent > 0
     assert text.count("  without its parent") == int(found.without_parent.sum()) > 0
     assert f"… {len(found.paths(0)) - 1} more paths" in shown(found, n_paths=1)

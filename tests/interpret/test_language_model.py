@@ -20,6 +20,7 @@ pytest.importorskip("openai")
 from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.interpret.feature_cache import Dashboards, collect_dashboards, dashboards_folder
 from sae_lens_hsae.interpret.language_model import Endpoint, Request, judge_pairs, label_features, sample_pairs
+from sae_lens_hsae.interpret.language_model import endpoint as endpoint_module
 from sae_lens_hsae.interpret.language_model.naming import parse_label
 from sae_lens_hsae.interpret.language_model.prompts import marked
 
@@ -116,9 +117,10 @@ def requests(*users: str) -> list[Request]:
 MISBEHAVIOUR = {"a": 429, "b": 500, "c": "half", "d": "garbage", "e": "no object", "f": "cut", "g": "slow"}
 
 
-def test_what_misbehaves_once_is_asked_again(server, tmp_path):
+def test_what_misbehaves_once_is_asked_again(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(endpoint_module, "TIMEOUT", 1.0)
     server.answer = lambda user, times: MISBEHAVIOUR[user] if not times and user in MISBEHAVIOUR else label(user * 3)
-    endpoint = Endpoint("m", tmp_path / "answers", timeout=1.0)
+    endpoint = Endpoint("m", tmp_path / "answers")
     users = ["plain", *MISBEHAVIOUR]
     replies = endpoint.ask(requests(*users), parse_label)
     assert replies.answers == [user * 3 for user in users]
@@ -147,9 +149,10 @@ def test_what_misbehaves_once_is_asked_again(server, tmp_path):
         ("cut", "cut off after max_tokens=200", 3),
     ],
 )
-def test_what_always_misbehaves_is_reported_and_never_guessed(server, tmp_path, wrong, error, times):
+def test_what_always_misbehaves_is_reported_and_never_guessed(server, tmp_path, monkeypatch, wrong, error, times):
+    monkeypatch.setattr(endpoint_module, "MAX_RETRIES", 1)
     server.answer = lambda user, _: wrong if user == "bad" else label("fine")
-    endpoint = Endpoint("m", tmp_path / "answers", max_retries=1)
+    endpoint = Endpoint("m", tmp_path / "answers")
     replies = endpoint.ask(requests("good", "bad"), parse_label)
     assert replies.answers == ["fine", None]
     assert list(replies.errors) == [1]
@@ -162,9 +165,11 @@ def test_what_always_misbehaves_is_reported_and_never_guessed(server, tmp_path, 
     assert again.n_cached == 1
 
 
-def test_an_endpoint_that_is_always_too_slow_is_reported(server, tmp_path):
+def test_an_endpoint_that_is_always_too_slow_is_reported(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(endpoint_module, "MAX_RETRIES", 1)
+    monkeypatch.setattr(endpoint_module, "TIMEOUT", 0.2)
     server.answer = lambda *_: "slow"
-    replies = Endpoint("m", tmp_path / "answers", max_retries=1, timeout=0.2).ask(requests("bad"), parse_label)
+    replies = Endpoint("m", tmp_path / "answers").ask(requests("bad"), parse_label)
     assert replies.answers == [None]
     assert replies.errors == {0: "APITimeoutError"}
     assert server.asked["bad"] == 2
@@ -195,15 +200,16 @@ def test_what_is_missing_is_said_before_anything_is_asked(server, tmp_path, monk
     (tmp_path / "text").write_text("no database, but long enough to be read as one\n" * 20)
     with pytest.raises(ValueError, match="is no cache of answers"):
         Endpoint("m", tmp_path / "text").ask(requests("x"), parse_label)
-    with pytest.raises(ValueError, match="concurrency=0 must be above 0"):
+    with pytest.raises(ValueError, match="concurrency=0 must be at least 1"):
         Endpoint("m", tmp_path / "answers", concurrency=0)
     server.answer = lambda *_: 404
     with pytest.raises(ValueError, match=r"HTTP 404.*model='m'"):
         Endpoint("m", tmp_path / "answers").ask(requests("x", "y", "z"), parse_label)
     assert sum(server.asked.values()) == 1
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.setattr(endpoint_module, "MAX_RETRIES", 0)
     with pytest.raises(ConnectionError, match=r"no endpoint answers at http://127\.0\.0\.1:9"):
-        Endpoint("m", tmp_path / "answers", max_retries=0).ask(requests("x"), parse_label)
+        Endpoint("m", tmp_path / "answers").ask(requests("x"), parse_label)
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(ValueError, match="OPENAI_API_KEY is not set"):
         Endpoint("m", tmp_path / "answers").ask(requests("x"), parse_label)
@@ -225,7 +231,7 @@ def test_features_are_named_from_the_top_down(server, tmp_path, dashboards):
         return label("life" if "«biology»" in user and "«Science" not in user else "knowledge")
 
     server.answer = answer
-    labels, replies = label_features(dashboards, TEXTS.__getitem__, Endpoint("m", tmp_path / "answers"), False)
+    labels, replies = label_features(dashboards, TEXTS.__getitem__, Endpoint("m", tmp_path / "answers"))
     assert labels == {0: "knowledge", 1: "knowledge", 4: "life", 5: "knowledge"}
     assert len(replies) == 3
     of_child = next(user for user in server.asked if "«biology»" in user and "«Science" not in user)
@@ -249,7 +255,7 @@ def test_edges_and_controls_are_judged(server, tmp_path, dashboards):
         return json.dumps({"special_case": verdict, "confidence": 0.9})
 
     server.answer = answer
-    found = judge_pairs(dashboards, pairs, TEXTS.__getitem__, Endpoint("m", tmp_path / "answers"), 2, progress=False)
+    found = judge_pairs(dashboards, pairs, TEXTS.__getitem__, Endpoint("m", tmp_path / "answers"), 2)
     rates = found.rates()
     assert rates.loc["edge", ["n", "rate"]].tolist() == [2, 1]
     assert 0.3 < rates.loc["edge", "low"] < 0.4  # Wilson: 2 of 2
@@ -258,7 +264,7 @@ def test_edges_and_controls_are_judged(server, tmp_path, dashboards):
     assert len(found.pairs) == 16
 
     server.answer = lambda *_: '{"special_case": "yes", "confidence": 1}'
-    silent = judge_pairs(dashboards, pairs, TEXTS.__getitem__, Endpoint("other", tmp_path / "answers"), progress=False)
+    silent = judge_pairs(dashboards, pairs, TEXTS.__getitem__, Endpoint("other", tmp_path / "answers"))
     assert silent.rates().n.tolist() == [0, 0, 0, 0]
     assert len(silent.replies.errors) == 8
 

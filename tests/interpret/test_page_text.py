@@ -22,7 +22,7 @@ def test_a_text_shows_its_paths_and_what_each_level_explains(opened, hostile_sae
     for position in range(len(HOSTILE)):
         opened.go(f"#/text/0/{position}")
         assert opened.run("return document.querySelector('.context [aria-current]').title") is not None
-        firing, paths = hostile_text.entries(position), hostile_text.paths(position)
+        firing, paths = hostile_text.entries[position], hostile_text.paths(position)
         if not firing:
             said = "Left out: far from all other tokens" if position == 0 else "No feature fires on this token."
             assert said in opened.text()

@@ -1,11 +1,9 @@
-"""Figures hold the numbers they are drawn from; the measure behind the siblings' map equals plain loops."""
+"""Figures hold the numbers they are drawn from; the distances of siblings equal plain loops."""
 
 import math
-import sys
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from small_saes import D_IN, WIDTHS, make_sae
@@ -28,18 +26,6 @@ def x():
     return torch.randn(700, D_IN, generator=torch.Generator().manual_seed(2))
 
 
-def history(n: int = 5):
-    names = ("l0", "l0_ema", "l0_coefficient", "mse", "explained_variance", "dead_features", "unassigned_share")
-    for step in range(n):
-        level_metrics = {
-            f"metrics/level_{level}_{name}": 100.0 * level + 10 * i + step
-            for level in range(N_LEVELS)
-            for i, name in enumerate(names)
-            if level or name != "unassigned_share"
-        }
-        yield {"_step": 10 * step, "losses/structural_loss": 1.0 / (step + 1), **level_metrics}
-
-
 def traces(figure: Any) -> Any:
     """Plotly's stubs do not tell what a figure holds."""
     return figure.data
@@ -47,60 +33,6 @@ def traces(figure: Any) -> Any:
 
 def title_of(figure: Any) -> str:
     return figure.layout.title.text
-
-
-def lines(figure):
-    """The (x, y) of every trace, as lists."""
-    return [(list(trace.x), list(trace.y)) for trace in traces(figure)]
-
-
-def test_training_curves_draw_every_metric_of_every_level():
-    rows = [*history(), {"_step": 44, "metrics/ce_loss": 1.0}]  # an evaluation's row, logged between two steps
-    figure = plots.training_curves(rows)
-    drawn = lines(figure)
-    steps = [0, 10, 20, 30, 40]
-    for level in range(N_LEVELS):
-        for i, name in ((4, "explained_variance"), (3, "mse"), (5, "dead_features"), (6, "unassigned_share")):
-            curve = (steps, [100.0 * level + 10 * i + step for step in range(5)])
-            assert (curve in drawn) == (level > 0 or name != "unassigned_share")
-    assert (steps, [1.0 / (step + 1) for step in range(5)]) in drawn
-    assert lines(plots.training_curves(pd.DataFrame(rows))) == drawn
-
-
-def test_sparsity_curves_show_l0_beside_its_target():
-    figure = plots.sparsity_curves(list(history()), [3.0, 4.0, 5.0])
-    drawn = lines(figure)
-    for level, target in enumerate((3.0, 4.0, 5.0)):
-        assert ([0, 40], [target, target]) in drawn
-        for i in range(3):
-            assert ([0, 10, 20, 30, 40], [100.0 * level + 10 * i + step for step in range(5)]) in drawn
-    for few in ([3, 4], 3):
-        with pytest.raises(ValueError, match=r"numbers for 3 levels; give cfg\.target_l0_per_level"):
-            plots.sparsity_curves(list(history()), few)
-    with pytest.raises(ValueError, match="no column 'metrics/level_0_l0'"):
-        plots.training_curves([{"_step": 1, "losses/overall_loss": 2.0}])
-
-
-def test_distributions_count_what_fires(sae, x):
-    figure = plots.activation_distributions(sae, x.split(123), n_tokens=600, progress=False)
-    acts = [sae.level_sae(level).encode(x[:600]) for level in range(N_LEVELS)]
-    heat = traces(figure)[0].z
-    assert heat.shape == (200, sum(WIDTHS) + 2 * (N_LEVELS - 1))
-    order = (acts[0] > 0).sum(0).argsort(descending=True, stable=True)
-    assert np.allclose(heat[:, : WIDTHS[0]], acts[0][:200, order].detach())
-    for level, of_level in enumerate(acts):
-        frequency, l0, magnitude = traces(figure)[1 + 3 * level : 4 + 3 * level]
-        share = (of_level > 0).double().mean(0)
-        assert np.allclose(frequency.x, share[share > 0].log10())
-        assert frequency.name == f"level {level} ({int((share == 0).sum())} never fired)"
-        counted = torch.bincount((of_level > 0).sum(1)) / 600
-        assert np.allclose(l0.y, counted)
-        assert sum(magnitude.y) == pytest.approx(1)
-        assert np.average(magnitude.x, weights=magnitude.y) == pytest.approx(
-            of_level[of_level > 0].mean().item(), rel=0.05
-        )
-    with pytest.raises(ValueError, match="held no token"):
-        plots.activation_distributions(sae, [], progress=False)
 
 
 def hand_made():
@@ -182,20 +114,6 @@ def test_sibling_distances_equal_plain_loops(sae, x):
     assert found.siblings.low < found.siblings.value < found.siblings.high
     counts = found.families.unique(return_counts=True)[1]
     assert counts.max() <= MAX_PER_FAMILY
-
-
-def test_the_map_shows_each_triggering_activation_once(sae, x, monkeypatch):
-    found = plots.sibling_distances(sae, sae.forest, x, n_strongest=4, progress=False)
-    figure = plots.sibling_map(found, n_families=2, reduce=lambda points: points[:, :2])
-    n_points = int((found.x.abs().sum(2) > 0).sum())
-    assert traces(figure)[0].name == "other features"
-    assert sum(len(trace.x) for trace in traces(figure)) == n_points
-    assert str(found.difference) in title_of(figure)
-    monkeypatch.setitem(sys.modules, "umap", None)
-    with pytest.raises(ImportError, match=r"pip install 'sae-lens-hsae\[plots\]'"):
-        plots.sibling_map(found)
-    with pytest.raises(ValueError, match="n_families=9"):
-        plots.sibling_map(found, n_families=9)
 
 
 def test_without_siblings_there_is_nothing_to_compare(sae, x):

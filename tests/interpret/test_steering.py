@@ -25,10 +25,11 @@ from sae_lens import SAE, ActivationsStore
 from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 from sae_lens.load_model import load_model
 
+from experiments.circuits import flat_effects
 from sae_lens_hsae import FeatureForest
 from sae_lens_hsae.cli.demo import minilm_folder
 from sae_lens_hsae.evaluation import cross_entropy_recovered
-from sae_lens_hsae.interpret.circuits import Ablation, Pair, flat_effects
+from sae_lens_hsae.interpret.circuits import Ablation, Pair
 from sae_lens_hsae.interpret.contrast import text_activations
 from sae_lens_hsae.interpret.explain import explain
 from sae_lens_hsae.interpret.steering import Edit, ablate, add, clamp, effect_of, scale, steer

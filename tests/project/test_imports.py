@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.import_time import parsed, report
 
-HEAVY = ("IPython", "kaleido", "matplotlib", "networkx", "openai", "plotly", "scipy", "sklearn", "umap")
+HEAVY = ("IPython", "kaleido", "matplotlib", "networkx", "openai", "plotly", "scipy", "sklearn")
 """Used by parts of the package, and not loaded by SAELens, so not to be loaded by everyone who imports it."""
 
 ADDED = """

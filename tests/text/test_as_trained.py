@@ -21,8 +21,8 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from hsae_command import SUBCOMMANDS
 from hsae_command.parsers import read_line
 from sae_lens_hsae import HierarchicalSAE, HierarchicalSAETrainingRunner
-from sae_lens_hsae.cli import device as devices
 from sae_lens_hsae.cli import main as cli
+from sae_lens_hsae.cli import outcome
 from sae_lens_hsae.cli.collected import read_collected
 from sae_lens_hsae.cli.evaluate import evaluate
 from sae_lens_hsae.cli.explore import explore
@@ -31,7 +31,7 @@ from sae_lens_hsae.hub.saved_model import load_evaluation, load_hierarchical_sae
 from sae_lens_hsae.interpret.contrast import text_activations
 from sae_lens_hsae.interpret.explain import Explanation, explain
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model, load_tokenizer, tokens_and_activations
-from sae_lens_hsae.text.as_trained import excluded_tokens, positions
+from sae_lens_hsae.text.as_trained import excluded_tokens
 from sae_lens_hsae.text.rows import TextSource, text_rows
 
 
@@ -202,15 +202,6 @@ def test_a_text_without_a_position_that_was_trained_on_is_told(tmp_path):
         list(text_activations(sae, load_language_model(sae), ["w1 w2"]))
 
 
-@pytest.mark.parametrize("wrong", [5, ["a"], [1, 2, 0], [], [1, 2, 3, 4], [True]])
-def test_positions_that_are_none_are_refused(wrong):
-    if not wrong:
-        assert positions(SAEMetadata(seqpos_slice=wrong)) == slice(None)
-        return
-    with pytest.raises(ValueError, match="seqpos_slice"):
-        positions(SAEMetadata(seqpos_slice=wrong))
-
-
 def test_a_model_without_a_first_token_is_read_without_one(tmp_path):
     model, text = save_model(tmp_path / "model", bos=None), text_folder(tmp_path / "text")
     _, folder = trained(tmp_path, model)
@@ -327,7 +318,7 @@ def test_every_command_loads_the_sae_where_it_is_to_run(calls, monkeypatch):
         raise Loaded(device)
 
     monkeypatch.setattr(HierarchicalSAE, "load_from_disk", load)
-    monkeypatch.setattr(devices, "torch", SimpleNamespace(zeros=lambda n, device: torch.zeros(n)))  # noqa: ARG005
+    monkeypatch.setattr(outcome, "torch", SimpleNamespace(zeros=lambda n, device: torch.zeros(n)))  # noqa: ARG005
     for call in calls:
         with pytest.raises(Loaded, match="cuda:7"):
             cli.main([*call, "--device", "cuda:7", "--debug"])

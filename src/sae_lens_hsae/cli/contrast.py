@@ -23,20 +23,10 @@ from sae_lens_hsae.text.token_text import TokenTexts, whole_characters
 
 
 def run_contrast(chosen: argparse.Namespace) -> Outcome:
-    """Compare; the findings.
-
-    Raises:
-        FileNotFoundError: if the folder holds no SAE, or there is no such file of texts or labels.
-        ValueError: if a set is too small, dashboards of other weights stand there, or as `contrast`.
-    """
+    """Compare; the findings."""
     if chosen.top < 1:
         raise ValueError(f"top={chosen.top} must be at least 1")
-    if chosen.max_tokens < 2:
-        raise ValueError(f"max_tokens={chosen.max_tokens} must be at least 2")
-    texts = [read_texts(path) for path in (chosen.a, chosen.b)]
-    for path, own in zip((chosen.a, chosen.b), texts, strict=True):
-        if len(own) < MIN_TEXTS:
-            raise ValueError(f"{path!r} holds {len(own)} texts, one a line; give at least {MIN_TEXTS}")
+    texts = read_sets(chosen, ("a", "b"), MIN_TEXTS)
     sae, labels_of = open_labelled(chosen.folder, chosen.device, chosen.labels)
     model = load_language_model(sae)
     found = contrast(
@@ -54,9 +44,18 @@ def run_contrast(chosen: argparse.Namespace) -> Outcome:
     return Outcome(_text(found, labels, examples, names, chosen.top), _data(found, labels, examples))
 
 
-def read_texts(path: str | Path) -> list[str]:
-    """The lines of a file that are not empty, each a text."""
-    return [line.strip() for line in read_text(path).split("\n") if line.strip()]
+def read_sets(chosen: argparse.Namespace, names: Sequence[str], fewest: int) -> list[list[str]]:
+    """The texts of several files, by the names of their flags; a text is a line that is not empty."""
+    if chosen.max_tokens < 2:
+        raise ValueError(f"max_tokens={chosen.max_tokens} must be at least 2")
+    sets = []
+    for name in names:
+        path = getattr(chosen, name)
+        texts = [line.strip() for line in read_text(path).split("\n") if line.strip()]
+        if len(texts) < fewest:
+            raise ValueError(f"{name}={path!r} holds {len(texts)} texts, one a line; give at least {fewest}")
+        sets.append(texts)
+    return sets
 
 
 def _data(found: Contrast, labels: Mapping[int, str], examples: Sequence[str]) -> dict[str, Any]:

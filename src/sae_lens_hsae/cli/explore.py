@@ -61,8 +61,6 @@ def explore(
     device: str = "cpu",
     model: Any = None,
     rows: Dataset | None = None,
-    start: Sequence[int | str] = (),
-    sections: Sequence[PageSection] = (),
     circuits: Sequence[str | Path] = (),
 ) -> Path:
     """Write the explorer page of a saved ``HierarchicalSAE``; dashboards that stand beside it are used again.
@@ -78,8 +76,7 @@ def explore(
         device: where the SAE and its language model run.
         model: the language model, from SAELens' ``load_model``; None loads the one that the SAE's metadata name.
         rows: tokenised rows, in a column ``tokens``, to read instead of ``text``.
-        start, sections: as of `write_page`.
-        circuits: files that ``hsae circuit`` wrote; a section for each, after the others.
+        circuits: files that ``hsae circuit`` wrote; a section for each.
 
     Returns:
         The page's path.
@@ -131,8 +128,7 @@ def explore(
         names,
         title=title,
         explanations=explanations,
-        start=start,
-        sections=[*sections, *circuit_sections],
+        sections=circuit_sections,
         separators=tokenizer.all_special_tokens,
     )
 

@@ -19,20 +19,14 @@ Flags = dict[str, list[str]]
 OF_JSON = ("target_l0", "minimum_similarity", "outlier_limit")
 """Fields that SAELens' parser reads as one JSON value, not as several words."""
 
-
 NESTED_CONFIGS = ("sae", "logger")
 """Configs inside SAELens' config, whose fields are flags."""
 
-_SETS: dict[str, dict[str, Any]] = {"paper": PAPER, "independent": INDEPENDENT, **LANGUAGE_MODELS}
+PRESETS: dict[str, dict[str, Any]] = {"paper": PAPER, "independent": INDEPENDENT, **LANGUAGE_MODELS}
 
 
 def read_flags(path: str | Path) -> Flags:
-    """Flags from a YAML or JSON file: one mapping from a flag's name to its value; null takes the flag's ``None``.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it is no such file.
-    """
+    """Flags from a YAML or JSON file: one mapping from a flag's name to its value; null takes the flag's ``None``."""
     try:
         content = yaml.safe_load(read_text(path))  # JSON is YAML, too
     except FileNotFoundError as error:
@@ -58,11 +52,7 @@ def as_flags(values: Mapping[str, Any]) -> Flags:
 
 
 def parse_flags(words: Sequence[str]) -> Flags:
-    """Flags of a command line: ``--name value …`` or ``--name=value``, where a value may be a list such as [8, 16].
-
-    Raises:
-        CallError: if the line begins with a value.
-    """
+    """Flags of a command line: ``--name value …`` or ``--name=value``, where a value may be a list such as [8, 16]."""
     flags, current = Flags(), None
     for word in words:
         if word.startswith("--"):
@@ -75,25 +65,13 @@ def parse_flags(words: Sequence[str]) -> Flags:
     return {name: _joined(values) if name in OF_JSON else _spread(values) for name, values in flags.items()}
 
 
-def preset_names() -> list[str]:
-    """The presets of ``hsae train``."""
-    return [*_SETS]
-
-
 def preset_flags(names: Sequence[str]) -> Flags:
-    """The flags of presets, later ones over earlier ones.
-
-    Args:
-        names: "paper", "independent" or a language model's.
-
-    Raises:
-        CallError: if there is no such preset.
-    """
+    """The flags of presets, later ones over earlier ones."""
     values: dict[str, Any] = {}
     for name in names:
-        if name not in _SETS:
-            raise CallError(f"preset={name!r}: choose one of {', '.join(preset_names())}")
-        values |= _SETS[name]
+        if name not in PRESETS:
+            raise CallError(f"preset={name!r}: choose one of {', '.join(PRESETS)}")
+        values |= PRESETS[name]
     return as_flags(values)
 
 

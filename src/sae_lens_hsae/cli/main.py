@@ -22,13 +22,12 @@ from sae_lens_hsae.cli.clarity import CLARITY_FILENAME, run_clarity
 from sae_lens_hsae.cli.collected import PAGE_FILENAME
 from sae_lens_hsae.cli.contrast import run_contrast
 from sae_lens_hsae.cli.demo import demo
-from sae_lens_hsae.cli.device import check_device
 from sae_lens_hsae.cli.evaluate import run_evaluate
 from sae_lens_hsae.cli.explain import run_explain
 from sae_lens_hsae.cli.explore import run_explore
 from sae_lens_hsae.cli.flag_names import in_flags
 from sae_lens_hsae.cli.label import run_label_or_judge
-from sae_lens_hsae.cli.outcome import CallError, Outcome
+from sae_lens_hsae.cli.outcome import CallError, Outcome, check_device
 from sae_lens_hsae.cli.progress_bars import bars_on_terminals_only
 from sae_lens_hsae.cli.push import run_convert, run_push
 from sae_lens_hsae.cli.steer import run_steer

@@ -1,4 +1,4 @@
-"""What a command has to say: its result on stdout, as text or JSON, and everything else on stderr."""
+"""What a command has to say: its result on stdout, as text or JSON, or what is wrong with how it was called."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -37,6 +39,19 @@ class Outcome:
         except BrokenPipeError:
             # Else Python would complain once more when it flushes stdout at its end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def check_device(device: str) -> None:
+    """Check that one can compute there, before anything is loaded.
+
+    Raises:
+        ValueError: if not.
+    """
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # torch answers with errors of many kinds
+        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"device={device!r} cannot be used here ({why}); cpu always can") from error
 
 
 def _printed(text: RenderableType) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sae_lens_hsae.cli.collected import open_labelled, page_link
-from sae_lens_hsae.cli.contrast import read_texts
+from sae_lens_hsae.cli.contrast import read_sets
 from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.interpret.contrast import text_activations
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
@@ -25,18 +25,9 @@ SHOWN = 8
 
 
 def run_steer(chosen: argparse.Namespace) -> Outcome:
-    """Steer; both texts.
-
-    Raises:
-        FileNotFoundError: if the folder holds no SAE, or there is no such file of texts or labels.
-        ValueError: if there is no such level, a set is too small, the sets do not differ, the prompt is empty or too
-            long, or a number is out of range.
-    """
+    """Steer; both texts."""
     _check(chosen)
-    sets = [read_texts(path) for path in (chosen.positive, chosen.negative)]
-    for name, texts in zip(("positive", "negative"), sets, strict=True):
-        if len(texts) < FEWEST:
-            raise ValueError(f"{name}={getattr(chosen, name)!r} holds {len(texts)} texts; give at least {FEWEST}")
+    sets = read_sets(chosen, ("positive", "negative"), FEWEST)
     if set(sets[0]) == set(sets[1]):
         raise ValueError(
             f"positive={chosen.positive!r} and negative={chosen.negative!r} hold the same texts, so there is no "
@@ -87,8 +78,6 @@ def run_steer(chosen: argparse.Namespace) -> Outcome:
 def _check(chosen: argparse.Namespace) -> None:
     if not math.isfinite(chosen.strength) or chosen.strength == 0:
         raise ValueError(f"strength={chosen.strength} must be a finite number other than 0")
-    if chosen.max_tokens < 2:
-        raise ValueError(f"max_tokens={chosen.max_tokens} must be at least 2")
     if chosen.n_tokens < 1:
         raise ValueError(f"n_tokens={chosen.n_tokens} must be at least 1")
     if not 0 <= chosen.temperature < math.inf:

@@ -28,11 +28,7 @@ ARGUMENTS = "${args}"
 
 
 def read_sweep(path: str | Path) -> dict[str, Any]:
-    """A sweep file whose configurations can be told in advance.
-
-    Raises:
-        ValueError: if it is none, its command is not ``hsae train … ${args}``, or a parameter has no list of values.
-    """
+    """A sweep file whose configurations can be told in advance; its command is ``hsae train … ${args}``."""
     try:
         sweep = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
@@ -85,9 +81,6 @@ def run_sweep(
     Returns:
         One row per configuration, best first: its parameters, the mean of each number of
         `sae_lens_hsae.cli.measured_runner.summary` over the seeds, and ``…_spread``, half its range.
-
-    Raises:
-        ValueError: if the file or a flag is refused, before anything is trained.
     """
     for name, count in (("seeds", seeds), ("runs", runs)):
         if count is not None and count < 1:

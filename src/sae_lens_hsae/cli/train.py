@@ -15,10 +15,9 @@ from sae_lens.llm_sae_training_runner import LanguageModelSAETrainingRunner, _pa
 from transformers import set_seed
 
 from hsae_command.train import EVERY_FLAG, HELP, beyond_saelens, help_parser, sources, unknown_flag
-from sae_lens_hsae.cli.device import check_device
 from sae_lens_hsae.cli.flags import Flags, command_line, parse_flags, preset_flags, read_flags
 from sae_lens_hsae.cli.measured_runner import MeasuredTrainingRunner
-from sae_lens_hsae.cli.outcome import CallError, Outcome
+from sae_lens_hsae.cli.outcome import CallError, Outcome, check_device
 from sae_lens_hsae.cli.training_plan import estimate, plan_text, warnings_of
 from sae_lens_hsae.config import ARCHITECTURE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.evaluation import ForestEvaluation
@@ -39,11 +38,7 @@ def print_every_flag(arguments: Sequence[str]) -> None:
 
 
 def merged_flags(presets: Sequence[str], files: Sequence[str], given: Flags) -> Flags:
-    """One value for each flag: presets, then files, then those given.
-
-    Raises:
-        ValueError: if a preset does not exist, or a file cannot be read.
-    """
+    """One value for each flag: presets, then files, then those given."""
     flags = preset_flags(presets)
     for source in (*map(read_flags, files), given):
         if {"text", "dataset_path"} <= set(source):
@@ -69,12 +64,7 @@ def all_flags(arguments: Sequence[str]) -> Flags:
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
-    """Our own flags (``dry_run``, ``evaluation_tokens`` and so on) and SAELens' config.
-
-    Raises:
-        CallError: if a flag is refused.
-        ValueError: if its value is.
-    """
+    """Our own flags (``dry_run``, ``evaluation_tokens`` and so on) and SAELens' config."""
     own, _ = sources().parse_known_args(list(arguments))
     flags = all_flags(arguments)
     wrong = unknown_flag(flags)
@@ -115,12 +105,7 @@ def _plainly(message: str) -> str:
 
 
 def run_train(arguments: Sequence[str]) -> Outcome:
-    """Run the subcommand.
-
-    Raises:
-        CallError: if a flag is refused.
-        ValueError: if its value is.
-    """
+    """Run the subcommand."""
     own, cfg = parse(arguments)
     if own.dry_run:
         rows = own_text(own, cfg.context_size)
@@ -135,12 +120,7 @@ def run_train(arguments: Sequence[str]) -> Outcome:
 
 
 def own_text(own: argparse.Namespace, context_size: int) -> Dataset | None:
-    """The texts of ``--text`` in a column ``text``; None without it.
-
-    Raises:
-        FileNotFoundError: if there are none.
-        ValueError: if a file holds no text, or all of them are too short to fill a context.
-    """
+    """The texts of ``--text`` in a column ``text``; None without it."""
     if own.text is None:
         return None
     texts = list(documents(own.text))

@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike
 from sae_lens_hsae.evaluation.cluster_bootstrap import Estimate, resampled_means
 from sae_lens_hsae.forest import FeatureForest
 
+N_RESAMPLES = 5000
+
 
 @dataclass(frozen=True)
 class Branching:
@@ -42,9 +44,7 @@ class Branching:
         return "\n".join([*means, f"several − one: {self.difference}, relative: {self.relative}"])
 
 
-def branching(
-    forest: FeatureForest, scores: torch.Tensor | ArrayLike, n_resamples: int = 5000, seed: int = 0
-) -> Branching:
+def branching(forest: FeatureForest, scores: torch.Tensor | ArrayLike, seed: int = 0) -> Branching:
     """Compare the scores of roots with several children and of roots with one.
 
     Roots are drawn with replacement, so the intervals say how the result varies over roots of this forest, not over
@@ -54,10 +54,9 @@ def branching(
         forest: who is whose parent; roots are the features of level 0.
         scores: (n_features,) any score per feature, such as ``label_detection(…).score``, ``parent_verdicts(…)`` or a
             column of a table; NaN for none.
-        n_resamples: draws of the bootstrap.
 
     Raises:
-        ValueError: if there is not one score per feature, one is infinite, or ``n_resamples`` is not positive.
+        ValueError: if there is not one score per feature, or one is infinite.
     """
     if not isinstance(scores, torch.Tensor):
         scores = torch.from_numpy(np.array(scores, dtype=np.float64))
@@ -65,13 +64,11 @@ def branching(
         raise ValueError(f"scores has shape {tuple(scores.shape)}; give one per feature, ({len(forest)},)")
     if scores.isinf().any():
         raise ValueError("scores holds infinity; give NaN for features without a score")
-    if n_resamples < 1:
-        raise ValueError(f"n_resamples={n_resamples} must be at least 1")
     roots = forest.roots()
     n_children = forest.n_children[roots]
     kinds = torch.stack([n_children >= 2, n_children == 1, n_children == 0], dim=1)
     values = scores[roots].double()[:, None].masked_fill(~kinds, torch.nan)
-    means = resampled_means(values, torch.arange(len(roots)), n_resamples, torch.Generator().manual_seed(seed))
+    means = resampled_means(values, torch.arange(len(roots)), N_RESAMPLES, torch.Generator().manual_seed(seed))
     several, one, none = (means.estimate(column) for column in range(3))
     n_several, n_one, n_none = means.n_clusters.tolist()
     return Branching(

@@ -24,8 +24,6 @@ def read_json_object(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} is missing")
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is damaged: it is no text in UTF-8 (byte {error.start})") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: it holds no JSON ({error})") from error
     if not isinstance(value, dict):

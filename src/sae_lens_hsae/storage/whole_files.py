@@ -99,20 +99,12 @@ def flush(folder: Path) -> None:
 
 
 def check_writable(name: str, folder: Path, remedy: str = ANOTHER_PATH) -> None:
-    """Check that files can be made in a folder, or in what it would be made in; nothing is left there.
-
-    Raises:
-        OSError: naming the setting, its value and the remedy.
-    """
+    """Check that files can be made in a folder, or in what it would be made in; nothing is left there."""
     _check_in(name, folder, folder, remedy)
 
 
 def check_file_writable(name: str, path: Path) -> None:
-    """Check that a file can be written, before the work that it is for; nothing is left there.
-
-    Raises:
-        OSError: naming the setting, its value and the remedy.
-    """
+    """Check that a file can be written, before the work that it is for; nothing is left there."""
     if path.is_dir():
         raise IsADirectoryError(f"{name}={str(path)!r} is a folder; give a file")
     _check_in(name, path, path.parent, ANOTHER_PATH)

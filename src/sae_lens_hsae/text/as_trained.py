@@ -49,20 +49,5 @@ def excluded_tokens(sae: SAE[Any], tokenizer: Any) -> list[int]:
 
 
 def positions(metadata: Any) -> slice:
-    """The positions of a context that were trained on.
-
-    Raises:
-        ValueError: if the metadata's ``seqpos_slice`` is none.
-    """
-    found = metadata.seqpos_slice or (None,)
-    if (
-        not isinstance(found, (list, tuple))
-        or not 1 <= len(found) <= 3
-        or not all(each is None or (isinstance(each, int) and not isinstance(each, bool)) for each in found)
-        or (len(found) == 3 and found[2] is not None and found[2] < 1)
-    ):
-        raise ValueError(
-            f"the SAE's metadata have seqpos_slice={found!r}; it must be the start, the stop and the step of a slice "
-            "of positions, such as [1, None], with a step above 0"
-        )
-    return slice(*found)
+    """The positions of a context that were trained on."""
+    return slice(*(metadata.seqpos_slice or (None,)))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from sae_lens_hsae.storage.text_files import read_text
+from sae_lens_hsae.storage.text_files import json_lines, read_text
 from sae_lens_hsae.text.brown import DOCUMENT, brown_corpus
 
 JSON_LINES = (".jsonl", ".ndjson")
@@ -43,15 +42,9 @@ def documents(path: str | Path, column: str = "text") -> Iterator[str]:
 
 
 def _of_lines(path: Path, column: str) -> Iterator[str]:
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{str(path)!r}, line {number}, is no JSON ({error})") from error
+    for where, row in json_lines(path):
         text = row if isinstance(row, str) else row.get(column) if isinstance(row, dict) else None
         if not isinstance(text, str):
             has = f"; it has {', '.join(row)}" if isinstance(row, dict) else ""
-            raise ValueError(f"{str(path)!r}, line {number}, has no text under column={column!r}{has}")
+            raise ValueError(f"{where} has no text under column={column!r}{has}")
         yield text

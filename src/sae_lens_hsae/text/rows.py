@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from sae_lens_hsae.text.as_trained import first_token, separator
 from sae_lens_hsae.text.documents import documents
-from sae_lens_hsae.text.installed import HELD_OUT_OF, MAX_TOKENS_PER_TEXT, installed_name, installed_text
+from sae_lens_hsae.text.installed import HELD_OUT_OF, INSTALLED, MAX_TOKENS_PER_TEXT, installed_text
 
 DEFAULT_CONTEXT = 128
 
@@ -52,7 +52,7 @@ class TextSource:
 
     def __str__(self) -> str:
         if self.is_installed:
-            return installed_name()
+            return INSTALLED
         return f"dataset={str(self.dataset)!r}" if self.file is None else f"text={str(self.file)!r}"
 
     @property
@@ -63,7 +63,7 @@ class TextSource:
     def said(self, metadata: Any) -> str:
         """One line: what is read, and whether an SAE with these metadata was trained on it."""
         if self.is_installed:
-            return f"Text: {installed_name()}, the 1 in {HELD_OUT_OF} that hsae demo does not train on"
+            return f"Text: {INSTALLED}, the 1 in {HELD_OUT_OF} that hsae demo does not train on"
         read, trained_on = str(self.dataset if self.file is None else self.file), str(metadata.dataset_path or "")
         same = bool(trained_on) and Path(read).resolve() == Path(trained_on).resolve()
         return f"Text: {read}" + ("; the SAE was trained on it" if same else "")
@@ -122,7 +122,7 @@ def text_rows(
     if source.is_installed:
         if len(rows) < n_rows:
             raise ValueError(f"{source} holds {counted.n_tokens} tokens, n_tokens={n_tokens}; ask for fewer")
-        random.Random(0).shuffle(rows)  # else there are few packages in many rows
+        random.Random(0).shuffle(rows)
     if counted.n_unknown > counted.n_tokens / 2:
         warnings.warn(
             f"{source}: {counted.n_unknown / counted.n_tokens:.0%} of its tokens are {tokenizer.unk_token}, which "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import re
 from codecs import getincrementaldecoder
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -82,14 +82,6 @@ class TokenTexts(dict[int, str]):
             return bytes([int(token[3:5], 16)])
         byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
         return bytes(byte_of[character] for character in token) if byte_of.keys() >= set(token) else None
-
-
-def token_texts(tokenizer: Any, ids: Iterable[int]) -> dict[int, str]:
-    """`TokenTexts` of some ids; others are added when they are asked for."""
-    texts = TokenTexts(tokenizer)
-    for id_ in ids:
-        texts[id_]
-    return texts
 
 
 def readable(raw: bytes) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from sae_lens_hsae.evaluation import evaluate_forest
 from sae_lens_hsae.interpret.family_text import MAX_CHILDREN, children_by_narrowing
 from sae_lens_hsae.interpret.feature_cache import DashboardSettings, collect_dashboards, dashboards_folder
 from sae_lens_hsae.interpret.feature_cache.text import unembedding_of
-from sae_lens_hsae.interpret.page import token_texts, write_page
+from sae_lens_hsae.interpret.page import TokenTexts, write_page
 from sae_lens_hsae.interpret.page.first_view import first_view
 from sae_lens_hsae.sae.inference import HierarchicalSAE
 from sae_lens_hsae.sae.training import HierarchicalTrainingSAE
@@ -79,10 +79,8 @@ class ForestLog:
         self._excluded = [] if store.exclude_special_tokens is None else store.exclude_special_tokens.tolist()
         self._pairs = list(_sample(store, settings.n_tokens))
         tokenizer = getattr(model, "tokenizer", None)
-        n_vocab = 1 + max(int(token_ids.max()) for token_ids, _ in self._pairs)
-        ids = range(n_vocab)
         self._separators = tokenizer.all_special_tokens if tokenizer else []
-        self._texts = token_texts(tokenizer, ids) if tokenizer else {id_: f"⟨{id_}⟩" for id_ in ids}
+        self._text: Callable[[int], str] = TokenTexts(tokenizer).__getitem__ if tokenizer else "⟨{}⟩".format
 
     def after_update(self, trainer: HierarchicalSAETrainer) -> None:
         """Log the forest as it is; what fails here must not cost the training."""
@@ -147,9 +145,6 @@ class ForestLog:
         for root in roots:
             add(root, root, None)
         return wandb.Table(columns=COLUMNS, data=rows)
-
-    def _text(self, id_: int) -> str:
-        return self._texts.get(id_, f"⟨{id_}⟩")
 
 
 def _sample(store: ActivationsStore, n_tokens: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -3,9 +3,7 @@
 from sae_lens_hsae.interpret.circuits.ablation import Ablation
 from sae_lens_hsae.interpret.circuits.circuit import Circuit, Edge, Node, read_circuit
 from sae_lens_hsae.interpret.circuits.edges import with_edges
-from sae_lens_hsae.interpret.circuits.find import find_circuit, flat_effects
-from sae_lens_hsae.interpret.circuits.lasso import lasso_circuit
-from sae_lens_hsae.interpret.circuits.modules import coactivation_modules
+from sae_lens_hsae.interpret.circuits.find import find_circuit
 from sae_lens_hsae.interpret.circuits.pairs import Pair, read_pairs
 
 __all__ = [
@@ -14,10 +12,7 @@ __all__ = [
     "Edge",
     "Node",
     "Pair",
-    "coactivation_modules",
     "find_circuit",
-    "flat_effects",
-    "lasso_circuit",
     "read_circuit",
     "read_pairs",
     "with_edges",

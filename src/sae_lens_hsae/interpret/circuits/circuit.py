@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sae_lens_hsae.storage.json_files import is_count, is_number, read_json_object
+from sae_lens_hsae.storage.json_files import is_count, read_json_object
 
 Method = Literal["attribution", "integrated", "patch"]
 SCHEMA = "sae_lens_hsae/circuit"
@@ -62,21 +62,21 @@ class Circuit:
     """What carries a behaviour, at every level. The levels are views of the same x: do not add their effects up.
 
     Attributes:
-        method: how effects were found, see `find_circuit`; "lasso": by `lasso_circuit`.
+        method: how effects were found, see `find_circuit`.
         threshold: in logits; features of at least this effect, either sign, are nodes.
         n_pairs: examples.
         clean: mean logit difference of answer and foil on the clean prompts.
         patched: the same on the other prompts; None against zero.
         accuracy: share of clean prompts on which the answer has the higher logit.
         nodes: features in the order of hook point, level and falling |effect|; the error of every level that was
-            looked at comes last there, whatever its effect (a lasso has none).
+            looked at comes last there, whatever its effect.
         n_visited: features whose effect was computed, by level over all hook points.
         n_features: features there are, likewise.
         edges: between nodes, where they were asked for; by level and falling |effect|.
         folders: of the SAEs, by hook point, as seen from the folder of the circuit's file; empty where there is none.
     """
 
-    method: Method | Literal["lasso"]
+    method: str
     threshold: float
     n_pairs: int
     clean: float
@@ -120,18 +120,11 @@ class Circuit:
         own: dict[str, Any] = {name: value for name, value in data.items() if not name.startswith("schema")}
         try:
             own["nodes"] = tuple(Node(**node) for node in own["nodes"])
+            indices = [index for node in own["nodes"] for index in (node.feature, node.parent)]
+            if not all(index is None or is_count(index) for index in indices):
+                raise TypeError("a node has no index of a feature")
             own["edges"] = tuple(Edge(**edge) for edge in own["edges"])
             own |= {name: tuple(own[name]) for name in ("n_visited", "n_features")}
-            for node in own["nodes"]:
-                if not (isinstance(node.name, str) and isinstance(node.hook, str) and is_number(node.effect)):
-                    raise TypeError(f"{node} has no name, hook point or effect")
-                if not all(index is None or is_count(index) for index in (node.feature, node.parent)):
-                    raise TypeError(f"{node} has no index of a feature")
-            if len({(node.hook, node.level, node.feature) for node in own["nodes"]}) < len(own["nodes"]):
-                raise TypeError("a node stands there twice")
-            folders = own.get("folders", {})
-            if not (isinstance(folders, dict) and all(isinstance(each, str) for each in folders.values())):
-                raise TypeError(f"folders={folders!r} are no folders by hook point")
             return cls(**own)
         except (TypeError, KeyError) as error:
             raise ValueError(f"the data are no circuit ({error})") from error

@@ -43,7 +43,10 @@ def find_circuit(
     """
     if not (math.isfinite(threshold) and threshold >= 0):
         raise ValueError(f"threshold={threshold} must be 0 or more, in logits")
-    places, attributions = _prepared(model, forests, pairs, method)
+    if method not in get_args(Method):
+        raise ValueError(f"method={method!r} must be one of {', '.join(get_args(Method))}")
+    places = places_of(model, forests)
+    attributions = [Attribution(model, places, batch, method) for batch in batches_of(pairs, model, places[0].saes[0])]
     depth = max(len(place.forest.levels) for place in places)
     visited, nodes = [0] * depth, []
     for place in places:
@@ -72,39 +75,6 @@ def find_circuit(
         n_visited=tuple(visited),
         n_features=total_features(places),
     )
-
-
-def flat_effects(
-    model: Any, forests: Mapping[str, Any], pairs: Sequence[Pair], method: Method = "attribution"
-) -> dict[str, torch.Tensor]:
-    """The effect of every feature of every level, by hook point: (n_features,), as `Node.effect`.
-
-    Args:
-        model: as for `find_circuit`, like the other arguments.
-
-    Raises:
-        ValueError: as `find_circuit`.
-    """
-    places, attributions = _prepared(model, forests, pairs, method)
-    return {
-        place.hook: torch.cat(
-            [
-                _effects(attributions, place, level, torch.arange(width)) / len(pairs)
-                for level, width in enumerate(place.forest.level_widths)
-            ]
-        )
-        for place in places
-    }
-
-
-def _prepared(
-    model: Any, forests: Mapping[str, Any], pairs: Sequence[Pair], method: Method
-) -> tuple[list[Place], list[Attribution]]:
-    if method not in get_args(Method):
-        raise ValueError(f"method={method!r} must be one of {', '.join(get_args(Method))}")
-    places = places_of(model, forests)
-    batches = batches_of(pairs, model, places[0].saes[0])
-    return places, [Attribution(model, places, batch, method) for batch in batches]
 
 
 def _effects(attributions: Sequence[Attribution], place: Place, level: int, features: torch.Tensor) -> torch.Tensor:

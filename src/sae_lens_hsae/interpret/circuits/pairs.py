@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sae_lens_hsae.storage.text_files import read_text
+from sae_lens_hsae.storage.text_files import json_lines
 from sae_lens_hsae.text.hook_point import check_length, ids_of_text
 
 EXAMPLE = '{"clean": "The keys", "patch": "The key", "answer": " are", "foil": " is"}'
@@ -66,16 +65,10 @@ def read_pairs(path: str | Path) -> list[Pair]:
     """
     names = {field.name for field in fields(Pair)}
     pairs = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, line {number} is no JSON ({error}); write {EXAMPLE}") from error
+    for where, value in json_lines(path):
         whole = isinstance(value, dict) and names - {"patch"} <= value.keys() <= names
         if not whole or not all(isinstance(own, str) for name, own in value.items() if (name, own) != ("patch", None)):
-            raise ValueError(f"{path}, line {number} is no pair; write {EXAMPLE}, each a text; patch may be left out")
+            raise ValueError(f"{where} is no pair; write {EXAMPLE}, each a text; patch may be left out")
         pairs.append(Pair(**value))
     if not pairs:
         raise ValueError(f"{path} holds no pair; write one a line, such as {EXAMPLE}")

@@ -101,14 +101,7 @@ def total_features(places: Sequence[Place]) -> tuple[int, ...]:
 
 
 def check_one_model(forests: Mapping[str, Any]) -> None:
-    """Check, before the model is loaded, that there are forests, and all read the same model.
-
-    Args:
-        forests: by hook point, or by whatever else the user knows them.
-
-    Raises:
-        ValueError: if not.
-    """
+    """Check, before the model is loaded, that there are forests, and all read the same model; by any names."""
     if not forests:
         raise ValueError("forests is empty; give at least one, by hook point")
     trained = {own: metadata(levels, "model_name") for own, levels in forests.items()}

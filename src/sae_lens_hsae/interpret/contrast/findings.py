@@ -79,11 +79,7 @@ def join_alike(findings: Sequence[Finding], activations: torch.Tensor) -> list[F
     """Findings that show the same cause as one: levels repeat each other, and not every repetition has an edge.
 
     A finding is joined to the strongest one before it that has the same direction and whose coarsest feature fires on
-    the same tokens: the cosine of their activations over tokens is at least `SAME_TOKENS`.
-
-    Args:
-        findings: strongest first.
-        activations: (tokens, findings) of the coarsest features.
+    the same tokens: the cosine of their activations (tokens, findings) is at least `SAME_TOKENS`.
     """
     unit = torch.nn.functional.normalize(activations.double(), dim=0)
     alike = unit.T @ unit >= SAME_TOKENS

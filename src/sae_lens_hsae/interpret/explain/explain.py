@@ -11,9 +11,10 @@ from sae_lens import SAE
 from sae_lens_hsae.evaluation.outliers import FEWEST_TOKENS, usual
 from sae_lens_hsae.forest import NO_PARENT, FeatureForest
 from sae_lens_hsae.interpret.explain.explanation import Explanation
+from sae_lens_hsae.interpret.labels.files import check_labels
 from sae_lens_hsae.text.as_trained import positions as trained_positions
 from sae_lens_hsae.text.hook_point import check_length, hook_point, ids_of_text, run_and_keep, stack_of
-from sae_lens_hsae.text.token_text import token_texts, whole_characters
+from sae_lens_hsae.text.token_text import TokenTexts, whole_characters
 
 
 @torch.no_grad()
@@ -56,9 +57,7 @@ def explain(
     saes, forest = stack_of(levels, forest)
     name = hook_point(model, saes)
     start, ids = _ids(model, saes[0], text)
-    unknown = [feature for feature in labels or {} if not 0 <= feature < len(forest)]
-    if unknown:
-        raise ValueError(f"labels: feature {unknown[0]} does not exist; the forest has 0 … {len(forest) - 1}")
+    check_labels(labels or {}, len(forest))
 
     tokens = torch.tensor([[*start, *ids]], device=saes[0].device)
     _, kept = run_and_keep(model, tokens, [name])
@@ -83,7 +82,7 @@ def explain(
     level_shares[outlying], acts[outlying] = torch.nan, 0
     positions, features = acts.nonzero(as_tuple=True)
     parents = forest.parents[features]
-    texts = token_texts(model.tokenizer, ids)
+    texts = TokenTexts(model.tokenizer)
     return Explanation(
         forest=forest,
         text=text,

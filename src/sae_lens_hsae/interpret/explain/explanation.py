@@ -49,9 +49,13 @@ class Explanation:
     labels: Mapping[int, str] = field(default_factory=dict, repr=False)
     outlying: tuple[int, ...] = ()
 
-    def entries(self, position: int) -> dict[int, int]:
-        """The features that fire on a token, each with the number of its entry."""
-        return self._entries[position]
+    @cached_property
+    def entries(self) -> list[dict[int, int]]:
+        """For each token the features that fire on it, each with the number of its entry."""
+        found: list[dict[int, int]] = [{} for _ in self.tokens]
+        for entry, (position, feature) in enumerate(zip(self.positions.tolist(), self.features.tolist(), strict=True)):
+            found[position][feature] = entry
+        return found
 
     def paths(self, position: int) -> list[tuple[int, ...]]:
         """The active paths on a token, from their topmost feature down to one that fires.
@@ -59,7 +63,7 @@ class Explanation:
         A path goes down as far as anything fires; features in between may be silent. Every feature that fires is on
         at least one. Strongest first, by the shares of its features together.
         """
-        firing = self.entries(position)
+        firing = self.entries[position]
         shares = {feature: self.shares[entry].item() for feature, entry in firing.items()}
         by_end = {feature: tuple(self.forest.path(feature)) for feature in firing}
         inner = {feature for path in by_end.values() for feature in path[:-1]}
@@ -99,24 +103,9 @@ class Explanation:
     def __rich__(self) -> Group:
         return drawn(self)
 
-    @cached_property
-    def _entries(self) -> list[dict[int, int]]:
-        found: list[dict[int, int]] = [{} for _ in self.tokens]
-        for entry, (position, feature) in enumerate(zip(self.positions.tolist(), self.features.tolist(), strict=True)):
-            found[position][feature] = entry
-        return found
-
 
 def drawn(explanation: Explanation, n_paths: int = N_PATHS) -> Group:
-    """What ``rich.print`` shows: per token the level's shares and its strongest active paths, coarse to fine.
-
-    Args:
-        explanation: of a text.
-        n_paths: most paths per token; how many more there are is said.
-
-    Raises:
-        ValueError: if ``n_paths`` is not positive.
-    """
+    """What ``rich.print`` shows: per token the level's shares and its strongest active paths, coarse to fine."""
     if n_paths < 1:
         raise ValueError(f"n_paths={n_paths} must be at least 1")
     trees = [_token(explanation, position, n_paths) for position in range(len(explanation.tokens))]
@@ -130,7 +119,7 @@ def _token(explanation: Explanation, position: int, n_paths: int) -> Tree:
     shares = [f"level {level} {_percent(share)}" for level, share in enumerate(explanation.level_shares[position])]
     # Text objects: what stands in square brackets in a token or a label is no style.
     tree = Tree(Text.assemble((_shown(explanation.tokens[position]), "bold reverse"), "  " + "  ".join(shares)))
-    paths, firing = explanation.paths(position), explanation.entries(position)
+    paths, firing = explanation.paths(position), explanation.entries[position]
     nodes: dict[int, Tree] = {}
     for path in paths[:n_paths]:
         above = tree

@@ -20,7 +20,7 @@ class FeatureCard:
     """What one feature fires on; evaluated at the end of a notebook's cell it shows itself, printed it is text.
 
     Args:
-        text_of: text of a token id, with its leading space; see ``explorer.token_texts``.
+        text_of: text of a token id, with its leading space; see ``TokenTexts``.
 
     Raises:
         IndexError: if there is no such feature.

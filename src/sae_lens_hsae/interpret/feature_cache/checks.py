@@ -22,14 +22,7 @@ AGAIN = "collect the dashboards again"
 
 
 def check_numbers(folder: Path, values: Mapping[str, Any]) -> Levels:
-    """Check the numbers and names of a manifest, all of them there.
-
-    Returns:
-        The levels.
-
-    Raises:
-        ValueError: naming the first that is wrong.
-    """
+    """Check the numbers and names of a manifest, all of them there; its levels."""
     if not isinstance(values["fingerprint"], str):
         raise ValueError(f"{folder}: fingerprint={values['fingerprint']!r} is no text; {AGAIN}")
     for name in ("n_tokens", "n_contexts"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from sae_lens_hsae.storage.json_files import read_json_object
@@ -17,19 +18,10 @@ def labels_beside(folder: str | Path, path: str | Path | None = None) -> dict[in
         FileNotFoundError: if there is no file ``path``.
         ValueError: if the file holds anything else.
     """
-    own = Path(folder) / LABELS_FILENAME
-    if path is None and not own.is_file():
-        return {}
-    return read_labels(own if path is None else path)
-
-
-def read_labels(path: str | Path) -> dict[int, str]:
-    """The labels, by flat feature index.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it holds anything else.
-    """
+    if path is None:
+        path = Path(folder) / LABELS_FILENAME
+        if not path.is_file():
+            return {}
     wrong = f'labels={str(path)!r} is not a JSON object from flat feature index to label, such as {{"12": "dates"}}'
     try:
         labels = read_json_object(Path(path))
@@ -42,3 +34,10 @@ def read_labels(path: str | Path) -> dict[int, str]:
         if not isinstance(label, str):
             raise ValueError(f"{wrong} ({label!r} is no text)")
     return {int(feature): label for feature, label in labels.items()}
+
+
+def check_labels(labels: Mapping[int, str], n_features: int) -> None:
+    """Check that all labels are of features that exist."""
+    unknown = [feature for feature in labels if not 0 <= feature < n_features]
+    if unknown:
+        raise ValueError(f"labels: feature {unknown[0]} does not exist; the forest has 0 … {n_features - 1}")

@@ -64,11 +64,6 @@ def words_of(dashboards: Dashboards, text_of: Callable[[int], str]) -> Words:
     return Words(torch.where(numbers < 0, NO_WORD, form_of[numbers.clamp(min=0)]), activations, shown)
 
 
-def same_word(text: str) -> str:
-    """What two words have in common that a label does not tell apart: case and the space around them are left out."""
-    return text.strip().casefold()
-
-
 def in_one_word(before: str, after: str) -> bool:
     """Whether the texts of two tokens, one after the other, belong to one word."""
     return _is_letter(before, last=True) and _is_letter(after)
@@ -100,7 +95,7 @@ class _Names:
     def forms(self) -> tuple[torch.Tensor, tuple[str, ...]]:
         """For each number that of its form, in which case is left out; and each form as it is written most often."""
         numbers: dict[str, int] = {"": BLANK}
-        form_of = [numbers.setdefault(same_word(text), len(numbers)) for text in self._number_of]
+        form_of = [numbers.setdefault(text.strip().casefold(), len(numbers)) for text in self._number_of]
         shown, most = [""] * len(numbers), [-1] * len(numbers)
         for text, form, count in zip(self._number_of, form_of, self._counts.tolist(), strict=True):
             if count > most[form]:

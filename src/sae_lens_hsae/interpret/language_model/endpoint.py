@@ -20,6 +20,15 @@ URL_VARIABLE = "OPENAI_BASE_URL"
 CHARACTERS_PER_TOKEN = 3.5
 """Rough, for estimates; fewer than in plain English, since contexts are full of marks."""
 
+ATTEMPTS = 3
+"""Times a question is asked until its answer is well-formed."""
+MAX_RETRIES = 6
+"""Times the client sends a request again, with back-off, after 429, 5xx, or a broken connection."""
+TIMEOUT = 60.0
+"""Seconds for one request."""
+MAX_TOKENS = 200
+"""Of an answer."""
+
 Parse = Callable[[dict[str, Any]], Any]
 
 
@@ -67,29 +76,20 @@ class Endpoint:
         model: name of the language model.
         cache: a file for the answers; one that exists goes on being used.
         concurrency: questions on their way at once.
-        attempts: times a question is asked until its answer is well-formed.
-        max_retries: times the client sends a request again, with back-off, after 429, 5xx, or a broken connection.
-        timeout: seconds for one request.
-        max_tokens: most tokens of an answer.
         temperature: of the sampling.
 
     Raises:
-        ValueError: if a number is too small.
+        ValueError: if ``concurrency`` is below 1.
     """
 
     model: str
     cache: Path
     concurrency: int = 8
-    attempts: int = 3
-    max_retries: int = 6
-    timeout: float = 60.0
-    max_tokens: int = 200
     temperature: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("concurrency", "attempts", "max_tokens", "timeout"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
+        if self.concurrency < 1:
+            raise ValueError(f"concurrency={self.concurrency} must be at least 1")
 
     def check_can_ask(self) -> None:
         """Check that there are a key and a client, before anything is prepared.
@@ -112,7 +112,7 @@ class Endpoint:
             with closing(self._open("ro")) as stored:
                 new = [request for request in requests if _stored(stored, self._key(request)) is None]
         characters = sum(len(request.system) + len(request.user) for request in new)
-        return len(new), round(characters / CHARACTERS_PER_TOKEN), len(new) * self.max_tokens
+        return len(new), round(characters / CHARACTERS_PER_TOKEN), len(new) * MAX_TOKENS
 
     def ask(self, requests: Sequence[Request], parse: Parse, progress: str | None = None) -> Replies:
         """Ask all; every answer is kept as soon as it comes, so that an interrupted call goes on where it was.
@@ -177,17 +177,17 @@ class Endpoint:
         refused = tuple(getattr(openai, name) for name in names)
         answer = _Answer()
         messages = [{"role": "system", "content": request.system}, {"role": "user", "content": request.user}]
-        for _ in range(self.attempts):
+        for _ in range(ATTEMPTS):
             try:
                 completion = client.chat.completions.create(
-                    model=self.model, messages=messages, temperature=self.temperature, max_tokens=self.max_tokens
+                    model=self.model, messages=messages, temperature=self.temperature, max_tokens=MAX_TOKENS
                 )
                 usage = getattr(completion, "usage", None)
                 answer.prompt_tokens += getattr(usage, "prompt_tokens", None) or 0
                 answer.completion_tokens += getattr(usage, "completion_tokens", None) or 0
                 choice = completion.choices[0]
                 if choice.finish_reason == "length":
-                    raise ValueError(f"cut off after max_tokens={self.max_tokens}")
+                    raise ValueError(f"cut off after max_tokens={MAX_TOKENS}")
                 parse(_object(choice.message.content))
             except refused as error:
                 raise ValueError(
@@ -219,8 +219,8 @@ class Endpoint:
         return _openai().OpenAI(
             api_key=os.environ[KEY_VARIABLE],
             base_url=os.environ.get(URL_VARIABLE),
-            max_retries=self.max_retries,
-            timeout=self.timeout,
+            max_retries=MAX_RETRIES,
+            timeout=TIMEOUT,
         )
 
     def _open(self, mode: Literal["rwc", "ro"] = "rwc") -> sqlite3.Connection:
@@ -237,7 +237,7 @@ class Endpoint:
         return stored
 
     def _key(self, request: Request) -> str:
-        parts = [os.environ.get(URL_VARIABLE), self.model, self.temperature, self.max_tokens]
+        parts = [os.environ.get(URL_VARIABLE), self.model, self.temperature, MAX_TOKENS]
         text = json.dumps([*parts, request.system, request.user, request.repetition])
         return hashlib.sha256(text.encode()).hexdigest()
 

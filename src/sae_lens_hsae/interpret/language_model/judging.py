@@ -104,7 +104,6 @@ def judge_pairs(
     text_of: Callable[[int], str],
     endpoint: Endpoint,
     n_repetitions: int = 1,
-    progress: bool = True,
 ) -> Judgements:
     """Have every pair judged; see `sample_pairs`.
 
@@ -112,9 +111,8 @@ def judge_pairs(
         pairs: (kind, broad, narrow).
         n_repetitions: times each pair is judged; for several give the endpoint a temperature.
     """
-    replies = endpoint.ask(
-        judge_requests(dashboards, pairs, text_of, n_repetitions), parse_judgement, "Judging" if progress else None
-    )
+    requests = judge_requests(dashboards, pairs, text_of, n_repetitions)
+    replies = endpoint.ask(requests, parse_judgement, "Judging")
     rows = [
         (*pair, repetition, *(answer or (None, None)))
         for (repetition, pair), answer in zip(

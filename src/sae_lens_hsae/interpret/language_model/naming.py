@@ -38,7 +38,7 @@ def label_requests(
 
 
 def label_features(
-    dashboards: Dashboards, text_of: Callable[[int], str], endpoint: Endpoint, progress: bool = True
+    dashboards: Dashboards, text_of: Callable[[int], str], endpoint: Endpoint
 ) -> tuple[dict[int, str], list[Replies]]:
     """Name every feature that ever fired, level after level.
 
@@ -50,7 +50,7 @@ def label_features(
     replies = []
     for level, features in enumerate(firing_by_level(dashboards)):
         requests = label_requests(dashboards, features, text_of, labels, by_tokens)
-        found = endpoint.ask(requests, parse_label, f"Level {level}" if progress else None)
+        found = endpoint.ask(requests, parse_label, f"Level {level}")
         labels |= {feature: label for feature, label in zip(features, found.answers, strict=True) if label is not None}
         replies.append(found)
     return labels, replies

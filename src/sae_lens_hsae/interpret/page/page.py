@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import html
+import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from tqdm.auto import tqdm
 
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.explain import Explanation
 from sae_lens_hsae.interpret.feature_cache import Dashboards
-from sae_lens_hsae.interpret.page.blocks import pack
+from sae_lens_hsae.interpret.labels.files import check_labels
 from sae_lens_hsae.interpret.page.content import MANY_FEATURES, PageContent, PageLimits, explained_block
 from sae_lens_hsae.storage.whole_files import file_written_whole
 
@@ -37,7 +41,7 @@ SCRIPTS = (
     "first.js",
     "app.js",
 )
-STYLES = ("page.css",)
+ALIGNMENT = 8
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def write_page(
 
     Args:
         path: the file to write; replaced if it exists.
-        text_of: text of a token id, with its leading space; see ``token_texts``.
+        text_of: text of a token id, with its leading space; see ``TokenTexts``.
         labels: text for some of the features, by flat index.
         title: of the page.
         limits: how much the page takes; None chooses by the number of features.
@@ -101,9 +105,7 @@ def write_page(
             f"dashboards are of a forest with level_widths={list(dashboards.level_widths)} and other parents than the "
             f"given one with {list(forest.level_widths)}; collect them for this forest"
         )
-    unknown = [feature for feature in labels or {} if not 0 <= feature < forest.n_features]
-    if unknown:
-        raise ValueError(f"labels: feature {unknown[0]} does not exist; the forest has 0 … {forest.n_features - 1}")
+    check_labels(labels or {}, len(forest))
     for i, explanation in enumerate(explanations):
         if explanation.forest != forest:
             raise ValueError(
@@ -129,9 +131,32 @@ def write_page(
     return path
 
 
+def pack(plain: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    """A block of the page: named arrays and plain values, compressed, as base64 text; ``assets/data.js`` reads it.
+
+    It is gzip over: length of the header (4 bytes, little endian), the header (JSON, padded so that both fill a
+    multiple of 8), then the arrays, each from a multiple of 8.
+
+    Args:
+        plain: fit for JSON.
+        arrays: of a dtype that JavaScript has as a typed array.
+    """
+    directory, body = {}, bytearray()
+    for name, array in arrays.items():
+        # JavaScript's typed arrays are little endian on every machine that runs a browser.
+        data = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+        directory[name] = [array.dtype.name, len(body), array.size]
+        body += data + bytes(-len(data) % ALIGNMENT)
+    # ASCII throughout: lone surrogates in a token have no UTF-8.
+    header = json.dumps({"plain": plain, "arrays": directory}, ensure_ascii=True, allow_nan=False).encode("ascii")
+    header += b" " * (-(len(header) + 4) % ALIGNMENT)
+    raw = len(header).to_bytes(4, "little") + header + bytes(body)
+    return base64.b64encode(gzip.compress(raw, compresslevel=9, mtime=0)).decode("ascii")
+
+
 def _html(title: str, blocks: Mapping[str, str]) -> str:
     script = '"use strict";\n' + "\n".join(_asset(name) for name in SCRIPTS)
-    style = "\n".join(_asset(name) for name in STYLES)
+    style = _asset("page.css")
     policy = (
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
         "base-uri 'none'; form-action 'none'"

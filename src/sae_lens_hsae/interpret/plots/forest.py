@@ -11,8 +11,10 @@ from plotly.subplots import make_subplots
 
 from sae_lens_hsae.forest import NO_PARENT, FeatureForest
 from sae_lens_hsae.interpret.feature_cache import Dashboards
-from sae_lens_hsae.interpret.plots.style import COLOUR_SCALE, REST, finished, level_colours, plain, translucent
+from sae_lens_hsae.interpret.plots.style import COLOUR_SCALE, finished, level_colours, plain, translucent
 
+REST = "#c4c9d0"
+"""Of what belongs to no group."""
 UNASSIGNED = "#8a5a44"
 
 

@@ -1,12 +1,10 @@
-"""Do siblings fire on more similar activations than unrelated features? As numbers, and as a map."""
+"""Do siblings fire on more similar activations than unrelated features?"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-import plotly.graph_objects as go
 import torch
 from tqdm.auto import tqdm
 
@@ -14,12 +12,10 @@ from sae_lens_hsae.evaluation.cluster_bootstrap import Estimate, resampled_means
 from sae_lens_hsae.evaluation.hierarchy_metrics import token_chunks
 from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack, check_fit, level_saes
 from sae_lens_hsae.forest import FeatureForest
-from sae_lens_hsae.interpret.plots.style import REST, finished, plain
 
 MAX_PER_FAMILY = 6
 TOKENS_AT_ONCE = 1024
 N_RESAMPLES = 2000
-FAMILY_COLOURS = ("#0b6bcb", "#c2410c", "#15803d", "#7e22ce", "#be185d", "#0e7490", "#a16207", "#4b5563")
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,18 +31,14 @@ class SiblingDistances:
         level: of the features.
         features: (n,) flat indices of the features compared.
         families: (n,) their parents.
-        x: (n, k, d_in) the activations each fires on most strongly, the stream's mean taken off; 0 where it fires on
-            fewer.
     """
 
     siblings: Estimate
     unrelated: Estimate
     difference: Estimate
     level: int
-    forest: FeatureForest = field(repr=False)
     features: torch.Tensor = field(repr=False)
     families: torch.Tensor = field(repr=False)
-    x: torch.Tensor = field(repr=False)
 
     def __str__(self) -> str:
         n_families = len(self.families.unique())
@@ -123,67 +115,7 @@ def sibling_distances(
     values = torch.stack([distance.masked_fill(~which, torch.nan).nanmean(1) for which in (alike, apart)], dim=1)
     values[values.isnan().any(1)] = torch.nan  # the same features on both sides
     means = resampled_means(values, families, N_RESAMPLES, generator)
-    return SiblingDistances(
-        means.estimate(0), means.estimate(1), means.difference(0, 1), level, forest, features, families, x
-    )  # fmt: skip
-
-
-def sibling_map(
-    distances: SiblingDistances,
-    n_families: int = 6,
-    reduce: Callable[[np.ndarray], np.ndarray] | None = None,
-    names: Mapping[int, str] | None = None,
-) -> go.Figure:
-    """A map of the activations that trigger siblings, against those that trigger other features of the level.
-
-    Args:
-        distances: from `sibling_distances`; its numbers stand in the title.
-        n_families: families shown in colour, those of most features; at most 8. All others are grey.
-        reduce: from (n, d_in) to (n, 2); None takes UMAP by cosine, which the extra ``plots`` installs.
-        names: text for some of the parents, by flat index.
-
-    Raises:
-        ImportError: if UMAP is asked for and not installed.
-        ValueError: if there are more families than colours.
-    """
-    if n_families > len(FAMILY_COLOURS):
-        raise ValueError(
-            f"n_families={n_families} is more than there are colours; choose at most {len(FAMILY_COLOURS)}"
-        )
-    fires = distances.x.abs().sum(2) > 0
-    which, _ = fires.nonzero(as_tuple=True)
-    places = (reduce or _umap())(distances.x[fires].numpy())
-    families, counts = distances.families.unique(return_counts=True)
-    shown = families[counts.argsort(descending=True, stable=True)][:n_families].tolist()
-    of_point = distances.families[which]
-    groups = [("other features", REST, ~torch.isin(of_point, torch.tensor(shown)))]
-    for family, colour in zip(shown, FAMILY_COLOURS, strict=False):
-        name = f"children of {distances.forest.levels.name(family)}"
-        name += f": {plain(names[family])}" if names and family in names else ""
-        groups.append((name, colour, of_point == family))
-    figure = go.Figure()
-    for name, colour, chosen in groups:
-        text = [distances.forest.levels.name(int(feature)) for feature in distances.features[which[chosen]]]
-        at = places[chosen.numpy()]
-        style = {"color": colour, "size": 4 if colour == REST else 7}
-        figure.add_trace(go.Scatter(x=at[:, 0], y=at[:, 1], mode="markers", name=name, text=text, marker=style))
-    figure.update_xaxes(showticklabels=False)
-    figure.update_yaxes(showticklabels=False)
-    title = (
-        f"What triggers features of level {distances.level}<br><sub>cosine distance: siblings {distances.siblings}, "
-        f"unrelated {distances.unrelated}, difference {distances.difference}</sub>"
-    )
-    return finished(figure, title, 620)
-
-
-def _umap() -> Callable[[np.ndarray], np.ndarray]:
-    try:
-        from umap import UMAP  # type: ignore[reportMissingImports]  # an extra
-    except ImportError as error:
-        raise ImportError(
-            "the map needs UMAP: pip install 'sae-lens-hsae[plots]', or give reduce, such as another projection"
-        ) from error
-    return lambda points: UMAP(metric="cosine", random_state=0).fit_transform(points)
+    return SiblingDistances(means.estimate(0), means.estimate(1), means.difference(0, 1), level, features, families)
 
 
 def _drawn_families(forest: FeatureForest, level: int, n: int, generator: torch.Generator) -> torch.Tensor:

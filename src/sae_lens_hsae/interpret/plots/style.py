@@ -6,8 +6,6 @@ import plotly.graph_objects as go
 from plotly.colors import hex_to_rgb, sample_colorscale, unlabel_rgb
 
 COLOUR_SCALE = "Viridis"
-REST = "#c4c9d0"
-"""Of what belongs to no group."""
 
 
 def level_colours(n_levels: int) -> list[str]:

@@ -17,14 +17,7 @@ def difference_of_means(
 
     Together they are mean x of the positive texts less mean x of the negative ones, whatever the level.
 
-    Args:
-        examples: from `examples_of`.
-        level: of the features.
-        among: flat indices; the others' part goes into the rest.
-
-    Raises:
-        IndexError: if there is no such level.
-        ValueError: if ``among`` is wrong.
+    Arguments and errors as of `sta`; what ``among`` leaves out goes into the rest.
     """
     features = examples.of_level(level, among)
     weights = examples.difference[features]

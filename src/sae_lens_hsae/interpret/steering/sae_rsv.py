@@ -29,16 +29,14 @@ def sae_rsv(
     v = Σ Δ activation · d. Noise is a difference within two standard errors of 0, and what ``noise`` names; a sibling
     that is noise does not come in either.
 
+    Arguments and errors as of `sta`, but siblings come in from outside ``among``, too; and:
+
     Args:
-        examples: from `examples_of`.
-        level: of the features.
-        among: flat indices to choose from; None takes all of the level. Siblings come in from outside, too.
         n_features: how many before noise leaves and siblings come in.
         noise: flat indices of features that are beside the point, such as by their labels.
 
     Raises:
-        IndexError: if there is no such level.
-        ValueError: if ``n_features`` is below 1, or ``among`` is wrong.
+        ValueError: if ``n_features`` is below 1.
     """
     if n_features < 1:
         raise ValueError(f"n_features={n_features} must be at least 1")

@@ -12,7 +12,6 @@ from sae_lens import SAE
 
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.steering.edits import Edit, add, at_least, take
-from sae_lens_hsae.interpret.steering.examples import Examples
 from sae_lens_hsae.interpret.steering.steer import steer
 
 
@@ -50,11 +49,6 @@ class Selection:
         if not self.bounds:
             return [add(feature, amount) for feature, amount in amounts]
         return [at_least(f, amount) if amount > 0 else take(f, -amount) for f, amount in amounts]
-
-    def direction(self, examples: Examples) -> torch.Tensor:
-        """(d_in,) the change of x at strength 1, where no feature is bounded by what it is."""
-        pushed = torch.tensor(self.weights) @ examples.decoder[list(self.features)]
-        return pushed if self.rest is None else pushed + self.rest
 
 
 def selected(features: torch.Tensor, weights: torch.Tensor, level: int, forest: FeatureForest, **how: Any) -> Selection:

@@ -24,15 +24,7 @@ def spare(
     z⁻ there, and those stronger on positive texts are raised to at least their mean z⁺ there. At strength s both means
     are multiplied by s.
 
-    Args:
-        examples: from `examples_of`.
-        level: of the features.
-        among: flat indices to choose from; None takes all of the level.
-        share: of the mutual information of all features to choose from.
-
-    Raises:
-        IndexError: if there is no such level.
-        ValueError: if ``share`` is not above 0 and at most 1, or ``among`` is wrong.
+    Arguments and errors as of `sta`, but ``share`` is of the mutual information of all features to choose from.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share={share} must be above 0 and at most 1")

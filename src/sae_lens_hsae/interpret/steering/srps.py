@@ -30,16 +30,14 @@ def srps(
     Δμ is in units of the largest |Δμ|, so that β weighs two numbers between −1 and 1. Features whose mean does not rise
     are left out. x + s Σ Δμ d is given the length of x again.
 
+    Arguments and errors as of `sta`, and:
+
     Args:
-        examples: from `examples_of`.
-        level: of the features.
-        among: flat indices to choose from; None takes all of the level.
         n_features: how many, at most.
         beta: weight of the occurrence.
 
     Raises:
-        IndexError: if there is no such level.
-        ValueError: if ``n_features`` is below 1, ``beta`` below 0, or ``among`` is wrong.
+        ValueError: if ``n_features`` is below 1 or ``beta`` below 0.
     """
     if n_features < 1:
         raise ValueError(f"n_features={n_features} must be at least 1")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -24,15 +23,8 @@ def continued(model: Any, tokens: torch.Tensor, n_tokens: int, temperature: floa
         seed: of the draws.
 
     Raises:
-        ValueError: if there are no tokens to begin with, a number is out of range, or the text would be longer than the
-            model takes.
+        ValueError: if the text would be longer than the model takes.
     """
-    if not tokens.numel():
-        raise ValueError(f"tokens of shape {tuple(tokens.shape)} are none; give (batch, context)")
-    if n_tokens < 1:
-        raise ValueError(f"n_tokens={n_tokens} must be at least 1")
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature={temperature} must be 0 or more")
     check_room(model, tokens, n_tokens)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(n_tokens):
@@ -46,11 +38,7 @@ def continued(model: Any, tokens: torch.Tensor, n_tokens: int, temperature: floa
 
 
 def check_room(model: Any, tokens: torch.Tensor, n_tokens: int) -> None:
-    """Check that this many tokens can be written after these (batch, context).
-
-    Raises:
-        ValueError: if the model takes fewer.
-    """
+    """Check that this many tokens can be written after these (batch, context)."""
     limit = most_tokens(model)
     if limit is not None and tokens.shape[1] + n_tokens > limit:
         raise ValueError(

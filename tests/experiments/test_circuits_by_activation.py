@@ -7,8 +7,8 @@ import torch
 from circuit_helpers import FIRST, HOOKS, PAIRS, SECOND, ZERO, read, stacks, tiny
 from sklearn.linear_model import Lasso
 
-from sae_lens_hsae.interpret.circuits import Circuit, coactivation_modules, find_circuit, lasso_circuit
-from sae_lens_hsae.interpret.circuits.lasso import sparse_regression
+from experiments.circuits_by_activation import coactivation_modules, lasso_circuit, sparse_regression
+from sae_lens_hsae.interpret.circuits import Circuit, find_circuit
 
 
 @pytest.mark.parametrize("penalty", [0.05, 0.3])
@@ -35,6 +35,7 @@ def test_the_regression_is_scikit_learns(penalty):
     assert found.isfinite().all()
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("pairs", [PAIRS, ZERO])
 def test_effects_are_the_weights_on_the_ways_times_what_clean_prompts_have_more(tokenizer, pairs):
     """By hand, from plain runs of the model: one level, two hook points."""
