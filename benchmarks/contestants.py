@@ -82,7 +82,7 @@ class Trained:
 
 
 def _count_all(recent: RecentFiring) -> None:
-    """Count the last batch again and again until nothing more is kept."""
+    """Count the last batch again and again, until as many tokens are kept as in a long training."""
     last = recent.unpacked()[-1]
     while sum(batch.n_tokens for batch in recent.unpacked()) < recent.tokens_kept:
         recent.count(last._replace(step=last.step + NEVER, tokens=last.tokens.copy()))

@@ -55,7 +55,7 @@ class Plan:
         evaluation_tokens: how many, growing.
         updates: (d_in, parents, children) of hierarchy updates: several of the largest d_in to extrapolate the time,
             and one of many features for the memory; parents · children must be more than one block of similarities
-            (`hierarchy_update.BLOCK` squared).
+            (`parents.BLOCK` squared).
         waiting: size of the training on the real language model; its d_in is that model's.
         waiting_steps: how many steps are watched.
     """

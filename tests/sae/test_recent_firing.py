@@ -39,6 +39,7 @@ def recent(tokens_kept=10**6, levels=LEVELS):
 def test_shares_are_those_of_their_definition(density, cost, of, monkeypatch):
     monkeypatch.setattr(counts, "PRODUCT_OF_PAIRS", cost[0])
     monkeypatch.setattr(counts, "MOST_IN_FULL", cost[1])
+    monkeypatch.setattr(counts, "TOKENS_AT_A_TIME", 30)
     batches = [fired_on(n, density, seed) for seed, n in enumerate((50, 8, 13))]
     kept = recent()
     for fired in batches:
@@ -144,7 +145,7 @@ def test_processes_count_what_one_would():
         if step in (4, 40, 120, 196):
             new = [kept.unpacked()[kept._shared :] for kept in halves]
             for kept in halves:
-                kept.share(lambda _, new=new: new)
+                kept.share(lambda _, new=new: new, 2)
             one, *others = (Counts(kept.unpacked(), LEVELS) for kept in (whole, *halves))
             for other in others:
                 assert other.n_tokens == one.n_tokens
@@ -157,8 +158,17 @@ def test_a_process_on_whose_tokens_much_fired_may_have_kept_fewer():
     kept, fired = recent(), fired_on(10, 0.2)
     for step in (8, 12):
         kept.count(listed(fired, step))
-    kept.share(lambda own: [own[1:], own])
+    kept.share(lambda own: [own[1:], own], 2)
     assert [batch.step for batch in kept.unpacked()] == [8, 12, 12]
+
+
+def test_a_process_tells_no_more_than_its_share_of_what_is_kept():
+    kept, told = recent(tokens_kept=60), []
+    for step in range(400, 440, 4):
+        kept.count(listed(fired_on(10, 0.2), step))
+    kept.share(lambda own: [told.extend(own) or own] * 3, 3)
+    assert [batch.step for batch in told] == [432, 436]
+    assert kept.counts().n_tokens == 60
 
 
 @pytest.mark.parametrize("of", [listed, packed])
@@ -174,9 +184,12 @@ def test_what_is_kept_is_saved_and_loaded(of):
         for name in ("times", "tokens"):
             assert getattr(ours, name).dtype == getattr(theirs, name).dtype
             assert np.array_equal(getattr(ours, name), getattr(theirs, name))
-    torn = kept.state_dict()
-    torn["firing_tokens"] = torn["firing_tokens"][:-1]
-    with pytest.raises(ValueError, match="firing_tokens do not belong together"):
-        again.load_state_dict(torn)
+    whole = kept.state_dict()
+    for tokens in (whole["firing_tokens"][:-1], whole["firing_tokens"] + 300, whole["firing_tokens"] - 300):
+        with pytest.raises(ValueError, match="firing_tokens do not belong together"):
+            again.load_state_dict(whole | {"firing_tokens": tokens})
+    del whole["firing_times"]
+    with pytest.raises(RuntimeError, match="firing_times"):
+        again.load_state_dict(whole)
     kept.load_state_dict(recent().state_dict())
     assert kept.counts().n_tokens == 0

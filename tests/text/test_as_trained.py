@@ -31,7 +31,7 @@ from sae_lens_hsae.hub.saved_model import load_evaluation, load_hierarchical_sae
 from sae_lens_hsae.interpret.contrast import text_activations
 from sae_lens_hsae.interpret.explain import Explanation, explain
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model, load_tokenizer, tokens_and_activations
-from sae_lens_hsae.text.as_trained import excluded_tokens
+from sae_lens_hsae.text.as_trained import excluded_tokens, positions
 from sae_lens_hsae.text.rows import TextSource, text_rows
 
 
@@ -200,6 +200,12 @@ def test_a_text_without_a_position_that_was_trained_on_is_told(tmp_path):
     sae = load_hierarchical_sae(folder)
     with pytest.raises(ValueError, match=r"texts: number 0 .* has no token at a position that was trained on"):
         list(text_activations(sae, load_language_model(sae), ["w1 w2"]))
+
+
+@pytest.mark.parametrize("wrong", [5, ["a"], [1, 2, 0], [1, 2, -1], [1, 2, 3, 4]])
+def test_positions_that_are_none_are_refused(wrong):
+    with pytest.raises(ValueError, match="seqpos_slice"):
+        positions(SAEMetadata(seqpos_slice=wrong))
 
 
 def test_a_model_without_a_first_token_is_read_without_one(tmp_path):

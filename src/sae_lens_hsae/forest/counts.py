@@ -19,6 +19,9 @@ from sae_lens_hsae.forest.levels import Levels
 PRODUCT_OF_PAIRS = 400
 """Multiplications of a dense product in the time in which one pair is counted; measured on a CPU."""
 
+TOKENS_AT_A_TIME = 2**16
+"""Of a dense product."""
+
 MOST_IN_FULL = 2**24
 """Numbers of a sparse matrix up to which it is read in full, which is faster."""
 
@@ -90,7 +93,7 @@ class Counts:
         for batch in self._batches:
             first, n = int(batch.times[: level.start].sum()), batch.times[level]
             features.append(np.repeat(np.arange(len(n), dtype=np.int32), n))
-            tokens.append(batch.tokens[first : first + int(n.sum())] + np.int32(before))
+            tokens.append(batch.tokens[first : first + int(n.sum())].astype(np.int64) + before)
             before += batch.n_tokens
         shape = level.stop - level.start, self.n_tokens
         if not tokens:
@@ -104,25 +107,34 @@ class PairShares:
 
     def __init__(self, parents: csr_array, children: csr_array, n_tokens: int) -> None:
         """Keep what fired, (n_parents, n_tokens) and (n_children, n_tokens)."""
-        self._parents, self._children, self._n_tokens = parents, children, n_tokens
+        self._children, self._n_tokens = children, n_tokens
         n_pairs = np.bincount(parents.indices, minlength=1).astype(float)
         n_children = np.bincount(children.indices, minlength=len(n_pairs))
         n_pairs = float((n_pairs * n_children[: len(n_pairs)]).sum())
         n_cells = (len(parents.indptr) - 1) * (len(children.indptr) - 1)
-        # None where so much fires that a product of ones and zeros is faster.
-        self._tokens = parents.T.tocsr() if PRODUCT_OF_PAIRS * n_pairs <= n_cells * n_tokens else None
+        self._tokens = parents.T.tocsr()
         self._held: tuple[torch.Tensor, Any] | None = None
+        self._parts: list[tuple[Any, Any]] = []
+        if PRODUCT_OF_PAIRS * n_pairs > n_cells * n_tokens:
+            # So much fires that a product of ones and zeros is faster.
+            parts = [slice(start, start + TOKENS_AT_A_TIME) for start in range(0, n_tokens, TOKENS_AT_A_TIME)]
+            self._parts = [(parents[:, part], children[:, part]) for part in parts]
 
     def __getitem__(self, block: tuple[slice, torch.Tensor]) -> torch.Tensor:
         """Of a slice of m parents and k child indices, (m, k) float32."""
         above, below = block
+        if self._parts:
+            return self._by_products(above, as_array(below)).to(below.device)
         if self._held is None or not torch.equal(self._held[0], below):
             own = self._children[as_array(below)]
-            self._held = below, own.toarray() if self._tokens is None else _readable(own @ self._tokens)
-        of_children = self._held[1]
-        together = of_children @ self._parents[above].toarray().T if self._tokens is None else of_children[:, above]
+            self._held = below, _readable(own @ self._tokens)
+        together = self._held[1][:, above]
         numbers = together if isinstance(together, np.ndarray) else together.toarray()
         return (torch.from_numpy(numbers).T / max(1, self._n_tokens)).to(below.device)
+
+    def _by_products(self, above: slice, below: Numbers) -> torch.Tensor:
+        together = sum(parents[above].toarray() @ children[below].toarray().T for parents, children in self._parts)
+        return torch.from_numpy(together / np.float32(self._n_tokens))
 
 
 def _readable(counts: Any) -> Any:

@@ -62,7 +62,8 @@ class FeatureForest:
         Args:
             saes: SAELens SAEs of growing width that read the same hook point, of any architectures.
             rule: what makes a parent; by default as in training.
-            activations: (batch, d_in) tensors, read once; a rule of the weights alone needs none.
+            activations: (batch, d_in) tensors, read once; a rule of the weights alone needs none. What fires on them is
+                kept, a few bytes for each active feature of a token; some 100,000 tokens are enough.
 
         Raises:
             ValueError: if the SAEs do not fit together, or the rule needs activations and there are none.

