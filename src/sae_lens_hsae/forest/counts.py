@@ -93,7 +93,7 @@ class Counts:
         for batch in self._batches:
             first, n = int(batch.times[: level.start].sum()), batch.times[level]
             features.append(np.repeat(np.arange(len(n), dtype=np.int32), n))
-            tokens.append(batch.tokens[first : first + int(n.sum())].astype(np.int64) + before)
+            tokens.append(batch.tokens[first : first + int(n.sum())].astype(np.int32) + np.int32(before))
             before += batch.n_tokens
         shape = level.stop - level.start, self.n_tokens
         if not tokens:

@@ -7,7 +7,7 @@ features it would have no room.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -168,8 +168,8 @@ def conditional_similarity(
 
 def measured_similarities(
     similarity: Similarity, counts: Counts, levels: Levels, device: torch.device | str
-) -> list[SimilarityBlock]:
-    """The similarity of each level boundary by what was counted.
+) -> Iterator[SimilarityBlock]:
+    """The similarity of each level boundary by what was counted, one after the other, as each takes memory.
 
     Args:
         similarity: one of `MEASURED_ON_ACTIVATIONS`.
@@ -178,16 +178,16 @@ def measured_similarities(
         device: of the forest.
     """
     frequency = counts.frequency.to(device)
-    return [
-        coactivation_similarity(counts.together(above, below))
-        if similarity == "coactivation"
-        else conditional_similarity(counts.together(above, below), frequency[above], frequency[below])
-        for above, below in levels.boundaries
-    ]
+    for above, below in levels.boundaries:
+        together = counts.together(above, below)
+        if similarity == "coactivation":
+            yield coactivation_similarity(together)
+        else:
+            yield conditional_similarity(together, frequency[above], frequency[below])
 
 
 def parent_table(
-    similarities: Sequence[SimilarityBlock], levels: Levels, rule: ParentRule, device: torch.device | str = "cpu"
+    similarities: Iterable[SimilarityBlock], levels: Levels, rule: ParentRule, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
     """The forest of a stack of levels: `choose_parents` at every boundary.
 

@@ -16,7 +16,7 @@ from sae_lens_hsae.forest.levels import Levels
 COUNT_EVERY = 4
 """Steps between two batches that are counted."""
 
-FIRINGS = 512
+FIRINGS = 256
 """Of a feature that fires as often as its level's mean, on the tokens that are kept."""
 
 MOST_PACKED = 2**30
