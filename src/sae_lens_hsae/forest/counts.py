@@ -108,14 +108,14 @@ class PairShares:
     def __init__(self, parents: csr_array, children: csr_array, n_tokens: int) -> None:
         """Keep what fired, (n_parents, n_tokens) and (n_children, n_tokens)."""
         self._children, self._n_tokens = children, n_tokens
-        n_pairs = np.bincount(parents.indices, minlength=1).astype(float)
-        n_children = np.bincount(children.indices, minlength=len(n_pairs))
-        n_pairs = float((n_pairs * n_children[: len(n_pairs)]).sum())
+        on_parents, on_children = (np.bincount(fired.indices, minlength=n_tokens) for fired in (parents, children))
+        n_pairs = int(on_parents @ on_children)
         n_cells = (len(parents.indptr) - 1) * (len(children.indptr) - 1)
-        self._tokens = parents.T.tocsr()
         self._held: tuple[torch.Tensor, Any] | None = None
         self._parts: list[tuple[Any, Any]] = []
-        if PRODUCT_OF_PAIRS * n_pairs > n_cells * n_tokens:
+        if PRODUCT_OF_PAIRS * n_pairs <= n_cells * n_tokens:
+            self._tokens = parents.T.tocsr()
+        else:
             # So much fires that a product of ones and zeros is faster.
             parts = [slice(start, start + TOKENS_AT_A_TIME) for start in range(0, n_tokens, TOKENS_AT_A_TIME)]
             self._parts = [(parents[:, part], children[:, part]) for part in parts]
