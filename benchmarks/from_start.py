@@ -87,7 +87,7 @@ def _hsae(size: Size) -> HierarchicalTrainingSAE:
 
 
 def _independent(size: Size) -> list[JumpReLUTrainingSAE]:
-    fields: dict[str, Any] = {"jumprelu_init_threshold": 1.0, "jumprelu_bandwidth": 1.5, "jumprelu_ste_to_input": True}
+    fields: dict[str, Any] = {"jumprelu_init_threshold": 1.0, "jumprelu_bandwidth": 1.0, "jumprelu_ste_to_input": True}
     return [
         JumpReLUTrainingSAE(JumpReLUTrainingSAEConfig(d_in=size.d_in, d_sae=width, l0_coefficient=1.0, **fields))
         for width in size.widths

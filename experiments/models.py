@@ -63,7 +63,7 @@ IDEAS: dict[str, dict[str, Any]] = {
         "unassigned_fraction": 0.2,
         "minimum_similarity": None,
     },
-    "bandwidth 1": {"jumprelu_bandwidth": 1.0},
+    "bandwidth 1.5": {"jumprelu_bandwidth": 1.5},
 }
 """The defaults, and what each of the ideas in them is worth: the same without it."""
 

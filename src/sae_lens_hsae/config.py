@@ -139,7 +139,7 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
     freeze_hierarchy_after: int | None = None
     perturbation_seed: int = 0
     jumprelu_init_threshold: float = 1.0
-    jumprelu_bandwidth: float = 1.5
+    jumprelu_bandwidth: float = 1.0
     jumprelu_ste_to_input: bool = True
     sparsity_rate: float = 0.01
     sparsity_gain: float = 4.0

@@ -12,12 +12,11 @@ AS_PUBLISHED: dict[str, Any] = {
     "minimum_similarity": None,
     "outlier_limit": None,
     "dead_feature_loss": "ghost",
-    "jumprelu_bandwidth": 1.0,
     "hierarchy_first_update": 100,
 }
 """Parents and encoder as published (HSAE §3.3), where the defaults differ.
 
-The bandwidth and the first forest, long before the published 5,000 steps, are ours, as none is stated.
+The first forest, long before the published 5,000 steps, is ours.
 """
 
 PAPER: dict[str, Any] = AS_PUBLISHED | {"structural_loss_coefficient": 0.01, "perturbation_rate": 0.05}

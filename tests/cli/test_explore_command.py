@@ -70,7 +70,10 @@ def test_the_command_goes_from_a_saved_sae_to_its_page(saved, tmp_path, capsys):
     assert torch.allclose(array_of(blocks["text-1"], "levelShares"), expected.level_shares.float().flatten())
 
     (tmp_path / "text.txt").write_text("The cat sat on the mat. " * 20)
-    cli.main(["explore", str(saved), "--text", str(tmp_path / "text.txt"), "--renew"])
+    named = ["explore", str(saved), "--text", str(tmp_path / "text.txt")]
+    with pytest.raises(SystemExit, match=r"--text='.*text\.txt': .* already holds what was collected.*--renew"):
+        cli.main(named)
+    cli.main([*named, "--renew"])
     words = set(blocks_of(page)["vocabulary"][0]["plain"]["tokens"])
     assert words == {"", " the", " cat", " sat", " on", " mat", "."}
     assert sorted(path.name for path in saved.iterdir() if path.name.startswith(".")) == [], "no progress file is left"

@@ -68,7 +68,8 @@ def explore(
     Args:
         output: the page; None puts ``explorer.html`` into the folder.
         n_tokens: tokens to read for the dashboards.
-        text: what to read; None takes what training leaves out of the installed text, see `TextSource`.
+        text: what to read, where nothing is collected yet or with ``renew``; None takes what training leaves out of the
+            installed text, see `TextSource`.
         labels: a JSON object from flat feature index to label; None takes ``labels.json`` in the folder, if there.
             Other features are named by their distinctive tokens.
         renew: collect the dashboards again even where they stand.
@@ -83,9 +84,9 @@ def explore(
 
     Raises:
         FileNotFoundError: if the folder holds no SAE, or there is no such text.
-        ValueError: if it holds another architecture, the dashboards there are of other weights, the labels are no such
-            object, the text is too short, one to explain is empty or longer than the model takes, or a file
-            holds no circuit, or one of other SAEs.
+        ValueError: if it holds another architecture, the dashboards there are of other weights, or are there and a text
+            is named without ``renew``, the labels are no such object, the text is too short, one to explain is empty
+            or longer than the model takes, or a file holds no circuit, or one of other SAEs.
     """
     for each in explained:
         check_text(each, "explained")
@@ -100,6 +101,12 @@ def explore(
     dashboards = None if renew else dashboards_beside(folder, sae)
     if dashboards is None:
         check_writable("folder", folder, ELSEWHERE)
+    elif rows is not None or (text is not None and not text.is_installed):
+        named = "rows" if rows is not None else text
+        raise ValueError(
+            f"{named}: {where} already holds what was collected on a text, and would be shown instead; add --renew to "
+            "collect again, or name no text to show it"
+        )
     if model is None and (dashboards is None or explained):
         model = load_language_model(sae)
     # First, so that a text that cannot be explained costs no collection.
