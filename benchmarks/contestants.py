@@ -23,12 +23,12 @@ from benchmarks.plan import Size
 from benchmarks.planted import Planted
 from experiments import trainer_for
 from sae_lens_hsae import HierarchicalSAETrainer, HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig
+from sae_lens_hsae.config_checks import OBSERVED_STEPS
 from sae_lens_hsae.forest import PAPER_RULE, FeatureForest
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.presets import INDEPENDENT, PAPER
 from sae_lens_hsae.sae.cpu_step.encoder_product import product_of_rows
 from sae_lens_hsae.sae.recent_firing import RecentFiring
-from sae_lens_hsae.sae.standardized_input import OBSERVED_STEPS
 
 HSAE = "HSAE"
 DEFAULTS = "HSAE, defaults"

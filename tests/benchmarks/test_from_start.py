@@ -5,7 +5,7 @@ import json
 from benchmarks.from_start import main, measure
 from benchmarks.plan import Size
 from benchmarks.planted import activations
-from sae_lens_hsae.sae.standardized_input import OBSERVED_STEPS
+from sae_lens_hsae.config_checks import OBSERVED_STEPS
 
 TINY = Size(16, (16, 64, 256), 64, 2)
 

@@ -25,6 +25,7 @@ from hsae_command.train import PRESETS, USUAL, unknown_flag
 from sae_lens_hsae import HierarchicalTrainingSAE, evaluate_forest
 from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.cli.flags import PRESETS as OUR_PRESETS
+from sae_lens_hsae.cli.outcome import CallError
 from sae_lens_hsae.cli.train import merged_flags, parse
 from sae_lens_hsae.cli.training_plan import estimate
 from sae_lens_hsae.forest.counts import Firing
@@ -89,6 +90,23 @@ def test_fields_of_several_numbers_arrive(tmp_path, monkeypatch, words, limit, t
     Path("null.yaml").write_text("outlier_limit: null\n")
     _, cfg = parse(["--preset", "gpt2", "--training_tokens", "1024000", *words])
     assert (cfg.sae.outlier_limit, cfg.sae.target_l0) == (limit, target_l0)
+
+
+@pytest.mark.parametrize("none", ["None", "null"])
+def test_none_can_be_given_on_the_shell(tmp_path, none):
+    (tmp_path / "set.yaml").write_text("max_children: 8\ncheckpoint_path: kept\n")
+    words = ["--preset", "gpt2", "--training_tokens", "1024000", "--config", str(tmp_path / "set.yaml")]
+    fields = ("minimum_similarity", "outlier_limit", "max_children", "decoder_init_norm")
+    places = ("output_path", "checkpoint_path", "lr_end")
+    given = [word for name in (*fields, *places) for word in (f"--{name}", none)]
+    _, cfg = parse([*words, *given, "--hierarchy_similarity", "coactivation"])
+    assert [getattr(cfg.sae, name) for name in fields] == [None] * 4
+    assert (cfg.output_path, cfg.checkpoint_path, cfg.lr_end) == (None, None, cfg.lr / 10)
+    with pytest.raises(CallError, match="--d_in cannot be None"):
+        parse([*words, "--d_in", none])
+    (tmp_path / "null.yaml").write_text("max_children: null\n")
+    _, cfg = parse([*words, "--config", str(tmp_path / "null.yaml")])
+    assert cfg.sae.max_children is None
 
 
 def test_a_dry_run_fits_a_screen_and_says_what_is_hardly_meant(tmp_path, capsys):

@@ -8,7 +8,7 @@ import torch
 from host_helpers import D_MODEL, HOOK, VOCABULARY
 from sae_lens import JumpReLUTranscoder, JumpReLUTranscoderConfig
 from sae_lens.load_model import load_model
-from sae_lens.saes.abstopk_sae import AbsTopKSAE, AbsTopKSAEConfig
+from sae_lens.saes.abstopk_sae import AbsTopKSAE, AbsTopKSAEConfig, AbsTopKTrainingSAE, AbsTopKTrainingSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.saes.temporal_sae import TemporalSAE, TemporalSAEConfig
 
@@ -16,6 +16,7 @@ from experiments.circuits import flat_effects
 from experiments.planted.absorption import measure_absorption
 from experiments.planted.concept_matching import match_features
 from sae_lens_hsae import FeatureForest, ParentRule, evaluate_forest
+from sae_lens_hsae.evaluation import cross_entropy_recovered
 from sae_lens_hsae.interpret.circuits import Pair
 from sae_lens_hsae.interpret.contrast import contrast
 from sae_lens_hsae.interpret.explain import explain
@@ -67,6 +68,36 @@ def test_the_sign_of_a_feature_decides_no_parent(similarity):
     )  # fmt: skip
     assert plain == flipped
     assert plain.parents[WIDTHS[0] : 2 * WIDTHS[0]].tolist() == list(range(WIDTHS[0])), "the same concepts"
+
+
+def training_sae(sae: Any, **fields: Any) -> Any:
+    """The training SAE of the same weights."""
+    config = AbsTopKTrainingSAEConfig(d_in=D_MODEL, d_sae=sae.cfg.d_sae, k=3, device="cpu", **fields)
+    training = AbsTopKTrainingSAE(config)
+    training.load_state_dict(sae.state_dict())
+    return training
+
+
+def test_the_class_that_trains_them_has_the_same_forest():
+    rule = ParentRule("decoder", minimum_similarity=0.1)
+    expected, found = (
+        FeatureForest.from_saes(saes, rule) for saes in (FLIPPED, [training_sae(sae) for sae in FLIPPED])
+    )  # fmt: skip
+    assert found == expected
+    assert (expected.parents >= 0).any()
+
+
+def test_activations_that_hold_the_decoder_norm_are_not_multiplied_by_it_again():
+    """TopK SAEs as SAELens trains them: longer decoder rows and encoder columns as much shorter change nothing."""
+    saes = [training_sae(sae, rescale_acts_by_decoder_norm=True) for sae in PLAIN]
+    saes[1].W_enc.data *= 1.1  # else copies would fire exactly as strongly as their parents
+    before = evaluate_forest(saes, FOREST, [X]).boundaries[0]
+    factors = torch.linspace(1, 5, WIDTHS[1])
+    saes[1].W_dec.data *= factors[:, None]
+    saes[1].W_enc.data /= factors
+    after = evaluate_forest(saes, FOREST, [X]).boundaries[0]
+    for name in ("dominance", "rank_correlation", "hamming"):
+        assert getattr(after, name) == pytest.approx(getattr(before, name), rel=1e-4), name
 
 
 def test_measures_count_what_is_not_zero_whatever_the_sign():
@@ -180,6 +211,7 @@ def test_a_transcoder_has_a_forest_but_reconstructs_nothing_that_it_reads(model)
     assert collect_dashboards(saes, forest, [(torch.zeros(64, 8).long(), X.view(64, 8, -1))], progress=False).n_tokens
     for call in (
         lambda: evaluate_forest(saes, forest, [X]),
+        lambda: cross_entropy_recovered(saes, model, SimpleNamespace()),
         lambda: explain(saes, model, "w1 w2", forest),
         lambda: steer(model, saes, [ablate(0)], forest).__enter__(),
     ):

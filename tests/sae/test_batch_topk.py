@@ -12,6 +12,7 @@ from sae_lens.saes.sae import TrainStepInput
 from small_saes import D_IN, WIDTHS, make_sae, step_input, tensors_of
 
 from sae_lens_hsae import HierarchicalSAE
+from sae_lens_hsae.config_checks import OBSERVED_STEPS
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.sae import forms
 from sae_lens_hsae.sae.batch_topk import BatchTopKLevels, follow_threshold
@@ -154,6 +155,20 @@ def test_l0_of_other_tokens_by_the_thresholds_is_near_the_target():
     acts = sae.encode(torch.randn(8192, D_IN, generator=generator))
     l0 = [float((own > 0).sum(-1).float().mean()) for own in sae.levels.split(acts)]
     assert l0 == pytest.approx(TARGETS, rel=0.02)
+
+
+def test_thresholds_begin_at_the_first_batch_after_those_that_are_only_observed():
+    sae = batch_topk_sae(perturbation_rate=0.0, outlier_limit=3.0, normalize_activations="expected_average_only_in")
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(OBSERVED_STEPS):
+        sae.training_forward_pass(step_input(torch.randn(64, D_IN, generator=generator)))
+    output = sae.training_forward_pass(step_input(torch.randn(64, D_IN, generator=generator)))
+    scale = float(sae.standardization.input_scale)
+    for own in sae.levels:
+        acts = output.feature_acts[:, own] * scale
+        assert sae.threshold[own].tolist() == pytest.approx(
+            [float(acts[acts > 0].min().detach())] * (own.stop - own.start)
+        )
 
 
 @pytest.mark.skipif(FORK is None, reason="the processes are forked")

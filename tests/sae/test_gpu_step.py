@@ -8,14 +8,15 @@ import pytest
 import torch
 from feature_rows import Watched
 from short_trainings import BAD, assert_equal_states, batches, new_trainer, take_steps, with_bad_batches
-from small_saes import at_step, make_sae
+from small_saes import at_step, make_sae, step_input
 from torch.utils._python_dispatch import _disable_current_modes
 
 from sae_lens_hsae import HierarchicalTrainingSAE
+from sae_lens_hsae.config_checks import OBSERVED_STEPS
 from sae_lens_hsae.sae import perturbation
 from sae_lens_hsae.sae.bad_batches import BadBatchError
+from sae_lens_hsae.sae.forms import activations_of
 from sae_lens_hsae.sae.gpu_step.late_checks import LateChecks
-from sae_lens_hsae.sae.standardized_input import OBSERVED_STEPS
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 
 LATE = OBSERVED_STEPS + 6
@@ -27,8 +28,8 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HierarchicalTrainingSAE, "row_devices", ("cpu",))
 
 
-def trainer_that_checks_late() -> HierarchicalSAETrainer:
-    trainer = new_trainer(HierarchicalSAETrainer)
+def trainer_that_checks_late(**fields: Any) -> HierarchicalSAETrainer:
+    trainer = new_trainer(HierarchicalSAETrainer, **fields)
     at_step(trainer.sae, LATE)
     trainer.sae.checks.late = LateChecks()
     return trainer
@@ -54,6 +55,28 @@ def unwatched(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args)
 
     return run
+
+
+@pytest.mark.parametrize("bad", [*BAD, lambda batch: batch * 1e19])
+def test_a_bad_batch_moves_no_threshold_and_silences_nothing(bad: Any, on_cpu: None) -> None:  # noqa: ARG001
+    trainer = trainer_that_checks_late(level_activation="batchtopk")
+    data = with_bad_batches(bad, {3})
+    take_steps(trainer, data, 3)
+    before = {name: buffer.clone() for name, buffer in trainer.sae.named_buffers()}
+    take_steps(trainer, data, 1)
+    for name in ("activation.threshold", "silent_features.tokens_since_fired"):
+        assert torch.equal(dict(trainer.sae.named_buffers())[name], before[name])
+
+
+def test_what_is_told_of_a_step_waits_for_the_next_training_step(on_cpu: None) -> None:  # noqa: ARG001
+    trainer = trainer_that_checks_late()
+    data = with_bad_batches(BAD[0], {0})
+    take_steps(trainer, data, 1)
+    trainer.sae.eval()
+    trainer.sae.training_forward_pass(step_input(next(data)))
+    trainer.sae.train()
+    with pytest.raises(BadBatchError, match=f"training step {LATE} "):
+        trainer.step(next(data))
 
 
 @pytest.mark.parametrize("bad", BAD)
@@ -97,6 +120,22 @@ def test_the_count_of_steps_is_read_again_where_it_was_written() -> None:
     updater.n_steps.fill_(7)
     updater.forget()
     assert updater.steps_taken() == 7
+
+
+@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize("activation", ["jumprelu", "batchtopk"])
+def test_autocast_rounds_no_l0_of_weighted_tokens(rows: bool, activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HierarchicalTrainingSAE, "row_devices", ("cpu",) if rows else ())
+    sae = make_sae(level_activation=activation)
+    x = torch.randn(999, sae.cfg.d_in, generator=torch.Generator().manual_seed(0)).bfloat16().float()
+    weights = torch.rand(999, generator=torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        acts = activations_of(sae, x, sae.activation.rule(), weights, sae.row_devices)
+        l0 = acts.l0(weights)
+    assert l0.dtype == torch.float32
+    fired = acts.dense() > 0 if rows else acts.values > 0
+    expected = [(own.sum(-1) * weights.double()).sum() / weights.double().sum() for own in sae.levels.split(fired)]
+    assert l0.tolist() == pytest.approx(torch.stack(expected).tolist(), rel=1e-6)
 
 
 @pytest.mark.parametrize("rows", [False, True])

@@ -5,10 +5,15 @@ from typing import Any
 import pytest
 import torch
 from sae_lens import SAE
+from sae_lens.training.sae_trainer import SAETrainer
+from short_trainings import batches as short_batches
+from short_trainings import new_trainer, take_steps
 from small_saes import D_IN, make_config, make_sae, step_input, tensors_of
 
 from sae_lens_hsae import HierarchicalTrainingSAE
-from sae_lens_hsae.sae.standardized_input import OBSERVED_STEPS, Moments, follow_moments
+from sae_lens_hsae.config_checks import OBSERVED_STEPS
+from sae_lens_hsae.sae.standardized_input import Moments, follow_moments
+from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 
 STANDARDIZED = {
     "outlier_limit": 3.0,
@@ -129,6 +134,18 @@ def test_the_first_steps_only_observe(x):
     torch.testing.assert_close(sae.standardization.input_scale.double(), scale)
     torch.testing.assert_close(sae.standardization.input_mean.double(), mean)
     torch.testing.assert_close(sae.b_dec, mean.expand_as(sae.b_dec))
+
+
+@pytest.mark.parametrize("trainer_class", [SAETrainer, HierarchicalSAETrainer])
+def test_adam_counts_no_step_that_only_observes(trainer_class):
+    """It would take the first ones after them for later ones, and make them up to four times as large."""
+    trainer = new_trainer(trainer_class, outlier_limit=3.0)
+    take_steps(trainer, short_batches(), OBSERVED_STEPS)
+    counted = {name for name, each in trainer.sae.named_parameters() if trainer.optimizer.state.get(each)}
+    assert counted == {"b_dec"}
+    take_steps(trainer, short_batches(), 1)
+    for name, parameter in trainer.sae.named_parameters():
+        assert int(trainer.optimizer.state[parameter]["step"]) == (OBSERVED_STEPS + 1 if name == "b_dec" else 1)
 
 
 def test_losses_are_those_of_scaled_activations_with_outliers_counting_less(x):

@@ -19,6 +19,9 @@ Flags = dict[str, list[str]]
 OF_JSON = ("target_l0", "minimum_similarity", "outlier_limit")
 """Fields that SAELens' parser reads as one JSON value, not as several words."""
 
+NONE = (["None"], ["null"])
+"""How a flag says ``None``."""
+
 NESTED_CONFIGS = ("sae", "logger")
 """Configs inside SAELens' config, whose fields are flags."""
 
@@ -26,7 +29,7 @@ PRESETS: dict[str, dict[str, Any]] = {"paper": PAPER, "independent": INDEPENDENT
 
 
 def read_flags(path: str | Path) -> Flags:
-    """Flags from a YAML or JSON file: one mapping from a flag's name to its value; null takes the flag's ``None``."""
+    """Flags from a YAML or JSON file: one mapping from a flag's name to its value; null is ``None``."""
     try:
         content = yaml.safe_load(read_text(path))  # JSON is YAML, too
     except FileNotFoundError as error:
@@ -81,6 +84,8 @@ def command_line(flags: Flags) -> list[str]:
 
 
 def _joined(values: list[str]) -> list[str]:
+    if values in NONE:
+        return ["null"]
     return values if len(values) < 2 else [f"[{', '.join(values)}]"]
 
 

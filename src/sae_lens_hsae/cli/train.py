@@ -8,14 +8,16 @@ import re
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stderr
-from typing import Any
+from dataclasses import fields
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from datasets import Dataset
 from sae_lens.llm_sae_training_runner import LanguageModelSAETrainingRunner, _parse_cfg_args
 from transformers import set_seed
 
 from hsae_command.train import EVERY_FLAG, HELP, beyond_saelens, help_parser, sources, unknown_flag
-from sae_lens_hsae.cli.flags import Flags, command_line, parse_flags, preset_flags, read_flags
+from sae_lens_hsae.cli.flags import NONE, OF_JSON, Flags, command_line, parse_flags, preset_flags, read_flags
 from sae_lens_hsae.cli.measured_runner import MeasuredTrainingRunner
 from sae_lens_hsae.cli.outcome import CallError, Outcome, check_device
 from sae_lens_hsae.cli.training_plan import estimate, plan_text, warnings_of
@@ -70,6 +72,8 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
     wrong = unknown_flag(flags)
     if wrong is not None:
         raise CallError(wrong)
+    none = [name for name, values in flags.items() if values in NONE and name not in OF_JSON]
+    flags = {name: values for name, values in flags.items() if name not in none}
     for name in DIVISORS:
         if flags.get(name) == ["0"]:
             raise ValueError(f"{name}=0 must be at least 1")
@@ -82,10 +86,25 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
     except (argparse.ArgumentError, SystemExit) as error:
         what = error if isinstance(error, argparse.ArgumentError) else said.getvalue().rpartition("error: ")[2].strip()
         raise CallError(f"{_plainly(str(what))}; hsae train {EVERY_FLAG} lists every flag") from error
+    _set_none(cfg, none)
     check_steps(cfg)
     if not isinstance(cfg.sae, HierarchicalTrainingSAEConfig):
         _check_flags_of_ours(own, cfg.sae.architecture())
     return own, cfg
+
+
+def _set_none(cfg: Any, names: Sequence[str]) -> None:
+    """Set fields to ``None``, which SAELens' parser reads as a word; those whose default it is were left out."""
+    for name in names:
+        for config in (cfg, cfg.sae, cfg.logger):
+            default = {field.name: field.default for field in fields(config)}
+            if name in default and NoneType in get_args(get_type_hints(type(config))[name]):
+                if default[name] is not None:
+                    setattr(config, name, None)
+                break
+        else:
+            if name != "keep_checkpoints":
+                raise CallError(f"--{name} cannot be None")
 
 
 def _check_flags_of_ours(own: argparse.Namespace, architecture: str) -> None:

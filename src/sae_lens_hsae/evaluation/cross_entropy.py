@@ -13,7 +13,14 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.activations_store import ActivationsStore
 
 from sae_lens_hsae.evaluation.hook_names import known_name
-from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack, check_same_input, level_saes, metadata
+from sae_lens_hsae.evaluation.stacks import (
+    LevelSAE,
+    SAEStack,
+    check_reconstruct,
+    check_same_input,
+    level_saes,
+    metadata,
+)
 
 
 @dataclass(frozen=True)
@@ -60,10 +67,11 @@ def cross_entropy_recovered(
 
     Raises:
         ValueError: if ``n_batches`` is not positive, a level names no hook, one that the model lacks or another one
-            than the others, or zeros in place of the activation change nothing.
+            than the others, a level is a transcoder, or zeros in place of the activation change nothing.
     """
     saes = level_saes(levels)
     check_same_input(saes)
+    check_reconstruct(saes)
     for level, sae in enumerate(saes):
         if metadata(sae, "hook_name") is None:
             raise ValueError(

@@ -58,9 +58,9 @@ class Firing:
 
 
 def decoder_norms(sae: LevelSAE) -> torch.Tensor | None:
-    """(width,) norms of the decoder rows; None where all are 1 to rounding, or the SAE has no ``W_dec``."""
+    """(width,) norms of the decoder rows; None where activations hold them, all are 1 to rounding, or there is none."""
     W_dec = getattr(sae, "W_dec", None)
-    if not isinstance(W_dec, torch.Tensor):
+    if not isinstance(W_dec, torch.Tensor) or getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
         return None
     norms = at_least_float32(W_dec).norm(dim=1)
     return None if bool(((norms - 1).abs() <= 8 * torch.finfo(W_dec.dtype).eps).all()) else norms

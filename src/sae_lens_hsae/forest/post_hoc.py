@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from sae_lens import SAE
-from sae_lens.saes.abstopk_sae import AbsTopKSAE
+from sae_lens.saes.abstopk_sae import AbsTopKSAE, AbsTopKTrainingSAE
 from sae_lens.saes.temporal_sae import TemporalSAE
 
 from sae_lens_hsae.forest.counts import Counts, Firing
@@ -51,7 +51,7 @@ def assign_parents(
 
 def have_either_sign(saes: Sequence[Any]) -> bool:
     """Whether features of one of the SAEs fire with either sign."""
-    return any(isinstance(sae, AbsTopKSAE) for sae in saes)
+    return any(isinstance(sae, (AbsTopKSAE, AbsTopKTrainingSAE)) for sae in saes)
 
 
 def check_one_token(saes: Sequence[Any]) -> None:

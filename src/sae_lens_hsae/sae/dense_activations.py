@@ -47,7 +47,7 @@ class DenseActivations:
         """
         exact = torch.promote_types(self.values.dtype, torch.float32)
         of_tokens = torch.stack([own.sum(-1, dtype=exact) for own in self.levels.split(self._fired)])
-        return of_tokens.mean(-1) if weights is None else of_tokens @ weights.to(exact) / weights.sum()
+        return of_tokens.mean(-1) if weights is None else (of_tokens * weights).sum(-1) / weights.sum()
 
     def smallest(self) -> list[torch.Tensor]:
         """Smallest activation of every level, () each, without gradient; infinite where nothing is active."""

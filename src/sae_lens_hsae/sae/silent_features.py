@@ -33,9 +33,13 @@ class SilentFeatures(nn.Module):
         per_level = zip(levels.split(self.tokens_since_fired), limits, strict=True)
         return torch.cat([own > limit for own, limit in per_level])
 
-    def count(self, acts: Activations, batch: int) -> None:
-        """Take a batch of this many tokens into the count."""
-        self.tokens_since_fired.add_(batch).masked_fill_(acts.times_fired() > 0, 0)
+    def count(self, acts: Activations, batch: int, good: torch.Tensor | None = None) -> None:
+        """Take a batch of this many tokens into the count; nothing where ``good`` is 0, ()."""
+        if good is None:
+            self.tokens_since_fired.add_(batch).masked_fill_(acts.times_fired() > 0, 0)
+        else:
+            is_good = good != 0
+            self.tokens_since_fired.add_(batch * is_good).masked_fill_((acts.times_fired() > 0) & is_good, 0)
 
     # Which features are silent changes shapes from step to step: a compiled graph would be compiled again and again.
     @torch.compiler.disable()

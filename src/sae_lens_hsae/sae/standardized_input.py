@@ -16,9 +16,7 @@ import torch
 from torch import nn
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
-
-OBSERVED_STEPS = 16
-"""Steps at the start of a training that only observe: their batches make the statistics, and no parameter moves."""
+from sae_lens_hsae.config_checks import OBSERVED_STEPS
 
 INPUT_SCALE = "input_scale"
 """Under which name a training SAE keeps the factor of its activations, in float32."""
@@ -104,9 +102,14 @@ class StandardizedInput(nn.Module):
     def _moments(self) -> Moments:
         return Moments(self.moments_centre, self.moments_distance, self.moments_weight, self.moments_first)
 
+    @property
+    def n_observed(self) -> int:
+        """Steps that only observe."""
+        return OBSERVED_STEPS if self.is_on else 0
+
     def is_observing(self, step: int) -> bool:
         """Whether a training step only takes its batch into the moments."""
-        return self.is_on and step < OBSERVED_STEPS
+        return step < self.n_observed
 
     def is_due(self, step: int) -> bool:
         """Whether a training step begins by making scale and mean of what was observed."""

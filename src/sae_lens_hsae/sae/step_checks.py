@@ -40,6 +40,9 @@ class StepChecks:
             BadBatchError: if one of the two batches is bad.
             ValueError: if parameters are NaN or infinite.
         """
+        if not sae.training:  # what was told of the step before is for the next one
+            check_activations(x, step)
+            return
         self.n_dead = None
         if self.late is not None and (told := self.late.receive()) is not None:
             self.n_dead = told.n_dead

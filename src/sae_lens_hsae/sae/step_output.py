@@ -80,7 +80,11 @@ def output_of(
 
 
 def observing_output(x: torch.Tensor, d_sae: int, n_levels: int, parameters: Iterable[nn.Parameter]) -> TrainStepOutput:
-    """The output of a step that only observes x (batch, d_in): nothing fires, and every gradient is 0."""
+    """The output of a step that only observes x (batch, d_in): nothing fires.
+
+    The gradient of ``parameters`` is 0, which Adam counts as a step of theirs: it takes the steps that follow for later
+    ones, and makes them larger. All others have no gradient.
+    """
     silent = x.new_zeros(len(x), d_sae)
     nothing = torch.stack([0.0 * parameter.float().sum() for parameter in parameters]).sum()
     return TrainStepOutput(

@@ -25,7 +25,7 @@ class LearnedThresholds(nn.Module):
         """What makes features fire."""
         return JumpReLULevels(self.threshold, self._cfg.jumprelu_bandwidth, self._cfg.jumprelu_ste_to_input)
 
-    def follow(self, acts: Activations, step: int) -> None:
+    def follow(self, acts: Activations, n_before: int, good: torch.Tensor | None = None) -> None:
         """Take a batch into the thresholds: nothing, as the optimizer moves them."""
 
     def running_means(self) -> list[torch.Tensor]:
@@ -51,9 +51,12 @@ class RunningThresholds(nn.Module):
         return JumpReLULevels(self.threshold, cfg.jumprelu_bandwidth, cfg.jumprelu_ste_to_input)
 
     @torch.no_grad()
-    def follow(self, acts: Activations, step: int) -> None:
-        """Take a batch into the thresholds, after this many steps."""
-        follow_threshold(self.threshold, acts.smallest(), self._cfg.levels, step)
+    def follow(self, acts: Activations, n_before: int, good: torch.Tensor | None = None) -> None:
+        """Take a batch into the thresholds, after this many others; nothing where ``good`` is 0, ()."""
+        smallest = acts.smallest()
+        if good is not None:
+            smallest = [least.masked_fill(good == 0, torch.inf) for least in smallest]
+        follow_threshold(self.threshold, smallest, self._cfg.levels, n_before)
 
     def running_means(self) -> list[torch.Tensor]:
         """The thresholds, as they are running means."""

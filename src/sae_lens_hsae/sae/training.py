@@ -169,7 +169,10 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
 
     @torch.compiler.disable()
     def _observe(self, step_input: TrainStepInput) -> TrainStepOutput:
-        """A step that only takes its batch into the moments: nothing fires, and every gradient is 0."""
+        """A step that only takes its batch into the moments: nothing fires, and only b_dec has a gradient, of 0.
+
+        SAELens' gradient scaler needs one, and several processes need those of all parameters.
+        """
         x = step_input.sae_in
         with torch.no_grad():
             if self.whole_batch_l0 is not None:
@@ -177,7 +180,8 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
             whole = x if self.whole_batch is None else self.whole_batch(x)
             self.standardization.observe(whole, self.forest_updater.steps_taken())
             self.forest_updater.count_step()
-        return observing_output(x, self.cfg.d_sae, len(self.levels), self.parameters())
+        of_0 = [self.b_dec] if self.whole_batch_l0 is None else self.parameters()
+        return observing_output(x, self.cfg.d_sae, len(self.levels), of_0)
 
     def _activations(self, sae_in: torch.Tensor, weights: torch.Tensor | None = None) -> Activations:
         return activations_of(self, sae_in, self.activation.rule(), weights, self.row_devices)
@@ -231,8 +235,8 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
             l0 = self.whole_batch_l0(l0)
         self.forest_updater.count(acts, step, good)
         self.forest_updater.count_step()
-        self.silent_features.count(acts, batch)
-        self.activation.follow(acts, step)
+        self.silent_features.count(acts, batch, good)
+        self.activation.follow(acts, step - self.standardization.n_observed, good)
         self.sparsity.follow(l0, good)
 
     def _must_check_in_time(self, step: int) -> bool:

@@ -211,6 +211,7 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
     def _stepped(self, sae: HierarchicalTrainingSAE, sae_in: torch.Tensor) -> TrainStepOutput:
         """SAELens' step, in which the activations are not written out in full for their count."""
         sae.train()
+        observes = sae.standardization.is_observing(sae.forest_updater.steps_taken())
         with self.autocast_if_enabled:
             output = sae.training_forward_pass(
                 TrainStepInput(
@@ -226,6 +227,9 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
             # Fused Adam does nothing where this is 1, as under a gradient scaler.
             self.optimizer.found_inf = sae.checks.late.bad  # pyright: ignore[reportAttributeAccessIssue]
         output.loss.backward()
+        if observes:  # of several processes all have gradients, of 0, see `observing_output`
+            for parameter in (each for each in sae.parameters() if each is not sae.b_dec):
+                parameter.grad = None
         torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -92,7 +92,7 @@ class _BatchTopKEncoder(torch.autograd.Function):
         )
         ctx.save_for_backward(x, fired)
         ctx.dtypes = (W_enc.dtype, bias.dtype)
-        times = fired.to(weights.dtype) @ weights
+        times = (fired * weights).sum(1)  # autocast would round a product
         ctx.mark_non_differentiable(product, times)
         return pre * fired, times, product
 
