@@ -311,6 +311,7 @@ class RecordedStep:
         coefficients: λ of every level after the step.
         row_norms: norms of the decoder rows after the optimizer's step.
         scale: factor of the activations.
+        lr, betas: of Adam.
     """
 
     loss: float
@@ -320,6 +321,8 @@ class RecordedStep:
     coefficients: torch.Tensor
     row_norms: torch.Tensor
     scale: float | None
+    lr: float
+    betas: tuple[float, float]
 
 
 @contextmanager
@@ -333,6 +336,8 @@ def recorded_steps() -> Iterator[list[RecordedStep]]:
         if not isinstance(sae, HierarchicalTrainingSAE):
             return original(self, batch)
         before = sae.sparsity.log_l0_coefficient.exp()
+        (group,) = self.optimizer.param_groups
+        lr = group["lr"]
         output = original(self, batch)
         steps.append(
             RecordedStep(
@@ -343,6 +348,8 @@ def recorded_steps() -> Iterator[list[RecordedStep]]:
                 coefficients=sae.sparsity.log_l0_coefficient.exp(),
                 row_norms=sae.W_dec.detach().float().norm(dim=1),
                 scale=self.activation_scaler.scaling_factor,
+                lr=lr,
+                betas=group["betas"],
             )
         )
         return output

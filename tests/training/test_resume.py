@@ -1,14 +1,17 @@
 """Stop and go on: the resumed run is the uninterrupted one, to the bit on a CPU."""
 
 import signal
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
 from host_helpers import (
     hooked_model,
+    recorded_steps,
     runner_config,
     signalling,
     tiny_config,
@@ -27,6 +30,7 @@ from sae_lens.training._interruption import InterruptedException
 from sae_lens.training.mixing_buffer import mixing_buffer
 from sae_lens.training.sae_trainer import SAETrainer
 from short_trainings import assert_equal_states, batches, new_trainer, take_steps
+from small_saes import make_sae
 
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
 from sae_lens_hsae.training.store import STATE_FILENAME, MixingBuffer
@@ -95,6 +99,51 @@ def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(tmp_path, 
     for checkpoint in checkpoints:
         _, resumed = run(checkpoint.name, resume_from_checkpoint=str(checkpoint))
         assert_equal_states(resumed, whole)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lr": 1e-4},
+        {"lr": 1e-4, "lr_end": 1e-5, "lr_scheduler_name": "cosineannealing"},
+        {"training_tokens": 40 * 64},
+        {"lr_warm_up_steps": 25, "lr_decay_steps": 4, "lr_end": 1e-4},
+        {"adam_beta2": 0.9},
+    ],
+)
+def test_a_run_is_resumed_with_another_learning_rate_or_length(tmp_path, caplog, change):
+    begun: dict[str, Any] = {"lr": 1e-2, "lr_end": 1e-3, "lr_scheduler_name": "cosineannealing", "n_checkpoints": 1}
+    cfg = runner_config(tmp_path / "begun", **begun)
+    train(HierarchicalSAETrainingRunner, cfg)
+    (checkpoint,) = Path(str(cfg.checkpoint_path)).iterdir()
+    resumed = runner_config(
+        tmp_path / "resumed", resume_from_checkpoint=str(checkpoint), **begun | change | {"n_checkpoints": 0}
+    )
+    with recorded_steps() as steps:
+        train(HierarchicalSAETrainingRunner, resumed)
+    assert steps
+    # As if it had been trained by the new configuration from the start.
+    rates: list[float] = []
+    plain = SAETrainer(resumed.to_sae_trainer_config(), make_sae(), batches())
+    for _ in range(resumed.training_tokens // resumed.train_batch_size_tokens):
+        rates.append(plain.optimizer.param_groups[0]["lr"])
+        plain.optimizer.step()
+        plain.lr_scheduler.step()
+    assert [step.lr for step in steps] == pytest.approx(rates[-len(steps) :])
+    assert {tuple(step.betas) for step in steps} == {(resumed.adam_beta1, resumed.adam_beta2)}
+    assert "is of a run with another " in caplog.text
+    assert all(name in caplog.text for name, value in change.items() if begun.get(name) != value)
+
+
+def test_the_configuration_says_how_an_sae_that_was_trained_before_is_trained(tmp_path, caplog):
+    cfg = runner_config(tmp_path / "before", n_checkpoints=1)
+    train(HierarchicalSAETrainingRunner, cfg)
+    (checkpoint,) = Path(str(cfg.checkpoint_path)).iterdir()
+    wanted = replace(cfg.sae, target_l0=[1.0, 2.0, 2.5])
+    again = runner_config(tmp_path / "again", from_pretrained_path=str(checkpoint), sae=wanted)
+    runner = HierarchicalSAETrainingRunner(again, override_model=tiny_model(), override_dataset=tiny_dataset())
+    assert again.sae.target_l0 == runner.sae.cfg.target_l0 == cfg.sae.target_l0
+    assert "has another target_l0 than sae" in caplog.text
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import wandb
 from host_helpers import (
     CONTEXT,
@@ -16,6 +17,7 @@ from host_helpers import (
 )
 from own_runs import run_ours
 from sae_lens import SAE, LanguageModelSAETrainingRunner, LoggingConfig
+from wandb.errors import CommError
 from wandb_runs import history, records
 
 from sae_lens_hsae import ForestLogging, HierarchicalSAETrainingRunner, evaluate_forest
@@ -64,6 +66,29 @@ def test_levels_and_forest_are_logged(tmp_path, offline, runner):
         for name in ("threshold", "b_enc"):
             assert sum(row[f"weights/{name}/values"]) == sae.cfg.d_sae
             assert len(row[f"weights/{name}/bins"]) == len(row[f"weights/{name}/values"]) + 1
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), CommError("refused")])
+@pytest.mark.parametrize("checkpoint_path", ["checkpoints", None])
+def test_what_wandb_does_not_take_is_not_lost(tmp_path, offline, monkeypatch, caplog, error, checkpoint_path):  # noqa: ARG001
+    def refuse(*_args: Any, **_kwargs: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(wandb.Artifact, "add_file", refuse)
+    where = None if checkpoint_path is None else str(tmp_path / checkpoint_path)
+    sae, _ = run(tmp_path, n_checkpoints=1, checkpoint_path=where)
+    assert len(list(tmp_path.glob("checkpoints/*/*/manifest.json"))) == (where is not None)
+    loaded: Any = SAE.load_from_disk(tmp_path / "out")
+    assert torch.equal(loaded.parents, sae.parents)
+    assert caplog.text.count("W&B has not taken the files that were saved; the run goes on") == 2
+
+
+def test_wandb_gets_the_files_from_the_place_where_they_stay(tmp_path, offline, monkeypatch):  # noqa: ARG001
+    given: list[Path] = []
+    monkeypatch.setattr(wandb.Artifact, "add_file", lambda _, path, **__: given.append(Path(path)))
+    run(tmp_path, n_checkpoints=1)
+    assert len(given) == 2 * 3
+    assert all(path.is_file() for path in given)
 
 
 TREES = ForestLogging(trees=True, explorer=True, n_tokens=400)

@@ -67,6 +67,14 @@ def verify(checkpoint: Path) -> Manifest:
         FileNotFoundError: if there is no manifest, or a file is missing.
         ValueError: if the manifest is damaged or newer than this package, or a file is not the one that was written.
     """
+    manifest, files = _read_manifest(checkpoint)
+    for name, expected in files.items():
+        _verify_file(checkpoint, name, expected)
+    return manifest
+
+
+def _read_manifest(checkpoint: Path) -> tuple[Manifest, dict[str, Any]]:
+    """What a checkpoint says of itself, and of each of its files."""
     path = checkpoint / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(
@@ -85,36 +93,43 @@ def verify(checkpoint: Path) -> Manifest:
     files: Any = about.get("files")
     if not is_count(n) or not isinstance(finished, bool) or not isinstance(files, dict) or not files:
         raise ValueError(f"{str(path)!r} is damaged; resume from another checkpoint")
-    for name, expected in files.items():
-        _verify_file(checkpoint, name, expected)
-    return Manifest(n, finished)
+    return Manifest(n, finished), files
 
 
-def newest_valid(root: Path, runner_config: dict[str, Any]) -> Path | None:
+def newest_valid(root: Path, config: dict[str, Any]) -> Path | None:
     """The checkpoint of a run that has been trained longest, of those that are whole; None if there is none.
 
     By the number of activations trained on, as clocks may jump. Those passed over are named with the reason.
 
     Args:
         root: folder of runs; each has a folder of checkpoints.
-        runner_config: SAELens' configuration as a dict. A checkpoint of a run that computed something else is passed
+        config: SAELens' configuration as a dict. A checkpoint of a run that computed something else is passed
             over; see `NOT_OF_THE_RUN`.
     """
     found: list[tuple[int, Path]] = []
     for checkpoint in sorted(path.parent for path in root.glob(f"[!.]*/[!.]*/{MANIFEST}")):
         try:
-            manifest = verify(checkpoint)
-            other = differences(read_json_object(checkpoint / RUNNER_CFG_FILENAME), runner_config)
+            manifest, _ = _read_manifest(checkpoint)
+            other = differences(read_json_object(checkpoint / RUNNER_CFG_FILENAME), config)
         except (OSError, ValueError) as error:
-            logger.warning(f"checkpoint {str(checkpoint)!r} is passed over: {printable(error)}")
+            _pass_over(checkpoint, error)
             continue
         if other:
-            logger.warning(
-                f"checkpoint {str(checkpoint)!r} is passed over: its run has another {printable(', '.join(other))}"
-            )
+            _pass_over(checkpoint, f"its run has another {', '.join(other)}")
         elif not manifest.finished:
             found.append((manifest.n_training_samples, checkpoint))
-    return max(found)[1] if found else None
+    for _, checkpoint in sorted(found, reverse=True):  # every file is read, so none in vain
+        try:
+            verify(checkpoint)
+        except (OSError, ValueError) as error:
+            _pass_over(checkpoint, error)
+            continue
+        return checkpoint
+    return None
+
+
+def _pass_over(checkpoint: Path, reason: object) -> None:
+    logger.warning(f"checkpoint {str(checkpoint)!r} is passed over: {printable(reason)}")
 
 
 def delete_older(newest: Path, keep: int) -> None:
@@ -122,12 +137,12 @@ def delete_older(newest: Path, keep: int) -> None:
 
     Finished ones do not count and stay, and so do those of another run, damaged ones, and any trained longer.
     """
-    own, config = read_json_object(newest / MANIFEST), _runner_config(newest)
+    own, config = read_json_object(newest / MANIFEST), runner_config(newest)
     older: list[tuple[int, Path]] = []
     for checkpoint in (path.parent for path in newest.parent.glob(f"[!.]*/{MANIFEST}")):
         try:
             about = read_json_object(checkpoint / MANIFEST)
-            is_other = bool(differences(_runner_config(checkpoint), config))
+            is_other = bool(differences(runner_config(checkpoint), config))
         except (OSError, ValueError):
             continue  # `newest_valid` names it
         n: Any = about.get("n_training_samples")
@@ -139,7 +154,7 @@ def delete_older(newest: Path, keep: int) -> None:
         delete_whole(checkpoint)
 
 
-def _runner_config(checkpoint: Path) -> dict[str, Any]:
+def runner_config(checkpoint: Path) -> dict[str, Any]:
     """SAELens' configuration of the run; empty where a trainer wrote it without a runner."""
     path = checkpoint / RUNNER_CFG_FILENAME
     return read_json_object(path) if path.exists() else {}

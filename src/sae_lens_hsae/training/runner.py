@@ -27,18 +27,21 @@ from typing_extensions import override
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.sae.model_files import check_architecture
 from sae_lens_hsae.sae.training import HierarchicalTrainingSAE
-from sae_lens_hsae.storage.json_files import check_storable, is_count
+from sae_lens_hsae.storage.json_files import check_storable, is_count, printable
 from sae_lens_hsae.storage.whole_files import check_writable, delete_unfinished, files_written_whole
 from sae_lens_hsae.text.load_model import model_of_run
-from sae_lens_hsae.training.checkpoints import newest_valid, verify
+from sae_lens_hsae.training.checkpoints import differences, newest_valid, runner_config, verify
 from sae_lens_hsae.training.distributed.data_parallel import DataParallelTrainer
 from sae_lens_hsae.training.distributed.ranks import join, n_launched, own_device
 from sae_lens_hsae.training.forest_log import ForestLog, ForestLogging
 from sae_lens_hsae.training.store import ResumableActivationsStore, check_resumable
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
+from sae_lens_hsae.training.uploads import uploads_follow
 
 AUTO = "auto"
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+OF_THE_PLACE = ("device", "metadata")
+"""Fields of an SAE that say where it runs and what it reads, not how it is trained."""
 AT_LEAST = {"store_batch_size_prompts": 1, "n_batches_in_buffer": 1, "n_checkpoints": 0, "lr": 0}
 
 
@@ -117,7 +120,7 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
             if cfg.resume_from_checkpoint == AUTO:
                 _resume_newest(cfg)
             if cfg.resume_from_checkpoint is not None:
-                _check_checkpoint(Path(cfg.resume_from_checkpoint))
+                _check_checkpoint(Path(cfg.resume_from_checkpoint), cfg.to_dict())
         if self.ranks is not None:
             # SAELens draws a folder for each process's checkpoints.
             chosen = (cfg.checkpoint_path, cfg.resume_from_checkpoint)
@@ -129,9 +132,23 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
                 f"override_sae={type(self.sae).__name__} is not a HierarchicalTrainingSAE; "
                 f"train other architectures with SAELens' LanguageModelSAETrainingRunner"
             )
+        self._keep_to(self.sae.cfg)
         self._whole_dataset = self.activations_store.dataset
         self.activations_store: ActivationsStore = self._own_store()
         self.evaluator.activations_store = self.activations_store
+
+    def _keep_to(self, trained: HierarchicalTrainingSAEConfig) -> None:
+        """Have the configuration say how the SAE is trained, where one that was made before brings its own."""
+        given, own = self.cfg.sae.to_dict(), trained.to_dict()
+        other = [name for name, value in own.items() if name not in OF_THE_PLACE and value != given.get(name)]
+        if other:
+            where = self.cfg.from_pretrained_path
+            which = "override_sae" if where is None else f"from_pretrained_path={where!r}"
+            logger.warning(
+                f"{which} has another {printable(', '.join(other))} than sae, and is trained with its own values; to "
+                "change them, change its configuration"
+            )
+            self.cfg.sae = trained
 
     def _own_store(self) -> ActivationsStore:
         if self.ranks is None:
@@ -206,7 +223,10 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
             sae.finish_training()  # as saving does, so that all ranks return the SAE that is saved
             return
         try:
-            with files_written_whole(Path(output_path), SAE_CFG_FILENAME) as aside:
+            with (
+                uploads_follow(self.cfg.logger, Path(output_path)),
+                files_written_whole(Path(output_path), SAE_CFG_FILENAME) as aside,
+            ):
                 super().save_final_sae(sae, str(aside), log_feature_sparsity)
         except (OSError, SafetensorError) as error:
             raise OSError(
@@ -318,8 +338,11 @@ def _resume_newest(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
     cfg.resume_from_checkpoint, cfg.checkpoint_path = str(newest), str(newest.parent)
 
 
-def _check_checkpoint(checkpoint: Path) -> None:
-    """Refuse what is no checkpoint, or one of another architecture, or not whole, before anything is loaded."""
+def _check_checkpoint(checkpoint: Path, config: dict[str, Any]) -> None:
+    """Refuse what is no checkpoint, or one of another architecture, or not whole, before anything is loaded.
+
+    Of a run with another configuration than ``config`` the fields are named: it goes on with these.
+    """
     cfg_path = checkpoint / SAE_CFG_FILENAME
     if not cfg_path.exists():
         raise FileNotFoundError(
@@ -332,4 +355,9 @@ def _check_checkpoint(checkpoint: Path) -> None:
         raise ValueError(
             f"resume_from_checkpoint={str(checkpoint)!r} is of a finished run, whose activation scale is folded into "
             f"the weights; take an earlier checkpoint"
+        )
+    if other := differences(runner_config(checkpoint) or config, config):
+        logger.warning(
+            f"resume_from_checkpoint={str(checkpoint)!r} is of a run with another {printable(', '.join(other))}; from "
+            "here on the values of this configuration hold"
         )

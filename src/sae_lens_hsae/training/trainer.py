@@ -24,7 +24,9 @@ from sae_lens_hsae.sae.step_output import LazyStepOutput
 from sae_lens_hsae.sae.training import HierarchicalTrainingSAE
 from sae_lens_hsae.storage.whole_files import folder_written_whole
 from sae_lens_hsae.training.checkpoints import Manifest, delete_older, write_manifest
+from sae_lens_hsae.training.learning_rate import has_another_schedule, schedule_at
 from sae_lens_hsae.training.trainer_state import check_trainer_state, read_trainer_state
+from sae_lens_hsae.training.uploads import uploads_follow
 from sae_lens_hsae.training.watch import TrainingWatch, is_look_due, variance_explained
 
 FUSED_ADAM_DEVICES = ("cpu", "cuda", "mps", "xpu")
@@ -102,6 +104,9 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
     def load_trainer_state(self, checkpoint_path: Path | str) -> None:
         self.check_trainer_state(checkpoint_path)
         super().load_trainer_state(checkpoint_path)
+        if has_another_schedule(Path(checkpoint_path), self.cfg):
+            # The states that were loaded are those of the other one.
+            self.lr_scheduler = schedule_at(self.n_training_steps, self.optimizer, self.cfg)
         self._use_fused_adam()
         self._drop_passed_checkpoints()
 
@@ -111,15 +116,18 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
     ) -> None:
         base = base_path if base_path is not None else self.cfg.checkpoint_path
         if base is None:
-            super().save_checkpoint(checkpoint_name, None, wandb_aliases)
+            with uploads_follow(self.cfg.logger, None):
+                super().save_checkpoint(checkpoint_name, None, wandb_aliases)
             return
         self._check_parameters()
         final = Path(base) / checkpoint_name
         try:
-            with folder_written_whole(final) as new:
+            with uploads_follow(self.cfg.logger, final), folder_written_whole(final) as new:
                 super().save_checkpoint(checkpoint_name, new.parent, wandb_aliases)
                 self._complete_checkpoint(new)
                 write_manifest(new, Manifest(self.n_training_samples, self._finished))
+        except torch.OutOfMemoryError:
+            raise
         # A full disk is an OSError of Python, a SafetensorError of safetensors and a RuntimeError of torch.
         except (OSError, SafetensorError, RuntimeError) as error:
             raise OSError(
