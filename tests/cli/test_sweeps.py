@@ -87,6 +87,11 @@ def test_every_configuration_is_a_call_of_hsae_train(path):
         ("method: grid", "no parameters"),
         ("command: [python, x.py]\nparameters: {a: {value: 1}}", "write .hsae, train"),
         ("command: [hsae, train, '${args}']\nparameters: {lr: {min: 0.1, max: 0.2}}", "parameters.lr.*list values"),
+        ("command: [hsae, train, '${args}']\nparameters: {}", "no parameters"),
+        ("command: [hsae, train, '${args}']\nparameters: {lr: {values: []}}", "parameters.lr.values=.*at least one"),
+        ("command: [hsae, train, '${args}']\nparameters: {lr: {values: 0.1}}", "parameters.lr.values=0.1: give a list"),
+        ("command: [hsae, train, '${args}']\nparameters: {seed: {values: [5, 6]}}", "every run gets its own seed"),
+        ("command:\nparameters: {lr: {value: 0.1}}", "write .hsae, train"),
     ],
 )
 def test_sweep_files_that_are_none(tmp_path, text, message):
@@ -101,6 +106,14 @@ def test_what_follows_the_dashes_goes_to_every_training(capsys, flags):
         cli.main(["sweep", str(SWEEPS[0]), *flags, "--", "--d_in", "16", "--d_inn", "4"])
     assert end.value.code == 2
     assert re.search("^hsae sweep: --d_inn is no flag", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("flag", ["--seed=7", "--structural_loss_coefficient=0.5", "--output_path=mine"])
+def test_no_flag_takes_the_place_of_what_the_sweep_sets(tmp_path, flag):
+    with pytest.raises(
+        ValueError, match=f"{flag.partition('=')[0]} after -- would take the place of what the sweep sets"
+    ):
+        run_sweep(SWEEPS[0], tmp_path, further=["--d_in", "16", flag])
 
 
 def test_two_configurations_run_to_the_end(tmp_path):

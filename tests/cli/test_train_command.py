@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from datasets import DatasetDict
 from host_helpers import (
     D_MODEL,
     restored_signal_handlers,
     runner_config,
     sae_at,
     tiny_dataset,
+    tiny_model,
     train,
     write_train_flags,
 )
@@ -32,6 +34,7 @@ from sae_lens_hsae.forest.counts import Firing
 from sae_lens_hsae.hub.saved_model import load_evaluation, load_hierarchical_sae
 from sae_lens_hsae.presets import LANGUAGE_MODELS
 from sae_lens_hsae.training.checkpoints import verify
+from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 
 
@@ -107,6 +110,57 @@ def test_none_can_be_given_on_the_shell(tmp_path, none):
     (tmp_path / "null.yaml").write_text("max_children: null\n")
     _, cfg = parse([*words, "--config", str(tmp_path / "null.yaml")])
     assert cfg.sae.max_children is None
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        (["--seqpos_slice", "4", "None"], "seqpos_slice", (4, None)),
+        (["--seqpos_slice=[4, null, 2]"], "seqpos_slice", (4, None, 2)),
+        (["--seqpos_slice", "5", "-5"], "seqpos_slice", (5, -5)),
+        (["--exclude_special_tokens", "1", "2"], "exclude_special_tokens", [1, 2]),
+        (["--exclude_special_tokens=[7]"], "exclude_special_tokens", [7]),
+        (["--exclude_special_tokens", "True"], "exclude_special_tokens", True),
+    ],
+)
+def test_fields_of_several_whole_numbers_arrive(tmp_path, words, name, value):
+    _, cfg = parse(["--preset", "gpt2", "--training_tokens", "1024000", *words])
+    assert getattr(cfg, name) == value
+    if not isinstance(value, bool):
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump({name: list(value)}))
+        _, cfg = parse(["--preset", "gpt2", "--training_tokens", "1024000", "--config", str(tmp_path / "run.yaml")])
+        assert getattr(cfg, name) == value
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seqpos_slice", "4", "a"], "--seqpos_slice cannot be '4 a': give whole numbers"),
+        (["--seqpos_slice", "300", "None"], "leaves none of context_size=256 positions"),
+        (["--exclude_special_tokens", "4", "None"], "--exclude_special_tokens cannot hold None"),
+    ],
+)
+def test_wrong_whole_numbers_are_refused(words, message):
+    with pytest.raises((CallError, ValueError), match=message):
+        parse(["--preset", "gpt2", "--training_tokens", "1024000", *words])
+
+
+@pytest.mark.parametrize("form", ["saved", "saved splits", "parquet"])
+def test_a_folder_of_tokenised_rows_trains_as_the_same_rows_do(tmp_path, form):
+    rows = tiny_dataset()
+    if form == "parquet":
+        (tmp_path / "rows").mkdir()
+        rows.to_parquet(tmp_path / "rows" / "train.parquet")
+    else:
+        (rows if form == "saved" else DatasetDict({"train": rows})).save_to_disk(tmp_path / "rows")
+    expected = train(HierarchicalSAETrainingRunner, runner_config(tmp_path / "a"))
+    cfg = runner_config(tmp_path / "b", dataset_path=str(tmp_path / "rows"), streaming=False)
+    found = train(HierarchicalSAETrainingRunner, cfg, override_model=tiny_model())
+    assert torch.equal(found.W_dec, expected.W_dec)
+    DatasetDict({"test": rows}).save_to_disk(tmp_path / "other")
+    other = runner_config(tmp_path / "c", dataset_path=str(tmp_path / "other"))
+    with pytest.raises(ValueError, match=r"dataset_path=.* holds test, and no split 'train'"):
+        train(HierarchicalSAETrainingRunner, other, override_model=tiny_model())
 
 
 def test_a_dry_run_fits_a_screen_and_says_what_is_hardly_meant(tmp_path, capsys):

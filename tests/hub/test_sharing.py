@@ -153,6 +153,22 @@ def test_the_card_names_no_folder_of_the_machine(tmp_path):
     assert "dataset_path" not in model_card(sae, REPOSITORY, "small", training={"dataset_path": ""})
 
 
+@pytest.mark.parametrize(
+    ("model_class", "published"), [("HookedTransformer", "gemma-3-270m"), ("AutoModelForCausalLM", "hub/gemma-3-270m")]
+)
+def test_nothing_that_is_pushed_names_a_folder_of_the_machine(tmp_path, model_class, published):
+    sae, where = save_model(tmp_path / "model"), "/home/me/hub/gemma-3-270m"
+    sae.cfg.metadata.model_name, sae.cfg.metadata.model_class_name = where, model_class
+    sae.cfg.metadata.dataset_path = "/home/me/my secret/notes.txt"
+    sae.save_model(tmp_path / "model")
+    training = {"model_name": where, "model_class_name": model_class, "dataset_path": "/home/me/my secret/notes.txt"}
+    (tmp_path / "model/runner_cfg.json").write_text(json.dumps(training | {"output_path": "/home/me/runs"}))
+    stage(tmp_path / "model", tmp_path / "staged", REPOSITORY, "small", levels=True)
+    for file in (tmp_path / "staged").rglob("*"):
+        assert file.is_dir() or b"/home/me" not in file.read_bytes(), file
+    assert SAE.load_from_disk(tmp_path / "staged/small").cfg.metadata.model_name == published
+
+
 def test_a_dry_run_says_what_would_be_pushed_and_needs_no_hub(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     save_model(tmp_path / "model")

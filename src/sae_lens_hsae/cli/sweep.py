@@ -14,7 +14,8 @@ import pandas
 import yaml
 
 from hsae_command.parsers import EVALUATION_TOKENS
-from sae_lens_hsae.cli.flags import as_flags, command_line
+from hsae_command.train import sources
+from sae_lens_hsae.cli.flags import as_flags, command_line, parse_flags
 from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
 from sae_lens_hsae.cli.measured_runner import summary
 from sae_lens_hsae.cli.outcome import Outcome
@@ -25,6 +26,8 @@ from sae_lens_hsae.storage.text_files import read_text
 from sae_lens_hsae.storage.whole_files import check_writable, write_whole
 
 ARGUMENTS = "${args}"
+SET_BY_SWEEP = ("seed", "output_path", "log_to_wandb")
+"""Flags that every run gets from here."""
 
 
 def read_sweep(path: str | Path) -> dict[str, Any]:
@@ -33,10 +36,10 @@ def read_sweep(path: str | Path) -> dict[str, Any]:
         sweep = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         raise ValueError(f"{str(path)!r} is no YAML: {error}") from error
-    if not isinstance(sweep, dict) or not isinstance(sweep.get("parameters"), dict):
+    if not isinstance(sweep, dict) or not isinstance(sweep.get("parameters"), dict) or not sweep["parameters"]:
         raise ValueError(f"{str(path)!r} has no parameters; see examples/sweeps")
     command = sweep.get("command", [])
-    if command[:2] != ["hsae", "train"] or ARGUMENTS not in command:
+    if not isinstance(command, list) or command[:2] != ["hsae", "train"] or ARGUMENTS not in command:
         raise ValueError(f"command={command}: write [hsae, train, …, {ARGUMENTS!r}]")
     for name, parameter in sweep["parameters"].items():
         if not isinstance(parameter, dict) or not {"value", "values"} & set(parameter):
@@ -44,6 +47,10 @@ def read_sweep(path: str | Path) -> dict[str, Any]:
                 f"parameters.{name}={parameter}: without a server only 'value' and 'values' can be run; list "
                 "values, or use wandb sweep"
             )
+        if "values" in parameter and not (isinstance(parameter["values"], list) and parameter["values"]):
+            raise ValueError(f"parameters.{name}.values={parameter['values']!r}: give a list of at least one value")
+        if name in SET_BY_SWEEP:
+            raise ValueError(f"parameters.{name}: every run gets its own {name}; leave it out (--seeds says how many)")
     return sweep
 
 
@@ -87,6 +94,9 @@ def run_sweep(
             raise ValueError(f"{name}={count} must be at least 1")
     check_writable("output", output)
     sweep = read_sweep(path)
+    for name in parse_flags(sources().parse_known_args(list(further))[1]):
+        if name in sweep["parameters"] or name in SET_BY_SWEEP:
+            raise ValueError(f"--{name} after -- would take the place of what the sweep sets; leave it out")
     chosen = configurations(sweep, runs)
     cells = []
     for configuration in chosen:

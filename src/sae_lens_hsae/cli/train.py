@@ -27,6 +27,8 @@ from sae_lens_hsae.text.documents import documents
 from sae_lens_hsae.training.distributed.ranks import n_launched
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner, check_places, check_steps
 
+OF_WHOLE_NUMBERS: dict[str, Any] = {"seqpos_slice": tuple, "exclude_special_tokens": list}
+"""Fields of several whole numbers, which SAELens' parser cannot read."""
 DIVISORS = ("train_batch_size_tokens", "context_size", "feature_sampling_window", "wandb_log_frequency")
 """Fields at whose 0 SAELens' config fails without saying which it was."""
 
@@ -72,6 +74,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
     wrong = unknown_flag(flags)
     if wrong is not None:
         raise CallError(wrong)
+    several = {name: flags.pop(name) for name in OF_WHOLE_NUMBERS if _are_numbers(flags.get(name, []))}
     none = [name for name, values in flags.items() if values in NONE and name not in OF_JSON]
     flags = {name: values for name, values in flags.items() if name not in none}
     for name in DIVISORS:
@@ -87,10 +90,29 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
         what = error if isinstance(error, argparse.ArgumentError) else said.getvalue().rpartition("error: ")[2].strip()
         raise CallError(f"{_plainly(str(what))}; hsae train {EVERY_FLAG} lists every flag") from error
     _set_none(cfg, none)
+    for name, words in several.items():
+        setattr(cfg, name, OF_WHOLE_NUMBERS[name](_whole_numbers(name, words)))
+    if several and not range(cfg.context_size)[slice(*cfg.seqpos_slice)]:
+        raise ValueError(f"seqpos_slice={cfg.seqpos_slice} leaves none of context_size={cfg.context_size} positions")
     check_steps(cfg)
     if not isinstance(cfg.sae, HierarchicalTrainingSAEConfig):
         _check_flags_of_ours(own, cfg.sae.architecture())
     return own, cfg
+
+
+def _are_numbers(words: Sequence[str]) -> bool:
+    """Whether words are more than SAELens' parser reads: several, or a number that means no yes or no."""
+    return len(words) > 1 or (len(words) == 1 and words[0].isdigit() and words[0] not in {"0", "1"})
+
+
+def _whole_numbers(name: str, words: Sequence[str]) -> list[int | None]:
+    try:
+        numbers = [None if [word] in NONE else int(word) for word in words]
+    except ValueError as error:
+        raise CallError(f"--{name} cannot be {' '.join(words)!r}: give whole numbers") from error
+    if name == "exclude_special_tokens" and None in numbers:
+        raise CallError(f"--{name} cannot hold None: give the ids of tokens")
+    return numbers
 
 
 def _set_none(cfg: Any, names: Sequence[str]) -> None:

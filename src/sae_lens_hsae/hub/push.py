@@ -14,11 +14,12 @@ from huggingface_hub.utils import validate_repo_id
 from sae_lens.constants import RUNNER_CFG_FILENAME, SPARSITY_FILENAME
 
 from sae_lens_hsae.forest.files import write_forest
-from sae_lens_hsae.hub.model_card import model_card
+from sae_lens_hsae.hub.model_card import model_card, public_name
 from sae_lens_hsae.hub.picture import forest_svg
 from sae_lens_hsae.hub.saved_model import EVALUATION_FILENAME, load_evaluation, load_hierarchical_sae
 from sae_lens_hsae.sae.inference import HierarchicalSAE
 from sae_lens_hsae.storage.json_files import read_json_object
+from sae_lens_hsae.text.load_model import TRANSFORMER_LENS
 
 CARD = "README.md"
 PICTURE = "forest.svg"
@@ -32,6 +33,8 @@ OF_THE_MACHINE = (
     "logger",
 )
 """Fields of SAELens' runner config that say where things lay and who logged them; they are not pushed."""
+OF_FOLDERS = ("model_name", "model_class_name", "dataset_path")
+"""Fields of the config and of the SAE's metadata that are names, or folders on this machine."""
 
 
 def push(
@@ -134,6 +137,9 @@ def stage(folder: str | Path, into: Path, repo_id: str, path: str, *, levels: bo
     sae = load_hierarchical_sae(folder)
     evaluation = load_evaluation(sae, folder)
     training = _training_config(folder)
+    metadata = sae.cfg.metadata
+    for name, value in _published({name: getattr(metadata, name) for name in OF_FOLDERS}).items():
+        setattr(metadata, name, value)
     sae.save_model(target)
     if (folder / SPARSITY_FILENAME).is_file():
         shutil.copy(folder / SPARSITY_FILENAME, target)
@@ -172,7 +178,15 @@ def _training_config(folder: Path) -> dict[str, Any] | None:
         training = read_json_object(path)
     except ValueError as error:
         raise ValueError(f"{error}; delete it to push without the training config") from error
-    return {name: value for name, value in training.items() if name not in OF_THE_MACHINE}
+    return _published({name: value for name, value in training.items() if name not in OF_THE_MACHINE})
+
+
+def _published(config: dict[str, Any]) -> dict[str, Any]:
+    """The same, with what tells others what a folder on this machine is; `load_model` reads one by the model's name."""
+    public = {name: public_name(value) if name in OF_FOLDERS else value for name, value in config.items()}
+    if config.get("model_class_name") == TRANSFORMER_LENS and Path(str(config["model_name"])).is_absolute():
+        public["model_name"] = Path(config["model_name"]).name
+    return public
 
 
 def _has_another_card(api: HfApi, repo_id: str, path: str) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import wandb
+from datasets import load_dataset, load_from_disk
 from sae_lens import logger
 from sae_lens.config import HfDataset, LanguageModelSAERunnerConfig
 from sae_lens.constants import SAE_CFG_FILENAME
@@ -125,6 +126,8 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
             # SAELens draws a folder for each process's checkpoints.
             chosen = (cfg.checkpoint_path, cfg.resume_from_checkpoint)
             cfg.checkpoint_path, cfg.resume_from_checkpoint = self.ranks.told_by_first(chosen)
+        if override_dataset is None:
+            override_dataset = rows_on_disk(cfg)
         with model_of_run(cfg, override_model) as model:
             super().__init__(cfg, override_dataset, model, override_sae)
         if not isinstance(self.sae, HierarchicalTrainingSAE):
@@ -303,6 +306,27 @@ def check_steps(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
             f"training_tokens={cfg.training_tokens} is less than one step of train_batch_size_tokens="
             f"{cfg.train_batch_size_tokens}; give more, such as 30000000"
         )
+
+
+def rows_on_disk(cfg: LanguageModelSAERunnerConfig[Any]) -> HfDataset | None:
+    """The rows of ``dataset_path`` where that is a folder that SAELens cannot read; None elsewhere.
+
+    It asks the hub for the tokenizer of tokenised rows, by the folder's path, and cannot load what ``save_to_disk``
+    wrote.
+
+    Raises:
+        ValueError: if the folder holds several data sets, and none is named ``train``.
+    """
+    folder = Path(cfg.dataset_path)
+    saved = any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    if not cfg.dataset_path or not folder.is_dir() or not (saved or cfg.is_dataset_tokenized):
+        return None
+    data: Any = load_from_disk(cfg.dataset_path) if saved else load_dataset(cfg.dataset_path, streaming=cfg.streaming)
+    if not isinstance(data, dict):
+        return data
+    if "train" not in data:
+        raise ValueError(f"dataset_path={cfg.dataset_path!r} holds {', '.join(map(str, data))}, and no split 'train'")
+    return data["train"]
 
 
 def check_places(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
