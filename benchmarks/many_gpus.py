@@ -189,7 +189,7 @@ def growth_table(n_ranks: int, flops: float) -> str:
 def balance_table(n_ranks: int, flops: float) -> str:
     """Where sending outweighs arithmetic."""
     batches = (1024, 4096, 16384)
-    lines = [["link", "batch of balance", *(f"features at batch {batch:,}" for batch in batches)]]
+    lines = [["link", "batch at which both take equally long", *(f"features at batch {batch:,}" for batch in batches)]]
     lines.append(["---", *["---:"] * (1 + len(batches))])
     for name, bandwidth in BANDWIDTHS.items():
         widths = [width_of_balance(D_IN, batch, n_ranks, bandwidth, flops) for batch in batches]

@@ -69,7 +69,7 @@ def train(x: torch.Tensor, folder: Path) -> HierarchicalSAE:
 
 
 def main(x: torch.Tensor, names: list[str], folder: Path) -> None:
-    # Where rows are sorted, the first ones do not say which distances are usual.
+    # Shuffle: if rows are sorted, the first batches are not typical, and training takes its scale from them.
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     x, names = x[order], [names[i] for i in order.tolist()]
     sae = train(x, folder)

@@ -20,7 +20,7 @@ import torch
 from sae_lens_hsae.forest.descent import candidates_below
 from sae_lens_hsae.interpret.circuits import Circuit, Node, Pair
 from sae_lens_hsae.interpret.circuits.pairs import Batch, batches_of
-from sae_lens_hsae.interpret.circuits.places import Place, places_of, total_features
+from sae_lens_hsae.interpret.circuits.places import Place, in_order, places_of, total_features
 from sae_lens_hsae.text.hook_point import check_length, ids_of_text, run_and_keep
 
 Module = dict[str, list[int]]
@@ -60,6 +60,7 @@ def lasso_circuit(
         raise ValueError(f"threshold={threshold} must be 0 or more, in logits")
     places = places_of(model, forests)
     batches = batches_of(pairs, model, places[0].saes[0])
+    places = in_order(model, places, batches[0].clean[:1])
     depth = max(len(place.forest.levels) for place in places)
     samples = _Samples(model, places, batches)
     visited, nodes = [0] * depth, []

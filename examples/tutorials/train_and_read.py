@@ -83,7 +83,7 @@ print(evaluation)
 # Agreement is not truth, so compare with what was planted: a feature stands for the topic or subject whose direction is
 # nearest to its own. A coarse feature that has learnt a topic points at the topic plus the mean of its subjects. Even
 # here, where the widths fit and every concept is as frequent as the next, not every topic has a feature of its own and
-# not every edge is true, although the metrics look well.
+# not every edge is true, although the metrics look good.
 
 # %%
 roots, fine = forest_sae.W_dec.detach().split([TOPICS, TOPICS * SUBJECTS])

@@ -222,6 +222,20 @@ def test_the_result_alone_is_on_stdout(monkeypatch, capsys):
     assert capsys.readouterr().out == "two trees\n"
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_stdout_has_no_bytes_for_is_spelled_out(monkeypatch, encoding, as_json):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
+    text = "├─ 1/2 → é \ud800"
+    Outcome(text, {"text": text}).show(as_json)
+    shown = written.getvalue().decode(encoding)
+    if as_json:
+        assert json.loads(shown)["text"].replace("\\ud800", "\ud800") == text
+    else:
+        assert "1/2" in shown
+
+
 def test_what_the_commands_heed_is_not_said(tmp_path, recwarn):
     sae = make_sae(normalize_activations="none")
     sae.cfg.metadata.model_from_pretrained_kwargs = {"center_writing_weights": False}

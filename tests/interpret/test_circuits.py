@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from circuit_helpers import FIRST, HOOKS, PAIRS, SECOND, ZERO, ids, read, stacks, tiny
+from host_helpers import sae_at
 
 from experiments.circuits import flat_effects
 from sae_lens_hsae.interpret.circuits import (
@@ -183,6 +184,25 @@ def by_differences(model: Any, saes: Any, pair: Pair, edge: Edge, h: float = 1e-
     moved = (parts[0] - parts[1]) / (2 * h)
     moved[:, 0] = 0
     return slope(model, pair, SECOND, x, moved)
+
+
+@pytest.mark.parametrize("first", ["blocks.0.hook_resid_mid", "blocks.0.hook_attn_out"])
+def test_places_are_in_the_order_in_which_the_model_runs(tokenizer, first):
+    """Not in that in which it registers them: TransformerLens' MLP comes before the stream that it reads."""
+    model, hooks = tiny(tokenizer), (first, "blocks.0.hook_mlp_out")
+    forests = {hook: sae_at(hook, seed, dtype="float64", prepend_bos=True) for seed, hook in enumerate(hooks)}
+    for given in (forests, dict(reversed(forests.items()))):
+        circuit = with_edges(model, given, PAIRS, find_circuit(model, given, PAIRS, threshold=0.0), threshold=0.0)
+        assert list(dict.fromkeys(node.hook for node in circuit.nodes)) == list(hooks)
+        assert {(edge.above, edge.below) for edge in circuit.edges} == {hooks}
+        assert any(abs(edge.effect) > 1e-6 for edge in circuit.edges)
+
+
+def test_places_side_by_side_have_no_edges(tokenizer):
+    model, hooks = tiny(tokenizer, parallel_attn_mlp=True), ("blocks.0.hook_attn_out", "blocks.0.hook_mlp_out")
+    forests = {hook: sae_at(hook, seed, dtype="float64", prepend_bos=True) for seed, hook in enumerate(hooks)}
+    found = find_circuit(model, forests, PAIRS, threshold=0.0)
+    assert with_edges(model, forests, PAIRS, found).edges == ()
 
 
 def test_edges_are_of_the_circuits_own_forests(tokenizer):

@@ -341,6 +341,37 @@ def test_the_commands_estimate_and_then_write(server, saved, capsys, monkeypatch
     assert sum(row.startswith("swapped,") for row in rows) == 6
 
 
+def test_names_that_stand_are_not_lost_where_none_is_answered(server, saved, capsys):
+    server.answer = lambda *_: label("a name")
+    cli.main(["label", str(saved), "--model", "m"])
+    cli.main(["label", str(saved), "--model", "m", "--estimate"])
+    assert capsys.readouterr().out.splitlines()[-1].startswith("0 questions to ask")
+    written = json.loads((saved / "labels.json").read_text())
+    server.answer = lambda *_: 429
+    with pytest.raises(SystemExit, match=r"no question was answered \(HTTP 429.*\); nothing is written"):
+        cli.main(["label", str(saved), "--model", "another"])
+    assert json.loads((saved / "labels.json").read_text()) == written
+    with pytest.raises(SystemExit, match="no question was answered"):
+        cli.main(["judge", str(saved), "--model", "another", "--edges", "3"])
+    assert not (saved / "judgements.csv").exists()
+
+    first = iter([label("new")])
+    server.answer = lambda *_: next(first, 500)
+    cli.main(["label", str(saved), "--model", "third"])
+    partly = json.loads((saved / "labels.json").read_text())
+    assert sorted(partly.values()) == ["a name"] * (len(written) - 1) + ["new"]
+
+
+def test_a_question_that_is_refused_ends_no_run(server, tmp_path):
+    server.answer = lambda user, _: 400 if user == "b" else label(user)
+    replies = Endpoint("m", tmp_path / "answers").ask(requests("a", "b", "c"), parse_label)
+    assert replies.answers == ["a", None, "c"]
+    assert replies.errors == {1: "HTTP 400: no Bearer …"}
+    server.answer = lambda *_: 400
+    with pytest.raises(ValueError, match=r"refused the request \(HTTP 400: no Bearer …\); check OPENAI_API_KEY"):
+        Endpoint("m", tmp_path / "others").ask(requests("d"), parse_label)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [

@@ -21,7 +21,7 @@ from host_helpers import (
     tiny_sae_transformer,
     tiny_tokens,
 )
-from sae_lens import SAE, ActivationsStore
+from sae_lens import SAE, ActivationsStore, StandardSAE, StandardSAEConfig
 from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 from sae_lens.load_model import load_model
 
@@ -33,6 +33,8 @@ from sae_lens_hsae.interpret.circuits import Ablation, Pair
 from sae_lens_hsae.interpret.contrast import text_activations
 from sae_lens_hsae.interpret.explain import explain
 from sae_lens_hsae.interpret.steering import Edit, ablate, add, clamp, effect_of, scale, steer
+from sae_lens_hsae.interpret.steering.edits import steps_of
+from sae_lens_hsae.interpret.steering.steer import edited
 
 BRIDGE_NAMES = {HOOK: BRIDGE_HOOK, "blocks.1.hook_mlp_out": "blocks.1.mlp.hook_out"}
 """HookedTransformer's names of hook points, and TransformerBridge's."""
@@ -90,6 +92,27 @@ def test_x_moves_along_the_decoder_by_the_change_of_the_activations(model_and_sa
             torch.testing.assert_close(read(model, hook), expected, rtol=1e-4, atol=1e-4)
             assert not torch.allclose(model(tiny_tokens(2)), clean)
         assert torch.equal(model(tiny_tokens(2)), clean)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"normalize_activations": "layer_norm"}, {"normalize_activations": "constant_norm_rescale"}],
+    ids=lambda fields: fields["normalize_activations"],
+)
+def test_saes_that_scale_x_by_themselves_change_it_by_what_they_reconstruct(fields):
+    sae: Any = StandardSAE(StandardSAEConfig(d_in=D_MODEL, d_sae=12, **fields))
+    sae.W_enc.data, sae.W_dec.data = torch.randn(D_MODEL, 12), torch.randn(12, D_MODEL)
+    x = 10 * torch.randn(5, D_MODEL)
+    forest = FeatureForest([-1] * 12, [12])
+    with torch.no_grad():
+        moved = edited(x, [sae], steps_of([ablate(3)], [sae], forest, None)) - x
+        acts = sae.encode(x)
+        without = acts.clone()
+        without[:, 3] = 0
+        assert acts[:, 3].any()
+        expected = sae.decode(without)
+        sae.encode(x)
+        torch.testing.assert_close(moved, expected - sae.decode(acts), rtol=1e-4, atol=1e-4)
 
 
 def test_a_spread_push_has_the_norm_of_the_direct_one():

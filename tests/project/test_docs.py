@@ -119,7 +119,7 @@ def test_commands_are_ones_that_hsae_accepts(block, monkeypatch):
     for name in cli.COMMANDS:
         monkeypatch.setitem(cli.COMMANDS, name, lambda chosen: accepted.append(chosen) or Outcome("", None))
     monkeypatch.setattr(cli, "demo", lambda *_: accepted.append("demo"))
-    for line in block.splitlines():
+    for line in block.replace("\\\n", "").splitlines():
         if not line.startswith("hsae "):
             continue
         words = shlex.split(line.split(" > ")[0].replace("…", ""), comments=True)[1:]

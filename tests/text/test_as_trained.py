@@ -195,6 +195,15 @@ def test_positions_are_those_that_were_trained_on(tmp_path, seqpos_slice):
     torch.testing.assert_close(of_contrast, store.get_activations(ids)[0, (0 if read[0] else 1) :])
 
 
+def test_positions_from_the_end_are_from_that_of_a_context_however_short_the_text(tmp_path):
+    _, folder = trained(tmp_path, save_model(tmp_path / "model"), seqpos_slice=(2, -3))
+    read = explain_text(folder, "w1 w2 w3 w4 w5")
+    assert (~read.level_shares.isnan().all(1)).nonzero().flatten().tolist() == [1, 2, 3, 4], "all but its first token"
+    sae = load_hierarchical_sae(folder)
+    (of_contrast,) = text_activations(sae, load_language_model(sae), ["w1 w2 w3 w4"])
+    assert len(of_contrast) == 3
+
+
 def test_a_text_without_a_position_that_was_trained_on_is_told(tmp_path):
     _, folder = trained(tmp_path, save_model(tmp_path / "model"), seqpos_slice=(5, None))
     sae = load_hierarchical_sae(folder)

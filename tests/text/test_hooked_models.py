@@ -17,7 +17,8 @@ from host_helpers import (
 )
 from sae_lens import SAE
 
-from sae_lens_hsae import HierarchicalSAE
+from sae_lens_hsae import HierarchicalSAE, evaluate_forest
+from sae_lens_hsae.interpret.feature_cache import collect_dashboards
 
 
 class Hooked(NamedTuple):
@@ -103,6 +104,16 @@ def test_bridge_takes_saes_of_hooked_transformer_hook_names(bridge):
     sae.cfg.metadata.hook_name = HOOK
     assert torch.equal(bridge.model.run_with_saes(tokens, saes=[sae]), expected)
     assert not torch.equal(bridge.model(tokens), expected)
+
+
+def test_saes_of_attention_heads_are_measured_and_explored(tmp_path):
+    hook = "blocks.0.attn.hook_z"
+    sae = saved_and_loaded(tmp_path, hook, reshape_activations="hook_z")
+    x = torch.randn(6, 8, D_MODEL)
+    assert evaluate_forest(sae, sae.forest, [x.flatten(0, 1)]).n_tokens == 48
+    tokens = torch.zeros(6, 8, dtype=torch.int64)
+    assert collect_dashboards(sae, sae.forest, [(tokens, x)], progress=False).n_tokens == 48
+    assert sae.reshape_fn_in(torch.zeros(1, 2, D_MODEL // 2))[0].shape[-1] == D_MODEL, "and keep their own setting"
 
 
 @both_views

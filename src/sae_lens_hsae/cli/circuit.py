@@ -44,11 +44,13 @@ def run_circuit(chosen: argparse.Namespace) -> Outcome:
     )
     beside = {hook: os.path.relpath(folder, output.parent) for hook, folder in by_hook.items()}
     circuit = replace(circuit, folders=beside)
+    write_whole(output, json.dumps(circuit.to_dict(), indent=1, ensure_ascii=False))
     if chosen.edges is not None:
         circuit = with_edges(model, forests, pairs, circuit, chosen.edges)
-    data = circuit.to_dict()
-    write_whole(output, json.dumps(data, indent=1, ensure_ascii=False))
-    return Outcome(_text(circuit, {hook: sae.forest for hook, sae in forests.items()}, by_hook, output), data)
+        write_whole(output, json.dumps(circuit.to_dict(), indent=1, ensure_ascii=False))
+    return Outcome(
+        _text(circuit, {hook: sae.forest for hook, sae in forests.items()}, by_hook, output), circuit.to_dict()
+    )
 
 
 def _text(circuit: Circuit, forests: Mapping[str, FeatureForest], folders: Mapping[str, str], output: Path) -> str:

@@ -85,7 +85,8 @@ def _text(found: Contrast, labels: Mapping[int, str], examples: Sequence[str], n
         lines += ["", f"More in {'a' if more_in_a else 'b'}, {name}: {len(own)}"]
         lines.append("effect    AUC  features  from the coarsest feature to the finest")
         for each, example in own[:top]:
-            path = " → ".join(f"{found.forest.levels.name(f)} {labels.get(f, '')}".rstrip() for f in each.path)
+            steps = [f"{found.forest.levels.name(f)} {' '.join(labels.get(f, '').split())}".rstrip() for f in each.path]
+            path = printable(" → ".join(steps))
             lines.append(
                 f"{found.effect[each.coarsest]:>6.2f}  {found.auc[each.coarsest]:>5.3f}  {each.n_features:>8}  {path}"
             )

@@ -53,7 +53,7 @@ def run_explore(chosen: argparse.Namespace) -> Outcome:
 def explore(
     folder: str | Path,
     output: str | Path | None = None,
-    n_tokens: int = DASHBOARD_TOKENS,
+    n_tokens: int | None = None,
     text: TextSource | None = None,
     labels: str | Path | None = None,
     renew: bool = False,
@@ -67,7 +67,7 @@ def explore(
 
     Args:
         output: the page; None puts ``explorer.html`` into the folder.
-        n_tokens: tokens to read for the dashboards.
+        n_tokens: tokens to read for the dashboards, where there are none yet or with ``renew``; None reads 100,000.
         text: what to read, where nothing is collected yet or with ``renew``; None takes what training leaves out of the
             installed text, see `TextSource`.
         labels: a JSON object from flat feature index to label; None takes ``labels.json`` in the folder, if there.
@@ -88,9 +88,11 @@ def explore(
             is named without ``renew``, the labels are no such object, the text is too short, one to explain is empty
             or longer than the model takes, or a file holds no circuit, or one of other SAEs.
     """
+    if n_tokens is not None and n_tokens < 1:
+        raise ValueError(f"n_tokens={n_tokens} must be at least 1; {DASHBOARD_TOKENS} is a good number")
     for each in explained:
         check_text(each, "explained")
-    folder = Path(folder)
+    folder, n_to_read = Path(folder), n_tokens or DASHBOARD_TOKENS
     path = Path(output or folder / PAGE_FILENAME)
     sae = load_hierarchical_sae(folder, device)
     check_file_writable("output", path)
@@ -101,11 +103,12 @@ def explore(
     dashboards = None if renew else dashboards_beside(folder, sae)
     if dashboards is None:
         check_writable("folder", folder, ELSEWHERE)
-    elif rows is not None or (text is not None and not text.is_installed):
-        named = "rows" if rows is not None else text
+    elif rows is not None or n_tokens is not None or (text is not None and not text.is_installed):
+        n_read = dashboards.n_tokens
+        named = "rows" if rows is not None else f"n_tokens={n_tokens}" if n_tokens is not None else text
         raise ValueError(
-            f"{named}: {where} already holds what was collected on a text, and would be shown instead; add --renew to "
-            "collect again, or name no text to show it"
+            f"{named}: {where} already holds what was collected on {n_read:,} tokens, and would be shown instead; add "
+            "--renew to collect again, or leave this out to show it"
         )
     if model is None and (dashboards is None or explained):
         model = load_language_model(sae)
@@ -113,12 +116,12 @@ def explore(
     explanations = [explain(sae, model, each) for each in explained]
     tokenizer = load_tokenizer(sae) if model is None else model.tokenizer
     if dashboards is None:
-        read = read_rows(text, sae, model, n_tokens) if rows is None else rows
+        read = read_rows(text, sae, model, n_to_read) if rows is None else rows
         dashboards = collect_dashboards(
             sae,
             sae.forest,
             lambda skipped: tokens_and_activations(sae, model, read, skipped),
-            n_tokens=n_tokens,
+            n_tokens=n_to_read,
             exclude_tokens=excluded_tokens(sae, tokenizer),
             unembedding=unembedding_of(sae, model),
             progress_file=where.with_name(f".{where.name}-{digest(read)}.safetensors"),

@@ -11,7 +11,7 @@ from sae_lens_hsae.cli.collected import ELSEWHERE, read_collected
 from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.interpret.feature_cache import Dashboards
 from sae_lens_hsae.interpret.labels import token_labels
-from sae_lens_hsae.interpret.labels.files import LABELS_FILENAME
+from sae_lens_hsae.interpret.labels.files import LABELS_FILENAME, labels_beside
 from sae_lens_hsae.interpret.language_model import Endpoint, Replies, Request, judge_pairs, label_features, sample_pairs
 from sae_lens_hsae.interpret.language_model.judging import JUDGEMENTS_FILENAME, judge_requests
 from sae_lens_hsae.interpret.language_model.naming import firing_by_level, label_requests
@@ -41,13 +41,16 @@ def _label(
 ) -> Outcome:
     by_tokens = token_labels(dashboards, text_of)
     features = [feature for level in firing_by_level(dashboards) for feature in level]
-    # The parents' labels are not known yet; their tokens stand in for them.
-    estimated = _estimate(chosen, endpoint, label_requests(dashboards, features, text_of, {}, by_tokens))
+    # The parents' new labels are not known yet; those of before stand in for them, or their tokens.
+    output = Path(chosen.output or folder / LABELS_FILENAME)
+    named = labels_beside(folder, output) if output.is_file() else {}
+    estimated = _estimate(chosen, endpoint, label_requests(dashboards, features, text_of, named, by_tokens))
     if chosen.estimate:
         return estimated
     print(estimated.text, flush=True)
     labels, replies = label_features(dashboards, text_of, endpoint)
-    output = Path(chosen.output or folder / LABELS_FILENAME)
+    _check_answered(*replies)
+    labels = {feature: label for feature, label in named.items() if feature in features} | labels
     write_whole(
         output, json.dumps({str(feature): label for feature, label in labels.items()}, indent=1, ensure_ascii=False)
     )
@@ -70,6 +73,7 @@ def _judge(
         return estimated
     print(estimated.text, flush=True)
     found = judge_pairs(dashboards, pairs, text_of, endpoint, chosen.repetitions)
+    _check_answered(found.replies)
     output = Path(chosen.output or folder / JUDGEMENTS_FILENAME)
     write_whole(output, found.pairs.to_csv(index=False))
     rates = found.rates()
@@ -80,6 +84,13 @@ def _judge(
         lines.append(f"Repeated judgements that agree: {agreement:.1%}")
         data["agreement"] = agreement
     return Outcome("\n".join([*lines, _report(found.replies)]), data)
+
+
+def _check_answered(*replies: Replies) -> None:
+    """Check that there is anything to write, so that what stands is not lost for nothing."""
+    if not _counts(*replies)["answered"]:
+        why = next((error for each in replies for error in each.errors.values()), "there was no question")
+        raise ValueError(f"no question was answered ({why}); nothing is written")
 
 
 def _estimate(chosen: argparse.Namespace, endpoint: Endpoint, requests: list[Request]) -> Outcome:

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from dataclasses import dataclass
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,10 +33,12 @@ class Outcome:
 
     def show(self, as_json: bool) -> None:
         """Print it; whoever reads stdout may have gone by then."""
+        utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+        text = json.dumps(_without_nan(self.data), ensure_ascii=not utf8) if as_json else _printed(self.text)
+        if isinstance(sys.stdout, TextIOWrapper):  # there may be letters and lines that it has no bytes for
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
-            print(
-                json.dumps(_without_nan(self.data), ensure_ascii=False) if as_json else _printed(self.text), flush=True
-            )
+            print(text, flush=True)
         except BrokenPipeError:
             # Else Python would complain once more when it flushes stdout at its end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

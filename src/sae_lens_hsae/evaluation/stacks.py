@@ -31,14 +31,17 @@ class SAEStack(Protocol):
 
 
 def level_saes(levels: Sequence[LevelSAE] | SAEStack) -> list[LevelSAE]:
-    """One SAE per level, coarse to fine, from either form that `evaluate_forest` takes.
+    """One SAE per level, coarse to fine, from either form that `evaluate_forest` takes; they read flat activations.
 
     Raises:
         TypeError: if ``levels`` is neither.
         ValueError: if an SAE does not read one token at a time.
     """
     if hasattr(levels, "level_sae"):
-        return [levels.level_sae(level) for level in range(len(levels.cfg.level_widths))]  # type: ignore[union-attr]
+        saes: list[Any] = [levels.level_sae(level) for level in range(len(levels.cfg.level_widths))]  # type: ignore
+        for sae in saes:  # copies, so the caller's stack keeps its own setting
+            sae.turn_off_forward_pass_hook_z_reshaping()
+        return saes
     if hasattr(levels, "encode"):
         raise TypeError(
             f"levels is a {type(levels).__name__}, which has no level_sae(); pass a list with one SAE per level"

@@ -49,19 +49,24 @@ def excluded_tokens(sae: SAE[Any], tokenizer: Any) -> list[int]:
 
 
 def positions(metadata: Any) -> slice:
-    """The positions of a context that were trained on.
+    """The positions of a context that were trained on; of a shorter text those that it has of them.
 
     Raises:
         ValueError: if the metadata's ``seqpos_slice`` is none.
     """
     found = metadata.seqpos_slice or (None,)
     try:
-        chosen = slice(*found)
+        chosen, length = slice(*found), metadata.context_size
         if chosen.indices(1)[2] > 0:
-            return chosen
+            return slice(_from_the_start(chosen.start, length), _from_the_start(chosen.stop, length), chosen.step)
     except (TypeError, ValueError):
         pass
     raise ValueError(
         f"the SAE's metadata have seqpos_slice={found!r}; it must be the start, the stop and the step of a slice of "
         "positions, such as [1, None], with a step above 0"
     )
+
+
+def _from_the_start(end: int | None, length: int | None) -> int | None:
+    """A bound that counts from the end of a context of this length, not from that of any text."""
+    return max(0, end + length) if end is not None and end < 0 and length else end

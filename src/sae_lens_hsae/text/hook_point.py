@@ -29,9 +29,6 @@ def stack_of(levels: Sequence[SAE[Any]] | SAE[Any], forest: FeatureForest | None
     if forest is None:
         raise ValueError("forest is missing; pass FeatureForest.from_saes(levels)")
     saes: list[Any] = list(level_saes(levels))  # type: ignore[arg-type]
-    if hasattr(levels, "level_sae"):
-        for sae in saes:  # copies, so the caller's stack keeps its own setting
-            sae.turn_off_forward_pass_hook_z_reshaping()
     check_fit(saes, forest)
     check_reconstruct(saes)
     return saes, forest

@@ -12,7 +12,7 @@ import torch
 from sae_lens_hsae.interpret.circuits.attribution import Attribution
 from sae_lens_hsae.interpret.circuits.circuit import Circuit, Edge, Node
 from sae_lens_hsae.interpret.circuits.pairs import Batch, Pair, batches_of
-from sae_lens_hsae.interpret.circuits.places import Place, places_of
+from sae_lens_hsae.interpret.circuits.places import Place, in_order, places_of
 
 
 def with_edges(
@@ -39,7 +39,9 @@ def with_edges(
     if strangers:
         raise ValueError(f"the circuit has nodes at {sorted(strangers)}; give the forests it was found in")
     edges: dict[tuple[Node, Node], float] = {}
-    for batch in batches_of(pairs, model, places[0].saes[0]):
+    batches = batches_of(pairs, model, places[0].saes[0])
+    places = in_order(model, places, batches[0].clean[:1])
+    for batch in batches:
         attribution = Attribution(model, places, batch, "attribution")
         for above, below in pairwise(places):
             _add_edges(edges, model, batch, attribution, circuit, above, below)
@@ -75,7 +77,9 @@ def _add_edges(
             through = _value(x, below, target)
             # ∂m/∂d: the metric's gradient along the node's direction, which is ε's own for an error.
             weight = attribution.gradient(below, target.level) * attribution.mask(below)
-            (product,) = torch.autograd.grad((weight * through).sum(), zeros, retain_graph=True)
+            (product,) = torch.autograd.grad((weight * through).sum(), zeros, retain_graph=True, allow_unused=True)
+            if product is None:  # nothing goes from the one to the other, as with parts that stand side by side
+                continue
             for source in circuit.nodes:
                 if source.hook == above.hook and source.level == target.level:
                     change = attribution.change_along(above, source.level, _number(above, source))

@@ -12,7 +12,7 @@ from sae_lens_hsae.forest.descent import candidates_below
 from sae_lens_hsae.interpret.circuits.attribution import Attribution
 from sae_lens_hsae.interpret.circuits.circuit import Circuit, Method, Node
 from sae_lens_hsae.interpret.circuits.pairs import Pair, batches_of
-from sae_lens_hsae.interpret.circuits.places import Place, places_of, total_features
+from sae_lens_hsae.interpret.circuits.places import Place, in_order, places_of, total_features
 
 
 def find_circuit(
@@ -46,7 +46,9 @@ def find_circuit(
     if method not in get_args(Method):
         raise ValueError(f"method={method!r} must be one of {', '.join(get_args(Method))}")
     places = places_of(model, forests)
-    attributions = [Attribution(model, places, batch, method) for batch in batches_of(pairs, model, places[0].saes[0])]
+    batches = batches_of(pairs, model, places[0].saes[0])
+    places = in_order(model, places, batches[0].clean[:1])
+    attributions = [Attribution(model, places, batch, method) for batch in batches]
     depth = max(len(place.forest.levels) for place in places)
     visited, nodes = [0] * depth, []
     for place in places:

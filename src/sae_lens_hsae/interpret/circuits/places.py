@@ -14,7 +14,7 @@ from sae_lens_hsae.evaluation.stacks import metadata
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.circuits.circuit import Node
 from sae_lens_hsae.text.as_trained import positions
-from sae_lens_hsae.text.hook_point import hook_point, stack_of
+from sae_lens_hsae.text.hook_point import hook_point, run_and_keep, stack_of
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Place:
 
 
 def places_of(model: Any, forests: Mapping[str, Any]) -> list[Place]:
-    """The places, in the order in which the model comes by them.
+    """The places, in the order in which the forests are given.
 
     Args:
         model: ``HookedSAETransformer``, ``SAETransformerBridge``, or what ``load_language_model`` gives.
@@ -91,8 +91,13 @@ def places_of(model: Any, forests: Mapping[str, Any]) -> list[Place]:
     owns = [place.own for place in found]
     if len(set(owns)) < len(owns):
         raise ValueError(f"two forests stand at one hook point, {max(owns, key=owns.count)!r}; give one for each")
-    order = list(model.hook_dict)
-    return sorted(found, key=lambda place: order.index(place.own))
+    return found
+
+
+def in_order(model: Any, places: Sequence[Place], tokens: torch.Tensor) -> list[Place]:
+    """The places as the model comes by them on tokens (batch, context), which is not how it lists its hook points."""
+    came_by = list(run_and_keep(model, tokens, [place.own for place in places])[1])
+    return sorted(places, key=lambda place: came_by.index(place.own))
 
 
 def total_features(places: Sequence[Place]) -> tuple[int, ...]:

@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
+from sae_lens_hsae.storage.json_files import printable
+
 KEY_VARIABLE = "OPENAI_API_KEY"
 URL_VARIABLE = "OPENAI_BASE_URL"
 CHARACTERS_PER_TOKEN = 3.5
@@ -27,6 +29,7 @@ MAX_RETRIES = 6
 TIMEOUT = 60.0
 """Seconds for one request."""
 MAX_TOKENS = 200
+MAX_SAID = 300  # characters shown of what an endpoint says
 """Of an answer."""
 
 Parse = Callable[[dict[str, Any]], Any]
@@ -190,8 +193,12 @@ class Endpoint:
                     raise ValueError(f"cut off after max_tokens={MAX_TOKENS}")
                 parse(_object(choice.message.content))
             except refused as error:
+                said = _said(error)
+                if isinstance(error, openai.BadRequestError) and not first:  # of this question alone, maybe
+                    answer.error = f"HTTP {error.status_code}{said}"
+                    return answer
                 raise ValueError(
-                    f"the endpoint refused the request (HTTP {error.status_code}); check {KEY_VARIABLE}, "
+                    f"the endpoint refused the request (HTTP {error.status_code}{said}); check {KEY_VARIABLE}, "
                     f"{URL_VARIABLE} and model={self.model!r}"
                 ) from None  # the original may quote the key
             except openai.APIConnectionError as error:
@@ -249,6 +256,15 @@ class _Answer:
     n_malformed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+
+
+def _said(error: Any) -> str:
+    """What an endpoint says of a refusal, without the key, which it may quote."""
+    said = error.body.get("message") if isinstance(error.body, dict) else None
+    if not isinstance(said, str) or not said.strip():
+        return ""
+    key = os.environ.get(KEY_VARIABLE) or "\0"
+    return f": {printable(said.strip().replace(key, '…'))[:MAX_SAID]}"
 
 
 def _stored(stored: sqlite3.Connection, key: str) -> str | None:

@@ -70,6 +70,12 @@ def steer(
         )
 
 
+def scales_by_itself(sae: Any) -> bool:
+    """Whether an SAE's reconstruction is scaled token by token, or its activations by the decoder's norms."""
+    scaled = sae.cfg.normalize_activations in {"layer_norm", "constant_norm_rescale"}
+    return scaled or getattr(sae.cfg, "rescale_acts_by_decoder_norm", False)
+
+
 def edited(
     x: torch.Tensor,
     saes: Sequence[Any],
@@ -94,6 +100,11 @@ def edited(
         for step in (step for step in steps if step.level == level):
             features = step.features.to(after.device)
             after[..., features] = step.changed(after[..., features])
+        if scales_by_itself(sae):
+            with_before = sae.decode(before)
+            sae.encode(flat.to(sae.device, sae.dtype))  # decoding forgets the scale of what was encoded
+            change += (sae.decode(after) - with_before).to(change)
+            continue
         touched = torch.cat([step.features for step in steps if step.level == level]).unique().to(after.device)
         change += ((after - before)[..., touched] @ sae.W_dec[touched]).to(change)
     if rest is not None:
