@@ -207,11 +207,12 @@ def test_a_transcoder_has_a_forest_but_reconstructs_nothing_that_it_reads(model)
             metadata=SAEMetadata(hook_name_out=HOOK, **METADATA),
         )
         saes.append(JumpReLUTranscoder(config))
+    no_store: Any = None
     forest = FeatureForest.from_saes(saes, EVERYONE, [X])
     assert collect_dashboards(saes, forest, [(torch.zeros(64, 8).long(), X.view(64, 8, -1))], progress=False).n_tokens
     for call in (
         lambda: evaluate_forest(saes, forest, [X]),
-        lambda: cross_entropy_recovered(saes, model, SimpleNamespace()),
+        lambda: cross_entropy_recovered(saes, model, no_store),
         lambda: explain(saes, model, "w1 w2", forest),
         lambda: steer(model, saes, [ablate(0)], forest).__enter__(),
     ):

@@ -184,8 +184,9 @@ def _training_config(folder: Path) -> dict[str, Any] | None:
 def _published(config: dict[str, Any]) -> dict[str, Any]:
     """The same, with what tells others what a folder on this machine is; `load_model` reads one by the model's name."""
     public = {name: public_name(value) if name in OF_FOLDERS else value for name, value in config.items()}
-    if config.get("model_class_name") == TRANSFORMER_LENS and Path(str(config["model_name"])).is_absolute():
-        public["model_name"] = Path(config["model_name"]).name
+    model = Path(str(config.get("model_name")))
+    if config.get("model_class_name") == TRANSFORMER_LENS and model.is_absolute():
+        public["model_name"] = model.name
     return public
 
 
