@@ -135,6 +135,17 @@ def test_a_run_is_resumed_with_another_learning_rate_or_length(tmp_path, caplog,
     assert all(name in caplog.text for name, value in change.items() if begun.get(name) != value)
 
 
+def test_another_text_under_the_same_name_is_told(tmp_path, caplog):
+    cfg = runner_config(tmp_path / "begun", n_checkpoints=1)
+    train(HierarchicalSAETrainingRunner, cfg)
+    (checkpoint,) = Path(str(cfg.checkpoint_path)).iterdir()
+    for name, rows, told in (("same", tiny_dataset(), False), ("other", tiny_dataset().select(range(150)), True)):
+        caplog.clear()
+        resumed = runner_config(tmp_path / name, resume_from_checkpoint=str(checkpoint))
+        train(HierarchicalSAETrainingRunner, resumed, override_model=tiny_model(), override_dataset=rows)
+        assert ("has read another data set than this one" in caplog.text) == told
+
+
 def test_the_configuration_says_how_an_sae_that_was_trained_before_is_trained(tmp_path, caplog):
     cfg = runner_config(tmp_path / "before", n_checkpoints=1)
     train(HierarchicalSAETrainingRunner, cfg)

@@ -154,12 +154,17 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
             self.cfg.sae = trained
 
     def _own_store(self) -> ActivationsStore:
+        content = str(getattr(self._whole_dataset, "_fingerprint", ""))  # of streamed rows there is none
         if self.ranks is None:
-            return ResumableActivationsStore.from_config(self.model, self.cfg, override_dataset=self._whole_dataset)
+            alone = ResumableActivationsStore.from_config(self.model, self.cfg, override_dataset=self._whole_dataset)
+            assert isinstance(alone, ResumableActivationsStore)
+            alone.content = content
+            return alone
         own = copy(self.cfg)
         own.train_batch_size_tokens //= self.ranks.n_ranks
         store = ResumableActivationsStore.from_config(self.model, own, override_dataset=self._whole_dataset)
         assert isinstance(store, ResumableActivationsStore)
+        store.content = content
         store.divide(self.ranks.rank, self.ranks.n_ranks)
         if not self.ranks.is_first:
             # All have begun with one seed and thus equal weights; they need not shuffle their text alike.

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from datasets import IterableDataset
+from sae_lens import logger
 from sae_lens.constants import ACTIVATIONS_STORE_STATE_FILENAME
 from sae_lens.training.activations_store import ActivationsStore
 from safetensors import SafetensorError
@@ -83,6 +84,7 @@ class ResumableActivationsStore(ActivationsStore):
         n_passes: passes over them begun.
         first_row: row at which the current pass began.
         n_rows, n_sequences: rows read and sequences taken since.
+        content: a short name for the content of the whole data set, of all ranks; empty if it is not known.
     """
 
     rank, n_ranks = 0, 1
@@ -90,6 +92,7 @@ class ResumableActivationsStore(ActivationsStore):
     first_row = 0
     n_rows = 0
     n_sequences = 0
+    content = ""
     _next_first_row = 0
 
     def divide(self, rank: int, n_ranks: int) -> None:
@@ -161,6 +164,7 @@ class ResumableActivationsStore(ActivationsStore):
         buffer = self._mixing_buffer()
         state = {name: torch.tensor(getattr(self, name, 0)) for name in COUNTS}
         state["rng_state"] = torch.get_rng_state()
+        state["content"] = torch.tensor(list(self.content.encode()), dtype=torch.uint8)
         for name in BUFFER:
             tensor = getattr(buffer, name)
             if tensor is not None:
@@ -173,7 +177,7 @@ class ResumableActivationsStore(ActivationsStore):
 
         Raises:
             FileNotFoundError: if the checkpoint is one of SAELens' own runner, which holds no mixing buffer.
-            ValueError: if the state is damaged, or of other activations or another data set.
+            ValueError: if the state is damaged, or of other activations, or the data set ends before.
         """
         checkpoint = Path(checkpoint_path)
         check_resumable(checkpoint)
@@ -183,6 +187,12 @@ class ResumableActivationsStore(ActivationsStore):
             state = state if self.rank == 0 else self._read_state(checkpoint, self.rank)
         else:
             state = self._dealt_anew(checkpoint, n_ranks)
+        then = bytes(state.get("content", torch.zeros(0, dtype=torch.uint8)).tolist()).decode(errors="replace")
+        if then and self.content and then != self.content:
+            logger.warning(
+                f"{str(checkpoint_path)!r} has read another data set than this one: training goes on at the same place "
+                "in other text, and not as it would have without the stop"
+            )
         if self.dataset is not None:
             self.n_passes = max(0, int(state["n_passes"]) - 1)
             self._next_first_row = int(state["first_row"])
@@ -249,6 +259,9 @@ class ResumableActivationsStore(ActivationsStore):
         expected = torch.get_rng_state()
         if random is None or random.shape != expected.shape or random.dtype != expected.dtype:
             raise ValueError(f"{str(path)!r} is damaged: rng_state is none; resume from another checkpoint")
+        content = state.get("content")
+        if content is not None and (content.dtype != torch.uint8 or content.ndim != 1):
+            raise ValueError(f"{str(path)!r} is damaged: content is no text; resume from another checkpoint")
         for name in BUFFER:
             held = state.get(name)
             if held is not None and (held.ndim != 2 or held.shape[1] != self.d_in or not held.is_floating_point()):
