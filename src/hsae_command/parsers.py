@@ -122,7 +122,7 @@ def _explore(parser: argparse.ArgumentParser) -> None:
     text, circuit = "also show this text, token by token", "also list the features of a circuit of hsae circuit"
     parser.add_argument("--explain", dest="explained", metavar="TEXT", help=f"{text}; repeatable", **repeatable)
     parser.add_argument("--circuit", metavar="FILE", help=f"{circuit}; repeatable", **repeatable)
-    parser.add_argument("--renew", action="store_true", help="collect the dashboards again, from another text say")
+    parser.add_argument("--renew", action="store_true", help="collect the dashboards again, as from another text")
     _add_device(parser)
 
 

@@ -50,7 +50,8 @@ def _label(
     print(estimated.text, flush=True)
     labels, replies = label_features(dashboards, text_of, endpoint)
     _check_answered(*replies)
-    labels = {feature: label for feature, label in named.items() if feature in features} | labels
+    firing = set(features)
+    labels = {feature: label for feature, label in named.items() if feature in firing} | labels
     write_whole(
         output, json.dumps({str(feature): label for feature, label in labels.items()}, indent=1, ensure_ascii=False)
     )

@@ -38,7 +38,8 @@ def level_saes(levels: Sequence[LevelSAE] | SAEStack) -> list[LevelSAE]:
         ValueError: if an SAE does not read one token at a time.
     """
     if hasattr(levels, "level_sae"):
-        saes: list[Any] = [levels.level_sae(level) for level in range(len(levels.cfg.level_widths))]  # type: ignore
+        stack: Any = levels
+        saes = [stack.level_sae(level) for level in range(len(stack.cfg.level_widths))]
         for sae in saes:  # copies, so the caller's stack keeps its own setting
             sae.turn_off_forward_pass_hook_z_reshaping()
         return saes

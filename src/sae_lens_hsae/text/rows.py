@@ -143,6 +143,32 @@ def training_rows(cfg: LanguageModelSAERunnerConfig[Any], tokenizer: Any, n_toke
     return text_rows(TextSource(), metadata, tokenizer, n_tokens, held_out=False)
 
 
+def rows_on_disk(cfg: LanguageModelSAERunnerConfig[Any]) -> Any:
+    """The rows of ``dataset_path`` where that is a folder that SAELens cannot read; None elsewhere.
+
+    It asks the hub for the tokenizer of tokenised rows, by the folder's path, and cannot load what ``save_to_disk``
+    wrote.
+
+    Raises:
+        ValueError: if the folder holds several data sets, and none is named ``train``.
+    """
+    folder = Path(cfg.dataset_path)
+    if not cfg.dataset_path or not folder.is_dir() or not (_is_saved(folder) or cfg.is_dataset_tokenized):
+        return None
+    name = cfg.dataset_path
+    data: Any = load_from_disk(name) if _is_saved(folder) else load_dataset(name, streaming=cfg.streaming)
+    if not isinstance(data, dict):
+        return data
+    if "train" not in data:
+        raise ValueError(f"dataset_path={name!r} holds {', '.join(map(str, data))}, and no split 'train'")
+    return data["train"]
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether ``save_to_disk`` wrote a folder."""
+    return any((folder / file).is_file() for file in ("state.json", "dataset_dict.json"))
+
+
 def digest(rows: Dataset) -> str:
     """A short name for the rows' content."""
     return hashlib.sha256(str(rows["tokens"][:]).encode()).hexdigest()[:12]
@@ -179,7 +205,7 @@ def _texts(source: TextSource, held_out: bool | None) -> Iterator[str]:
         yield from installed_text(held_out)
         return
     name, split = str(source.dataset), source.split
-    if any((Path(name) / file).is_file() for file in ("state.json", "dataset_dict.json")):
+    if _is_saved(Path(name)):
         data: Any = load_from_disk(name)
         if isinstance(data, DatasetDict):
             if split not in data:

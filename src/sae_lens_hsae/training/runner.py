@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import wandb
-from datasets import load_dataset, load_from_disk
 from sae_lens import logger
 from sae_lens.config import HfDataset, LanguageModelSAERunnerConfig
 from sae_lens.constants import SAE_CFG_FILENAME
@@ -31,6 +30,7 @@ from sae_lens_hsae.sae.training import HierarchicalTrainingSAE
 from sae_lens_hsae.storage.json_files import check_storable, is_count, printable
 from sae_lens_hsae.storage.whole_files import check_writable, delete_unfinished, files_written_whole
 from sae_lens_hsae.text.load_model import model_of_run
+from sae_lens_hsae.text.rows import rows_on_disk
 from sae_lens_hsae.training.checkpoints import differences, newest_valid, runner_config, verify
 from sae_lens_hsae.training.distributed.data_parallel import DataParallelTrainer
 from sae_lens_hsae.training.distributed.ranks import join, n_launched, own_device
@@ -311,27 +311,6 @@ def check_steps(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
             f"training_tokens={cfg.training_tokens} is less than one step of train_batch_size_tokens="
             f"{cfg.train_batch_size_tokens}; give more, such as 30000000"
         )
-
-
-def rows_on_disk(cfg: LanguageModelSAERunnerConfig[Any]) -> HfDataset | None:
-    """The rows of ``dataset_path`` where that is a folder that SAELens cannot read; None elsewhere.
-
-    It asks the hub for the tokenizer of tokenised rows, by the folder's path, and cannot load what ``save_to_disk``
-    wrote.
-
-    Raises:
-        ValueError: if the folder holds several data sets, and none is named ``train``.
-    """
-    folder = Path(cfg.dataset_path)
-    saved = any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
-    if not cfg.dataset_path or not folder.is_dir() or not (saved or cfg.is_dataset_tokenized):
-        return None
-    data: Any = load_from_disk(cfg.dataset_path) if saved else load_dataset(cfg.dataset_path, streaming=cfg.streaming)
-    if not isinstance(data, dict):
-        return data
-    if "train" not in data:
-        raise ValueError(f"dataset_path={cfg.dataset_path!r} holds {', '.join(map(str, data))}, and no split 'train'")
-    return data["train"]
 
 
 def check_places(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
