@@ -23,7 +23,7 @@ from sae_lens_hsae.sae.inference import HierarchicalSAE
 from sae_lens_hsae.text.load_model import model_of_run
 from sae_lens_hsae.text.rows import TextSource
 from sae_lens_hsae.text.token_text import TokenTexts
-from sae_lens_hsae.training.runner import check_places
+from sae_lens_hsae.training.run_checks import check_places
 
 TREES_SHOWN = 5
 RULE = (

@@ -25,7 +25,8 @@ from sae_lens_hsae.config import ARCHITECTURE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.evaluation import ForestEvaluation
 from sae_lens_hsae.text.documents import documents
 from sae_lens_hsae.training.distributed.ranks import n_launched
-from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner, check_places, check_steps
+from sae_lens_hsae.training.run_checks import check_places, check_steps
+from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
 
 OF_WHOLE_NUMBERS: dict[str, Any] = {"seqpos_slice": tuple, "exclude_special_tokens": list}
 """Fields of several whole numbers, which SAELens' parser cannot read."""

@@ -25,25 +25,23 @@ from transformer_lens import HookedRootModule
 from typing_extensions import override
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
-from sae_lens_hsae.sae.model_files import check_architecture
 from sae_lens_hsae.sae.training import HierarchicalTrainingSAE
 from sae_lens_hsae.storage.json_files import check_storable, is_count, printable
-from sae_lens_hsae.storage.whole_files import check_writable, delete_unfinished, files_written_whole
+from sae_lens_hsae.storage.whole_files import files_written_whole
 from sae_lens_hsae.text.load_model import model_of_run
 from sae_lens_hsae.text.rows import rows_on_disk
-from sae_lens_hsae.training.checkpoints import differences, newest_valid, runner_config, verify
 from sae_lens_hsae.training.distributed.data_parallel import DataParallelTrainer
 from sae_lens_hsae.training.distributed.ranks import join, n_launched, own_device
 from sae_lens_hsae.training.forest_log import ForestLog, ForestLogging
-from sae_lens_hsae.training.store import ResumableActivationsStore, check_resumable
+from sae_lens_hsae.training.resume import AUTO, check_checkpoint, resume_newest
+from sae_lens_hsae.training.run_checks import check_places, check_steps
+from sae_lens_hsae.training.store import ResumableActivationsStore
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 from sae_lens_hsae.training.uploads import uploads_follow
 
-AUTO = "auto"
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 OF_THE_PLACE = ("device", "metadata")
 """Fields of an SAE that say where it runs and what it reads, not how it is trained."""
-AT_LEAST = {"store_batch_size_prompts": 1, "n_batches_in_buffer": 1, "n_checkpoints": 0, "lr": 0}
 
 
 class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
@@ -119,9 +117,9 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
             _take_devices(cfg)
         if self.ranks is None or self.ranks.is_first:
             if cfg.resume_from_checkpoint == AUTO:
-                _resume_newest(cfg)
+                resume_newest(cfg)
             if cfg.resume_from_checkpoint is not None:
-                _check_checkpoint(Path(cfg.resume_from_checkpoint), cfg.to_dict())
+                check_checkpoint(Path(cfg.resume_from_checkpoint), cfg.to_dict())
         if self.ranks is not None:
             # SAELens draws a folder for each process's checkpoints.
             chosen = (cfg.checkpoint_path, cfg.resume_from_checkpoint)
@@ -297,75 +295,8 @@ class Interrupted(InterruptedException, SystemExit):
         self.code = 128 + signal_number
 
 
-def check_steps(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
-    """Check that there is a step to train, and the sizes of which SAELens says nothing before it fails at them.
-
-    Raises:
-        ValueError: if not.
-    """
-    for name, least in AT_LEAST.items():
-        if not getattr(cfg, name) >= least:
-            raise ValueError(f"{name}={getattr(cfg, name)} must be at least {least}")
-    if cfg.training_tokens < cfg.train_batch_size_tokens:
-        raise ValueError(
-            f"training_tokens={cfg.training_tokens} is less than one step of train_batch_size_tokens="
-            f"{cfg.train_batch_size_tokens}; give more, such as 30000000"
-        )
-
-
-def check_places(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
-    """Check that what a run leaves can be written; SAELens' own runner finds out after training.
-
-    Raises:
-        OSError: if not.
-    """
-    if cfg.output_path is not None:
-        check_writable("output_path", Path(cfg.output_path))
-    if cfg.checkpoint_path is not None and (cfg.n_checkpoints > 0 or cfg.save_final_checkpoint):
-        check_writable("checkpoint_path", Path(cfg.checkpoint_path))
-
-
 def _take_devices(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
     """Have everything that is to be on a GPU be on this process's own."""
     cfg.device = cfg.sae.device = own_device(cfg.device)
     cfg.llm_device = own_device(str(cfg.llm_device))
     cfg.act_store_device = own_device(str(cfg.act_store_device))
-
-
-def _resume_newest(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
-    """Have a run go on from the newest whole checkpoint, in the folder where that stands."""
-    if cfg.checkpoint_path is None:
-        raise ValueError(f"resume_from_checkpoint={AUTO!r} needs a checkpoint_path, where to look")
-    root = Path(cfg.checkpoint_path).parent  # SAELens appends the run's own folder to what was given
-    newest = newest_valid(root, cfg.to_dict())
-    cfg.resume_from_checkpoint = None
-    if newest is None:
-        logger.warning(f"no checkpoint of this configuration in {str(root)!r}; training begins")
-        return
-    delete_unfinished(newest.parent)
-    cfg.resume_from_checkpoint, cfg.checkpoint_path = str(newest), str(newest.parent)
-
-
-def _check_checkpoint(checkpoint: Path, config: dict[str, Any]) -> None:
-    """Refuse what is no checkpoint, or one of another architecture, or not whole, before anything is loaded.
-
-    Of a run with another configuration than ``config`` the fields are named: it goes on with these.
-    """
-    cfg_path = checkpoint / SAE_CFG_FILENAME
-    if not cfg_path.exists():
-        raise FileNotFoundError(
-            f"resume_from_checkpoint={str(checkpoint)!r} holds no {SAE_CFG_FILENAME}; "
-            f"give the folder of one checkpoint, which is named after its number of samples, or {AUTO!r}"
-        )
-    check_architecture(cfg_path)
-    check_resumable(checkpoint)
-    if verify(checkpoint).finished:
-        raise ValueError(
-            f"resume_from_checkpoint={str(checkpoint)!r} is of a finished run, whose activation scale is folded into "
-            f"the weights; take an earlier checkpoint"
-        )
-    if other := differences(runner_config(checkpoint) or config, config):
-        logger.warning(
-            f"resume_from_checkpoint={str(checkpoint)!r} is of a run with another {printable(', '.join(other))}; from "
-            "here on the values of this configuration hold"
-        )
