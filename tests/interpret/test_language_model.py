@@ -40,6 +40,8 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.asked: Counter[str] = Counter()
+        self.options: list[dict[str, Any]] = []
+        self.refused: tuple[str, ...] = ()
         self.keys: set[str] = set()
         self.lock = threading.Lock()
         self.at_once = self.most_at_once = 0
@@ -54,10 +56,16 @@ class Handler(BaseHTTPRequestHandler):
             times = server.asked[user]
             server.asked[user] += 1
             server.keys.add(self.headers["Authorization"])
+            server.options.append({name: body[name] for name in body.keys() - {"model", "messages"}})
             server.at_once += 1
             server.most_at_once = max(server.most_at_once, server.at_once)
         try:
-            self.reply(server.answer(user, times))
+            unknown = [name for name in server.refused if name in body]
+            if unknown:
+                said = f"Unsupported parameter: '{unknown[0]}' is not supported with this model."
+                self.send(400, json.dumps({"error": {"message": said}}).encode())
+            else:
+                self.reply(server.answer(user, times))
         except BrokenPipeError:
             pass
         finally:
@@ -369,6 +377,21 @@ def test_a_question_that_is_refused_ends_no_run(server, tmp_path):
     assert replies.errors == {1: "HTTP 400: no Bearer …"}
     server.answer = lambda *_: 400
     with pytest.raises(ValueError, match=r"refused the request \(HTTP 400: no Bearer …\); check OPENAI_API_KEY"):
+        Endpoint("m", tmp_path / "others").ask(requests("d"), parse_label)
+
+
+@pytest.mark.parametrize("refused", [("max_tokens",), ("temperature",), ("temperature", "max_tokens")])
+def test_a_model_that_reasons_is_asked_without_the_options_that_it_refuses(server, tmp_path, refused):
+    server.refused, server.answer = refused, lambda user, _: label(user)
+    replies = Endpoint("m", tmp_path / "answers").ask(requests("a", "b", "c"), parse_label)
+    assert replies.answers == ["a", "b", "c"]
+    assert server.asked == {"a": 1 + len(refused), "b": 1, "c": 1}
+    longest = {"max_completion_tokens": 4096} if "max_tokens" in refused else {"max_tokens": 200}
+    sampled = {} if "temperature" in refused else {"temperature": 0.0}
+    assert server.options[-1] == longest | sampled
+    # An endpoint that refuses without naming an option refuses the question.
+    server.refused, server.answer = (), lambda *_: 400
+    with pytest.raises(ValueError, match="refused the request"):
         Endpoint("m", tmp_path / "others").ask(requests("d"), parse_label)
 
 

@@ -96,6 +96,8 @@ def places_of(model: Any, forests: Mapping[str, Any]) -> list[Place]:
 
 def in_order(model: Any, places: Sequence[Place], tokens: torch.Tensor) -> list[Place]:
     """The places as the model comes by them on tokens (batch, context), which is not how it lists its hook points."""
+    if len(places) == 1:
+        return list(places)
     came_by = list(run_and_keep(model, tokens, [place.own for place in places])[1])
     return sorted(places, key=lambda place: came_by.index(place.own))
 

@@ -29,8 +29,10 @@ MAX_RETRIES = 6
 TIMEOUT = 60.0
 """Seconds for one request."""
 MAX_TOKENS = 200
-MAX_SAID = 300  # characters shown of what an endpoint says
 """Of an answer."""
+MAX_TOKENS_WITH_REASONING = 4096
+"""The same of a model that reasons first, whose thoughts count."""
+MAX_SAID = 300  # characters shown of what an endpoint says
 
 Parse = Callable[[dict[str, Any]], Any]
 
@@ -164,8 +166,9 @@ class Endpoint:
 
                 # The first alone: what is wrong with all of them shows before many are sent.
                 first, *rest = open_ones
-                keep(first, self._one(client, requests[first], parse, first=True))
-                futures = {pool.submit(self._one, client, requests[i], parse): i for i in rest}
+                options: dict[str, Any] = {"temperature": self.temperature, "max_tokens": MAX_TOKENS}
+                keep(first, self._one(client, requests[first], parse, options, first=True))
+                futures = {pool.submit(self._one, client, requests[i], parse, options): i for i in rest}
                 try:
                     for future in as_completed(futures):
                         keep(futures[future], future.result())
@@ -174,25 +177,31 @@ class Endpoint:
                     raise
         return replies
 
-    def _one(self, client: Any, request: Request, parse: Parse, first: bool = False) -> _Answer:
+    def _one(
+        self, client: Any, request: Request, parse: Parse, options: dict[str, Any], first: bool = False
+    ) -> _Answer:
+        """Ask one question; what the endpoint does not take of the options the first one leaves out for all."""
         openai = _openai()
         names = ("AuthenticationError", "PermissionDeniedError", "NotFoundError", "BadRequestError")
         refused = tuple(getattr(openai, name) for name in names)
         answer = _Answer()
         messages = [{"role": "system", "content": request.system}, {"role": "user", "content": request.user}]
-        for _ in range(ATTEMPTS):
+        attempts = ATTEMPTS
+        while attempts:
+            attempts -= 1
             try:
-                completion = client.chat.completions.create(
-                    model=self.model, messages=messages, temperature=self.temperature, max_tokens=MAX_TOKENS
-                )
+                completion = client.chat.completions.create(model=self.model, messages=messages, **options)
                 usage = getattr(completion, "usage", None)
                 answer.prompt_tokens += getattr(usage, "prompt_tokens", None) or 0
                 answer.completion_tokens += getattr(usage, "completion_tokens", None) or 0
                 choice = completion.choices[0]
                 if choice.finish_reason == "length":
-                    raise ValueError(f"cut off after max_tokens={MAX_TOKENS}")
+                    raise ValueError(f"cut off after {' '.join(f'{k}={v}' for k, v in options.items() if 'max' in k)}")
                 parse(_object(choice.message.content))
             except refused as error:
+                if first and _left_out(options, error):
+                    attempts += 1
+                    continue
                 said = _said(error)
                 if isinstance(error, openai.BadRequestError) and not first:  # of this question alone, maybe
                     answer.error = f"HTTP {error.status_code}{said}"
@@ -256,6 +265,18 @@ class _Answer:
     n_malformed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+
+
+def _left_out(options: dict[str, Any], error: Any) -> bool:
+    """Whether an option was what an endpoint refused; it is then gone, as models that reason ask for."""
+    said = f"{getattr(error, 'param', None)!r} {error.body}"
+    for name in ("max_tokens", "temperature"):
+        if name in options and f"'{name}'" in said:
+            del options[name]
+            if name == "max_tokens":
+                options["max_completion_tokens"] = MAX_TOKENS_WITH_REASONING
+            return True
+    return False
 
 
 def _said(error: Any) -> str:
