@@ -15,7 +15,8 @@ from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.cli.demo import minilm_folder
 from sae_lens_hsae.interpret.explain import explain
 from sae_lens_hsae.interpret.feature_cache import Dashboards
-from sae_lens_hsae.interpret.feature_cache.text import load_language_model, unembedding_of
+from sae_lens_hsae.interpret.feature_cache.text import load_language_model
+from sae_lens_hsae.interpret.feature_cache.unembedding import unembedding_of
 
 CUT = {"context_size": 16, "prepend_bos": False}
 
@@ -153,7 +154,7 @@ def test_the_command_shows_what_a_causal_model_promotes(causal, gpt2, tokenizer)
     dashboards = Dashboards.load(causal / "causal" / "dashboards")
     sae: Any = SAE.load_from_disk(causal / "causal")
     head = GPT2LMHeadModel.from_pretrained(gpt2).lm_head
-    logits = sae.W_dec @ head.weight.T.detach()
+    logits = sae.W_dec @ (head.weight.T - head.weight.mean(1)).detach()  # the norm has gains of 1, and centres
     assert dashboards.promoted_tokens is not None
     assert torch.equal(dashboards.promoted_tokens.long(), logits.topk(8).indices)
     assert dashboards.suppressed_logits is not None

@@ -22,8 +22,8 @@ from sae_lens_hsae.interpret.feature_cache.text import (
     load_language_model,
     load_tokenizer,
     tokens_and_activations,
-    unembedding_of,
 )
+from sae_lens_hsae.interpret.feature_cache.unembedding import unembedding_of
 from sae_lens_hsae.interpret.labels import token_labels
 from sae_lens_hsae.interpret.labels.files import labels_beside
 from sae_lens_hsae.interpret.page import PageSection, circuit_section, write_page

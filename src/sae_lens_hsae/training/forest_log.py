@@ -16,7 +16,7 @@ from sae_lens.training.activations_store import ActivationsStore
 from sae_lens_hsae.evaluation import evaluate_forest
 from sae_lens_hsae.interpret.family_text import MAX_CHILDREN, children_by_narrowing
 from sae_lens_hsae.interpret.feature_cache import DashboardSettings, collect_dashboards, dashboards_folder
-from sae_lens_hsae.interpret.feature_cache.text import unembedding_of
+from sae_lens_hsae.interpret.feature_cache.unembedding import unembedding_of
 from sae_lens_hsae.interpret.page import TokenTexts, write_page
 from sae_lens_hsae.interpret.page.first_view import first_view
 from sae_lens_hsae.sae.inference import HierarchicalSAE

@@ -56,7 +56,7 @@ def promoted_tokens(saes: Sequence[Any], unembedding: torch.Tensor | None, n: in
 
     Returns:
         promoted_tokens, suppressed_tokens: (features, n) int32, strongest effect first.
-        promoted_logits, suppressed_logits: (features, n) logit per unit of activation.
+        promoted_logits, suppressed_logits: (features, n) change of the logit, relative where a norm divides after it.
     """
     names = ("promoted_tokens", "promoted_logits", "suppressed_tokens", "suppressed_logits")
     if unembedding is None:

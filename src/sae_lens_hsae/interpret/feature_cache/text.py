@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,8 +18,6 @@ from sae_lens_hsae.text.hook_point import most_tokens
 from sae_lens_hsae.text.load_model import TRANSFORMER_LENS, load_model
 
 CONTEXTS_AT_ONCE = 16
-BLOCK = re.compile(r"(^|\.)(h|layers?|blocks?)\.\d+$")
-"""Names that Hugging Face gives to a transformer's blocks."""
 MODEL_OPTIONS = {
     "center_unembed",
     "center_writing_weights",
@@ -107,26 +104,6 @@ def _tokenizer_name(name: str) -> str:
         return get_pretrained_model_config(official).tokenizer_name or official
     except OSError:  # its config is not here; most have their tokenizer with them
         return official
-
-
-def unembedding_of(sae: SAE[Any], model: Any) -> torch.Tensor | None:
-    """(d_in, vocabulary) from the residual stream to logits; None where the model or the SAE has no such place.
-
-    Args:
-        model: TransformerLens', or a Hugging Face model as SAELens wraps it. Of the latter the output of a block counts
-            as the residual stream, and the head must be one linear map of it: BERT's, which is more, does not count.
-    """
-    hook = str(sae.cfg.metadata.hook_name)
-    unembedding = getattr(model, "W_U", None)
-    if isinstance(unembedding, torch.Tensor):
-        fits = unembedding.ndim == 2 and unembedding.shape[0] == sae.cfg.d_in and "resid" in hook
-        return unembedding.detach() if fits else None
-    inner: Any = getattr(model, "model", None)
-    if not hasattr(inner, "get_output_embeddings") or not BLOCK.search(hook):
-        return None
-    head = inner.get_output_embeddings()
-    fits = isinstance(head, torch.nn.Linear) and head.in_features == sae.cfg.d_in
-    return head.weight.detach().T if fits and any(head is child for child in inner.children()) else None
 
 
 def tokens_and_activations(
