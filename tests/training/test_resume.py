@@ -157,6 +157,21 @@ def test_the_configuration_says_how_an_sae_that_was_trained_before_is_trained(tm
     assert "has another target_l0 than sae" in caplog.text
 
 
+def test_auto_finds_the_checkpoints_of_a_run_that_goes_on_from_a_trained_sae(tmp_path, caplog):
+    cfg = runner_config(tmp_path / "before", n_checkpoints=0, save_final_checkpoint=True)
+    train(HierarchicalSAETrainingRunner, cfg)
+    (source,) = Path(str(cfg.checkpoint_path)).iterdir()  # its scale is folded, and its configuration another than ours
+    flags = {"from_pretrained_path": str(source), "n_checkpoints": 2}
+    begun = runner_config(tmp_path / "on", **flags)
+    train(HierarchicalSAETrainingRunner, begun)
+    newest = max(Path(str(begun.checkpoint_path)).iterdir(), key=lambda path: int(path.name))
+    again = runner_config(tmp_path / "on", resume_from_checkpoint="auto", **flags)
+    caplog.clear()
+    HierarchicalSAETrainingRunner(again, override_model=tiny_model(), override_dataset=tiny_dataset())
+    assert again.resume_from_checkpoint == str(newest)
+    assert "is of a run with another" not in caplog.text
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_stopped_by_a_signal_resumes_where_it_was(tmp_path, number):
     whole = train(HierarchicalSAETrainingRunner, runner_config(tmp_path / "whole"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from copy import copy
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ from transformer_lens import HookedRootModule
 from typing_extensions import override
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
+from sae_lens_hsae.sae.model_files import check_architecture
 from sae_lens_hsae.sae.training import HierarchicalTrainingSAE
-from sae_lens_hsae.storage.json_files import check_storable, is_count, printable
+from sae_lens_hsae.storage.json_files import check_storable, is_count, printable, read_json_object
 from sae_lens_hsae.storage.whole_files import files_written_whole
 from sae_lens_hsae.text.load_model import model_of_run
 from sae_lens_hsae.text.rows import rows_on_disk
@@ -112,6 +114,7 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
             )
         check_storable("model_from_pretrained_kwargs", cfg.model_from_pretrained_kwargs)
         check_places(cfg)
+        _keep_to_own_config(cfg, override_sae)
         self.ranks = join(cfg.device, rank_timeout)
         if self.ranks is not None:
             _take_devices(cfg)
@@ -133,23 +136,9 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
                 f"override_sae={type(self.sae).__name__} is not a HierarchicalTrainingSAE; "
                 f"train other architectures with SAELens' LanguageModelSAETrainingRunner"
             )
-        self._keep_to(self.sae.cfg)
         self._whole_dataset = self.activations_store.dataset
         self.activations_store: ActivationsStore = self._own_store()
         self.evaluator.activations_store = self.activations_store
-
-    def _keep_to(self, trained: HierarchicalTrainingSAEConfig) -> None:
-        """Have the configuration say how the SAE is trained, where one that was made before brings its own."""
-        given, own = self.cfg.sae.to_dict(), trained.to_dict()
-        other = [name for name, value in own.items() if name not in OF_THE_PLACE and value != given.get(name)]
-        if other:
-            where = self.cfg.from_pretrained_path
-            which = "override_sae" if where is None else f"from_pretrained_path={where!r}"
-            logger.warning(
-                f"{which} has another {printable(', '.join(other))} than sae, and is trained with its own values; to "
-                "change them, change its configuration"
-            )
-            self.cfg.sae = trained
 
     def _own_store(self) -> ActivationsStore:
         content = str(getattr(self._whole_dataset, "_fingerprint", ""))  # of streamed rows there is none
@@ -293,6 +282,30 @@ class Interrupted(InterruptedException, SystemExit):
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
         self.code = 128 + signal_number
+
+
+def _keep_to_own_config(cfg: LanguageModelSAERunnerConfig[Any], override_sae: TrainingSAE[Any] | None) -> None:
+    """Have the configuration say how the SAE is trained, where one that was made before brings its own."""
+    where = cfg.from_pretrained_path
+    if override_sae is not None:
+        which, own = "override_sae", override_sae.cfg
+    elif where is not None and (Path(where) / SAE_CFG_FILENAME).is_file():
+        check_architecture(Path(where) / SAE_CFG_FILENAME)
+        which = f"from_pretrained_path={where!r}"
+        own = HierarchicalTrainingSAEConfig.from_dict(read_json_object(Path(where) / SAE_CFG_FILENAME))
+    else:
+        return
+    if not isinstance(own, HierarchicalTrainingSAEConfig):
+        return  # refused below
+    given = cfg.sae.to_dict()
+    other = [name for name, value in own.to_dict().items() if name not in OF_THE_PLACE and value != given.get(name)]
+    if other:
+        logger.warning(
+            f"{which} has another {printable(', '.join(other))} than sae, and is trained with its own values; to "
+            "change them, change its configuration"
+        )
+        # A copy, which folding the scale into the SAE at the end does not change.
+        cfg.sae = replace(own, **{name: getattr(cfg.sae, name) for name in OF_THE_PLACE})
 
 
 def _take_devices(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
