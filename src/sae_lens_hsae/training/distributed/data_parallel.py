@@ -1,7 +1,8 @@
 """Training on several processes: each has the whole model and its own text, and all take the same step.
 
 With equal parts of the batch, gradients and L0 of the whole batch are the means over ranks of those of the parts, and
-firing counts their sums. So parameters, λ, dead features and forest stay the same on all ranks without being sent.
+firing counts their sums. (Where outlying tokens count less in L0, each part's is over its own weights: exact if these
+are spread evenly.) So parameters, λ, dead features and forest stay the same on all ranks without being sent.
 What fired on a rank's tokens, and its running means, the others take in only where they are read.
 """
 
@@ -107,9 +108,10 @@ class DataParallelTrainer(HierarchicalSAETrainer):
         self.ranks.add_up([self.act_freq_scores])
         fired = self.act_freq_scores > 0
         self.n_forward_passes_since_fired[fired] = 0
-        # Each rank counts its own part of the batch.
-        of_others = self.cfg.train_batch_size_samples * (self.ranks.n_ranks - 1) // self.ranks.n_ranks
-        sae.silent_features.tokens_since_fired.add_(of_others).masked_fill_(fired, 0)
+        if not sae.standardization.is_observing(sae.forest_updater.steps_taken() - 1):
+            # Each rank counts its own part of the batch.
+            of_others = self.cfg.train_batch_size_samples * (self.ranks.n_ranks - 1) // self.ranks.n_ranks
+            sae.silent_features.tokens_since_fired.add_(of_others).masked_fill_(fired, 0)
         if forest_is_new:
             # Already equal, but for rounding where ranks have GPUs of different kinds.
             self.ranks.take_from_first([sae.parents, sae.forest_updater.reparented_share])
