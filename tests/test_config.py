@@ -102,3 +102,14 @@ def test_the_inference_config_keeps_only_its_own_fields():
     cfg = HierarchicalSAEConfig.from_dict(saved)
     assert (cfg.level_widths, cfg.output_level, cfg.d_sae) == ([4, 9, 20], 1, 33)
     assert saved["metadata"]["training_architecture_details"]["structural_loss_coefficient"] == 0.01
+
+
+@pytest.mark.parametrize(
+    ("first", "similarity", "due"),
+    [(10, "encoder", 20), (12, "encoder", 24), (16, "encoder", 16), (16, "conditional", 32)],
+)
+def test_a_forest_that_is_frozen_before_one_can_be_made_is_refused(first, similarity, due):
+    fields = {"outlier_limit": 3.0, "hierarchy_first_update": first, "hierarchy_similarity": similarity}
+    make_config(d_sae=33, freeze_hierarchy_after=due, **fields)
+    with pytest.raises(ValueError, match=f"is made at step {due}"):
+        make_config(d_sae=33, freeze_hierarchy_after=due - 1, **fields)

@@ -107,8 +107,21 @@ def test_the_trainer_looks(monkeypatch, caplog):
 )
 def test_a_training_that_ends_before_its_first_forest_is_warned_of(caplog, fields, warned):
     trainer = new_trainer(HierarchicalSAETrainer, **fields)
+    trainer.sae.parents.fill_(-1)
     trainer.cfg.total_training_samples = 40 * trainer.cfg.train_batch_size_samples
     for _ in range(2):
         trainer.maybe_reset_sparsity()
     said = r"the first forest would come at step hierarchy_first_update=40, but training ends at step 40: .* about 20$"
     assert [bool(re.match(said, message)) for message in caplog.messages] == [True] * warned
+
+
+@pytest.mark.parametrize(("has_forest", "steps_before"), [(True, 0), (False, 20)])
+def test_an_sae_that_has_a_forest_or_gets_one_is_not_warned(caplog, has_forest, steps_before):
+    trainer = new_trainer(HierarchicalSAETrainer, hierarchy_first_update=40)
+    trainer.cfg.total_training_samples = 30 * trainer.cfg.train_batch_size_samples
+    trainer.sae.forest_updater.n_steps.fill_(steps_before)
+    trainer.sae.forest_updater.forget()
+    if not has_forest:
+        trainer.sae.parents.fill_(-1)
+    trainer.maybe_reset_sparsity()
+    assert not [message for message in caplog.messages if "the first forest" in message]
