@@ -39,20 +39,35 @@ def batch_topk_sae(**overrides):
     batch=st.integers(1, 9),
     target=st.sampled_from([0.05, 0.5, 1.0]),
     guess=st.sampled_from([0.0, 0.5, 3.0, 1e6]),
+    outlying=st.booleans(),
     seed=st.integers(0, 10_000),
 )
-def test_both_forms_choose_what_saelens_chooses_wherever_they_look_first(widths, batch, target, guess, seed):
+def test_both_forms_choose_what_saelens_chooses_wherever_they_look_first(widths, batch, target, guess, outlying, seed):
     generator = torch.Generator().manual_seed(seed)
     levels = Levels(widths)
     bias = torch.randn(levels.n_features, generator=generator, dtype=torch.float64)
     product = torch.randn(levels.n_features, batch, generator=generator, dtype=torch.float64)
     pre = PreActivations(product, bias)
-    rule = BatchTopKLevels(levels, [target] * len(levels), torch.full((levels.n_features,), guess))
-    theirs = torch.cat([BatchTopK(target)(pre.dense()[:, own]) for own in levels], dim=1)
+    scale = torch.rand(batch, generator=generator, dtype=torch.float64) if outlying else None
+    rule = BatchTopKLevels(levels, [target] * len(levels), torch.full((levels.n_features,), guess), scale)
+    compared = pre.dense() if scale is None else pre.dense() * scale[:, None]
+    theirs = torch.cat([BatchTopK(target)(compared[:, own]) for own in levels], dim=1)
     values, fired = rule.of_all(pre.dense())
-    assert torch.equal(values, theirs)
+    assert torch.equal(values, pre.dense() * (theirs != 0))
     assert torch.equal(fired != 0, theirs != 0)
     assert torch.equal(rule.found(pre).T, theirs != 0)
+
+
+def test_a_sink_takes_no_features_from_other_tokens():
+    torch.manual_seed(0)
+    sae = batch_topk_sae(outlier_limit=3.0, target_l0=[0.5, 0.5, 0.5])
+    batches = torch.randn(40, 256, D_IN)
+    batches[:, :8] *= 300
+    for step, x in enumerate(batches):
+        output = sae.training_forward_pass(step_input(x, logging=step == len(batches) - 1))
+    fired = output.feature_acts.detach() != 0
+    # Each takes as many as a token at the limit would, and not all that are positive.
+    assert [fired[8:, own].sum(1).float().mean().item() > 0.38 for own in sae.levels] == [True] * 3
 
 
 def test_of_equal_pre_activations_no_more_fire_than_may():

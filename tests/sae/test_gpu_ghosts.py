@@ -19,9 +19,10 @@ def test_they_equal_those_of_the_dead_features_alone(apply_b_dec_to_input, place
     dead = torch.zeros(33, dtype=torch.bool)
     dead[torch.tensor([5, 6, 20, 30, 31])] = True  # none in the first level
     encoder = Encoder(sae.W_enc, sae.b_enc, sae.b_dec if apply_b_dec_to_input else None)
+    weights = torch.rand(6, generator=generator, dtype=torch.float64)
     with Watched():
-        ours = ghost_gradients(errors, x, dead, places, encoder, sae.W_dec, sae.levels)
-    theirs = sae.silent_features.ghosts(errors, x, encoder, sae.W_dec, dead)
+        ours = ghost_gradients(errors, x, dead, places, encoder, sae.W_dec, sae.levels, weights)
+    theirs = sae.silent_features.ghosts(errors, x, encoder, sae.W_dec, dead, weights)
     torch.testing.assert_close(ours, theirs)
     inputs = [sae.W_enc, sae.b_enc, sae.W_dec]
     for got, want in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, inputs), strict=True):

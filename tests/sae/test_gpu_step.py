@@ -130,7 +130,7 @@ def test_autocast_rounds_no_l0_of_weighted_tokens(rows: bool, activation: str, m
     x = torch.randn(999, sae.cfg.d_in, generator=torch.Generator().manual_seed(0)).bfloat16().float()
     weights = torch.rand(999, generator=torch.Generator().manual_seed(1))
     with torch.autocast("cpu", torch.bfloat16):
-        acts: Any = activations_of(sae, x, sae.activation.rule(), weights, sae.row_devices)
+        acts: Any = activations_of(sae, x, sae.activation.rule(weights), weights, sae.row_devices)
         l0 = acts.l0(weights)
     assert l0.dtype == torch.float32
     fired = acts.dense() > 0 if rows else acts.values > 0

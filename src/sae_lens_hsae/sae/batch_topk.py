@@ -27,11 +27,14 @@ class BatchTopKLevels(NamedTuple):
         levels: of the features.
         target_l0: L̂0 of each level; ⌊L̂0 · batch⌋ pre-activations of it fire, fewer if fewer are positive.
         threshold: the running ones, (n_features,): where to look first. What is found does not depend on them.
+        scale: what pre-activations of each token are multiplied by before they are compared, (batch,), at most 1: a
+            token far from all others must not take the whole batch's features. None where all count alike.
     """
 
     levels: Levels
     target_l0: Sequence[float]
     threshold: torch.Tensor
+    scale: torch.Tensor | None = None
 
     def found(self, pre: PreActivations) -> torch.Tensor:
         """Those that fire."""
@@ -40,22 +43,33 @@ class BatchTopKLevels(NamedTuple):
         for own, target in zip(self.levels, self.target_l0, strict=True):
             n, of_level = int(target * batch), pre.of(own)
             # A search among all is the slow part. Batches are alike: nearly all are far below what will be the limit.
-            places = places_of(of_level.above(self.threshold[own.start] / 2))
-            if len(places) < n:
-                places = places_of(of_level.above(torch.zeros_like(self.threshold[own.start])))
-            values = of_level.product.view(-1)[places] + of_level.bias[places // batch]
+            guess = self.threshold[own.start] / 2
+            places, values = self._compared(of_level, guess, batch)
+            if (values > guess).sum() < n:
+                places, values = self._compared(of_level, torch.zeros_like(guess), batch)
             found[own].view(-1)[places[are_largest(values, n)]] = True
         return found
+
+    def _compared(self, pre: PreActivations, limit: torch.Tensor, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Flat places of the pre-activations above a limit, and these as they are compared, both (n,)."""
+        places = places_of(pre.above(limit))
+        values = pre.product.view(-1)[places] + pre.bias[places // batch]
+        return places, values if self.scale is None else values * self.scale.to(values.dtype)[places % batch]
 
     def at(self, pre: torch.Tensor, features: torch.Tensor) -> Activated:  # noqa: ARG002 - all that was found fires
         return Activated(pre, torch.ones_like(pre))
 
     def of_all(self, hidden_pre: torch.Tensor) -> Activated:
-        pairs = zip(self.levels.split(hidden_pre.detach()), self.target_l0, strict=True)
+        compared = self.scaled(hidden_pre.detach().T).T
+        pairs = zip(self.levels.split(compared), self.target_l0, strict=True)
         fired = torch.cat(
             [are_largest(own.flatten(), int(target * len(own))).view(own.shape) for own, target in pairs], dim=1
         ).to(hidden_pre.dtype)
         return Activated(hidden_pre * fired, fired)
+
+    def scaled(self, pre: torch.Tensor) -> torch.Tensor:
+        """Pre-activations (n_features, batch) as they are compared."""
+        return pre if self.scale is None else pre * self.scale.to(pre.dtype)
 
 
 def follow_threshold(threshold: torch.Tensor, smallest: Sequence[torch.Tensor], levels: Levels, n_before: int) -> None:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import torch
 
 
-def ghost_gradient_loss(error: torch.Tensor, ghost_pre: torch.Tensor, W_dec: torch.Tensor) -> torch.Tensor:
+def ghost_gradient_loss(
+    error: torch.Tensor, ghost_pre: torch.Tensor, W_dec: torch.Tensor, weights: torch.Tensor | None = None
+) -> torch.Tensor:
     """Loss of a second forward pass in which only the dead features of one level reconstruct, and only the residual.
 
     The dead features fire with exp(pre-activation). Their output is scaled, as a constant, to half the residual's norm,
@@ -21,6 +23,7 @@ def ghost_gradient_loss(error: torch.Tensor, ghost_pre: torch.Tensor, W_dec: tor
         error: x − x̂ of the level, (batch, d_in); no gradient flows through it.
         ghost_pre: pre-activations of its dead features, (batch, n_dead).
         W_dec: their decoder rows, (n_dead, d_in).
+        weights: of the tokens, (batch,); None where all count alike.
 
     Returns:
         A scalar, mean over the batch of the squared error summed over d_in.
@@ -34,4 +37,5 @@ def ghost_gradient_loss(error: torch.Tensor, ghost_pre: torch.Tensor, W_dec: tor
         output = output * scale.detach()
         level_error = residual.square().sum(-1)
         ghost_error = output.detach().square().sum(-1) - 2 * (output * residual).sum(-1) + level_error
-        return (ghost_error * (level_error / (ghost_error + 1e-6)).detach()).mean()
+        loss = ghost_error * (level_error / (ghost_error + 1e-6)).detach()
+        return loss.mean() if weights is None else (weights * loss).mean()

@@ -73,8 +73,10 @@ class SilentFeatures(nn.Module):
             if fixed_shapes:
                 levels = self._cfg.levels
                 places = places_for(n_dead or [int(own.sum()) for own in levels.split(dead)], levels)
-                return {"ghost_gradient_loss": ghost_gradients(errors, x, dead, places, encoder, W_dec, levels)}
-            return {"ghost_gradient_loss": self.ghosts(errors, x, encoder, W_dec, dead)}
+                return {
+                    "ghost_gradient_loss": ghost_gradients(errors, x, dead, places, encoder, W_dec, levels, weights)
+                }
+            return {"ghost_gradient_loss": self.ghosts(errors, x, encoder, W_dec, dead, weights)}
         return {}
 
     def _auxiliary(
@@ -99,7 +101,13 @@ class SilentFeatures(nn.Module):
         return total
 
     def ghosts(
-        self, errors: torch.Tensor, x: torch.Tensor, encoder: Encoder, W_dec: torch.Tensor, dead: torch.Tensor
+        self,
+        errors: torch.Tensor,
+        x: torch.Tensor,
+        encoder: Encoder,
+        W_dec: torch.Tensor,
+        dead: torch.Tensor,
+        weights: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Ghost gradients of the dead features alone; arguments as of `losses`."""
         total = torch.zeros((), dtype=errors.dtype, device=dead.device)
@@ -108,5 +116,5 @@ class SilentFeatures(nn.Module):
             mine = of_all_levels[(of_all_levels >= own.start) & (of_all_levels < own.stop)]
             if len(mine):
                 pre = encoder.pre_activations(mine, level, x)
-                total = total + ghost_gradient_loss(errors[level], pre, W_dec[mine])
+                total = total + ghost_gradient_loss(errors[level], pre, W_dec[mine], weights)
         return total

@@ -21,7 +21,7 @@ class LearnedThresholds(nn.Module):
         start = torch.full((cfg.d_sae,), cfg.jumprelu_init_threshold, dtype=torch.float32, device=device)
         self.threshold = nn.Parameter(start)
 
-    def rule(self) -> LevelActivation:
+    def rule(self, weights: torch.Tensor | None = None) -> LevelActivation:  # noqa: ARG002 - for BatchTopK
         """What makes features fire."""
         return JumpReLULevels(self.threshold, self._cfg.jumprelu_bandwidth, self._cfg.jumprelu_ste_to_input)
 
@@ -43,11 +43,16 @@ class RunningThresholds(nn.Module):
         self._cfg = cfg
         self.register_buffer("threshold", torch.zeros(cfg.d_sae, dtype=torch.float32, device=device))
 
-    def rule(self) -> LevelActivation:
-        """What makes features fire: by the batch only in training."""
+    def rule(self, weights: torch.Tensor | None = None) -> LevelActivation:
+        """What makes features fire: by the batch only in training.
+
+        Args:
+            weights: of the batch's tokens, (batch,); None where all count alike.
+        """
         cfg = self._cfg
         if self.training:
-            return BatchTopKLevels(cfg.levels, cfg.target_l0_per_level, self.threshold)
+            scale = None if weights is None else weights.sqrt()
+            return BatchTopKLevels(cfg.levels, cfg.target_l0_per_level, self.threshold, scale)
         return JumpReLULevels(self.threshold, cfg.jumprelu_bandwidth, cfg.jumprelu_ste_to_input)
 
     @torch.no_grad()

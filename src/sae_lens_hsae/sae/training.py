@@ -184,7 +184,7 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         return observing_output(x, self.cfg.d_sae, len(self.levels), of_0)
 
     def _activations(self, sae_in: torch.Tensor, weights: torch.Tensor | None = None) -> Activations:
-        return activations_of(self, sae_in, self.activation.rule(), weights, self.row_devices)
+        return activations_of(self, sae_in, self.activation.rule(weights), weights, self.row_devices)
 
     @torch.compiler.disable()
     def _structural_losses(

@@ -58,8 +58,8 @@ class TrainingWatch:
             variance_explained: of every level, on one batch.
         """
         for level, own in enumerate(self._levels):
-            self._look_at_l0(step, level, float(sparsity.l0_ema[level]))
-            if sparsity.log_coefficient is not None:
+            if sparsity.log_coefficient is not None:  # else L0 is what it is to be
+                self._look_at_l0(step, level, float(sparsity.l0_ema[level]))
                 self._look_at_coefficient(step, level, float(sparsity.log_coefficient[level]))
             share = float(dead[own].float().mean())
             if share > DEAD_SHARE:

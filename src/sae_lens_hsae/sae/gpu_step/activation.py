@@ -83,10 +83,10 @@ class _BatchTopKEncoder(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         product = _product(W_enc, x)
         pre = product + bias.to(product.dtype)[:, None]
-        batch = pre.shape[1]
+        batch, compared = pre.shape[1], rule.scaled(pre)
         fired = torch.cat(
             [
-                are_largest(pre[own].flatten(), int(target * batch)).view(-1, batch)
+                are_largest(compared[own].flatten(), int(target * batch)).view(-1, batch)
                 for own, target in zip(rule.levels, rule.target_l0, strict=True)
             ]
         )

@@ -29,6 +29,7 @@ def ghost_gradients(
     encoder: Encoder,
     W_dec: torch.Tensor,
     levels: Levels,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The loss of the dead features of all levels; those for which there is no place wait for the next step.
 
@@ -40,6 +41,7 @@ def ghost_gradients(
         encoder: of all levels.
         W_dec: (n_features, d_in).
         levels: of the features.
+        weights: of the tokens, (batch,); None where all count alike.
 
     Returns:
         A scalar.
@@ -58,6 +60,6 @@ def ghost_gradients(
         pre = shifted.to(dtype) @ columns.to(dtype) + b_enc.index_select(0, chosen)
         # exp makes nothing of what is not dead, and so does its gradient.
         pre = pre.masked_fill(~is_dead, -torch.inf)
-        loss = ghost_gradient_loss(errors[level], pre, W_dec.index_select(0, chosen))
+        loss = ghost_gradient_loss(errors[level], pre, W_dec.index_select(0, chosen), weights)
         total = total + torch.where(is_dead.any(), loss, torch.zeros_like(loss))
     return total
