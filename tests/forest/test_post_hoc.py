@@ -92,6 +92,11 @@ def test_activations_that_measure_nothing_are_refused(rule):
         FeatureForest.from_saes(stack(), rule, [torch.randn(4, 8), bad])
 
 
+def test_sequences_are_refused():
+    with pytest.raises(ValueError, match=r"batch 1 has shape \(2, 3, 8\), expected \(batch, d_in\); flatten sequences"):
+        FeatureForest.from_saes(stack(), activations=[torch.randn(4, 8), torch.randn(2, 3, 8)])
+
+
 def test_coactivation_counts_tokens_on_which_both_fire():
     saes = stack()
     activations = [torch.randn(40, 8, generator=torch.Generator().manual_seed(i)) for i in range(2)]

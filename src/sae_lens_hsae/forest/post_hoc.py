@@ -73,8 +73,13 @@ def _counts(saes: Sequence[SAE[Any]], activations: Iterable[torch.Tensor], level
     for number, x in enumerate(activations):
         if not x.isfinite().all():
             raise ValueError(f"activations: batch {number} holds NaN or infinity; leave out those tokens")
-        fired = [sae.encode(x.to(sae.W_dec.device)).T != 0 for sae in saes]
-        batches.append(Firing.of(torch.cat(fired), number))
+        fired = [sae.encode(x.to(sae.W_dec.device)) != 0 for sae in saes]
+        if fired[0].ndim != 2:
+            raise ValueError(
+                f"activations: batch {number} has shape {tuple(x.shape)}, expected (batch, d_in); flatten sequences to "
+                "tokens"
+            )
+        batches.append(Firing.of(torch.cat(fired, dim=1).T, number))
     if not sum(batch.n_tokens for batch in batches):
         raise ValueError("activations held no token; pass (batch, d_in) tensors, and no iterator that is used up")
     return Counts(batches, levels)

@@ -259,8 +259,8 @@ class LevelStack(_Base):
         for name, tensor in expected.items():
             if name not in state_dict:
                 raise ValueError(
-                    f"the weights hold no tensor {name!r}, which the architecture {self.cfg.architecture()!r} needs; "
-                    f"they hold {sorted(state_dict)}"
+                    f"the weights hold no tensor {name!r}, which an SAE of this configuration needs; they hold "
+                    f"{sorted(state_dict)}; load them with the configuration that they were saved with"
                 )
             if name not in STATE and state_dict[name].shape != tensor.shape:
                 raise ValueError(

@@ -23,7 +23,7 @@ INPUT_SCALE = "input_scale"
 
 
 class Moments(NamedTuple):
-    """Means over the batches observed so far, float64.
+    """Means over the batches observed so far.
 
     Attributes:
         centre: coordinate-wise medians of the batches, (d_in,).
@@ -88,12 +88,11 @@ class StandardizedInput(nn.Module):
         kind: dict[str, Any] = {"dtype": torch.float32, "device": device}
         self.register_buffer(INPUT_SCALE, torch.ones((), **kind))
         self.register_buffer("input_mean", torch.zeros(cfg.d_in, **kind))
-        # Means of numbers as large as 10⁴, of which differences are taken; MPS has no float64.
-        exact: dict[str, Any] = kind | {"dtype": torch.float32 if device.type == "mps" else torch.float64}
-        self.register_buffer("moments_centre", torch.zeros(cfg.d_in, **exact))
-        self.register_buffer("moments_distance", torch.zeros((), **exact))
-        self.register_buffer("moments_weight", torch.zeros((), **exact))
-        self.register_buffer("moments_first", torch.zeros(cfg.d_in, **exact))
+        # In float32 on every device: an Apple GPU, to which an SAE may be moved, has no float64.
+        self.register_buffer("moments_centre", torch.zeros(cfg.d_in, **kind))
+        self.register_buffer("moments_distance", torch.zeros((), **kind))
+        self.register_buffer("moments_weight", torch.zeros((), **kind))
+        self.register_buffer("moments_first", torch.zeros(cfg.d_in, **kind))
 
     def running_means(self) -> list[torch.Tensor]:
         """The moments of x, as far as they are followed."""

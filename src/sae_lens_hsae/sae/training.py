@@ -297,7 +297,7 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         made of numbers that differ in the last bits alone, and one that fails ends the training.
         """
         return {
-            f"weights/{name}": getattr(self, name).detach().double().cpu().numpy() for name in ("threshold", "b_enc")
+            f"weights/{name}": getattr(self, name).detach().cpu().double().numpy() for name in ("threshold", "b_enc")
         }
 
     @override
