@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,11 +13,13 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError  # pyright: ignore[reportPrivateImportUsage]
 from huggingface_hub.utils import validate_repo_id
 from sae_lens.constants import RUNNER_CFG_FILENAME, SPARSITY_FILENAME
+from sae_lens.saes.sae import SAEMetadata
 
 from sae_lens_hsae.forest.files import write_forest
-from sae_lens_hsae.hub.model_card import model_card, public_name
+from sae_lens_hsae.hub.model_card import is_local, model_card, public_name
 from sae_lens_hsae.hub.picture import forest_svg
 from sae_lens_hsae.hub.saved_model import EVALUATION_FILENAME, load_evaluation, load_hierarchical_sae
+from sae_lens_hsae.interpret.feature_cache.text import MODEL_OPTIONS, refused_options
 from sae_lens_hsae.sae.inference import HierarchicalSAE
 from sae_lens_hsae.storage.json_files import read_json_object
 from sae_lens_hsae.text.load_model import TRANSFORMER_LENS
@@ -35,6 +38,8 @@ OF_THE_MACHINE = (
 """Fields of SAELens' runner config that say where things lay and who logged them; they are not pushed."""
 OF_FOLDERS = ("model_name", "model_class_name", "dataset_path")
 """Fields of the config and of the SAE's metadata that are names, or folders on this machine."""
+OPTIONS = "model_from_pretrained_kwargs"
+"""The field with what the language model was loaded with; it may hold an access token."""
 
 
 def push(
@@ -58,6 +63,9 @@ def push(
         FileNotFoundError: if the folder holds no SAE.
         ValueError: if it holds another architecture, the evaluation belongs to other weights, or a name cannot be one.
         OSError: if the hub cannot be reached or refuses.
+
+    Warns:
+        UserWarning: if options of loading the language model are left out, since others may not be meant to see them.
     """
     api = HfApi()
     with TemporaryDirectory() as temporary:
@@ -137,9 +145,14 @@ def stage(folder: str | Path, into: Path, repo_id: str, path: str, *, levels: bo
     sae = load_hierarchical_sae(folder)
     evaluation = load_evaluation(sae, folder)
     training = _training_config(folder)
-    metadata = sae.cfg.metadata
-    for name, value in _published({name: getattr(metadata, name) for name in OF_FOLDERS}).items():
-        setattr(metadata, name, value)
+    left_out = refused_options(sae.cfg.metadata[OPTIONS])
+    if left_out:
+        warnings.warn(
+            f"{OPTIONS}: {', '.join(left_out)} is not pushed, since it may be a secret or run code; others load "
+            "the language model without it",
+            stacklevel=2,
+        )
+    sae.cfg.metadata = SAEMetadata.from_dict(_published(sae.cfg.metadata.to_dict()))
     sae.save_model(target)
     if (folder / SPARSITY_FILENAME).is_file():
         shutil.copy(folder / SPARSITY_FILENAME, target)
@@ -178,15 +191,26 @@ def _training_config(folder: Path) -> dict[str, Any] | None:
         training = read_json_object(path)
     except ValueError as error:
         raise ValueError(f"{error}; delete it to push without the training config") from error
-    return _published({name: value for name, value in training.items() if name not in OF_THE_MACHINE})
+    return _published(training)
 
 
 def _published(config: dict[str, Any]) -> dict[str, Any]:
-    """The same, with what tells others what a folder on this machine is; `load_model` reads one by the model's name."""
-    public = {name: public_name(value) if name in OF_FOLDERS else value for name, value in config.items()}
-    model = Path(str(config.get("model_name")))
-    if config.get("model_class_name") == TRANSFORMER_LENS and model.is_absolute():
-        public["model_name"] = model.name
+    """The same without what is this machine's or secret, in the configs inside it too.
+
+    A folder on this machine becomes what tells others what it is; `load_model` reads one by the model's name.
+    """
+    public: dict[str, Any] = {}
+    for name, value in config.items():
+        if name == OPTIONS:
+            given = value if isinstance(value, dict) else {}
+            public[name] = {option: given[option] for option in given if option in MODEL_OPTIONS}
+        elif name in OF_FOLDERS:
+            public[name] = public_name(value)
+        elif name not in OF_THE_MACHINE:
+            public[name] = _published(value) if isinstance(value, dict) else value
+    name = config.get("model_name")
+    if isinstance(name, str) and config.get("model_class_name") in (None, TRANSFORMER_LENS) and is_local(name):
+        public["model_name"] = Path(name).expanduser().resolve().name
     return public
 
 
