@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import networkx
@@ -104,6 +105,39 @@ def test_another_models_card_stays_and_ones_own_is_renewed(tmp_path):
     assert "\n# HSAE first\n" in card.read_text()
     assert "of old" not in card.read_text()
     assert "\n# HSAE second\n" in (card.parent / "second/README.md").read_text()
+
+
+def test_a_second_push_leaves_nothing_of_the_first_and_all_else(tmp_path):
+    save_model(tmp_path / "first")
+    make_sae(level_widths=[4, 8]).save_inference_model(str(tmp_path / "second"))
+    own = tmp_path / "hub" / REPOSITORY / "small"
+    others = ["notes.txt", "level_2/notes.txt", "levels/cfg.json", "layer_1/cfg.json", "../smaller/evaluation.json"]
+    for name in others:
+        (own / name).parent.mkdir(parents=True, exist_ok=True)
+        (own / name).write_text("mine")
+    calls = [(tmp_path / name, REPOSITORY, "--path", "small", "--levels") for name in ("first", "second")]
+    with running_hub(tmp_path / "hub") as hub:
+        push(hub, tmp_path, *calls)
+        assert len(hub.commits) == 2
+    stage(tmp_path / "second", tmp_path / "staged", REPOSITORY, "small", levels=True)
+    staged = {file.relative_to(tmp_path / "staged/small") for file in (tmp_path / "staged").rglob("*.*")}
+    found = {file.relative_to(own) for file in own.rglob("*") if file.is_file()}
+    assert found == staged | {Path(name) for name in others[:-1]}
+    assert (own.parent / "smaller/evaluation.json").is_file()
+
+
+def test_private_is_refused_where_everybody_would_see_it(tmp_path):
+    make_sae().save_inference_model(str(tmp_path / "model"))
+    call = (tmp_path / "model", REPOSITORY, "--private")
+    with running_hub(tmp_path / "hub") as hub:
+        (tmp_path / "hub" / REPOSITORY).mkdir(parents=True)
+        said = push(hub, tmp_path, call)
+        assert said.startswith(f"ended: hsae push: --private=True, but {REPOSITORY} is there already and public; make ")
+        assert hub.commits == []
+        assert "PUT" not in [method for method, *_ in hub.requests]
+        (tmp_path / "hub" / REPOSITORY).rmdir()
+        assert "ended" not in push(hub, tmp_path, call, call), "it is made private, and remains so"
+        assert len(hub.commits) == 2
 
 
 def test_a_refused_push_leaves_the_repository_as_it_was(tmp_path):
@@ -310,6 +344,17 @@ def test_convert_writes_every_format(tmp_path, capsys):
     cli.main(["convert", str(tmp_path / "forest.json"), str(tmp_path / "again.csv")])
     assert (tmp_path / "again.csv").read_text() == (tmp_path / "forest.csv").read_text()
     assert not list(tmp_path.glob(".*")), "no unfinished files"
+
+
+def test_levels_of_another_sae_are_not_left_among_new_ones(tmp_path):
+    save_model(tmp_path / "model")
+    make_sae(level_widths=[4, 8]).save_inference_model(str(tmp_path / "smaller"))
+    cli.main(["convert", str(tmp_path / "model"), str(tmp_path / "levels")])
+    before = (tmp_path / "levels/level_0/sae_weights.safetensors").read_bytes()
+    with pytest.raises(SystemExit, match=r"levels' holds level_2 of another SAE, where this one has 2 levels; delete"):
+        cli.main(["convert", str(tmp_path / "smaller"), str(tmp_path / "levels")])
+    assert (tmp_path / "levels/level_0/sae_weights.safetensors").read_bytes() == before
+    cli.main(["convert", str(tmp_path / "model"), str(tmp_path / "levels")])
 
 
 def test_the_table_says_what_the_forest_says():

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import warnings
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError  # pyright: ignore[reportPrivateImportUsage]
 from huggingface_hub.utils import validate_repo_id
-from sae_lens.constants import RUNNER_CFG_FILENAME, SPARSITY_FILENAME
+from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME
 from sae_lens.saes.sae import SAEMetadata
 
 from sae_lens_hsae.forest.files import write_forest
@@ -27,6 +28,10 @@ from sae_lens_hsae.text.load_model import TRANSFORMER_LENS
 CARD = "README.md"
 PICTURE = "forest.svg"
 FOREST = "forest.json"
+OF_A_LEVEL = (SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME)
+OF_A_MODEL = (*OF_A_LEVEL, SPARSITY_FILENAME, RUNNER_CFG_FILENAME, EVALUATION_FILENAME, FOREST, PICTURE, CARD)
+"""Files that are pushed; of a level, and in the model's folder."""
+LEVEL = re.compile(r"level_([0-9]+)")
 OF_THE_MACHINE = (
     "output_path",
     "checkpoint_path",
@@ -49,19 +54,21 @@ def push(
 
     With it go the forest as JSON, its picture, the model card, the training config, and SAELens' sparsity and our
     evaluation where they stand in the folder. The card also becomes the repository's own, unless that has another.
+    Of an earlier push to the path nothing is left.
 
     Args:
         repo_id: ``owner/name``; made if it does not exist.
         path: the model's folder in the repository; None takes the name of ``folder``.
         levels: also push every level as an ordinary SAELens SAE, to ``path/level_0`` and so on.
-        private: whether a repository that is made is private.
+        private: make the repository private; one that is there must be so already.
 
     Returns:
         Address of the commit.
 
     Raises:
         FileNotFoundError: if the folder holds no SAE.
-        ValueError: if it holds another architecture, the evaluation belongs to other weights, or a name cannot be one.
+        ValueError: if it holds another architecture, the evaluation belongs to other weights, a name cannot be one, or
+            the repository is there and public, but ``private`` was asked for.
         OSError: if the hub cannot be reached or refuses.
 
     Warns:
@@ -84,13 +91,29 @@ def push(
 def _upload(api: HfApi, staged: Path, repo_id: str, path: str, private: bool) -> str:
     """Upload what was staged; the commit's address."""
     api.create_repo(repo_id, private=private, exist_ok=True)
+    if private and not api.model_info(repo_id).private:
+        raise ValueError(
+            f"private=True, but {repo_id} is there already and public; make it private in its settings on the hub, "
+            "give another repository, or leave this out to push for everybody to see"
+        )
     if not _has_another_card(api, repo_id, path):
         # Links from the root lead through the model's folder.
         card = (staged / path / CARD).read_text(encoding="utf-8").replace(f"]({PICTURE})", f"]({path}/{PICTURE})")
         (staged / CARD).write_text(card, encoding="utf-8")
-    operations = [CommitOperationAdd(name, str(file)) for name, file in _files(staged).items()]
+    files = _files(staged)
+    left = [name for name in api.list_repo_files(repo_id) if name not in files and _is_of_model(name, path)]
+    operations = [CommitOperationAdd(name, str(file)) for name, file in files.items()]
+    operations += [CommitOperationDelete(name, is_folder=False) for name in left]
     # One commit: a repository is never half updated.
     return api.create_commit(repo_id, operations, commit_message=f"Upload HSAE {path}").commit_url
+
+
+def _is_of_model(name: str, path: str) -> bool:
+    """Whether a file of the repository is one that a push to ``path`` may have written."""
+    if not name.startswith(f"{path}/"):
+        return False
+    folder, _, file = name.removeprefix(f"{path}/").rpartition("/")
+    return file in OF_A_LEVEL if LEVEL.fullmatch(folder) else not folder and file in OF_A_MODEL
 
 
 def push_dry_run(
@@ -176,8 +199,19 @@ def stage(folder: str | Path, into: Path, repo_id: str, path: str, *, levels: bo
 
 
 def save_levels(sae: HierarchicalSAE, folder: Path) -> list[str]:
-    """Save every level as an ordinary SAELens SAE; the names of their folders below ``folder``, coarse to fine."""
+    """Save every level as an ordinary SAELens SAE; the names of their folders below ``folder``, coarse to fine.
+
+    Raises:
+        ValueError: if there are folders of finer levels than the SAE has, which would be taken for its own.
+    """
     names = [f"level_{level}" for level in range(len(sae.levels))]
+    there = [each.name for each in folder.glob("level_*") if LEVEL.fullmatch(each.name)]
+    left = sorted(name for name in there if name not in names)
+    if left:
+        raise ValueError(
+            f"output={str(folder)!r} holds {', '.join(left)} of another SAE, where this one has {len(names)} levels; "
+            "delete it, or give another folder"
+        )
     for level, name in enumerate(names):
         sae.level_sae(level).save_model(folder / name)
     return names
