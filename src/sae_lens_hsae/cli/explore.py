@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset
 
 from hsae_command.parsers import DASHBOARD_TOKENS
-from sae_lens_hsae.cli.collected import ELSEWHERE, PAGE_FILENAME, dashboards_beside, read_rows
+from sae_lens_hsae.cli.collected import ELSEWHERE, PAGE_FILENAME, dashboards_beside, read_rows, text_source
 from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
 from sae_lens_hsae.interpret.circuits import read_circuit
@@ -40,7 +40,7 @@ def run_explore(chosen: argparse.Namespace) -> Outcome:
         chosen.folder,
         chosen.output,
         chosen.n_tokens,
-        TextSource(chosen.text, chosen.dataset, chosen.split, chosen.column),
+        text_source(chosen),
         chosen.labels,
         chosen.renew,
         chosen.explained,

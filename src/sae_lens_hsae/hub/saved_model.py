@@ -12,7 +12,7 @@ from sae_lens_hsae.config import ARCHITECTURE
 from sae_lens_hsae.evaluation import ForestEvaluation
 from sae_lens_hsae.interpret.feature_cache import fingerprint
 from sae_lens_hsae.sae.inference import HierarchicalSAE, LevelStack
-from sae_lens_hsae.storage.json_files import read_json_object
+from sae_lens_hsae.storage.json_files import is_count, read_json_object
 from sae_lens_hsae.storage.whole_files import check_file_writable, write_whole
 
 EVALUATION_FILENAME = "evaluation.json"
@@ -59,16 +59,22 @@ def check_evaluation_can_stand(sae: HierarchicalSAE, folder: str | Path, n_token
         OSError: if the folder cannot be written to.
     """
     check_file_writable("output", Path(folder) / EVALUATION_FILENAME)
-    try:
-        standing = load_evaluation(sae, folder)
-    except ValueError:
-        return  # of other weights, or damaged: to be replaced
-    before = 0 if standing is None else standing.get("n_tokens", 0)
-    if isinstance(before, int) and before > n_tokens:
+    before = tokens_measured(sae, folder)
+    if before > n_tokens:
         raise ValueError(
             f"n_tokens={n_tokens}, but {Path(folder) / EVALUATION_FILENAME} was measured on {before:,}, and hsae push "
             "uploads it; give --output FILE to keep both, measure on more, or delete it"
         )
+
+
+def tokens_measured(sae: HierarchicalSAE, folder: str | Path) -> int:
+    """How many tokens the ``evaluation.json`` of these weights was measured on; 0 without one that can be read."""
+    try:
+        standing = load_evaluation(sae, folder)
+    except ValueError:
+        return 0  # of other weights, or damaged: to be replaced
+    before = standing.get("n_tokens") if isinstance(standing, dict) else None
+    return before if is_count(before) else 0
 
 
 def load_evaluation(sae: HierarchicalSAE, folder: str | Path) -> dict[str, Any] | None:
