@@ -183,7 +183,7 @@ def test_a_measurement_never_takes_the_place_of_one_on_more_tokens(tmp_path, cap
     assert "to read" not in said.err
     assert not [each for each in recwarn if "stays as it is" in str(each.message)]
     standing = (folder / "evaluation.json").read_text()
-    with pytest.warns(UserWarning, match=r"evaluation.json stays as it is, .* --output FILE, or a longer text"):
+    with pytest.warns(UserWarning, match=r"evaluation.json stays as it is: .* --output FILE, or a longer text"):
         cli.main([*call, "--text", str(short)])
     assert (folder / "evaluation.json").read_text() == standing
     said = capsys.readouterr()

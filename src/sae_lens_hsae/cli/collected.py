@@ -111,6 +111,6 @@ def read_rows(text: TextSource | None, sae: HierarchicalSAE, model: Any, n_token
     rows = text_rows(text, sae.cfg.metadata, model.tokenizer, n_tokens, limit=most_tokens(model))
     held = len(rows) * len(rows[0]["tokens"])
     if held < n_tokens:
-        short = f"It fills contexts of {held:,} tokens in all, fewer than the {n_tokens:,} to read; for more give a longer one"
+        short = f"It fills contexts of {held:,} tokens in all, fewer than the {n_tokens:,} to read"
         print(short, file=sys.stderr, flush=True)
     return rows
