@@ -76,10 +76,10 @@ def open_labelled(
 
     Raises:
         FileNotFoundError: if the folder holds no SAE, or there are no such labels.
-        ValueError: if it holds another architecture, dashboards of other weights, or the labels are none.
+        ValueError: if it holds another architecture, dashboards or labels for other weights, or the labels are none.
     """
-    given = labels_beside(folder, labels)
     sae = load_hierarchical_sae(folder, device)
+    given = labels_beside(folder, labels, lambda: fingerprint(sae, sae.forest))
     dashboards = dashboards_beside(Path(folder), sae)
 
     def labels_of(tokenizer: Any) -> dict[int, str]:

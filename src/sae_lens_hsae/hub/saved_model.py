@@ -12,7 +12,7 @@ from sae_lens_hsae.config import ARCHITECTURE
 from sae_lens_hsae.evaluation import ForestEvaluation
 from sae_lens_hsae.interpret.feature_cache import fingerprint
 from sae_lens_hsae.sae.inference import HierarchicalSAE, LevelStack
-from sae_lens_hsae.storage.json_files import is_count, read_json_object
+from sae_lens_hsae.storage.json_files import read_json_object
 from sae_lens_hsae.storage.whole_files import check_file_writable, write_whole
 
 EVALUATION_FILENAME = "evaluation.json"
@@ -74,7 +74,7 @@ def tokens_measured(sae: HierarchicalSAE, folder: str | Path) -> int:
     except ValueError:
         return 0  # of other weights, or damaged: to be replaced
     before = standing.get("n_tokens") if isinstance(standing, dict) else None
-    return before if is_count(before) else 0
+    return before if isinstance(before, int) else 0
 
 
 def load_evaluation(sae: HierarchicalSAE, folder: str | Path) -> dict[str, Any] | None:

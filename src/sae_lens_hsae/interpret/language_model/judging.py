@@ -150,7 +150,7 @@ def parent_verdicts(pairs: pd.DataFrame, forest: FeatureForest) -> torch.Tensor:
     Raises:
         ValueError: if an edge is none of the forest's.
     """
-    judged = pairs[pairs["kind"] == "edge"]
+    judged = pairs.loc[pairs["kind"] == "edge"]
     own = set(map(tuple, forest.edges().tolist()))
     for edge in zip(judged["broad"], judged["narrow"], strict=True):
         if edge not in own:
@@ -158,7 +158,7 @@ def parent_verdicts(pairs: pd.DataFrame, forest: FeatureForest) -> torch.Tensor:
                 f"pairs: {edge[0]} → {edge[1]} is no edge of this forest, so it is another that was judged, as of an "
                 f"earlier training; delete {JUDGEMENTS_FILENAME}, or judge again with hsae judge"
             )
-    edges = judged.loc[judged["special_case"].notna(), ["broad", "special_case"]]
+    edges = judged[["broad", "special_case"]].dropna(subset="special_case")
     shares = edges.astype({"special_case": float}).groupby("broad")["special_case"].mean()
     verdicts = torch.full((len(forest),), torch.nan, dtype=torch.float64)
     verdicts[torch.tensor(shares.index.to_numpy(), dtype=torch.int64)] = torch.tensor(shares.to_numpy())
