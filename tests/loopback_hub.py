@@ -28,7 +28,8 @@ class Hub:
         root: holds each repository's files in ``owner/name``.
         endpoint: its address.
         requests: (method, last part of the path, status) of everything it was asked for.
-        commits: (repository, message, paths of the files) of every commit.
+        commits: (repository, message, paths of the files that it added) of every commit.
+        private: repositories that were made private.
         refuses_commits: answer every commit with 403.
     """
 
@@ -36,6 +37,7 @@ class Hub:
     endpoint: str = ""
     requests: list[tuple[str, str, int]] = field(default_factory=list)
     commits: list[tuple[str, str, list[str]]] = field(default_factory=list)
+    private: set[str] = field(default_factory=set)
     refuses_commits: bool = False
 
     def client_environment(self, home: Path) -> dict[str, str]:
@@ -81,7 +83,15 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             self.send_file(with_body=False)
 
         def do_GET(self) -> None:
-            self.send_file(with_body=True)
+            parts = self.parts
+            if parts[:2] != ["api", "models"]:
+                return self.send_file(with_body=True)
+            repository = "/".join(parts[2:4])
+            if parts[4:] == ["tree", "main"]:
+                files = [file for file in (hub.root / repository).rglob("*") if file.is_file()]
+                paths = [file.relative_to(hub.root / repository).as_posix() for file in files]
+                return self.answer(200, [{"type": "file", "path": path, "oid": "0", "size": 0} for path in paths])
+            return self.answer(200, {"id": repository, "private": repository in hub.private})
 
         def do_PUT(self) -> None:
             uploaded[self.parts[-1]] = self.body()
@@ -99,6 +109,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 wanted = json.loads(body)
                 repository = f"{wanted.get('organization') or 'someone'}/{wanted['name']}"
                 exists = (hub.root / repository).exists()
+                if not exists and (wanted.get("private") or wanted.get("visibility") == "private"):
+                    hub.private.add(repository)
                 (hub.root / repository).mkdir(parents=True, exist_ok=True)
                 return self.answer(409 if exists else 200, {"url": f"{hub.endpoint}/{repository}"})
             repository = "/".join(parts[2:4])
@@ -120,11 +132,14 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             lines = [json.loads(line) for line in body.splitlines() if line.strip()]
             for line in lines[1:]:
                 value = line["value"]
+                if line["key"] == "deletedFile":
+                    (hub.root / repository / value["path"]).unlink()
+                    continue
                 content = uploaded[value["oid"]] if line["key"] == "lfsFile" else base64.b64decode(value["content"])
                 target = hub.root / repository / value["path"]
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(content)
-            paths = [line["value"]["path"] for line in lines[1:]]
+            paths = [line["value"]["path"] for line in lines[1:] if line["key"] != "deletedFile"]
             hub.commits.append((repository, lines[0]["value"]["summary"], paths))
             url = f"{hub.endpoint}/{repository}/commit/{COMMIT}"
             return self.answer(200, {"commitUrl": url, "commitOid": COMMIT, "hookOutput": "", "success": True})
@@ -150,7 +165,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             upload = {"href": f"{hub.endpoint}/lfs/{wanted['oid']}"}
             return {"oid": wanted["oid"], "size": wanted["size"], "actions": {"upload": upload}}
 
-        def answer(self, status: int, content: dict[str, Any]) -> None:
+        def answer(self, status: int, content: Any) -> None:
             body = json.dumps(content).encode()
             hub.requests.append((self.command, self.parts[-1], status))
             self.send_response(status)

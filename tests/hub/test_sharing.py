@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import networkx
@@ -16,7 +17,7 @@ from small_saes import make_sae
 from sae_lens_hsae import FeatureForest, HierarchicalSAE, evaluate_forest
 from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.forest.files import forest_table, read_forest, write_forest
-from sae_lens_hsae.hub.model_card import model_card
+from sae_lens_hsae.hub.model_card import model_card, public_name
 from sae_lens_hsae.hub.picture import forest_svg
 from sae_lens_hsae.hub.push import repository_path, stage
 from sae_lens_hsae.hub.saved_model import load_evaluation, save_evaluation
@@ -106,6 +107,39 @@ def test_another_models_card_stays_and_ones_own_is_renewed(tmp_path):
     assert "\n# HSAE second\n" in (card.parent / "second/README.md").read_text()
 
 
+def test_a_second_push_leaves_nothing_of_the_first_and_all_else(tmp_path):
+    save_model(tmp_path / "first")
+    make_sae(level_widths=[4, 8]).save_inference_model(str(tmp_path / "second"))
+    own = tmp_path / "hub" / REPOSITORY / "small"
+    others = ["notes.txt", "level_2/notes.txt", "levels/cfg.json", "layer_1/cfg.json", "../smaller/evaluation.json"]
+    for name in others:
+        (own / name).parent.mkdir(parents=True, exist_ok=True)
+        (own / name).write_text("mine")
+    calls = [(tmp_path / name, REPOSITORY, "--path", "small", "--levels") for name in ("first", "second")]
+    with running_hub(tmp_path / "hub") as hub:
+        push(hub, tmp_path, *calls)
+        assert len(hub.commits) == 2
+    stage(tmp_path / "second", tmp_path / "staged", REPOSITORY, "small", levels=True)
+    staged = {file.relative_to(tmp_path / "staged/small") for file in (tmp_path / "staged").rglob("*.*")}
+    found = {file.relative_to(own) for file in own.rglob("*") if file.is_file()}
+    assert found == staged | {Path(name) for name in others[:-1]}
+    assert (own.parent / "smaller/evaluation.json").is_file()
+
+
+def test_private_is_refused_where_everybody_would_see_it(tmp_path):
+    make_sae().save_inference_model(str(tmp_path / "model"))
+    call = (tmp_path / "model", REPOSITORY, "--private")
+    with running_hub(tmp_path / "hub") as hub:
+        (tmp_path / "hub" / REPOSITORY).mkdir(parents=True)
+        said = push(hub, tmp_path, call)
+        assert said.startswith(f"ended: hsae push: --private=True, but {REPOSITORY} is there already and public; make ")
+        assert hub.commits == []
+        assert "PUT" not in [method for method, *_ in hub.requests]
+        (tmp_path / "hub" / REPOSITORY).rmdir()
+        assert "ended" not in push(hub, tmp_path, call, call), "it is made private, and remains so"
+        assert len(hub.commits) == 2
+
+
 def test_a_refused_push_leaves_the_repository_as_it_was(tmp_path):
     make_sae().save_inference_model(str(tmp_path / "model"))
     with running_hub(tmp_path / "hub") as hub:
@@ -154,6 +188,41 @@ def test_the_card_names_no_folder_of_the_machine(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("../gemma-3-270m", "gemma-3-270m"),
+        ("./here/../there/model", "there/model"),
+        ("~/private/notes.txt", "private/notes.txt"),
+        ("~/notes.txt", "notes.txt"),
+        ("runs/home/me/notes", "me/notes"),
+        (".", "model"),
+        ("google/gemma-3-270m", "google/gemma-3-270m"),
+        ("gpt2", "gpt2"),
+        ("", ""),
+        (None, None),
+    ],
+)
+def test_of_a_path_others_see_what_it_is_and_no_more(tmp_path, monkeypatch, name, published):
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path / "model")
+    assert public_name(name) == published
+    assert public_name(published) == published
+
+
+@pytest.mark.parametrize("name", ["../models/gemma-3-270m", "models/gemma-3-270m", "~/gemma-3-270m"])
+def test_a_relative_folder_is_pushed_as_the_model_it_is_called_after(tmp_path, monkeypatch, name):
+    sae = save_model(tmp_path / "model")
+    (tmp_path / "models/gemma-3-270m").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    sae.cfg.metadata.model_name, sae.cfg.metadata.dataset_path = name, "../private/texts/notes.txt"
+    sae.save_model(tmp_path / "model")
+    stage(tmp_path / "model", tmp_path / "staged", REPOSITORY, "small", levels=True)
+    for folder in ("small", "small/level_1"):
+        metadata = json.loads((tmp_path / "staged" / folder / "cfg.json").read_text())["metadata"]
+        assert (metadata["model_name"], metadata["dataset_path"]) == ("gemma-3-270m", "texts/notes.txt")
+
+
+@pytest.mark.parametrize(
     ("model_class", "published"), [("HookedTransformer", "gemma-3-270m"), ("AutoModelForCausalLM", "hub/gemma-3-270m")]
 )
 def test_nothing_that_is_pushed_names_a_folder_of_the_machine(tmp_path, model_class, published):
@@ -162,11 +231,39 @@ def test_nothing_that_is_pushed_names_a_folder_of_the_machine(tmp_path, model_cl
     sae.cfg.metadata.dataset_path = "/home/me/my secret/notes.txt"
     sae.save_model(tmp_path / "model")
     training = {"model_name": where, "model_class_name": model_class, "dataset_path": "/home/me/my secret/notes.txt"}
-    (tmp_path / "model/runner_cfg.json").write_text(json.dumps(training | {"output_path": "/home/me/runs"}))
+    more = {"output_path": "/home/me/runs", "sae": sae.cfg.to_dict()}
+    (tmp_path / "model/runner_cfg.json").write_text(json.dumps(training | more))
     stage(tmp_path / "model", tmp_path / "staged", REPOSITORY, "small", levels=True)
     for file in (tmp_path / "staged").rglob("*"):
         assert file.is_dir() or b"/home/me" not in file.read_bytes(), file
     assert SAE.load_from_disk(tmp_path / "staged/small").cfg.metadata.model_name == published
+
+
+def test_no_secret_is_pushed_and_what_the_commands_pass_on_is(tmp_path):
+    sae = save_model(tmp_path / "model")
+    given = {"token": "hf_SECRET", "quantization_config": {"key": "hf_SECRET"}, "device_map": "auto", "revision": "v2"}
+    sae.cfg.metadata.model_from_pretrained_kwargs = given
+    sae.save_model(tmp_path / "model")
+    runner = {"model_from_pretrained_kwargs": given, "sae": sae.cfg.to_dict()}
+    (tmp_path / "model/runner_cfg.json").write_text(json.dumps(runner))
+    with pytest.warns(UserWarning, match="_kwargs: 'quantization_config', 'token' is not pushed") as said:
+        stage(tmp_path / "model", tmp_path / "staged", REPOSITORY, "small", levels=True)
+    assert not any("hf_SECRET" in str(each.message) for each in said)
+    for file in (tmp_path / "staged").rglob("*"):
+        assert file.is_dir() or b"hf_SECRET" not in file.read_bytes(), file
+    configs = [json.loads(file.read_text()) for file in (tmp_path / "staged").rglob("cfg.json")]
+    runner = json.loads((tmp_path / "staged/small/runner_cfg.json").read_text())
+    for each in (runner, runner["sae"]["metadata"], *(config["metadata"] for config in configs)):
+        assert each["model_from_pretrained_kwargs"] == {"revision": "v2"}
+
+
+def test_options_that_are_none_are_not_pushed(tmp_path):
+    sae = save_model(tmp_path / "model")
+    sae.cfg.metadata.model_from_pretrained_kwargs = "hf_SECRET"
+    sae.save_model(tmp_path / "model")
+    with pytest.warns(UserWarning, match="a str in place of names and values is not pushed"):
+        stage(tmp_path / "model", tmp_path / "staged", REPOSITORY, "small")
+    assert "hf_SECRET" not in (tmp_path / "staged/small/cfg.json").read_text()
 
 
 def test_a_dry_run_says_what_would_be_pushed_and_needs_no_hub(tmp_path, capsys, monkeypatch):
@@ -247,6 +344,17 @@ def test_convert_writes_every_format(tmp_path, capsys):
     cli.main(["convert", str(tmp_path / "forest.json"), str(tmp_path / "again.csv")])
     assert (tmp_path / "again.csv").read_text() == (tmp_path / "forest.csv").read_text()
     assert not list(tmp_path.glob(".*")), "no unfinished files"
+
+
+def test_levels_of_another_sae_are_not_left_among_new_ones(tmp_path):
+    save_model(tmp_path / "model")
+    make_sae(level_widths=[4, 8]).save_inference_model(str(tmp_path / "smaller"))
+    cli.main(["convert", str(tmp_path / "model"), str(tmp_path / "levels")])
+    before = (tmp_path / "levels/level_0/sae_weights.safetensors").read_bytes()
+    with pytest.raises(SystemExit, match=r"levels' holds level_2 of another SAE, where this one has 2 levels; delete"):
+        cli.main(["convert", str(tmp_path / "smaller"), str(tmp_path / "levels")])
+    assert (tmp_path / "levels/level_0/sae_weights.safetensors").read_bytes() == before
+    cli.main(["convert", str(tmp_path / "model"), str(tmp_path / "levels")])
 
 
 def test_the_table_says_what_the_forest_says():

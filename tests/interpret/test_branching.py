@@ -85,11 +85,15 @@ def test_a_parents_score_is_the_share_of_its_edges_judged_real(tmp_path, from_di
     if from_disk:
         pairs.to_csv(tmp_path / "judgements.csv", index=False)
         pairs = read_judgements(tmp_path / "judgements.csv")
-    verdicts = parent_verdicts(pairs, 8)
+    forest = FeatureForest([-1, -1, -1, -1, 0, 0, 1, -1, -1], [4, 5])
+    verdicts = parent_verdicts(pairs, forest)
     assert verdicts[0].item() == pytest.approx(2 / 3)
     assert verdicts[1:].isnan().all()
-    with pytest.raises(ValueError, match="feature 0 does not exist"):
-        parent_verdicts(pairs, 0)
+    for parents in ([0, 1, 1, -1, -1], [0, 0, -1, -1, -1]):  # the latter lacks the edge that got no answer
+        with pytest.raises(ValueError, match=r"no edge of this forest, .*judge again with hsae judge"):
+            parent_verdicts(pairs, FeatureForest([-1, -1, -1, -1, *parents], [4, 5]))
+    with pytest.raises(ValueError, match="0 → 4 is no edge of this forest"):
+        parent_verdicts(pairs, FeatureForest([-1, -1, -1], [1, 2]))
 
 
 @pytest.mark.parametrize(
@@ -125,9 +129,12 @@ def test_the_command_writes_every_feature_and_compares_roots(saved, capsys):
     rows = [("edge", p, c, 0, c % 2 == 0, 0.9) for p, c in forest.edges().tolist()]
     pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(saved / "judgements.csv", index=False)
     cli.main(["clarity", str(saved), "--output", str(saved / "again.csv")])
-    verdicts = parent_verdicts(pd.read_csv(saved / "judgements.csv"), len(forest))
+    verdicts = parent_verdicts(pd.read_csv(saved / "judgements.csv"), forest)
     assert str(branching(forest, verdicts)) in capsys.readouterr().out.split("judged real\n")[1]
     assert (saved / "again.csv").read_text() == (saved / "clarity.csv").read_text()
+    pd.DataFrame([("edge", 0, 1, 0, True, 0.9)], columns=list(COLUMNS)).to_csv(saved / "judgements.csv", index=False)
+    with pytest.raises(SystemExit, match="0 → 1 is no edge of this forest"):
+        cli.main(["clarity", str(saved)])
     (saved / "judgements.csv").write_text("x")
     with pytest.raises(SystemExit, match="is not what hsae judge writes"):
         cli.main(["clarity", str(saved)])

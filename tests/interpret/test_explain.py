@@ -18,6 +18,7 @@ from sae_lens_hsae import FeatureForest, ParentRule
 from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.cli.demo import minilm_folder
 from sae_lens_hsae.interpret.explain import Explanation, explain
+from sae_lens_hsae.interpret.explain.explain import check_text
 from sae_lens_hsae.interpret.explain.explanation import drawn
 from sae_lens_hsae.interpret.feature_cache import collect_dashboards, dashboards_folder
 
@@ -295,6 +296,25 @@ def test_the_command_says_what_is_wrong(saved, arguments, message):
     with pytest.raises(SystemExit) as end:
         cli.main(["explain", str(saved), *arguments])
     assert message in str(end.value.code)
+
+
+@pytest.mark.parametrize("command", [["explain", "--text"], ["explore", "--explain"]])
+def test_a_path_in_place_of_a_text_is_told(tmp_path, command):
+    path = tmp_path / "text.txt"
+    path.write_text("The cat sat.")
+    with (
+        pytest.warns(
+            UserWarning, match=r"=.*text\.txt' is the path of a file, but is explained as a text itself; give"
+        ),
+        pytest.raises(SystemExit),
+    ):
+        cli.main([command[0], str(tmp_path / "nowhere"), command[1], str(path)])
+
+
+@pytest.mark.parametrize("text", ["The cat sat.", "nothing.txt", "w " * 5000, "a\0b", "."])
+def test_a_text_that_names_no_file_is_taken_as_it_is(text, recwarn):
+    check_text(text)
+    assert not recwarn.list
 
 
 def test_no_text_costs_no_model(saved, monkeypatch):

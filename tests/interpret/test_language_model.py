@@ -18,7 +18,9 @@ from small_saes import D_IN, make_sae
 pytest.importorskip("openai")
 
 from sae_lens_hsae.cli import main as cli
-from sae_lens_hsae.interpret.feature_cache import Dashboards, collect_dashboards, dashboards_folder
+from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
+from sae_lens_hsae.interpret.feature_cache import Dashboards, collect_dashboards, dashboards_folder, fingerprint
+from sae_lens_hsae.interpret.labels.files import labels_beside
 from sae_lens_hsae.interpret.language_model import Endpoint, Request, judge_pairs, label_features, sample_pairs
 from sae_lens_hsae.interpret.language_model import endpoint as endpoint_module
 from sae_lens_hsae.interpret.language_model.naming import parse_label
@@ -335,6 +337,7 @@ def test_the_commands_estimate_and_then_write(server, saved, capsys, monkeypatch
     assert not server.asked
     cli.main(["label", str(saved), "--model", "m"])
     written = json.loads((saved / "labels.json").read_text())
+    assert written.pop("weights") == Dashboards.load(dashboards_folder(saved)).fingerprint
     assert len(written) == n_fired
     assert set(written.values()) == {"a name"}
     assert f"{n_fired} of {n_fired} features named" in capsys.readouterr().out
@@ -367,7 +370,27 @@ def test_names_that_stand_are_not_lost_where_none_is_answered(server, saved, cap
     server.answer = lambda *_: next(first, 500)
     cli.main(["label", str(saved), "--model", "third"])
     partly = json.loads((saved / "labels.json").read_text())
+    assert partly.pop("weights") == written.pop("weights")
     assert sorted(partly.values()) == ["a name"] * (len(written) - 1) + ["new"]
+
+
+def test_names_of_weights_that_have_changed_since_are_neither_shown_nor_kept(server, saved):
+    server.answer = lambda *_: label("a name")
+    cli.main(["label", str(saved), "--model", "m"])
+    written = json.loads((saved / "labels.json").read_text())
+    asked = len(server.options)
+    read = load_hierarchical_sae(saved)
+    assert labels_beside(saved, None, lambda: fingerprint(read, read.forest))[0] == "a name"
+    (saved / "labels.json").write_text(json.dumps(written | {"weights": "those of before"}))
+    message = r"labels='.*labels\.json' are for other weights .* delete the file, and hsae label names"
+    for command in (["label", "--model", "another"], ["explain", "--text", "x"], ["explore"]):
+        with pytest.raises(SystemExit, match=message):
+            cli.main([command[0], str(saved), *command[1:]])
+    assert len(server.options) == asked
+    del written["weights"]
+    (saved / "labels.json").write_text(json.dumps(written))
+    plain = labels_beside(saved, None, lambda: fingerprint(read, read.forest))
+    assert plain[0] == "a name", "a file that says nothing of weights is taken"
 
 
 def test_a_question_that_is_refused_ends_no_run(server, tmp_path):

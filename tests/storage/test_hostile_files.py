@@ -186,9 +186,16 @@ def test_no_code_in_a_file_is_run(tmp_path):
     assert not made.exists()
     sae = make_sae(normalize_activations="none")
     sae.cfg.metadata.model_name, sae.cfg.metadata.hook_name = "someone/model", "blocks.0.hook_resid_post"
-    sae.cfg.metadata.model_from_pretrained_kwargs = {"trust_remote_code": True}
-    with pytest.raises(ValueError, match=r"model_from_pretrained_kwargs=\{'trust_remote_code': True\}"):
-        load_language_model(sae)
+    for options, named in (
+        ({"trust_remote_code": True, "token": "hf_secret\33[2J"}, "with 'token', 'trust_remote_code', but only"),
+        (["hf_secret"], "with a list in place of names and values"),
+        ({"hf_\33[2J": 1}, r"with 'hf_\\x1b\[2J', but only"),
+    ):
+        sae.cfg.metadata.model_from_pretrained_kwargs = options
+        with pytest.raises(ValueError, match=f"model_from_pretrained_kwargs {named}") as refused:
+            load_language_model(sae)
+        check_message(refused.value)
+        assert "hf_secret" not in str(refused.value)
 
 
 @pytest.mark.parametrize("outside", ["../../outside", "{folder}/outside"])

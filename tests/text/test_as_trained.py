@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -168,6 +169,29 @@ def test_a_hook_point_that_the_model_lacks_is_named_wherever_it_is_read(tmp_path
             ValueError, match=r"'transformer\.h\.7' is no hook point of the model; it has transformer\.h\.0"
         ):
             read()
+
+
+def test_a_measurement_never_takes_the_place_of_one_on_more_tokens(tmp_path, capsys, recwarn):
+    """Some tokens that are read are not measured: the same call again still renews its own."""
+    _, folder = trained(tmp_path, save_model(tmp_path / "model"), seqpos_slice=(5, None))
+    call = ["evaluate", str(folder), "--n-tokens", "640", "--json"]
+    long, short = text_folder(tmp_path / "long"), text_folder(tmp_path / "short", [TEXTS[50]] * 3)
+    for _ in range(2):
+        cli.main([*call, "--text", str(long)])
+    said = capsys.readouterr()
+    assert json.loads(said.out.splitlines()[-1])["n_tokens"] < 640
+    assert "to read" not in said.err
+    assert not [each for each in recwarn if "stays as it is" in str(each.message)]
+    standing = (folder / "evaluation.json").read_text()
+    with pytest.warns(UserWarning, match=r"evaluation.json stays as it is: .* --output FILE, or a longer text"):
+        cli.main([*call, "--text", str(short)])
+    assert (folder / "evaluation.json").read_text() == standing
+    said = capsys.readouterr()
+    measured = json.loads(said.out)["n_tokens"]
+    assert 0 < measured < json.loads(standing)["evaluation"]["n_tokens"]
+    assert re.search(r"It fills contexts of \d+ tokens in all, fewer than the 640 to read", said.err)
+    cli.main([*call, "--text", str(short), "--output", str(tmp_path / "own.json")])
+    assert json.loads((tmp_path / "own.json").read_text())["evaluation"]["n_tokens"] == measured
 
 
 @pytest.mark.parametrize("seqpos_slice", [(5, None), (None, -3), (1, 20, 4)])

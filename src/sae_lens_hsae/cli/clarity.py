@@ -27,7 +27,7 @@ def run_clarity(chosen: argparse.Namespace) -> Outcome:
     pairs = read_judgements(judgements) if judgements.is_file() else None
     dashboards, text_of = read_collected(folder)
     forest = dashboards.forest
-    verdicts = None if pairs is None else parent_verdicts(pairs, len(forest))
+    verdicts = None if pairs is None else parent_verdicts(pairs, forest)
 
     detection = label_detection(dashboards, text_of)
     frame = _table(dashboards, forest, detection, token_labels(dashboards, text_of))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from sae_lens_hsae.interpret.feature_cache.text import load_tokenizer
 from sae_lens_hsae.interpret.labels import token_labels
 from sae_lens_hsae.interpret.labels.files import labels_beside
 from sae_lens_hsae.sae.inference import HierarchicalSAE
+from sae_lens_hsae.text.documents import JSON_LINES
 from sae_lens_hsae.text.hook_point import most_tokens
 from sae_lens_hsae.text.rows import TextSource, text_rows
 from sae_lens_hsae.text.token_text import TokenTexts
@@ -74,10 +76,10 @@ def open_labelled(
 
     Raises:
         FileNotFoundError: if the folder holds no SAE, or there are no such labels.
-        ValueError: if it holds another architecture, dashboards of other weights, or the labels are none.
+        ValueError: if it holds another architecture, dashboards or labels for other weights, or the labels are none.
     """
-    given = labels_beside(folder, labels)
     sae = load_hierarchical_sae(folder, device)
+    given = labels_beside(folder, labels, lambda: fingerprint(sae, sae.forest))
     dashboards = dashboards_beside(Path(folder), sae)
 
     def labels_of(tokenizer: Any) -> dict[int, str]:
@@ -86,8 +88,29 @@ def open_labelled(
     return sae, labels_of
 
 
+def text_source(chosen: argparse.Namespace) -> TextSource:
+    """The text that the flags name.
+
+    Raises:
+        ValueError: if there are two, or a flag is for another kind of text than this.
+    """
+    source, file = TextSource(chosen.text, chosen.dataset, chosen.split, chosen.column), Path(chosen.text or "")
+    is_data_set = chosen.dataset is not None
+    has_columns = is_data_set or (chosen.text is not None and (file.is_dir() or file.suffix in JSON_LINES))
+    for name, of, heeded in (("split", "a data set", is_data_set), ("column", "a data set or .jsonl", has_columns)):
+        value = getattr(source, name)
+        if value != getattr(TextSource, name) and not heeded:
+            raise ValueError(f"{name}={value!r} is for {of}, but what is read is {source}; leave it out")
+    return source
+
+
 def read_rows(text: TextSource | None, sae: HierarchicalSAE, model: Any, n_tokens: int) -> Dataset:
-    """The rows of a text, said on stderr in one line: what it is, and whether the SAE was trained on it."""
+    """The rows of a text; on stderr what it is, whether the SAE was trained on it, and whether it is short."""
     text = text or TextSource()
     print(text.said(sae.cfg.metadata), file=sys.stderr, flush=True)
-    return text_rows(text, sae.cfg.metadata, model.tokenizer, n_tokens, limit=most_tokens(model))
+    rows = text_rows(text, sae.cfg.metadata, model.tokenizer, n_tokens, limit=most_tokens(model))
+    held = len(rows) * len(rows[0]["tokens"])
+    if held < n_tokens:
+        short = f"It fills contexts of {held:,} tokens in all, fewer than the {n_tokens:,} to read"
+        print(short, file=sys.stderr, flush=True)
+    return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,16 @@ import torch
 from datasets import Dataset
 
 from hsae_command.parsers import EVALUATION_TOKENS
-from sae_lens_hsae.cli.collected import read_rows
+from sae_lens_hsae.cli.collected import read_rows, text_source
 from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.evaluation import ForestEvaluation, evaluate_forest
-from sae_lens_hsae.hub.saved_model import check_evaluation_can_stand, load_hierarchical_sae, save_evaluation
+from sae_lens_hsae.hub.saved_model import (
+    EVALUATION_FILENAME,
+    check_evaluation_can_stand,
+    load_hierarchical_sae,
+    save_evaluation,
+    tokens_measured,
+)
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model, tokens_and_activations
 from sae_lens_hsae.sae.inference import HierarchicalSAE
 from sae_lens_hsae.storage.whole_files import check_file_writable
@@ -24,7 +31,7 @@ from sae_lens_hsae.text.rows import TextSource
 
 def run_evaluate(chosen: argparse.Namespace) -> Outcome:
     """Measure."""
-    text = TextSource(chosen.text, chosen.dataset, chosen.split, chosen.column)
+    text = text_source(chosen)
     evaluation = evaluate(chosen.folder, chosen.n_tokens, text, chosen.device, output=chosen.output)
     return Outcome(str(evaluation), evaluation.to_dict())
 
@@ -38,7 +45,7 @@ def evaluate(
     output: str | Path | None = None,
     rows: Dataset | None = None,
 ) -> ForestEvaluation:
-    """Measure a saved `HierarchicalSAE` on text, and write the result.
+    """Measure a saved `HierarchicalSAE` on text, and write the result, unless a better one stands there.
 
     Args:
         n_tokens: how many tokens to measure on; those left out in training are left out here too.
@@ -53,6 +60,9 @@ def evaluate(
         ValueError: if it holds another architecture, ``n_tokens`` is below 1, the text is too short, or the
             ``evaluation.json`` that stands there was measured on more tokens.
         OSError: if the result could not be written.
+
+    Warns:
+        UserWarning: if the text gave fewer tokens than the ``evaluation.json`` that stands there, which then remains.
     """
     if n_tokens < 1:
         raise ValueError(f"n_tokens={n_tokens} must be at least 1; {EVALUATION_TOKENS} is a good number")
@@ -62,7 +72,15 @@ def evaluate(
     else:
         check_file_writable("output", Path(output))
     evaluation = evaluate_forest(sae, sae.forest, _activations(sae, model, n_tokens, text, rows), n_tokens)
-    save_evaluation(evaluation, sae, folder, output)
+    before = tokens_measured(sae, folder) if output is None else 0
+    if evaluation.n_tokens < before:
+        warnings.warn(
+            f"{Path(folder) / EVALUATION_FILENAME} stays as it is: it was measured on {before:,} tokens, and this on "
+            f"{evaluation.n_tokens:,}; to keep this too give --output FILE, or a longer text, or delete that file",
+            stacklevel=2,
+        )
+    else:
+        save_evaluation(evaluation, sae, folder, output)
     return evaluation
 
 

@@ -11,13 +11,13 @@ from typing import Any
 from datasets import Dataset
 
 from hsae_command.parsers import DASHBOARD_TOKENS
-from sae_lens_hsae.cli.collected import ELSEWHERE, PAGE_FILENAME, dashboards_beside, read_rows
+from sae_lens_hsae.cli.collected import ELSEWHERE, PAGE_FILENAME, dashboards_beside, read_rows, text_source
 from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
 from sae_lens_hsae.interpret.circuits import read_circuit
 from sae_lens_hsae.interpret.explain import explain
 from sae_lens_hsae.interpret.explain.explain import check_text
-from sae_lens_hsae.interpret.feature_cache import collect_dashboards, dashboards_folder
+from sae_lens_hsae.interpret.feature_cache import collect_dashboards, dashboards_folder, fingerprint
 from sae_lens_hsae.interpret.feature_cache.text import (
     load_language_model,
     load_tokenizer,
@@ -40,7 +40,7 @@ def run_explore(chosen: argparse.Namespace) -> Outcome:
         chosen.folder,
         chosen.output,
         chosen.n_tokens,
-        TextSource(chosen.text, chosen.dataset, chosen.split, chosen.column),
+        text_source(chosen),
         chosen.labels,
         chosen.renew,
         chosen.explained,
@@ -85,8 +85,8 @@ def explore(
     Raises:
         FileNotFoundError: if the folder holds no SAE, or there is no such text.
         ValueError: if it holds another architecture, the dashboards there are of other weights, or are there and a text
-            is named without ``renew``, the labels are no such object, the text is too short, one to explain is empty
-            or longer than the model takes, or a file holds no circuit, or one of other SAEs.
+            is named without ``renew``, the labels are no such object or for other weights, the text is too short, one
+            to explain is empty or longer than the model takes, or a file holds no circuit, or one of other SAEs.
     """
     if n_tokens is not None and n_tokens < 1:
         raise ValueError(f"n_tokens={n_tokens} must be at least 1; {DASHBOARD_TOKENS} is a good number")
@@ -96,7 +96,7 @@ def explore(
     path = Path(output or folder / PAGE_FILENAME)
     sae = load_hierarchical_sae(folder, device)
     check_file_writable("output", path)
-    names = labels_beside(folder, labels)
+    names = labels_beside(folder, labels, lambda: fingerprint(sae, sae.forest))
     hook = str(sae.cfg.metadata.hook_name)
     circuit_sections = [_circuit_section(Path(file), hook, sae, path) for file in circuits]
     where = dashboards_folder(folder)

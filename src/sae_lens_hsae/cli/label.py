@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from sae_lens_hsae.cli.collected import ELSEWHERE, read_collected
 from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.interpret.feature_cache import Dashboards
 from sae_lens_hsae.interpret.labels import token_labels
-from sae_lens_hsae.interpret.labels.files import LABELS_FILENAME, labels_beside
+from sae_lens_hsae.interpret.labels.files import LABELS_FILENAME, labels_beside, write_labels
 from sae_lens_hsae.interpret.language_model import Endpoint, Replies, Request, judge_pairs, label_features, sample_pairs
 from sae_lens_hsae.interpret.language_model.judging import JUDGEMENTS_FILENAME, judge_requests
 from sae_lens_hsae.interpret.language_model.naming import firing_by_level, label_requests
@@ -43,7 +42,7 @@ def _label(
     features = [feature for level in firing_by_level(dashboards) for feature in level]
     # The parents' new labels are not known yet; those of before stand in for them, or their tokens.
     output = Path(chosen.output or folder / LABELS_FILENAME)
-    named = labels_beside(folder, output) if output.is_file() else {}
+    named = labels_beside(folder, output, lambda: dashboards.fingerprint) if output.is_file() else {}
     estimated = _estimate(chosen, endpoint, label_requests(dashboards, features, text_of, named, by_tokens))
     if chosen.estimate:
         return estimated
@@ -52,9 +51,7 @@ def _label(
     _check_answered(*replies)
     firing = set(features)
     labels = {feature: label for feature, label in named.items() if feature in firing} | labels
-    write_whole(
-        output, json.dumps({str(feature): label for feature, label in labels.items()}, indent=1, ensure_ascii=False)
-    )
+    write_labels(output, labels, dashboards.fingerprint)
     shown_by = f"hsae explore {folder}" + (f" --labels {output}" if chosen.output else "")
     said = f"{len(labels)} of {len(features)} features named in {output}; {shown_by} shows them"
     return Outcome(

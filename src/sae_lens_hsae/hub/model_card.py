@@ -72,9 +72,21 @@ def model_card(
 
 
 def public_name(name: Any) -> Any:
-    """A value of the card; of a folder on this machine the last two parts, which tell no more than what it is."""
-    folder = Path(str(name))
-    return "/".join(folder.parts[-2:]) if isinstance(name, str) and folder.is_absolute() else name
+    """A value of the card; of a folder on this machine the last two parts, which tell no more than what it is.
+
+    A name on the hub has no more than these two.
+    """
+    if not isinstance(name, str) or not name or "://" in name:
+        return name
+    folder = Path(name)
+    parts = [part for part in folder.parts if part not in (folder.anchor, "..") and not part.startswith("~")]
+    return "/".join(parts[-2:]) or folder.expanduser().resolve().name
+
+
+def is_local(name: str) -> bool:
+    """Whether a model's or a data set's name is a path on this machine, and no name on the hub."""
+    folder = Path(name)
+    return folder.is_absolute() or name.startswith((".", "~")) or len(folder.parts) > 2 or folder.exists()
 
 
 def _loading_lines(repo_id: str, path: str, level_paths: Sequence[str]) -> str:

@@ -59,16 +59,22 @@ def check_evaluation_can_stand(sae: HierarchicalSAE, folder: str | Path, n_token
         OSError: if the folder cannot be written to.
     """
     check_file_writable("output", Path(folder) / EVALUATION_FILENAME)
-    try:
-        standing = load_evaluation(sae, folder)
-    except ValueError:
-        return  # of other weights, or damaged: to be replaced
-    before = 0 if standing is None else standing.get("n_tokens", 0)
-    if isinstance(before, int) and before > n_tokens:
+    before = tokens_measured(sae, folder)
+    if before > n_tokens:
         raise ValueError(
             f"n_tokens={n_tokens}, but {Path(folder) / EVALUATION_FILENAME} was measured on {before:,}, and hsae push "
             "uploads it; give --output FILE to keep both, measure on more, or delete it"
         )
+
+
+def tokens_measured(sae: HierarchicalSAE, folder: str | Path) -> int:
+    """How many tokens the ``evaluation.json`` of these weights was measured on; 0 without one that can be read."""
+    try:
+        standing = load_evaluation(sae, folder)
+    except ValueError:
+        return 0  # of other weights, or damaged: to be replaced
+    before = standing.get("n_tokens") if isinstance(standing, dict) else None
+    return before if isinstance(before, int) else 0
 
 
 def load_evaluation(sae: HierarchicalSAE, folder: str | Path) -> dict[str, Any] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -106,7 +108,7 @@ def _outlying(x: torch.Tensor) -> torch.Tensor:
 
 
 def check_text(text: str, name: str = "text") -> None:
-    """Refuse what can be refused without a model.
+    """Refuse what can be refused without a model, and warn of what can hardly be meant.
 
     Args:
         name: what the caller's caller knows the text as.
@@ -114,11 +116,19 @@ def check_text(text: str, name: str = "text") -> None:
     Raises:
         TypeError: if it is no text.
         ValueError: if it is empty.
+
+    Warns:
+        UserWarning: if it is the path of a file.
     """
     if not isinstance(text, str):
         raise TypeError(f"{name} is a {type(text).__name__}; give one text, and call explain() for each of several")
     if not text:
         raise ValueError(f"{name}='' has no token; give a text with words")
+    if os.path.isfile(text):  # noqa: PTH113  # unlike Path, it takes any text
+        warnings.warn(
+            f"{name}={text!r} is the path of a file, but is explained as a text itself; give what the file holds",
+            stacklevel=1,  # once, however often it is checked
+        )
 
 
 def _ids(model: Any, sae: Any, text: str) -> tuple[list[int], list[int]]:

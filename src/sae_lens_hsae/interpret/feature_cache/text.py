@@ -56,9 +56,10 @@ def load_language_model(sae: SAE[Any], *further: str) -> Any:
             )
     # An SAE may come from anybody, and trust_remote_code among these would run what its maker likes.
     options = metadata.model_from_pretrained_kwargs or {}
-    if not isinstance(options, dict) or not options.keys() <= MODEL_OPTIONS | PLACEMENT:
+    refused = refused_options(options)
+    if refused:
         raise ValueError(
-            f"the SAE's metadata have model_from_pretrained_kwargs={options!r}, of which only "
+            f"the SAE's metadata have model_from_pretrained_kwargs with {', '.join(refused)}, but only "
             f"{', '.join(sorted(MODEL_OPTIONS))} are passed on, because an SAE may come from anybody; take the others "
             "out of cfg.json to load the model without them, or load it yourself with sae_lens.load_model.load_model() "
             "and give it to evaluate(), explore(), explain() or steer()"
@@ -72,6 +73,17 @@ def load_language_model(sae: SAE[Any], *further: str) -> Any:
         metadata.hook_name,
         *further,
     )
+
+
+def refused_options(options: Any) -> list[str]:
+    """Names of those options of loading a language model that are not passed on; their values may be secret.
+
+    Args:
+        options: an SAE's ``model_from_pretrained_kwargs``, which may be anything.
+    """
+    if not isinstance(options or {}, dict):
+        return [f"a {type(options).__name__} in place of names and values"]
+    return sorted(repr(name) for name in options or {} if name not in MODEL_OPTIONS | PLACEMENT)
 
 
 def load_tokenizer(sae: SAE[Any]) -> Any:

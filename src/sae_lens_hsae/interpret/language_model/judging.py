@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from scipy.stats import binomtest
 
+from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.feature_cache import Dashboards
 from sae_lens_hsae.interpret.language_model.endpoint import Endpoint, Replies, Request
 from sae_lens_hsae.interpret.language_model.prompts import JUDGE, contexts, listed
@@ -139,24 +140,27 @@ def read_judgements(path: str | Path) -> pd.DataFrame:
     return pairs
 
 
-def parent_verdicts(pairs: pd.DataFrame, n_features: int) -> torch.Tensor:
+def parent_verdicts(pairs: pd.DataFrame, forest: FeatureForest) -> torch.Tensor:
     """(n_features,) share of a parent's judged edges that were judged real; NaN for features without such an edge.
 
     Args:
         pairs: ``Judgements.pairs``, or from `read_judgements`.
-        n_features: of the forest.
+        forest: that was judged.
 
     Raises:
-        ValueError: if an edge is of a feature that the forest has not.
+        ValueError: if an edge is none of the forest's.
     """
-    edges = pairs.loc[(pairs["kind"] == "edge") & pairs["special_case"].notna(), ["broad", "special_case"]]
-    unknown = edges[(edges["broad"] < 0) | (edges["broad"] >= n_features)]
-    if len(unknown):
-        raise ValueError(
-            f"pairs: feature {unknown['broad'].iloc[0]} does not exist; the forest has 0 … {n_features - 1}"
-        )
+    judged = pairs.loc[pairs["kind"] == "edge"]
+    own = set(map(tuple, forest.edges().tolist()))
+    for edge in zip(judged["broad"], judged["narrow"], strict=True):
+        if edge not in own:
+            raise ValueError(
+                f"pairs: {edge[0]} → {edge[1]} is no edge of this forest, so it is another that was judged, as of an "
+                f"earlier training; delete {JUDGEMENTS_FILENAME}, or judge again with hsae judge"
+            )
+    edges = judged[["broad", "special_case"]].dropna(subset="special_case")
     shares = edges.astype({"special_case": float}).groupby("broad")["special_case"].mean()
-    verdicts = torch.full((n_features,), torch.nan, dtype=torch.float64)
+    verdicts = torch.full((len(forest),), torch.nan, dtype=torch.float64)
     verdicts[torch.tensor(shares.index.to_numpy(), dtype=torch.int64)] = torch.tensor(shares.to_numpy())
     return verdicts
 

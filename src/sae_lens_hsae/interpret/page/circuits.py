@@ -38,6 +38,12 @@ def circuit_section(
                 f"circuit {name!r} is of another forest: its node {node.name} is number {node.feature}, which this "
                 f"forest with level_widths={list(forest.level_widths)} does not have; find it again with these SAEs"
             )
+        if forest.parent(node.feature) != node.parent:
+            own, here = ("none" if each is None else each for each in (node.parent, forest.parent(node.feature)))
+            raise ValueError(
+                f"circuit {name!r} is of another forest, as of an earlier training: there the parent of {node.name} is "
+                f"{own}, here {here}; find it again with these SAEs"
+            )
         lines.append(("; ".join([f"{node.effect:+.2f} logits", *_edges(circuit, node)]), [node.feature]))
     title = f"Circuit {name}: the answer leads its foil by {circuit.clean:.2f} logits"
     return PageSection(title, lines, _graph(circuit, hooks, hook, pages or {}))
