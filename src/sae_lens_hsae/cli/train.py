@@ -24,6 +24,8 @@ from sae_lens_hsae.cli.training_plan import estimate, plan_text, warnings_of
 from sae_lens_hsae.config import ARCHITECTURE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.evaluation import ForestEvaluation
 from sae_lens_hsae.text.documents import documents
+from sae_lens_hsae.text.load_model import model_of_run
+from sae_lens_hsae.text.rows import rows_on_disk
 from sae_lens_hsae.training.distributed.ranks import n_launched
 from sae_lens_hsae.training.run_checks import check_places, check_steps
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
@@ -193,7 +195,10 @@ def train(own: argparse.Namespace, cfg: Any) -> ForestEvaluation | None:
                 f"only {ARCHITECTURE!r} trains in several"
             )
         check_places(cfg)
-        LanguageModelSAETrainingRunner(cfg, override_dataset=rows).run()
+        rows = rows_on_disk(cfg) if rows is None else rows
+        with model_of_run(cfg) as model:
+            runner = LanguageModelSAETrainingRunner(cfg, override_dataset=rows, override_model=model)
+        runner.run()
         return None
     faults = {name: getattr(own, name) for name in ("max_bad_batches", "keep_checkpoints", "rank_timeout")}
     if not own.evaluation_tokens:
