@@ -53,6 +53,7 @@ def merged_flags(presets: Sequence[str], files: Sequence[str], given: Flags) -> 
             raise CallError(f"text={text!r} and dataset_path={data!r}: give one of them")
         if "dataset_path" in source:
             flags.pop("text", None)
+            flags.pop("column", None)
         flags |= source
     if "text" in flags:  # so the saved SAE says what it was trained on
         flags |= {"dataset_path": flags["text"], "is_dataset_tokenized": ["False"], "streaming": ["False"]}
@@ -98,6 +99,11 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
     if several and not range(cfg.context_size)[slice(*cfg.seqpos_slice)]:
         raise ValueError(f"seqpos_slice={cfg.seqpos_slice} leaves none of context_size={cfg.context_size} positions")
     check_steps(cfg)
+    if own.text is None and own.column != beyond_saelens().get_default("column"):
+        raise ValueError(
+            f"column={own.column!r} is for text alone; of a data set SAELens reads the column 'text' or 'tokens', so "
+            "leave it out and rename the data set's column"
+        )
     if not isinstance(cfg.sae, HierarchicalTrainingSAEConfig):
         _check_flags_of_ours(own, cfg.sae.architecture())
     return own, cfg
@@ -167,7 +173,7 @@ def own_text(own: argparse.Namespace, context_size: int) -> Dataset | None:
     """The texts of ``--text`` in a column ``text``; None without it."""
     if own.text is None:
         return None
-    texts = list(documents(own.text))
+    texts = list(documents(own.text, own.column))
     n_characters = sum(map(len, texts))
     if n_characters < context_size:  # a token has at least one
         raise ValueError(
