@@ -106,7 +106,7 @@ def test_without_the_models_package_the_remedy_is_named(monkeypatch):
     ],
 )
 def test_the_command_line_trains_each_architecture_with_its_runner(flags, runner, options):
-    model = mock.patch.object(train_command, "model_of_run", lambda _: nullcontext("a model"))
+    model = mock.patch.object(train_command, "model_of_run", return_value=nullcontext("a model"))
     with model, mock.patch.object(train_command, runner) as started:
         cli.main(["train", *flags.split(), "--d_in", "8", "--resume_from_checkpoint", "auto"])
     assert started.call_args.args[0].resume_from_checkpoint == "auto"
