@@ -47,6 +47,11 @@ USUAL = {
 """SAELens' and HSAE's fields that most runs set."""
 
 
+def at_home(path: str) -> str:
+    """A path whose ``~`` is the home folder, which the shell puts in only where ``~`` begins a word."""
+    return str(Path(path).expanduser()) if path.startswith("~/") else path
+
+
 def asks_for_help(arguments: list[str]) -> bool:
     """Whether the flags ask for the short help: also where there are none."""
     return not arguments or (bool(HELP & set(arguments)) and EVERY_FLAG not in arguments)
@@ -82,7 +87,9 @@ def _known() -> frozenset[str]:
 def sources() -> argparse.ArgumentParser:
     """Where flags come from, beside the command line."""
     parser = argparse.ArgumentParser(prog="hsae train", add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML or JSON: flags, flat")
+    parser.add_argument(
+        "--config", action="append", default=[], type=at_home, metavar="FILE", help="YAML or JSON: flags, flat"
+    )
     parser.add_argument("--preset", action="append", default=[], help=f"one of {', '.join(PRESETS)}")
     parser.add_argument("--dry-run", action="store_true", help="say what it would do and take, with warnings, and stop")
     add_json(parser)

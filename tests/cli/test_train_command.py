@@ -24,6 +24,7 @@ from sae_lens import LanguageModelSAETrainingRunner
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from transformers import AutoModelForCausalLM
 
+from hsae_command.parsers import read_line
 from hsae_command.train import PRESETS, USUAL, _known, beyond_saelens, sources, unknown_flag
 from sae_lens_hsae import HierarchicalTrainingSAE, evaluate_forest
 from sae_lens_hsae.cli import main as cli
@@ -67,6 +68,21 @@ def test_a_text_and_a_data_set_take_each_others_place(tmp_path):
     flags = merged_flags([], [text, data], {})
     assert not {"text", "column"} & set(flags)
     assert (flags["dataset_path"], flags["streaming"]) == (["some/data"], ["True"])
+
+
+def test_the_home_folder_can_be_written_as_the_shell_has_it(tmp_path, monkeypatch):
+    """Which puts it into no file, and into no ``--flag=~/…``."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run.yaml").write_text("model_name: ~/models/gpt2\noutput_path: ~/runs/mine\nrun_name: ~/mine\n")
+    _, cfg = parse(["--preset=gpt2", "--training_tokens=9999", "--config=~/run.yaml", "--checkpoint_path=~/kept"])
+    paths = (cfg.model_name, cfg.output_path, str(cfg.checkpoint_path).rpartition("/")[0])
+    assert paths == tuple(f"{tmp_path}/{name}" for name in ("models/gpt2", "runs/mine", "kept"))
+    assert cfg.logger.run_name == "~/mine"
+    own, cfg = parse(["--preset=gpt2", "--training_tokens=9999", "--text=~/my.txt"])
+    assert (own.text, cfg.dataset_path) == (f"{tmp_path}/my.txt", f"{tmp_path}/my.txt")
+    read = read_line(["explore", "run", "--text=~/my.txt", "--output=~/page.html", "--explain=~/ is home"])
+    assert (read.text, read.output, read.explained) == (own.text, f"{tmp_path}/page.html", ["~/ is home"])
+    assert read_line(["sweep", "a.yaml", "--output=~/sweep"]).output == tmp_path / "sweep"
 
 
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)

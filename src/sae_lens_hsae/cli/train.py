@@ -16,7 +16,7 @@ from datasets import Dataset
 from sae_lens.llm_sae_training_runner import LanguageModelSAETrainingRunner, _parse_cfg_args
 from transformers import set_seed
 
-from hsae_command.train import EVERY_FLAG, HELP, beyond_saelens, help_parser, sources, unknown_flag
+from hsae_command.train import EVERY_FLAG, HELP, at_home, beyond_saelens, help_parser, sources, unknown_flag
 from sae_lens_hsae.cli.flags import NONE, OF_JSON, Flags, command_line, parse_flags, preset_flags, read_flags
 from sae_lens_hsae.cli.measured_runner import MeasuredTrainingRunner
 from sae_lens_hsae.cli.outcome import CallError, Outcome, check_device
@@ -34,6 +34,8 @@ OF_WHOLE_NUMBERS: dict[str, Any] = {"seqpos_slice": tuple, "exclude_special_toke
 """Fields of several whole numbers, which SAELens' parser cannot read."""
 DIVISORS = ("train_batch_size_tokens", "context_size", "feature_sampling_window", "wandb_log_frequency")
 """Fields at whose 0 SAELens' config fails without saying which it was."""
+PATHS = ("model_name", "text", "dataset_path", "output_path", "checkpoint_path", "resume_from_checkpoint",
+         "from_pretrained_path", "cached_activations_path")  # fmt: skip
 
 
 def print_every_flag(arguments: Sequence[str]) -> None:
@@ -55,6 +57,7 @@ def merged_flags(presets: Sequence[str], files: Sequence[str], given: Flags) -> 
             flags.pop("text", None)
             flags.pop("column", None)
         flags |= source
+    flags |= {name: [at_home(value) for value in flags[name]] for name in PATHS if name in flags}
     if "text" in flags:  # so the saved SAE says what it was trained on
         flags |= {"dataset_path": flags["text"], "is_dataset_tokenized": ["False"], "streaming": ["False"]}
     flags.setdefault("architecture", [ARCHITECTURE])
