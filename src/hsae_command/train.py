@@ -7,6 +7,7 @@ where every flag is wanted.
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -29,6 +30,8 @@ PRESETS = (
 
 HELP = {"-h", "--help"}
 EVERY_FLAG = "--help-all"
+CONFIGS = re.compile(r"LanguageModelSAERunnerConfig|LoggingConfig|SAEConfig|\w*TrainingSAEConfig")
+"""Names of the classes whose fields SAELens' parser makes flags of."""
 USUAL = {
     "model_name": "the language model, such as gpt2; presets for language models set this and the next five",
     "hook_name": "where to read it, such as blocks.8.hook_resid_post",
@@ -42,6 +45,11 @@ USUAL = {
     "log_to_wandb": "False keeps the run off W&B (default: True)",
 }
 """SAELens' and HSAE's fields that most runs set."""
+
+
+def at_home(path: str) -> str:
+    """A path whose ``~`` is the home folder, which the shell puts in only where ``~`` begins a word."""
+    return str(Path(path).expanduser()) if path.startswith("~/") else path
 
 
 def asks_for_help(arguments: list[str]) -> bool:
@@ -61,23 +69,27 @@ def unknown_flag(names: Iterable[str]) -> str | None:
 
 @cache
 def _known() -> frozenset[str]:
-    """Every flag, and some names more.
+    """Every flag of ours, and of any architecture of SAELens.
 
-    Importing the configs takes seconds, so their fields are looked up as text: what stands in these files with a type
-    beside it counts. What of that is no field SAELens' parser refuses.
+    Importing the configs takes seconds, so their fields are read from their files.
     """
     options = (option for parser in (sources(), beyond_saelens()) for option in parser._option_string_actions)
     known = {option.lstrip("-") for option in options} | {"architecture", EVERY_FLAG.lstrip("-"), "help"}
     host, own = (Path(str(spec.origin)).parent for spec in map(find_spec, ("sae_lens", "sae_lens_hsae")) if spec)
     for file in (host / "config.py", *(host / "saes").glob("*.py"), own / "config.py"):
-        known.update(re.findall(r"^ +(\w+)\s*:", file.read_text(encoding="utf-8"), flags=re.MULTILINE))
-    return frozenset(known)
+        for made in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(made, ast.ClassDef) and CONFIGS.fullmatch(made.name):
+                fields = (each.target for each in made.body if isinstance(each, ast.AnnAssign))
+                known.update(field.id for field in fields if isinstance(field, ast.Name))
+    return frozenset(known - {"logger"})  # itself a config
 
 
 def sources() -> argparse.ArgumentParser:
     """Where flags come from, beside the command line."""
     parser = argparse.ArgumentParser(prog="hsae train", add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML or JSON: flags, flat")
+    parser.add_argument(
+        "--config", action="append", default=[], type=at_home, metavar="FILE", help="YAML or JSON: flags, flat"
+    )
     parser.add_argument("--preset", action="append", default=[], help=f"one of {', '.join(PRESETS)}")
     parser.add_argument("--dry-run", action="store_true", help="say what it would do and take, with warnings, and stop")
     add_json(parser)
@@ -102,6 +114,7 @@ def beyond_saelens() -> argparse.ArgumentParser:
     parser.add_argument(
         "--text", help="train on a text of your own instead of dataset_path: a text file, a .jsonl file, or a folder"
     )
+    parser.add_argument("--column", default="text", help="where the .jsonl of --text has it (default: %(default)s)")
     parser.add_argument("--keep_checkpoints", type=int, help="how many stay, the newest (default: all)")
     parser.add_argument(
         "--rank_timeout",

@@ -1,6 +1,7 @@
 """The demo on the real model, shortened; and what it prints."""
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
 from urllib.parse import urlparse
@@ -96,7 +97,7 @@ def test_without_the_models_package_the_remedy_is_named(monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "runner", "options"),
     [
-        ("--architecture jumprelu --d_sae 12", "LanguageModelSAETrainingRunner", {}),
+        ("--architecture jumprelu --d_sae 12", "LanguageModelSAETrainingRunner", {"override_model": "a model"}),
         (
             "--level_widths 4 8 --target_l0 2 --max_bad_batches 3 --keep_checkpoints 2",
             "HierarchicalSAETrainingRunner",
@@ -105,7 +106,8 @@ def test_without_the_models_package_the_remedy_is_named(monkeypatch):
     ],
 )
 def test_the_command_line_trains_each_architecture_with_its_runner(flags, runner, options):
-    with mock.patch.object(train_command, runner) as started:
+    model = mock.patch.object(train_command, "model_of_run", return_value=nullcontext("a model"))
+    with model, mock.patch.object(train_command, runner) as started:
         cli.main(["train", *flags.split(), "--d_in", "8", "--resume_from_checkpoint", "auto"])
     assert started.call_args.args[0].resume_from_checkpoint == "auto"
     assert started.call_args.kwargs == {"override_dataset": None, **options}

@@ -21,9 +21,11 @@ from host_helpers import (
     write_train_flags,
 )
 from sae_lens import LanguageModelSAETrainingRunner
+from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from transformers import AutoModelForCausalLM
 
-from hsae_command.train import PRESETS, USUAL, unknown_flag
+from hsae_command.parsers import read_line
+from hsae_command.train import PRESETS, USUAL, _known, beyond_saelens, sources, unknown_flag
 from sae_lens_hsae import HierarchicalTrainingSAE, evaluate_forest
 from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.cli.flags import PRESETS as OUR_PRESETS
@@ -58,14 +60,29 @@ def test_later_sources_win_and_d_sae_follows_from_the_widths(tmp_path):
 def test_a_text_and_a_data_set_take_each_others_place(tmp_path):
     """As every flag does, by what comes later."""
     (tmp_path / "data.yaml").write_text("dataset_path: some/data\nstreaming: true\n")
-    (tmp_path / "text.yaml").write_text("text: old.txt\n")
+    (tmp_path / "text.yaml").write_text("text: old.txt\ncolumn: body\n")
     data, text = str(tmp_path / "data.yaml"), str(tmp_path / "text.yaml")
     flags = merged_flags(["gpt2"], [data], {"text": ["my.txt"]})
     assert (flags["text"], flags["dataset_path"], flags["streaming"]) == (["my.txt"], ["my.txt"], ["False"])
     assert merged_flags([], [data, text], {})["text"] == ["old.txt"]
     flags = merged_flags([], [text, data], {})
-    assert "text" not in flags
+    assert not {"text", "column"} & set(flags)
     assert (flags["dataset_path"], flags["streaming"]) == (["some/data"], ["True"])
+
+
+def test_the_home_folder_can_be_written_as_the_shell_has_it(tmp_path, monkeypatch):
+    """Which puts it into no file, and into no ``--flag=~/…``."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run.yaml").write_text("model_name: ~/models/gpt2\noutput_path: ~/runs/mine\nrun_name: ~/mine\n")
+    _, cfg = parse(["--preset=gpt2", "--training_tokens=9999", "--config=~/run.yaml", "--checkpoint_path=~/kept"])
+    paths = (cfg.model_name, cfg.output_path, str(cfg.checkpoint_path).rpartition("/")[0])
+    assert paths == tuple(f"{tmp_path}/{name}" for name in ("models/gpt2", "runs/mine", "kept"))
+    assert cfg.logger.run_name == "~/mine"
+    own, cfg = parse(["--preset=gpt2", "--training_tokens=9999", "--text=~/my.txt"])
+    assert (own.text, cfg.dataset_path) == (f"{tmp_path}/my.txt", f"{tmp_path}/my.txt")
+    read = read_line(["explore", "run", "--text=~/my.txt", "--output=~/page.html", "--explain=~/ is home"])
+    assert (read.text, read.output, read.explained) == (own.text, f"{tmp_path}/page.html", ["~/ is home"])
+    assert read_line(["sweep", "a.yaml", "--output=~/sweep"]).output == tmp_path / "sweep"
 
 
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)
@@ -189,16 +206,19 @@ def test_a_dry_run_fits_a_screen_and_says_what_is_hardly_meant(tmp_path, capsys)
     assert len(json.loads(capsys.readouterr().out)["warnings"]) == 5
 
 
-@pytest.mark.parametrize("name", ["my.txt", "my.jsonl", "folder"])
+@pytest.mark.parametrize("name", ["my.txt", "my.jsonl", "body.jsonl", "folder"])
 def test_a_text_of_ones_own_trains_as_the_same_data_set_does(tmp_path, capsys, name):
     path = write_train_flags(tmp_path)
     flags = yaml.safe_load(path.read_text())
     texts = [json.loads(line)["text"] for line in (tmp_path / "text" / "train.jsonl").read_text().splitlines()]
+    own = ["--config", str(tmp_path / "own.yaml"), "--text", str(tmp_path / name)]
     if name == "my.txt":
         texts = ["\n".join(texts)]
         (tmp_path / name).write_text(texts[0])
-    elif name == "my.jsonl":
-        (tmp_path / name).write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    elif name.endswith(".jsonl"):
+        column = "text" if name == "my.jsonl" else "body"
+        (tmp_path / name).write_text("\n".join(json.dumps({column: text}) for text in texts))
+        own += [] if column == "text" else ["--column", column]
     else:
         (tmp_path / name).mkdir()
         for i, text in enumerate(texts):
@@ -206,7 +226,7 @@ def test_a_text_of_ones_own_trains_as_the_same_data_set_does(tmp_path, capsys, n
     (tmp_path / "text" / "train.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
     (tmp_path / "own.yaml").write_text(yaml.safe_dump({k: v for k, v in flags.items() if k != "dataset_path"}))
     trained = []
-    for call in (["--config", str(path)], ["--config", str(tmp_path / "own.yaml"), "--text", str(tmp_path / name)]):
+    for call in (["--config", str(path)], own):
         with restored_signal_handlers():
             cli.main(["train", *call, "--output_path", str(tmp_path / "trained")])
         trained.append(load_hierarchical_sae(tmp_path / "trained"))
@@ -251,6 +271,8 @@ TOPK = ["--architecture=topk", "--k=2", "--d_in=4", "--d_sae=8", "--training_tok
 WRONG_CALLS = [
     ([*WIDTHS, "--d_inn", "4"], "--d_inn is no flag; did you mean --d_in"),
     (["--traning_tokens", "5"], "--traning_tokens is no flag; did you mean --training_tokens"),
+    (["--coloum", "body"], "--coloum is no flag; did you mean --column[?]"),
+    (["--column_name", "body"], "--column_name is no flag; "),
     (["--zzz", "1", "--architecture", "topk"], "--zzz is no flag; hsae train --help-all lists them all"),
     (["--level_widths", "4", "eight"], "eight.*hsae train --help-all"),
     (["--d_in"], "d_in.*hsae train --help-all"),
@@ -263,6 +285,8 @@ WRONG_CALLS = [
 WRONG_VALUES = [
     (["--level_widths", "8", "4"], "not strictly increasing"),
     ([*GPT2, "--text", "no.txt"], "--text='no.txt' does not exist"),
+    ([*GPT2, "--text", "body.jsonl", "--dry-run"], "no text under --column='text'; it has body"),
+    ([*GPT2, "--column", "body"], "--column='body' is for text alone; .*rename the data set's column"),
     ([*GPT2, "--text", "short.txt", "--dry-run"], "'short.txt' holds 9 characters, too few for --context_size=256"),
     (["--config", "missing.yaml"], "--config='missing.yaml' does not exist, seen from '/"),
     (["--config", "binary.yaml"], "'binary.yaml' is no text in UTF-8"),
@@ -295,6 +319,7 @@ def test_a_wrong_call_is_one_line(tmp_path, monkeypatch, capsys, arguments, mess
     for name, text in {"list": "[1]", "broken": "a: [", "nested": "sae: {d_in: 4}"}.items():
         Path(f"{name}.yaml").write_text(text)
     Path("short.txt").write_text("too short")
+    Path("body.jsonl").write_text('{"body": "too short"}')
     Path("binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SystemExit) as end:
         cli.main(["train", *arguments])
@@ -319,6 +344,19 @@ def test_the_long_help_of_train_has_every_flag(capsys, asked):
     ours = "topk" not in asked
     for wanted in ("ρ", "L̂0", "n_l"):
         assert (wanted in printed) == ours
+
+
+def test_the_flags_that_are_known_are_those_that_there_are(capsys):
+    """What else was suggested would be refused in turn."""
+    ours = {option.lstrip("-") for parser in (sources(), beyond_saelens()) for option in parser._option_string_actions}
+    there_are = ours | {"architecture", "help-all"}
+    for architecture in SAE_TRAINING_CLASS_REGISTRY:
+        with pytest.raises(SystemExit):
+            cli.main(["train", "--help-all", "--architecture", architecture])
+        fields = capsys.readouterr().out.split("usage: ", 2)[-1]
+        there_are |= {name.rstrip(".").rpartition(".")[2] for name in re.findall(r"--([\w.]+)", fields)}
+    assert {name for name in there_are if not {name, name.removeprefix("no")} & _known()} == set()
+    assert _known() - there_are == set()
 
 
 def test_what_the_short_help_of_train_says_is_so(capsys):

@@ -1,7 +1,9 @@
 """The experiments' machinery on random activations: every model trains, cells are kept, tables add up."""
 
 import json
+import multiprocessing
 import os
+import time
 from importlib.util import find_spec
 from typing import Any
 
@@ -102,6 +104,23 @@ def test_workers_are_other_processes_and_results_keep_their_order(tmp_path):
     assert json.loads((tmp_path / "n_2.json").read_text()) == results[2]
     with pytest.raises(ValueError, match="workers=0 must be at least 1"):
         finish_cells(cells, tmp_path, "numbers", workers=0)
+
+
+def fails_at_first(number):
+    if number == 0:
+        raise ValueError("the first cell fails")
+    time.sleep(2)
+    return {"number": number}
+
+
+def test_an_error_in_a_worker_is_raised_at_once_and_ends_the_rest(tmp_path):
+    cells = [Cell(f"n {number}", fails_at_first, (number,)) for number in range(12)]
+    with pytest.raises(ValueError, match="the first cell fails"):
+        finish_cells(cells, tmp_path, "numbers", workers=2)
+    assert multiprocessing.active_children(), "nobody waits for what is running"
+    for worker in multiprocessing.active_children():
+        worker.join()
+    assert 1 <= len(list(tmp_path.iterdir())) <= 4, "which is kept"
 
 
 def test_an_unknown_table_is_refused(tmp_path):

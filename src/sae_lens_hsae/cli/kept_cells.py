@@ -55,6 +55,9 @@ def missing(cells: Sequence[Cell], folder: Path) -> list[Cell]:
 def finish_cells(cells: Sequence[Cell], folder: Path, title: str, workers: int = 1) -> list[dict[str, Any]]:
     """Compute what ``folder`` does not hold yet, with a progress bar; all results in the end.
 
+    The first error is raised at once. What other workers are at then they finish and keep; no more is begun, but for
+    one cell that may be handed out already.
+
     Args:
         cells: in the order of the results.
         workers: processes that share the cores; with one it all happens in this process.
@@ -74,10 +77,13 @@ def finish_cells(cells: Sequence[Cell], folder: Path, title: str, workers: int =
         else:
             threads = max(1, (os.cpu_count() or 1) // workers)
             context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(workers, context, _start_worker, (threads,)) as pool:
+            pool = ProcessPoolExecutor(workers, context, _start_worker, (threads,))
+            try:
                 for future in as_completed([pool.submit(cell.finish, folder) for cell in to_do]):
                     future.result()
                     progress.update()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)  # as a context it would wait for every cell
     return [json.loads(cell.path(folder).read_text()) for cell in cells]
 
 

@@ -16,7 +16,7 @@ from datasets import Dataset
 from sae_lens.llm_sae_training_runner import LanguageModelSAETrainingRunner, _parse_cfg_args
 from transformers import set_seed
 
-from hsae_command.train import EVERY_FLAG, HELP, beyond_saelens, help_parser, sources, unknown_flag
+from hsae_command.train import EVERY_FLAG, HELP, at_home, beyond_saelens, help_parser, sources, unknown_flag
 from sae_lens_hsae.cli.flags import NONE, OF_JSON, Flags, command_line, parse_flags, preset_flags, read_flags
 from sae_lens_hsae.cli.measured_runner import MeasuredTrainingRunner
 from sae_lens_hsae.cli.outcome import CallError, Outcome, check_device
@@ -24,6 +24,8 @@ from sae_lens_hsae.cli.training_plan import estimate, plan_text, warnings_of
 from sae_lens_hsae.config import ARCHITECTURE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.evaluation import ForestEvaluation
 from sae_lens_hsae.text.documents import documents
+from sae_lens_hsae.text.load_model import model_of_run
+from sae_lens_hsae.text.rows import rows_on_disk
 from sae_lens_hsae.training.distributed.ranks import n_launched
 from sae_lens_hsae.training.run_checks import check_places, check_steps
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
@@ -32,6 +34,8 @@ OF_WHOLE_NUMBERS: dict[str, Any] = {"seqpos_slice": tuple, "exclude_special_toke
 """Fields of several whole numbers, which SAELens' parser cannot read."""
 DIVISORS = ("train_batch_size_tokens", "context_size", "feature_sampling_window", "wandb_log_frequency")
 """Fields at whose 0 SAELens' config fails without saying which it was."""
+PATHS = ("model_name", "text", "dataset_path", "output_path", "checkpoint_path", "resume_from_checkpoint",
+         "from_pretrained_path", "cached_activations_path")  # fmt: skip
 
 
 def print_every_flag(arguments: Sequence[str]) -> None:
@@ -51,7 +55,9 @@ def merged_flags(presets: Sequence[str], files: Sequence[str], given: Flags) -> 
             raise CallError(f"text={text!r} and dataset_path={data!r}: give one of them")
         if "dataset_path" in source:
             flags.pop("text", None)
+            flags.pop("column", None)
         flags |= source
+    flags |= {name: [at_home(value) for value in flags[name]] for name in PATHS if name in flags}
     if "text" in flags:  # so the saved SAE says what it was trained on
         flags |= {"dataset_path": flags["text"], "is_dataset_tokenized": ["False"], "streaming": ["False"]}
     flags.setdefault("architecture", [ARCHITECTURE])
@@ -96,6 +102,11 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
     if several and not range(cfg.context_size)[slice(*cfg.seqpos_slice)]:
         raise ValueError(f"seqpos_slice={cfg.seqpos_slice} leaves none of context_size={cfg.context_size} positions")
     check_steps(cfg)
+    if own.text is None and own.column != beyond_saelens().get_default("column"):
+        raise ValueError(
+            f"column={own.column!r} is for text alone; of a data set SAELens reads the column 'text' or 'tokens', so "
+            "leave it out and rename the data set's column"
+        )
     if not isinstance(cfg.sae, HierarchicalTrainingSAEConfig):
         _check_flags_of_ours(own, cfg.sae.architecture())
     return own, cfg
@@ -165,7 +176,7 @@ def own_text(own: argparse.Namespace, context_size: int) -> Dataset | None:
     """The texts of ``--text`` in a column ``text``; None without it."""
     if own.text is None:
         return None
-    texts = list(documents(own.text))
+    texts = list(documents(own.text, own.column))
     n_characters = sum(map(len, texts))
     if n_characters < context_size:  # a token has at least one
         raise ValueError(
@@ -193,7 +204,10 @@ def train(own: argparse.Namespace, cfg: Any) -> ForestEvaluation | None:
                 f"only {ARCHITECTURE!r} trains in several"
             )
         check_places(cfg)
-        LanguageModelSAETrainingRunner(cfg, override_dataset=rows).run()
+        rows = rows_on_disk(cfg) if rows is None else rows
+        with model_of_run(cfg) as model:
+            runner = LanguageModelSAETrainingRunner(cfg, override_dataset=rows, override_model=model)
+        runner.run()
         return None
     faults = {name: getattr(own, name) for name in ("max_bad_batches", "keep_checkpoints", "rank_timeout")}
     if not own.evaluation_tokens:

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from sae_lens_hsae.storage.text_files import json_lines, read_text
+from sae_lens_hsae.storage.text_files import json_lines, text_pieces
 from sae_lens_hsae.text.brown import DOCUMENT, brown_corpus
 
 JSON_LINES = (".jsonl", ".ndjson")
 IN_FOLDERS = (".txt", ".md", *JSON_LINES)
 """Endings of the files that are read from a folder."""
+OF_DATA_SETS = (".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip")
+"""Endings of files that hold no plain text, and that `datasets` reads."""
 
 
 def documents(path: str | Path, column: str = "text") -> Iterator[str]:
     """The texts at a path, none of them empty: a file is one, and so is each line of a ``.jsonl`` file.
+
+    A file of more than 100,000 characters comes in pieces, each a text, see `text_pieces`. Rows of JSON lines whose
+    text is null are left out. No file is read further than its texts are asked for.
 
     Args:
         path: a file of text or JSON lines; a folder, whose ``.txt``, ``.md`` and ``.jsonl`` files are read in the order
@@ -26,25 +31,42 @@ def documents(path: str | Path, column: str = "text") -> Iterator[str]:
         ValueError: naming the file, if it holds no text.
     """
     path = Path(path)
-    if path.suffix == ".tgz" or (path.is_dir() and any(DOCUMENT.fullmatch(each.name) for each in path.iterdir())):
+    if path.suffix.lower() == ".tgz" or (
+        path.is_dir() and any(DOCUMENT.fullmatch(each.name) for each in path.iterdir())
+    ):
         yield from brown_corpus(path)["text"]
         return
     if not path.exists():
         raise FileNotFoundError(f"text={str(path)!r} does not exist; give a text file, JSON lines or a folder of them")
     files = [path]
     if path.is_dir():
-        files = sorted(each for each in path.rglob("*") if each.suffix in IN_FOLDERS and each.is_file())
+        inside = sorted(each for each in path.rglob("*") if each.is_file())
+        files = [each for each in inside if each.suffix.lower() in IN_FOLDERS]
         if not files:
-            raise FileNotFoundError(f"text={str(path)!r} holds no file that ends in {', '.join(IN_FOLDERS)}")
+            of_data_sets = any(each.suffix.lower() in OF_DATA_SETS for each in inside)
+            remedy = f"; read it as a data set: {_as_data_set(path)}" if of_data_sets else ""
+            raise FileNotFoundError(f"text={str(path)!r} holds no file that ends in {', '.join(IN_FOLDERS)}{remedy}")
+    elif path.suffix.lower() in OF_DATA_SETS:
+        raise ValueError(
+            f"text={str(path)!r} ends in {path.suffix}, so it is no plain text; put it alone in a folder, and read "
+            f"that as a data set: {_as_data_set('FOLDER')}. JSON lines must end in {JSON_LINES[0]}"
+        )
     for file in files:
-        found = _of_lines(file, column) if file.suffix in JSON_LINES else [read_text(file)]
+        found = _of_lines(file, column) if file.suffix.lower() in JSON_LINES else text_pieces(file)
         yield from (text for text in found if text.strip())
+
+
+def _as_data_set(folder: Path | str) -> str:
+    return f"dataset={str(folder)!r} (to train dataset_path={str(folder)!r})"
 
 
 def _of_lines(path: Path, column: str) -> Iterator[str]:
     for where, row in json_lines(path):
-        text = row if isinstance(row, str) else row.get(column) if isinstance(row, dict) else None
-        if not isinstance(text, str):
-            has = f"; it has {', '.join(row)}" if isinstance(row, dict) else ""
-            raise ValueError(f"{where} has no text under column={column!r}{has}")
-        yield text
+        if isinstance(row, dict) and column not in row:
+            raise ValueError(f"{where} has no text under column={column!r}; it has {', '.join(row) or 'nothing'}")
+        text = row[column] if isinstance(row, dict) else row
+        if not isinstance(text, str | None):
+            under = f" under column={column!r}" if isinstance(row, dict) else ""
+            raise ValueError(f"{where} has no text{under}, but {text!r:.60}")
+        if text is not None:
+            yield text

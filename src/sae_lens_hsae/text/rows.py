@@ -20,7 +20,7 @@ from sae_lens.tokenization_and_batching import concat_and_batch_sequences
 from tqdm.auto import tqdm
 
 from sae_lens_hsae.text.as_trained import first_token, separator
-from sae_lens_hsae.text.documents import documents
+from sae_lens_hsae.text.documents import OF_DATA_SETS, documents
 from sae_lens_hsae.text.installed import HELD_OUT_OF, INSTALLED, MAX_TOKENS_PER_TEXT, installed_text
 
 DEFAULT_CONTEXT = 128
@@ -38,7 +38,7 @@ class TextSource:
         column: of the data set or the JSON lines, with text.
 
     Raises:
-        ValueError: if both a file and a data set are given.
+        ValueError: if both a file and a data set are given, or the data set is a file.
     """
 
     file: str | Path | None = None
@@ -49,6 +49,8 @@ class TextSource:
     def __post_init__(self) -> None:
         if self.file is not None and self.dataset is not None:
             raise ValueError(f"text={str(self.file)!r} and dataset={str(self.dataset)!r}: give one of them")
+        if self.dataset is not None and Path(self.dataset).is_file():
+            raise ValueError(f"dataset={str(self.dataset)!r} is a file; {_in_place_of_file(self.dataset)}")
 
     def __str__(self) -> str:
         if self.is_installed:
@@ -150,9 +152,11 @@ def rows_on_disk(cfg: LanguageModelSAERunnerConfig[Any]) -> Any:
     wrote.
 
     Raises:
-        ValueError: if the folder holds several data sets, and none is named ``train``.
+        ValueError: if the folder holds several data sets, and none is named ``train``; if it is a file.
     """
     folder = Path(cfg.dataset_path)
+    if folder.is_file():
+        raise ValueError(f"dataset_path={cfg.dataset_path!r} is a file; {_in_place_of_file(folder)}")
     if not cfg.dataset_path or not folder.is_dir() or not (_is_saved(folder) or cfg.is_dataset_tokenized):
         return None
     name = cfg.dataset_path
@@ -167,6 +171,12 @@ def rows_on_disk(cfg: LanguageModelSAERunnerConfig[Any]) -> Any:
 def _is_saved(folder: Path) -> bool:
     """Whether ``save_to_disk`` wrote a folder."""
     return any((folder / file).is_file() for file in ("state.json", "dataset_dict.json"))
+
+
+def _in_place_of_file(path: str | Path) -> str:
+    """What to give where a data set is a file, which would be looked for on the hub."""
+    as_text = "" if Path(path).suffix.lower() in OF_DATA_SETS else f"give it as text={str(path)!r}, or "
+    return f"{as_text}give a folder that holds it alone"
 
 
 def digest(rows: Dataset) -> str:
@@ -214,8 +224,10 @@ def _texts(source: TextSource, held_out: bool | None) -> Iterator[str]:
     else:
         data = load_dataset(name, split=split, streaming=True)
     for row in data:
-        if not isinstance(row.get(source.column), str):
+        text = row.get(source.column, ...)
+        if not isinstance(text, str | None):
             raise ValueError(
                 f"column={source.column!r} holds no text in dataset={name!r}, which has the columns {', '.join(row)}"
             )
-        yield row[source.column]
+        if text is not None:
+            yield text
