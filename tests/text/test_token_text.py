@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AddedToken, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from sae_lens_hsae.text.token_text import TokenTexts, readable, whole_characters
+from sae_lens_hsae.text.token_text import TokenTexts, parting_tokens, readable, whole_characters
 
 BYTES = bytes_to_unicode()
 
@@ -163,3 +163,13 @@ def test_added_tokens_and_chat_tokens():
     ids = tokenizer.convert_tokens_to_ids(["<tool>", "día", "<start_of_turn>"])
     texts = TokenTexts(tokenizer)
     assert [texts[id_] for id_ in ids] == ["<tool>", "día", "<start_of_turn>"]
+
+
+def test_an_unknown_word_and_a_masked_one_part_no_texts():
+    names = {"unk": "[UNK]", "mask": "[MASK]", "cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]"}
+    model = models.WordPiece(vocabulary(*names.values()), unk_token="[UNK]")
+    bert = fast(model, **{f"{role}_token": token for role, token in names.items()})
+    bert.add_special_tokens({"additional_special_tokens": ["<start_of_turn>"]})
+    assert sorted(parting_tokens(bert)) == ["<start_of_turn>", "[CLS]", "[PAD]", "[SEP]"]
+    assert parting_tokens(byte_level("a", unk_token="<|end|>")) == ["<|end|>"], "GPT-2 has one token for all"
+    assert parting_tokens(fast(models.WordLevel(vocabulary("a")))) == []

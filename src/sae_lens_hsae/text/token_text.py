@@ -84,6 +84,17 @@ class TokenTexts(dict[int, str]):
         return bytes(byte_of[character] for character in token) if byte_of.keys() >= set(token) else None
 
 
+def parting_tokens(tokenizer: Any) -> list[str]:
+    """Texts of the special tokens that stand between texts, begin them or fill them up.
+
+    Those of an unknown word and of a masked one stand within a text, so they are none of these, unless they do both, as
+    GPT-2's only special token does.
+    """
+    roles = dict(tokenizer.special_tokens_map)
+    within = {roles.pop("unk_token", None), roles.pop("mask_token", None)} - set(map(str, roles.values()))
+    return [token for token in tokenizer.all_special_tokens if token not in within]
+
+
 def readable(raw: bytes) -> str:
     """The characters that are whole; the other bytes as ``<0xE2>``."""
     return _join([list(raw)])[0]
