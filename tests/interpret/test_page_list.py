@@ -58,7 +58,11 @@ def test_the_tree_is_walked_by_keyboard(opened, hostile_sae):
     assert opened.active_row().startswith(name_of(forest, parent))
     opened.keys("\ue012")
     assert opened.run("return document.querySelector('.row.active').getAttribute('aria-expanded')") == "false"
+    opened.keys("\ue012")
+    assert opened.active_row().startswith(name_of(forest, parent)), "above the top there is nothing to go to"
     opened.keys("\ue010")
+    assert "Standing alone" in opened.active_row()
+    opened.keys("\ue012")
     assert "Standing alone" in opened.active_row()
     opened.keys("\ue014", "\ue015")
     alone = opened.active_row().split("\n")[0]

@@ -219,7 +219,7 @@ class Tree {
       else if (!row.leaf) to += 1;
     } else if (event.key === "ArrowLeft") {
       if (!row.leaf && row.open) this.toggle(this.active, false);
-      else while (to > 0 && this.rows[to].depth >= row.depth) to -= 1;
+      else if (row.depth > 0) while (this.rows[to].depth >= row.depth) to -= 1;
     } else if (event.key === "Enter" || event.key === " ") {
       if (row.group) this.toggle(this.active);
       else this.open(row.feature);
