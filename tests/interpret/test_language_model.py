@@ -309,6 +309,10 @@ def test_random_controls_are_of_the_parents_level_and_fire_about_as_often():
 def test_marks_enclose_runs_of_tokens():
     assert marked([" the", " cat", "s", " sat"], [False, True, True, False]) == "the «cats» sat"
     assert marked(["a", " b"], [True, True]) == "«a b»"
+    split = ["see", " ", "<0xE6>", "<0x97>", "<0xA5>", "<0xE6>", "<0x9C>", "<0xAC>", "."]
+    for place in (2, 3, 4):
+        assert marked(split, [i == place for i in range(9)]) == "see «日»本."
+    assert marked(split[:-2], [True] * 7) == "«see 日<0xE6><0x9C>»"
 
 
 def test_no_edges_to_judge_are_refused(dashboards):

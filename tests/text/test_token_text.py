@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AddedToken, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from sae_lens_hsae.text.token_text import TokenTexts, parting_tokens, readable, whole_characters
+from sae_lens_hsae.text.token_text import TokenTexts, joined_characters, parting_tokens, readable, whole_characters
 
 BYTES = bytes_to_unicode()
 
@@ -135,6 +135,23 @@ def test_tokens_that_hold_text_and_parts_of_characters():
     assert whole_characters([texts[0], texts[1], texts[2], texts[0]]) == [
         " <0xE2><0x9C>", "✓!", "✓<0xE2>", " <0xE2><0x9C>"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        ([], []),
+        ([" a", "b"], [" a", "b"]),
+        (["a", "<0xE6>", "<0x97>", "<0xA5>", "b"], ["a", "日", "b"]),
+        ([" <0xE2><0x9C>", "<0x93><0xF0>", "<0x9F>", "b"], [" ✓<0xF0>", "<0x9F>", "b"]),
+        ([" <0xE2><0x9C>", "<0x93><0xC3>", "<0xA9>", "b"], [" ✓é", "b"]),
+        (["<0x9C>", "<0xE2>", "<0xE2>", "<0x9C>", "<0x93>"], ["<0x9C>", "<0xE2>", "✓"]),
+    ],
+)
+def test_tokens_that_share_a_character_are_joined(texts, expected):
+    found = joined_characters(texts)
+    assert [text for _, text in found] == expected
+    assert [text for tokens, _ in found for text in texts[tokens]] == texts
 
 
 def test_the_replacement_character_itself_is_no_broken_one():
