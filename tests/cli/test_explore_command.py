@@ -53,6 +53,7 @@ def test_the_command_goes_from_a_saved_sae_to_its_page(saved, tmp_path, capsys):
     assert len(first["labels"]) > 1, "the others are named by their tokens"
     assert 350 < first["nTokens"] <= 400
     assert (saved / "dashboards" / "manifest.json").is_file()
+    assert first["separators"] == ["[CLS]", "[PAD]", "[SEP]"], "an unknown word parts no texts"
 
     before = (saved / "dashboards" / "manifest.json").stat().st_mtime_ns
     cli.main(["explore", str(saved), "--output", str(tmp_path / "again.html")])

@@ -26,6 +26,7 @@ from sae_lens_hsae.interpret.snippet import snippet
         ),
         ([" number", " ", "1", "."], 1, "number« »1."),
         ([" end", "\n", "Then"], 1, "end« »Then"),
+        ([" a", " <0xE6>", "<0x97>", "<0xA5>", "<0xE6>", "<0x9C>", "<0xAC>"], 2, "a «日»本"),
         (list("在北京学习" * 20), 50, f"…{'在北京学习' * 8}«在»{'北京学习在' * 8}…"),
     ],
 )

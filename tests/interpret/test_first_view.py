@@ -243,24 +243,35 @@ def test_the_counts_are_those_of_the_evaluation(opened, sae, forest, batches):
 
 @pytest.mark.browser
 def test_hidden_copies_leave_list_path_and_family(opened):
-    labels = (
-        "return Array.from(document.querySelectorAll('.family .relative:last-child .id'), (each) => each.textContent)"
-    )
+    children = ".family .relative:last-child li > p:first-child .id"
     opened.go("#/f/0/1")
-    assert opened.run(labels) == ["1/2"]
+    assert opened.texts(children) == ["1/2"]
+    assert "Its child fires on" in opened.text()
     assert opened.run("return document.querySelector('.family .badge').textContent") == "copy"
     assert "1/2" not in opened.rows(), "closed"
     opened.run("document.getElementById('hide-copies').click()")
     opened.until(lambda: opened.fragment().endswith("copies=hidden"), "the link")
     opened.wait("#/f/0/1?copies=hidden")
-    assert set(opened.run(labels)) == {"2/0", "2/1"}
+    assert set(opened.texts(children)) == {"2/0", "2/1"}
+    through = opened.texts(".children p.muted")
+    assert len(through) == 2
+    assert all(each.startswith("through the hidden copy 1/2 ") for each in through)
+    assert "Its child (a hidden copy) fires on" in opened.text(), "else it would seem to be of the two"
+    assert "Size of its tree\n3 features, copies left out" in opened.text()
+    opened.driver.find_element("css selector", "a.action").click()
+    opened.wait("#/compare/0/1?copies=hidden")
+    assert "and its 1 child (a hidden copy)" in opened.text()
     assert opened.run("return document.getElementById('count').textContent") == "3 trees, 14 features"
-    opened.go("#/f/2/0")
+    opened.go("#/f/2/0?copies=hidden")
     assert opened.run("return document.querySelector('.path').textContent").startswith("0/1")
+    assert opened.texts(".family .relative:first-child a .id") == ["0/1", "1/2"]
+    for said in ("its parent 1/2 (a hidden copy) fires too in", "Where it and its parent 1/2 (a hidden copy) disagree"):
+        assert said in opened.text()
+    assert "its parent 1/2 (a hidden copy)" in opened.texts(".legend .above")
     assert "1/2" not in opened.run("return document.querySelector('.path').textContent")
     assert {"0/1", "2/0", "2/1"} <= set(opened.rows())
     assert "1/2" not in opened.rows()
-    opened.go("#/f/1/2")
+    opened.go("#/f/1/2?copies=hidden")
     selected = opened.run("return document.querySelector('[aria-selected=true] .id').textContent")
     assert selected == "0/1", "a copy is found under what it repeats"
     opened.run("document.getElementById('hide-copies').click()")

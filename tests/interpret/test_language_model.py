@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import sqlite3
 import threading
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -156,6 +158,9 @@ def test_what_misbehaves_once_is_asked_again(server, tmp_path, monkeypatch):
         ('{"label": ""}', "label must be", 3),
         ('["label"]', "no JSON object", 3),
         ("[" * 100_000, "malformed", 3),
+        (r'{"label": "emoji \ud83e"}', "half of a surrogate pair", 3),
+        (r'{"label": "fine", "why": ["\udd14"]}', "half of a surrogate pair", 3),
+        (r'{"label": "fine", "\udd14": 1}', "half of a surrogate pair", 3),
         ("cut", "cut off after max_tokens=200", 3),
     ],
 )
@@ -189,11 +194,11 @@ def test_an_interrupted_run_goes_on_and_a_repeated_one_costs_nothing(server, tmp
     users = [f"text {i}" for i in range(12)]
     server.answer = lambda user, _: 401 if user == "text 7" else label(user)
     endpoint = Endpoint("m", tmp_path / "answers", concurrency=1)
-    assert endpoint.estimate(requests(*users))[0] == 12
+    assert endpoint.estimate(requests(*users), parse_label)[0] == 12
     with pytest.raises(ValueError, match=r"HTTP 401.*OPENAI_API_KEY") as refused:
         endpoint.ask(requests(*users), parse_label)
     assert KEY not in "".join(traceback.format_exception(refused.value))
-    assert endpoint.estimate(requests(*users))[0] < 12
+    assert endpoint.estimate(requests(*users), parse_label)[0] < 12
 
     server.answer = lambda user, _: label(user)
     assert endpoint.ask(requests(*users), parse_label).answers == users
@@ -201,9 +206,9 @@ def test_an_interrupted_run_goes_on_and_a_repeated_one_costs_nothing(server, tmp
     assert all(before[user] == 1 for user in users[:7])
     assert endpoint.ask(requests(*users), parse_label).n_cached == 12
     assert server.asked == before
-    assert endpoint.estimate(requests(*users)) == (0, 0, 0)
+    assert endpoint.estimate(requests(*users), parse_label) == (0, 0, 0, 0)
     other = Endpoint("another", tmp_path / "answers")
-    assert other.estimate(requests(*users))[0] == 12
+    assert other.estimate(requests(*users), parse_label)[0] == 12
 
 
 def test_what_is_missing_is_said_before_anything_is_asked(server, tmp_path, monkeypatch):
@@ -223,9 +228,23 @@ def test_what_is_missing_is_said_before_anything_is_asked(server, tmp_path, monk
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(ValueError, match="OPENAI_API_KEY is not set"):
         Endpoint("m", tmp_path / "answers").ask(requests("x"), parse_label)
-    assert Endpoint("m", tmp_path / "answers").estimate(requests("x"))[0] == 1
-    assert Endpoint("m", tmp_path / "none" / "answers").estimate(requests("x"))[0] == 1
+    assert Endpoint("m", tmp_path / "answers").estimate(requests("x"), parse_label)[0] == 1
+    assert Endpoint("m", tmp_path / "none" / "answers").estimate(requests("x"), parse_label)[0] == 1
     assert not (tmp_path / "none").exists(), "an estimate writes nothing"
+
+
+@pytest.mark.parametrize("kept", [r'{"label": "emoji \ud83e"}', "no object", '{"label": 3}'])
+def test_a_kept_answer_that_cannot_be_used_is_asked_again(server, tmp_path, kept):
+    server.answer = lambda user, _: label(user)
+    endpoint = Endpoint("m", tmp_path / "answers")
+    endpoint.ask(requests("a", "b"), parse_label)
+    with closing(sqlite3.connect(tmp_path / "answers")) as stored, stored:
+        stored.execute("UPDATE answers SET answer = ? WHERE answer = ?", (kept, label("a")))
+    assert endpoint.estimate(requests("a", "b"), parse_label)[0] == 1
+    replies = endpoint.ask(requests("a", "b"), parse_label)
+    assert replies.answers == ["a", "b"]
+    assert replies.n_cached == 1
+    assert endpoint.ask(requests("a", "b"), parse_label).n_cached == 2
 
 
 TEXTS = ["", " Science", " biology", " physics", " Iron", "", "", ""]
@@ -311,6 +330,10 @@ def test_random_controls_are_of_the_parents_level_and_fire_about_as_often():
 def test_marks_enclose_runs_of_tokens():
     assert marked([" the", " cat", "s", " sat"], [False, True, True, False]) == "the «cats» sat"
     assert marked(["a", " b"], [True, True]) == "«a b»"
+    split = ["see", " ", "<0xE6>", "<0x97>", "<0xA5>", "<0xE6>", "<0x9C>", "<0xAC>", "."]
+    for place in (2, 3, 4):
+        assert marked(split, [i == place for i in range(9)]) == "see «日»本."
+    assert marked(split[:-2], [True] * 7) == "«see 日<0xE6><0x9C>»"
 
 
 def test_no_edges_to_judge_are_refused(dashboards):
@@ -333,7 +356,12 @@ def test_the_commands_estimate_and_then_write(server, saved, capsys, monkeypatch
             cli.main(["label", str(saved), "--model", "m"])
     estimated = capsys.readouterr().out
     assert estimated.startswith(f"{n_fired} questions to ask, about ")
+    assert f" at most {200 * n_fired:,} out, or {4096 * n_fired:,} if the model reasons first" in estimated
     assert "; at most about 0." in estimated
+    cli.main(["label", str(saved), "--model", "m", "--estimate", "--price", "0", "2", "--json"])
+    said = json.loads(capsys.readouterr().out)
+    assert said["tokens_out_at_most_if_it_reasons"] == 4096 * n_fired
+    assert said["cost_at_most_if_it_reasons"] == pytest.approx(4096 * n_fired * 2 / 1e6)
     assert not server.asked
     cli.main(["label", str(saved), "--model", "m"])
     written = json.loads((saved / "labels.json").read_text())

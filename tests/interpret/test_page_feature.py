@@ -3,10 +3,12 @@
 import pytest
 import torch
 from hostile_page import HOSTILE, name_of
+from planted import planted_dashboards
 from small_saes import WIDTHS
 
 from sae_lens_hsae.interpret.feature_cache import clarity
 from sae_lens_hsae.interpret.labels import label_detection
+from sae_lens_hsae.interpret.page import write_page
 
 pytestmark = pytest.mark.browser
 
@@ -102,3 +104,51 @@ def test_search_finds_tokens_labels_and_contexts(opened):
     opened.go("#/search/nowhere%20to%20be%20found")
     assert "None." in opened.text()
     assert "0 found." in opened.text()
+
+
+@pytest.fixture
+def page_of_pieces(browser, tmp_path):
+    """Characters that are split over tokens, a token of nothing but space, and a token that parts texts."""
+    texts = ["see", " ", "<0xE6>", "<0x97>", "<0xA5>本<0xF0>", "<0x9F><0xA4><0x94>!", "[SEP]", "\n"]
+    contexts = [[0, 1, 2, 3, 4, 5, 0, 0], [0, 1, 6, 0, 6, 0, 6, 0], [0, 6, 0, 6, 7, 6, 0, 6]] * 5
+    data = planted_dashboards({0: (0,), 1: (7,)}, contexts=contexts)
+    page = write_page(
+        data, data.forest, tmp_path / "p.html", texts.__getitem__, {0: "a verb", 1: "line"}, separators=["[SEP]"]
+    )
+    return browser.anew(page)
+
+
+@pytest.mark.parametrize(
+    ("query", "shown"),
+    [
+        ("see%20日本🤔!see", "🤔"),
+        ("🤔", "🤔"),
+        ("%3C0xE6%3E", "<0xE6>"),  # the chip of a token that is a byte
+        ("%0A", "↵"),  # where a text ends no line does
+        ("%20", "see "),
+    ],
+)
+def test_contexts_are_found_by_what_one_reads(page_of_pieces, query, shown):
+    page_of_pieces.run("location.hash = arguments[0]", f"#/search/{query}")
+    page_of_pieces.wait(page_of_pieces.fragment())
+    found = page_of_pieces.texts(".found .context")
+    assert found
+    assert all(shown in each for each in found)
+    assert page_of_pieces.errors() == []
+
+
+def test_the_chip_of_a_token_of_space_finds_it(page_of_pieces):
+    page_of_pieces.go("#/f/0/1")
+    page_of_pieces.run("document.querySelector('a.chip').click()")
+    page_of_pieces.wait("#/search/%0A")
+    assert page_of_pieces.texts("section:nth-of-type(1) li .id") == ["0/1"]
+    assert page_of_pieces.texts("main h2")[0].endswith("match (1)")
+    page_of_pieces.go("#/search/")
+    assert "Type a token" in page_of_pieces.text()
+
+
+def test_the_list_is_filtered_by_tokens_too(page_of_pieces):
+    page_of_pieces.choose("filter-text", "SEE")
+    assert page_of_pieces.rows()[-1] == "0/0"
+    page_of_pieces.choose("filter-text", "verb")
+    assert page_of_pieces.rows()[-1] == "0/0"

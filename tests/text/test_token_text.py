@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AddedToken, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from sae_lens_hsae.text.token_text import TokenTexts, readable, whole_characters
+from sae_lens_hsae.text.token_text import TokenTexts, joined_characters, parting_tokens, readable, whole_characters
 
 BYTES = bytes_to_unicode()
 
@@ -137,6 +137,23 @@ def test_tokens_that_hold_text_and_parts_of_characters():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        ([], []),
+        ([" a", "b"], [" a", "b"]),
+        (["a", "<0xE6>", "<0x97>", "<0xA5>", "b"], ["a", "日", "b"]),
+        ([" <0xE2><0x9C>", "<0x93><0xF0>", "<0x9F>", "b"], [" ✓<0xF0>", "<0x9F>", "b"]),
+        ([" <0xE2><0x9C>", "<0x93><0xC3>", "<0xA9>", "b"], [" ✓é", "b"]),
+        (["<0x9C>", "<0xE2>", "<0xE2>", "<0x9C>", "<0x93>"], ["<0x9C>", "<0xE2>", "✓"]),
+    ],
+)
+def test_tokens_that_share_a_character_are_joined(texts, expected):
+    found = joined_characters(texts)
+    assert [text for _, text in found] == expected
+    assert [text for tokens, _ in found for text in texts[tokens]] == texts
+
+
 def test_the_replacement_character_itself_is_no_broken_one():
     tokenizer = byte_level(as_bytes("\ufffd"), "a")
     assert TokenTexts(tokenizer)[1] == "\ufffd"
@@ -163,3 +180,13 @@ def test_added_tokens_and_chat_tokens():
     ids = tokenizer.convert_tokens_to_ids(["<tool>", "día", "<start_of_turn>"])
     texts = TokenTexts(tokenizer)
     assert [texts[id_] for id_ in ids] == ["<tool>", "día", "<start_of_turn>"]
+
+
+def test_an_unknown_word_and_a_masked_one_part_no_texts():
+    names = {"unk": "[UNK]", "mask": "[MASK]", "cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]"}
+    model = models.WordPiece(vocabulary(*names.values()), unk_token="[UNK]")
+    bert = fast(model, **{f"{role}_token": token for role, token in names.items()})
+    bert.add_special_tokens({"additional_special_tokens": ["<start_of_turn>"]})
+    assert sorted(parting_tokens(bert)) == ["<start_of_turn>", "[CLS]", "[PAD]", "[SEP]"]
+    assert parting_tokens(byte_level("a", unk_token="<|end|>")) == ["<|end|>"], "GPT-2 has one token for all"
+    assert parting_tokens(fast(models.WordLevel(vocabulary("a")))) == []

@@ -19,7 +19,7 @@ from sae_lens_hsae.storage.text_files import read_text
 from sae_lens_hsae.storage.whole_files import write_whole
 from sae_lens_hsae.text.as_trained import positions
 from sae_lens_hsae.text.hook_point import ids_of_text
-from sae_lens_hsae.text.token_text import TokenTexts, whole_characters
+from sae_lens_hsae.text.token_text import TokenTexts
 
 
 def run_contrast(chosen: argparse.Namespace) -> Outcome:
@@ -105,4 +105,4 @@ def _example(finding: Finding, texts: Sequence[Sequence[str]], sae: Any, model: 
     at = [position - len(start) for position in range(len(start) + len(ids))[positions(sae.cfg.metadata)]]
     place = [position for position in at if position >= 0][token]
     written = TokenTexts(model.tokenizer)
-    return printable(snippet(whole_characters([written[id_] for id_ in ids]), place))
+    return printable(snippet([written[id_] for id_ in ids], place))

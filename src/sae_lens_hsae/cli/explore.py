@@ -31,7 +31,7 @@ from sae_lens_hsae.sae.inference import HierarchicalSAE
 from sae_lens_hsae.storage.whole_files import check_file_writable, check_writable
 from sae_lens_hsae.text.as_trained import excluded_tokens
 from sae_lens_hsae.text.rows import TextSource, digest
-from sae_lens_hsae.text.token_text import TokenTexts
+from sae_lens_hsae.text.token_text import TokenTexts, parting_tokens
 
 
 def run_explore(chosen: argparse.Namespace) -> Outcome:
@@ -139,7 +139,7 @@ def explore(
         title=title,
         explanations=explanations,
         sections=circuit_sections,
-        separators=tokenizer.all_special_tokens,
+        separators=parting_tokens(tokenizer),
     )
 
 

@@ -12,8 +12,9 @@ from sae_lens_hsae.interpret.feature_cache import Dashboards
 from sae_lens_hsae.interpret.labels import token_labels
 from sae_lens_hsae.interpret.labels.files import LABELS_FILENAME, labels_beside, write_labels
 from sae_lens_hsae.interpret.language_model import Endpoint, Replies, Request, judge_pairs, label_features, sample_pairs
-from sae_lens_hsae.interpret.language_model.judging import JUDGEMENTS_FILENAME, judge_requests
-from sae_lens_hsae.interpret.language_model.naming import firing_by_level, label_requests
+from sae_lens_hsae.interpret.language_model.endpoint import Parse
+from sae_lens_hsae.interpret.language_model.judging import JUDGEMENTS_FILENAME, judge_requests, parse_judgement
+from sae_lens_hsae.interpret.language_model.naming import firing_by_level, label_requests, parse_label
 from sae_lens_hsae.storage.whole_files import check_writable, write_whole
 
 JUDGE_TEMPERATURE = 0.7
@@ -43,7 +44,8 @@ def _label(
     # The parents' new labels are not known yet; those of before stand in for them, or their tokens.
     output = Path(chosen.output or folder / LABELS_FILENAME)
     named = labels_beside(folder, output, lambda: dashboards.fingerprint) if output.is_file() else {}
-    estimated = _estimate(chosen, endpoint, label_requests(dashboards, features, text_of, named, by_tokens))
+    requests = label_requests(dashboards, features, text_of, named, by_tokens)
+    estimated = _estimate(chosen, endpoint, requests, parse_label)
     if chosen.estimate:
         return estimated
     print(estimated.text, flush=True)
@@ -66,7 +68,8 @@ def _judge(
     if chosen.repetitions < 1:
         raise ValueError(f"repetitions={chosen.repetitions} must be at least 1")
     pairs = sample_pairs(dashboards, chosen.n_edges)
-    estimated = _estimate(chosen, endpoint, judge_requests(dashboards, pairs, text_of, chosen.repetitions))
+    requests = judge_requests(dashboards, pairs, text_of, chosen.repetitions)
+    estimated = _estimate(chosen, endpoint, requests, parse_judgement)
     if chosen.estimate:
         return estimated
     print(estimated.text, flush=True)
@@ -91,13 +94,22 @@ def _check_answered(*replies: Replies) -> None:
         raise ValueError(f"no question was answered ({why}); nothing is written")
 
 
-def _estimate(chosen: argparse.Namespace, endpoint: Endpoint, requests: list[Request]) -> Outcome:
-    n, n_in, n_out = endpoint.estimate(requests)
-    text = f"{n:,} questions to ask, about {n_in:,} tokens in and at most {n_out:,} out"
-    data: dict[str, float] = {"questions": n, "tokens_in": n_in, "tokens_out_at_most": n_out}
+def _estimate(chosen: argparse.Namespace, endpoint: Endpoint, requests: list[Request], parse: Parse) -> Outcome:
+    n, n_in, n_out, n_reasoned = endpoint.estimate(requests, parse)
+    text = (
+        f"{n:,} questions to ask, about {n_in:,} tokens in and at most {n_out:,} out, or {n_reasoned:,} if the model "
+        "reasons first, malformed answers aside"
+    )
+    data: dict[str, float] = {
+        "questions": n,
+        "tokens_in": n_in,
+        "tokens_out_at_most": n_out,
+        "tokens_out_at_most_if_it_reasons": n_reasoned,
+    }
     if chosen.price:
-        data["cost_at_most"] = (n_in * chosen.price[0] + n_out * chosen.price[1]) / 1e6
-        text += f"; at most about {data['cost_at_most']:,.2f}"
+        cost, cost_reasoned = ((n_in * chosen.price[0] + out * chosen.price[1]) / 1e6 for out in (n_out, n_reasoned))
+        data |= {"cost_at_most": cost, "cost_at_most_if_it_reasons": cost_reasoned}
+        text += f"; at most about {cost:,.2f}, or {cost_reasoned:,.2f} if it reasons"
     return Outcome(text, data)
 
 

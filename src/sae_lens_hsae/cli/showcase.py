@@ -22,7 +22,7 @@ from sae_lens_hsae.interpret.page.first_view import MIN_CONCEPTS, first_view
 from sae_lens_hsae.sae.inference import HierarchicalSAE
 from sae_lens_hsae.text.load_model import model_of_run
 from sae_lens_hsae.text.rows import TextSource
-from sae_lens_hsae.text.token_text import TokenTexts
+from sae_lens_hsae.text.token_text import TokenTexts, parting_tokens
 from sae_lens_hsae.training.run_checks import check_places
 
 TREES_SHOWN = 5
@@ -105,6 +105,6 @@ def trees(
     roots = first_view(dashboards, sae.forest, concepts, detection, text_of, labels).families[:n_trees].tolist()
     if not roots:
         return "\nNo feature has two children that are no copies of it: train longer, or lower minimum_similarity."
-    separators = frozenset(tokenizer.all_special_tokens)
+    separators = frozenset(parting_tokens(tokenizer))
     drawn = [draw_family(concepts, root, dashboards, labels, text_of, separators, max_children) for root in roots]
     return "\n\n".join([f"\n{len(roots)} trees: {RULE}.\n{LEGEND}", *drawn])

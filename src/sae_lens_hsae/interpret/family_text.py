@@ -8,7 +8,6 @@ from sae_lens_hsae.forest.concepts import Concepts
 from sae_lens_hsae.interpret.feature_cache import Dashboards
 from sae_lens_hsae.interpret.snippet import snippet
 from sae_lens_hsae.storage.json_files import printable
-from sae_lens_hsae.text.token_text import whole_characters
 
 MAX_CHILDREN = 5
 
@@ -73,7 +72,7 @@ def context_of(
         return "never fires"
     ids = [id_ for id_ in dashboards.token_ids[feature, 0].tolist() if id_ >= 0]
     place = int(dashboards.peak_positions[feature, 0])
-    texts = whole_characters([text_of(id_) for id_ in ids])
+    texts = [text_of(id_) for id_ in ids]
     first = max((i + 1 for i in range(place) if texts[i] in separators), default=0)
     last = min((i for i in range(place + 1, len(texts)) if texts[i] in separators), default=len(texts))
     return snippet(texts[first:last], place - first)

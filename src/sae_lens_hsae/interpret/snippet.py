@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sae_lens_hsae.interpret.labels.words import in_one_word
+from sae_lens_hsae.text.token_text import joined_characters
 
 AROUND = 40
 
@@ -13,11 +14,13 @@ def snippet(texts: Sequence[str], place: int, around: int = AROUND) -> str:
     """The word at a token, between « and », and what stands around it.
 
     Args:
-        texts: of consecutive tokens, from `whole_characters`.
+        texts: of consecutive tokens, from `TokenTexts`.
         place: of the token.
         around: most characters before the word, and as many after it.
     """
-    first = last = place
+    pieces = joined_characters(texts)
+    first = last = next(i for i, (tokens, _) in enumerate(pieces) if place < tokens.stop)
+    texts = [text for _, text in pieces]
     while first > 0 and in_one_word(texts[first - 1], texts[first]):
         first -= 1
     while last + 1 < len(texts) and in_one_word(texts[last], texts[last + 1]):

@@ -7,6 +7,7 @@ import re
 from codecs import getincrementaldecoder
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -84,9 +85,20 @@ class TokenTexts(dict[int, str]):
         return bytes(byte_of[character] for character in token) if byte_of.keys() >= set(token) else None
 
 
+def parting_tokens(tokenizer: Any) -> list[str]:
+    """Texts of the special tokens that stand between texts, begin them or fill them up.
+
+    Those of an unknown word and of a masked one stand within a text, so they are none of these, unless they do both, as
+    GPT-2's only special token does.
+    """
+    roles = dict(tokenizer.special_tokens_map)
+    within = {roles.pop("unk_token", None), roles.pop("mask_token", None)} - set(map(str, roles.values()))
+    return [token for token in tokenizer.all_special_tokens if token not in within]
+
+
 def readable(raw: bytes) -> str:
     """The characters that are whole; the other bytes as ``<0xE2>``."""
-    return _join([list(raw)])[0]
+    return _join([list(raw)])[0][0]
 
 
 def whole_characters(texts: Sequence[str]) -> list[str]:
@@ -95,29 +107,48 @@ def whole_characters(texts: Sequence[str]) -> list[str]:
     Args:
         texts: of consecutive tokens, from `TokenTexts`.
     """
-    if not any(map(BYTE.search, texts)):
-        return list(texts)
+    return _join(_pieces(texts))[0] if any(map(BYTE.search, texts)) else list(texts)
+
+
+def joined_characters(texts: Sequence[str]) -> list[tuple[slice, str]]:
+    """Tokens of a context, those together that share a character: which they are, and their text.
+
+    Args:
+        texts: of consecutive tokens, from `TokenTexts`.
+    """
+    firsts = _join(_pieces(texts))[1] if any(map(BYTE.search, texts)) else range(len(texts))
+    go_on = {i for last, first in enumerate(firsts) for i in range(first + 1, last + 1)}
+    bounds = [*(i for i in range(len(texts)) if i not in go_on), len(texts)]
+    return [(slice(start, stop), whole_characters(["".join(texts[start:stop])])[0]) for start, stop in pairwise(bounds)]
+
+
+def _pieces(texts: Sequence[str]) -> list[list[int | str]]:
+    """Each text as the bytes that are written in it and the text between them."""
     # Splitting by a group gives text and the group's digits in turn.
     split = [[int(piece, 16) if i % 2 else piece for i, piece in enumerate(BYTE.split(text))] for text in texts]
-    return _join([[piece for piece in pieces if piece != ""] for pieces in split])
+    return [[piece for piece in pieces if piece != ""] for pieces in split]
 
 
-def _join(tokens: Sequence[Sequence[int | str]]) -> list[str]:
-    """Text of each token, given as bytes and as text that is no bytes."""
-    decoder, texts = getincrementaldecoder("utf-8")(), []
-    for pieces in tokens:
+def _join(tokens: Sequence[Sequence[int | str]]) -> tuple[list[str], list[int]]:
+    """Text of each token, given as bytes and as text that is no bytes; and with which token its characters begin."""
+    decoder, texts, firsts = getincrementaldecoder("utf-8")(), [], []
+    begun = 0
+    for i, pieces in enumerate(tokens):
         text = own = ""
+        first = i
         for piece in pieces:
             if isinstance(piece, str):
                 decoder.reset()
                 text, own = text + own + piece, ""
                 continue
             shown = f"<0x{piece:02X}>"
+            if not decoder.getstate()[0]:
+                begun = i
             try:
                 character = decoder.decode(bytes([piece]))
             except UnicodeDecodeError:
                 decoder.reset()
-                text, own = text + own, ""
+                text, own, begun = text + own, "", i
                 try:  # it does not go on with the character before it, but it may begin one
                     character = decoder.decode(bytes([piece]))
                 except UnicodeDecodeError:
@@ -125,5 +156,7 @@ def _join(tokens: Sequence[Sequence[int | str]]) -> list[str]:
                     text += shown
                     continue
             text, own = (text + character, "") if character else (text, own + shown)
+            first = min(first, begun) if character else first
         texts.append(text + own)
-    return texts
+        firsts.append(first)
+    return texts, firsts

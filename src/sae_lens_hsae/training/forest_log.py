@@ -17,7 +17,7 @@ from sae_lens_hsae.evaluation import evaluate_forest
 from sae_lens_hsae.interpret.family_text import MAX_CHILDREN, children_by_narrowing
 from sae_lens_hsae.interpret.feature_cache import DashboardSettings, collect_dashboards, dashboards_folder
 from sae_lens_hsae.interpret.feature_cache.unembedding import unembedding_of
-from sae_lens_hsae.interpret.page import TokenTexts, write_page
+from sae_lens_hsae.interpret.page import TokenTexts, parting_tokens, write_page
 from sae_lens_hsae.interpret.page.first_view import first_view
 from sae_lens_hsae.sae.inference import HierarchicalSAE
 from sae_lens_hsae.sae.training import HierarchicalTrainingSAE
@@ -79,7 +79,7 @@ class ForestLog:
         self._excluded = [] if store.exclude_special_tokens is None else store.exclude_special_tokens.tolist()
         self._pairs = list(_sample(store, settings.n_tokens))
         tokenizer = getattr(model, "tokenizer", None)
-        self._separators = tokenizer.all_special_tokens if tokenizer else []
+        self._separators = parting_tokens(tokenizer) if tokenizer else []
         self._text: Callable[[int], str] = TokenTexts(tokenizer).__getitem__ if tokenizer else "⟨{}⟩".format
 
     def after_update(self, trainer: HierarchicalSAETrainer) -> None:

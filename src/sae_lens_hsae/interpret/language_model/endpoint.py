@@ -34,6 +34,9 @@ MAX_TOKENS_WITH_REASONING = 4096
 """The same of a model that reasons first, whose thoughts count."""
 MAX_SAID = 300  # characters shown of what an endpoint says
 
+MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError)
+"""What an answer that cannot be used raises."""
+
 Parse = Callable[[dict[str, Any]], Any]
 
 
@@ -110,14 +113,19 @@ class Endpoint:
             )
         _openai()
 
-    def estimate(self, requests: Sequence[Request]) -> tuple[int, int, int]:
-        """How many requests the cache lacks, their prompt tokens (roughly), and the most tokens of their answers."""
-        new = requests
+    def estimate(self, requests: Sequence[Request], parse: Parse) -> tuple[int, int, int, int]:
+        """How many requests the cache lacks, their prompt tokens (roughly), and the most tokens of their answers.
+
+        The last number is the most tokens of answers from a model that reasons first. What is asked again since its
+        answer was malformed is not in it.
+        """
+        new = list(requests)
         if self.cache.is_file():
             with closing(self._open("ro")) as stored:
-                new = [request for request in requests if _stored(stored, self._key(request)) is None]
+                new = [request for request in requests if self._stored(stored, request, parse) is None]
         characters = sum(len(request.system) + len(request.user) for request in new)
-        return len(new), round(characters / CHARACTERS_PER_TOKEN), len(new) * MAX_TOKENS
+        n_in = round(characters / CHARACTERS_PER_TOKEN)
+        return len(new), n_in, len(new) * MAX_TOKENS, len(new) * MAX_TOKENS_WITH_REASONING
 
     def ask(self, requests: Sequence[Request], parse: Parse, progress: str | None = None) -> Replies:
         """Ask all; every answer is kept as soon as it comes, so that an interrupted call goes on where it was.
@@ -137,11 +145,10 @@ class Endpoint:
         with closing(self._open()) as stored:
             open_ones = []
             for i, request in enumerate(requests):
-                text = _stored(stored, self._key(request))
-                if text is None:
+                replies.answers[i] = self._stored(stored, request, parse)
+                if replies.answers[i] is None:
                     open_ones.append(i)
                 else:
-                    replies.answers[i] = parse(_object(text))
                     replies.n_cached += 1
             if not open_ones:
                 return replies
@@ -223,7 +230,7 @@ class Endpoint:
             except openai.OpenAIError as error:
                 answer.n_malformed += 1
                 answer.error = f"unreadable response ({type(error).__name__})"
-            except (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError) as error:
+            except MALFORMED as error:
                 answer.n_malformed += 1
                 answer.error = f"malformed answer ({error})"
             else:
@@ -251,6 +258,14 @@ class Endpoint:
             stored.close()
             raise ValueError(f"cache={str(self.cache)!r} is no cache of answers ({error}); give another file") from None
         return stored
+
+    def _stored(self, stored: sqlite3.Connection, request: Request, parse: Parse) -> Any:
+        """What the kept answer says; None where there is none, or one that cannot be used, which is asked again."""
+        row = stored.execute("SELECT answer FROM answers WHERE request = ?", (self._key(request),)).fetchone()
+        try:
+            return None if row is None else parse(_object(row[0]))
+        except MALFORMED:
+            return None
 
     def _key(self, request: Request) -> str:
         parts = [os.environ.get(URL_VARIABLE), self.model, self.temperature, MAX_TOKENS]
@@ -288,16 +303,15 @@ def _said(error: Any) -> str:
     return f": {printable(said.strip().replace(key, '…'))[:MAX_SAID]}"
 
 
-def _stored(stored: sqlite3.Connection, key: str) -> str | None:
-    row = stored.execute("SELECT answer FROM answers WHERE request = ?", (key,)).fetchone()
-    return None if row is None else row[0]
-
-
 def _object(text: str) -> dict[str, Any]:
     """The JSON object that an answer is, with or without a code fence around it."""
     data = json.loads(text.strip().removeprefix("```json").removeprefix("```").removesuffix("```"))
     if not isinstance(data, dict):
         raise ValueError("no JSON object")
+    try:
+        json.dumps(data, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair, which cannot be written") from None
     return data
 
 

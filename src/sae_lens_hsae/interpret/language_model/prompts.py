@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sae_lens_hsae.interpret.feature_cache import Dashboards
-from sae_lens_hsae.text.token_text import whole_characters
+from sae_lens_hsae.text.token_text import joined_characters
 
 MARKED_FROM = 0.3
 """A token is marked if the feature's activation on it is at least this share of the context's highest."""
@@ -34,14 +34,22 @@ def contexts(
             acts = dashboards.activations[feature, slot].float()
             tokens = dashboards.token_ids[feature, slot].tolist()
             marks = (acts >= MARKED_FROM * acts.max()).tolist()
-            shown[number] = marked(whole_characters([text_of(id_) for id_ in tokens if id_ >= 0]), marks)
+            shown[number] = marked([text_of(id_) for id_ in tokens if id_ >= 0], marks)
     return list(shown.values())
 
 
 def marked(texts: list[str], marks: list[bool]) -> str:
-    """Tokens joined to one line, runs of marked ones between « and », with the space before a word outside."""
+    """Tokens joined to one line, runs of marked ones between « and », with the space before a word outside.
+
+    Of a character that is split over tokens it is enough that one is marked.
+
+    Args:
+        texts: of consecutive tokens, from `TokenTexts`.
+        marks: of each token, and maybe of none that follow.
+    """
     line, inside = "", False
-    for text, mark in zip(texts, marks, strict=False):
+    for tokens, text in joined_characters(texts):
+        mark = any(marks[tokens])
         if inside and not mark:
             line += "»"
         if mark and not inside:

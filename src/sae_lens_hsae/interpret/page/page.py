@@ -89,8 +89,8 @@ def write_page(
         start: features whose trees the page opens on, by flat index or by name, such as ``"2/313"``; below them stand
             the trees that the page itself finds worth a look.
         sections: of one's own, such as a circuit, on the first view.
-        separators: texts of tokens that part texts, such as a tokenizer's ``all_special_tokens``. Contexts are cut
-            there, or show a mark, unless the feature fires on the token.
+        separators: texts of tokens that part texts, see ``parting_tokens``. Contexts are cut there, or show a
+            mark, unless the feature fires on the token.
 
     Returns:
         The file's path.

@@ -5,12 +5,22 @@ const main = document.getElementById("main");
 async function start() {
   const [block, vocabulary] = await Promise.all([decodeBlock("forest"), decodeBlock("vocabulary")]);
   const forest = new Forest(block, vocabulary.tokens);
-  const open = (feature) => { location.hash = `#/f/${forest.id(feature)}`; };
   let current = 0, colour = "";
+  const linkTo = (path) => writeLink(path, { ...tree.state(), colour });
+  const follow = (path) => { location.hash = linkTo(path); };
+  const open = (feature) => follow(`#/f/${forest.id(feature)}`);
+  // Links of the page's own keep what is set.
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest?.('a[href^="#/"]');
+    link?.setAttribute("href", linkTo(readLink(link.getAttribute("href")).path));
+  });
+  document.getElementById("search").addEventListener("submit", (event) => {
+    event.preventDefault();
+    follow(`#/search/${encodeQuery(document.getElementById("query").value)}`);
+  });
   // The link that stands in the address bar says what is shown; filtering makes no new entry to go back to.
   const note = () => {
-    const { path } = readLink(location.hash);
-    const link = writeLink(path, { ...tree.state(), colour });
+    const link = linkTo(readLink(location.hash).path);
     if (link !== location.hash) history.replaceState(null, "", link);
   };
   const recolour = (key) => {
@@ -24,7 +34,7 @@ async function start() {
     const isCurrent = () => mine === current;
     const asked = location.hash;
     const { path, state } = readLink(asked);
-    if (state) {
+    if (writeLink("", state) !== linkTo("")) {
       colour = COLOURINGS.some(([key]) => key === state.colour) ? state.colour : "";
       tree.restore(state);
     }
@@ -41,7 +51,7 @@ async function start() {
       try { query = decodeURIComponent(query); } catch { /* a link with a stray %: search for it as it stands */ }
       document.getElementById("query").value = query;
       shown = searchView(forest, query, isCurrent);
-    } else if (view === "map" || view === "part") shown = mapView(forest, open, [first, rest[0] ?? ""], colour, recolour);
+    } else if (view === "map" || view === "part") shown = mapView(forest, open, follow, [first, rest[0] ?? ""], colour, recolour);
     else shown = firstView(forest);
     if (!isCurrent()) return;
     main.replaceChildren(...shown.parts);
@@ -91,10 +101,6 @@ document.getElementById("theme").addEventListener("click", () => {
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => theme());
 document.getElementById("menu").addEventListener("click", () => menu(!document.getElementById("side").classList.contains("open")));
-document.getElementById("search").addEventListener("submit", (event) => {
-  event.preventDefault();
-  location.hash = `#/search/${encodeQuery(document.getElementById("query").value)}`;
-});
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") menu(false);
   if (event.key !== "/" || /^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement?.tagName ?? "")) return;

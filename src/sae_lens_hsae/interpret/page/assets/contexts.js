@@ -57,7 +57,7 @@ function shadingLegend(forest, feature) {
   own.style.setProperty("--own", "0.8");
   const parts = [own];
   if (forest.parents[feature] >= 0) {
-    const above = element("span", { class: "token above" }, "its parent");
+    const above = element("span", { class: "token above" }, parentPhrase(forest, feature));
     above.style.setProperty("--above", "1");
     parts.push(" ", above);
   }

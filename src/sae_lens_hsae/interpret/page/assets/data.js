@@ -102,6 +102,13 @@ class Forest {
     return Array.from(this.strongest.subarray(feature * this.nStrongest, (feature + 1) * this.nStrongest))
       .filter((token) => token > 0).map((token) => this.tokens[token]);
   }
+  // Of each token 2 if it is the text, 1 if it holds it, and 0 otherwise.
+  tokensWith(text) {
+    return Uint8Array.from(this.tokens, (token) => {
+      const plain = token.trim().toLowerCase() || token;
+      return plain === text ? 2 : plain.includes(text) ? 1 : 0;
+    });
+  }
   // Its label, or else the tokens it is strongest on.
   name(feature) {
     if (this.names[feature] === undefined) {

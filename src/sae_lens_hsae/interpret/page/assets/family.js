@@ -79,13 +79,28 @@ function aloneCard(forest, feature, pending) {
 
 function share(value) { return element("strong", {}, percent(value)); }
 
+// The parent that the numbers are about, by its name where it is a copy that is hidden.
+function parentPhrase(forest, feature) {
+  const parent = forest.parents[feature];
+  return parent === forest.above(feature) ? "its parent" : `its parent ${forest.id(parent)} (a hidden copy)`;
+}
+
+// What is to be said beside the number of children that the numbers are about.
+function hiddenPhrase(forest, feature) {
+  const children = forest.children(feature);
+  const hidden = forest.hideCopies ? children.filter((child) => forest.isCopy[child]).length : 0;
+  if (!hidden) return "";
+  return children.length === 1 ? " (a hidden copy)" : ` (${hidden} of them ${hidden === 1 ? "a hidden copy" : "hidden copies"})`;
+}
+
 // Parent, feature and children in three columns.
 function familyNode(forest, feature, data, pending) {
   const parent = forest.above(feature), children = forest.below(feature)
     .sort((a, b) => (forest.childGivenParent[b] || 0) - (forest.childGivenParent[a] || 0) || a - b);
   const column = (title, ...content) => element("div", { class: "relative" }, element("h3", {}, title), ...content);
   const above = parent >= 0
-    ? column("Parent", element("p", {}, featureLink(forest, parent), copyBadge(forest, parent)), wordsNode(forest, parent))
+    ? column("Parent", element("p", {}, featureLink(forest, parent), copyBadge(forest, parent)), parent === forest.parents[feature] ? null
+      : element("p", { class: "muted" }, "through its hidden copy ", featureLink(forest, forest.parents[feature]), ", which the numbers and contexts below are about"), wordsNode(forest, parent))
     : column("Parent", element("p", { class: "muted" }, forest.level(feature) ? `None: unassigned. No feature of level ${forest.level(feature) - 1} is alike enough.` : "None: features of level 0 are roots."));
   if (parent >= 0) pending.push(withSnippets(forest, parent, above, 3));
   const own = column("This feature", wordsNode(forest, feature), data.top.slice(0, 4).map((context) => snippetNode(forest, feature, context)));
@@ -93,7 +108,7 @@ function familyNode(forest, feature, data, pending) {
   const add = (child) => {
     const direct = forest.parents[child] === feature;
     const item = element("li", {}, element("p", {}, featureLink(forest, child), copyBadge(forest, child)), wordsNode(forest, child),
-      direct ? element("p", { class: "muted" }, "on ", share(forest.childGivenParent[child]), " of this feature's tokens") : null);
+      element("p", { class: "muted" }, direct ? ["on ", share(forest.childGivenParent[child]), " of this feature's tokens"] : ["through the hidden copy ", featureLink(forest, forest.parents[child])]));
     pending.push(withSnippets(forest, child, item));
     list.append(item);
   };

@@ -48,7 +48,7 @@ function metricsNode(forest, feature, data) {
   if (forest.children(feature).length) {
     add("Agreement with children", MEANING.agreement, percent(forest.agreement[feature]));
     add("A child fires too", MEANING.anyChild, percent(forest.anyChildGivenParent[feature]));
-    add("Size of its tree", MEANING.size, `${forest.size[feature].toLocaleString("en")} features`);
+    add("Size of its tree", MEANING.size, `${forest.treeSize(feature).toLocaleString("en")} features${forest.hideCopies ? ", copies left out" : ""}`);
   }
   return list;
 }
@@ -104,8 +104,8 @@ function logitsNode(pairs) {
 function leadNode(forest, feature) {
   const parent = forest.parents[feature], nChildren = forest.children(feature).length;
   const words = ["Fires on ", share(forest.frequency[feature]), " of tokens."];
-  if (parent >= 0) words.push(" Where it fires, its parent fires too in ", share(forest.parentGivenChild[feature]), " of cases; it covers ", share(forest.childGivenParent[feature]), " of its parent's tokens.");
-  if (nChildren) words.push(nChildren === 1 ? " Its child fires on " : ` At least one of its ${nChildren} children fires on `, share(forest.anyChildGivenParent[feature]), " of its tokens.");
+  if (parent >= 0) words.push(` Where it fires, ${parentPhrase(forest, feature)} fires too in `, share(forest.parentGivenChild[feature]), " of cases; it covers ", share(forest.childGivenParent[feature]), " of its parent's tokens.");
+  if (nChildren) words.push(nChildren === 1 ? " Its child" : ` At least one of its ${nChildren} children`, hiddenPhrase(forest, feature), " fires on ", share(forest.anyChildGivenParent[feature]), " of its tokens.");
   return element("p", { class: "lead" }, words);
 }
 
@@ -114,7 +114,7 @@ async function featureView(forest, feature, open) {
   const pending = [];
   const byShare = (a, b) => (forest.childGivenParent[b] || 0) - (forest.childGivenParent[a] || 0) || a - b;
   const parent = forest.parents[feature], root = forest.path(feature)[0];
-  const siblings = parent < 0 ? [] : Array.from(forest.children(parent)).filter((each) => each !== feature).sort(byShare);
+  const siblings = parent < 0 ? [] : forest.below(forest.above(feature)).filter((each) => each !== feature).sort(byShare);
   const tokens = forest.strongestTokens(feature);
   const never = forest.frequency[feature] === 0;
   const parts = [
@@ -133,7 +133,7 @@ async function featureView(forest, feature, open) {
     section("Strongest contexts", shadingLegend(forest, feature), contextList(forest, feature, data.top, "None was kept.")),
     section("Contexts across the range of activations", contextList(forest, feature, data.sampled, "None was kept.")),
   );
-  if (parent >= 0) parts.push(section("Where it and its parent disagree",
+  if (parent >= 0) parts.push(section(`Where it and ${parentPhrase(forest, feature)} disagree`,
     element("h3", {}, "The parent fires, this feature does not"),
     contextList(forest, feature, data.parentAlone, "Never in this text."),
     element("h3", {}, "This feature fires, the parent does not"),

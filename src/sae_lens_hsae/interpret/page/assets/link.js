@@ -1,4 +1,5 @@
-// A link: the view, and after a question mark how the list is filtered and sorted and the overview coloured.
+// A link: the view, and after a question mark how the list is filtered and sorted and the overview coloured. What it
+// leaves out is as it always is at first, so that it shows what its sender saw.
 
 const LINK_STATE = ["text", "level", "fires", "sort", "copies", "colour"];
 
@@ -8,11 +9,10 @@ function readLink(asked) {
   const at = hash.lastIndexOf("?");
   const said = new URLSearchParams(at < 0 ? "" : hash.slice(at + 1));
   const known = LINK_STATE.filter((key) => said.has(key));
-  if (!known.length) return { path: hash, state: null }; // a question mark of the search's own
+  if (!known.length) return { path: hash, state: {} }; // a question mark of the search's own
   return { path: hash.slice(0, at), state: Object.fromEntries(known.map((key) => [key, said.get(key)])) };
 }
 
-// What is as it always is at first is left out.
 function writeLink(path, state) {
   const said = new URLSearchParams(LINK_STATE.filter((key) => state[key]).map((key) => [key, state[key]])).toString();
   return said ? `${path || "#/"}?${said}` : path;

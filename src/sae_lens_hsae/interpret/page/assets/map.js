@@ -3,7 +3,7 @@
 const LEAF_WIDTH = 52; // pixels that a leaf has at first, so that names fit
 
 // The part of the map from one leaf to another.
-function mapView(forest, open, part, colour, recolour) {
+function mapView(forest, open, follow, part, colour, recolour) {
   const heading = element("h1", { tabindex: "-1" }, "Map of the forest");
   const worth = new Set(forest.families);
   const others = forest.tops.filter((f) => forest.size[f] > 1 && !worth.has(f)).sort((a, b) => forest.concepts[b] - forest.concepts[a] || forest.size[b] - forest.size[a] || a - b);
@@ -16,7 +16,7 @@ function mapView(forest, open, part, colour, recolour) {
   const choice = element("select", {}, COLOURINGS.map(([key, name]) => element("option", { value: key }, name)));
   choice.value = colour;
   if (choice.selectedIndex < 0) choice.value = "";
-  const zoom = (a, b) => { location.hash = `#/part/${a}/${b}`; };
+  const zoom = (a, b) => follow(`#/part/${a}/${b}`);
   const holder = element("div");
   const label = `Map of ${tops.length} trees in ${forest.levelWidths.length} levels. The list of features shows the same.`;
   const draw = () => holder.replaceChildren(icicle(forest, places, { open, colouring: COLOURINGS[choice.selectedIndex], label, part: [from, to], zoom }));

@@ -8,14 +8,10 @@ function encodeQuery(text) {
 }
 
 function featuresByText(forest, text) {
-  const hits = new Uint8Array(forest.tokens.length);
-  forest.tokens.forEach((token, i) => {
-    const plain = token.trim().toLowerCase();
-    hits[i] = plain === text ? 2 : plain.includes(text) ? 1 : 0;
-  });
+  const hits = forest.tokensWith(text);
   const found = [];
   for (let f = 0; f < forest.n; f++) {
-    let score = (forest.labels[f] ?? "").toLowerCase().includes(text) ? 20 : forest.id(f) === text ? 30 : 0;
+    let score = text.trim() && (forest.labels[f] ?? "").toLowerCase().includes(text) ? 20 : forest.id(f) === text ? 30 : 0;
     for (let i = 0; i < forest.nStrongest; i++) score = Math.max(score, hits[forest.strongest[f * forest.nStrongest + i]] * (forest.nStrongest - i));
     if (score) found.push([score, f]);
   }
@@ -30,6 +26,18 @@ function placeNode(forest, feature) {
   return element("span", { class: "place" }, above.length ? "in " : "", above.map((each, i) => [i ? " › " : "", featureLink(forest, each)]).flat(), above.length && rest ? " · " : "", rest);
 }
 
+const PARTING = "\ud800"; // no query holds it, see above: so none goes across it
+const utf8 = new TextEncoder();
+
+// Tokens as one text, without the bytes that come before the character which a later token completes.
+function joinedText(texts) {
+  return texts.join("").replace(/((?:<0x[0-9A-F]{2}>)+)([^\x00-\x7f])/gu, (whole, bytes, character) => {
+    const parts = Array.from(utf8.encode(character), (byte) => `<0x${byte.toString(16).toUpperCase()}>`);
+    while (parts.pop() && !bytes.endsWith(parts.join("")));
+    return bytes.slice(0, bytes.length - parts.join("").length) + character;
+  });
+}
+
 // Adds contexts to a list as it finds them, block by block, so that the page stays usable meanwhile.
 async function contextsByText(forest, text, isCurrent, report) {
   const seen = new Set();
@@ -41,8 +49,9 @@ async function contextsByText(forest, text, isCurrent, report) {
       const view = forest.view(block, f, start);
       for (const context of [...view.top, ...view.sampled]) {
         if (seen.has(context.number)) continue;
-        const joined = Array.from(context.tokens, (token) => (forest.isSeparator[token] ? "\n" : forest.tokens[token])).join("").toLowerCase();
-        if (!joined.includes(text)) continue;
+        const texts = Array.from(context.tokens, (token) => (forest.isSeparator[token] ? PARTING : forest.tokens[token]));
+        // As it is read, or as its tokens are shown, since one may search for a token of bytes.
+        if (![joinedText(texts), texts.join("")].some((joined) => joined.toLowerCase().includes(text))) continue;
         seen.add(context.number);
         found += 1;
         report(f, context);
@@ -55,7 +64,7 @@ async function contextsByText(forest, text, isCurrent, report) {
 }
 
 function searchView(forest, query, isCurrent) {
-  const text = query.trim().toLowerCase();
+  const text = query.trim().toLowerCase() || query; // some tokens are nothing but space
   const parts = [element("h1", { tabindex: "-1" }, "Search: ", element("bdi", {}, clipped(query)))];
   if (!text) return { title: "Search", parts: [...parts, element("p", {}, "Type a token, a label or a piece of text.")] };
   const features = featuresByText(forest, text);

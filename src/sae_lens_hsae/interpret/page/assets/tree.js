@@ -88,11 +88,14 @@ class Tree {
     if (!text && level < 0 && this.frequencyFilter.value === "") return null;
     const found = new Set();
     this.kept = new Set();
+    const hits = text ? forest.tokensWith(text) : [];
+    const says = (f) => forest.id(f).includes(text) || forest.name(f).toLowerCase().includes(text)
+      || forest.strongest.subarray(f * forest.nStrongest, (f + 1) * forest.nStrongest).some((token) => hits[token]);
     for (let f = 0; f < forest.n; f++) {
       if (forest.hideCopies && forest.isCopy[f]) continue;
       if (level >= 0 && forest.level(f) !== level) continue;
       if (!fits(forest.frequency[f])) continue;
-      if (text && !forest.id(f).includes(text) && !forest.name(f).toLowerCase().includes(text)) continue;
+      if (text && !says(f)) continue;
       found.add(f);
       for (const each of forest.path(f)) this.kept.add(each);
     }
@@ -219,7 +222,7 @@ class Tree {
       else if (!row.leaf) to += 1;
     } else if (event.key === "ArrowLeft") {
       if (!row.leaf && row.open) this.toggle(this.active, false);
-      else while (to > 0 && this.rows[to].depth >= row.depth) to -= 1;
+      else if (row.depth > 0) while (this.rows[to].depth >= row.depth) to -= 1;
     } else if (event.key === "Enter" || event.key === " ") {
       if (row.group) this.toggle(this.active);
       else this.open(row.feature);
