@@ -22,7 +22,7 @@ function cardSection(title, explanation, features, count, make) {
   return { part: section(title, element("p", { class: "muted" }, explanation), list, status), finished };
 }
 
-// The counts are those of `hsae evaluate` on the same text.
+// The counts are those of `hsae evaluate` on the same text, without outlying tokens.
 function levelRows(forest) {
   return forest.levelWidths.map((width, level) => {
     const own = forest.frequency.subarray(forest.offsets[level], forest.offsets[level + 1]);
