@@ -49,7 +49,7 @@ USUAL = {
 
 def at_home(path: str) -> str:
     """A path whose ``~`` is the home folder, which the shell puts in only where ``~`` begins a word."""
-    return str(Path(path).expanduser()) if path.startswith("~/") else path
+    return str(Path(path).expanduser()) if path == "~" or path.startswith("~/") else path
 
 
 def asks_for_help(arguments: list[str]) -> bool:

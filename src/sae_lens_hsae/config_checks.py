@@ -122,9 +122,7 @@ def check_training(cfg: Any) -> None:
         # At the first step after those that observe nothing has been counted yet.
         least = first if cfg.outlier_limit is None else OBSERVED_STEPS + cfg.parent_rule.is_measured
         due = next(step for step in count(max(first, least)) if is_update_due(step, first, cfg.hierarchy_update_every))
-        observes = (
-            f"the first {OBSERVED_STEPS} steps only observe and make no forest, the next one is made at step {due}"
-        )
+        observes = f"the first {OBSERVED_STEPS} steps only observe, so the first forest is made at step {due}"
         _check(
             cfg, "freeze_hierarchy_after", last >= due, f"{observes}; freeze then or later, or set outlier_limit=None"
         )

@@ -198,6 +198,8 @@ def test_the_card_names_no_folder_of_the_machine(tmp_path):
         (".", "model"),
         ("google/gemma-3-270m", "google/gemma-3-270m"),
         ("gpt2", "gpt2"),
+        ("file:///home/me/private/notes.txt", "private/notes.txt"),
+        ("hf://me:password@datasets/texts", "hf://datasets/texts"),
         ("", ""),
         (None, None),
     ],
@@ -246,7 +248,7 @@ def test_no_secret_is_pushed_and_what_the_commands_pass_on_is(tmp_path):
     sae.save_model(tmp_path / "model")
     runner = {"model_from_pretrained_kwargs": given, "sae": sae.cfg.to_dict()}
     (tmp_path / "model/runner_cfg.json").write_text(json.dumps(runner))
-    with pytest.warns(UserWarning, match="_kwargs: 'quantization_config', 'token' is not pushed") as said:
+    with pytest.warns(UserWarning, match="_kwargs: not pushed, .*: 'quantization_config', 'token'; others") as said:
         stage(tmp_path / "model", tmp_path / "staged", REPOSITORY, "small", levels=True)
     assert not any("hf_SECRET" in str(each.message) for each in said)
     for file in (tmp_path / "staged").rglob("*"):
@@ -261,7 +263,7 @@ def test_options_that_are_none_are_not_pushed(tmp_path):
     sae = save_model(tmp_path / "model")
     sae.cfg.metadata.model_from_pretrained_kwargs = "hf_SECRET"
     sae.save_model(tmp_path / "model")
-    with pytest.warns(UserWarning, match="a str in place of names and values is not pushed"):
+    with pytest.warns(UserWarning, match="not pushed, .*: a str in place of names and values"):
         stage(tmp_path / "model", tmp_path / "staged", REPOSITORY, "small")
     assert "hf_SECRET" not in (tmp_path / "staged/small/cfg.json").read_text()
 

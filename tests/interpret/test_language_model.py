@@ -66,7 +66,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             unknown = [name for name in server.refused if name in body]
             if unknown:
-                said = f"Unsupported parameter: '{unknown[0]}' is not supported with this model."
+                said = f"{unknown[0]} is not supported with this model."
                 self.send(400, json.dumps({"error": {"message": said}}).encode())
             else:
                 self.reply(server.answer(user, times))
@@ -444,6 +444,13 @@ def test_a_model_that_reasons_is_asked_without_the_options_that_it_refuses(serve
     server.refused, server.answer = (), lambda *_: 400
     with pytest.raises(ValueError, match="refused the request"):
         Endpoint("m", tmp_path / "others").ask(requests("d"), parse_label)
+
+
+def test_a_model_whose_first_answer_is_cut_off_may_answer_at_greater_length(server, tmp_path):
+    server.answer = lambda user, times: "cut" if user == "a" and times == 0 else label(user)
+    replies = Endpoint("m", tmp_path / "answers").ask(requests("a", "b"), parse_label)
+    assert replies.answers == ["a", "b"]
+    assert [options["max_tokens"] for options in server.options] == [200, 4096, 4096]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from sae_lens_hsae.interpret.feature_cache.text import load_tokenizer
 from sae_lens_hsae.interpret.labels import token_labels
 from sae_lens_hsae.interpret.labels.files import labels_beside
 from sae_lens_hsae.sae.inference import HierarchicalSAE
-from sae_lens_hsae.text.documents import JSON_LINES
+from sae_lens_hsae.text.documents import has_columns
 from sae_lens_hsae.text.hook_point import most_tokens
 from sae_lens_hsae.text.rows import TextSource, text_rows
 from sae_lens_hsae.text.token_text import TokenTexts
@@ -94,10 +94,10 @@ def text_source(chosen: argparse.Namespace) -> TextSource:
     Raises:
         ValueError: if there are two, or a flag is for another kind of text than this.
     """
-    source, file = TextSource(chosen.text, chosen.dataset, chosen.split, chosen.column), Path(chosen.text or "")
+    source = TextSource(chosen.text, chosen.dataset, chosen.split, chosen.column)
     is_data_set = chosen.dataset is not None
-    has_columns = is_data_set or (chosen.text is not None and (file.is_dir() or file.suffix in JSON_LINES))
-    for name, of, heeded in (("split", "a data set", is_data_set), ("column", "a data set or .jsonl", has_columns)):
+    of_column = is_data_set or (chosen.text is not None and has_columns(chosen.text))
+    for name, of, heeded in (("split", "a data set", is_data_set), ("column", "a data set or .jsonl", of_column)):
         value = getattr(source, name)
         if value != getattr(TextSource, name) and not heeded:
             raise ValueError(f"{name}={value!r} is for {of}, but what is read is {source}; leave it out")

@@ -7,8 +7,9 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,7 @@ def missing(cells: Sequence[Cell], folder: Path) -> list[Cell]:
 def finish_cells(cells: Sequence[Cell], folder: Path, title: str, workers: int = 1) -> list[dict[str, Any]]:
     """Compute what ``folder`` does not hold yet, with a progress bar; all results in the end.
 
-    The first error is raised at once. What other workers are at then they finish and keep; no more is begun, but for
-    one cell that may be handed out already.
+    The first error is raised at once. What other workers are at then they finish and keep, and no more is begun.
 
     Args:
         cells: in the order of the results.
@@ -79,11 +79,18 @@ def finish_cells(cells: Sequence[Cell], folder: Path, title: str, workers: int =
             context = multiprocessing.get_context("spawn")
             pool = ProcessPoolExecutor(workers, context, _start_worker, (threads,))
             try:
-                for future in as_completed([pool.submit(cell.finish, folder) for cell in to_do]):
-                    future.result()
-                    progress.update()
+                # No more than there are workers: what a pool has queued for them cannot be taken back.
+                waiting, running = iter(to_do), set[Future[None]]()
+                while True:
+                    running |= {pool.submit(cell.finish, folder) for cell in islice(waiting, workers - len(running))}
+                    if not running:
+                        break
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        future.result()
+                        progress.update()
             finally:
-                pool.shutdown(wait=False, cancel_futures=True)  # as a context it would wait for every cell
+                pool.shutdown(wait=False, cancel_futures=True)  # as a context it would wait for them
     return [json.loads(cell.path(folder).read_text()) for cell in cells]
 
 

@@ -98,7 +98,7 @@ def _estimate(chosen: argparse.Namespace, endpoint: Endpoint, requests: list[Req
     n, n_in, n_out, n_reasoned = endpoint.estimate(requests, parse)
     text = (
         f"{n:,} questions to ask, about {n_in:,} tokens in and at most {n_out:,} out, or {n_reasoned:,} if the model "
-        "reasons first, malformed answers aside"
+        "reasons first, not counting answers that must be asked again"
     )
     data: dict[str, float] = {
         "questions": n,

@@ -23,7 +23,7 @@ from sae_lens_hsae.cli.outcome import CallError, Outcome, check_device
 from sae_lens_hsae.cli.training_plan import estimate, plan_text, warnings_of
 from sae_lens_hsae.config import ARCHITECTURE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.evaluation import ForestEvaluation
-from sae_lens_hsae.text.documents import documents
+from sae_lens_hsae.text.documents import documents, has_columns
 from sae_lens_hsae.text.load_model import model_of_run
 from sae_lens_hsae.text.rows import rows_on_disk
 from sae_lens_hsae.training.distributed.ranks import n_launched
@@ -102,10 +102,10 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
     if several and not range(cfg.context_size)[slice(*cfg.seqpos_slice)]:
         raise ValueError(f"seqpos_slice={cfg.seqpos_slice} leaves none of context_size={cfg.context_size} positions")
     check_steps(cfg)
-    if own.text is None and own.column != beyond_saelens().get_default("column"):
+    if own.column != beyond_saelens().get_default("column") and not (own.text and has_columns(own.text)):
         raise ValueError(
-            f"column={own.column!r} is for text alone; of a data set SAELens reads the column 'text' or 'tokens', so "
-            "leave it out and rename the data set's column"
+            f"column={own.column!r} is only for a text of JSON lines; of a data set SAELens reads the column 'text' or "
+            "'tokens', so leave it out and rename the data set's column"
         )
     if not isinstance(cfg.sae, HierarchicalTrainingSAEConfig):
         _check_flags_of_ours(own, cfg.sae.architecture())

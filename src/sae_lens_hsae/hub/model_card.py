@@ -76,9 +76,12 @@ def public_name(name: Any) -> Any:
 
     A name on the hub has no more than these two.
     """
-    if not isinstance(name, str) or not name or "://" in name:
+    if not isinstance(name, str) or not name:
         return name
-    folder = Path(name)
+    scheme, found, address = name.rpartition("://")
+    if found and scheme != "file":
+        return f"{scheme}://{address.rpartition('@')[2]}"  # without a password
+    folder = Path(address)
     parts = [part for part in folder.parts if part not in (folder.anchor, "..") and not part.startswith("~")]
     return "/".join(parts[-2:]) or folder.expanduser().resolve().name
 

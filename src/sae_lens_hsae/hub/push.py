@@ -171,8 +171,8 @@ def stage(folder: str | Path, into: Path, repo_id: str, path: str, *, levels: bo
     left_out = refused_options(sae.cfg.metadata[OPTIONS])
     if left_out:
         warnings.warn(
-            f"{OPTIONS}: {', '.join(left_out)} is not pushed, since it may be a secret or run code; others load "
-            "the language model without it",
+            f"{OPTIONS}: not pushed, because they may be secret or run code: {', '.join(left_out)}; others load the "
+            "language model without them",
             stacklevel=2,
         )
     sae.cfg.metadata = SAEMetadata.from_dict(_published(sae.cfg.metadata.to_dict()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -202,6 +203,10 @@ class Endpoint:
                 answer.prompt_tokens += getattr(usage, "prompt_tokens", None) or 0
                 answer.completion_tokens += getattr(usage, "completion_tokens", None) or 0
                 choice = completion.choices[0]
+                if choice.finish_reason == "length" and first and options.get("max_tokens") == MAX_TOKENS:
+                    options["max_tokens"] = MAX_TOKENS_WITH_REASONING  # a model may reason and refuse nothing
+                    attempts += 1
+                    continue
                 if choice.finish_reason == "length":
                     raise ValueError(f"cut off after {' '.join(f'{k}={v}' for k, v in options.items() if 'max' in k)}")
                 parse(_object(choice.message.content))
@@ -286,7 +291,7 @@ def _left_out(options: dict[str, Any], error: Any) -> bool:
     """Whether an option was what an endpoint refused; it is then gone, as models that reason ask for."""
     said = f"{getattr(error, 'param', None)!r} {error.body}"
     for name in ("max_tokens", "temperature"):
-        if name in options and f"'{name}'" in said:
+        if name in options and re.search(rf"\b{name}\b", said):
             del options[name]
             if name == "max_tokens":
                 options["max_completion_tokens"] = MAX_TOKENS_WITH_REASONING

@@ -155,7 +155,7 @@ def parent_verdicts(pairs: pd.DataFrame, forest: FeatureForest) -> torch.Tensor:
     for edge in zip(judged["broad"], judged["narrow"], strict=True):
         if edge not in own:
             raise ValueError(
-                f"pairs: {edge[0]} → {edge[1]} is no edge of this forest, so it is another that was judged, as of an "
+                f"pairs: {edge[0]} → {edge[1]} is no edge of this forest, so another forest was judged, perhaps of an "
                 f"earlier training; delete {JUDGEMENTS_FILENAME}, or judge again with hsae judge"
             )
     edges = judged[["broad", "special_case"]].dropna(subset="special_case")

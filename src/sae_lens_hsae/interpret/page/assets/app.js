@@ -10,7 +10,7 @@ async function start() {
   const follow = (path) => { location.hash = linkTo(path); };
   const open = (feature) => follow(`#/f/${forest.id(feature)}`);
   // Links of the page's own keep what is set.
-  document.addEventListener("click", (event) => {
+  for (const kind of ["pointerdown", "focusin", "click"]) document.addEventListener(kind, (event) => {
     const link = event.target.closest?.('a[href^="#/"]');
     link?.setAttribute("href", linkTo(readLink(link.getAttribute("href")).path));
   });

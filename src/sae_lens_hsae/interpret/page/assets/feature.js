@@ -128,7 +128,7 @@ async function featureView(forest, feature, open) {
     if (here.length) parts.push(section(title, sectionLines(forest, here)));
   }
   if (tokens.length) parts.push(section("Strongest tokens", element("p", { class: "muted" }, "Highest mean activation over all occurrences; ␣ is the space before a word. Follow one to search for it."), tokenChips(tokens)));
-  if (data.promoted) parts.push(section("Promoted and suppressed tokens", element("p", { class: "muted" }, "Relative change of the logit, by the direction alone, after the gain of the model’s final norm."), logitsNode(data.promoted), logitsNode(data.suppressed)));
+  if (data.promoted) parts.push(section("Promoted and suppressed tokens", element("p", { class: "muted" }, "Relative change of the logit, by the direction alone."), logitsNode(data.promoted), logitsNode(data.suppressed)));
   if (!never) parts.push(
     section("Strongest contexts", shadingLegend(forest, feature), contextList(forest, feature, data.top, "None was kept.")),
     section("Contexts across the range of activations", contextList(forest, feature, data.sampled, "None was kept.")),
