@@ -1,22 +1,19 @@
 // Which view is shown: the part of the address after #.
 
 const main = document.getElementById("main");
+let follow = (path) => { location.hash = path; }; // until there is a list whose filters a link could keep
 
 async function start() {
   const [block, vocabulary] = await Promise.all([decodeBlock("forest"), decodeBlock("vocabulary")]);
   const forest = new Forest(block, vocabulary.tokens);
   let current = 0, colour = "";
   const linkTo = (path) => writeLink(path, { ...tree.state(), colour });
-  const follow = (path) => { location.hash = linkTo(path); };
+  follow = (path) => { location.hash = linkTo(path); };
   const open = (feature) => follow(`#/f/${forest.id(feature)}`);
   // Links of the page's own keep what is set.
   for (const kind of ["pointerdown", "focusin", "click"]) document.addEventListener(kind, (event) => {
     const link = event.target.closest?.('a[href^="#/"]');
     link?.setAttribute("href", linkTo(readLink(link.getAttribute("href")).path));
-  });
-  document.getElementById("search").addEventListener("submit", (event) => {
-    event.preventDefault();
-    follow(`#/search/${encodeQuery(document.getElementById("query").value)}`);
   });
   // The link that stands in the address bar says what is shown; filtering makes no new entry to go back to.
   const note = () => {
@@ -100,6 +97,10 @@ document.getElementById("theme").addEventListener("click", () => {
   theme(remembered(dark === "dark" ? "light" : "dark"));
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => theme());
+document.getElementById("search").addEventListener("submit", (event) => {
+  event.preventDefault();
+  follow(`#/search/${encodeQuery(document.getElementById("query").value)}`);
+});
 document.getElementById("menu").addEventListener("click", () => menu(!document.getElementById("side").classList.contains("open")));
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") menu(false);
