@@ -90,15 +90,15 @@ def test_saelens_own_runner_takes_the_folder_and_what_it_saves_finds_it_again(sm
         torch.testing.assert_close(again.state_dict()[name], tensor, rtol=0, atol=0)
 
 
+def flags_for(model: Path, folder: Path, **more: str) -> Path:
+    """Flags of ``hsae train`` in a file, for `small_gemma` by way of TransformerLens."""
+    options = json.dumps(TWO_LAYERS)
+    of_model = {"model_name": str(model), "model_class_name": "HookedTransformer"}
+    return write_train_flags(folder, d_in=D_IN, model_from_pretrained_kwargs=options, **of_model, **more)
+
+
 def test_every_command_takes_the_folder(small_gemma, tmp_path, capsys):
-    flags = write_train_flags(
-        tmp_path,
-        d_in=D_IN,
-        model_name=str(small_gemma),
-        model_class_name="HookedTransformer",
-        model_from_pretrained_kwargs=json.dumps(TWO_LAYERS),
-        hook_name="blocks.1.hook_resid_post",
-    )
+    flags = flags_for(small_gemma, tmp_path, hook_name="blocks.1.hook_resid_post")
     (tmp_path / "text.txt").write_text(" ".join(f"w{1 + 7 * i % 97}" for i in range(400)))
     out = str(tmp_path / "out")
     with restored_signal_handlers():
@@ -113,15 +113,8 @@ def test_every_command_takes_the_folder(small_gemma, tmp_path, capsys):
 def test_other_architectures_train_from_folders_too(small_gemma, tmp_path, caplog):
     """A model's folder for TransformerLens, and rows that ``save_to_disk`` wrote: SAELens reads neither by itself."""
     tiny_dataset().save_to_disk(tmp_path / "rows")
-    flags = write_train_flags(
-        tmp_path,
-        d_in=D_IN,
-        model_name=str(small_gemma),
-        model_class_name="HookedTransformer",
-        model_from_pretrained_kwargs=json.dumps(TWO_LAYERS),
-        hook_name="blocks.0.hook_resid_post",
-        dataset_path=str(tmp_path / "rows"),
-    )
+    rows = str(tmp_path / "rows")
+    flags = flags_for(small_gemma, tmp_path, hook_name="blocks.0.hook_resid_post", dataset_path=rows)
     of_hsae = {field.name for field in fields(HierarchicalTrainingSAEConfig)}
     shared = {field.name for field in fields(TopKTrainingSAEConfig)}
     given = {name: value for name, value in yaml.safe_load(flags.read_text()).items() if name not in of_hsae - shared}
