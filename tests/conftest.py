@@ -11,7 +11,7 @@ import pytest
 import torch
 from small_saes import D_IN
 
-pytest_plugins = ["hostile_page", "host_helpers", "language_model_server", "wandb_runs"]
+pytest_plugins = ["forms", "hostile_page", "host_helpers", "language_model_server", "wandb_runs"]
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

@@ -14,19 +14,12 @@ from small_saes import D_IN, WIDTHS, make_sae, step_input, tensors_of
 from sae_lens_hsae import HierarchicalSAE
 from sae_lens_hsae.config_checks import OBSERVED_STEPS
 from sae_lens_hsae.forest.levels import Levels
-from sae_lens_hsae.sae import forms
 from sae_lens_hsae.sae.batch_topk import BatchTopKLevels, follow_threshold
 from sae_lens_hsae.sae.level_activation import PreActivations
 from sae_lens_hsae.training.distributed.data_parallel import DataParallelTrainer
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
 
 TARGETS = [1.3, 2.0, 4.7]
-
-
-@pytest.fixture(params=["dense", "entries"])
-def form(request, monkeypatch):
-    monkeypatch.setattr(forms, "MAX_DENSITY", {"dense": -1.0, "entries": 1.0}[request.param])
-    return request.param
 
 
 def batch_topk_sae(**overrides):
