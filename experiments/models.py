@@ -42,11 +42,17 @@ MATRYOSHKA = "matryoshka, post hoc"
 SAELENS_BATCH_TOPK = "SAELens BatchTopK"
 """SAELens' BatchTopK SAE of each level's width by itself, with a forest made afterwards."""
 
+SAELENS_JUMPRELU = "SAELens JumpReLU"
+"""SAELens' JumpReLU SAE of each level's width by itself, at the level's L0."""
+
 WHITENED_BATCH_TOPK = "SAELens BatchTopK, whitened"
 """The same in SAELens' whitened coordinates, of input and target (its ``covariance_whitening``)."""
 
-LEVEL_BY_LEVEL = {SAELENS_BATCH_TOPK: "none", WHITENED_BATCH_TOPK: "covariance_whitening"}
-"""Models that are an SAE for each level, with how SAELens normalizes what they read."""
+NORMALIZED_BATCH_TOPK = {SAELENS_BATCH_TOPK: "none", WHITENED_BATCH_TOPK: "covariance_whitening"}
+"""SAELens' BatchTopK SAEs, with how they normalize what they read."""
+
+LEVEL_BY_LEVEL = (*NORMALIZED_BATCH_TOPK, SAELENS_JUMPRELU)
+"""Models that are an SAE for each level."""
 
 HSAE = "HSAE"
 """With the package's defaults."""
@@ -139,8 +145,8 @@ def matryoshka_levels(sae: SAE[Any]) -> tuple[list[JumpReLUSAE], list[JumpReLUSA
 
 
 def new_batch_topk(model: str, finest_l0: float, d_in: int) -> list[BatchTopKTrainingSAE]:
-    """SAELens' BatchTopK SAEs of the levels' widths and L0, by the model's name in ``LEVEL_BY_LEVEL``."""
-    normalize: Any = LEVEL_BY_LEVEL[model]
+    """SAELens' BatchTopK SAEs of the levels' widths and L0, by the model's name in ``NORMALIZED_BATCH_TOPK``."""
+    normalize: Any = NORMALIZED_BATCH_TOPK[model]
     return [
         BatchTopKTrainingSAE(
             BatchTopKTrainingSAEConfig(d_in=d_in, d_sae=width, k=target, normalize_activations=normalize)

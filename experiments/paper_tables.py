@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from sae_lens import SAE
+from sae_lens.saes.sae import TrainingSAE
 
 from experiments.models import (
     BATCH_SIZE,
@@ -20,14 +21,19 @@ from experiments.models import (
     IDEAS,
     LEVEL_BY_LEVEL,
     MATRYOSHKA,
+    NORMALIZED_BATCH_TOPK,
     SAELENS_BATCH_TOPK,
+    SAELENS_JUMPRELU,
     WHITENED_BATCH_TOPK,
+    WIDTHS,
     matryoshka_levels,
     new_batch_topk,
     new_sae,
     stack_of,
+    targets_of,
     train,
 )
+from experiments.saelens_jumprelu import train_to_l0
 from experiments.sinks import SINKS, WithSinks
 from sae_lens_hsae.cli.kept_cells import Cell, file_name, finish_cells, missing
 from sae_lens_hsae.evaluation import evaluate_forest
@@ -90,6 +96,7 @@ class Table:
 TABLES = {
     "main": Table((HSAE, "HSAE (paper)", "post hoc", SAELENS_BATCH_TOPK, MATRYOSHKA), ((3, 16), (1, 16), (5, 16))),
     "gemma": Table((HSAE, "HSAE (paper)", "post hoc", SAELENS_BATCH_TOPK), ((9, 16), (12, 16), (5, 16))),
+    "gemma-jumprelu": Table((SAELENS_JUMPRELU, "post hoc"), ((9, 16), (12, 16), (5, 16))),
     "gemma-ideas": Table((*IDEAS, "post hoc"), ((9, 16),)),
     "gemma-whitened": Table((HSAE, SAELENS_BATCH_TOPK, WHITENED_BATCH_TOPK), ((9, 16),)),
     "sinks": Table((HSAE, "all tokens count alike", "post hoc", SAELENS_BATCH_TOPK)),
@@ -195,12 +202,22 @@ def trained(
         if isinstance(activations, WithSinks):
             at_first = activations.before_sinks(stream.layer, n_tokens(size))
         torch.manual_seed(stream.seed)
-        if model in LEVEL_BY_LEVEL:
-            saes = dict(enumerate(new_batch_topk(model, stream.target_l0, x.shape[1])))
-        else:
-            saes = {None: new_sae(model, stream.target_l0, x.shape[1])}
-        for sae in saes.values():
+
+        def train_one(sae: TrainingSAE[Any]) -> None:
             train(sae, x[: -size.held_out], size.steps, stream.seed, at_first)
+
+        saes: dict[int | None, TrainingSAE[Any]]
+        if model == SAELENS_JUMPRELU:
+            goals = zip(WIDTHS, targets_of(stream.target_l0), strict=True)
+            found = [train_to_l0(width, l0, x[: -size.held_out], train_one, stream.seed) for width, l0 in goals]
+            saes = dict(enumerate(found))
+        else:
+            if model in NORMALIZED_BATCH_TOPK:
+                saes = dict(enumerate(new_batch_topk(model, stream.target_l0, x.shape[1])))
+            else:
+                saes = {None: new_sae(model, stream.target_l0, x.shape[1])}
+            for sae in saes.values():
+                train_one(sae)
         with folder_written_whole(path) as new:
             for level, sae in saes.items():
                 sae.save_inference_model(new if level is None else new / str(level))
