@@ -84,6 +84,11 @@ def targets_of(finest: float, widths: Sequence[int] | None = None) -> list[float
     return list(cfg.target_l0_per_level)
 
 
+def widths_and_targets(finest: float) -> list[tuple[int, float]]:
+    """Width and L̂0 of every level, by that of the finest."""
+    return list(zip(WIDTHS, targets_of(finest), strict=True))
+
+
 def _shape(*widths: int) -> dict[str, Any]:
     """Fields of other levels than `WIDTHS`, with an L0 of 16 at the finest."""
     return {"level_widths": list(widths), "d_sae": sum(widths), "target_l0": targets_of(16, widths)}
@@ -151,7 +156,7 @@ def new_batch_topk(model: str, finest_l0: float, d_in: int) -> list[BatchTopKTra
         BatchTopKTrainingSAE(
             BatchTopKTrainingSAEConfig(d_in=d_in, d_sae=width, k=target, normalize_activations=normalize)
         )
-        for width, target in zip(WIDTHS, targets_of(finest_l0), strict=True)
+        for width, target in widths_and_targets(finest_l0)
     ]
 
 

@@ -25,13 +25,12 @@ from experiments.models import (
     SAELENS_BATCH_TOPK,
     SAELENS_JUMPRELU,
     WHITENED_BATCH_TOPK,
-    WIDTHS,
     matryoshka_levels,
     new_batch_topk,
     new_sae,
     stack_of,
-    targets_of,
     train,
+    widths_and_targets,
 )
 from experiments.saelens_jumprelu import train_to_l0
 from experiments.sinks import SINKS, WithSinks
@@ -208,7 +207,7 @@ def trained(
 
         saes: dict[int | None, TrainingSAE[Any]]
         if model == SAELENS_JUMPRELU:
-            goals = zip(WIDTHS, targets_of(stream.target_l0), strict=True)
+            goals = widths_and_targets(stream.target_l0)
             found = [train_to_l0(width, l0, x[: -size.held_out], train_one, stream.seed) for width, l0 in goals]
             saes = dict(enumerate(found))
         else:

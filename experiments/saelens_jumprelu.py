@@ -22,7 +22,7 @@ def train_to_l0(
     """The SAE whose L0 comes closest to ``target``, of as many trainings as it takes.
 
     log L0 is taken for linear in log λ between the two trainings that enclose the target, or, as long as none does,
-    for falling by half as λ doubles. Threshold and bandwidth at the start are those of HSAE.
+    for falling by half as λ doubles. All other fields are those of HSAE.
 
     Args:
         x: activations of mean norm √d_in, (tokens, d_in).
@@ -41,6 +41,8 @@ def train_to_l0(
                 l0_coefficient=math.exp(log_lambda),
                 jumprelu_init_threshold=1.0,
                 jumprelu_bandwidth=1.0,
+                jumprelu_ste_to_input=True,
+                decoder_init_norm=1.0,
             )
         )
         train(sae)
