@@ -59,7 +59,8 @@ def variance_by_level(table: ComparisonTable) -> go.Figure:
     """Variance explained by each level of every model, of ordinary tokens where the table tells them apart."""
     values = _first_place(table)
     own = values[(values["measure"] == "variance_explained_ordinary") & values["mean"].notna()]
-    if own.empty:
+    of_ordinary = not own.empty
+    if not of_ordinary:
         own = values[values["measure"] == "variance_explained"]
     figure = go.Figure()
     for model, colour in zip(dict.fromkeys(own["model"]), qualitative.Safe * len(own), strict=False):
@@ -71,8 +72,9 @@ def variance_by_level(table: ComparisonTable) -> go.Figure:
             name=model,
             line_color=colour,
         )
-    figure.update_yaxes(title_text="variance explained")
-    return finished(figure, "Variance explained by levels, coarse to fine", 480)
+    figure.update_yaxes(title_text="variance explained" + " of ordinary tokens" * of_ordinary)
+    where = ", ".join(f"{column} {values[column].iloc[0]}" for column in table.by[:-1])
+    return finished(figure, f"Variance explained by levels, coarse to fine ({where})", 480)
 
 
 def steering_curves(rows: Sequence[Mapping[str, Any]], strengths: Sequence[float]) -> go.Figure:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from sae_lens import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
 
-FIRST_LAMBDA = 1.0
-MOST_TRAININGS = 7
-CLOSE_ENOUGH = 0.03
+FIRST_LAMBDA = 0.6
+MOST_TRAININGS = 6
+CLOSE_ENOUGH = 0.05
 """Share by which L0 may be off."""
 MEASURED_ON = 20_000
 """Activations, of those trained on."""
