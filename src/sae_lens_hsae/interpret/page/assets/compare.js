@@ -62,7 +62,8 @@ async function compareView(forest, parent) {
   if (order.length > shown.length) box.append(element("p", { class: "muted" }, `${order.length - shown.length} more children account for less each.`));
   const list = element("ol", { class: "contexts" });
   contexts.forEach((context, k) => {
-    const row = element("p", { class: "context compared", dir: "ltr" });
+    const row = element("p", { class: "context compared", dir: "auto" });
+    const texts = Array.from(context.tokens, (token) => forest.tokens[token]);
     context.tokens.forEach((token, i) => {
       if (!token) return;
       const at = shares[k][i];
@@ -70,7 +71,7 @@ async function compareView(forest, parent) {
         row.append(partingNode(forest, context.tokens, i) ?? "");
         return;
       }
-      const node = tokenNode(forest.tokens[token], at ? describe(forest, children, at) : undefined);
+      const node = tokenNode(texts, i, at ? describe(forest, children, at) : undefined);
       shade(node, "own", context.shades[i]);
       const bar = element("span", { class: "bar", "aria-hidden": "true" });
       if (at) {

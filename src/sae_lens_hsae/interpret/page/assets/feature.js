@@ -133,15 +133,20 @@ async function featureView(forest, feature, open) {
     section("Strongest contexts", shadingLegend(forest, feature), contextList(forest, feature, data.top, "None was kept.")),
     section("Contexts across the range of activations", contextList(forest, feature, data.sampled, "None was kept.")),
   );
-  if (parent >= 0) parts.push(section(`Where it and ${parentPhrase(forest, feature)} disagree`,
+  if (parent >= 0) parts.push(section(`Where it and ${parentPhrase(forest, feature)} disagree`, element("p", { class: "legend" }, "Outlined: the token it is about."),
     element("h3", {}, "The parent fires, this feature does not"),
-    contextList(forest, feature, data.parentAlone, "Never in this text."),
+    contextList(forest, feature, data.parentAlone, "Never in this text.", ({ shades, parentShades }) => onlyIn(parentShades, shades)),
     element("h3", {}, "This feature fires, the parent does not"),
-    contextList(forest, feature, data.childAlone, "Never in this text.")));
+    contextList(forest, feature, data.childAlone, "Never in this text.", ({ shades, parentShades }) => onlyIn(shades, parentShades))));
   parts.push(section("Numbers", metricsNode(forest, feature, data)), section("Activations", histogramNode(forest, data)));
   if (siblings.length) parts.push(section(`Siblings (${siblings.length})`, ...longList("plain", siblings, (each) => element("li", {}, featureLink(forest, each), copyBadge(forest, each)))));
   if (data.nearest.length) parts.push(section(`Nearest features of level ${forest.level(feature)}`, element("p", { class: "muted" }, "By cosine of the decoder directions."),
     element("ul", { class: "plain" }, data.nearest.map((other, i) => element("li", {}, element("span", { class: "cosine" }, number(data.nearestCosines[i])), " ", featureLink(forest, other))))));
-  if (forest.size[root] > 1) parts.push(section("Its tree", icicle(forest, layout(forest, [root]), { open, selected: feature, bandHeight: 30, label: `Tree of ${forest.id(root)}: ${forest.size[root]} features. The list of features shows the same.` })));
+  // Drawn without the rest of the map, and followed there.
+  const zoom = (a, b) => {
+    const [start] = placeOnMap(mapOf(forest), forest, root);
+    follow(`#/part/${start + a}/${start + b}`);
+  };
+  if (forest.size[root] > 1) parts.push(section("Its tree", icicle(forest, layout(forest, [root]), { open, zoom, atOnce: true, selected: feature, bandHeight: 30, label: `Tree of ${forest.id(root)}: ${forest.size[root]} features. The list of features shows the same.` })));
   return { title: `${forest.id(feature)} ${forest.name(feature)}`, parts, finished: Promise.all(pending) };
 }
