@@ -2,6 +2,7 @@
 
 const main = document.getElementById("main");
 let follow = (path) => { location.hash = path; }; // until there is a list whose filters a link could keep
+const KEYS = { u: "a[rel=up]", j: "a[rel=next]", k: "a[rel=prev]", c: "a.action" }; // the links they follow
 const SETTLED = 150; // ms without scrolling, after which the place is kept
 
 async function start() {
@@ -127,7 +128,9 @@ document.getElementById("search").addEventListener("submit", (event) => {
 document.getElementById("menu").addEventListener("click", () => menu(!document.getElementById("side").classList.contains("open")));
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") menu(false);
-  if (event.key !== "/" || /^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement?.tagName ?? "")) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement?.tagName ?? "")) return;
+  if (KEYS[event.key]) main.querySelector(KEYS[event.key])?.click();
+  if (event.key !== "/") return;
   event.preventDefault();
   document.getElementById("query").focus();
 });

@@ -96,8 +96,7 @@ function hiddenPhrase(forest, feature) {
 
 // Parent, feature and children in three columns.
 function familyNode(forest, feature, data, pending) {
-  const parent = forest.above(feature), children = forest.below(feature)
-    .sort((a, b) => (forest.childGivenParent[b] || 0) - (forest.childGivenParent[a] || 0) || a - b);
+  const parent = forest.above(feature), children = forest.below(feature).sort(byShare(forest));
   const column = (title, ...content) => element("div", { class: "relative" }, element("h3", {}, title), ...content);
   const above = parent >= 0
     ? column("Parent", element("p", {}, featureLink(forest, parent), copyBadge(forest, parent)), parent === forest.parents[feature] ? null
