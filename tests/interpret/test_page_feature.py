@@ -163,15 +163,13 @@ def test_the_list_is_filtered_by_tokens_too(page_of_pieces):
 
 def test_search_shows_first_what_fires_on_the_words(browser, tmp_path):
     texts = ["the", " hot", " Water", " sea", ".", " a", " b", " c"]
-    fires_on = {f: (0,) for f in range(59)} | {59: {2: 1.0, 3: 2.0}, 60: (2,), 61: (1,)}
+    fires_on = dict.fromkeys(range(59), (0,)) | {59: {2: 1.0, 3: 2.0}, 60: (2,), 61: (1,)}
     data = planted_dashboards(fires_on, contexts=[[0, 1, 2, 4, 3, 5, 6, 7]] * 3, widths=[2, 60])
     browser.anew(write_page(data, data.forest, tmp_path / "p.html", texts.__getitem__))
     browser.go("#/search/water")
     assert browser.texts(".found > li > p > a .id") == ["1/58", "1/57", "0/0", "0/1", *(f"1/{i}" for i in range(36))]
-    status = browser.texts("main [role=status]")
-    assert status == [
-        "62 features have a context with it; 2 of them fire on it, outlined. Shown: 40 of 62, the strongest on it first."
-    ]
+    [status] = browser.texts("main [role=status]")
+    assert status.startswith("62 features have a context with it; 2 of them fire on it, outlined. Shown: 40 of 62,")
     assert set(browser.texts(".meant")) == {" Water"}
     browser.go("#/search/hot%20water")
     assert browser.texts(".found > li > p > a .id")[:3] == ["1/58", "1/59", "1/57"]

@@ -111,8 +111,18 @@ def test_a_page_saved_from_the_browser_opens(opened, tmp_path):
 @pytest.fixture
 def page_of_scripts(browser, tmp_path):
     """Right-to-left text, joined words and joined emoji."""
-    texts = [" שלום", "עולם", "\u202eabc", "می", "\u200c", "خواهم", " 👩\u200d👩\ufe0f\u200d👧", " a\u200cb\u200d\u200d"]
-    data = planted_dashboards({0: (0,), 4: (0,), 5: (1,)}, {4: 0, 5: 0}, contexts=[list(range(8))] * 4)
+    texts = [
+        " שלום",
+        "עולם",
+        "\u202eabc",
+        "می",
+        "\u200c",
+        "خواهم",
+        " 👩\u200d👩\ufe0f\u200d👧",
+        " a\u200cb\u200d\u200d",
+    ]
+    contexts = [list(range(8)), [0, 6, 7, 7, 1, 0, 1, 1]] * 4
+    data = planted_dashboards({0: (0,), 4: (0,), 5: (1,)}, {4: 0, 5: 0}, contexts)
     labels = {0: "שלום · C++ · b · מים"}
     return browser.anew(write_page(data, data.forest, tmp_path / "p.html", texts.__getitem__, labels))
 
@@ -130,6 +140,12 @@ def test_text_from_right_to_left_is_read_from_right_to_left(page_of_scripts):
         assert places[0] == "rtl", kind
         assert places[1][0] > places[1][1], kind
         assert places[2][:5] == [False, False, True, False, False], "only a mark keeps its token apart"
+    mixed = """return [...document.querySelectorAll(arguments[0])].map((line) => [...line.querySelectorAll(".token")])
+        .find((tokens) => tokens[2].textContent.startsWith(" a")).map((each) => each.getBoundingClientRect().x)"""
+    for view, kind in (("#/f/0/0", ".context"), ("#/compare/0/0", ".context")):
+        page.go(view)
+        x = page.run(mixed, kind)
+        assert x[0] > x[3] > x[2] > x[4] > x[5], "words within a line keep their own direction"
     x = page.run("""const text = document.querySelector("h1 bdi").firstChild, range = document.createRange();
         return ["שלום", "C++", "b", "מים"].map((part) => {
           const at = text.data.indexOf(part);

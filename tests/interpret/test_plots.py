@@ -32,6 +32,10 @@ def traces(figure: Any) -> Any:
     return figure.data
 
 
+def horizontal(figure: Any, place: int) -> Any:
+    return figure.layout[f"xaxis{place + 1}" if place else "xaxis"]
+
+
 def title_of(figure: Any) -> str:
     return figure.layout.title.text
 
@@ -105,7 +109,7 @@ def test_edge_quality_is_over_the_edges_of_each_boundary(sae, x):
             assert bars.y == pytest.approx(shares)
             assert sum(bars.y) == pytest.approx(1)
             assert (bars.x[0], bars.x[-1]) == pytest.approx((least + 0.025, 0.975))
-            assert tuple(figure.layout[f"xaxis{place + 1}" if place else "xaxis"].range) == (least, 1)
+            assert horizontal(figure, place).range == (least, 1)
 
 
 def test_edges_that_always_hold_are_in_the_last_bar():

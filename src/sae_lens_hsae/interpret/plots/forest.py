@@ -190,7 +190,7 @@ def _through(nodes: list[int], source: list[int], target: list[int], value: list
 
 
 def _places(size: dict[int, int], n_groups: int, n_levels: int) -> tuple[list[float], list[float], int]:
-    """Where each node stands, from 0 to 1: its level from left to right, the groups from top to bottom; and the height."""
+    """Where each node stands, from 0 to 1, levels from left to right, groups from top to bottom; and the height."""
     total = max(sum(n for node, n in size.items() if node // n_groups == level) for level in range(n_levels))
     above: dict[int, int] = {}
     x, y = [], []
