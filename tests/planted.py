@@ -1,12 +1,12 @@
 """SAEs and dashboards of which it is known what fires where."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from sae_lens import SAE
-from small_saes import D_IN, make_sae
+from small_saes import D_IN, WIDTHS, make_sae
 
 from sae_lens_hsae import FeatureForest, HierarchicalTrainingSAE
 from sae_lens_hsae.cli.demo import minilm_folder
@@ -16,15 +16,16 @@ FiresOn = Mapping[int, Iterable[int] | Mapping[int, float]]
 
 
 def planted_sae(
-    fires_on: FiresOn, parents: Mapping[int, int] | None = None
+    fires_on: FiresOn, parents: Mapping[int, int] | None = None, widths: Sequence[int] = WIDTHS
 ) -> tuple[HierarchicalTrainingSAE, FeatureForest]:
-    """Levels of 4, 9 and 20 features.
+    """A forest in which few features read anything.
 
     Args:
         fires_on: the coordinates of x that each feature reads, or how strongly it reads each; all others read nothing.
         parents: of those features that have one.
+        widths: of the levels.
     """
-    sae = make_sae()
+    sae = make_sae(level_widths=list(widths))
     for tensor in (sae.W_enc, sae.b_enc, sae.b_dec, sae.threshold):
         tensor.data.zero_()
     for feature, coordinates in fires_on.items():
@@ -38,11 +39,14 @@ def planted_sae(
 
 
 def planted_dashboards(
-    fires_on: FiresOn, parents: Mapping[int, int] | None = None, contexts: list[list[int]] | None = None
+    fires_on: FiresOn,
+    parents: Mapping[int, int] | None = None,
+    contexts: list[list[int]] | None = None,
+    widths: Sequence[int] = WIDTHS,
 ) -> Dashboards:
     """Of contexts of 8 tokens (0 … 7, again and again), each of which is a coordinate of x."""
     tokens = torch.arange(320).view(40, 8) % 8 if contexts is None else torch.tensor(contexts)
-    sae, forest = planted_sae(fires_on, parents)
+    sae, forest = planted_sae(fires_on, parents, widths)
     return collect_dashboards(sae, forest, [(tokens, torch.eye(D_IN)[tokens])], progress=False)
 
 

@@ -39,6 +39,13 @@ def test_a_feature_shows_its_numbers(opened, hostile_sae, hostile_dashboards):
     assert peaks == pytest.approx(hostile_dashboards.peaks[child, :6].tolist(), rel=0.01)
     shaded = "return document.querySelectorAll('.token.own').length * document.querySelectorAll('.token.above').length"
     assert opened.run(shaded) > 0
+    outlined = """const [whole, ...lists] = [...document.querySelectorAll("h3 + .contexts")].slice(-2);
+        return [whole, ...lists].map((list) => [...list.querySelectorAll(".meant")].map((each) => each.className))"""
+    parent_alone, child_alone = opened.run(outlined)
+    assert parent_alone
+    assert all("above" in each and "own" not in each for each in parent_alone)
+    assert child_alone
+    assert all("own" in each and "above" not in each for each in child_alone)
     opened.run("document.querySelector('.term').focus()")
     assert "Share of all tokens" in opened.text()
 
@@ -152,3 +159,61 @@ def test_the_list_is_filtered_by_tokens_too(page_of_pieces):
     assert page_of_pieces.rows()[-1] == "0/0"
     page_of_pieces.choose("filter-text", "verb")
     assert page_of_pieces.rows()[-1] == "0/0"
+
+
+def test_search_shows_first_what_fires_on_the_words(browser, tmp_path):
+    texts = ["the", " hot", " Water", " sea", ".", " a", " b", " c"]
+    fires_on = dict.fromkeys(range(59), (0,)) | {59: {2: 1.0, 3: 2.0}, 60: (2,), 61: (1,)}
+    data = planted_dashboards(fires_on, contexts=[[0, 1, 2, 4, 3, 5, 6, 7]] * 3, widths=[2, 60])
+    browser.anew(write_page(data, data.forest, tmp_path / "p.html", texts.__getitem__))
+    browser.go("#/search/water")
+    assert browser.texts(".found > li > p > a .id") == ["1/58", "1/57", "0/0", "0/1", *(f"1/{i}" for i in range(36))]
+    [status] = browser.texts("main [role=status]")
+    assert status.startswith("62 features have a context with it; 2 of them fire on it, outlined. Shown: 40 of 62,")
+    assert set(browser.texts(".meant")) == {" Water"}
+    browser.go("#/search/hot%20water")
+    assert browser.texts(".found > li > p > a .id")[:3] == ["1/58", "1/59", "1/57"]
+    assert set(browser.texts(".meant")) == {" hot", " Water"}
+    assert browser.errors() == []
+
+
+def test_every_word_of_a_name_is_searched_for(browser, tmp_path):
+    names = {0: "sea · water", 1: "water · sea", 2: "water", 4: "like 0/2", 5: "seaside of waters"}
+    data = planted_dashboards({0: (0,), 2: (1,)})
+    browser.anew(write_page(data, data.forest, tmp_path / "p.html", " abcdefgh".__getitem__, names))
+    found = "section:first-of-type .plain > li > a .id"
+    for query, shown in (
+        ("water sea", ["0/0", "0/1", "1/1"]),
+        ("water · sea", ["0/1", "0/0", "1/1"]),
+        ("0/2", ["0/2", "1/0"]),
+        ("like water", []),
+    ):
+        browser.run("location.hash = '#/search/' + encodeURIComponent(arguments[0])", query)
+        browser.wait(browser.fragment())
+        assert browser.texts(found) == shown, query
+        browser.choose("filter-text", query)
+        rows = [row for row in browser.rows() if "/" in row]
+        assert set(rows) == ({"0/2"} if query == "0/2" else set(shown)), query
+        browser.choose("filter-text", "")
+
+
+def test_siblings_and_the_parent_are_a_key_away(opened, hostile_sae, hostile_dashboards):
+    forest = hostile_sae.forest
+    parent = next(f for f in range(WIDTHS[0]) if len(forest.children(f)) > 2)
+    family = sorted(forest.children(parent), key=lambda f: (-hostile_dashboards.child_given_parent[f].item(), f))
+    names = [name_of(forest, feature) for feature in family]
+    opened.go(f"#/f/{names[0]}")
+    for key, name in (("j", names[1]), ("j", names[2]), ("k", names[1])):
+        opened.keys(key)
+        opened.wait(f"#/f/{name}")
+    assert opened.texts(".beside a .id") == [names[0], names[2]]
+    opened.keys("u")
+    opened.wait(f"#/f/{name_of(forest, parent)}")
+    opened.keys("c")
+    opened.wait(f"#/compare/{name_of(forest, parent)}")
+    opened.keys("c", "u", "k")
+    opened.wait(f"#/f/{name_of(forest, parent)}")
+    opened.run("document.getElementById('query').focus()")
+    opened.keys("jukc")
+    assert opened.fragment() == f"#/f/{name_of(forest, parent)}"
+    assert opened.run("return document.getElementById('query').value") == "jukc"

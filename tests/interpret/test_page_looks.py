@@ -58,3 +58,30 @@ def test_on_a_phone_the_forest_is_behind_a_button(opened):
     opened.until(lambda: opened.fragment() != "#/", "the feature")
     opened.wait(opened.fragment())
     assert not opened.run(shown)
+    opened.run("document.getElementById('menu').click()")
+    opened.run("document.querySelector('.row.selected').click()")
+    assert not opened.run(shown), "what is chosen is shown already"
+    opened.run("document.querySelector('#views a:last-child').click()")
+    opened.wait("#/map")
+    opened.run("document.getElementById('menu').click(); document.querySelector('#views a:last-child').click()")
+    assert not opened.run(shown)
+
+
+def test_paper_shows_the_shades_in_light_colours(opened):
+    style = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
+    opened.go("#/compare/0/1")
+    light = opened.run(style, "body", "backgroundColor")
+    opened.run("document.getElementById('theme').click()")
+    assert opened.run(style, "body", "backgroundColor") != light
+    opened.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        assert opened.run(style, "body", "backgroundColor") == light
+        for kind in (".token.own", ".bar", ".part", ".only .swatch"):
+            assert opened.run(style, kind, "printColorAdjust") == "exact", kind
+            assert opened.run("return document.querySelector(arguments[0]).checkVisibility()", kind), kind
+        for kind in ("#top", "#side", "a.action"):
+            assert opened.run(style, kind, "display") == "none", kind
+        assert opened.run("const m = document.getElementById('main'); return m.scrollHeight - m.clientHeight") <= 0
+        assert opened.run("return document.documentElement.scrollHeight > innerHeight"), "it goes on over the pages"
+    finally:
+        opened.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})

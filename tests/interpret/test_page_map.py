@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hostile_page import HOSTILE, name_of, stream
+from hostile_page import HOSTILE, leaf_of_all_levels, name_of, stream
 from page_blocks import array_of, blocks_of
 from small_saes import make_sae
 
@@ -46,7 +46,7 @@ def test_a_click_in_the_map_zooms_in_and_then_opens(opened, hostile_page, hostil
 def test_where_features_are_too_narrow_a_click_zooms_in(browser, tmp_path):
     widths = [2, 3000]
     wide = make_sae(level_widths=widths)
-    forest = FeatureForest([-1, -1, *([0] * 3000)], widths)
+    forest = FeatureForest([-1, -1, *([0] * 1500), *([1] * 1500)], widths)
     settings = DashboardSettings(window=2, n_top=1, n_sampled=0, n_counterexamples=0)
     data = collect_dashboards(wide, forest, stream(2), settings=settings, progress=False)
     browser.open(write_page(data, forest, tmp_path / "p.html", HOSTILE.__getitem__), "#/part/0/3000")
@@ -62,4 +62,41 @@ def test_where_features_are_too_narrow_a_click_zooms_in(browser, tmp_path):
     browser.wait(browser.fragment())
     browser.run(CLICK, 0.5, 50)
     browser.until(lambda: browser.fragment().startswith("#/f/1/"), "the feature")
+    for root, middle in ((0, 750), (1, 2250)):
+        browser.go(f"#/f/0/{root}")
+        browser.run(CLICK, 0.5, 45)
+        browser.until(lambda: browser.fragment().startswith("#/part/"), "the part of the map around it")
+        first, last = map(int, browser.fragment().split("/")[2:])
+        assert (first + last) / 2 == pytest.approx(middle, abs=2)
+        assert last - first == pytest.approx(1500 / 8, abs=1)
     assert browser.errors() == []
+
+
+def test_a_feature_is_outlined_on_the_map(opened, hostile_sae):
+    leaf = name_of(hostile_sae.forest, leaf_of_all_levels(hostile_sae.forest))
+    pixels = """const canvas = document.querySelector("canvas"), pen = canvas.getContext("2d");
+        const data = pen.getImageData(0, 0, canvas.width, canvas.height).data;
+        let found = 0;
+        for (let i = 0; i < data.length; i += 4) found += data[i] === 10 && data[i + 1] === 88 && data[i + 2] === 202;
+        return found"""
+    opened.go("#/map")
+    assert opened.run(pixels) == 0
+    opened.go(f"#/f/{leaf}")
+    opened.run("document.querySelector('.beside a:not([rel])').click()")
+    opened.wait(f"#/map/{leaf}")
+    opened.until(lambda: opened.run(pixels) > 100, "the outline")
+    for none in ("9/9", "x"):
+        opened.go(f"#/map/{none}")
+        assert opened.run(pixels) == 0
+    assert opened.errors() == []
+
+
+def test_what_was_left_is_forgotten(opened):
+    for _ in range(4):
+        opened.go("#/map")
+        opened.go("#/f/0/2")
+    ask = opened.driver.execute_cdp_cmd
+    kind = ask("Runtime.evaluate", {"expression": "HTMLCanvasElement.prototype"})["result"]["objectId"]
+    alive = ask("Runtime.queryObjects", {"prototypeObjectId": kind})["objects"]["objectId"]
+    length = {"objectId": alive, "functionDeclaration": "function() { return this.length; }"}
+    assert ask("Runtime.callFunctionOn", length)["result"]["value"] <= 2

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from hostile_page import HOSTILE, LABELS, LONG, name_of, stream
+from planted import planted_dashboards
 from small_saes import WIDTHS
 
 from sae_lens_hsae import FeatureForest
@@ -91,6 +92,78 @@ def test_the_policy_blocks_scripts_and_requests(opened):
     assert opened.run("return window.ran") is None
     assert not any("example.invalid" in url for url in opened.requests())
     opened.errors()
+
+
+def test_a_page_saved_from_the_browser_opens(opened, tmp_path):
+    opened.go("#/f/0/2")
+    options, rows = opened.texts("#filters option"), opened.rows()
+    html = opened.run("return document.documentElement.outerHTML")
+    saved = tmp_path / "saved.html"
+    saved.write_text("<!doctype html>" + re.sub(r' data-(ready|view|finished)="[^"]*"', "", html))
+    opened.open(saved, "#/f/0/2")
+    assert opened.texts("#filters option") == options
+    assert opened.rows() == rows
+    opened.choose("sort", "clarity")
+    assert opened.texts("#column") == ["clarity"]
+    opened.errors()  # styles of the old elements, which the policy blocks
+
+
+@pytest.fixture
+def page_of_scripts(browser, tmp_path):
+    """Right-to-left text, joined words and joined emoji."""
+    texts = [
+        " שלום",
+        "עולם",
+        "\u202eabc",
+        "می",
+        "\u200c",
+        "خواهم",
+        " 👩\u200d👩\ufe0f\u200d👧",
+        " a\u200cb\u200d\u200d",
+    ]
+    contexts = [list(range(8)), [0, 6, 7, 7, 1, 0, 1, 1]] * 4
+    data = planted_dashboards({0: (0,), 4: (0,), 5: (1,)}, {4: 0, 5: 0}, contexts)
+    labels = {0: "שלום · C++ · b · מים"}
+    return browser.anew(write_page(data, data.forest, tmp_path / "p.html", texts.__getitem__, labels))
+
+
+def test_text_from_right_to_left_is_read_from_right_to_left(page_of_scripts):
+    page = page_of_scripts
+    for view, kind in (("#/f/0/0", ".context"), ("#/f/0/0", ".snippet"), ("#/compare/0/0", ".context")):
+        page.go(view)
+        places = page.run(
+            """const line = document.querySelector(arguments[0]), tokens = [...line.querySelectorAll(".token")];
+            return [getComputedStyle(line).direction, tokens.slice(0, 2).map((each) => each.getBoundingClientRect().x),
+              tokens.map((each) => getComputedStyle(each).unicodeBidi === "isolate")]""",
+            kind,
+        )
+        assert places[0] == "rtl", kind
+        assert places[1][0] > places[1][1], kind
+        assert places[2][:5] == [False, False, True, False, False], "only a mark keeps its token apart"
+    mixed = """return [...document.querySelectorAll(arguments[0])].map((line) => [...line.querySelectorAll(".token")])
+        .find((tokens) => tokens[2].textContent.startsWith(" a")).map((each) => each.getBoundingClientRect().x)"""
+    for view, kind in (("#/f/0/0", ".context"), ("#/compare/0/0", ".context")):
+        page.go(view)
+        x = page.run(mixed, kind)
+        assert x[0] > x[3] > x[2] > x[4] > x[5], "words within a line keep their own direction"
+    x = page.run("""const text = document.querySelector("h1 bdi").firstChild, range = document.createRange();
+        return ["שלום", "C++", "b", "מים"].map((part) => {
+          const at = text.data.indexOf(part);
+          range.setStart(text, at);
+          range.setEnd(text, at + part.length);
+          return range.getBoundingClientRect().x;
+        })""")
+    assert x == sorted(x, reverse=True), "the parts of a name keep their order"
+
+
+def test_joined_characters_stay_joined(page_of_scripts):
+    page_of_scripts.go("#/f/0/0")
+    seen = page_of_scripts.texts(".context")[0]
+    assert "می\u200cخواهم" in seen
+    assert "👩\u200d👩\ufe0f\u200d👧" in seen
+    assert "a⟨U+200C⟩b⟨U+200D⟩⟨U+200D⟩" in seen
+    assert "⟨U+202E⟩abc" in seen
+    assert page_of_scripts.errors() == []
 
 
 def test_a_forest_without_edges_works(browser, hostile_sae, tmp_path):

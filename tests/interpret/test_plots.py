@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from planted import planted_dashboards
 from small_saes import D_IN, WIDTHS, make_sae
 
 from sae_lens_hsae import FeatureForest
@@ -29,6 +30,10 @@ def x():
 def traces(figure: Any) -> Any:
     """Plotly's stubs do not tell what a figure holds."""
     return figure.data
+
+
+def horizontal(figure: Any, place: int) -> Any:
+    return figure.layout[f"xaxis{place + 1}" if place else "xaxis"]
 
 
 def title_of(figure: Any) -> str:
@@ -57,6 +62,17 @@ def test_the_flow_has_every_edge_in_the_group_of_its_tree():
     columns = dict(zip(text, sankey.node.x, strict=True))
     assert columns[f"level 1, {under}: 1 features"] == pytest.approx(0.5)
     assert "2 of them unassigned" in title_of(figure)
+    names = dict(zip(text, sankey.node.label, strict=True))
+    assert {at for at, name in names.items() if name} == {
+        f"level 0, {tree}: 1 features",
+        f"level 1, {under}: 1 features",
+    }
+
+
+def test_the_flow_names_only_what_has_room():
+    parents = [*range(300), *([0] * 2700)]
+    [sankey] = traces(plots.forest_flow(FeatureForest([-1] * 300 + parents, [300, 3000]), n_trees=3))
+    assert set(sankey.node.label) == {"", "tree of 0/0", "the 297 other trees"}
 
 
 def test_a_trees_picture_has_its_features_under_their_parents(sae):
@@ -67,8 +83,14 @@ def test_a_trees_picture_has_its_features_under_their_parents(sae):
     parents = [forest.parent(feature) for feature in forest.subtree(root)]
     assert list(icicle.parents) == ["" if p is None else forest.levels.name(p) for p in parents]
     assert icicle.labels[0] == f"0/{root}  &lt;script>"
+    assert set(icicle.marker.line.width) == {1}
     with pytest.raises(IndexError, match="feature 99 does not exist"):
         plots.tree_picture(forest, 99)
+
+
+def test_boxes_below_a_pixel_are_no_outlines():
+    [icicle] = traces(plots.tree_picture(FeatureForest([-1, 0, 0, *([1] * 3000), 2], [1, 2, 3001]), 0))
+    assert list(icicle.marker.line.width) == [1, 1, *([0] * 3002)]
 
 
 def test_edge_quality_is_over_the_edges_of_each_boundary(sae, x):
@@ -80,9 +102,21 @@ def test_edge_quality_is_over_the_edges_of_each_boundary(sae, x):
     for level, (_, below) in enumerate(sae.levels.boundaries):
         edges = dashboards.parents[below] >= 0
         expected = dashboards.parent_given_child[below][edges]
-        assert traces(figure)[level].x == pytest.approx(expected[expected.isfinite()].numpy())
-        cosines = traces(figure)[2 * (N_LEVELS - 1) + level].x
-        assert cosines == pytest.approx(dashboards.parent_cosine[below][edges].numpy())
+        cosines = dashboards.parent_cosine[below][edges]
+        for place, least, values in ((0, 0, expected[expected.isfinite()]), (2, -1, cosines)):
+            bars = traces(figure)[place * (N_LEVELS - 1) + level]
+            shares = [((values - x).abs() < 0.025).double().mean().item() for x in bars.x]
+            assert bars.y == pytest.approx(shares)
+            assert sum(bars.y) == pytest.approx(1)
+            assert (bars.x[0], bars.x[-1]) == pytest.approx((least + 0.025, 0.975))
+            assert horizontal(figure, place).range == (least, 1)
+
+
+def test_edges_that_always_hold_are_in_the_last_bar():
+    figure = plots.edge_quality(planted_dashboards({0: (0, 1), 4: (0,)}, {4: 0}))
+    holds, half = traces(figure)[0], traces(figure)[2]
+    assert list(holds.y) == [0] * 19 + [1]
+    assert list(half.y) == [float(i == 10) for i in range(20)]
 
 
 def test_sibling_distances_equal_plain_loops(sae, x):

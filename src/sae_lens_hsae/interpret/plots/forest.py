@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import plotly.graph_objects as go
 import torch
 from plotly.colors import sample_colorscale
@@ -16,6 +17,11 @@ from sae_lens_hsae.interpret.plots.style import COLOUR_SCALE, finished, level_co
 REST = "#c4c9d0"
 """Of what belongs to no group."""
 UNASSIGNED = "#8a5a44"
+MIN_OUTLINED = 1 / 200
+"""Share of a tree's picture; a narrower box would be nothing but outline."""
+MIN_NAMED = 1 / 120
+"""Share of a flow's height; the names of lower nodes would lie on each other."""
+BIN = 0.05
 
 
 def tree_picture(forest: FeatureForest, root: int, names: Mapping[int, str] | None = None) -> go.Figure:
@@ -36,11 +42,20 @@ def tree_picture(forest: FeatureForest, root: int, names: Mapping[int, str] | No
         f"{id_}  {plain(names[f])}" if names and f in names else id_ for id_, f in zip(ids, features, strict=True)
     ]
     parents = [""] + [ids[features.index(int(forest.parents[feature]))] for feature in features[1:]]
+    leaves = dict.fromkeys(features, 0)
+    for feature in reversed(features):
+        leaves[feature] = max(1, leaves[feature])
+        if feature != features[0]:
+            leaves[int(forest.parents[feature])] += leaves[feature]
+    outlined = [leaves[feature] >= MIN_OUTLINED * leaves[features[0]] for feature in features]
     picture = go.Icicle(
         ids=ids,
         labels=labels,
         parents=parents,
-        marker={"colors": [colours[level] for level in levels]},
+        marker={
+            "colors": [colours[level] for level in levels],
+            "line": {"width": [int(each) for each in outlined]},
+        },
         leaf={"opacity": 1},
         textfont={"color": ["#ffffff" if level < len(colours) / 2 else "#000000" for level in levels]},
         tiling={"orientation": "v"},
@@ -89,13 +104,16 @@ def forest_flow(forest: FeatureForest, n_trees: int = 10, names: Mapping[int, st
             value.append(int(flows[each]))
     used = sorted({*source, *target})
     place = {node: i for i, node in enumerate(used)}
-    labels = {node % n_groups: node for node in reversed(used)}
     # Left to itself Plotly puts whatever nothing flows into at the very left, whichever level it belongs to.
-    x, y = _places(used, n_groups, len(forest.levels), source, target, value)
+    sizes_of = _through(used, source, target, value)
+    x, y, total = _places(sizes_of, n_groups, len(forest.levels))
+    # Each group has its name once, where it has most room.
+    tallest = {node % n_groups: node for node in sorted(used, key=lambda node: (sizes_of[node], -node))}
+    named = {node for node in tallest.values() if sizes_of[node] >= MIN_NAMED * total}
     sankey = go.Sankey(
         arrangement="snap",
         node={
-            "label": [kinds[node % n_groups] if labels[node % n_groups] == node else "" for node in used],
+            "label": [kinds[node % n_groups] if node in named else "" for node in used],
             "x": x,
             "y": y,
             "customdata": [
@@ -134,45 +152,53 @@ def edge_quality(dashboards: Dashboards) -> go.Figure:
     if not (dashboards.parents >= 0).any():
         raise ValueError("the forest has no edge, so that there is nothing to show")
     measures = {
-        "P(parent | child)": dashboards.parent_given_child,
-        "P(child | parent)": dashboards.child_given_parent,
-        "Cosine of parent and child": dashboards.parent_cosine,
+        "P(parent | child)": (dashboards.parent_given_child, 0),
+        "P(child | parent)": (dashboards.child_given_parent, 0),
+        "Cosine of parent and child": (dashboards.parent_cosine, -1),
     }
     figure = make_subplots(rows=1, cols=3, subplot_titles=list(measures))
     colours = level_colours(len(levels))
-    for column, values in enumerate(measures.values(), 1):
+    for column, (values, least) in enumerate(measures.values(), 1):
+        edges_of_bins = np.linspace(least, 1, round((1 - least) / BIN) + 1)
         for level, (_, below) in enumerate(levels.boundaries):
             of_edges = values[below][dashboards.parents[below] >= 0]
             of_edges = of_edges[of_edges.isfinite()]
             name = f"level {level} → {level + 1}"
-            bars = go.Histogram(
-                x=of_edges.numpy(), xbins={"size": 0.05}, histnorm="probability", name=name, legendgroup=name,
-                marker={"color": colours[level]}, opacity=0.55, showlegend=column == 1,
+            # Plotly's own bins leave out what lies on the last edge: edges that always hold.
+            counts, _ = np.histogram(of_edges.clamp(least, 1).numpy(), edges_of_bins)
+            bars = go.Bar(
+                x=edges_of_bins[:-1] + BIN / 2, y=counts / max(1, len(of_edges)), width=BIN, name=name,
+                legendgroup=name, marker={"color": colours[level], "line": {"width": 0}}, opacity=0.55,
+                showlegend=column == 1, hovertemplate=f"%{{x:.3f}} ± {BIN / 2}: %{{y:.1%}}",
             )  # fmt: skip
             figure.add_trace(bars, row=1, col=column)
+        figure.update_xaxes(range=[least, 1], col=column)
     figure.update_layout(barmode="overlay")
     figure.update_yaxes(title_text="share of the edges", col=1)
     return finished(figure, f"Quality of the edges, on {dashboards.n_tokens:,} tokens", 420)
 
 
-def _places(
-    nodes: list[int], n_groups: int, n_levels: int, source: list[int], target: list[int], value: list[int]
-) -> tuple[list[float], list[float]]:
-    """Where each node stands, from 0 to 1: its level from left to right, the groups from top to bottom."""
+def _through(nodes: list[int], source: list[int], target: list[int], value: list[int]) -> dict[int, int]:
+    """The size of each node: what flows in or out, whichever is more."""
     size = dict.fromkeys(nodes, 0)
     for ends in (source, target):
         through = dict.fromkeys(nodes, 0)
         for node, n in zip(ends, value, strict=True):
             through[node] += n
         size = {node: max(size[node], through[node]) for node in nodes}
+    return size
+
+
+def _places(size: dict[int, int], n_groups: int, n_levels: int) -> tuple[list[float], list[float], int]:
+    """Where each node stands, from 0 to 1, levels from left to right, groups from top to bottom; and the height."""
     total = max(sum(n for node, n in size.items() if node // n_groups == level) for level in range(n_levels))
     above: dict[int, int] = {}
     x, y = [], []
-    for node in nodes:
+    for node in size:
         level = node // n_groups
         top = above.get(level, 0)
         above[level] = top + size[node]
         # Exactly 0 counts as not given.
         x.append(min(max(level / max(1, n_levels - 1), 1e-3), 1 - 1e-3))
         y.append(min(max((top + size[node] / 2) / max(1, total), 1e-3), 1 - 1e-3))
-    return x, y
+    return x, y, total

@@ -2,23 +2,41 @@
 
 const main = document.getElementById("main");
 let follow = (path) => { location.hash = path; }; // until there is a list whose filters a link could keep
+const KEYS = { u: "a[rel=up]", j: "a[rel=next]", k: "a[rel=prev]", c: "a.action" }; // the links they follow
+const SETTLED = 150; // ms without scrolling, after which the place is kept
 
 async function start() {
   const [block, vocabulary] = await Promise.all([decodeBlock("forest"), decodeBlock("vocabulary")]);
   const forest = new Forest(block, vocabulary.tokens);
-  let current = 0, colour = "";
+  let current = 0, colour = "", scrolling = 0, shownLink = "";
   const linkTo = (path) => writeLink(path, { ...tree.state(), colour });
-  follow = (path) => { location.hash = linkTo(path); };
+  // How far down one was, for the way back; as long as the address is still that of the view.
+  const keepPlace = () => {
+    if (location.hash === shownLink && history.state?.scroll !== main.scrollTop) history.replaceState({ scroll: main.scrollTop }, "");
+  };
+  main.addEventListener("scroll", () => {
+    clearTimeout(scrolling);
+    scrolling = setTimeout(keepPlace, SETTLED);
+  });
+  follow = (path) => {
+    keepPlace();
+    menu(false); // what is chosen may be shown already
+    location.hash = linkTo(path);
+  };
   const open = (feature) => follow(`#/f/${forest.id(feature)}`);
   // Links of the page's own keep what is set.
   for (const kind of ["pointerdown", "focusin", "click"]) document.addEventListener(kind, (event) => {
     const link = event.target.closest?.('a[href^="#/"]');
-    link?.setAttribute("href", linkTo(readLink(link.getAttribute("href")).path));
+    if (!link) return;
+    link.setAttribute("href", linkTo(readLink(link.getAttribute("href")).path));
+    keepPlace();
+    if (kind === "click") menu(false);
   });
   // The link that stands in the address bar says what is shown; filtering makes no new entry to go back to.
   const note = () => {
     const link = linkTo(readLink(location.hash).path);
-    if (link !== location.hash) history.replaceState(null, "", link);
+    if (link !== location.hash) history.replaceState(history.state, "", link);
+    shownLink = link;
   };
   const recolour = (key) => {
     colour = key;
@@ -29,7 +47,7 @@ async function start() {
   const show = async () => {
     const mine = ++current;
     const isCurrent = () => mine === current;
-    const asked = location.hash;
+    const asked = location.hash, place = history.state?.scroll ?? 0;
     const { path, state } = readLink(asked);
     if (writeLink("", state) !== linkTo("")) {
       colour = COLOURINGS.some(([key]) => key === state.colour) ? state.colour : "";
@@ -39,7 +57,7 @@ async function start() {
     const [, view, first = "", ...rest] = path.split("/");
     let feature = -1, shown;
     if (view === "f" || view === "compare") {
-      feature = /^\d+$/.test(first) && /^\d+$/.test(rest[0] ?? "") ? forest.flat(Number(first), Number(rest[0])) : -1;
+      feature = forest.withId(`${first}/${rest[0]}`);
       if (feature < 0) shown = { title: "No such feature", parts: [element("h1", { tabindex: "-1" }, "No such feature"), element("p", { class: "notice" }, `${clipped(`${first}/${rest[0] ?? ""}`)} is not in this forest. Its levels have ${forest.levelWidths.join(", ")} features; a link names level and number, both from 0.`)] };
       else shown = await (view === "f" ? featureView(forest, feature, open) : compareView(forest, feature));
     } else if (view === "text") shown = await textView(forest, first, ...rest);
@@ -48,18 +66,24 @@ async function start() {
       try { query = decodeURIComponent(query); } catch { /* a link with a stray %: search for it as it stands */ }
       document.getElementById("query").value = query;
       shown = searchView(forest, query, isCurrent);
-    } else if (view === "map" || view === "part") shown = mapView(forest, open, follow, [first, rest[0] ?? ""], colour, recolour);
+    } else if (view === "map") shown = mapView(forest, open, follow, [], forest.withId(`${first}/${rest[0]}`), colour, recolour);
+    else if (view === "part") shown = mapView(forest, open, follow, [first, rest[0] ?? ""], -1, colour, recolour);
     else shown = firstView(forest);
     if (!isCurrent()) return;
     main.replaceChildren(...shown.parts);
-    main.scrollTop = 0;
+    main.scrollTop = place;
     window.scrollTo(0, 0);
+    // So that keys scroll, unless somebody types or walks the list.
+    if (document.activeElement === document.body) main.focus({ preventScroll: true });
     document.title = shown.title ? `${shown.title} – ${forest.title}` : forest.title;
     menu(false);
     tree.select(feature);
     main.dataset.view = asked;
+    const reached = main.scrollTop;
     await shown.finished;
-    if (isCurrent()) main.dataset.finished = asked;
+    if (!isCurrent()) return;
+    if (main.scrollTop === reached) main.scrollTop = place; // there may be more now
+    main.dataset.finished = asked;
   };
   const guarded = () => show().catch((error) => main.replaceChildren(element("h1", {}, "This view cannot be shown"), element("p", { class: "notice" }, String(error.message))));
   window.addEventListener("hashchange", (event) => {
@@ -88,7 +112,7 @@ function remembered(theme) {
 
 function theme(chosen) {
   if (chosen) document.documentElement.dataset.theme = chosen;
-  document.dispatchEvent(new Event("theme"));
+  for (const canvas of document.querySelectorAll("canvas")) canvas.dispatchEvent(new Event("theme"));
 }
 
 theme(remembered());
@@ -96,7 +120,7 @@ document.getElementById("theme").addEventListener("click", () => {
   const dark = document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
   theme(remembered(dark === "dark" ? "light" : "dark"));
 });
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => theme());
+for (const media of ["(prefers-color-scheme: dark)", "print"]) matchMedia(media).addEventListener("change", () => theme());
 document.getElementById("search").addEventListener("submit", (event) => {
   event.preventDefault();
   follow(`#/search/${encodeQuery(document.getElementById("query").value)}`);
@@ -104,7 +128,9 @@ document.getElementById("search").addEventListener("submit", (event) => {
 document.getElementById("menu").addEventListener("click", () => menu(!document.getElementById("side").classList.contains("open")));
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") menu(false);
-  if (event.key !== "/" || /^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement?.tagName ?? "")) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement?.tagName ?? "")) return;
+  if (KEYS[event.key]) main.querySelector(KEYS[event.key])?.click();
+  if (event.key !== "/") return;
   event.preventDefault();
   document.getElementById("query").focus();
 });

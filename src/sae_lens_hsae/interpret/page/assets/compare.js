@@ -62,15 +62,21 @@ async function compareView(forest, parent) {
   if (order.length > shown.length) box.append(element("p", { class: "muted" }, `${order.length - shown.length} more children account for less each.`));
   const list = element("ol", { class: "contexts" });
   contexts.forEach((context, k) => {
-    const row = element("p", { class: "context compared", dir: "ltr" });
+    const row = element("p", { class: "context compared", dir: "auto" });
+    const texts = Array.from(context.tokens, (token) => forest.tokens[token]);
+    // Boxes stand in the direction of the line; those of words that run against it need a box of their own.
+    const isReversed = (text) => { const letter = /\p{L}/u.exec(text); return letter && RIGHT_TO_LEFT.test(letter[0]); };
+    const ofLine = isReversed(texts.join(""));
+    let run = null;
     context.tokens.forEach((token, i) => {
       if (!token) return;
       const at = shares[k][i];
       if (forest.isSeparator[token] && !at) {
+        run = null;
         row.append(partingNode(forest, context.tokens, i) ?? "");
         return;
       }
-      const node = tokenNode(forest.tokens[token], at ? describe(forest, children, at) : undefined);
+      const node = tokenNode(texts, i, at ? describe(forest, children, at) : undefined);
       shade(node, "own", context.shades[i]);
       const bar = element("span", { class: "bar", "aria-hidden": "true" });
       if (at) {
@@ -83,7 +89,10 @@ async function compareView(forest, parent) {
         order.forEach((j) => add(at.shares[j], j, `colour-${colour.get(j)}`));
         add(at.none, "none", "nobody");
       }
-      row.append(element("span", { class: "column" }, node, bar));
+      const own = isReversed(texts[i]);
+      if (own === ofLine) run = null;
+      else if (own !== null && !run) row.append(run = element("span", { class: "run", dir: own ? "rtl" : "ltr" }));
+      (run ?? row).append(element("span", { class: "column" }, node, bar));
     });
     list.append(element("li", {}, element("span", { class: "peak" }, significant(context.peak)), row));
   });

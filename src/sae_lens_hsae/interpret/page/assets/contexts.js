@@ -9,9 +9,13 @@ function shade(node, name, value) {
   }
 }
 
-function tokenNode(text, title) {
-  if (text.length <= MAX_SHOWN) return element("span", { class: "token", title }, visible(text));
-  const node = element("button", { type: "button", class: "token long", title, "aria-expanded": false }, clipped(text));
+// A token is kept apart from its neighbours only where a mark in it would have acted on them.
+function tokenClass(text) { return ACTING.test(text.replaceAll(/[\n\u200c\u200d]/g, "")) ? "token apart" : "token"; }
+
+function tokenNode(texts, i, title) {
+  const text = texts[i], between = [texts[i - 1], texts[i + 1]];
+  if (text.length <= MAX_SHOWN) return element("span", { class: tokenClass(text), title }, visible(text, ...between));
+  const node = element("button", { type: "button", class: `${tokenClass(text)} long`, title, "aria-expanded": false }, clipped(text));
   node.addEventListener("click", () => {
     const open = node.getAttribute("aria-expanded") === "true";
     node.textContent = open ? clipped(text) : visible(text);
@@ -26,10 +30,11 @@ function partingNode(forest, tokens, i) {
   return element("span", { class: "parting", title: clipped(forest.tokens[tokens[i]]) }, " ¶ ");
 }
 
-// One context, shaded for the feature; the bar below each token is the parent.
-function contextNode(forest, feature, context) {
+// One context, shaded for the feature; the bar below each token is the parent. Some tokens may be meant: outlined.
+function contextNode(forest, feature, context, meant = new Set()) {
   const parent = forest.parents[feature];
-  const line = element("p", { class: "context", dir: "ltr" });
+  const line = element("p", { class: "context", dir: "auto" });
+  const texts = Array.from(context.tokens, (token) => forest.tokens[token]);
   context.tokens.forEach((token, i) => {
     if (!token) return;
     const own = (context.shades[i] / SHADES) * forest.maximum[feature];
@@ -39,7 +44,8 @@ function contextNode(forest, feature, context) {
       line.append(partingNode(forest, context.tokens, i) ?? "");
       return;
     }
-    const node = tokenNode(forest.tokens[token], parts.join(", ") || undefined);
+    const node = tokenNode(texts, i, parts.join(", ") || undefined);
+    if (meant.has(i)) node.classList.add("meant");
     shade(node, "own", context.shades[i]);
     if (parent >= 0) shade(node, "above", context.parentShades[i]);
     line.append(node);
@@ -47,9 +53,17 @@ function contextNode(forest, feature, context) {
   return element("li", {}, element("span", { class: "peak" }, significant(context.peak)), line);
 }
 
-function contextList(forest, feature, contexts, none) {
+// `meant`: which of a context's tokens to outline.
+function contextList(forest, feature, contexts, none, meant = () => undefined) {
   if (!contexts.length) return element("p", { class: "muted" }, none);
-  return element("ol", { class: "contexts" }, contexts.map((context) => contextNode(forest, feature, context)));
+  return element("ol", { class: "contexts" }, contexts.map((context) => contextNode(forest, feature, context, meant(context))));
+}
+
+// The token that the first shades are strongest on where the others are silent.
+function onlyIn(shades, others) {
+  let at = -1;
+  shades.forEach((value, i) => { if (value && !others[i] && !(value <= shades[at])) at = i; });
+  return new Set([at]);
 }
 
 function shadingLegend(forest, feature) {

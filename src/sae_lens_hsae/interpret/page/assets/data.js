@@ -57,6 +57,7 @@ class Forest {
     }
     this.hideCopies = false;
     this.names = new Array(this.n);
+    this.said = new Array(this.n);
     this.blocks = new Map();
   }
 
@@ -102,6 +103,32 @@ class Forest {
     return Array.from(this.strongest.subarray(feature * this.nStrongest, (feature + 1) * this.nStrongest))
       .filter((token) => token > 0).map((token) => this.tokens[token]);
   }
+  // The feature of a name such as 2/17, -1 if there is none.
+  withId(text) {
+    const [, level, index] = /^(\d+)\/(\d+)$/.exec(text) ?? [];
+    return level === undefined ? -1 : this.flat(Number(level), Number(index));
+  }
+  // How well each feature fits a query: 0 unless every word is in its label or strongest tokens, more if they stand there
+  // as in the query, and most for its own number.
+  finder(text) {
+    const apart = text.split(/[\s·]+/).filter(Boolean), words = apart.length ? apart : [text];
+    const said = (f) => (this.said[f] ??= this.nameParts(f).join(" · ").toLowerCase());
+    const scored = (part) => {
+      const hits = this.tokensWith(part);
+      return (f) => {
+        let score = part.trim() && this.labels[f] && said(f).includes(part) ? 20 : 0;
+        for (let i = 0; i < this.nStrongest; i++) score = Math.max(score, hits[this.strongest[f * this.nStrongest + i]] * (this.nStrongest - i));
+        return score;
+      };
+    };
+    const whole = scored(text), each = words.length > 1 ? words.map(scored) : [whole], exact = this.withId(text);
+    return (f) => {
+      if (f === exact) return Infinity;
+      const asOne = whole(f) || (words.length > 1 && said(f).includes(text) ? 20 : 0);
+      const scores = asOne ? [1000 + asOne] : each.map((score) => score(f));
+      return scores.every(Boolean) ? scores.reduce((a, b) => a + b) : 0;
+    };
+  }
   // Of each token 2 if it is the text, 1 if it holds it, and 0 otherwise.
   tokensWith(text) {
     return Uint8Array.from(this.tokens, (token) => {
@@ -109,13 +136,13 @@ class Forest {
       return plain === text ? 2 : plain.includes(text) ? 1 : 0;
     });
   }
-  // Its label, or else the tokens it is strongest on.
+  // The parts of its label, or else the tokens it is strongest on.
+  nameParts(feature) {
+    const label = visible(this.labels[feature] ?? "");
+    return label ? label.split(" · ") : this.strongestTokens(feature).slice(0, 5).map((token) => clipped(token.trim() || token, 24));
+  }
   name(feature) {
-    if (this.names[feature] === undefined) {
-      const tokens = this.strongestTokens(feature).slice(0, 5).map((token) => clipped(token.trim() || token, 24));
-      this.names[feature] = visible(this.labels[feature] ?? "") || tokens.join(" · ")
-        || (this.frequency[feature] > 0 ? "(no token stands out)" : "(never fired)");
-    }
+    this.names[feature] ??= listed(this.nameParts(feature)) || (this.frequency[feature] > 0 ? "(no token stands out)" : "(never fired)");
     return this.names[feature];
   }
 

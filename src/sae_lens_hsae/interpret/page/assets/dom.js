@@ -21,11 +21,17 @@ function drawing(name, properties = {}, ...children) {
   return node;
 }
 
-const INVISIBLE = /[\u0000-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
+const ACTING = /[\u0000-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]/;
+const INVISIBLE = new RegExp(`${ACTING.source}|[\\ud800-\\udbff](?![\\udc00-\\udfff])|(?<![\\ud800-\\udbff])[\\udc00-\\udfff]`, "g");
+const JOINER = /[\u200c\u200d]/; // within words, as in Persian, and within emoji
+const RIGHT_TO_LEFT = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\u{10800}-\u{10fff}\u{1e800}-\u{1efff}]/u;
 
-// Control characters, direction marks and broken pairs as something one sees, so that none acts on the page.
-function visible(text) {
-  return text.replace(INVISIBLE, (character) => {
+// Control characters, direction marks and broken pairs as something one sees, so that none acts on the page. Joiners
+// stay between characters beyond ASCII; `before` and `after` are what the text stands between.
+function visible(text, before = "", after = "") {
+  const isJoined = (unit) => unit > "\x7f" && !ACTING.test(unit);
+  return text.replace(INVISIBLE, (character, at) => {
+    if (JOINER.test(character) && isJoined(text[at - 1] ?? before.at(-1)) && isJoined(text[at + 1] ?? after[0])) return character;
     if (character === "\n") return "↵";
     if (character === "\t") return "⇥";
     const code = character.charCodeAt(0);
@@ -34,8 +40,13 @@ function visible(text) {
   });
 }
 
-function clipped(text, length = MAX_SHOWN) {
-  const shown = visible(text);
+// Parts, each of which keeps its place whichever way it is written.
+function listed(parts) {
+  return (parts.some((part) => RIGHT_TO_LEFT.test(part)) ? parts.map((part) => `\u2068${part}\u2069`) : parts).join(" · ");
+}
+
+function clipped(text, length = MAX_SHOWN, before = "", after = "") {
+  const shown = visible(text, before, after);
   return shown.length <= length ? shown : `${shown.slice(0, length)}… (${text.length.toLocaleString("en")} characters)`;
 }
 

@@ -19,12 +19,13 @@ function snippetNode(forest, feature, context) {
   const rest = tokens.slice(-1);
   for (let i = peak + 1, left = SNIPPET_LENGTH; i < context.tokens.length && left > 0 && inside(i); i++) left -= put(rest, i, "push");
   after.append(...rest);
-  return element("span", { class: "snippet", dir: "ltr" }, before, after);
+  return element("span", { class: "snippet", dir: "auto" }, before, after);
 
   function inside(i) { return i === peak || !forest.isSeparator[context.tokens[i]]; }
   function put(list, i, how) {
-    const text = clipped(forest.tokens[context.tokens[i]] ?? "", 24);
-    const node = element("span", { class: "token" }, i === peak ? text.trimStart() : text);
+    const [last, whole, next] = [i - 1, i, i + 1].map((at) => forest.tokens[context.tokens[at]] ?? "");
+    const text = clipped(whole, 24, last, next);
+    const node = element("span", { class: tokenClass(whole) }, i === peak ? text.trimStart() : text);
     shade(node, "own", context.shades[i]);
     if (context.tokens[i]) list[how](node);
     return text.length + 1;
@@ -95,8 +96,7 @@ function hiddenPhrase(forest, feature) {
 
 // Parent, feature and children in three columns.
 function familyNode(forest, feature, data, pending) {
-  const parent = forest.above(feature), children = forest.below(feature)
-    .sort((a, b) => (forest.childGivenParent[b] || 0) - (forest.childGivenParent[a] || 0) || a - b);
+  const parent = forest.above(feature), children = forest.below(feature).sort(byShare(forest));
   const column = (title, ...content) => element("div", { class: "relative" }, element("h3", {}, title), ...content);
   const above = parent >= 0
     ? column("Parent", element("p", {}, featureLink(forest, parent), copyBadge(forest, parent)), parent === forest.parents[feature] ? null

@@ -21,11 +21,30 @@ function featureLink(forest, feature, view = "f") {
   return element("a", { href: `#/${view}/${forest.id(feature)}` }, element("span", { class: "id" }, forest.id(feature)), " ", element("bdi", {}, forest.name(feature)));
 }
 
+function byShare(forest) {
+  return (a, b) => (forest.childGivenParent[b] || 0) - (forest.childGivenParent[a] || 0) || a - b;
+}
+
+// The children of its parent, itself among them.
+function familyOf(forest, feature) {
+  return forest.parents[feature] < 0 ? [] : forest.below(forest.above(feature)).sort(byShare(forest));
+}
+
+function related(relation, link) {
+  link.rel = relation; // keys follow it
+  return link;
+}
+
 function pathNode(forest, feature) {
-  const path = forest.trail(feature);
+  const path = forest.trail(feature), family = familyOf(forest, feature), at = family.indexOf(feature);
+  const beside = [];
+  if (at > 0) beside.push(["‹ ", related("prev", featureLink(forest, family[at - 1]))]);
+  if (at >= 0 && at < family.length - 1) beside.push([related("next", featureLink(forest, family[at + 1])), " ›"]);
+  if (forest.size[path[0]] > 1) beside.push(element("a", { href: `#/map/${forest.id(feature)}` }, "on the map"));
   const start = forest.isUnassigned(path[0]) ? [element("li", { class: "muted" }, "unassigned")] : [];
   return element("nav", { "aria-label": "Path from the root" }, element("ol", { class: "path" }, start, path.map((each) =>
-    element("li", {}, each === feature ? element("span", { class: "here", "aria-current": "page" }, element("span", { class: "id" }, forest.id(each)), " ", element("bdi", {}, forest.name(each))) : featureLink(forest, each)))));
+    element("li", {}, each === feature ? element("span", { class: "here", "aria-current": "page" }, element("span", { class: "id" }, forest.id(each)), " ", element("bdi", {}, forest.name(each))) : each === path.at(-2) ? related("up", featureLink(forest, each)) : featureLink(forest, each)))),
+    beside.length ? element("ul", { class: "beside" }, beside.map((each) => element("li", {}, each))) : null);
 }
 
 function metricsNode(forest, feature, data) {
@@ -112,9 +131,8 @@ function leadNode(forest, feature) {
 async function featureView(forest, feature, open) {
   const data = await forest.feature(feature);
   const pending = [];
-  const byShare = (a, b) => (forest.childGivenParent[b] || 0) - (forest.childGivenParent[a] || 0) || a - b;
   const parent = forest.parents[feature], root = forest.path(feature)[0];
-  const siblings = parent < 0 ? [] : forest.below(forest.above(feature)).filter((each) => each !== feature).sort(byShare);
+  const siblings = familyOf(forest, feature).filter((each) => each !== feature);
   const tokens = forest.strongestTokens(feature);
   const never = forest.frequency[feature] === 0;
   const parts = [
@@ -133,15 +151,20 @@ async function featureView(forest, feature, open) {
     section("Strongest contexts", shadingLegend(forest, feature), contextList(forest, feature, data.top, "None was kept.")),
     section("Contexts across the range of activations", contextList(forest, feature, data.sampled, "None was kept.")),
   );
-  if (parent >= 0) parts.push(section(`Where it and ${parentPhrase(forest, feature)} disagree`,
+  if (parent >= 0) parts.push(section(`Where it and ${parentPhrase(forest, feature)} disagree`, element("p", { class: "legend" }, "Outlined: the token it is about."),
     element("h3", {}, "The parent fires, this feature does not"),
-    contextList(forest, feature, data.parentAlone, "Never in this text."),
+    contextList(forest, feature, data.parentAlone, "Never in this text.", ({ shades, parentShades }) => onlyIn(parentShades, shades)),
     element("h3", {}, "This feature fires, the parent does not"),
-    contextList(forest, feature, data.childAlone, "Never in this text.")));
+    contextList(forest, feature, data.childAlone, "Never in this text.", ({ shades, parentShades }) => onlyIn(shades, parentShades))));
   parts.push(section("Numbers", metricsNode(forest, feature, data)), section("Activations", histogramNode(forest, data)));
   if (siblings.length) parts.push(section(`Siblings (${siblings.length})`, ...longList("plain", siblings, (each) => element("li", {}, featureLink(forest, each), copyBadge(forest, each)))));
   if (data.nearest.length) parts.push(section(`Nearest features of level ${forest.level(feature)}`, element("p", { class: "muted" }, "By cosine of the decoder directions."),
     element("ul", { class: "plain" }, data.nearest.map((other, i) => element("li", {}, element("span", { class: "cosine" }, number(data.nearestCosines[i])), " ", featureLink(forest, other))))));
-  if (forest.size[root] > 1) parts.push(section("Its tree", icicle(forest, layout(forest, [root]), { open, selected: feature, bandHeight: 30, label: `Tree of ${forest.id(root)}: ${forest.size[root]} features. The list of features shows the same.` })));
+  // Drawn without the rest of the map, and followed there.
+  const zoom = (a, b) => {
+    const [start] = placeOnMap(mapOf(forest), forest, root);
+    follow(`#/part/${start + a}/${start + b}`);
+  };
+  if (forest.size[root] > 1) parts.push(section("Its tree", icicle(forest, layout(forest, [root]), { open, zoom, atOnce: true, selected: feature, bandHeight: 30, label: `Tree of ${forest.id(root)}: ${forest.size[root]} features. The list of features shows the same.` })));
   return { title: `${forest.id(feature)} ${forest.name(feature)}`, parts, finished: Promise.all(pending) };
 }

@@ -69,6 +69,6 @@ function firstView(forest) {
   parts.push(
     section("Levels", scrolling("Levels",
       element("thead", {}, element("tr", {}, ["Level", "Features", "L0", "Dead", "Unassigned", "Copies"].map((name) => element("th", { scope: "col", class: "value" }, name)))), element("tbody", {}, levelRows(forest)))),
-    section("Keys", element("p", {}, element("kbd", {}, "/"), " search; in the list ", element("kbd", {}, "↑"), " ", element("kbd", {}, "↓"), " move, ", element("kbd", {}, "→"), " ", element("kbd", {}, "←"), " open and close, ", element("kbd", {}, "Enter"), " shows the feature.")));
+    section("Keys", element("p", {}, element("kbd", {}, "/"), " search; in the list ", element("kbd", {}, "↑"), " ", element("kbd", {}, "↓"), " move, ", element("kbd", {}, "→"), " ", element("kbd", {}, "←"), " open and close, ", element("kbd", {}, "Enter"), " shows the feature. On a feature ", element("kbd", {}, "u"), " goes up to its parent, ", element("kbd", {}, "j"), " ", element("kbd", {}, "k"), " to its next and its previous sibling, ", element("kbd", {}, "c"), " to its comparison and back.")));
   return { title: "", parts, finished: Promise.all(pending) };
 }

@@ -59,13 +59,14 @@ function fitting(pen, text, width) {
   return length ? `${text.slice(0, length)}…` : "";
 }
 
-// `part` is what of the width is shown, in leaves, and `zoom` is told what a click zooms to; both are the map's.
-function icicle(forest, { places, width }, { open, selected = -1, colouring = COLOURINGS[0], bandHeight = BAND_HEIGHT, label, part = [0, width], zoom = null }) {
+// `part` is what of the width is shown, in leaves. `zoom` is told what a click zooms to, `atOnce` only where features are
+// too narrow to be opened.
+function icicle(forest, { places, width }, { open, selected = -1, colouring = COLOURINGS[0], bandHeight = BAND_HEIGHT, label, part = [0, width], zoom, atOnce = false }) {
   const first = places.findIndex((band) => band.length);
   const bands = places.slice(first).filter((band) => band.length);
   const height = bands.length * bandHeight;
   const canvas = element("canvas", { class: "icicle", role: "img", "aria-label": label });
-  const advice = zoom ? "Point at a feature; click to zoom in, and once more to open it." : "Point at a feature; click to open it.";
+  const advice = atOnce ? "Point at a feature; click to open it, or where features are narrow to see them on the map." : "Point at a feature; click to zoom in, and once more to open it.";
   const hint = element("p", { class: "hint muted", "aria-hidden": "true" }, advice);
   const [, , value] = colouring;
   const [from, to] = part;
@@ -139,12 +140,12 @@ function icicle(forest, { places, width }, { open, selected = -1, colouring = CO
   canvas.addEventListener("click", (event) => {
     const hit = at(event);
     if (!hit) return;
-    if (zoom && hit.pixels < TO_HIT) zoom(...around(hit.x, (to - from) / NEARER, width));
-    else if (zoom && hit.right - hit.left > 1 && hit.right - hit.left < to - from) zoom(hit.left, hit.right);
+    if (hit.pixels < TO_HIT) zoom(...around(hit.x, (to - from) / NEARER, width));
+    else if (!atOnce && hit.right - hit.left > 1 && hit.right - hit.left < to - from) zoom(hit.left, hit.right);
     else open(hit.f);
   });
   new ResizeObserver(draw).observe(canvas);
-  document.addEventListener("theme", draw);
+  canvas.addEventListener("theme", draw);
   return element("div", { class: "overview" }, canvas, hint);
 }
 

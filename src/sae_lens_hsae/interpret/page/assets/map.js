@@ -2,24 +2,35 @@
 
 const LEAF_WIDTH = 52; // pixels that a leaf has at first, so that names fit
 
-// The part of the map from one leaf to another.
-function mapView(forest, open, follow, part, colour, recolour) {
-  const heading = element("h1", { tabindex: "-1" }, "Map of the forest");
+function mapOf(forest) {
   const worth = new Set(forest.families);
   const others = forest.tops.filter((f) => forest.size[f] > 1 && !worth.has(f)).sort((a, b) => forest.concepts[b] - forest.concepts[a] || forest.size[b] - forest.size[a] || a - b);
   const tops = [...worth, ...others];
+  return { tops, ...layout(forest, tops) };
+}
+
+// Where a feature of a tree stands on the map, in leaves.
+function placeOnMap({ places }, forest, feature) {
+  return places[forest.level(feature)].find(([f]) => f === feature).slice(1);
+}
+
+// The part of the map from one leaf to another, or what is around one feature.
+function mapView(forest, open, follow, part, selected, colour, recolour) {
+  const heading = element("h1", { tabindex: "-1" }, "Map of the forest");
+  const map = mapOf(forest), { tops, width: all } = map;
   if (!tops.length) return { title: "Map", parts: [heading, element("p", { class: "notice" }, "No feature has a parent, so there is nothing to draw.")] };
-  const places = layout(forest, tops), all = places.width;
   const [first, last] = part.map((text) => (/^\d+$/.test(text) ? Number(text) : NaN));
   const fits = Math.max(4, Math.floor(Math.min(main.clientWidth, 992) / LEAF_WIDTH));
-  const [from, to] = first < last && last <= all ? [first, last] : [0, Math.min(fits, all)];
+  const drawn = selected >= 0 && forest.size[forest.path(selected)[0]] > 1;
+  const [x, wide] = drawn ? placeOnMap(map, forest, selected) : [0, 0];
+  const [from, to] = drawn ? around(x + wide / 2, Math.max(fits, wide), all) : first < last && last <= all ? [first, last] : [0, Math.min(fits, all)];
   const choice = element("select", {}, COLOURINGS.map(([key, name]) => element("option", { value: key }, name)));
   choice.value = colour;
   if (choice.selectedIndex < 0) choice.value = "";
   const zoom = (a, b) => follow(`#/part/${a}/${b}`);
   const holder = element("div");
   const label = `Map of ${tops.length} trees in ${forest.levelWidths.length} levels. The list of features shows the same.`;
-  const draw = () => holder.replaceChildren(icicle(forest, places, { open, colouring: COLOURINGS[choice.selectedIndex], label, part: [from, to], zoom }));
+  const draw = () => holder.replaceChildren(icicle(forest, map, { open, selected, colouring: COLOURINGS[choice.selectedIndex], label, part: [from, to], zoom }));
   choice.addEventListener("change", () => {
     draw();
     recolour(choice.value);
@@ -27,7 +38,7 @@ function mapView(forest, open, follow, part, colour, recolour) {
   draw();
   const size = to - from, middle = (from + to) / 2;
   const link = (name, x, wide) => element("a", { href: `#/part/${around(x, wide, all).join("/")}` }, name);
-  const filling = places.places.flatMap((band) => band.filter(([, x, w]) => size < all && x <= from && x + w >= to).map(([f]) => f));
+  const filling = map.places.flatMap((band) => band.filter(([, x, w]) => size < all && x <= from && x + w >= to).map(([f]) => f));
   const alone = forest.tops.length - tops.length;
   return { title: "Map", parts: [
     heading,

@@ -7,15 +7,19 @@ function encodeQuery(text) {
   return encodeURIComponent(text.slice(0, 200).replace(/[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g, "\ufffd"));
 }
 
+// As texts are compared: without what keeps the parts of a name in their places, should it come from this page.
+function plainQuery(query) {
+  return query.replace(/[\u2068\u2069]/g, "").trim().toLowerCase();
+}
+
 function featuresByText(forest, text) {
-  const hits = forest.tokensWith(text);
+  const fit = forest.finder(text);
   const found = [];
   for (let f = 0; f < forest.n; f++) {
-    let score = text.trim() && (forest.labels[f] ?? "").toLowerCase().includes(text) ? 20 : forest.id(f) === text ? 30 : 0;
-    for (let i = 0; i < forest.nStrongest; i++) score = Math.max(score, hits[forest.strongest[f * forest.nStrongest + i]] * (forest.nStrongest - i));
+    const score = fit(f);
     if (score) found.push([score, f]);
   }
-  return found.sort((a, b) => b[0] - a[0] || a[1] - b[1]).map(([, f]) => f);
+  return found.sort(([a, f], [b, g]) => (a === b ? f - g : b - a)).map(([, f]) => f);
 }
 
 // Where a feature stands: the names above it, and how much is below.
@@ -38,33 +42,45 @@ function joinedText(texts) {
   });
 }
 
-// Adds contexts to a list as it finds them, block by block, so that the page stays usable meanwhile.
-async function contextsByText(forest, text, isCurrent, report) {
-  const seen = new Set();
-  let found = 0;
-  for (let start = 0; start < forest.n && found < MAX_CONTEXTS; start += forest.perBlock) {
-    const block = await decodeBlock(`features-${start / forest.perBlock}`);
-    if (!isCurrent()) return;
-    for (let f = start; f < Math.min(forest.n, start + forest.perBlock) && found < MAX_CONTEXTS; f++) {
-      const view = forest.view(block, f, start);
-      for (const context of [...view.top, ...view.sampled]) {
-        if (seen.has(context.number)) continue;
-        const texts = Array.from(context.tokens, (token) => (forest.isSeparator[token] ? PARTING : forest.tokens[token]));
-        // As it is read, or as its tokens are shown, since one may search for a token of bytes.
-        if (![joinedText(texts), texts.join("")].some((joined) => joined.toLowerCase().includes(text))) continue;
-        seen.add(context.number);
-        found += 1;
-        report(f, context);
-        if (found >= MAX_CONTEXTS) break;
-      }
-    }
-    report(null, null, Math.min(1, (start + forest.perBlock) / forest.n), found);
+// Which of some tokens a text lies on: as they are read, or as they are shown, since one may search for a token of bytes.
+function tokensOf(texts, text) {
+  const hits = new Set(), shown = texts.join(""), read = joinedText(texts);
+  for (const joined of new Set([shown, read])) {
+    const whole = joined.toLowerCase();
+    if (!whole.includes(text)) continue;
+    const starts = [0]; // in lower case, which may be longer
+    for (let i = 1; i <= texts.length; i++) starts.push(joined === shown ? starts[i - 1] + texts[i - 1].toLowerCase().length : Math.max(starts[i - 1], whole.length - joinedText(texts.slice(i)).toLowerCase().length));
+    for (let from = whole.indexOf(text); from >= 0; from = whole.indexOf(text, from + 1))
+      texts.forEach((_, i) => { if (starts[i] < from + text.length && (starts[i + 1] > from || starts[i] === from)) hits.add(i); });
   }
-  report(null, null, 1, found);
+  return hits;
+}
+
+// Of each feature with the text in a context the one where it fires most on it, first those that do. It goes block by
+// block, so that the page stays usable meanwhile.
+async function contextsByText(forest, text, isCurrent, report) {
+  const found = [];
+  for (let start = 0; start < forest.n; start += forest.perBlock) {
+    const block = await decodeBlock(`features-${start / forest.perBlock}`);
+    if (!isCurrent()) return [];
+    for (let f = start; f < Math.min(forest.n, start + forest.perBlock); f++) {
+      const view = forest.view(block, f, start);
+      let best = null;
+      for (const context of [...view.top, ...view.sampled]) {
+        const hits = tokensOf(Array.from(context.tokens, (token) => (forest.isSeparator[token] ? PARTING : forest.tokens[token])), text);
+        const on = Math.max(-1, ...Array.from(hits, (i) => context.shades[i]));
+        if (on > (best?.on ?? -1)) best = { f, on, hits, context };
+      }
+      // A copy, so that the block need not stay in memory.
+      if (best) found.push({ ...best, context: { ...best.context, tokens: best.context.tokens.slice(), shades: best.context.shades.slice(), parentShades: best.context.parentShades.slice() } });
+    }
+    report(Math.min(1, (start + forest.perBlock) / forest.n), found.length);
+  }
+  return found.sort((a, b) => b.on - a.on || a.f - b.f);
 }
 
 function searchView(forest, query, isCurrent) {
-  const text = query.trim().toLowerCase() || query; // some tokens are nothing but space
+  const text = plainQuery(query) || query; // some tokens are nothing but space
   const parts = [element("h1", { tabindex: "-1" }, "Search: ", element("bdi", {}, clipped(query)))];
   if (!text) return { title: "Search", parts: [...parts, element("p", {}, "Type a token, a label or a piece of text.")] };
   const features = featuresByText(forest, text);
@@ -73,9 +89,11 @@ function searchView(forest, query, isCurrent) {
   const status = element("p", { role: "status", class: "muted" }, "Searching …");
   const list = element("ul", { class: "found" });
   parts.push(section("Contexts", status, list));
-  const finished = contextsByText(forest, text, isCurrent, (f, context, done, found) => {
-    if (context) list.append(element("li", {}, element("p", {}, featureLink(forest, f), placeNode(forest, f)), element("ol", { class: "contexts" }, contextNode(forest, f, context))));
-    else status.textContent = done < 1 && found < MAX_CONTEXTS ? `Searched ${percent(done)} of the features: ${found} found` : found >= MAX_CONTEXTS ? `The first ${found} are shown.` : `${found} found.`;
+  const n = (count) => count.toLocaleString("en");
+  const finished = contextsByText(forest, text, isCurrent, (done, found) => { status.textContent = `Searched ${percent(done)} of the features: ${n(found)} found`; }).then((found) => {
+    const firing = found.filter(({ on }) => on > 0).length, shown = found.slice(0, MAX_CONTEXTS);
+    status.textContent = !found.length ? "0 found." : `${n(found.length)} ${found.length === 1 ? "feature has" : "features have"} a context with it; ${n(firing)} of them ${firing === 1 ? "fires" : "fire"} on it, outlined. ${shown.length < found.length ? `Shown: ${shown.length} of ${n(found.length)}, the` : "The"} strongest on it first.`;
+    list.append(...shown.map(({ f, hits, context }) => element("li", {}, element("p", {}, featureLink(forest, f), placeNode(forest, f)), element("ol", { class: "contexts" }, contextNode(forest, f, context, hits)))));
   });
   return { title: `Search: ${clipped(query, 40)}`, parts, finished };
 }

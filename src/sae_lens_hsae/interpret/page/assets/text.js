@@ -18,13 +18,13 @@ function firingByToken(forest, data) {
 
 function textLine(forest, data, firing, index, chosen) {
   const nLevels = forest.levelWidths.length;
-  const line = element("p", { class: "context", dir: "ltr" });
+  const line = element("p", { class: "context", dir: "auto" });
   data.tokens.forEach((text, position) => {
     const share = data.levelShares[(position + 1) * nLevels - 1];
     const { nAssigned, alone } = firing[position];
     const outlying = data.outlying.includes(position);
-    const node = element("a", { class: outlying ? "token outlying" : "token", href: `#/text/${index}/${position}`, "aria-current": position === chosen ? "true" : undefined,
-      title: outlying ? "left out" : `explained ${wholePercent(share)}, ${alone.size} of ${nAssigned} without their parent` }, clipped(text));
+    const node = element("a", { class: `${tokenClass(text)}${outlying ? " outlying" : ""}`, href: `#/text/${index}/${position}`, "aria-current": position === chosen ? "true" : undefined,
+      title: outlying ? "left out" : `explained ${wholePercent(share)}, ${alone.size} of ${nAssigned} without their parent` }, clipped(text, MAX_SHOWN, data.tokens[position - 1], data.tokens[position + 1]));
     shade(node, "own", Math.max(0, share) * SHADES);
     shade(node, "above", nAssigned ? (alone.size / nAssigned) * SHADES : 0);
     line.append(node);

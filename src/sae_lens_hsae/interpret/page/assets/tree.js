@@ -46,7 +46,7 @@ class Tree {
     };
     const fill = (id, choices) => {
       const select = document.getElementById(id);
-      choices.forEach(([key, name]) => select.append(element("option", { value: key }, name)));
+      select.replaceChildren(...choices.map(([key, name]) => element("option", { value: key }, name)));
       select.addEventListener("change", change);
       return select;
     };
@@ -81,16 +81,15 @@ class Tree {
   // Features that match, or null if no filter is set; with their ancestors in `this.kept`.
   match() {
     const { forest } = this;
-    const text = this.textFilter.value.trim().toLowerCase();
+    const text = plainQuery(this.textFilter.value);
     const level = this.levelFilter.value === "" ? -1 : Number(this.levelFilter.value);
     const [, , fits] = FREQUENCIES[this.frequencyFilter.selectedIndex];
     this.kept = null;
     if (!text && level < 0 && this.frequencyFilter.value === "") return null;
     const found = new Set();
     this.kept = new Set();
-    const hits = text ? forest.tokensWith(text) : [];
-    const says = (f) => forest.id(f).includes(text) || forest.name(f).toLowerCase().includes(text)
-      || forest.strongest.subarray(f * forest.nStrongest, (f + 1) * forest.nStrongest).some((token) => hits[token]);
+    const fit = forest.finder(text), exact = forest.withId(text);
+    const says = (f) => (exact >= 0 ? f === exact : forest.id(f).includes(text) || fit(f) > 0);
     for (let f = 0; f < forest.n; f++) {
       if (forest.hideCopies && forest.isCopy[f]) continue;
       if (level >= 0 && forest.level(f) !== level) continue;
