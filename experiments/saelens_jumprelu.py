@@ -9,7 +9,7 @@ import torch
 from sae_lens import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
 
 FIRST_LAMBDA = 0.6
-MOST_TRAININGS = 6
+MOST_TRAININGS = 4
 CLOSE_ENOUGH = 0.05
 """Share by which L0 may be off."""
 MEASURED_ON = 20_000
