@@ -20,7 +20,6 @@ from sae_lens_hsae.forest.levels import NO_PARENT, children_by_parent
 from sae_lens_hsae.sae.cpu_step.places import places_of, positions_in
 from sae_lens_hsae.sae.cpu_step.row_products import dot_rows
 
-
 Pairs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Of a batch, the weights of dot products between decoder rows, (n,), and the features of either side, (n,) int32."""
 
