@@ -42,14 +42,7 @@ class Families(NamedTuple):
 
 
 def families_of(parents: torch.Tensor) -> Families:
-    """Group a parent table into families, by sizes that double, so that padding at most doubles them.
-
-    Args:
-        parents: (n_features,) int64, flat index of each feature's parent or −1.
-
-    Returns:
-        The families, on the device of ``parents``.
-    """
+    """Group a parent table (n_features,) into families, by sizes that double, so that padding at most doubles them."""
     table, device = parents, parents.device
     parents = parents.cpu()
     children, offsets = children_by_parent(parents)
@@ -75,15 +68,9 @@ def families_of(parents: torch.Tensor) -> Families:
 
 
 def structural_loss(acts: torch.Tensor, W_dec: torch.Tensor, families: Families) -> torch.Tensor:
-    """Σ_l Σ_i L_PC,(l,i), mean over the batch, not yet weighted by ρ.
+    """Σ_l Σ_i L_PC,(l,i), mean over the batch, not yet weighted by ρ: a scalar in float32, or float64 if ``acts`` is.
 
-    Args:
-        acts: activations of all levels, (batch, n_features).
-        W_dec: decoder rows of all levels, (n_features, d_in).
-        families: from `families_of`.
-
-    Returns:
-        A scalar in float32, or float64 if ``acts`` is.
+    Of activations (batch, n_features) and decoder rows (n_features, d_in) of all levels.
     """
     dtype = torch.promote_types(acts.dtype, torch.float32)
     sizes = [n_families * size for n_families, size in families.shapes]
