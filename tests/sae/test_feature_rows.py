@@ -142,7 +142,7 @@ def test_tokens_that_count_less_do_so_in_both_forms(rule: str, monkeypatch: pyte
             hierarchy_first_update=1000,
         )
         sae.standardization.observe(x, 0)
-        sae.standardize()
+        sae.standardization.begin(sae.b_dec.data)
         sae.silent_features.tokens_since_fired[::4] = 10_000
         output = at_step(sae, 20).training_forward_pass(step_input(x))
         output.loss.backward()

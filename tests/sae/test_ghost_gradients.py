@@ -42,7 +42,7 @@ def test_a_sink_does_not_own_the_gradient():
     for factor in (1, 10):
         x = torch.randn(64, D_IN, generator=torch.Generator().manual_seed(0))
         sae.standardization.observe(x, 0)
-        sae.standardize()
+        sae.standardization.begin(sae.b_dec.data)
         x[0] *= factor
         sae.zero_grad()
         sae.forest_updater.n_steps.fill_(16)

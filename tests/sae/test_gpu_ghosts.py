@@ -7,6 +7,7 @@ from small_saes import D_IN, make_sae
 
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.sae.encoder import Encoder
+from sae_lens_hsae.sae.ghost_gradients import ghost_gradient_loss
 from sae_lens_hsae.sae.gpu_step.ghosts import ghost_gradients, places_for
 
 
@@ -22,7 +23,10 @@ def test_they_equal_those_of_the_dead_features_alone(apply_b_dec_to_input, place
     weights = torch.rand(6, generator=generator, dtype=torch.float64)
     with Watched():
         ours = ghost_gradients(errors, x, dead, places, encoder, sae.W_dec, sae.levels, weights)
-    theirs = sae.silent_features.ghosts(errors, x, encoder, sae.W_dec, dead, weights)
+    theirs = torch.zeros((), dtype=torch.float64)
+    for level, own in ((1, torch.tensor([5, 6])), (2, torch.tensor([20, 30, 31]))):
+        pre = encoder.pre_activations(own, level, x)
+        theirs = theirs + ghost_gradient_loss(errors[level], pre, sae.W_dec[own], weights)
     torch.testing.assert_close(ours, theirs)
     inputs = [sae.W_enc, sae.b_enc, sae.W_dec]
     for got, want in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, inputs), strict=True):

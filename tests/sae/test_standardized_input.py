@@ -50,7 +50,7 @@ def begun(*batches, limit=3.0):
     sae = make_sae(dtype="float64", **fields)
     for step, batch in enumerate(batches):
         sae.standardization.observe(batch, step)
-    sae.standardize()
+    sae.standardization.begin(sae.b_dec.data)
     return sae.standardization.input_scale.double(), sae.standardization.input_mean.double()
 
 

@@ -9,7 +9,7 @@ from reference import random_case
 from small_saes import LargestTensor
 
 from sae_lens_hsae.sae.cpu_step.places import places_of
-from sae_lens_hsae.sae.gpu_step.family_products import structural_loss_of_rows
+from sae_lens_hsae.sae.gpu_step.family_products import StructuralLoss
 from sae_lens_hsae.sae.structural_loss import (
     entries_structural_loss,
     families_of,
@@ -22,7 +22,7 @@ def in_full(acts, W_dec, parents, listed):  # noqa: ARG001
 
 
 def of_rows(acts, W_dec, parents, listed):  # noqa: ARG001
-    return structural_loss_of_rows(acts.T.contiguous(), W_dec.detach(), W_dec, families_of(parents))
+    return StructuralLoss.apply(acts.T.contiguous(), W_dec, W_dec.detach(), families_of(parents))
 
 
 def of_entries(acts, W_dec, parents, listed):

@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 import torch
 
+from sae_lens_hsae.evaluation.spread import SpreadTally
+from sae_lens_hsae.evaluation.token_blocks import TokenBlocks
+
 OUTLYING = 3.0
 """A token is outlying if it is further from the centre than this many times the median distance."""
 
@@ -55,25 +58,25 @@ class Outliers:
     def __init__(self, first: torch.Tensor) -> None:
         """Take the centre and the median distance from the first tokens, (n, d_in)."""
         self._usual = usual(first)
-        self.n_ordinary = 0
-        self._sum, self._squares = torch.zeros(first.shape[1], dtype=torch.float64), 0.0
+        self._ordinary = TokenBlocks(1)
+        self._spread = SpreadTally(self._ordinary, first.shape[1])
 
     def ordinary(self, x: torch.Tensor) -> torch.Tensor:
         """Which of the next tokens (n, d_in) are ordinary, (n,) bool."""
         ordinary = self._usual.holds(x)
-        self.n_ordinary += int(ordinary.sum())
-        shifted = x[ordinary] - self._usual.centre.to(x)
-        self._sum += shifted.sum(0).double().cpu()
-        self._squares += float(shifted.square().sum())
+        if ordinary.any():
+            self._ordinary.extend(int(ordinary.sum()))
+            self._spread.add(x[ordinary])
         return ordinary
+
+    @property
+    def n_ordinary(self) -> int:
+        return self._ordinary.n_tokens
 
     @property
     def spread(self) -> float:
         """Σ‖x − mean‖² of the ordinary tokens; NaN where they do not vary."""
-        if self.n_ordinary == 0:
-            return math.nan
-        spread = self._squares - float(self._sum.square().sum()) / self.n_ordinary
-        return spread if spread > 0 else math.nan
+        return self._spread.total or math.nan
 
 
 def begun(chunks: Iterator[torch.Tensor]) -> tuple[torch.Tensor, Iterator[torch.Tensor]]:

@@ -12,17 +12,24 @@ TREES_SHOWN = 5
 FEATURES_SHOWN = 200
 
 
-def levels_html(levels: Levels, parents: torch.Tensor) -> str:
-    """A table of the levels: features, unassigned ones, parents, and the most children of one."""
+def level_rows(levels: Levels, parents: torch.Tensor) -> list[list[str]]:
+    """A table of what a parent table (n_features,) says of each level; the first row is the header."""
+    rows = [["level", "features", "unassigned", "with children", "children each", "most children"]]
     n_children = torch.bincount(parents[parents != NO_PARENT], minlength=len(parents))
-    header = "".join(f"<th>{name}</th>" for name in ("level", "features", "unassigned", "parents", "most children"))
-    rows = []
     for level, own in enumerate(levels):
         below = n_children[own]
-        unassigned = int((parents[own] == NO_PARENT).sum()) if level else 0
-        cells = (level, len(below), unassigned, int((below > 0).sum()), int(below.max()))
-        rows.append("<tr>" + "".join(f"<td>{cell:,}</td>" for cell in cells) + "</tr>")
-    return f"<table><thead><tr>{header}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        n_parents, unassigned = int((below > 0).sum()), int((parents[own] == NO_PARENT).sum()) if level else 0
+        mean = f"{int(below.sum()) / n_parents:.2f}" if n_parents else "–"
+        rows.append([str(level), *(f"{n:,}" for n in (len(below), unassigned, n_parents)), mean, f"{below.max():,}"])
+    return rows
+
+
+def levels_html(levels: Levels, parents: torch.Tensor) -> str:
+    """`level_rows` for a notebook."""
+    tags = ["th", *["td"] * len(levels)]
+    rows = zip(tags, level_rows(levels, parents), strict=True)
+    head, *body = ("".join(f"<{tag}>{cell}</{tag}>" for cell in row) for tag, row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody><tr>{'</tr><tr>'.join(body)}</tr></tbody></table>"
 
 
 def tree_html(features: list[int], children: Callable[[int], list[int]], name: Callable[[int], str]) -> str:

@@ -92,17 +92,10 @@ class PairTable(Protocol):
 
 
 def cosine_similarity(parents: torch.Tensor, children: torch.Tensor, either_sign: bool = False) -> SimilarityBlock:
-    """Cosine of encoder columns or decoder rows.
+    """Cosine of encoder columns or decoder rows, (n_parents, d_in) and (n_children, d_in); of norm 0 it is −inf.
 
-    Args:
-        parents: directions of the coarse level, (n_parents, d_in).
-        children: directions of the fine level, (n_children, d_in).
-        either_sign: whether features fire with either sign, so that opposite directions are one.
-
-    Returns:
-        The blocks; a direction of norm 0 is similar to nothing (−inf).
+    With ``either_sign``, of features that fire with either sign, opposite directions are one.
     """
-
     p_norm, c_norm = (
         torch.linalg.vector_norm(table, dim=1, dtype=torch.promote_types(table.dtype, torch.float32)).float()
         for table in (parents, children)
@@ -122,14 +115,7 @@ def cosine_similarity(parents: torch.Tensor, children: torch.Tensor, either_sign
 
 
 def coactivation_similarity(coactivation: PairTable) -> SimilarityBlock:
-    """Share of tokens on which both are active.
-
-    Args:
-        coactivation: (n_parents, n_children).
-
-    Returns:
-        The blocks; features that were never active together cannot be a pair (−inf).
-    """
+    """Share of tokens on which both are active, (n_parents, n_children); −inf where they never are: no pair."""
 
     def block(above: slice, below: torch.Tensor) -> torch.Tensor:
         together = coactivation[above, below].float()
@@ -169,14 +155,7 @@ def conditional_similarity(
 def measured_similarities(
     similarity: Similarity, counts: Counts, levels: Levels, device: torch.device | str
 ) -> Iterator[SimilarityBlock]:
-    """The similarity of each level boundary by what was counted, one after the other, as each takes memory.
-
-    Args:
-        similarity: one of `MEASURED_ON_ACTIVATIONS`.
-        counts: of the features of all levels.
-        levels: of the features.
-        device: of the forest.
-    """
+    """The similarity of each level boundary by what was counted, one after the other, as each takes memory."""
     frequency = counts.frequency.to(device)
     for above, below in levels.boundaries:
         together = counts.together(above, below)
@@ -189,12 +168,7 @@ def measured_similarities(
 def parent_table(
     similarities: Iterable[SimilarityBlock], levels: Levels, rule: ParentRule, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
-    """The forest of a stack of levels: `choose_parents` at every boundary.
-
-    Args:
-        similarities: blocks of the similarity of each level boundary, coarse to fine.
-        levels: the levels; one more than ``similarities``.
-        rule: what else makes a parent.
+    """The forest of a stack of levels: `choose_parents` at every boundary, coarse to fine.
 
     Returns:
         (n_features,) int64, flat index of each feature's parent, −1 where there is none.
@@ -229,12 +203,6 @@ def choose_parents(
     next best parent that has room for them: the one assignment in which no parent and child prefer each other to
     whom they have, which is also that of walking through all pairs from most to least similar. A child that finds no
     parent stays unassigned.
-
-    Args:
-        similarity: blocks of the similarity matrix.
-        unassigned_fraction: share of the children without parent, in [0, 1).
-        max_children: most children of a parent, or None.
-        minimum_similarity: what a parent's must be above, or None.
 
     Returns:
         (n_children,) int64, index of the parent within its level, −1 where there is none.

@@ -8,8 +8,9 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from sae_lens_hsae.evaluation.shape import children_per_parent, forest_shape
+from sae_lens_hsae.evaluation.shape import forest_shape
 from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.forest.html import level_rows
 from sae_lens_hsae.sae.inference import HierarchicalSAE
 
 TRAINING_FIELDS = (
@@ -118,18 +119,10 @@ def _loading_lines(repo_id: str, path: str, level_paths: Sequence[str]) -> str:
 
 
 def _forest_table(forest: FeatureForest) -> str:
-    unassigned = forest.levels.level_of(forest.unassigned()).bincount(minlength=len(forest.levels)).tolist()
-    has_children = forest.has_children
-    rows = []
-    for level, own in enumerate(forest.levels):
-        parents, shape = int(has_children[own].sum()), children_per_parent(forest, level)
-        counts = (own.stop - own.start, unassigned[level], parents)
-        mean = f"{shape['mean_children']:.2f}" if parents else "–"
-        rows.append([level, *(f"{n:,}" for n in counts), mean, f"{shape['max_children']:,}"])
     of_depth = ", ".join(
         f"{n:,} of depth {depth}" for depth, n in enumerate(forest_shape(forest).trees_by_depth, 1) if n
     )
-    header = ["level", "features", "unassigned", "with children", "children each", "most children"]
+    header, *rows = level_rows(forest.levels, forest.parents)
     return f"{_table(header, rows)}\n\nTrees: {of_depth}."
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,7 +86,7 @@ class RecentFiring(nn.Module):
         # Early in a training far more fires on a token.
         self._most_entries = 2 * self.tokens_kept * sum(target_l0)
         self._batches: list[Firing | PackedFiring] = []
-        self._shared = 0
+        self._shared_until = -1
         self.register_state_dict_post_hook(_write)
         self.register_load_state_dict_pre_hook(_read)
 
@@ -94,7 +94,7 @@ class RecentFiring(nn.Module):
         """Take a batch in, and leave out those that it makes old."""
         self._batches.append(batch)
         packed = sum(each.bits.numel() for each in self._batches if isinstance(each, PackedFiring))
-        self._leave_out_old(unpack=packed > MOST_PACKED)
+        self._keep(self._unpacked_newest_first() if packed > MOST_PACKED else reversed(self._batches))
 
     def share(self, told_by_all: Callable[[list[Firing]], Iterable[list[Firing]]], n_processes: int) -> None:
         """Take in what other processes counted; ``told_by_all`` gives each one's message, of this one's."""
@@ -106,38 +106,44 @@ class RecentFiring(nn.Module):
         told = told_by_all([batch for batch, n_tokens in zip(own, newer, strict=True) if n_tokens < n_needed])
         new = [batch for of_process in told for batch in of_process]
         self._batches = [*shared, *sorted(new, key=lambda batch: batch.step)]
-        self._leave_out_old()
-        self._shared = len(self._batches)
+        self._keep(reversed(self._batches))
+        self._shared_until = max((batch.step for batch in self._batches), default=-1)
 
     def unpacked(self) -> list[Firing]:
         """The good batches, oldest first."""
-        return self._leave_out_old(unpack=True)
+        return self._keep(self._unpacked_newest_first())
 
     def counts(self) -> Counts:
         """Of all that is kept."""
         return Counts(self.unpacked(), self._levels)
 
-    def _leave_out_old(self, unpack: bool = False) -> list[Any]:
+    def _keep(self, newest_first: Iterable[Firing | PackedFiring]) -> list[Any]:
         """Keep whole steps, the newest ones, and of packed batches as many as if it were known how much fired."""
         kept: list[Firing | PackedFiring] = []
-        n_tokens, n_entries, n_old = 0, 0, 0
-        for place in reversed(range(len(self._batches))):
-            batch = self._batches[place]
+        n_tokens = n_entries = 0
+        for batch in newest_first:
             is_enough = n_tokens >= self.tokens_kept or n_entries >= self._most_entries
             is_old = 3 * batch.step < 2 * self._batches[-1].step
             if kept and batch.step < kept[-1].step and (is_enough or is_old):
-                n_old = place + 1
                 break
-            if unpack and isinstance(batch, PackedFiring):
-                if batch.good is not None and not batch.good:
-                    continue
-                batch = batch.unpacked()
             kept.append(batch)
             n_tokens += batch.n_tokens
             n_entries += len(batch.tokens) if isinstance(batch, Firing) else 0
         self._batches = kept[::-1]
-        self._shared = max(0, self._shared - n_old)
         return self._batches
+
+    def _unpacked_newest_first(self) -> Iterator[Firing]:
+        """The good batches, each unpacked when it is asked for."""
+        for batch in reversed(self._batches):
+            if isinstance(batch, Firing):
+                yield batch
+            elif batch.good is None or batch.good:
+                yield batch.unpacked()
+
+    @property
+    def _shared(self) -> int:
+        """How many of the batches, the first ones, all processes have."""
+        return sum(batch.step <= self._shared_until for batch in self._batches)
 
     def _state(self) -> dict[str, torch.Tensor]:
         batches = self.unpacked()
@@ -179,4 +185,4 @@ def _read(
         Firing(int(step), int(size), of_batch, own.astype(np.min_scalar_type(size)))
         for step, size, of_batch, own in zip(steps, sizes, times, np.split(tokens, ends)[: len(steps)], strict=True)
     ]
-    recent._shared = len(recent._batches)
+    recent._shared_until = int(steps.max(initial=-1))

@@ -10,7 +10,6 @@ from torch import nn
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.sae.auxiliary_loss import SILENT_INTERVALS, auxiliary_loss, longest_silent
 from sae_lens_hsae.sae.encoder import Encoder
-from sae_lens_hsae.sae.ghost_gradients import ghost_gradient_loss
 from sae_lens_hsae.sae.gpu_step.ghosts import ghost_gradients, places_for
 from sae_lens_hsae.sae.step_output import Activations
 
@@ -65,18 +64,16 @@ class SilentFeatures(nn.Module):
             weights: of the tokens, (batch,); None where all count alike.
             dead: which features are dead to the trainer, (d_sae,) bool; None where it keeps no account.
             fixed_shapes: whether no shape may depend on what is silent (`FeatureRows`).
-            n_dead: dead features of every level a step ago, if that is known; asked of ``dead`` else.
+            n_dead: dead features of every level a step ago, where that is known; read with ``fixed_shapes`` alone.
         """
         if self._cfg.dead_feature_loss == "auxiliary":
             return {"auxiliary_loss": self._auxiliary(errors, x, encoder, W_dec, weights, fixed_shapes)}
         if self._cfg.dead_feature_loss == "ghost" and dead is not None:
-            if fixed_shapes:
-                levels = self._cfg.levels
-                places = places_for(n_dead or [int(own.sum()) for own in levels.split(dead)], levels)
-                return {
-                    "ghost_gradient_loss": ghost_gradients(errors, x, dead, places, encoder, W_dec, levels, weights)
-                }
-            return {"ghost_gradient_loss": self.ghosts(errors, x, encoder, W_dec, dead, weights)}
+            levels = self._cfg.levels
+            if n_dead is None or not fixed_shapes:
+                n_dead = [int(own.sum()) for own in levels.split(dead)]
+            places = places_for(n_dead, levels) if fixed_shapes else n_dead
+            return {"ghost_gradient_loss": ghost_gradients(errors, x, dead, places, encoder, W_dec, levels, weights)}
         return {}
 
     def _auxiliary(
@@ -98,23 +95,4 @@ class SilentFeatures(nn.Module):
             if len(mine):
                 pre = encoder.pre_activations(mine, level, x)
                 total = total + auxiliary_loss(errors[level], pre, W_dec[mine], weights, silent)
-        return total
-
-    def ghosts(
-        self,
-        errors: torch.Tensor,
-        x: torch.Tensor,
-        encoder: Encoder,
-        W_dec: torch.Tensor,
-        dead: torch.Tensor,
-        weights: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Ghost gradients of the dead features alone; arguments as of `losses`."""
-        total = torch.zeros((), dtype=errors.dtype, device=dead.device)
-        of_all_levels = torch.nonzero(dead).squeeze(1)
-        for level, own in enumerate(self._cfg.levels):
-            mine = of_all_levels[(of_all_levels >= own.start) & (of_all_levels < own.stop)]
-            if len(mine):
-                pre = encoder.pre_activations(mine, level, x)
-                total = total + ghost_gradient_loss(errors[level], pre, W_dec[mine], weights)
         return total

@@ -20,6 +20,9 @@ from sae_lens_hsae.forest.levels import NO_PARENT, children_by_parent
 from sae_lens_hsae.sae.cpu_step.places import places_of, positions_in
 from sae_lens_hsae.sae.cpu_step.row_products import dot_rows
 
+Pairs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Of a batch, the weights of dot products between decoder rows, (n,), and the features of either side, (n,) int32."""
+
 
 class Families(NamedTuple):
     """All families of a forest, grouped by size and padded to the largest of their group.
@@ -39,14 +42,7 @@ class Families(NamedTuple):
 
 
 def families_of(parents: torch.Tensor) -> Families:
-    """Group a parent table into families, by sizes that double, so that padding at most doubles them.
-
-    Args:
-        parents: (n_features,) int64, flat index of each feature's parent or −1.
-
-    Returns:
-        The families, on the device of ``parents``.
-    """
+    """Group a parent table (n_features,) into families, by sizes that double, so that padding at most doubles them."""
     table, device = parents, parents.device
     parents = parents.cpu()
     children, offsets = children_by_parent(parents)
@@ -72,15 +68,9 @@ def families_of(parents: torch.Tensor) -> Families:
 
 
 def structural_loss(acts: torch.Tensor, W_dec: torch.Tensor, families: Families) -> torch.Tensor:
-    """Σ_l Σ_i L_PC,(l,i), mean over the batch, not yet weighted by ρ.
+    """Σ_l Σ_i L_PC,(l,i), mean over the batch, not yet weighted by ρ: a scalar in float32, or float64 if ``acts`` is.
 
-    Args:
-        acts: activations of all levels, (batch, n_features).
-        W_dec: decoder rows of all levels, (n_features, d_in).
-        families: from `families_of`.
-
-    Returns:
-        A scalar in float32, or float64 if ``acts`` is.
+    Of activations (batch, n_features) and decoder rows (n_features, d_in) of all levels.
     """
     dtype = torch.promote_types(acts.dtype, torch.float32)
     sizes = [n_families * size for n_families, size in families.shapes]
@@ -124,40 +114,54 @@ def entries_structural_loss(
     Returns:
         A scalar of the dtype of ``values``.
     """
-    n_features, batch = found.shape
-    is_child = parents != NO_PARENT
-    children = torch.nonzero(is_child).squeeze(1)
-    is_parent = torch.zeros_like(is_child).index_fill(0, parents[children], True)
-    n_families = is_child.to(values.dtype) + is_parent.to(values.dtype)
-    kin = torch.nonzero(n_families).squeeze(1)
-    per_feature = torch.zeros(n_features, dtype=values.dtype, device=values.device)
-    squares = n_families * per_feature.index_add(0, features, values.square())
-
-    child = places_of(is_child.index_select(0, features))
+    batch = found.shape[1]
+    child = places_of((parents != NO_PARENT).index_select(0, features))
     own_feature = features.index_select(0, child)
     # Where the parent would be: a number for family and token.
     family = places.index_select(0, child) + batch * (parents.index_select(0, own_feature) - own_feature)
-    meet = places_of(found.view(-1).index_select(0, family))
-    parent = positions_in(places, family.index_select(0, meet))
-    together = values.index_select(0, child.index_select(0, meet)) * values.index_select(0, parent)
-    with_parents = per_feature.index_add(0, own_feature.index_select(0, meet), together)
-
-    # Short numbers take fewer passes to sort.
-    left, right = _siblings(family.int() if found.numel() < 2**31 else family, child, values)
-    among_siblings = values.index_select(0, left) * values.index_select(0, right)
-    one = torch.cat([kin.int(), children.int(), features.index_select(0, left)])
-    other = torch.cat([kin.int(), parents[children].int(), features.index_select(0, right)])
-    squares, with_parents = squares.index_select(0, kin), with_parents.index_select(0, children)
-    weights = torch.cat([squares, -2 * with_parents, 2 * among_siblings])
+    pairs = [
+        _each_with_itself(values, features, parents),
+        _children_with_parents(values, places, features, found, parents, child, family),
+        # Short numbers take fewer passes to sort.
+        _siblings(values, features, child, family.int() if found.numel() < 2**31 else family),
+    ]
+    weights, one, other = (torch.cat(each) for each in zip(*pairs, strict=True))
     return (weights * dot_rows(W_dec, one, other)).sum() / batch
 
 
-def _siblings(family: torch.Tensor, child: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pairs of entries that are children of one family on one token, at least one of them active.
+def _each_with_itself(values: torch.Tensor, features: torch.Tensor, parents: torch.Tensor) -> Pairs:
+    """Σ a² over the batch of each feature that has kin, as often as it has families."""
+    is_child = parents != NO_PARENT
+    is_parent = torch.zeros_like(is_child).index_fill(0, parents[is_child], True)
+    n_families = is_child.to(values.dtype) + is_parent.to(values.dtype)
+    kin = torch.nonzero(n_families).squeeze(1)
+    squares = n_families * torch.zeros_like(n_families).index_add(0, features, values.square())
+    return squares.index_select(0, kin), kin.int(), kin.int()
+
+
+def _children_with_parents(
+    values: torch.Tensor,
+    places: torch.Tensor,
+    features: torch.Tensor,
+    found: torch.Tensor,
+    parents: torch.Tensor,
+    child: torch.Tensor,
+    family: torch.Tensor,
+) -> Pairs:
+    """−2 Σ a_p a_j over the batch of each child; ``family`` is the place of the parent of each entry in ``child``."""
+    meet = places_of(found.view(-1).index_select(0, family))
+    child, parent = child.index_select(0, meet), positions_in(places, family.index_select(0, meet))
+    together = values.index_select(0, child) * values.index_select(0, parent)
+    sums = values.new_zeros(len(parents)).index_add(0, features.index_select(0, child), together)
+    children = torch.nonzero(parents != NO_PARENT).squeeze(1)
+    return -2 * sums.index_select(0, children), children.int(), parents[children].int()
+
+
+def _siblings(values: torch.Tensor, features: torch.Tensor, child: torch.Tensor, family: torch.Tensor) -> Pairs:
+    """2 a_j a_k of any two entries that are children of one family on one token, at least one of them active.
 
     Args:
-        family: a number for family and token, of each child, (n,).
-        child: its entry, (n,); values: activations of all entries.
+        child: the entries of children, (n,); family: of each a number for family and token, (n,).
     """
     family, order = family.sort(stable=True)
     child = child.index_select(0, order)
@@ -175,4 +179,6 @@ def _siblings(family: torch.Tensor, child: torch.Tensor, values: torch.Tensor) -
         seen = places_of(active.index_select(0, first) | active.index_select(0, other))
         lefts.append(child.index_select(0, first.index_select(0, seen)))
         rights.append(child.index_select(0, other.index_select(0, seen)))
-    return torch.cat(lefts), torch.cat(rights)
+    left, right = torch.cat(lefts), torch.cat(rights)
+    among_siblings = values.index_select(0, left) * values.index_select(0, right)
+    return 2 * among_siblings, features.index_select(0, left), features.index_select(0, right)

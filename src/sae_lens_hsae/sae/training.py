@@ -157,7 +157,7 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         if self.standardization.is_observing(step):
             return None
         if self.standardization.is_due(step):
-            self.standardize()
+            self.standardization.begin(self.b_dec.data)
         if self.forest_updater.is_due(step):
             self.update_hierarchy()
         if self.cfg.perturbation_rate == 0:
@@ -242,10 +242,6 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
     def _must_check_in_time(self, step: int) -> bool:
         # The moments of the first steps must not take in a bad batch; and processes agree on each step anyway.
         return self.standardization.is_observing(step) or self.whole_batch_l0 is not None
-
-    def standardize(self) -> None:
-        """Begin from scale and mean of what was observed (`StandardizedInput.begin`)."""
-        self.standardization.begin(self.b_dec.data)
 
     def update_hierarchy(self) -> None:
         """Recompute the forest from the parameters as they are (HSAE §3.3)."""

@@ -51,11 +51,9 @@ def hook_point(model: Any, saes: Sequence[Any]) -> str:
 
 
 def run_and_keep(model: Any, tokens: torch.Tensor, names: Sequence[str]) -> tuple[Any, dict[str, torch.Tensor]]:
-    """The model's output on tokens (batch, context), and what stands at some of its hook points.
+    """The model's output on tokens (batch, context), and what stands at hook points, each (batch, context, width).
 
-    Returns:
-        output: what the model gives.
-        kept: by hook point, (batch, context, width); heads side by side.
+    Heads stand side by side.
 
     Raises:
         ValueError: if the model does not come by one of them.
@@ -79,10 +77,6 @@ def run_and_keep(model: Any, tokens: torch.Tensor, names: Sequence[str]) -> tupl
 def ids_of_text(model: Any, sae: Any, text: str) -> tuple[list[int], list[int]]:
     """Token ids that go before a text, see `before_text`, and those of the text itself.
 
-    Args:
-        model: with a tokenizer.
-        sae: with metadata that say what texts began with in training.
-
     Raises:
         ValueError: if the text is no Unicode, or the model has no tokenizer.
     """
@@ -105,14 +99,9 @@ def most_tokens(model: Any) -> int | None:
 
 
 def check_length(model: Any, start: Sequence[int], ids: Sequence[int], what: str) -> None:
-    """Check that a model takes a text; a model's own error is an IndexError that names nothing.
+    """Refuse, with a ValueError, a text that is too long for a model; its own IndexError names nothing.
 
-    Args:
-        start, ids: from `ids_of_text`.
-        what: how to call the text.
-
-    Raises:
-        ValueError: if it is too long.
+    The tokens are those of `ids_of_text`; ``what`` is how to call the text.
     """
     limit = most_tokens(model)
     if limit is not None and len(start) + len(ids) > limit:
@@ -125,9 +114,7 @@ def check_length(model: Any, start: Sequence[int], ids: Sequence[int], what: str
 def check_causal(model: Any, tokens: torch.Tensor) -> None:
     """Check that what a model says of a token does not depend on what comes after it.
 
-    Args:
-        model: gives logits (batch, context, vocabulary).
-        tokens: (batch, context), shorter than the model takes.
+    The tokens (batch, context) are fewer than the model takes at once.
 
     Raises:
         ValueError: if it does, as in an encoder such as BERT, whose next token means nothing.

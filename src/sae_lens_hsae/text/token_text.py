@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import re
-from codecs import getincrementaldecoder
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -98,7 +97,7 @@ def parting_tokens(tokenizer: Any) -> list[str]:
 
 def readable(raw: bytes) -> str:
     """The characters that are whole; the other bytes as ``<0xE2>``."""
-    return _join([list(raw)])[0][0]
+    return _join([raw])[0][0]
 
 
 def whole_characters(texts: Sequence[str]) -> list[str]:
@@ -107,7 +106,7 @@ def whole_characters(texts: Sequence[str]) -> list[str]:
     Args:
         texts: of consecutive tokens, from `TokenTexts`.
     """
-    return _join(_pieces(texts))[0] if any(map(BYTE.search, texts)) else list(texts)
+    return _join([*map(_bytes_of, texts)])[0] if any(map(BYTE.search, texts)) else list(texts)
 
 
 def joined_characters(texts: Sequence[str]) -> list[tuple[slice, str]]:
@@ -116,47 +115,31 @@ def joined_characters(texts: Sequence[str]) -> list[tuple[slice, str]]:
     Args:
         texts: of consecutive tokens, from `TokenTexts`.
     """
-    firsts = _join(_pieces(texts))[1] if any(map(BYTE.search, texts)) else range(len(texts))
+    firsts = _join([*map(_bytes_of, texts)])[1] if any(map(BYTE.search, texts)) else range(len(texts))
     go_on = {i for last, first in enumerate(firsts) for i in range(first + 1, last + 1)}
     bounds = [*(i for i in range(len(texts)) if i not in go_on), len(texts)]
     return [(slice(start, stop), whole_characters(["".join(texts[start:stop])])[0]) for start, stop in pairwise(bounds)]
 
 
-def _pieces(texts: Sequence[str]) -> list[list[int | str]]:
-    """Each text as the bytes that are written in it and the text between them."""
+def _bytes_of(text: str) -> bytes:
+    """Of a token's text, in which some bytes may be written out."""
     # Splitting by a group gives text and the group's digits in turn.
-    split = [[int(piece, 16) if i % 2 else piece for i, piece in enumerate(BYTE.split(text))] for text in texts]
-    return [[piece for piece in pieces if piece != ""] for pieces in split]
+    pieces = enumerate(BYTE.split(text))
+    return b"".join(bytes.fromhex(piece) if i % 2 else piece.encode() for i, piece in pieces)
 
 
-def _join(tokens: Sequence[Sequence[int | str]]) -> tuple[list[str], list[int]]:
-    """Text of each token, given as bytes and as text that is no bytes; and with which token its characters begin."""
-    decoder, texts, firsts = getincrementaldecoder("utf-8")(), [], []
-    begun = 0
-    for i, pieces in enumerate(tokens):
-        text = own = ""
-        first = i
-        for piece in pieces:
-            if isinstance(piece, str):
-                decoder.reset()
-                text, own = text + own + piece, ""
-                continue
-            shown = f"<0x{piece:02X}>"
-            if not decoder.getstate()[0]:
-                begun = i
-            try:
-                character = decoder.decode(bytes([piece]))
-            except UnicodeDecodeError:
-                decoder.reset()
-                text, own, begun = text + own, "", i
-                try:  # it does not go on with the character before it, but it may begin one
-                    character = decoder.decode(bytes([piece]))
-                except UnicodeDecodeError:
-                    decoder.reset()
-                    text += shown
-                    continue
-            text, own = (text + character, "") if character else (text, own + shown)
-            first = min(first, begun) if character else first
-        texts.append(text + own)
-        firsts.append(first)
+def _join(tokens: Sequence[bytes]) -> tuple[list[str], list[int]]:
+    """Text of each token, given in bytes; and with which token its characters begin."""
+    token_of = [i for i, raw in enumerate(tokens) for _ in raw]
+    texts, firsts, start = [""] * len(tokens), list(range(len(tokens))), 0
+    for character in b"".join(tokens).decode(errors="surrogateescape"):
+        raw = character.encode(errors="surrogateescape")
+        owners = token_of[start : start + len(raw)]
+        shown_by = None if "\udc80" <= character <= "\udcff" else owners[-1]  # None for a byte of no whole character
+        for i, byte in zip(owners, raw, strict=True):
+            texts[i] += f"<0x{byte:02X}>" if i != shown_by else ""
+        if shown_by is not None:
+            texts[shown_by] += character
+            firsts[shown_by] = min(firsts[shown_by], owners[0])
+        start += len(raw)
     return texts, firsts

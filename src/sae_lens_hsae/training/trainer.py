@@ -25,7 +25,7 @@ from sae_lens_hsae.sae.step_output import LazyStepOutput
 from sae_lens_hsae.sae.training import HierarchicalTrainingSAE
 from sae_lens_hsae.storage.whole_files import folder_written_whole
 from sae_lens_hsae.training.checkpoints import Manifest, delete_older, write_manifest
-from sae_lens_hsae.training.learning_rate import has_another_schedule, schedule_at
+from sae_lens_hsae.training.learning_rate import schedule_at
 from sae_lens_hsae.training.trainer_state import check_trainer_state, read_trainer_state
 from sae_lens_hsae.training.uploads import uploads_follow
 from sae_lens_hsae.training.watch import TrainingWatch, is_look_due, variance_explained
@@ -105,9 +105,8 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
     def load_trainer_state(self, checkpoint_path: Path | str) -> None:
         self.check_trainer_state(checkpoint_path)
         super().load_trainer_state(checkpoint_path)
-        if has_another_schedule(Path(checkpoint_path), self.cfg):
-            # The states that were loaded are those of the other one.
-            self.lr_scheduler = schedule_at(self.n_training_steps, self.optimizer, self.cfg)
+        # What was loaded is the schedule of the run that wrote it.
+        self.lr_scheduler = schedule_at(self.n_training_steps, self.optimizer, self.cfg)
         self._use_fused_adam()
         self._drop_passed_checkpoints()
 

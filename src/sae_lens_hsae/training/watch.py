@@ -35,7 +35,7 @@ class TrainingWatch:
     def __init__(self, levels: Levels, target_l0: tuple[float, ...]) -> None:
         self._levels = levels
         self._targets = target_l0
-        self._said: set[tuple[str, int]] = set()
+        self._said: set[tuple[int, int]] = set()
         self._recent = [deque[float](maxlen=VARIANCE_LOOKS) for _ in levels]
         self._best = [-math.inf] * len(levels)
 
@@ -57,62 +57,50 @@ class TrainingWatch:
             parents: (n_features,) int64.
             variance_explained: of every level, on one batch.
         """
+        is_steered = sparsity.log_coefficient is not None  # else L0 is what it is to be
         for level, own in enumerate(self._levels):
-            if sparsity.log_coefficient is not None:  # else L0 is what it is to be
-                self._look_at_l0(step, level, float(sparsity.l0_ema[level]))
-                self._look_at_coefficient(step, level, float(sparsity.log_coefficient[level]))
-            share = float(dead[own].float().mean())
-            if share > DEAD_SHARE:
-                self._say(
-                    "dead features", level, step, f"{share:.0%} of the features are dead; "
+            l0, target = float(sparsity.l0_ema[level]), self._targets[level]
+            log_coefficient = float(sparsity.log_coefficient[level]) if sparsity.log_coefficient is not None else 0.0
+            dead_share = float(dead[own].float().mean())
+            assigned = parents[own][parents[own] != NO_PARENT]
+            few = level == 0 or self._levels.widths[level - 1] < MIN_PARENTS or len(assigned) < MIN_CHILDREN
+            largest = 0 if few else int(assigned.bincount().max())
+            recent = self._recent[level]
+            recent.append(variance_explained[level])
+            mean = sum(recent) / len(recent)
+            if len(recent) == VARIANCE_LOOKS:
+                self._best[level] = max(self._best[level], mean)
+            faults = [
+                (
+                    is_steered and abs(l0 / target - 1) > L0_BAND,
+                    f"L0 is {l0:.3g}, its target {target:.3g}; train longer, raise sparsity_rate, or check that "
+                    "activations have norm about √d_in (normalize_activations)",
+                ),
+                (
+                    abs(log_coefficient) >= LOG_COEFFICIENT_BOUND,
+                    f"λ is at its bound {math.exp(log_coefficient):.0e}, so L0 is steered no more; choose a target_l0 "
+                    "that the level can reach, or check the scale of the activations",
+                ),
+                (
+                    dead_share > DEAD_SHARE,
+                    f"{dead_share:.0%} of the features are dead; "
                     "raise target_l0, lower lr, or keep dead_feature_loss on",
-                )  # fmt: skip
-            self._look_at_family(step, level, parents[own])
-            self._look_at_variance(step, level, variance_explained[level])
-
-    def _look_at_l0(self, step: int, level: int, l0: float) -> None:
-        target = self._targets[level]
-        if abs(l0 / target - 1) > L0_BAND:
-            self._say(
-                "L0", level, step, f"L0 is {l0:.3g}, its target {target:.3g}; train longer, raise sparsity_rate, "
-                "or check that activations have norm about √d_in (normalize_activations)",
-            )  # fmt: skip
-
-    def _look_at_coefficient(self, step: int, level: int, log_coefficient: float) -> None:
-        if abs(log_coefficient) >= LOG_COEFFICIENT_BOUND:
-            self._say(
-                "λ", level, step, f"λ is at its bound {math.exp(log_coefficient):.0e}, so L0 is steered no "
-                "more; choose a target_l0 that the level can reach, or check the scale of the activations",
-            )  # fmt: skip
-
-    def _look_at_family(self, step: int, level: int, parents: torch.Tensor) -> None:
-        assigned = parents[parents != NO_PARENT]
-        if level == 0 or self._levels.widths[level - 1] < MIN_PARENTS or len(assigned) < MIN_CHILDREN:
-            return
-        largest = int(assigned.bincount().max())
-        if largest > FAMILY_SHARE * len(assigned):
-            self._say(
-                "one parent", level, step, f"{largest} of {len(assigned)} children are under one parent; "
-                "set max_children, or another hierarchy_similarity",
-            )  # fmt: skip
-
-    def _look_at_variance(self, step: int, level: int, variance_explained: float) -> None:
-        recent = self._recent[level]
-        recent.append(variance_explained)
-        if len(recent) < VARIANCE_LOOKS:
-            return
-        mean = sum(recent) / len(recent)
-        self._best[level] = max(self._best[level], mean)
-        if mean < self._best[level] - VARIANCE_DROP:
-            self._say(
-                "variance", level, step, f"variance explained has fallen from {self._best[level]:.3f} to "
-                f"{mean:.3f}; lower lr or structural_loss_coefficient, and resume from an earlier checkpoint",
-            )  # fmt: skip
-
-    def _say(self, what: str, level: int, step: int, message: str) -> None:
-        if (what, level) not in self._said:
-            self._said.add((what, level))
-            logger.warning(f"level {level}, step {step}: {message}")
+                ),
+                (
+                    largest > FAMILY_SHARE * len(assigned),
+                    f"{largest} of {len(assigned)} children are under one parent; set max_children, or another "
+                    "hierarchy_similarity",
+                ),
+                (
+                    mean < self._best[level] - VARIANCE_DROP,
+                    f"variance explained has fallen from {self._best[level]:.3f} to {mean:.3f}; lower lr or "
+                    "structural_loss_coefficient, and resume from an earlier checkpoint",
+                ),
+            ]
+            for fault, (is_wrong, message) in enumerate(faults):
+                if is_wrong and (fault, level) not in self._said:
+                    self._said.add((fault, level))
+                    logger.warning(f"level {level}, step {step}: {message}")
 
 
 def is_look_due(step: int) -> bool:

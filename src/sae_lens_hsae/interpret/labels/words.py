@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-import numpy as np
 import torch
 
 from sae_lens_hsae.interpret.feature_cache import Dashboards
@@ -16,8 +17,6 @@ NO_WORD = -1
 BLANK = 0
 FEATURES_AT_ONCE = 1024
 MAX_CHARACTERS = 32
-MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-"""Odd and large: words are told apart by a sum of powers of it, modulo 2^64."""
 WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 """Scripts, as Unicode's names of characters begin, whose words no space parts; there a token is a word."""
 
@@ -75,31 +74,29 @@ class _Names:
     def __init__(self, texts: dict[int, str]) -> None:
         self._texts = texts
         self._number_of: dict[str, int] = {"": BLANK}
-        self._counts = np.zeros(1, dtype=np.int64)
+        self._known: dict[tuple[int, ...], int] = {}
+        self._counts: Counter[int] = Counter()
 
-    def numbers(self, words: np.ndarray) -> np.ndarray:
-        """Of words given as rows of token ids, −1 after the last."""
-        multipliers = MULTIPLIER ** np.arange(words.shape[1], dtype=np.uint64)
-        keys = (words.astype(np.int64).astype(np.uint64) * multipliers).sum(1)  # to sort rows would take much longer
-        _, first, inverse, counts = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
-        found = np.empty(len(first), dtype=np.int64)
-        for i in np.argsort(first):  # by when they were met first
-            row = words[first[i]].tolist()
-            text = whole_characters(["".join(self._texts[id_] for id_ in row if id_ >= 0)])[0].strip()
-            text = text if len(text) <= MAX_CHARACTERS else f"{text[: MAX_CHARACTERS - 1]}…"
-            found[i] = self._number_of.setdefault(text, len(self._number_of))
-        self._counts = np.pad(self._counts, (0, len(self._number_of) - len(self._counts)))
-        np.add.at(self._counts, found, counts)
-        return found[inverse]
+    def numbers(self, words: Sequence[tuple[int, ...]]) -> list[int]:
+        """Of words given as token ids."""
+        found = [self._known[word] if word in self._known else self._met(word) for word in words]
+        self._counts.update(found)
+        return found
+
+    def _met(self, word: tuple[int, ...]) -> int:
+        text = whole_characters(["".join(self._texts[id_] for id_ in word)])[0].strip()
+        text = text if len(text) <= MAX_CHARACTERS else f"{text[: MAX_CHARACTERS - 1]}…"
+        self._known[word] = self._number_of.setdefault(text, len(self._number_of))
+        return self._known[word]
 
     def forms(self) -> tuple[torch.Tensor, tuple[str, ...]]:
         """For each number that of its form, in which case is left out; and each form as it is written most often."""
         numbers: dict[str, int] = {"": BLANK}
         form_of = [numbers.setdefault(text.strip().casefold(), len(numbers)) for text in self._number_of]
         shown, most = [""] * len(numbers), [-1] * len(numbers)
-        for text, form, count in zip(self._number_of, form_of, self._counts.tolist(), strict=True):
-            if count > most[form]:
-                shown[form], most[form] = text, count
+        for (text, number), form in zip(self._number_of.items(), form_of, strict=True):
+            if self._counts[number] > most[form]:
+                shown[form], most[form] = text, self._counts[number]
         return torch.tensor(form_of, dtype=torch.int32), tuple(shown)
 
 
@@ -107,19 +104,18 @@ def _block(
     ids: torch.Tensor, activations: torch.Tensor, opens: torch.Tensor, closes: torch.Tensor, names: _Names
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Numbers and activations of the words of some features' windows, both (features, slots, window)."""
-    there, known, order = ids >= 0, ids.clamp(min=0).long(), torch.arange(ids.shape[-1])
+    there, known = ids >= 0, ids.clamp(min=0).long()
     opens, closes = opens[known] & there, closes[known] & there
     begins = there.clone()
     begins[..., 1:] &= ~(opens[..., 1:] & closes[..., :-1])
     place = (begins.cumsum(-1) - 1).clamp(min=0)  # of a token's word in the window
     found = torch.zeros_like(activations).scatter_reduce_(-1, place, activations * there, "amax")
 
-    within = order - torch.where(begins, order, 0).cummax(-1).values
-    pieces = torch.full((int(begins.sum()), int(within[there].max()) + 1 if there.any() else 1), -1, dtype=ids.dtype)
-    pieces[begins.flatten().cumsum(0)[there.flatten()] - 1, within[there]] = ids[there]
+    tokens, firsts = ids[there].tolist(), begins[there].nonzero().flatten().tolist()
+    words = [tuple(tokens[start:stop]) for start, stop in pairwise([*firsts, len(tokens)])]
     numbers = torch.full(ids.shape, NO_WORD)
     feature, slot, _ = begins.nonzero(as_tuple=True)
-    numbers[feature, slot, place[begins]] = torch.from_numpy(names.numbers(pieces.numpy()))
+    numbers[feature, slot, place[begins]] = torch.tensor(names.numbers(words), dtype=torch.int64)
 
     cut = torch.zeros_like(there)
     cut.scatter_(-1, place[..., -1:], closes[..., -1:])

@@ -20,24 +20,13 @@ FEW = 5
 larger than their products."""
 
 
-def structural_loss_of_rows(
-    values: torch.Tensor, rows: torch.Tensor, W_dec: torch.Tensor, families: Families
-) -> torch.Tensor:
-    """Σ_l Σ_i L_PC,(l,i), mean over the batch, not yet weighted by ρ.
+class StructuralLoss(torch.autograd.Function):
+    """Σ_l Σ_i L_PC,(l,i), mean over the batch, not yet weighted by ρ: a scalar in float32, or float64.
 
-    Args:
-        values: activations of all levels, (n_features, batch).
-        rows: ``W_dec`` in the dtype of ``values``, without gradient.
-        W_dec: decoder rows of all levels, (n_features, d_in).
-        families: from `families_of`.
-
-    Returns:
-        A scalar in float32, or float64 if ``values`` are.
+    Of activations (n_features, batch), decoder rows (n_features, d_in), the same in the dtype of the activations, and
+    `families_of`.
     """
-    return _StructuralLoss.apply(values, W_dec, rows, families)
 
-
-class _StructuralLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, values: torch.Tensor, W_dec: torch.Tensor, rows: torch.Tensor, families: Families

@@ -9,7 +9,7 @@ import torch
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.sae.gpu_step.activation import activations
 from sae_lens_hsae.sae.gpu_step.decoder import reconstructions
-from sae_lens_hsae.sae.gpu_step.family_products import structural_loss_of_rows
+from sae_lens_hsae.sae.gpu_step.family_products import StructuralLoss
 from sae_lens_hsae.sae.gpu_step.products import product_dtype
 from sae_lens_hsae.sae.level_activation import LevelActivation, PreActivations
 from sae_lens_hsae.sae.perturbation import Replacement
@@ -96,7 +96,7 @@ class FeatureRows:
     ) -> torch.Tensor:
         """Σ_l Σ_i L_PC,(l,i), mean over the batch, of tokens with weights (batch,)."""
         rows = self.rows if weights is None else self.rows * weights.sqrt().to(self.rows.dtype)
-        return structural_loss_of_rows(rows, self._decoder_rows(W_dec), W_dec, families)
+        return StructuralLoss.apply(rows, W_dec, self._decoder_rows(W_dec), families)
 
     def _decoder_rows(self, W_dec: torch.Tensor) -> torch.Tensor:
         """``W_dec`` in the dtype of the products, made once per step."""

@@ -37,7 +37,7 @@ def ghost_gradients(
         errors: x − x̂ of every level, (L, batch, d_in).
         x: what the encoder reads, (batch, d_in).
         dead: (n_features,) bool.
-        places: how many dead features of each level there is room for.
+        places: how many dead features of each level there is room for; with their very number it is exact.
         encoder: of all levels.
         W_dec: (n_features, d_in).
         levels: of the features.
