@@ -1,6 +1,7 @@
 """Every bad field is refused at once, with its name, its value and a remedy."""
 
 import json
+from typing import Any
 
 import pytest
 from small_saes import make_config
@@ -57,6 +58,13 @@ def test_bad_fields_are_refused_with_field_value_and_remedy(field, value, remedy
     assert remedy in message
 
 
+def test_a_forest_that_would_be_frozen_before_it_is_made_is_refused():
+    early: dict[str, Any] = {"hierarchy_first_update": 5, "freeze_hierarchy_after": 16}
+    with pytest.raises(ValueError, match="freeze_hierarchy_after=16: the first 16 steps only observe"):
+        make_config(outlier_limit=3.0, **early)
+    make_config(outlier_limit=None, **early)
+
+
 @pytest.mark.parametrize("field", ["level_widths", "output_level", "d_sae"])
 def test_the_inference_config_checks_its_fields_too(field):
     value = {"level_widths": [9, 4], "output_level": 2, "d_sae": 12}[field]
@@ -94,3 +102,14 @@ def test_the_inference_config_keeps_only_its_own_fields():
     cfg = HierarchicalSAEConfig.from_dict(saved)
     assert (cfg.level_widths, cfg.output_level, cfg.d_sae) == ([4, 9, 20], 1, 33)
     assert saved["metadata"]["training_architecture_details"]["structural_loss_coefficient"] == 0.01
+
+
+@pytest.mark.parametrize(
+    ("first", "similarity", "due"),
+    [(10, "encoder", 20), (12, "encoder", 24), (16, "encoder", 16), (16, "conditional", 32)],
+)
+def test_a_forest_that_is_frozen_before_one_can_be_made_is_refused(first, similarity, due):
+    fields = {"outlier_limit": 3.0, "hierarchy_first_update": first, "hierarchy_similarity": similarity}
+    make_config(d_sae=33, freeze_hierarchy_after=due, **fields)
+    with pytest.raises(ValueError, match=f"is made at step {due}"):
+        make_config(d_sae=33, freeze_hierarchy_after=due - 1, **fields)

@@ -6,6 +6,7 @@ The configurations call these when they are made; which fields they have is told
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,7 +14,7 @@ from sae_lens.constants import DTYPE_MAP
 from sae_lens.saes.sae import SAEMetadata
 
 from sae_lens_hsae.forest.levels import Levels
-from sae_lens_hsae.forest.parents import Similarity
+from sae_lens_hsae.forest.parents import Similarity, is_update_due
 from sae_lens_hsae.storage.json_files import is_count, is_number
 
 ARCHITECTURE = "hsae"
@@ -118,6 +119,13 @@ def check_training(cfg: Any) -> None:
         _check(cfg, "freeze_hierarchy_after", _is_count(last), "it is a step, 1 or more, or None to keep updating")
         never = f"the first forest is made at step {first}, so no feature would ever have a parent"
         _check(cfg, "freeze_hierarchy_after", last >= first, f"{never}; freeze at {first} or later")
+        # At the first step after those that observe nothing has been counted yet.
+        least = first if cfg.outlier_limit is None else OBSERVED_STEPS + cfg.parent_rule.is_measured
+        due = next(step for step in count(max(first, least)) if is_update_due(step, first, cfg.hierarchy_update_every))
+        observes = f"the first {OBSERVED_STEPS} steps only observe, so the first forest is made at step {due}"
+        _check(
+            cfg, "freeze_hierarchy_after", last >= due, f"{observes}; freeze then or later, or set outlier_limit=None"
+        )
     _check(cfg, "jumprelu_ste_to_input", isinstance(cfg.jumprelu_ste_to_input, bool), "use True or False")
     limit = cfg.outlier_limit
     fits = limit is None or (is_number(limit) and limit >= 1)
