@@ -256,6 +256,30 @@ def test_ablation_equals_replacing_by_hand(tokenizer, level, keep_errors):
             asked({"elsewhere": [1]})
 
 
+def test_negative_levels_count_from_the_finest(tokenizer):
+    model, saes = tiny(tokenizer), stacks()
+    saes[FIRST] = sae_at(FIRST, 5, level_widths=[4, 9], dtype="float64", prepend_bos=True)
+    circuit = find_circuit(model, saes, PAIRS, threshold=0.0)
+    finest = {FIRST: range(4, 13), SECOND: range(13, 33)}
+    assert {hook: set(own) for hook, own in circuit.at(-1).items()} == {hook: set(own) for hook, own in finest.items()}
+    assert circuit.at(0) == {FIRST: circuit.at(-2)[FIRST], SECOND: circuit.at(-3)[SECOND]}
+    assert Ablation(model, saes, PAIRS).faithfulness(circuit.at(-1)) == pytest.approx(1)
+    for level in (3, -4):
+        with pytest.raises(IndexError, match=f"level {level} does not exist; choose one from 0 to 2"):
+            circuit.at(level)
+
+
+def test_features_to_keep_exist_and_are_of_the_ablated_level(tokenizer):
+    ablation = Ablation(tiny(tokenizer), stacks(), PAIRS, level=1)
+    assert ablation.metric({FIRST: ["1/0", 5], SECOND: ["1/8"]}) == ablation.metric({FIRST: [4, "1/1"], SECOND: [12]})
+    for asked in (ablation.metric, ablation.faithfulness, ablation.completeness):
+        for feature in (-1, 500):
+            with pytest.raises(IndexError, match=f"feature {feature} does not exist"):
+                asked({FIRST: [4, feature]})
+        with pytest.raises(ValueError, match="none of the features given is of level 1, which is ablated"):
+            asked({FIRST: [0, 13], SECOND: []})
+
+
 def test_where_a_level_carries_nothing_faithfulness_is_no_number(tokenizer):
     saes = {SECOND: stacks()[SECOND]}
     saes[SECOND].W_dec.data.zero_()

@@ -89,10 +89,22 @@ class Circuit:
     folders: Mapping[str, str] = field(default_factory=dict)
 
     def at(self, level: int) -> dict[str, list[int]]:
-        """The features among the nodes of one level, by hook point; the strongest first."""
+        """The features among the nodes of one level, by hook point; the strongest first.
+
+        Args:
+            level: from 0, the coarsest; negative ones count from the finest of each hook point.
+
+        Raises:
+            IndexError: if there is no such level.
+        """
+        depth = len(self.n_features)
+        if not -depth <= level < depth:
+            raise IndexError(f"level {level} does not exist; choose one from 0 to {depth - 1}, or −1 for the finest")
+        depths = {node.hook: node.level + 1 for node in self.nodes if node.feature is None}
         found: dict[str, list[int]] = {}
         for node in self.nodes:
-            if node.level == level and node.feature is not None:
+            wanted = level if level >= 0 else depths.get(node.hook, depth) + level
+            if node.level == wanted and node.feature is not None:
                 found.setdefault(node.hook, []).append(node.feature)
         return found
 
