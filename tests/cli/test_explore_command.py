@@ -60,7 +60,7 @@ def test_the_command_goes_from_a_saved_sae_to_its_page(saved, tmp_path, capsys):
     assert (saved / "dashboards" / "manifest.json").stat().st_mtime_ns == before, "dashboards are used again"
     assert blocks_of(tmp_path / "again.html")["vocabulary"] == blocks_of(page)["vocabulary"]
 
-    (saved / "labels.json").write_text('{"3": "found beside the model"}')
+    (saved / "labels.json").write_text('{"0/3": "found beside the model", "weights": null}')
     cli.main(["explore", str(saved)])
     assert blocks_of(page)["forest"][0]["plain"]["labels"]["3"] == "found beside the model"
 
@@ -101,7 +101,8 @@ def written(name: str, text: str) -> Any:
         (lambda folder: (folder / "cfg.json").unlink(), "holds no cfg.json, so no saved SAE"),
         (lambda folder: (folder / "dashboards").mkdir(), "holds no manifest.json, so no complete dashboards"),
         (written("labels.json", "[1]"), "is not a JSON object from flat feature index"),
-        (written("labels.json", '{"a": "x"}'), "('a' is no such index)"),
+        (written("labels.json", '{"a": "x"}'), "(labels: feature 'a' is no name; write level/number"),
+        (written("labels.json", '{"2/99": "x"}'), "feature 99 is not in level 2, which has 20 features"),
         (written("text.txt", "too short"), "holds too little: 2 of 16 tokens that fill a context"),
         (data_set(text=["short"]), "holds too little: 1 of 16"),
         (data_set(prose=["x"], n=[1]), "--column='text' holds no text in --dataset="),

@@ -288,6 +288,18 @@ def test_where_a_level_carries_nothing_faithfulness_is_no_number(tokenizer):
     assert math.isnan(ablation.faithfulness({SECOND: [13]}))
 
 
+def test_labels_are_of_nodes_by_index_or_name(tokenizer):
+    circuit = find_circuit(tiny(tokenizer), stacks(), PAIRS, threshold=0.0)
+    expected = circuit.labelled({FIRST: {5: "dates"}})
+    assert [node.name for node in expected.nodes if node.label] == ["1/1"]
+    for labels in ({"5": "dates", "weights": "w"}, {"1/1": "dates", "2/99": "of none of the nodes"}):
+        assert circuit.labelled({FIRST: labels}) == expected
+    with pytest.raises(ValueError, match="labels: feature 'dates' is no name"):
+        circuit.labelled({FIRST: {"dates": "5"}})
+    with pytest.raises(ValueError, match=r"labels are given at \['elsewhere'\]; the circuit has nodes at"):
+        circuit.labelled({"elsewhere": {5: "dates"}})
+
+
 def test_without_bos_the_first_position_counts(tokenizer):
     saes = {SECOND: stacks(prepend_bos=False)[SECOND]}
     saes[SECOND].cfg.metadata.disable_concat_sequences = True

@@ -110,8 +110,11 @@ def test_measures_equal_plain_counting(planted):
     assert result.mean_a[0].item() == pytest.approx(mean["a"].mean().item())
     spread = ((8 * mean["a"].var() + 10 * mean["b"].var()) / 18).sqrt()
     assert result.effect[0].item() == pytest.approx(((mean["a"].mean() - mean["b"].mean()) / spread).item())
-    frame = result.to_frame({4: "biology"})
-    assert frame.loc[4, ["level", "parent", "label"]].tolist() == [1, 0, "biology"]
+    for labels in ({4: "biology"}, {"4": "biology", "weights": "w"}, {"1/0": "biology"}):
+        frame = result.to_frame(labels)
+        assert frame.loc[4, ["level", "parent", "label"]].tolist() == [1, 0, "biology"]
+    with pytest.raises(ValueError, match="labels: feature 99 does not exist"):
+        result.to_frame({"99": "x"})
     assert frame.loc[0, "auc"] == result.auc[0]
     assert result.auc[3] == 0.5  # never fires
     assert result.p_value[3] == 1

@@ -180,7 +180,7 @@ def test_names_of_weights_that_have_changed_since_are_neither_shown_nor_kept(ser
     written = json.loads((saved / "labels.json").read_text())
     asked = len(server.options)
     read = load_hierarchical_sae(saved)
-    assert labels_beside(saved, None, lambda: fingerprint(read, read.forest))[0] == "a name"
+    assert labels_beside(saved, read.forest, weights=lambda: fingerprint(read, read.forest))[0] == "a name"
     (saved / "labels.json").write_text(json.dumps(written | {"weights": "those of before"}))
     message = r"labels='.*labels\.json' are for other weights .* delete the file, and hsae label names"
     for command in (["label", "--model", "another"], ["explain", "--text", "x"], ["explore"]):
@@ -189,7 +189,7 @@ def test_names_of_weights_that_have_changed_since_are_neither_shown_nor_kept(ser
     assert len(server.options) == asked
     del written["weights"]
     (saved / "labels.json").write_text(json.dumps(written))
-    plain = labels_beside(saved, None, lambda: fingerprint(read, read.forest))
+    plain = labels_beside(saved, read.forest, weights=lambda: fingerprint(read, read.forest))
     assert plain[0] == "a name", "a file that says nothing of weights is taken"
 
 

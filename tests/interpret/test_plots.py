@@ -41,13 +41,13 @@ def hand_made():
 
 
 def test_the_flow_has_every_edge_in_the_group_of_its_tree():
-    figure = plots.forest_flow(hand_made(), n_trees=1, names={0: "a <b>"})
+    figure = plots.forest_flow(hand_made(), n_trees=1)
     [sankey] = traces(figure)
     text = sankey.node.customdata
     flows = {
         (text[s], text[t]): v for s, t, v in zip(*(sankey.link[k] for k in ("source", "target", "value")), strict=True)
     }
-    tree = "tree of 0/0 a &lt;b>"
+    tree = "tree of 0/0"
     under = "under unassigned features"
     assert flows == {
         (f"level 0, {tree}: 1 features", f"level 1, {tree}: 2 features"): 2,
@@ -67,6 +67,10 @@ def test_a_trees_picture_has_its_features_under_their_parents(sae):
     parents = [forest.parent(feature) for feature in forest.subtree(root)]
     assert list(icicle.parents) == ["" if p is None else forest.levels.name(p) for p in parents]
     assert icicle.labels[0] == f"0/{root}  &lt;script>"
+    for names in ({str(root): "<script>", "weights": "w"}, {f"0/{root}": "<script>"}):
+        assert plots.tree_picture(forest, f"0/{root}", names) == plots.tree_picture(forest, root, {root: "<script>"})
+    with pytest.raises(ValueError, match="labels: feature 99 does not exist"):
+        plots.tree_picture(forest, root, {99: "x"})
     with pytest.raises(IndexError, match="feature 99 does not exist"):
         plots.tree_picture(forest, 99)
 

@@ -1,5 +1,6 @@
 """Labels of words against a slow plain reference, on planted families, and with every kind of tokenizer."""
 
+import json
 import math
 import re
 from collections import Counter
@@ -12,8 +13,10 @@ from small_saes import D_IN, make_sae
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from sae_lens_hsae import FeatureForest
 from sae_lens_hsae.interpret.feature_cache import Dashboards, DashboardSettings, collect_dashboards
-from sae_lens_hsae.interpret.labels import token_labels
+from sae_lens_hsae.interpret.labels import read_labels, token_labels
+from sae_lens_hsae.interpret.labels.files import by_feature
 from sae_lens_hsae.interpret.labels.token_labels import label_words
 from sae_lens_hsae.interpret.labels.words import NO_WORD, in_one_word, words_of
 from sae_lens_hsae.text.token_text import TokenTexts
@@ -210,3 +213,25 @@ def test_where_no_space_is_known_a_token_is_a_word():
     assert token_labels(data, "zabcdefg".__getitem__) == {0: "a · b"}
     chinese = [" x", "科", "学", *[" y"] * 5]
     assert token_labels(data, chinese.__getitem__) == {0: "科 · 学"}
+
+
+def test_labels_are_read_by_index_in_numbers_or_words_and_by_name(tmp_path):
+    forest = make_sae(d_in=D_IN).forest
+    path = tmp_path / "labels.json"
+    path.write_text(json.dumps({"12": "dates", "2/3": "rivers", "weights": "of a run"}))
+    assert read_labels(path, forest) == {12: "dates", 16: "rivers"}
+    assert by_feature({12: "dates", "2/3": "rivers"}, forest.index) == {12: "dates", 16: "rivers"}
+    assert by_feature(None, forest.index) == {}
+    with pytest.raises(ValueError, match=r"labels\.json' are for other weights"):
+        read_labels(path, FeatureForest([-1], [1]), lambda: "of another run")
+    for key, message in {
+        "33": "feature 33 does not exist",
+        "2/20": "feature 20 is not in level 2",
+        "dates": "feature 'dates' is no name",
+    }.items():
+        path.write_text(json.dumps({key: "x"}))
+        with pytest.raises(ValueError, match=rf"labels\.json' is not a JSON object .*{message}"):
+            read_labels(path, forest)
+    for labels, message in (({None: "x"}, "labels: None is no feature"), ({1: 7}, "labels: 7 of feature 1 is no text")):
+        with pytest.raises(ValueError, match=message):
+            by_feature(labels, forest.index)

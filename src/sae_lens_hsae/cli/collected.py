@@ -79,7 +79,7 @@ def open_labelled(
         ValueError: if it holds another architecture, dashboards or labels for other weights, or the labels are none.
     """
     sae = load_hierarchical_sae(folder, device)
-    given = labels_beside(folder, labels, lambda: fingerprint(sae, sae.forest))
+    given = labels_beside(folder, sae.forest, labels, lambda: fingerprint(sae, sae.forest))
     dashboards = dashboards_beside(Path(folder), sae)
 
     def labels_of(tokenizer: Any) -> dict[int, str]:

@@ -70,7 +70,7 @@ def explore(
         n_tokens: tokens to read for the dashboards, where there are none yet or with ``renew``; None reads 100,000.
         text: what to read, where nothing is collected yet or with ``renew``; None takes what training leaves out of the
             installed text, see `TextSource`.
-        labels: a JSON object from flat feature index to label; None takes ``labels.json`` in the folder, if there.
+        labels: a JSON object from flat feature index or name to label; None takes ``labels.json`` in the folder, if there.
             Other features are named by their distinctive tokens.
         renew: collect the dashboards again even where they stand.
         explained: texts to show token by token; for these the language model is loaded in any case.
@@ -96,7 +96,7 @@ def explore(
     path = Path(output or folder / PAGE_FILENAME)
     sae = load_hierarchical_sae(folder, device)
     check_file_writable("output", path)
-    names = labels_beside(folder, labels, lambda: fingerprint(sae, sae.forest))
+    names = labels_beside(folder, sae.forest, labels, lambda: fingerprint(sae, sae.forest))
     hook = str(sae.cfg.metadata.hook_name)
     circuit_sections = [_circuit_section(Path(file), hook, sae, path) for file in circuits]
     where = dashboards_folder(folder)

@@ -19,6 +19,7 @@ from sae_lens_hsae.evaluation.stacks import check_fit
 from sae_lens_hsae.forest import NO_PARENT, FeatureForest
 from sae_lens_hsae.interpret.contrast.findings import Finding, join_alike, roll_up
 from sae_lens_hsae.interpret.feature_cache.text import tokens_and_activations
+from sae_lens_hsae.interpret.labels.files import by_feature
 from sae_lens_hsae.text.as_trained import positions
 from sae_lens_hsae.text.hook_point import ids_of_text, most_tokens
 
@@ -59,14 +60,22 @@ class Contrast:
     share_of_parent: torch.Tensor = field(repr=False)
     findings: tuple[Finding, ...]
 
-    def to_frame(self, labels: Mapping[int, str] | None = None) -> pd.DataFrame:
-        """One row per feature, with its level, its parent and its label if one is given."""
+    def to_frame(self, labels: Mapping[int, str] | Mapping[str, str] | None = None) -> pd.DataFrame:
+        """One row per feature, with its level, its parent and its label if one is given.
+
+        Args:
+            labels: text for some of the features, by flat index or name.
+
+        Raises:
+            ValueError: if a label is of a feature that does not exist.
+        """
+        own = by_feature(labels, self.forest.index)
         names = ("mean_a", "mean_b", "effect", "auc", "p_value", "q_value", "significant", "share_of_parent")
         features = torch.arange(len(self.forest))
         frame = pd.DataFrame({name: getattr(self, name).numpy() for name in names})
         frame.insert(0, "level", self.forest.levels.level_of(features).numpy())
         frame.insert(1, "parent", self.forest.parents.numpy())
-        frame.insert(2, "label", [(labels or {}).get(feature, "") for feature in features.tolist()])
+        frame.insert(2, "label", [own.get(feature, "") for feature in features.tolist()])
         return frame.rename_axis("feature")
 
 
