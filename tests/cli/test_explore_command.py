@@ -15,6 +15,7 @@ from hsae_command.parsers import read_line
 from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.cli.collected import text_source
 from sae_lens_hsae.cli.demo import minilm_folder
+from sae_lens_hsae.cli.explore import explore
 from sae_lens_hsae.interpret.explain import explain
 from sae_lens_hsae.interpret.feature_cache import Dashboards
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
@@ -206,3 +207,10 @@ def test_only_the_residual_stream_of_a_model_with_a_linear_head_is_unembedded(sa
     unembedding = unembedding_of(sae, model)
     assert unembedding is not None
     assert unembedding.shape == (D_MODEL, VOCABULARY)
+
+
+@pytest.mark.parametrize("name", ["explained", "circuits"])
+def test_one_text_in_place_of_a_list_is_refused(name):
+    given: Any = {name: "a text"}
+    with pytest.raises(ValueError, match=f"{name}='a text' is a single text; give a list"):
+        explore("nowhere", **given)

@@ -11,6 +11,7 @@ from circuit_helpers import FIRST, HOOKS, PAIRS, SECOND, ZERO, ids, read, stacks
 from host_helpers import sae_at
 
 from experiments.circuits import flat_effects
+from sae_lens_hsae.evaluation import level_saes
 from sae_lens_hsae.interpret.circuits import (
     Ablation,
     Circuit,
@@ -326,6 +327,7 @@ def of_another_model(saes: Any) -> Any:
         ([PAIRS[0], ZERO[1]], None, "some pairs have a patch and some have none"),
         (PAIRS, of_another_model, "read different models: .* reads 'a', .* reads 'b'"),
         (PAIRS, lambda saes: {FIRST: saes[SECOND]}, f"given for '{FIRST}' was trained at '{SECOND}'"),
+        (PAIRS, lambda saes: {FIRST: level_saes(saes[FIRST])}, r"is a list without a \.forest; circuits take models"),
         (
             PAIRS,
             lambda saes: {"blocks.7.hook_resid_post": stacks_at("blocks.7.hook_resid_post", saes)},

@@ -138,6 +138,8 @@ def test_it_is_silent_at_the_stated_rate_when_there_is_nothing():
     [
         ({"a": []}, "a holds 0 texts; give at least 8"),
         ({"b": ["some", "text"]}, "b holds text; pass its activations"),
+        ({"b": "some text"}, "b holds text; pass its activations"),
+        ({"b": iter(["some"])}, "b holds text; pass its activations"),
         ({"a": [torch.zeros(3, 5)]}, r"a: text 0 has activations of shape \(3, 5\); expected \(tokens, 8\)"),
         ({"a": [torch.zeros(0, D_IN)]}, "a: text 0 has activations of shape"),
         ({"b": [torch.full((2, D_IN), torch.nan)]}, "b: text 0 holds NaN"),
@@ -165,3 +167,5 @@ def test_text_activations_are_those_of_the_model():
     torch.testing.assert_close(short, cache["bert.encoder.layer.3"][0, 1:])
     with pytest.raises(ValueError, match=r"number 1 .* has no token"):
         list(text_activations(sae, model, ["cat", ""]))
+    with pytest.raises(ValueError, match="texts='The cat' is a single text; give a list of texts"):
+        text_activations(sae, model, "The cat")

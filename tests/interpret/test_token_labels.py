@@ -5,6 +5,7 @@ import math
 import re
 from collections import Counter
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -232,6 +233,7 @@ def test_labels_are_read_by_index_in_numbers_or_words_and_by_name(tmp_path):
         path.write_text(json.dumps({key: "x"}))
         with pytest.raises(ValueError, match=rf"labels\.json' is not a JSON object .*{message}"):
             read_labels(path, forest)
-    for labels, message in (({None: "x"}, "labels: None is no feature"), ({1: 7}, "labels: 7 of feature 1 is no text")):
+    wrong: Any = (({None: "x"}, "labels: None is no feature"), ({1: 7}, "labels: 7 of feature 1 is no text"))
+    for labels, message in wrong:
         with pytest.raises(ValueError, match=message):
             by_feature(labels, forest.index)

@@ -30,6 +30,7 @@ from sae_lens_hsae.interpret.page import PageSection, circuit_section, write_pag
 from sae_lens_hsae.sae.inference import HierarchicalSAE
 from sae_lens_hsae.storage.whole_files import check_file_writable, check_writable
 from sae_lens_hsae.text.as_trained import excluded_tokens
+from sae_lens_hsae.text.hook_point import check_several
 from sae_lens_hsae.text.rows import TextSource, digest
 from sae_lens_hsae.text.token_text import TokenTexts, parting_tokens
 
@@ -70,8 +71,8 @@ def explore(
         n_tokens: tokens to read for the dashboards, where there are none yet or with ``renew``; None reads 100,000.
         text: what to read, where nothing is collected yet or with ``renew``; None takes what training leaves out of the
             installed text, see `TextSource`.
-        labels: a JSON object from flat feature index or name to label; None takes ``labels.json`` in the folder, if there.
-            Other features are named by their distinctive tokens.
+        labels: a JSON object from flat feature index or name to label; None takes ``labels.json`` in the folder, if
+            there. Other features are named by their distinctive tokens.
         renew: collect the dashboards again even where they stand.
         explained: texts to show token by token; for these the language model is loaded in any case.
         device: where the SAE and its language model run.
@@ -90,6 +91,8 @@ def explore(
     """
     if n_tokens is not None and n_tokens < 1:
         raise ValueError(f"n_tokens={n_tokens} must be at least 1; {DASHBOARD_TOKENS} is a good number")
+    for name, several in (("explained", explained), ("circuits", circuits)):
+        check_several(name, str(several) if isinstance(several, Path) else several)
     for each in explained:
         check_text(each, "explained")
     folder, n_to_read = Path(folder), n_tokens or DASHBOARD_TOKENS

@@ -112,7 +112,7 @@ class Ablation:
         if any(map(len, kept.values())) and not any(left.any() for left in found.values()):
             level = ", ".join(map(str, sorted(set(self._level.values()))))
             raise ValueError(
-                f"none of the features given is of level {level}, which is ablated; give flat indices of that level, as "
+                f"none of the features given is of level {level}, which is ablated; give features of that level, as "
                 "Circuit.at(level) does, or ablate theirs: Ablation(…, level)"
             )
         return found

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sae_lens_hsae.forest.levels import named_parts
-from sae_lens_hsae.interpret.labels.files import by_feature
+from sae_lens_hsae.interpret.labels.files import Labels, by_feature
 from sae_lens_hsae.storage.json_files import is_count, is_number, read_json_object
 
 Method = Literal["attribution", "integrated", "patch"]
@@ -112,7 +112,7 @@ class Circuit:
                 found.setdefault(node.hook, []).append(node.feature)
         return found
 
-    def labelled(self, labels: Mapping[str, Mapping[int, str] | Mapping[str, str]]) -> Circuit:
+    def labelled(self, labels: Mapping[str, Labels]) -> Circuit:
         """The same with labels of features, by hook point and flat index or name.
 
         Raises:
@@ -126,7 +126,8 @@ class Circuit:
             if node.feature is not None:
                 named[node.hook][named_parts(node.name)] = node.feature
         own = {hook: by_feature(given, partial(_index, named[hook])) for hook, given in labels.items()}
-        nodes = tuple(replace(node, label="" if node.feature is None else own.get(node.hook, {}).get(node.feature, "")) for node in self.nodes)
+        of_nodes = ["" if node.feature is None else own.get(node.hook, {}).get(node.feature, "") for node in self.nodes]
+        nodes = tuple(replace(node, label=label) for node, label in zip(self.nodes, of_nodes, strict=True))
         return replace(self, nodes=nodes)
 
     def to_dict(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,9 +13,9 @@ from sae_lens import SAE
 from sae_lens_hsae.evaluation.outliers import FEWEST_TOKENS, usual
 from sae_lens_hsae.forest import NO_PARENT, FeatureForest
 from sae_lens_hsae.interpret.explain.explanation import Explanation
-from sae_lens_hsae.interpret.labels.files import by_feature
+from sae_lens_hsae.interpret.labels.files import Labels, by_feature
 from sae_lens_hsae.text.as_trained import positions as trained_positions
-from sae_lens_hsae.text.hook_point import check_length, hook_point, ids_of_text, run_and_keep, stack_of
+from sae_lens_hsae.text.hook_point import check_length, device_of, hook_point, ids_of_text, run_and_keep, stack_of
 from sae_lens_hsae.text.token_text import TokenTexts, whole_characters
 
 
@@ -25,7 +25,7 @@ def explain(
     model: Any,
     text: str,
     forest: FeatureForest | None = None,
-    labels: Mapping[int, str] | Mapping[str, str] | None = None,
+    labels: Labels | None = None,
 ) -> Explanation:
     """Which features fire on each token of a text, and how much of the activation they explain.
 
@@ -61,7 +61,7 @@ def explain(
     start, ids = _ids(model, saes[0], text)
     own_labels = by_feature(labels, forest.index)
 
-    tokens = torch.tensor([[*start, *ids]], device=saes[0].device)
+    tokens = torch.tensor([[*start, *ids]], device=device_of(model))
     _, kept = run_and_keep(model, tokens, [name])
     x = kept[name][0, len(start) :]
     if x.shape[-1] != saes[0].cfg.d_in:

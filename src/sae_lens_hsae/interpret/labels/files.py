@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.storage.json_files import read_json_object
@@ -17,10 +17,11 @@ from sae_lens_hsae.storage.whole_files import write_whole
 LABELS_FILENAME = "labels.json"
 WEIGHTS = "weights"
 
+Labels: TypeAlias = Mapping[int, str] | Mapping[str, str] | Mapping[int | str, str]
+"""Text for some features, by flat index, as a number or in words, or by name."""
 
-def read_labels(
-    path: str | Path, forest: FeatureForest, weights: Callable[[], str] | None = None
-) -> dict[int, str]:
+
+def read_labels(path: str | Path, forest: FeatureForest, weights: Callable[[], str] | None = None) -> dict[int, str]:
     """The labels in a file, by flat index: a JSON object such as ``{"12": "dates", "2/17": "rivers"}``.
 
     Args:
@@ -62,7 +63,7 @@ def labels_beside(
     return read_labels(path, forest, weights)
 
 
-def by_feature(labels: Mapping[Any, str] | None, index: Callable[[int | str], int]) -> dict[int, str]:
+def by_feature(labels: Labels | None, index: Callable[[int | str], int]) -> dict[int, str]:
     """Labels by flat index, as every function that takes labels reads them.
 
     Args:

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.explain import Explanation
 from sae_lens_hsae.interpret.feature_cache import Dashboards
-from sae_lens_hsae.interpret.labels.files import by_feature
+from sae_lens_hsae.interpret.labels.files import Labels, by_feature
 from sae_lens_hsae.interpret.page.content import MANY_FEATURES, PageContent, PageLimits, explained_block
 from sae_lens_hsae.storage.whole_files import file_written_whole
 
@@ -69,7 +69,7 @@ def write_page(
     forest: FeatureForest,
     path: str | Path,
     text_of: Callable[[int], str],
-    labels: Mapping[int, str] | Mapping[str, str] | None = None,
+    labels: Labels | None = None,
     title: str = "Feature forest",
     limits: PageLimits | None = None,
     explanations: Sequence[Explanation] = (),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import plotly.graph_objects as go
 import torch
 from plotly.colors import sample_colorscale
@@ -11,7 +9,7 @@ from plotly.subplots import make_subplots
 
 from sae_lens_hsae.forest import NO_PARENT, FeatureForest
 from sae_lens_hsae.interpret.feature_cache import Dashboards
-from sae_lens_hsae.interpret.labels.files import by_feature
+from sae_lens_hsae.interpret.labels.files import Labels, by_feature
 from sae_lens_hsae.interpret.plots.style import COLOUR_SCALE, finished, level_colours, plain, translucent
 
 REST = "#c4c9d0"
@@ -19,9 +17,7 @@ REST = "#c4c9d0"
 UNASSIGNED = "#8a5a44"
 
 
-def tree_picture(
-    forest: FeatureForest, root: int | str, names: Mapping[int, str] | Mapping[str, str] | None = None
-) -> go.Figure:
+def tree_picture(forest: FeatureForest, root: int | str, names: Labels | None = None) -> go.Figure:
     """A feature and all below it, level under level; a click enters a part of it.
 
     Args:
