@@ -13,14 +13,8 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.activations_store import ActivationsStore
 
 from sae_lens_hsae.evaluation.hook_names import known_name
-from sae_lens_hsae.evaluation.stacks import (
-    LevelSAE,
-    SAEStack,
-    check_reconstruct,
-    check_same_input,
-    level_saes,
-    metadata,
-)
+from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack, check_reconstruct, level_saes
+from sae_lens_hsae.forest.stack_checks import check_same_input, metadata
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,8 @@ class Levels:
         return iter(self.slices)
 
     def __getitem__(self, level: int) -> slice:
-        """The flat slice of one level; negative levels count from the finest."""
-        return self.slices[level]
+        """The flat slice of one level; negative levels count from the finest, one that does not exist is an IndexError."""
+        return self.slices[self.number(level)]
 
     def number(self, level: int) -> int:
         """A level's number from 0, the coarsest, where negative ones count from the finest.

@@ -10,8 +10,9 @@ from sae_lens import SAE
 
 from sae_lens_hsae.evaluation import level_saes
 from sae_lens_hsae.evaluation.hook_names import known_name
-from sae_lens_hsae.evaluation.stacks import check_fit, check_reconstruct, check_scale, metadata
+from sae_lens_hsae.evaluation.stacks import check_fit, check_reconstruct, check_scale
 from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.forest.stack_checks import metadata
 from sae_lens_hsae.text.as_trained import before_text
 
 ROUNDING = 0.03
@@ -27,7 +28,7 @@ def stack_of(levels: Sequence[SAE[Any]] | SAE[Any], forest: FeatureForest | None
     """
     forest = getattr(levels, "forest", None) if forest is None else forest
     if forest is None:
-        raise ValueError("forest is missing; pass FeatureForest.from_saes(levels)")
+        raise ValueError("forest is missing; pass FeatureForest.from_saes(levels, activations=batches)")
     saes: list[Any] = list(level_saes(levels))  # type: ignore[arg-type]
     check_fit(saes, forest)
     check_reconstruct(saes)
@@ -76,6 +77,11 @@ def run_and_keep(model: Any, tokens: torch.Tensor, names: Sequence[str]) -> tupl
     return output, kept
 
 
+def device_of(model: Any) -> torch.device:
+    """Where a model takes its tokens."""
+    return next(iter(model.parameters())).device
+
+
 def ids_of_text(model: Any, sae: Any, text: str) -> tuple[list[int], list[int]]:
     """Token ids that go before a text, see `before_text`, and those of the text itself.
 
@@ -119,6 +125,18 @@ def check_length(model: Any, start: Sequence[int], ids: Sequence[int], what: str
         raise ValueError(
             f"{what} has {len(ids)} tokens, but the model takes at most {limit - len(start)}; give it in shorter pieces"
         )
+
+
+def check_several(name: str, texts: object) -> None:
+    """Check that what should be several texts is not a single one, which would be read letter by letter."""
+    if isinstance(texts, str):
+        raise ValueError(f"{name}={texts!r} is a single text; give a list of texts")
+
+
+def check_no_text(name: str, x: object) -> None:
+    """Check that what should hold activations, or one item of it, is not the text itself."""
+    if isinstance(x, str):
+        raise ValueError(f"{name} holds text; pass its activations: text_activations(sae, model, texts)")
 
 
 @torch.no_grad()

@@ -9,9 +9,9 @@ import torch
 from tqdm.auto import tqdm
 
 from sae_lens_hsae.evaluation.cluster_bootstrap import Estimate, resampled_means
-from sae_lens_hsae.evaluation.hierarchy_metrics import token_chunks
 from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack, check_fit, level_saes
 from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.forest.activations import token_chunks
 
 MAX_PER_FAMILY = 6
 TOKENS_AT_ONCE = 1024
@@ -87,7 +87,7 @@ def sibling_distances(
     x = torch.zeros(len(features), n_strongest, sae.cfg.d_in)
     total, seen = torch.zeros(sae.cfg.d_in, dtype=torch.float64), 0
     for chunk in tqdm(
-        token_chunks(activations, sae.cfg.d_in, None, TOKENS_AT_ONCE), desc="Siblings", disable=not progress
+        token_chunks(activations, sae.cfg.d_in, TOKENS_AT_ONCE), desc="Siblings", disable=not progress
     ):
         acts = sae.encode(chunk.to(sae.device)).float()[:, own.to(sae.device)].abs().T.cpu()
         vectors = chunk.float().cpu()
