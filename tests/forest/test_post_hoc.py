@@ -2,6 +2,7 @@
 
 import re
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -100,17 +101,19 @@ def test_activations_of_another_shape_are_refused(shape):
 
 
 def test_saes_that_read_heads_are_refused_where_they_read():
-    saes = [sae_of(StandardSAE, StandardSAEConfig, n, n, reshape_activations="hook_z") for n in (4, 9)]
+    of_heads: Any = {"hook_name": "blocks.0.attn.hook_z", "reshape_activations": "hook_z"}
+    saes = [sae_of(StandardSAE, StandardSAEConfig, n, n, **of_heads) for n in (4, 9)]
     assert FeatureForest.from_saes(saes, PAPER_RULE)
     with pytest.raises(ValueError, match="level 0 has reshape_activations='hook_z' and takes"):
         FeatureForest.from_saes(saes, activations=torch.randn(40, 8))
 
 
 def test_activations_may_be_one_tensor_and_are_read_in_pieces():
-    x = torch.randn(3_000, 8, generator=torch.Generator().manual_seed(0))
-    forest = FeatureForest.from_saes(stack(), activations=x.split(7))
+    x = torch.randn(20_000, 8, generator=torch.Generator().manual_seed(0))
+    rule = ParentRule(minimum_similarity=None)
+    forest = FeatureForest.from_saes(stack(), rule, x.split(97))
     with LargestTensor() as made:
-        assert FeatureForest.from_saes(stack(), activations=x) == forest
+        assert FeatureForest.from_saes(stack(), rule, x) == forest
     assert len(forest.edges()) > 9
     assert made.largest < len(x) * 20 * 4, "the activations of the finest level, all tokens at once"
 
@@ -148,7 +151,7 @@ def test_limited_children_and_the_unassigned_share():
         (stack(), ParentRule(), "activations=None: similarity='conditional' is measured on activations"),
         (stack()[::-1], PAPER_RULE, r"saes have the widths \[20, 15, 9, 4\], which do not grow"),
         ([stack()[0], sae_of(JumpReLUSAE, JumpReLUSAEConfig, 9, 0, d_in=7)], PAPER_RULE, r"different d_in \[8, 7\]"),
-        ([stack()[0], sae_of(JumpReLUSAE, JumpReLUSAEConfig, 9, 0, "other")], PAPER_RULE, "level 0 'hook', level 1 'other'"),
+        ([stack()[0], sae_of(JumpReLUSAE, JumpReLUSAEConfig, 9, 0, "other")], PAPER_RULE, "different .*hook_name"),
         ([], PAPER_RULE, "level_widths=\\[\\] is empty"),
     ],
 )

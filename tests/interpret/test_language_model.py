@@ -3,6 +3,8 @@
 import json
 import shutil
 from collections import Counter
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -97,6 +99,19 @@ def test_random_controls_are_of_the_parents_level_and_fire_about_as_often():
             assert away[broad - level.start] <= away.sort().values[4]
         assert (found.n_firing[[broad, narrow]] > 0).all()
     assert n_random > 50
+
+
+def test_pairs_are_drawn_without_a_loop_over_the_level(monkeypatch):
+    """Reading a level's features one by one took 40 s for 5,000 edges."""
+    forest = make_sae(level_widths=[1000, 1500]).forest
+    n_firing = torch.randint(1, 500, (2500,), generator=torch.Generator().manual_seed(0))
+    dashboards: Any = SimpleNamespace(forest=forest, n_firing=n_firing)
+    read = []
+    monkeypatch.setattr(torch.Tensor, "__bool__", lambda tensor: bool(read.append(1) or tensor.item()))
+    pairs = sample_pairs(dashboards)
+    n_edges = sum(kind == "edge" for kind, _, _ in pairs)
+    assert n_edges > 500
+    assert len(read) < n_edges
 
 
 def test_marks_enclose_runs_of_tokens():

@@ -89,9 +89,10 @@ def test_edge_quality_is_over_the_edges_of_each_boundary(sae, x):
         assert cosines == pytest.approx(dashboards.parent_cosine[below][edges].numpy())
 
 
-def test_sibling_distances_equal_plain_loops(sae, x):
+def test_sibling_distances_equal_plain_loops(sae, x, monkeypatch):
     k = 5
-    found = plots.sibling_distances(sae, sae.forest, x.split(97), n_strongest=k, progress=False)
+    monkeypatch.setattr("sae_lens_hsae.interpret.plots.siblings.N_STRONGEST", k)
+    found = plots.sibling_distances(sae, sae.forest, x.split(97), progress=False)
     acts = sae.level_sae(2).encode(x).detach()
     forest, start = sae.forest, sae.levels[2].start
     centred = (x - x.mean(0)).double()

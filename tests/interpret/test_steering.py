@@ -225,6 +225,8 @@ def test_a_hook_point_that_nothing_comes_by_is_told(gpt2):
         model(tiny_tokens(1))
     with pytest.raises(ValueError, match=r"not through its hook point 'blocks\.0\.hook_out'; load it anew"):
         effect_of(model, sae, [ablate(0)], tiny_tokens(1), target=0)
+    with pytest.raises(ValueError, match=r"not through its hook point 'blocks\.0\.hook_out'; load it anew"):
+        lost(model, sae)
 
 
 def test_an_sae_that_stands_at_the_hook_point_is_to_be_detached(gpt2):

@@ -144,7 +144,7 @@ def test_activations_of_a_single_level_are_not_taken_for_those_of_all(batch):
     sae = make_sae()
     acts = sae.level_sae(-1).encode(batch)
     for decode in (sae.decode, lambda acts: sae.decode_level(acts, 0)):
-        with pytest.raises(ValueError, match=r"feature_acts of shape \(\d+, 20\) are 20 wide, but d_sae=33; .* level_sae"):
+        with pytest.raises(ValueError, match=r"feature_acts of shape .* 20 wide, but d_sae=33; .* level_sae"):
             decode(acts)
 
 

@@ -104,9 +104,14 @@ def text_source(chosen: argparse.Namespace) -> TextSource:
     return source
 
 
-def read_rows(text: TextSource | None, sae: HierarchicalSAE, model: Any, n_tokens: int) -> Dataset:
+def as_source(text: TextSource | str | Path | None) -> TextSource:
+    """A text as it may be given: a source, a file as after ``--text``, or None for what is installed."""
+    return text if isinstance(text, TextSource) else TextSource(text)
+
+
+def read_rows(text: TextSource | str | Path | None, sae: HierarchicalSAE, model: Any, n_tokens: int) -> Dataset:
     """The rows of a text; on stderr what it is, whether the SAE was trained on it, and whether it is short."""
-    text = text or TextSource()
+    text = as_source(text)
     print(text.said(sae.cfg.metadata), file=sys.stderr, flush=True)
     rows = text_rows(text, sae.cfg.metadata, model.tokenizer, n_tokens, limit=most_tokens(model))
     held = len(rows) * len(rows[0]["tokens"])

@@ -42,7 +42,7 @@ class Levels:
         return iter(self.slices)
 
     def __getitem__(self, level: int) -> slice:
-        """The flat slice of one level; negative levels count from the finest, one that does not exist is an IndexError."""
+        """The flat slice of one level; negative levels count from the finest. Errors as of `number`."""
         return self.slices[self.number(level)]
 
     def number(self, level: int) -> int:

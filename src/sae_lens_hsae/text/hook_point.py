@@ -9,7 +9,7 @@ import torch
 from sae_lens import SAE
 
 from sae_lens_hsae.evaluation import level_saes
-from sae_lens_hsae.evaluation.hook_names import known_name
+from sae_lens_hsae.evaluation.hook_names import known_name, not_come_by
 from sae_lens_hsae.evaluation.stacks import check_fit, check_reconstruct, check_scale
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.forest.stack_checks import metadata
@@ -17,7 +17,6 @@ from sae_lens_hsae.text.as_trained import before_text
 
 ROUNDING = 0.03
 """A change of logits by less, relative to how they vary, may come from rounding in half precision."""
-LOAD_ANEW = "load it anew: a TransformerBridge loses a hook point when an SAE is detached from it"
 
 
 def stack_of(levels: Sequence[SAE[Any]] | SAE[Any], forest: FeatureForest | None) -> tuple[list[Any], FeatureForest]:
@@ -73,7 +72,7 @@ def run_and_keep(model: Any, tokens: torch.Tensor, names: Sequence[str]) -> tupl
         output = model(tokens)
     missed = [name for name in names if name not in kept]
     if missed:
-        raise ValueError(f"the model ran, but not through its hook point {missed[0]!r}; {LOAD_ANEW}")
+        raise ValueError(not_come_by(missed[0]))
     return output, kept
 
 
