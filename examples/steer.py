@@ -10,8 +10,7 @@ from sae_lens import SAE
 
 from sae_lens_hsae import HierarchicalSAE
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
-from sae_lens_hsae.interpret.steering import add, effect_of, steer
-from sae_lens_hsae.interpret.steering.writing import continued
+from sae_lens_hsae.interpret.steering import add, continued, effect_of, steer
 from sae_lens_hsae.text.hook_point import ids_of_text
 
 

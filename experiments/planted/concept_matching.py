@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack, check_same_input, level_saes
+from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack, level_saes
 from sae_lens_hsae.forest.levels import Levels
+from sae_lens_hsae.forest.stack_checks import check_same_input
 
 NO_CONCEPT = -1
 FLOOR = 0.5

@@ -14,8 +14,9 @@ import torch
 
 from experiments.wordnet.database import NO_CONCEPT, WordNet
 from experiments.wordnet.scores import Glosses, SynsetScores
-from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack, check_same_input, level_saes
+from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack, level_saes
 from sae_lens_hsae.forest.levels import Levels
+from sae_lens_hsae.forest.stack_checks import check_same_input
 
 SIGNIFICANCE = 0.01
 TIE = 1e-6

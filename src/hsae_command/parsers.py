@@ -20,7 +20,7 @@ EVALUATION_TOKENS, DASHBOARD_TOKENS = 50_000, 100_000
 
 EXPLORED = " and hsae explore has collected its dashboards"
 LABELS_HELP = (
-    "a JSON object from flat feature index to label (default: labels.json in the folder, if it is there; other "
+    "a JSON object from flat feature index or name to label (default: labels.json in the folder, if it is there; other "
     "features: their strongest words, once hsae explore has read text)"
 )
 

@@ -15,6 +15,7 @@ from hsae_command.parsers import read_line
 from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.cli.collected import text_source
 from sae_lens_hsae.cli.demo import minilm_folder
+from sae_lens_hsae.cli.explore import explore
 from sae_lens_hsae.interpret.explain import explain
 from sae_lens_hsae.interpret.feature_cache import Dashboards
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
@@ -60,7 +61,7 @@ def test_the_command_goes_from_a_saved_sae_to_its_page(saved, tmp_path, capsys):
     assert (saved / "dashboards" / "manifest.json").stat().st_mtime_ns == before, "dashboards are used again"
     assert blocks_of(tmp_path / "again.html")["vocabulary"] == blocks_of(page)["vocabulary"]
 
-    (saved / "labels.json").write_text('{"3": "found beside the model"}')
+    (saved / "labels.json").write_text('{"0/3": "found beside the model", "weights": null}')
     cli.main(["explore", str(saved)])
     assert blocks_of(page)["forest"][0]["plain"]["labels"]["3"] == "found beside the model"
 
@@ -101,7 +102,8 @@ def written(name: str, text: str) -> Any:
         (lambda folder: (folder / "cfg.json").unlink(), "holds no cfg.json, so no saved SAE"),
         (lambda folder: (folder / "dashboards").mkdir(), "holds no manifest.json, so no complete dashboards"),
         (written("labels.json", "[1]"), "is not a JSON object from flat feature index"),
-        (written("labels.json", '{"a": "x"}'), "('a' is no such index)"),
+        (written("labels.json", '{"a": "x"}'), "(labels: feature 'a' is no name; write level/number"),
+        (written("labels.json", '{"2/99": "x"}'), "feature 99 is not in level 2, which has 20 features"),
         (written("text.txt", "too short"), "holds too little: 2 of 16 tokens that fill a context"),
         (data_set(text=["short"]), "holds too little: 1 of 16"),
         (data_set(prose=["x"], n=[1]), "--column='text' holds no text in --dataset="),
@@ -205,3 +207,10 @@ def test_only_the_residual_stream_of_a_model_with_a_linear_head_is_unembedded(sa
     unembedding = unembedding_of(sae, model)
     assert unembedding is not None
     assert unembedding.shape == (D_MODEL, VOCABULARY)
+
+
+@pytest.mark.parametrize("name", ["explained", "circuits"])
+def test_one_text_in_place_of_a_list_is_refused(name):
+    given: Any = {name: "a text"}
+    with pytest.raises(ValueError, match=f"{name}='a text' is a single text; give a list"):
+        explore("nowhere", **given)

@@ -13,9 +13,9 @@ from hierarchy_reference import jumprelu, random_forest, random_levels, readout_
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
 from small_saes import D_IN, make_sae
 
-from sae_lens_hsae.evaluation import ForestEvaluation, evaluate_forest, hierarchy_metrics, level_saes
+from sae_lens_hsae.evaluation import ForestEvaluation, evaluate_forest, level_saes
 from sae_lens_hsae.evaluation.tallies import decoder_norms
-from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.forest import FeatureForest, activations
 
 
 def assert_close(actual: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -125,7 +125,7 @@ class TestAgainstPlainLoops:
         levels, forest = random_levels(widths, d_in, 0), random_forest(widths, 0)
         x = 3 + torch.randn(90, d_in, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         expected = evaluate_forest(levels, forest, [x]).to_dict()
-        monkeypatch.setattr(hierarchy_metrics, "MAX_TOKENS_AT_ONCE", 17)
+        monkeypatch.setattr(activations, "MAX_TOKENS_AT_ONCE", 17)
         assert_close(evaluate_forest(levels, forest, iter(x.split(sizes))).to_dict(), expected)
 
     def test_variance_explained_survives_a_large_mean(self):
@@ -161,8 +161,8 @@ class TestMemory:
 
     @pytest.mark.parametrize(("elements", "largest"), [(2**25, 30), (40, 8), (1, 1)])
     def test_wide_levels_get_fewer_tokens_at_once(self, elements: int, largest: int, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(hierarchy_metrics, "MAX_ELEMENTS_AT_ONCE", elements)
-        monkeypatch.setattr(hierarchy_metrics, "MAX_TOKENS_AT_ONCE", 30)
+        monkeypatch.setattr(activations, "MAX_ELEMENTS_AT_ONCE", elements)
+        monkeypatch.setattr(activations, "MAX_TOKENS_AT_ONCE", 30)
         seen: list[int] = []
         levels = readout_levels(WIDTHS)
         levels[0].hook_sae_input.add_hook(lambda tensor, *, hook: seen.append(len(tensor)))  # noqa: ARG005

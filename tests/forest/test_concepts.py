@@ -48,7 +48,6 @@ def test_a_copy_is_known_by_its_direction_whatever_its_length():
     forest = FeatureForest([-1, 0, 0, -1], [1, 3])
     decoder = torch.tensor([[2.0, 0.0], [5.0, 1.0], [1.0, 1.0], [1.0, 0.0]])
     assert copies_of_parents(forest, decoder).tolist() == [False, True, False, False]
-    assert copies_of_parents(forest, decoder, cosine=0.5).tolist() == [False, True, True, False]
 
 
 def test_what_does_not_fit_the_forest_is_refused():

@@ -20,6 +20,14 @@ def test_every_feature_is_in_exactly_one_level(widths: tuple[int, ...]):
     assert levels.level_of(torch.tensor(flat)[:, None]).tolist() == levels_of
 
 
+@pytest.mark.parametrize("level", [3, -4])
+def test_a_slice_is_of_a_level_that_exists(level: int):
+    levels = Levels((2, 3, 5))
+    assert levels[-1] == levels[2] == slice(5, 10)
+    with pytest.raises(IndexError, match=f"level {level} does not exist; choose one from 0 to 2"):
+        levels[level]
+
+
 def test_split_gives_views_of_the_last_dimension():
     values = torch.arange(20).reshape(2, 10)
     parts = Levels((2, 3, 5)).split(values)

@@ -1,6 +1,8 @@
 """Forests for SAEs that were trained without one."""
 
+import re
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from sae_lens import (
     TopKSAEConfig,
 )
 from sae_lens.saes.sae import SAEMetadata
-from small_saes import make_config, make_sae
+from small_saes import LargestTensor, make_config, make_sae
 
 from sae_lens_hsae import FeatureForest, HierarchicalTrainingSAEConfig, ParentRule, evaluate_forest
 from sae_lens_hsae.forest import PAPER_RULE
@@ -92,9 +94,28 @@ def test_activations_that_measure_nothing_are_refused(rule):
         FeatureForest.from_saes(stack(), rule, [torch.randn(4, 8), bad])
 
 
-def test_sequences_are_refused():
-    with pytest.raises(ValueError, match=r"batch 1 has shape \(2, 3, 8\), expected \(batch, d_in\); flatten sequences"):
-        FeatureForest.from_saes(stack(), activations=[torch.randn(4, 8), torch.randn(2, 3, 8)])
+@pytest.mark.parametrize("shape", [(2, 3, 8), (5, 7), (8,)])
+def test_activations_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=rf"batch 1 has shape {re.escape(str(shape))}, expected \(batch, 8\)"):
+        FeatureForest.from_saes(stack(), activations=[torch.randn(4, 8), torch.randn(shape)])
+
+
+def test_saes_that_read_heads_are_refused_where_they_read():
+    of_heads: Any = {"hook_name": "blocks.0.attn.hook_z", "reshape_activations": "hook_z"}
+    saes = [sae_of(StandardSAE, StandardSAEConfig, n, n, **of_heads) for n in (4, 9)]
+    assert FeatureForest.from_saes(saes, PAPER_RULE)
+    with pytest.raises(ValueError, match="level 0 has reshape_activations='hook_z' and takes"):
+        FeatureForest.from_saes(saes, activations=torch.randn(40, 8))
+
+
+def test_activations_may_be_one_tensor_and_are_read_in_pieces():
+    x = torch.randn(20_000, 8, generator=torch.Generator().manual_seed(0))
+    rule = ParentRule(minimum_similarity=None)
+    forest = FeatureForest.from_saes(stack(), rule, x.split(97))
+    with LargestTensor() as made:
+        assert FeatureForest.from_saes(stack(), rule, x) == forest
+    assert len(forest.edges()) > 9
+    assert made.largest < len(x) * 20 * 4, "the activations of the finest level, all tokens at once"
 
 
 def test_coactivation_counts_tokens_on_which_both_fire():
@@ -130,7 +151,7 @@ def test_limited_children_and_the_unassigned_share():
         (stack(), ParentRule(), "activations=None: similarity='conditional' is measured on activations"),
         (stack()[::-1], PAPER_RULE, r"saes have the widths \[20, 15, 9, 4\], which do not grow"),
         ([stack()[0], sae_of(JumpReLUSAE, JumpReLUSAEConfig, 9, 0, d_in=7)], PAPER_RULE, r"different d_in \[8, 7\]"),
-        ([stack()[0], sae_of(JumpReLUSAE, JumpReLUSAEConfig, 9, 0, "other")], PAPER_RULE, "different hook points"),
+        ([stack()[0], sae_of(JumpReLUSAE, JumpReLUSAEConfig, 9, 0, "other")], PAPER_RULE, "different .*hook_name"),
         ([], PAPER_RULE, "level_widths=\\[\\] is empty"),
     ],
 )

@@ -11,6 +11,7 @@ from circuit_helpers import FIRST, HOOKS, PAIRS, SECOND, ZERO, ids, read, stacks
 from host_helpers import sae_at
 
 from experiments.circuits import flat_effects
+from sae_lens_hsae.evaluation import level_saes
 from sae_lens_hsae.interpret.circuits import (
     Ablation,
     Circuit,
@@ -256,12 +257,48 @@ def test_ablation_equals_replacing_by_hand(tokenizer, level, keep_errors):
             asked({"elsewhere": [1]})
 
 
+def test_negative_levels_count_from_the_finest(tokenizer):
+    model, saes = tiny(tokenizer), stacks()
+    saes[FIRST] = sae_at(FIRST, 5, level_widths=[4, 9], dtype="float64", prepend_bos=True)
+    circuit = find_circuit(model, saes, PAIRS, threshold=0.0)
+    finest = {FIRST: range(4, 13), SECOND: range(13, 33)}
+    assert {hook: set(own) for hook, own in circuit.at(-1).items()} == {hook: set(own) for hook, own in finest.items()}
+    assert circuit.at(0) == {FIRST: circuit.at(-2)[FIRST], SECOND: circuit.at(-3)[SECOND]}
+    assert Ablation(model, saes, PAIRS).faithfulness(circuit.at(-1)) == pytest.approx(1)
+    for level in (3, -4):
+        with pytest.raises(IndexError, match=f"level {level} does not exist; choose one from 0 to 2"):
+            circuit.at(level)
+
+
+def test_features_to_keep_exist_and_are_of_the_ablated_level(tokenizer):
+    ablation = Ablation(tiny(tokenizer), stacks(), PAIRS, level=1)
+    assert ablation.metric({FIRST: ["1/0", 5], SECOND: ["1/8"]}) == ablation.metric({FIRST: [4, "1/1"], SECOND: [12]})
+    for asked in (ablation.metric, ablation.faithfulness, ablation.completeness):
+        for feature in (-1, 500):
+            with pytest.raises(IndexError, match=f"feature {feature} does not exist"):
+                asked({FIRST: [4, feature]})
+        with pytest.raises(ValueError, match="none of the features given is of level 1, which is ablated"):
+            asked({FIRST: [0, 13], SECOND: []})
+
+
 def test_where_a_level_carries_nothing_faithfulness_is_no_number(tokenizer):
     saes = {SECOND: stacks()[SECOND]}
     saes[SECOND].W_dec.data.zero_()
     ablation = Ablation(tiny(tokenizer), saes, PAIRS)
     assert ablation.all == ablation.none
     assert math.isnan(ablation.faithfulness({SECOND: [13]}))
+
+
+def test_labels_are_of_nodes_by_index_or_name(tokenizer):
+    circuit = find_circuit(tiny(tokenizer), stacks(), PAIRS, threshold=0.0)
+    expected = circuit.labelled({FIRST: {5: "dates"}})
+    assert [node.name for node in expected.nodes if node.label] == ["1/1"]
+    for labels in ({"5": "dates", "weights": "w"}, {"1/1": "dates", "2/99": "of none of the nodes"}):
+        assert circuit.labelled({FIRST: labels}) == expected
+    with pytest.raises(ValueError, match="labels: feature 'dates' is no name"):
+        circuit.labelled({FIRST: {"dates": "5"}})
+    with pytest.raises(ValueError, match=r"labels are given at \['elsewhere'\]; the circuit has nodes at"):
+        circuit.labelled({"elsewhere": {5: "dates"}})
 
 
 def test_without_bos_the_first_position_counts(tokenizer):
@@ -290,6 +327,7 @@ def of_another_model(saes: Any) -> Any:
         ([PAIRS[0], ZERO[1]], None, "some pairs have a patch and some have none"),
         (PAIRS, of_another_model, "read different models: .* reads 'a', .* reads 'b'"),
         (PAIRS, lambda saes: {FIRST: saes[SECOND]}, f"given for '{FIRST}' was trained at '{SECOND}'"),
+        (PAIRS, lambda saes: {FIRST: level_saes(saes[FIRST])}, r"is a list without a \.forest; circuits take models"),
         (
             PAIRS,
             lambda saes: {"blocks.7.hook_resid_post": stacks_at("blocks.7.hook_resid_post", saes)},

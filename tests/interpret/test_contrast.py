@@ -110,8 +110,11 @@ def test_measures_equal_plain_counting(planted):
     assert result.mean_a[0].item() == pytest.approx(mean["a"].mean().item())
     spread = ((8 * mean["a"].var() + 10 * mean["b"].var()) / 18).sqrt()
     assert result.effect[0].item() == pytest.approx(((mean["a"].mean() - mean["b"].mean()) / spread).item())
-    frame = result.to_frame({4: "biology"})
-    assert frame.loc[4, ["level", "parent", "label"]].tolist() == [1, 0, "biology"]
+    for labels in ({4: "biology"}, {"4": "biology", "weights": "w"}, {"1/0": "biology"}):
+        frame = result.to_frame(labels)
+        assert frame.loc[4, ["level", "parent", "label"]].tolist() == [1, 0, "biology"]
+    with pytest.raises(ValueError, match="labels: feature 99 does not exist"):
+        result.to_frame({"99": "x"})
     assert frame.loc[0, "auc"] == result.auc[0]
     assert result.auc[3] == 0.5  # never fires
     assert result.p_value[3] == 1
@@ -135,6 +138,8 @@ def test_it_is_silent_at_the_stated_rate_when_there_is_nothing():
     [
         ({"a": []}, "a holds 0 texts; give at least 8"),
         ({"b": ["some", "text"]}, "b holds text; pass its activations"),
+        ({"b": "some text"}, "b holds text; pass its activations"),
+        ({"b": iter(["some"])}, "b holds text; pass its activations"),
         ({"a": [torch.zeros(3, 5)]}, r"a: text 0 has activations of shape \(3, 5\); expected \(tokens, 8\)"),
         ({"a": [torch.zeros(0, D_IN)]}, "a: text 0 has activations of shape"),
         ({"b": [torch.full((2, D_IN), torch.nan)]}, "b: text 0 holds NaN"),
@@ -162,3 +167,5 @@ def test_text_activations_are_those_of_the_model():
     torch.testing.assert_close(short, cache["bert.encoder.layer.3"][0, 1:])
     with pytest.raises(ValueError, match=r"number 1 .* has no token"):
         list(text_activations(sae, model, ["cat", ""]))
+    with pytest.raises(ValueError, match="texts='The cat' is a single text; give a list of texts"):
+        text_activations(sae, model, "The cat")

@@ -85,7 +85,7 @@ def test_an_endpoint_that_is_always_too_slow_is_reported(server, tmp_path, monke
 def test_an_interrupted_run_goes_on_and_a_repeated_one_costs_nothing(server, tmp_path):
     users = [f"text {i}" for i in range(12)]
     server.answer = lambda user, _: 401 if user == "text 7" else label(user)
-    endpoint = Endpoint("m", tmp_path / "answers", concurrency=1)
+    endpoint = Endpoint("m", str(tmp_path / "answers"), concurrency=1)
     assert endpoint.estimate(requests(*users), parse_label)[0] == 12
     with pytest.raises(ValueError, match=r"HTTP 401.*OPENAI_API_KEY") as refused:
         endpoint.ask(requests(*users), parse_label)

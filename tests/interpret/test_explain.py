@@ -131,6 +131,8 @@ def test_tables_say_the_same(gpt2):
     sae = sae_at(hook)
     feature = next(f for f in explain(sae, model, TEXT).features.tolist() if len(sae.forest.path(f)) == 3)
     found = explain(sae, model, TEXT, labels={feature: "dates"})
+    for written in ({str(feature): "dates", "weights": "w"}, {sae.levels.name(feature): "dates"}):
+        assert explain(sae, model, TEXT, labels=written).labels == found.labels
     frame = found.to_frame()
     assert len(frame) == len(found.features)
     row = frame[frame["feature"] == feature].iloc[0]

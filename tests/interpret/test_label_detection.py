@@ -139,8 +139,3 @@ def test_few_contexts_are_in_both_halves(n_contexts):
         TEXTS.__getitem__,
     )
     assert not found.score.isnan().all()
-
-
-def test_no_word_at_all_is_refused(dashboards):
-    with pytest.raises(ValueError, match="n_words=0 must be at least 1"):
-        label_detection(dashboards, TEXTS.__getitem__, 0)

@@ -76,5 +76,8 @@ def test_a_feature_shows_its_numbers_and_contexts(sae, dashboards):
 
 def test_a_feature_that_never_fired_or_does_not_exist_says_so(dashboards):
     assert "fires on: 0.00% of 480 tokens" in str(FeatureCard(dashboards, 32, str))
+    assert str(FeatureCard(dashboards, "2/19", str)) == str(FeatureCard(dashboards, 32, str))
     with pytest.raises(IndexError, match="feature 33 does not exist"):
         FeatureCard(dashboards, 33, str)
+    with pytest.raises(ValueError, match="feature 'dates' is no name"):
+        FeatureCard(dashboards, "dates", str)

@@ -90,14 +90,21 @@ def test_only_hashed_scripts_and_styles_may_run(hostile_page):
     assert "http" not in written.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
 
 
+def test_labels_may_be_as_json_has_them(hostile_dashboards, hostile_sae, tmp_path):
+    labels = {"3": "dates", "2/0": "rivers", "weights": "w"}
+    page = write_page(hostile_dashboards, hostile_sae.forest, tmp_path / "p.html", str, labels)
+    assert blocks_of(page)["forest"][0]["plain"]["labels"] == {"3": "dates", str(WIDTHS[0] + WIDTHS[1]): "rivers"}
+
+
 def test_what_is_of_another_forest_and_unknown_labels_are_refused(
     hostile_dashboards, hostile_text, hostile_sae, tmp_path
 ):
     other = FeatureForest(torch.full((sum(WIDTHS),), -1), WIDTHS)
     with pytest.raises(ValueError, match="collect them for this forest"):
         write_page(hostile_dashboards, other, tmp_path / "p.html", str)
-    with pytest.raises(ValueError, match="labels: feature 99 does not exist"):
-        write_page(hostile_dashboards, hostile_sae.forest, tmp_path / "p.html", str, {99: "x"})
+    for feature in (99, "99"):
+        with pytest.raises(ValueError, match="labels: feature 99 does not exist"):
+            write_page(hostile_dashboards, hostile_sae.forest, tmp_path / "p.html", str, {feature: "x"})
     of_another = replace(hostile_text, forest=other)
     with pytest.raises(ValueError, match="explanations: number 0 is of another forest"):
         write_page(hostile_dashboards, hostile_sae.forest, tmp_path / "p.html", str, explanations=[of_another])

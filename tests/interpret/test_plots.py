@@ -46,13 +46,13 @@ def hand_made():
 
 
 def test_the_flow_has_every_edge_in_the_group_of_its_tree():
-    figure = plots.forest_flow(hand_made(), n_trees=1, names={0: "a <b>"})
+    figure = plots.forest_flow(hand_made(), n_trees=1)
     [sankey] = traces(figure)
     text = sankey.node.customdata
     flows = {
         (text[s], text[t]): v for s, t, v in zip(*(sankey.link[k] for k in ("source", "target", "value")), strict=True)
     }
-    tree = "tree of 0/0 a &lt;b>"
+    tree = "tree of 0/0"
     under = "under unassigned features"
     assert flows == {
         (f"level 0, {tree}: 1 features", f"level 1, {tree}: 2 features"): 2,
@@ -84,6 +84,10 @@ def test_a_trees_picture_has_its_features_under_their_parents(sae):
     assert list(icicle.parents) == ["" if p is None else forest.levels.name(p) for p in parents]
     assert icicle.labels[0] == f"0/{root}  &lt;script>"
     assert set(icicle.marker.line.width) == {1}
+    for names in ({str(root): "<script>", "weights": "w"}, {f"0/{root}": "<script>"}):
+        assert plots.tree_picture(forest, f"0/{root}", names) == plots.tree_picture(forest, root, {root: "<script>"})
+    with pytest.raises(ValueError, match="labels: feature 99 does not exist"):
+        plots.tree_picture(forest, root, {99: "x"})
     with pytest.raises(IndexError, match="feature 99 does not exist"):
         plots.tree_picture(forest, 99)
 
@@ -119,9 +123,10 @@ def test_edges_that_always_hold_are_in_the_last_bar():
     assert list(half.y) == [float(i == 10) for i in range(20)]
 
 
-def test_sibling_distances_equal_plain_loops(sae, x):
+def test_sibling_distances_equal_plain_loops(sae, x, monkeypatch):
     k = 5
-    found = plots.sibling_distances(sae, sae.forest, x.split(97), n_strongest=k, progress=False)
+    monkeypatch.setattr("sae_lens_hsae.interpret.plots.siblings.N_STRONGEST", k)
+    found = plots.sibling_distances(sae, sae.forest, x.split(97), progress=False)
     acts = sae.level_sae(2).encode(x).detach()
     forest, start = sae.forest, sae.levels[2].start
     centred = (x - x.mean(0)).double()

@@ -287,6 +287,19 @@ def test_wrong_arguments_are_refused(examples, change, message):
         sta(examples, 3)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_features_to_choose_from_may_be_given_by_name(examples, name):
+    levels = examples.forest.levels
+    numbers = list(range(levels[LEVEL].start, levels[LEVEL].stop, 2))
+    by_number, by_name = (METHODS[name](examples, LEVEL, each) for each in (numbers, [*map(levels.name, numbers)]))
+    assert (by_name.features, by_name.weights) == (by_number.features, by_number.weights)
+    without = [sae_rsv(examples, noise=noise).features for noise in ([14, 15], ["2/1", "2/2"])]
+    assert without[0] == without[1]
+    for feature in (-1, 33):
+        with pytest.raises(IndexError, match=f"feature {feature} does not exist"):
+            sae_rsv(examples, noise=[feature])
+
+
 @pytest.mark.parametrize(
     ("positive", "negative", "message"),
     [
@@ -296,6 +309,8 @@ def test_wrong_arguments_are_refused(examples, change, message):
         (texts(0, 0), texts(0, 0)[::-1] * 2, "positive and negative hold the same texts, so there is no contrast"),
         ([torch.zeros(3, 5)] * 2, texts(0, 0), r"positive: text 0 has activations of shape \(3, 5\)"),
         ([torch.full((3, D_MODEL), math.nan)] * 2, texts(0, 0), "positive: text 0 holds NaN"),
+        ("some text", texts(0, 0), "positive holds text; pass its activations: text_activations"),
+        (texts(0, 0), ["some", "text"], "negative holds text; pass its activations: text_activations"),
     ],
 )
 def test_sets_without_a_contrast_are_refused(sae, positive, negative, message):

@@ -21,6 +21,7 @@ from host_helpers import (
     tiny_sae_transformer,
     tiny_tokens,
 )
+from other_device import TwoDevices, moved
 from sae_lens import SAE, ActivationsStore, StandardSAE, StandardSAEConfig
 from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 from sae_lens.load_model import load_model
@@ -28,8 +29,8 @@ from sae_lens.load_model import load_model
 from experiments.circuits import flat_effects
 from sae_lens_hsae import FeatureForest
 from sae_lens_hsae.cli.demo import minilm_folder
-from sae_lens_hsae.evaluation import cross_entropy_recovered
-from sae_lens_hsae.interpret.circuits import Ablation, Pair
+from sae_lens_hsae.evaluation import cross_entropy_recovered, level_saes
+from sae_lens_hsae.interpret.circuits import Ablation, Pair, find_circuit, with_edges
 from sae_lens_hsae.interpret.contrast import text_activations
 from sae_lens_hsae.interpret.explain import explain
 from sae_lens_hsae.interpret.steering import Edit, ablate, add, clamp, effect_of, scale, steer
@@ -178,6 +179,33 @@ def test_a_bridge_takes_the_names_of_hooked_transformer_everywhere(gpt2, reader,
     torch.testing.assert_close(plain, own, rtol=0, atol=0)
 
 
+def linked(model: Any, sae: Any) -> Any:
+    """Of a circuit by every method its effects, and its edges to the next hook point."""
+    forests = {HOOK: sae, "blocks.1.hook_resid_post": sae_at("blocks.1.hook_resid_post", 1)}
+    found = []
+    for method in ("attribution", "integrated", "patch"):
+        for pairs in ([Pair("w1 w2 w3", "w50", "w51", "w1 w7 w3")], [Pair("w1 w2 w3", "w50", "w51")]):
+            circuit = find_circuit(model, forests, pairs, method, threshold=0.2)
+            found += [node.effect for node in circuit.nodes]
+            if method == "attribution":
+                found += [edge.effect for edge in with_edges(model, forests, pairs, circuit).edges]
+    return found
+
+
+@pytest.mark.parametrize("reader", ["steer", "effect_of", "explain", "circuits", "linked"])
+def test_saes_and_model_may_be_on_different_devices(reader, tokenizer, monkeypatch):
+    def on_two(*arguments: Any) -> Any:
+        return [moved(each) for each in level_saes(*arguments)]
+
+    model: Any = tiny_sae_transformer()
+    model.tokenizer = tokenizer
+    expected = (READERS | {"linked": linked})[reader](model, stack(HOOK))
+    monkeypatch.setattr("sae_lens_hsae.text.hook_point.level_saes", on_two)
+    with TwoDevices():
+        found = (READERS | {"linked": linked})[reader](model, stack(HOOK))
+    torch.testing.assert_close(found, expected)
+
+
 def test_a_bridge_is_changed_and_read_under_such_a_name(gpt2):
     tokens = tiny_tokens(2)
     assert (steered(boot_bridge(gpt2), stack(HOOK)) - boot_bridge(gpt2)(tokens)).abs().max() > 0.1
@@ -197,6 +225,8 @@ def test_a_hook_point_that_nothing_comes_by_is_told(gpt2):
         model(tiny_tokens(1))
     with pytest.raises(ValueError, match=r"not through its hook point 'blocks\.0\.hook_out'; load it anew"):
         effect_of(model, sae, [ablate(0)], tiny_tokens(1), target=0)
+    with pytest.raises(ValueError, match=r"not through its hook point 'blocks\.0\.hook_out'; load it anew"):
+        lost(model, sae)
 
 
 def test_an_sae_that_stands_at_the_hook_point_is_to_be_detached(gpt2):
@@ -269,12 +299,33 @@ def test_embeddings_of_a_real_model():
         ({"edits": [ablate(13, on="children")]}, ValueError, "feature 13 has no children"),
         ({"edits": [add(0, 1.0, on="children")]}, ValueError, "pass typical of shape"),
         ({"forest": FeatureForest([-1], [1])}, ValueError, "level_widths"),
+        (
+            {"levels": level_saes(stack(HOOK))},
+            ValueError,
+            r"pass FeatureForest\.from_saes\(levels, activations=b",
+        ),
     ],
 )
 def test_bad_input_is_refused_before_the_model_runs(change, error, message):
     arguments: dict[str, Any] = {"levels": stack(HOOK), "edits": [ablate(0)]} | change
     with pytest.raises(error, match=message), steer(tiny_sae_transformer(), **arguments):
         pass
+
+
+def test_features_may_be_given_by_name():
+    model, sae, tokens = tiny_sae_transformer(), stack(HOOK), tiny_tokens(2)
+    typical = torch.arange(33).float() + 1
+    kinds: Any = (lambda f: add(f, 3.0), lambda f: add(f, 3.0, on="children"), lambda f: scale(f, 3.0, on="subtree"))
+    for kind in kinds:
+        logits = []
+        for feature in (0, "0/0"):
+            with torch.no_grad(), steer(model, sae, [kind(feature)], typical=typical):
+                logits.append(model(tokens))
+        assert torch.equal(*logits)
+    found = [effect_of(model, sae, [add(feature, 3.0)], tokens, target=feature) for feature in (14, "2/1")]
+    assert found[0] == found[1]
+    with pytest.raises(ValueError, match="feature 'dates' is no name"):
+        effect_of(model, sae, [add(0, 3.0)], tokens, target="dates")
 
 
 def test_wrong_edits_are_refused():

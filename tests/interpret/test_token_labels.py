@@ -1,9 +1,12 @@
 """Labels of words against a slow plain reference, on planted families, and with every kind of tokenizer."""
 
+import json
 import math
 import re
 from collections import Counter
+from importlib import import_module
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +15,15 @@ from small_saes import D_IN, make_sae
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from sae_lens_hsae import FeatureForest
 from sae_lens_hsae.interpret.feature_cache import Dashboards, DashboardSettings, collect_dashboards
-from sae_lens_hsae.interpret.labels import token_labels
+from sae_lens_hsae.interpret.labels import read_labels, token_labels
+from sae_lens_hsae.interpret.labels.files import by_feature
 from sae_lens_hsae.interpret.labels.token_labels import label_words
 from sae_lens_hsae.interpret.labels.words import NO_WORD, in_one_word, words_of
 from sae_lens_hsae.text.token_text import TokenTexts
+
+MODULE = import_module("sae_lens_hsae.interpret.labels.token_labels")
 
 VOCABULARY = 30
 TEXTS = [f" {'abcdefghij'[i % 10]}{i // 10}" if i % 4 else f"x{i}" for i in range(VOCABULARY)]
@@ -93,11 +100,12 @@ def statistics(dashboards: Dashboards, feature: int) -> tuple[Counter[str], Coun
 
 
 @pytest.mark.parametrize("n_words", [2, 3])
-def test_labels_equal_the_formula(dashboards, n_words):
+def test_labels_equal_the_formula(dashboards, n_words, monkeypatch):
+    monkeypatch.setattr(MODULE, "N_WORDS", n_words)
     words = words_of(dashboards, TEXTS.__getitem__)
     of_all = [statistics(dashboards, feature) for feature in range(dashboards.n_features)]
     seen = sum((n for n, _, _ in of_all), Counter())
-    labels = [[words.texts[number] for number in label] for label in label_words(dashboards, words, n_words)]
+    labels = [[words.texts[number] for number in label] for label in label_words(dashboards, words)]
     n_apart = 0
     for feature, parent in enumerate(dashboards.parents.tolist()):
         n, total, share = of_all[feature]
@@ -117,33 +125,29 @@ def test_labels_equal_the_formula(dashboards, n_words):
     assert n_apart > 1, "the parent matters for some"
 
 
-def test_the_strongest_words_come_first_and_what_sets_apart_last():
+def test_the_strongest_words_come_first_and_what_sets_apart_last(monkeypatch):
     texts = ["", " Science", " biology", " Iron", " cell", " x", " y", " z"]
     strengths = {0: {1: 3.0, 3: 2.0}, 4: {1: 3.0, 3: 2.95, 4: 2.9}, 1: {3: 1.0}, 5: {3: 1.0}}
     labels = token_labels(planted_dashboards(strengths, {4: 0, 5: 1}), texts.__getitem__)
     assert labels == {0: "Science · Iron", 4: "Science · Iron · cell", 1: "Iron", 5: "Iron"}
-    labels = token_labels(planted_dashboards(strengths, {4: 0, 5: 1}), texts.__getitem__, 2)
+    monkeypatch.setattr(MODULE, "N_WORDS", 2)
+    labels = token_labels(planted_dashboards(strengths, {4: 0, 5: 1}), texts.__getitem__)
     assert labels[4] == "Science · cell"
-    assert token_labels(planted_dashboards(strengths), texts.__getitem__, 2)[4] == "Science · Iron", "without a parent"
+    assert token_labels(planted_dashboards(strengths), texts.__getitem__)[4] == "Science · Iron", "without a parent"
 
 
-def test_a_copy_is_called_as_its_parent():
+def test_a_copy_is_called_as_its_parent(monkeypatch):
     """What falls a little unlike on words by chance is no difference."""
+    monkeypatch.setattr(MODULE, "N_WORDS", 2)
     strengths = {1: 3.0, 2: 2.0, 3: 1.0}
     data = planted_dashboards({0: strengths, 4: strengths | {2: 2.05}}, {4: 0})
-    labels = token_labels(data, ["", " a", " b", " c", *[""] * 4].__getitem__, 2)
+    labels = token_labels(data, ["", " a", " b", " c", *[""] * 4].__getitem__)
     assert labels[4] == labels[0] == "a · b"
 
 
 def test_words_that_look_alike_count_once_and_space_not_at_all():
     data = planted_dashboards({0: {1: 1.0, 2: 1.0}, 1: {3: 1.0}})
     assert token_labels(data, ["", " Cat", " cat", " \n", *[""] * 4].__getitem__) == {0: "Cat"}
-
-
-def test_no_word_at_all_is_refused():
-    data = planted_dashboards({0: {1: 1.0}})
-    with pytest.raises(ValueError, match="n_words=0 must be at least 1"):
-        token_labels(data, " abcdefg".__getitem__, 0)
 
 
 SENTENCES = [
@@ -210,3 +214,26 @@ def test_where_no_space_is_known_a_token_is_a_word():
     assert token_labels(data, "zabcdefg".__getitem__) == {0: "a · b"}
     chinese = [" x", "科", "学", *[" y"] * 5]
     assert token_labels(data, chinese.__getitem__) == {0: "科 · 学"}
+
+
+def test_labels_are_read_by_index_in_numbers_or_words_and_by_name(tmp_path):
+    forest = make_sae(d_in=D_IN).forest
+    path = tmp_path / "labels.json"
+    path.write_text(json.dumps({"12": "dates", "2/3": "rivers", "weights": "of a run"}))
+    assert read_labels(path, forest) == {12: "dates", 16: "rivers"}
+    assert by_feature({12: "dates", "2/3": "rivers"}, forest.index) == {12: "dates", 16: "rivers"}
+    assert by_feature(None, forest.index) == {}
+    with pytest.raises(ValueError, match=r"labels\.json' are for other weights"):
+        read_labels(path, FeatureForest([-1], [1]), lambda: "of another run")
+    for key, message in {
+        "33": "feature 33 does not exist",
+        "2/20": "feature 20 is not in level 2",
+        "dates": "feature 'dates' is no name",
+    }.items():
+        path.write_text(json.dumps({key: "x"}))
+        with pytest.raises(ValueError, match=rf"labels\.json' is not a JSON object .*{message}"):
+            read_labels(path, forest)
+    wrong: Any = (({None: "x"}, "labels: None is no feature"), ({1: 7}, "labels: 7 of feature 1 is no text"))
+    for labels, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            by_feature(labels, forest.index)

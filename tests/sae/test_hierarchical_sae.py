@@ -132,6 +132,20 @@ def test_a_level_has_a_unit_decoder_even_where_the_stack_has_not(batch):
 def test_a_level_that_does_not_exist(level):
     with pytest.raises(IndexError, match=f"level {level} does not exist; choose one from 0 to 2"):
         make_sae().level_sae(level)
+    with pytest.raises(IndexError, match=f"level {level} does not exist; choose one from 0 to 2"):
+        make_sae().decode_level(torch.zeros(2, 33), level)
+    sae = make_sae()
+    sae.cfg.output_level = level
+    with pytest.raises(IndexError, match=f"level {level} does not exist; choose one from 0 to 2"):
+        sae.decode(torch.zeros(2, 33))
+
+
+def test_activations_of_a_single_level_are_not_taken_for_those_of_all(batch):
+    sae = make_sae()
+    acts = sae.level_sae(-1).encode(batch)
+    for decode in (sae.decode, lambda acts: sae.decode_level(acts, 0)):
+        with pytest.raises(ValueError, match=r"feature_acts of shape .* 20 wide, but d_sae=33; .* level_sae"):
+            decode(acts)
 
 
 @pytest.mark.parametrize("apply_b_dec_to_input", [True, False])

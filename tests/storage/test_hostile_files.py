@@ -46,7 +46,7 @@ def read_store(path: Path) -> object:
 
 READERS: dict[str, Callable[[Path], object]] = {
     "forest.json": read_forest,
-    "labels.json": lambda path: labels_beside(path.parent, path),
+    "labels.json": lambda path: labels_beside(path.parent, make_sae().forest, path),
     "circuit.json": read_circuit,
     "evaluation.json": lambda path: load_evaluation(make_sae(), path.parent),  # type: ignore[arg-type]
     "cfg.json": lambda path: HierarchicalSAE.load_from_disk(path.parent),

@@ -214,7 +214,7 @@ def test_from_hook_point_to_explorer(gemma, tmp_path, capsys, route):
 
     _check_steer_command(out, tmp_path, capsys)
     model = load_language_model(sae)
-    losses = cross_entropy_recovered(sae, model, runner.activations_store, n_batches=1, batch_size_prompts=2)
+    losses = cross_entropy_recovered(sae, model, runner.activations_store, n_batches=1)
     assert len(losses) == 3
     for level in losses:
         assert level.without < 6 < level.ablated

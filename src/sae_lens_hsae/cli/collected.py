@@ -79,7 +79,7 @@ def open_labelled(
         ValueError: if it holds another architecture, dashboards or labels for other weights, or the labels are none.
     """
     sae = load_hierarchical_sae(folder, device)
-    given = labels_beside(folder, labels, lambda: fingerprint(sae, sae.forest))
+    given = labels_beside(folder, sae.forest, labels, lambda: fingerprint(sae, sae.forest))
     dashboards = dashboards_beside(Path(folder), sae)
 
     def labels_of(tokenizer: Any) -> dict[int, str]:
@@ -104,9 +104,14 @@ def text_source(chosen: argparse.Namespace) -> TextSource:
     return source
 
 
-def read_rows(text: TextSource | None, sae: HierarchicalSAE, model: Any, n_tokens: int) -> Dataset:
+def as_source(text: TextSource | str | Path | None) -> TextSource:
+    """A text as it may be given: a source, a file as after ``--text``, or None for what is installed."""
+    return text if isinstance(text, TextSource) else TextSource(text)
+
+
+def read_rows(text: TextSource | str | Path | None, sae: HierarchicalSAE, model: Any, n_tokens: int) -> Dataset:
     """The rows of a text; on stderr what it is, whether the SAE was trained on it, and whether it is short."""
-    text = text or TextSource()
+    text = as_source(text)
     print(text.said(sae.cfg.metadata), file=sys.stderr, flush=True)
     rows = text_rows(text, sae.cfg.metadata, model.tokenizer, n_tokens, limit=most_tokens(model))
     held = len(rows) * len(rows[0]["tokens"])

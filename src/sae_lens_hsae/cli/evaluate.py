@@ -39,7 +39,7 @@ def run_evaluate(chosen: argparse.Namespace) -> Outcome:
 def evaluate(
     folder: str | Path,
     n_tokens: int = EVALUATION_TOKENS,
-    text: TextSource | None = None,
+    text: TextSource | str | Path | None = None,
     device: str = "cpu",
     model: Any = None,
     output: str | Path | None = None,
@@ -49,7 +49,7 @@ def evaluate(
 
     Args:
         n_tokens: how many tokens to measure on; those left out in training are left out here too.
-        text: what to read; None takes what training leaves out of the installed text, see `TextSource`.
+        text: what to read, a file or a `TextSource`; None takes what training leaves out of the installed text.
         device: where the SAE and its language model run.
         model: the language model, from SAELens' ``load_model``; None loads the one that the SAE's metadata name.
         output: the file to write; None takes ``evaluation.json`` in the folder.
@@ -85,7 +85,7 @@ def evaluate(
 
 
 def _activations(
-    sae: HierarchicalSAE, model: Any, n_tokens: int, text: TextSource | None, rows: Dataset | None
+    sae: HierarchicalSAE, model: Any, n_tokens: int, text: TextSource | str | Path | None, rows: Dataset | None
 ) -> Iterator[torch.Tensor]:
     model = load_language_model(sae) if model is None else model
     excluded = torch.tensor(excluded_tokens(sae, model.tokenizer), dtype=torch.long, device=sae.device)

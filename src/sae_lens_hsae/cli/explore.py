@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset
 
 from hsae_command.parsers import DASHBOARD_TOKENS
-from sae_lens_hsae.cli.collected import ELSEWHERE, PAGE_FILENAME, dashboards_beside, read_rows, text_source
+from sae_lens_hsae.cli.collected import ELSEWHERE, PAGE_FILENAME, as_source, dashboards_beside, read_rows, text_source
 from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
 from sae_lens_hsae.interpret.circuits import read_circuit
@@ -30,6 +30,7 @@ from sae_lens_hsae.interpret.page import PageSection, circuit_section, write_pag
 from sae_lens_hsae.sae.inference import HierarchicalSAE
 from sae_lens_hsae.storage.whole_files import check_file_writable, check_writable
 from sae_lens_hsae.text.as_trained import excluded_tokens
+from sae_lens_hsae.text.hook_point import check_several
 from sae_lens_hsae.text.rows import TextSource, digest
 from sae_lens_hsae.text.token_text import TokenTexts, parting_tokens
 
@@ -54,7 +55,7 @@ def explore(
     folder: str | Path,
     output: str | Path | None = None,
     n_tokens: int | None = None,
-    text: TextSource | None = None,
+    text: TextSource | str | Path | None = None,
     labels: str | Path | None = None,
     renew: bool = False,
     explained: Sequence[str] = (),
@@ -68,10 +69,10 @@ def explore(
     Args:
         output: the page; None puts ``explorer.html`` into the folder.
         n_tokens: tokens to read for the dashboards, where there are none yet or with ``renew``; None reads 100,000.
-        text: what to read, where nothing is collected yet or with ``renew``; None takes what training leaves out of the
-            installed text, see `TextSource`.
-        labels: a JSON object from flat feature index to label; None takes ``labels.json`` in the folder, if there.
-            Other features are named by their distinctive tokens.
+        text: what to read, a file or a `TextSource`, where nothing is collected yet or with ``renew``; None takes what
+            training leaves out of the installed text.
+        labels: a JSON object from flat feature index or name to label; None takes ``labels.json`` in the folder, if
+            there. Other features are named by their distinctive tokens.
         renew: collect the dashboards again even where they stand.
         explained: texts to show token by token; for these the language model is loaded in any case.
         device: where the SAE and its language model run.
@@ -90,22 +91,25 @@ def explore(
     """
     if n_tokens is not None and n_tokens < 1:
         raise ValueError(f"n_tokens={n_tokens} must be at least 1; {DASHBOARD_TOKENS} is a good number")
+    for name, several in (("explained", explained), ("circuits", circuits)):
+        check_several(name, str(several) if isinstance(several, Path) else several)
     for each in explained:
         check_text(each, "explained")
+    source = as_source(text)
     folder, n_to_read = Path(folder), n_tokens or DASHBOARD_TOKENS
     path = Path(output or folder / PAGE_FILENAME)
     sae = load_hierarchical_sae(folder, device)
     check_file_writable("output", path)
-    names = labels_beside(folder, labels, lambda: fingerprint(sae, sae.forest))
+    names = labels_beside(folder, sae.forest, labels, lambda: fingerprint(sae, sae.forest))
     hook = str(sae.cfg.metadata.hook_name)
     circuit_sections = [_circuit_section(Path(file), hook, sae, path) for file in circuits]
     where = dashboards_folder(folder)
     dashboards = None if renew else dashboards_beside(folder, sae)
     if dashboards is None:
         check_writable("folder", folder, ELSEWHERE)
-    elif rows is not None or n_tokens is not None or (text is not None and not text.is_installed):
+    elif rows is not None or n_tokens is not None or not source.is_installed:
         n_read = dashboards.n_tokens
-        named = "rows" if rows is not None else f"n_tokens={n_tokens}" if n_tokens is not None else text
+        named = "rows" if rows is not None else f"n_tokens={n_tokens}" if n_tokens is not None else source
         raise ValueError(
             f"{named}: {where} already holds what was collected on {n_read:,} tokens, and would be shown instead; add "
             "--renew to collect again, or leave this out to show it"
@@ -116,7 +120,7 @@ def explore(
     explanations = [explain(sae, model, each) for each in explained]
     tokenizer = load_tokenizer(sae) if model is None else model.tokenizer
     if dashboards is None:
-        read = read_rows(text, sae, model, n_to_read) if rows is None else rows
+        read = read_rows(source, sae, model, n_to_read) if rows is None else rows
         dashboards = collect_dashboards(
             sae,
             sae.forest,

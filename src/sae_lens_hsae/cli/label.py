@@ -43,7 +43,7 @@ def _label(
     features = [feature for level in firing_by_level(dashboards) for feature in level]
     # The parents' new labels are not known yet; those of before stand in for them, or their tokens.
     output = Path(chosen.output or folder / LABELS_FILENAME)
-    named = labels_beside(folder, output, lambda: dashboards.fingerprint) if output.is_file() else {}
+    named = labels_beside(folder, dashboards.forest, output, lambda: dashboards.fingerprint) if output.is_file() else {}
     requests = label_requests(dashboards, features, text_of, named, by_tokens)
     estimated = _estimate(chosen, endpoint, requests, parse_label)
     if chosen.estimate:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any, cast
@@ -12,15 +12,9 @@ from sae_lens.evals import EvalConfig, run_evals
 from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.activations_store import ActivationsStore
 
-from sae_lens_hsae.evaluation.hook_names import known_name
-from sae_lens_hsae.evaluation.stacks import (
-    LevelSAE,
-    SAEStack,
-    check_reconstruct,
-    check_same_input,
-    level_saes,
-    metadata,
-)
+from sae_lens_hsae.evaluation.hook_names import known_name, not_come_by
+from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack, check_reconstruct, check_scale, level_saes
+from sae_lens_hsae.forest.stack_checks import check_same_input, metadata
 
 
 @dataclass(frozen=True)
@@ -48,10 +42,7 @@ def cross_entropy_recovered(
     model: Any,
     activation_store: ActivationsStore,
     n_batches: int = 10,
-    batch_size_prompts: int | None = None,
-    activation_scaler: ActivationScaler | None = None,
     exclude_special_tokens: Iterable[int] | bool = True,
-    model_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[CrossEntropy, ...]:
     """SAELens' ``run_evals`` on each level, cross-entropy alone, all levels on the same tokens.
 
@@ -59,19 +50,18 @@ def cross_entropy_recovered(
         levels: one SAE per level, coarse to fine, or one object for all (`HierarchicalSAE`), with a hook name each.
         model: a TransformerLens model, or what else SAELens hooks into; it must predict next tokens.
         activation_store: source of the tokens; ``n_batches`` are taken from it once.
-        n_batches: batches of prompts.
-        batch_size_prompts: prompts per batch; None takes the store's.
-        activation_scaler: for SAEs that expect scaled activations.
+        n_batches: batches of prompts, as the store has them.
         exclude_special_tokens: as ``run_evals`` has it; a model without a tokenizer needs False.
-        model_kwargs: passed to the model.
 
     Raises:
-        ValueError: if ``n_batches`` is not positive, a level names no hook, one that the model lacks or another one
-            than the others, a level is a transcoder, or zeros in place of the activation change nothing.
+        ValueError: if ``n_batches`` is not positive, a level names no hook, one that the model lacks or does not come
+            by, or another one than the others, a level is a transcoder or expects scaled activations, or zeros in place
+            of the activation change nothing.
     """
     saes = level_saes(levels)
     check_same_input(saes)
     check_reconstruct(saes)
+    check_scale(saes)
     for level, sae in enumerate(saes):
         if metadata(sae, "hook_name") is None:
             raise ValueError(
@@ -79,7 +69,8 @@ def cross_entropy_recovered(
             )
     if n_batches < 1:
         raise ValueError(f"n_batches={n_batches} must be at least 1")
-    tokens = _SameTokens(activation_store, n_batches, batch_size_prompts)
+    tokens = _SameTokens(activation_store, n_batches)
+    _check_comes_by(model, known_name(model, metadata(saes[0], "hook_name")), tokens.one_prompt)
     config = EvalConfig(
         compute_ce_loss=True,
         n_eval_reconstruction_batches=n_batches,
@@ -93,9 +84,8 @@ def cross_entropy_recovered(
                 sae=cast(Any, _named_as_in(model, sae)),
                 activation_store=cast(Any, tokens),
                 model=model,
-                activation_scaler=activation_scaler or ActivationScaler(),
+                activation_scaler=ActivationScaler(),
                 eval_config=config,
-                model_kwargs=model_kwargs or {},
                 exclude_special_tokens=exclude_special_tokens,
             )
         except ZeroDivisionError as error:
@@ -116,6 +106,15 @@ def cross_entropy_recovered(
     return tuple(found)
 
 
+@torch.no_grad()
+def _check_comes_by(model: Any, name: str, tokens: torch.Tensor) -> None:
+    came_by: list[Any] = []
+    with model.hooks(fwd_hooks=[(name, lambda x, hook: came_by.append(hook))]):  # noqa: ARG005
+        model(tokens)
+    if not came_by:
+        raise ValueError(not_come_by(name))
+
+
 def _named_as_in(model: Any, sae: Any) -> Any:
     """The SAE with the model's own name of its hook point: ``run_evals`` puts its hooks nowhere by another."""
     named = copy(sae)
@@ -132,10 +131,11 @@ class _SameTokens:
     and each level would see other tokens.
     """
 
-    def __init__(self, store: ActivationsStore, n_batches: int, batch_size_prompts: int | None) -> None:
+    def __init__(self, store: ActivationsStore, n_batches: int) -> None:
         self._store = store
-        self.store_batch_size_prompts = batch_size_prompts or store.store_batch_size_prompts
-        self._batches = [store.get_batch_tokens(self.store_batch_size_prompts) for _ in range(n_batches)]
+        self.store_batch_size_prompts = store.store_batch_size_prompts
+        self._batches = [store.get_batch_tokens() for _ in range(n_batches)]
+        self.one_prompt = self._batches[0][:1]
         self.rewind()
 
     def __getattr__(self, name: str) -> Any:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from tqdm.auto import tqdm
@@ -16,10 +15,7 @@ from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack, check_fit, check
 from sae_lens_hsae.evaluation.tallies import BoundaryTally, Firing, LevelTally, at_least_float32
 from sae_lens_hsae.evaluation.token_blocks import TokenBlocks
 from sae_lens_hsae.forest import FeatureForest
-
-MAX_TOKENS_AT_ONCE = 1024
-# Bounds the (tokens, features) tensors of one level: 128 MiB in float32, however wide the level.
-MAX_ELEMENTS_AT_ONCE = 2**25
+from sae_lens_hsae.forest.activations import token_chunks, tokens_at_once
 
 
 @torch.no_grad()
@@ -77,9 +73,9 @@ def evaluate_forest(
     spread = SpreadTally(blocks, d_in)
     of_level = [LevelTally(blocks, level, sae) for level, sae in enumerate(saes)]
     of_boundary = [BoundaryTally(blocks, forest, *of_level[i : i + 2]) for i in range(len(saes) - 1)]
-    tokens_at_once = max(1, min(MAX_TOKENS_AT_ONCE, MAX_ELEMENTS_AT_ONCE // forest.level_widths[-1]))
+    at_once = tokens_at_once(forest.level_widths[-1])
 
-    first, chunks = begun(token_chunks(activations, d_in, n_tokens, tokens_at_once))
+    first, chunks = begun(token_chunks(activations, d_in, at_once, n_tokens))
     if not len(first):
         raise ValueError("activations held no token; pass (batch, d_in) tensors, and no iterator that is used up")
     outliers = Outliers(at_least_float32(first.to(device)))
@@ -110,25 +106,3 @@ def evaluate_forest(
         confidence=confidence,
         undefined={} if enough else {"intervals": too_few},
     )
-
-
-def token_chunks(
-    activations: Iterable[torch.Tensor], d_in: int, n_tokens: int | None, tokens_at_once: int
-) -> Iterator[torch.Tensor]:
-    """The checked batches, cut to at most ``tokens_at_once`` rows and, in sum, to ``n_tokens``."""
-    left = math.inf if n_tokens is None else n_tokens
-    batches = [activations] if isinstance(activations, torch.Tensor) else activations
-    for i, batch in enumerate(batches):
-        if batch.ndim != 2 or batch.shape[1] != d_in:
-            raise ValueError(
-                f"activations: batch {i} has shape {tuple(batch.shape)}, expected (batch, {d_in}), d_in of the levels; "
-                "flatten sequences to tokens and take the hook that the SAEs were trained on"
-            )
-        # The sum is quicker to check; it may overflow without any of them being infinite.
-        if not batch.sum().isfinite() and not batch.isfinite().all():
-            raise ValueError(f"activations: batch {i} holds NaN or infinity; leave out those tokens")
-        batch = batch[: min(left, len(batch))]
-        yield from batch.split(tokens_at_once) if len(batch) else ()
-        left -= len(batch)
-        if left <= 0:
-            return

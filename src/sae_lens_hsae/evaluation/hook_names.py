@@ -10,6 +10,13 @@ from typing import Any
 RESIDUAL_STREAM = re.compile(r"(^|\.)(h|layers?|blocks?)\.\d+(\.hook_resid_post)?$")
 """Hook points after a block, as Hugging Face's models and TransformerLens name them."""
 
+LOAD_ANEW = "load it anew: a TransformerBridge loses a hook point when an SAE is detached from it"
+
+
+def not_come_by(name: str) -> str:
+    """What is wrong with a hook point that a model has, but does not come by."""
+    return f"the model ran, but not through its hook point {name!r}; {LOAD_ANEW}"
+
 
 def own_name(model: Any, name: str) -> str:
     """The model's own name of a hook point: ``SAETransformerBridge`` also knows those of ``HookedTransformer``."""

@@ -9,7 +9,7 @@ import torch
 from sae_lens.saes.transcoder import Transcoder
 
 from sae_lens_hsae.forest import FeatureForest
-from sae_lens_hsae.forest.post_hoc import check_one_token
+from sae_lens_hsae.forest.stack_checks import check_flat, check_one_token, check_same_input
 
 
 class LevelSAE(Protocol):
@@ -84,30 +84,7 @@ def check_fit(saes: Sequence[LevelSAE], forest: FeatureForest) -> None:
             "give the SAEs coarse to fine, one per level of the forest"
         )
     check_same_input(saes)
-    for level, sae in enumerate(saes):
-        if getattr(sae, "hook_z_reshaping_mode", False):
-            raise ValueError(
-                f"level {level} has reshape_activations='hook_z' and takes (n_heads, d_head) activations; "
-                "call its turn_off_forward_pass_hook_z_reshaping() and give them flat, as (batch, d_in)"
-            )
-
-
-def check_same_input(saes: Sequence[LevelSAE]) -> None:
-    """Check that all levels read the same activations, as far as their configs say.
-
-    Raises:
-        ValueError: if they differ in d_in, or two of them name different hook points or heads.
-    """
-    d_ins = [sae.cfg.d_in for sae in saes]
-    if len(set(d_ins)) > 1:
-        raise ValueError(f"levels have different d_in {d_ins}; all levels must read the same activations")
-    for field in ("hook_name", "hook_head_index"):
-        named = {level: value for level, sae in enumerate(saes) if (value := metadata(sae, field)) is not None}
-        if len(set(named.values())) > 1:
-            listed = ", ".join(f"level {level} {value!r}" for level, value in named.items())
-            raise ValueError(
-                f"levels have different cfg.metadata.{field}: {listed}; all levels must read the same activations"
-            )
+    check_flat(saes)
 
 
 def check_scale(saes: Sequence[LevelSAE]) -> None:
@@ -122,8 +99,3 @@ def check_scale(saes: Sequence[LevelSAE]) -> None:
             "is not known here; call its fold_activation_norm_scaling_factor(), as training does at its end. Of a "
             "checkpoint the factor stands in activation_scaler.json, and HierarchicalSAE.load_from_disk() folds it"
         )
-
-
-def metadata(sae: LevelSAE, field: str) -> Any:
-    """A field of the SAE's metadata; None if it is not set, or there is no metadata."""
-    return getattr(getattr(sae.cfg, "metadata", None), field, None)

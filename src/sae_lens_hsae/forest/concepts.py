@@ -17,13 +17,12 @@ COPY_COSINE = 0.9
 """Cosine of two decoder directions above which a child is a copy of its parent."""
 
 
-def copies_of_parents(forest: FeatureForest, decoder: torch.Tensor, cosine: float = COPY_COSINE) -> torch.Tensor:
-    """Which features are copies of their parents.
+def copies_of_parents(forest: FeatureForest, decoder: torch.Tensor) -> torch.Tensor:
+    """Which features are copies of their parents: the cosine of their decoder rows is above 0.9.
 
     Args:
         forest: who is whose parent.
         decoder: (n_features, d_in) decoder rows of all levels, coarse to fine, of any norm.
-        cosine: what the cosine of a child's and its parent's row must exceed.
 
     Returns:
         (n_features,) bool, False where there is no parent.
@@ -39,7 +38,7 @@ def copies_of_parents(forest: FeatureForest, decoder: torch.Tensor, cosine: floa
     parent, child = forest.edges().T
     rows = torch.nn.functional.normalize(decoder.detach().float().cpu(), dim=1)
     found = torch.zeros(forest.n_features, dtype=torch.bool)
-    found[child] = (rows[parent] * rows[child]).sum(1) > cosine
+    found[child] = (rows[parent] * rows[child]).sum(1) > COPY_COSINE
     return found
 
 

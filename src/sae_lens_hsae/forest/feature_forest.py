@@ -62,11 +62,13 @@ class FeatureForest:
         Args:
             saes: SAELens SAEs of growing width that read the same hook point, of any architectures.
             rule: what makes a parent; by default as in training.
-            activations: (batch, d_in) tensors, read once; a rule of the weights alone needs none. What fires on them is
-                kept, a few bytes for each active feature of a token; some 100,000 tokens are enough.
+            activations: (batch, d_in) tensors, read once, or one of all tokens; a rule of the weights alone needs none.
+                What fires on them is kept, a few bytes for each active feature of a token; some 100,000 tokens are
+                enough.
 
         Raises:
-            ValueError: if the SAEs do not fit together, or the rule needs activations and there are none.
+            ValueError: if the SAEs do not fit together, or the rule needs activations and there are none, or they have
+                another shape or hold NaN or infinity.
         """
         parents = assign_parents(saes, rule, activations)
         return cls(parents, widths_of(saes))

@@ -42,8 +42,8 @@ class Levels:
         return iter(self.slices)
 
     def __getitem__(self, level: int) -> slice:
-        """The flat slice of one level; negative levels count from the finest."""
-        return self.slices[level]
+        """The flat slice of one level; negative levels count from the finest. Errors as of `number`."""
+        return self.slices[self.number(level)]
 
     def number(self, level: int) -> int:
         """A level's number from 0, the coarsest, where negative ones count from the finest.
@@ -103,14 +103,19 @@ class Levels:
             IndexError: if there is no such feature.
             ValueError: if it is no name.
         """
-        level, slash, feature = name.partition("/")
-        if not (slash and level.isdecimal() and feature.isdecimal()):
-            raise ValueError(f"feature {name!r} is no name; write level/number, such as '0/41', or the flat index")
-        return self.flat(int(level), int(feature))
+        return self.flat(*named_parts(name))
 
     def split(self, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Views of the last dimension, one per level: (…, n_features) → L of (…, n_l)."""
         return torch.split(values, list(self.widths), dim=-1)
+
+
+def named_parts(name: str) -> tuple[int, int]:
+    """Level and number that a feature's name holds, such as ``2/17``; a ValueError if it is no name."""
+    level, slash, feature = name.partition("/")
+    if not (slash and level.isdecimal() and feature.isdecimal()):
+        raise ValueError(f"feature {name!r} is no name; write level/number, such as '0/41', or the flat index")
+    return int(level), int(feature)
 
 
 def children_by_parent(parents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from sae_lens import SAE
 from sae_lens.saes.abstopk_sae import AbsTopKSAE, AbsTopKTrainingSAE
-from sae_lens.saes.temporal_sae import TemporalSAE
 
+from sae_lens_hsae.forest.activations import token_chunks, tokens_at_once
 from sae_lens_hsae.forest.counts import Counts, Firing
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.forest.parents import (
@@ -19,6 +19,7 @@ from sae_lens_hsae.forest.parents import (
     measured_similarities,
     parent_table,
 )
+from sae_lens_hsae.forest.stack_checks import check_flat, check_one_token, check_same_input
 
 
 def widths_of(saes: Sequence[SAE[Any]]) -> list[int]:
@@ -54,35 +55,15 @@ def have_either_sign(saes: Sequence[Any]) -> bool:
     return any(isinstance(sae, (AbsTopKSAE, AbsTopKTrainingSAE)) for sae in saes)
 
 
-def check_one_token(saes: Sequence[Any]) -> None:
-    """Check that the SAEs read one token at a time.
-
-    Raises:
-        ValueError: if one is a `TemporalSAE`, which reads a whole context.
-    """
-    for level, sae in enumerate(saes):
-        if isinstance(sae, TemporalSAE):
-            raise ValueError(
-                f"level {level} is a TemporalSAE, which needs all tokens of a context; take SAEs that read one token "
-                "at a time"
-            )
-
-
 def _counts(saes: Sequence[SAE[Any]], activations: Iterable[torch.Tensor], levels: Levels) -> Counts:
-    batches = []
-    for number, x in enumerate(activations):
-        if not x.isfinite().all():
-            raise ValueError(f"activations: batch {number} holds NaN or infinity; leave out those tokens")
+    check_flat(saes)
+    chunks = []
+    for number, x in enumerate(token_chunks(activations, saes[0].cfg.d_in, tokens_at_once(levels.widths[-1]))):
         fired = [sae.encode(x.to(sae.W_dec.device)) != 0 for sae in saes]
-        if fired[0].ndim != 2:
-            raise ValueError(
-                f"activations: batch {number} has shape {tuple(x.shape)}, expected (batch, d_in); flatten sequences to "
-                "tokens"
-            )
-        batches.append(Firing.of(torch.cat(fired, dim=1).T, number))
-    if not sum(batch.n_tokens for batch in batches):
+        chunks.append(Firing.of(torch.cat(fired, dim=1).T, number))
+    if not chunks:
         raise ValueError("activations held no token; pass (batch, d_in) tensors, and no iterator that is used up")
-    return Counts(batches, levels)
+    return Counts(chunks, levels)
 
 
 def _check(saes: Sequence[SAE[Any]], rule: ParentRule, activations: Iterable[torch.Tensor] | None) -> None:
@@ -91,14 +72,10 @@ def _check(saes: Sequence[SAE[Any]], rule: ParentRule, activations: Iterable[tor
             f"activations=None: similarity={rule.similarity!r} is measured on activations; pass (batch, d_in) tensors, "
             "or a rule that reads weights alone, such as sae_lens_hsae.forest.PAPER_RULE"
         )
-    widths, d_ins = widths_of(saes), [sae.cfg.d_in for sae in saes]
-    hooks = [sae.cfg.metadata.hook_name for sae in saes]
+    widths = widths_of(saes)
     if any(fine <= coarse for coarse, fine in pairwise(widths)):
         raise ValueError(f"saes have the widths {widths}, which do not grow; give them coarse to fine")
-    if len(set(d_ins)) > 1:
-        raise ValueError(f"saes have different d_in {d_ins}; all levels must read the same activations")
-    if len({hook for hook in hooks if hook is not None}) > 1:
-        raise ValueError(f"saes read different hook points {hooks}; all levels must read the same activations")
+    check_same_input(saes)
     missing = [type(sae).__name__ for sae in saes if not hasattr(sae, "W_enc")]
     if rule.similarity == "encoder" and missing:
         raise ValueError(f"similarity='encoder': {', '.join(missing)} has no W_enc; use another")

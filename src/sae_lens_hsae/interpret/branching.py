@@ -44,7 +44,7 @@ class Branching:
         return "\n".join([*means, f"several − one: {self.difference}, relative: {self.relative}"])
 
 
-def branching(forest: FeatureForest, scores: torch.Tensor | ArrayLike, seed: int = 0) -> Branching:
+def branching(forest: FeatureForest, scores: torch.Tensor | ArrayLike) -> Branching:
     """Compare the scores of roots with several children and of roots with one.
 
     Roots are drawn with replacement, so the intervals say how the result varies over roots of this forest, not over
@@ -68,7 +68,7 @@ def branching(forest: FeatureForest, scores: torch.Tensor | ArrayLike, seed: int
     n_children = forest.n_children[roots]
     kinds = torch.stack([n_children >= 2, n_children == 1, n_children == 0], dim=1)
     values = scores[roots].double()[:, None].masked_fill(~kinds, torch.nan)
-    means = resampled_means(values, torch.arange(len(roots)), N_RESAMPLES, torch.Generator().manual_seed(seed))
+    means = resampled_means(values, torch.arange(len(roots)), N_RESAMPLES, torch.Generator().manual_seed(0))
     several, one, none = (means.estimate(column) for column in range(3))
     n_several, n_one, n_none = means.n_clusters.tolist()
     return Branching(

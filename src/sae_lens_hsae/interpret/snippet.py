@@ -8,15 +8,15 @@ from sae_lens_hsae.interpret.labels.words import in_one_word
 from sae_lens_hsae.text.token_text import joined_characters
 
 AROUND = 40
+"""Most characters before the word, and as many after it."""
 
 
-def snippet(texts: Sequence[str], place: int, around: int = AROUND) -> str:
+def snippet(texts: Sequence[str], place: int) -> str:
     """The word at a token, between « and », and what stands around it.
 
     Args:
         texts: of consecutive tokens, from `TokenTexts`.
         place: of the token.
-        around: most characters before the word, and as many after it.
     """
     pieces = joined_characters(texts)
     first = last = next(i for i, (tokens, _) in enumerate(pieces) if place < tokens.stop)
@@ -30,12 +30,12 @@ def snippet(texts: Sequence[str], place: int, around: int = AROUND) -> str:
     lead = word[: word.index(marked)]
     before, after = _one_line(before + lead), _one_line(after)
     # At whole words, where spaces part words.
-    if len(before) > around:
-        before = before[-around:]
-        before = "…" + before[before.find(" ", 0, around // 2) + 1 :]
-    if len(after) > around:
-        after = after[:around]
-        space = after.rfind(" ", around // 2)
+    if len(before) > AROUND:
+        before = before[-AROUND:]
+        before = "…" + before[before.find(" ", 0, AROUND // 2) + 1 :]
+    if len(after) > AROUND:
+        after = after[:AROUND]
+        space = after.rfind(" ", AROUND // 2)
         after = (after if space < 0 else after[:space]) + "…"
     return f"{before}«{_one_line(marked)}»{after}".strip()
 

@@ -123,7 +123,18 @@ class LevelStack(_Base):
         return self.b_dec
 
     def decode_level(self, feature_acts: torch.Tensor, level: int) -> torch.Tensor:
-        """Reconstruction of x from one level: activations of all levels (…, d_sae) → (…, d_in)."""
+        """Reconstruction of x from one level: activations of all levels (…, d_sae) → (…, d_in).
+
+        Raises:
+            IndexError: if there is no such level.
+            ValueError: if the activations are not ``d_sae`` wide, as those of a single level.
+        """
+        if feature_acts.shape[-1] != self.cfg.d_sae:
+            raise ValueError(
+                f"feature_acts of shape {tuple(feature_acts.shape)} are {feature_acts.shape[-1]} wide, but "
+                f"d_sae={self.cfg.d_sae}; give the activations of all levels, as encode() does, or decode those of one "
+                "with level_sae(level)"
+            )
         own = self.levels[level]
         return feature_acts[..., own] @ self.W_dec[own] + self.decoder_biases()[level]
 
@@ -134,6 +145,10 @@ class LevelStack(_Base):
         Every level reconstructs all of x; their sum would be about L · x. The activations of the other levels have no
         part in it: changing one of them, as a hook on an attached SAE does, changes nothing, and their gradient is 0.
         To act on a feature of any level use `interpret.steering.steer`, or attach `level_sae`.
+
+        Raises:
+            IndexError: if there is no level ``cfg.output_level``.
+            ValueError: as `decode_level`.
         """
         sae_out = self.hook_sae_recons(self.decode_level(feature_acts, self.cfg.output_level))
         return self.reshape_fn_out(self.run_time_activation_norm_fn_out(sae_out), self.d_head)

@@ -9,14 +9,14 @@ import torch
 from sae_lens import SAE
 
 from sae_lens_hsae.evaluation import level_saes
-from sae_lens_hsae.evaluation.hook_names import known_name
-from sae_lens_hsae.evaluation.stacks import check_fit, check_reconstruct, check_scale, metadata
+from sae_lens_hsae.evaluation.hook_names import known_name, not_come_by
+from sae_lens_hsae.evaluation.stacks import check_fit, check_reconstruct, check_scale
 from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.forest.stack_checks import metadata
 from sae_lens_hsae.text.as_trained import before_text
 
 ROUNDING = 0.03
 """A change of logits by less, relative to how they vary, may come from rounding in half precision."""
-LOAD_ANEW = "load it anew: a TransformerBridge loses a hook point when an SAE is detached from it"
 
 
 def stack_of(levels: Sequence[SAE[Any]] | SAE[Any], forest: FeatureForest | None) -> tuple[list[Any], FeatureForest]:
@@ -27,7 +27,7 @@ def stack_of(levels: Sequence[SAE[Any]] | SAE[Any], forest: FeatureForest | None
     """
     forest = getattr(levels, "forest", None) if forest is None else forest
     if forest is None:
-        raise ValueError("forest is missing; pass FeatureForest.from_saes(levels)")
+        raise ValueError("forest is missing; pass FeatureForest.from_saes(levels, activations=batches)")
     saes: list[Any] = list(level_saes(levels))  # type: ignore[arg-type]
     check_fit(saes, forest)
     check_reconstruct(saes)
@@ -70,8 +70,13 @@ def run_and_keep(model: Any, tokens: torch.Tensor, names: Sequence[str]) -> tupl
         output = model(tokens)
     missed = [name for name in names if name not in kept]
     if missed:
-        raise ValueError(f"the model ran, but not through its hook point {missed[0]!r}; {LOAD_ANEW}")
+        raise ValueError(not_come_by(missed[0]))
     return output, kept
+
+
+def device_of(model: Any) -> torch.device:
+    """Where a model takes its tokens."""
+    return next(iter(model.parameters())).device
 
 
 def ids_of_text(model: Any, sae: Any, text: str) -> tuple[list[int], list[int]]:
@@ -108,6 +113,18 @@ def check_length(model: Any, start: Sequence[int], ids: Sequence[int], what: str
         raise ValueError(
             f"{what} has {len(ids)} tokens, but the model takes at most {limit - len(start)}; give it in shorter pieces"
         )
+
+
+def check_several(name: str, texts: object) -> None:
+    """Check that what should be several texts is not a single one, which would be read letter by letter."""
+    if isinstance(texts, str):
+        raise ValueError(f"{name}={texts!r} is a single text; give a list of texts")
+
+
+def check_no_text(name: str, x: object) -> None:
+    """Check that what should hold activations, or one item of it, is not the text itself."""
+    if isinstance(x, str):
+        raise ValueError(f"{name} holds text; pass its activations: text_activations(sae, model, texts)")
 
 
 @torch.no_grad()

@@ -52,12 +52,21 @@ class Ablation:
         other.none = other.metric({})
         return other
 
+    def metric(self, kept: Mapping[str, Collection[int | str]]) -> float:
+        """Mean logit difference with only these features left; others of the level have their mean.
+
+        Args:
+            kept: by hook point, features by flat index or name; those of other levels are ignored.
+
+        Raises:
+            IndexError: if a feature does not exist.
+            ValueError: if there are features, but none of the level, or they are given at another hook point.
+        """
+        return self._metric(self._left_alone(kept))
+
     @torch.no_grad()
-    def metric(self, kept: Mapping[str, Collection[int]]) -> float:
-        """Mean logit difference with only these features left, flat indices by hook point; others of the level have
-        their mean, and features of other levels are ignored."""
-        self._check_hooks(kept)
-        left = {own: self._left_alone(place, kept) for own, place in self._places.items()}
+    def _metric(self, left: Mapping[str, torch.Tensor]) -> float:
+        """Of which of the level's features are left, (n_l,) bool by place."""
 
         def hook_at(own: str, n_before: int) -> Any:
             def hook_function(x: torch.Tensor, hook: Any) -> torch.Tensor:  # noqa: ARG001
@@ -72,33 +81,41 @@ class Ablation:
             n += len(batch.clean)
         return total / n
 
-    def faithfulness(self, kept: Mapping[str, Collection[int]]) -> float:
+    def faithfulness(self, kept: Mapping[str, Collection[int | str]]) -> float:
         """(m(C) − m(∅)) / (m(M) − m(∅)): 1 if the circuit is enough, 0 if it does no more than nothing.
 
-        NaN where nothing is lost without the level's features.
+        NaN where nothing is lost without the level's features. Argument and errors as of `metric`.
         """
+        return self._faithfulness(self._left_alone(kept))
+
+    def completeness(self, circuit: Mapping[str, Collection[int | str]]) -> float:
+        """The faithfulness of all but the circuit: 0 if nothing outside carries the behaviour.
+
+        Argument and errors as of `metric`.
+        """
+        return self._faithfulness({own: ~inside for own, inside in self._left_alone(circuit).items()})
+
+    def _faithfulness(self, left: Mapping[str, torch.Tensor]) -> float:
         lost = self.all - self.none
-        return (self.metric(kept) - self.none) / lost if lost else math.nan
+        return (self._metric(left) - self.none) / lost if lost else math.nan
 
-    def completeness(self, circuit: Mapping[str, Collection[int]]) -> float:
-        """The faithfulness of all but the circuit: 0 if nothing outside carries the behaviour."""
-        self._check_hooks(circuit)
-        rest = {
-            place.hook: set(range(len(place.forest))).difference(circuit.get(place.hook, ()))
-            for place in self._places.values()
-        }
-        return self.faithfulness(rest)
-
-    def _check_hooks(self, features: Mapping[str, Collection[int]]) -> None:
+    def _left_alone(self, kept: Mapping[str, Collection[int | str]]) -> dict[str, torch.Tensor]:
+        """Which features of the level are given, (n_l,) bool by place."""
         hooks = [place.hook for place in self._places.values()]
-        if strangers := sorted(features.keys() - set(hooks)):
+        if strangers := sorted(kept.keys() - set(hooks)):
             raise ValueError(f"features are given at {strangers}; name the hook points as the forests do: {hooks}")
-
-    def _left_alone(self, place: Place, kept: Mapping[str, Collection[int]]) -> torch.Tensor:
-        own = place.forest.levels[self._level[place.own]]
-        left = torch.zeros(len(place.forest), dtype=torch.bool)
-        left[torch.tensor(sorted(kept.get(place.hook, ())), dtype=torch.int64)] = True
-        return left[own]
+        found = {}
+        for own, place in self._places.items():
+            left = torch.zeros(len(place.forest), dtype=torch.bool)
+            left[[place.forest.index(feature) for feature in kept.get(place.hook, ())]] = True
+            found[own] = left[place.forest.levels[self._level[own]]]
+        if any(map(len, kept.values())) and not any(left.any() for left in found.values()):
+            level = ", ".join(map(str, sorted(set(self._level.values()))))
+            raise ValueError(
+                f"none of the features given is of level {level}, which is ablated; give features of that level, as "
+                "Circuit.at(level) does, or ablate theirs: Ablation(…, level)"
+            )
+        return found
 
     def _replaced(self, x: torch.Tensor, place: Place, left: torch.Tensor, n_before: int) -> torch.Tensor:
         flat = x.flatten(2)

@@ -61,7 +61,7 @@ class Attribution:
         change = self.change_along(place, level, None)
         if self._method == "patch":
             return self._lost(place, change).item()
-        return (change * self.gradient(place, level)).sum().item()
+        return (change * self.gradient(place, level).to(change.device)).sum().item()
 
     def clean_at(self, place: Place) -> torch.Tensor:
         """(pairs, context, d_in) on the clean prompts."""
@@ -80,7 +80,7 @@ class Attribution:
         change = place.error(self._clean[place.own], level)
         if self._patch:
             change = change - place.error(self._patch[place.own], level)
-        return change * self.mask(place)
+        return change * self.mask(place).to(change.device)
 
     @torch.no_grad()
     def _change(self, place: Place, level: int) -> torch.Tensor:
@@ -88,7 +88,7 @@ class Attribution:
         acts = place.acts(self._clean[place.own], level)
         if self._patch:
             acts = acts - place.acts(self._patch[place.own], level)
-        return acts * self.mask(place)
+        return acts * self.mask(place).to(acts.device)
 
     @torch.no_grad()
     def _lost(self, place: Place, move: torch.Tensor) -> torch.Tensor:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from sae_lens_hsae.forest.levels import named_parts
+from sae_lens_hsae.interpret.labels.files import Labels, by_feature
 from sae_lens_hsae.storage.json_files import is_count, is_number, read_json_object
 
 Method = Literal["attribution", "integrated", "patch"]
@@ -89,18 +93,40 @@ class Circuit:
     folders: Mapping[str, str] = field(default_factory=dict)
 
     def at(self, level: int) -> dict[str, list[int]]:
-        """The features among the nodes of one level, by hook point; the strongest first."""
+        """The features among the nodes of one level, by hook point; the strongest first.
+
+        Args:
+            level: from 0, the coarsest; negative ones count from the finest of each hook point.
+
+        Raises:
+            IndexError: if there is no such level.
+        """
+        depth = len(self.n_features)
+        if not -depth <= level < depth:
+            raise IndexError(f"level {level} does not exist; choose one from 0 to {depth - 1}, or −1 for the finest")
+        depths = {node.hook: node.level + 1 for node in self.nodes if node.feature is None}
         found: dict[str, list[int]] = {}
         for node in self.nodes:
-            if node.level == level and node.feature is not None:
+            wanted = level if level >= 0 else depths.get(node.hook, depth) + level
+            if node.level == wanted and node.feature is not None:
                 found.setdefault(node.hook, []).append(node.feature)
         return found
 
-    def labelled(self, labels: Mapping[str, Mapping[int, str]]) -> Circuit:
-        """The same with labels of features, by hook point and flat index."""
-        of_nodes = [
-            labels.get(node.hook, {}).get(-1 if node.feature is None else node.feature, "") for node in self.nodes
-        ]
+    def labelled(self, labels: Mapping[str, Labels]) -> Circuit:
+        """The same with labels of features, by hook point and flat index or name.
+
+        Raises:
+            ValueError: if a label is of no feature, or of a hook point without a node.
+        """
+        hooks = {node.hook for node in self.nodes}
+        if strangers := sorted(labels.keys() - hooks):
+            raise ValueError(f"labels are given at {strangers}; the circuit has nodes at {sorted(hooks)}")
+        named: dict[str, dict[tuple[int, int], int]] = {hook: {} for hook in hooks}
+        for node in self.nodes:
+            if node.feature is not None:
+                named[node.hook][named_parts(node.name)] = node.feature
+        own = {hook: by_feature(given, partial(_index, named[hook])) for hook, given in labels.items()}
+        of_nodes = ["" if node.feature is None else own.get(node.hook, {}).get(node.feature, "") for node in self.nodes]
         nodes = tuple(replace(node, label=label) for node, label in zip(self.nodes, of_nodes, strict=True))
         return replace(self, nodes=nodes)
 
@@ -130,6 +156,11 @@ class Circuit:
             return cls(**own)
         except (TypeError, KeyError) as error:
             raise ValueError(f"the data are no circuit ({error})") from error
+
+
+def _index(named: Mapping[tuple[int, int], int], feature: int | str) -> int:
+    """Flat index of a feature given by it or by its name; −1 for a name of none of the nodes."""
+    return named.get(named_parts(feature), -1) if isinstance(feature, str) else operator.index(feature)
 
 
 def read_circuit(path: str | Path) -> Circuit:

@@ -77,13 +77,15 @@ def _add_edges(
             through = _value(x, below, target)
             # ∂m/∂d: the metric's gradient along the node's direction, which is ε's own for an error.
             weight = attribution.gradient(below, target.level) * attribution.mask(below)
-            (product,) = torch.autograd.grad((weight * through).sum(), zeros, retain_graph=True, allow_unused=True)
+            (product,) = torch.autograd.grad(
+                (weight.to(through.device) * through).sum(), zeros, retain_graph=True, allow_unused=True
+            )
             if product is None:  # nothing goes from the one to the other, as with parts that stand side by side
                 continue
             for source in circuit.nodes:
                 if source.hook == above.hook and source.level == target.level:
                     change = attribution.change_along(above, source.level, _number(above, source))
-                    effect = (change * product).sum().item()
+                    effect = (change * product.to(change.device)).sum().item()
                     edges[source, target] = edges.get((source, target), 0.0) + effect
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sae_lens_hsae.storage.text_files import json_lines
-from sae_lens_hsae.text.hook_point import check_length, ids_of_text
+from sae_lens_hsae.text.hook_point import check_length, device_of, ids_of_text
 
 EXAMPLE = '{"clean": "The keys", "patch": "The key", "answer": " are", "foil": " is"}'
 
@@ -112,7 +112,7 @@ def batches_of(pairs: Sequence[Pair], model: Any, sae: Any) -> list[Batch]:
     for own in by_length.values():
         clean, patch, answers, foils, n_before = zip(*own, strict=True)
         has_patch = pairs[0].patch is not None
-        tensors = [torch.tensor(each, device=sae.device) for each in (clean, patch, answers, foils)]
+        tensors = [torch.tensor(each, device=device_of(model)) for each in (clean, patch, answers, foils)]
         found.append(Batch(tensors[0], tensors[1] if has_patch else None, tensors[2], tensors[3], n_before[0]))
     return found
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from sae_lens_hsae.evaluation.hook_names import own_name
-from sae_lens_hsae.evaluation.stacks import metadata
 from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.forest.stack_checks import metadata
 from sae_lens_hsae.interpret.circuits.circuit import Node
 from sae_lens_hsae.text.as_trained import positions
 from sae_lens_hsae.text.hook_point import hook_point, run_and_keep, stack_of
@@ -75,8 +75,8 @@ def places_of(model: Any, forests: Mapping[str, Any]) -> list[Place]:
         forests: by hook point, a ``HierarchicalSAE`` or another stack of levels with its ``forest``.
 
     Raises:
-        ValueError: if there is none, one was trained at another hook point than it is given for, they are of different
-            models or stand at the same place, or the model has no such hook point.
+        ValueError: if there is none, one has no forest or was trained at another hook point than it is given for, they
+            are of different models or stand at the same place, or the model has no such hook point.
     """
     check_one_model(forests)
     found = []
@@ -111,6 +111,12 @@ def check_one_model(forests: Mapping[str, Any]) -> None:
     """Check, before the model is loaded, that there are forests, and all read the same model; by any names."""
     if not forests:
         raise ValueError("forests is empty; give at least one, by hook point")
+    for hook, levels in forests.items():
+        if not hasattr(levels, "forest"):
+            raise ValueError(
+                f"forests[{hook!r}] is a {type(levels).__name__} without a .forest; circuits take models that "
+                "have one, such as a HierarchicalSAE"
+            )
     trained = {own: metadata(levels, "model_name") for own, levels in forests.items()}
     if len({name for name in trained.values() if name is not None}) > 1:
         listed = ", ".join(f"{own} reads {name!r}" for own, name in trained.items())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,8 +19,9 @@ from sae_lens_hsae.evaluation.stacks import check_fit
 from sae_lens_hsae.forest import NO_PARENT, FeatureForest
 from sae_lens_hsae.interpret.contrast.findings import Finding, join_alike, roll_up
 from sae_lens_hsae.interpret.feature_cache.text import tokens_and_activations
+from sae_lens_hsae.interpret.labels.files import Labels, by_feature
 from sae_lens_hsae.text.as_trained import positions
-from sae_lens_hsae.text.hook_point import ids_of_text, most_tokens
+from sae_lens_hsae.text.hook_point import check_no_text, check_several, ids_of_text, most_tokens
 
 MIN_TEXTS = 8
 """The p-values are asymptotic; with fewer texts in a set they are not to be trusted."""
@@ -59,14 +60,22 @@ class Contrast:
     share_of_parent: torch.Tensor = field(repr=False)
     findings: tuple[Finding, ...]
 
-    def to_frame(self, labels: Mapping[int, str] | None = None) -> pd.DataFrame:
-        """One row per feature, with its level, its parent and its label if one is given."""
+    def to_frame(self, labels: Labels | None = None) -> pd.DataFrame:
+        """One row per feature, with its level, its parent and its label if one is given.
+
+        Args:
+            labels: text for some of the features, by flat index or name.
+
+        Raises:
+            ValueError: if a label is of a feature that does not exist.
+        """
+        own = by_feature(labels, self.forest.index)
         names = ("mean_a", "mean_b", "effect", "auc", "p_value", "q_value", "significant", "share_of_parent")
         features = torch.arange(len(self.forest))
         frame = pd.DataFrame({name: getattr(self, name).numpy() for name in names})
         frame.insert(0, "level", self.forest.levels.level_of(features).numpy())
         frame.insert(1, "parent", self.forest.parents.numpy())
-        frame.insert(2, "label", [(labels or {}).get(feature, "") for feature in features.tolist()])
+        frame.insert(2, "label", [own.get(feature, "") for feature in features.tolist()])
         return frame.rename_axis("feature")
 
 
@@ -147,8 +156,14 @@ def text_activations(sae: SAE[Any], model: Any, texts: Iterable[str], max_tokens
         texts: not empty; each is cut to ``max_tokens``, or to what the model takes.
 
     Raises:
-        ValueError: if a text has no token that training would have read, or the model no tokenizer.
+        ValueError: at once, if ``texts`` is a single text; then, if a text has no token that training would have read,
+            or the model no tokenizer.
     """
+    check_several("texts", texts)
+    return _text_activations(sae, model, texts, max_tokens)
+
+
+def _text_activations(sae: SAE[Any], model: Any, texts: Iterable[str], max_tokens: int) -> Iterator[torch.Tensor]:
     limit = most_tokens(model)
     if limit is not None:
         max_tokens = min(max_tokens, limit)
@@ -175,11 +190,10 @@ def _per_text(
 
     And of the first texts the activations themselves, (tokens, n_features) each.
     """
-    if isinstance(texts, str) or (isinstance(texts, (list, tuple)) and texts and isinstance(texts[0], str)):
-        raise ValueError(f"{name} holds text; pass its activations: text_activations(sae, model, texts)")
     d_in, above = saes[0].cfg.d_in, forest.parents.clamp(min=0)
     own, with_child, kept = [], [], []
     for i, x in enumerate(texts):
+        check_no_text(name, x)
         x = x[None] if x.ndim == 1 else x
         if x.ndim != 2 or x.shape[1] != d_in or not len(x):
             raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,9 +13,9 @@ from sae_lens import SAE
 from sae_lens_hsae.evaluation.outliers import FEWEST_TOKENS, usual
 from sae_lens_hsae.forest import NO_PARENT, FeatureForest
 from sae_lens_hsae.interpret.explain.explanation import Explanation
-from sae_lens_hsae.interpret.labels.files import check_labels
+from sae_lens_hsae.interpret.labels.files import Labels, by_feature
 from sae_lens_hsae.text.as_trained import positions as trained_positions
-from sae_lens_hsae.text.hook_point import check_length, hook_point, ids_of_text, run_and_keep, stack_of
+from sae_lens_hsae.text.hook_point import check_length, device_of, hook_point, ids_of_text, run_and_keep, stack_of
 from sae_lens_hsae.text.token_text import TokenTexts, whole_characters
 
 
@@ -25,7 +25,7 @@ def explain(
     model: Any,
     text: str,
     forest: FeatureForest | None = None,
-    labels: Mapping[int, str] | None = None,
+    labels: Labels | None = None,
 ) -> Explanation:
     """Which features fire on each token of a text, and how much of the activation they explain.
 
@@ -48,7 +48,7 @@ def explain(
             ones, such as attention sinks and a first position with nothing before it: what fires there is about the
             place, not about the word.
         forest: of the features; None takes ``levels.forest``.
-        labels: text for some of the features, by flat index.
+        labels: text for some of the features, by flat index or name.
 
     Raises:
         TypeError: if ``text`` is no text.
@@ -59,9 +59,9 @@ def explain(
     saes, forest = stack_of(levels, forest)
     name = hook_point(model, saes)
     start, ids = _ids(model, saes[0], text)
-    check_labels(labels or {}, len(forest))
+    own_labels = by_feature(labels, forest.index)
 
-    tokens = torch.tensor([[*start, *ids]], device=saes[0].device)
+    tokens = torch.tensor([[*start, *ids]], device=device_of(model))
     _, kept = run_and_keep(model, tokens, [name])
     x = kept[name][0, len(start) :]
     if x.shape[-1] != saes[0].cfg.d_in:
@@ -95,7 +95,7 @@ def explain(
         activations=acts[positions, features],
         shares=shares[positions, features],
         without_parent=(parents != NO_PARENT) & (acts[positions, parents.clamp(min=0)] == 0),
-        labels=dict(labels or {}),
+        labels=own_labels,
         outlying=tuple(outlying.nonzero().flatten().tolist()),
     )
 

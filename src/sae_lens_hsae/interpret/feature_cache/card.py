@@ -20,14 +20,16 @@ class FeatureCard:
     """What one feature fires on; evaluated at the end of a notebook's cell it shows itself, printed it is text.
 
     Args:
+        feature: flat index or name.
         text_of: text of a token id, with its leading space; see ``TokenTexts``.
 
     Raises:
         IndexError: if there is no such feature.
+        ValueError: if a word is no name.
     """
 
     dashboards: Dashboards = field(repr=False)
-    feature: int
+    feature: int | str
     text_of: Callable[[int], str] = field(repr=False)
 
     def __post_init__(self) -> None:
@@ -59,7 +61,7 @@ class FeatureCard:
         return " › ".join(map(forest.levels.name, forest.path(self.feature)))
 
     def _numbers(self) -> dict[str, str]:
-        data, feature = self.dashboards, self.feature
+        data, feature = self.dashboards, self.dashboards.forest.index(self.feature)
         numbers = {"fires on": f"{data.frequency[feature]:.2%} of {data.n_tokens:,} tokens"}
         if not data.n_firing[feature]:
             return numbers
@@ -77,7 +79,7 @@ class FeatureCard:
 
     def _contexts(self) -> list[list[tuple[str, float, bool]]]:
         """Of the strongest contexts every token's text, its shade from 0 to 1, and whether it is the strongest."""
-        data, feature = self.dashboards, self.feature
+        data, feature = self.dashboards, self.dashboards.forest.index(self.feature)
         contexts = []
         for slot in range(min(CONTEXTS_SHOWN, data.settings.n_top)):
             if data.context_numbers[feature, slot] < 0:

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from sae_lens_hsae.evaluation.hook_names import known_name
 from sae_lens_hsae.evaluation.stacks import check_scale
 from sae_lens_hsae.text.as_trained import positions
-from sae_lens_hsae.text.hook_point import most_tokens
+from sae_lens_hsae.text.hook_point import device_of, most_tokens
 from sae_lens_hsae.text.load_model import TRANSFORMER_LENS, load_model
 
 CONTEXTS_AT_ONCE = 16
@@ -165,5 +165,5 @@ def tokens_and_activations(
         token_ids = torch.as_tensor(rows[start : start + CONTEXTS_AT_ONCE]["tokens"], device=sae.device)
         # Not around the yield: whoever stops reading would be left without gradients.
         with torch.no_grad():
-            x = store.get_activations(token_ids)
+            x = store.get_activations(token_ids.to(device_of(model))).to(sae.device)
         yield token_ids[:, read], x

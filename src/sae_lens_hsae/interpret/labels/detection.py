@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from sae_lens_hsae.interpret.feature_cache import Dashboards
-from sae_lens_hsae.interpret.labels.token_labels import Used, label_words
+from sae_lens_hsae.interpret.labels.token_labels import N_WORDS, Used, label_words
 from sae_lens_hsae.interpret.labels.words import NO_WORD, Words, words_of
 
 N_STRETCHES = 16
@@ -54,7 +54,7 @@ class LabelDetection:
         return frame.rename_axis("feature")
 
 
-def label_detection(dashboards: Dashboards, text_of: Callable[[int], str], n_words: int = 4) -> LabelDetection:
+def label_detection(dashboards: Dashboards, text_of: Callable[[int], str]) -> LabelDetection:
     """Make each feature's label from one half of the text, and detect the feature with it in the other half.
 
     The text is cut into 16 stretches, which belong to the halves in turn, so that both hold all kinds of it and hardly
@@ -66,11 +66,7 @@ def label_detection(dashboards: Dashboards, text_of: Callable[[int], str], n_wor
 
     So it measures the labels of words, not those that a language model gives. A feature whose meaning is not in its
     words scores low, however clear it may be to a reader.
-
-    Raises:
-        ValueError: if ``n_words`` is not positive.
     """
-
     n_contexts = max(dashboards.n_contexts, 1)
     n_stretches = min(N_STRETCHES, n_contexts)
 
@@ -85,8 +81,8 @@ def label_detection(dashboards: Dashboards, text_of: Callable[[int], str], n_wor
     n_held_out = torch.zeros(dashboards.n_features, dtype=torch.int64)
     n_labels = torch.zeros(dashboards.n_features, dtype=torch.int64)
     for used, held_out in ((first_half, second_half), (second_half, first_half)):
-        labels = torch.full((dashboards.n_features, n_words), NO_WORD, dtype=torch.int32)
-        for feature, label in enumerate(label_words(dashboards, words, n_words, used)):
+        labels = torch.full((dashboards.n_features, N_WORDS), NO_WORD, dtype=torch.int32)
+        for feature, label in enumerate(label_words(dashboards, words, used)):
             labels[feature, : len(label)] = torch.tensor(label, dtype=torch.int32)
         for start in range(0, dashboards.n_features, FEATURES_AT_ONCE):
             own = slice(start, start + FEATURES_AT_ONCE)

@@ -17,6 +17,8 @@ from sae_lens_hsae.interpret.feature_cache import Dashboards
 from sae_lens_hsae.interpret.labels.words import BLANK, Words, words_of
 
 SEPARATOR = " · "
+N_WORDS = 4
+"""Words of a label, at most."""
 MIN_OF_BEST = 0.3
 """A word belongs in the label if it is at least this share as strong as the strongest."""
 MIN_DIFFERENCE = 0.1
@@ -26,20 +28,20 @@ Used = Callable[[torch.Tensor], torch.Tensor]
 """Context numbers → whether they may be looked at, a bool of the same shape."""
 
 
-def token_labels(dashboards: Dashboards, text_of: Callable[[int], str], n_words: int = 4) -> dict[int, str]:
+def token_labels(dashboards: Dashboards, text_of: Callable[[int], str]) -> dict[int, str]:
     """A label for every feature that fires on words, joined: see `label_words`.
 
     Returns:
         Label by flat feature index; none for a feature of which nothing can be said.
     """
     words = words_of(dashboards, text_of)
-    found = label_words(dashboards, words, n_words)
+    found = label_words(dashboards, words)
     return {
         feature: SEPARATOR.join(words.texts[number] for number in label) for feature, label in enumerate(found) if label
     }
 
 
-def label_words(dashboards: Dashboards, words: Words, n_words: int = 4, used: Used | None = None) -> list[list[int]]:
+def label_words(dashboards: Dashboards, words: Words, used: Used | None = None) -> list[list[int]]:
     """The words of each feature's label: the strongest first, and last what most sets it apart from its parent.
 
     How strong a feature is on a word is its activation summed over the word's n occurrences in the strongest contexts
@@ -59,12 +61,7 @@ def label_words(dashboards: Dashboards, words: Words, n_words: int = 4, used: Us
 
     Returns:
         Numbers of the words, as in ``words.texts``, of each feature; none where it fires on nothing but space.
-
-    Raises:
-        ValueError: if ``n_words`` is not positive.
     """
-    if n_words < 1:
-        raise ValueError(f"n_words={n_words} must be at least 1")
     rows = list(_rows(dashboards, words, used))
     seen = np.zeros(len(words.texts))
     for row in rows:
@@ -75,12 +72,12 @@ def label_words(dashboards: Dashboards, words: Words, n_words: int = 4, used: Us
         strength = row.total / (row.occurrences + 2)
         order = np.lexsort((row.words, -strength))
         order = order[strength[order] >= max(MIN_OF_BEST * strength.max(initial=0), np.finfo(float).tiny)]
-        label = row.words[order[:n_words]].tolist()
+        label = row.words[order[:N_WORDS]].tolist()
         if parent != NO_PARENT:
             apart = _apart(row, rows[parent], background)
             best = np.argmax(apart) if len(apart) else 0
             if len(apart) and apart[best] > MIN_DIFFERENCE and row.words[best] not in label:
-                label = [*label[: n_words - 1], int(row.words[best])]
+                label = [*label[: N_WORDS - 1], int(row.words[best])]
         labels.append(label)
     return labels
 

@@ -92,7 +92,7 @@ class Endpoint:
     """
 
     model: str
-    cache: Path
+    cache: str | Path
     concurrency: int = 8
     temperature: float = 0.0
 
@@ -121,7 +121,7 @@ class Endpoint:
         answer was malformed is not in it.
         """
         new = list(requests)
-        if self.cache.is_file():
+        if Path(self.cache).is_file():
             with closing(self._open("ro")) as stored:
                 new = [request for request in requests if self._stored(stored, request, parse) is None]
         characters = sum(len(request.system) + len(request.user) for request in new)
@@ -252,9 +252,10 @@ class Endpoint:
         )
 
     def _open(self, mode: Literal["rwc", "ro"] = "rwc") -> sqlite3.Connection:
+        cache = Path(self.cache)
         if mode == "rwc":
-            self.cache.parent.mkdir(parents=True, exist_ok=True)
-        stored = sqlite3.connect(f"{self.cache.resolve().as_uri()}?mode={mode}", uri=True)
+            cache.parent.mkdir(parents=True, exist_ok=True)
+        stored = sqlite3.connect(f"{cache.resolve().as_uri()}?mode={mode}", uri=True)
         try:
             if mode == "rwc":
                 stored.execute("CREATE TABLE IF NOT EXISTS answers (request TEXT PRIMARY KEY, answer TEXT)")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from sae_lens_hsae.interpret.language_model.prompts import JUDGE, contexts, list
 KINDS = ("edge", "random", "sibling", "swapped")
 COLUMNS = ("kind", "broad", "narrow", "repetition", "special_case", "confidence")
 JUDGEMENTS_FILENAME = "judgements.csv"
+N_NEAR = 5
+"""Features that a random control is drawn from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +59,7 @@ class Judgements:
         return float((repeated == 1).mean()) if len(repeated) else float("nan")
 
 
-def sample_pairs(dashboards: Dashboards, n_edges: int = 5000, seed: int = 0) -> list[tuple[str, int, int]]:
+def sample_pairs(dashboards: Dashboards, n_edges: int = 5000) -> list[tuple[str, int, int]]:
     """Pairs (kind, broad, narrow): edges between features that fired, drawn without repetition, and their controls.
 
     Raises:
@@ -70,20 +73,37 @@ def sample_pairs(dashboards: Dashboards, n_edges: int = 5000, seed: int = 0) -> 
     edges = edges[fired[edges].all(1)]
     if not len(edges):
         raise ValueError("no parent fired together with a child of its own; collect the dashboards on more text")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     drawn = edges[torch.randperm(len(edges), generator=generator)[:n_edges]]
+    by_level = [own.start + fired[own].nonzero().flatten() for own in forest.levels]
+    sizes = dashboards.n_firing.double().log()
+
+    @cache
+    def near(parent: int) -> list[int]:
+        """The features of a parent's level that fire about as often."""
+        others = by_level[int(forest.levels.level_of(torch.tensor(parent)))]
+        others = others[others != parent]
+        distance = (sizes[others] - sizes[parent]).abs()
+        if len(others) > N_NEAR:  # a sort of all would take most of the time
+            is_near = distance <= distance.kthvalue(N_NEAR).values
+            others, distance = others[is_near], distance[is_near]
+        return others[distance.argsort(stable=True)[:N_NEAR]].tolist()
+
+    @cache
+    def fired_children(parent: int) -> list[int]:
+        children = torch.tensor(forest.children(parent))
+        return children[fired[children]].tolist()
+
+    def one_of(features: list[int]) -> int:
+        return features[int(torch.randint(len(features), (), generator=generator))]
+
     pairs: list[tuple[str, int, int]] = []
     for parent, child in drawn.tolist():
         pairs += [("edge", parent, child), ("swapped", child, parent)]
-        level = forest.levels[int(forest.levels.level_of(torch.tensor(parent)))]
-        others = torch.tensor([f for f in range(level.start, level.stop) if f != parent and fired[f]])
-        if len(others):
-            distance = (dashboards.n_firing[others].double().log() - dashboards.n_firing[parent].double().log()).abs()
-            near = others[distance.argsort(stable=True)[:5]]
-            pairs.append(("random", int(near[torch.randint(len(near), (), generator=generator)]), child))
-        siblings = [other for other in forest.siblings(child) if fired[other]]
-        if siblings:
-            pairs.append(("sibling", siblings[int(torch.randint(len(siblings), (), generator=generator))], child))
+        if near(parent):
+            pairs.append(("random", one_of(near(parent)), child))
+        if siblings := [other for other in fired_children(parent) if other != child]:
+            pairs.append(("sibling", one_of(siblings), child))
     return pairs
 
 

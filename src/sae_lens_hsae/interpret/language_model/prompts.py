@@ -10,6 +10,9 @@ from sae_lens_hsae.text.token_text import joined_characters
 MARKED_FROM = 0.3
 """A token is marked if the feature's activation on it is at least this share of the context's highest."""
 
+N_STRONGEST, N_SAMPLED = 10, 5
+"""Contexts of a feature that are shown, at most."""
+
 NAME = """You name features of a neural network. You are shown pieces of text on which a feature is active; the tokens \
 on which it is active stand in «these marks». Say in at most eight words what these tokens, in their contexts, have in \
 common. If a broader feature is given, name what is particular to this one within it, and what sets it apart from its \
@@ -21,12 +24,10 @@ part or an aspect of what feature A stands for. That both are merely related, or
 with a JSON object and nothing else: {"special_case": true or false, "confidence": a number from 0 to 1}"""
 
 
-def contexts(
-    dashboards: Dashboards, feature: int, text_of: Callable[[int], str], n_strongest: int = 10, n_sampled: int = 5
-) -> list[str]:
+def contexts(dashboards: Dashboards, feature: int, text_of: Callable[[int], str]) -> list[str]:
     """A feature's contexts as text, the strongest and then those from across the range, as far as they are kept."""
     top, sampled = dashboards.settings.kinds[:2]
-    wanted = [*range(top.start, top.stop)[:n_strongest], *range(sampled.start, sampled.stop)[:n_sampled]]
+    wanted = [*range(top.start, top.stop)[:N_STRONGEST], *range(sampled.start, sampled.stop)[:N_SAMPLED]]
     shown: dict[int, str] = {}
     for slot in wanted:
         number = int(dashboards.context_numbers[feature, slot])

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.explain import Explanation
 from sae_lens_hsae.interpret.feature_cache import Dashboards
-from sae_lens_hsae.interpret.labels.files import check_labels
+from sae_lens_hsae.interpret.labels.files import Labels, by_feature
 from sae_lens_hsae.interpret.page.content import MANY_FEATURES, PageContent, PageLimits, explained_block
 from sae_lens_hsae.storage.whole_files import file_written_whole
 
@@ -69,7 +69,7 @@ def write_page(
     forest: FeatureForest,
     path: str | Path,
     text_of: Callable[[int], str],
-    labels: Mapping[int, str] | None = None,
+    labels: Labels | None = None,
     title: str = "Feature forest",
     limits: PageLimits | None = None,
     explanations: Sequence[Explanation] = (),
@@ -82,7 +82,7 @@ def write_page(
     Args:
         path: the file to write; replaced if it exists.
         text_of: text of a token id, with its leading space; see ``TokenTexts``.
-        labels: text for some of the features, by flat index.
+        labels: text for some of the features, by flat index or name.
         title: of the page.
         limits: how much the page takes; None chooses by the number of features.
         explanations: texts to show token by token, from ``explain``.
@@ -105,14 +105,14 @@ def write_page(
             f"dashboards are of a forest with level_widths={list(dashboards.level_widths)} and other parents than the "
             f"given one with {list(forest.level_widths)}; collect them for this forest"
         )
-    check_labels(labels or {}, len(forest))
+    own_labels = by_feature(labels, forest.index)
     for i, explanation in enumerate(explanations):
         if explanation.forest != forest:
             raise ValueError(
                 f"explanations: number {i} is of another forest than the given one; explain the text by it"
             )
     limits = limits or PageLimits.for_features(len(forest))
-    content = PageContent(dashboards, forest, text_of, labels or {}, limits)
+    content = PageContent(dashboards, forest, text_of, own_labels, limits)
     plain, arrays = content.forest_block(title, [each.text for each in explanations], separators)
     plain["start"] = [forest.index(feature) for feature in start]
     plain["sections"] = [section.plain(forest) for section in sections]

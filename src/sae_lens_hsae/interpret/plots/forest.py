@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import plotly.graph_objects as go
 import torch
@@ -12,6 +10,7 @@ from plotly.subplots import make_subplots
 
 from sae_lens_hsae.forest import NO_PARENT, FeatureForest
 from sae_lens_hsae.interpret.feature_cache import Dashboards
+from sae_lens_hsae.interpret.labels.files import Labels, by_feature
 from sae_lens_hsae.interpret.plots.style import COLOUR_SCALE, finished, level_colours, plain, translucent
 
 REST = "#c4c9d0"
@@ -24,23 +23,23 @@ MIN_NAMED = 1 / 120
 BIN = 0.05
 
 
-def tree_picture(forest: FeatureForest, root: int, names: Mapping[int, str] | None = None) -> go.Figure:
+def tree_picture(forest: FeatureForest, root: int | str, names: Labels | None = None) -> go.Figure:
     """A feature and all below it, level under level; a click enters a part of it.
 
     Args:
-        root: flat index of the tree's topmost feature; any feature will do.
-        names: text for some of its features, by flat index.
+        root: flat index or name of the tree's topmost feature; any feature will do.
+        names: text for some of its features, by flat index or name.
 
     Raises:
         IndexError: if there is no such feature.
+        ValueError: if one of ``names`` is of a feature that does not exist.
     """
+    own = by_feature(names, forest.index)
     features = forest.subtree(root)
     levels = forest.levels.level_of(torch.tensor(features)).tolist()
     colours = level_colours(len(forest.levels))
     ids = [forest.levels.name(feature) for feature in features]
-    labels = [
-        f"{id_}  {plain(names[f])}" if names and f in names else id_ for id_, f in zip(ids, features, strict=True)
-    ]
+    labels = [f"{id_}  {plain(own[f])}" if f in own else id_ for id_, f in zip(ids, features, strict=True)]
     parents = [""] + [ids[features.index(int(forest.parents[feature]))] for feature in features[1:]]
     leaves = dict.fromkeys(features, 0)
     for feature in reversed(features):
@@ -64,7 +63,7 @@ def tree_picture(forest: FeatureForest, root: int, names: Mapping[int, str] | No
     return finished(go.Figure(picture), f"Tree of {ids[0]}: {len(features)} features", 420)
 
 
-def forest_flow(forest: FeatureForest, n_trees: int = 10, names: Mapping[int, str] | None = None) -> go.Figure:
+def forest_flow(forest: FeatureForest, n_trees: int = 10) -> go.Figure:
     """How the features of each level spread over the trees of the level above.
 
     Every level is divided among the ``n_trees`` largest trees, the other trees, what stands under unassigned features
@@ -72,7 +71,6 @@ def forest_flow(forest: FeatureForest, n_trees: int = 10, names: Mapping[int, st
 
     Args:
         n_trees: trees shown by themselves, at least 0.
-        names: text for some of the roots, by flat index.
     """
     tops = forest.parents.clone()
     tops[tops == NO_PARENT] = (tops == NO_PARENT).nonzero().flatten()
@@ -87,9 +85,7 @@ def forest_flow(forest: FeatureForest, n_trees: int = 10, names: Mapping[int, st
         group[tops == root] = i
 
     n_groups = adrift + 1
-    kinds = [
-        f"tree of {forest.levels.name(r)}" + (f" {plain(names[r])}" if names and r in names else "") for r in largest
-    ]
+    kinds = [f"tree of {forest.levels.name(root)}" for root in largest]
     kinds += [f"the {forest.level_widths[0] - len(largest)} other trees", "under unassigned features"]
     colours = [str(c) for c in sample_colorscale(COLOUR_SCALE, [i / max(1, other - 1) for i in range(other)])]
     colours += [REST, UNASSIGNED]

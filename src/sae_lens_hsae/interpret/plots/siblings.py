@@ -9,11 +9,15 @@ import torch
 from tqdm.auto import tqdm
 
 from sae_lens_hsae.evaluation.cluster_bootstrap import Estimate, resampled_means
-from sae_lens_hsae.evaluation.hierarchy_metrics import token_chunks
 from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack, check_fit, level_saes
 from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.forest.activations import token_chunks
 
+N_FAMILIES = 100
 MAX_PER_FAMILY = 6
+"""Siblings of a large family that are drawn."""
+N_STRONGEST = 16
+"""Tokens per feature."""
 TOKENS_AT_ONCE = 1024
 N_RESAMPLES = 2000
 
@@ -54,23 +58,18 @@ def sibling_distances(
     forest: FeatureForest,
     activations: Iterable[torch.Tensor],
     level: int = -1,
-    n_families: int = 100,
-    n_strongest: int = 16,
-    seed: int = 0,
     progress: bool = True,
 ) -> SiblingDistances:
     """Measure whether siblings are triggered by more similar activations than features of other trees (HSAE §4.2).
 
-    From every feature's strongest tokens; a pair of features is compared over all pairs of their tokens but those that
-    are one and the same token, which would make features that fire together look alike. Memory does not grow with the
-    stream.
+    From the 16 strongest tokens of each feature in 100 families drawn at random, of large ones some siblings. A pair of
+    features is compared over all pairs of their tokens but those that are one and the same token, which would make
+    features that fire together look alike. Memory does not grow with the stream.
 
     Args:
         levels: one SAE per level, coarse to fine, or one object for all (``HierarchicalSAE``).
         activations: (batch, d_in) tensors.
         level: whose features are compared; negative levels count from the finest.
-        n_families: families of siblings to draw, at random; of large ones some siblings.
-        n_strongest: tokens per feature.
 
     Raises:
         IndexError: if there is no such level.
@@ -79,20 +78,18 @@ def sibling_distances(
     saes = level_saes(levels)
     check_fit(saes, forest)
     level = forest.levels.number(level)
-    generator = torch.Generator().manual_seed(seed)
-    features = _drawn_families(forest, level, n_families, generator)
+    generator = torch.Generator().manual_seed(0)
+    features = _drawn_families(forest, level, N_FAMILIES, generator)
     sae, own = saes[level], features - forest.levels[level].start
-    peaks = torch.zeros(len(features), n_strongest)
-    numbers = torch.full((len(features), n_strongest), -1)
-    x = torch.zeros(len(features), n_strongest, sae.cfg.d_in)
+    peaks = torch.zeros(len(features), N_STRONGEST)
+    numbers = torch.full((len(features), N_STRONGEST), -1)
+    x = torch.zeros(len(features), N_STRONGEST, sae.cfg.d_in)
     total, seen = torch.zeros(sae.cfg.d_in, dtype=torch.float64), 0
-    for chunk in tqdm(
-        token_chunks(activations, sae.cfg.d_in, None, TOKENS_AT_ONCE), desc="Siblings", disable=not progress
-    ):
+    for chunk in tqdm(token_chunks(activations, sae.cfg.d_in, TOKENS_AT_ONCE), desc="Siblings", disable=not progress):
         acts = sae.encode(chunk.to(sae.device)).float()[:, own.to(sae.device)].abs().T.cpu()
         vectors = chunk.float().cpu()
-        values, at = acts.topk(min(n_strongest, len(chunk)), dim=1)
-        peaks, best = torch.cat([peaks, values], dim=1).topk(n_strongest, dim=1)
+        values, at = acts.topk(min(N_STRONGEST, len(chunk)), dim=1)
+        peaks, best = torch.cat([peaks, values], dim=1).topk(N_STRONGEST, dim=1)
         numbers = torch.cat([numbers, at + seen], dim=1).gather(1, best)
         x = torch.cat([x, vectors[at]], dim=1).gather(1, best[..., None].expand(-1, -1, x.shape[2]))
         total += vectors.double().sum(0)
@@ -109,7 +106,7 @@ def sibling_distances(
     if not alike.any() or not apart.any():
         raise ValueError(
             f"of the {len(alive)} features drawn from level {level}, {len(features)} fire on these {seen} tokens: no "
-            "two siblings, or none of two trees; give more activations or more families"
+            "two siblings, or none of two trees; give more activations"
         )
     distance = _distances(x, numbers.masked_fill(~fires, -1))
     values = torch.stack([distance.masked_fill(~which, torch.nan).nanmean(1) for which in (alike, apart)], dim=1)

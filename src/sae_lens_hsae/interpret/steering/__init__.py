@@ -1,7 +1,7 @@
 """Pushing, scaling, clamping and removing features of any level while a language model runs.
 
 What to push, `sta`, `spare`, `srps`, `sae_rsv` and `difference_of_means` choose from two sets of texts; `descend` has
-them choose along the forest, and `steer_by` acts.
+them choose along the forest, `steer_by` acts, and `continued` writes text for a look at what it does.
 """
 
 from sae_lens_hsae.interpret.steering.difference_of_means import difference_of_means
@@ -15,6 +15,7 @@ from sae_lens_hsae.interpret.steering.spare import spare
 from sae_lens_hsae.interpret.steering.srps import srps
 from sae_lens_hsae.interpret.steering.sta import sta
 from sae_lens_hsae.interpret.steering.steer import steer
+from sae_lens_hsae.interpret.steering.writing import continued
 
 METHODS = {"sta": sta, "spare": spare, "srps": srps, "sae-rsv": sae_rsv, "means": difference_of_means}
 """The selectors by name."""
@@ -29,6 +30,7 @@ __all__ = [
     "add",
     "at_least",
     "clamp",
+    "continued",
     "descend",
     "difference_of_means",
     "effect_of",

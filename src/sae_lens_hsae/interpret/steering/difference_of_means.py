@@ -11,7 +11,7 @@ from sae_lens_hsae.interpret.steering.selection import Selection, selected
 
 
 def difference_of_means(
-    examples: Examples, level: int = -1, among: Sequence[int] | torch.Tensor | None = None
+    examples: Examples, level: int = -1, among: Sequence[int | str] | torch.Tensor | None = None
 ) -> Selection:
     """All features by their Δ activation; and, as `Selection.rest`, what they leave of the difference of the mean x.
 

@@ -24,13 +24,13 @@ ONE_BY_ONE = ("clamp", "at_least", "take")
 
 @dataclass(frozen=True)
 class Edit:
-    """One change; see `add`, `scale`, `clamp`, `at_least`, `take` and `ablate`.
+    """One change of a feature, by flat index or name; see `add`, `scale`, `clamp`, `at_least`, `take` and `ablate`.
 
     Raises:
         ValueError: if a field has an unknown or infinite value, or an activation is meant for several features.
     """
 
-    feature: int
+    feature: int | str
     kind: Kind
     value: float
     on: On = "feature"
@@ -46,7 +46,7 @@ class Edit:
             )
 
 
-def add(feature: int, amount: float, on: On = "feature") -> Edit:
+def add(feature: int | str, amount: float, on: On = "feature") -> Edit:
     """Raise the feature's activation by ``amount``, on every token.
 
     With ``on="children"`` or ``"subtree"`` a push of the same norm goes along the children (the leaves of the subtree)
@@ -55,27 +55,27 @@ def add(feature: int, amount: float, on: On = "feature") -> Edit:
     return Edit(feature, "add", amount, on)
 
 
-def scale(feature: int, factor: float, on: On = "feature") -> Edit:
+def scale(feature: int | str, factor: float, on: On = "feature") -> Edit:
     """Multiply the activation of the feature, of each of its children, or of each leaf of its subtree."""
     return Edit(feature, "scale", factor, on)
 
 
-def clamp(feature: int, value: float) -> Edit:
+def clamp(feature: int | str, value: float) -> Edit:
     """Set the feature's activation to ``value`` on every token."""
     return Edit(feature, "clamp", value)
 
 
-def at_least(feature: int, value: float) -> Edit:
+def at_least(feature: int | str, value: float) -> Edit:
     """Raise the feature's activation to ``value`` where it is lower."""
     return Edit(feature, "at_least", value)
 
 
-def take(feature: int, amount: float) -> Edit:
+def take(feature: int | str, amount: float) -> Edit:
     """Lower the feature's activation by ``amount`` where it is above 0, but not below 0."""
     return Edit(feature, "take", amount)
 
 
-def ablate(feature: int, on: On = "feature") -> Edit:
+def ablate(feature: int | str, on: On = "feature") -> Edit:
     """Set to 0 the activation of the feature, of each of its children, or of each leaf of its subtree."""
     return scale(feature, 0.0, on)
 
@@ -152,9 +152,9 @@ def _joined(steps: Sequence[Step]) -> list[Step]:
 
 
 def _reached(edit: Edit, forest: FeatureForest) -> list[int]:
-    children = forest.children(edit.feature)
     if edit.on == "feature":
-        return [edit.feature]
+        return [forest.index(edit.feature)]
+    children = forest.children(edit.feature)
     if edit.on == "children":
         if not children:
             raise ValueError(f"feature {edit.feature} has no children; use on='feature'")
@@ -168,7 +168,7 @@ def _spread(
     if typical is None or typical.shape != (len(forest),):
         raise ValueError(
             f"add(…, on={edit.on!r}) is spread by typical activations; pass typical of shape ({len(forest)},), such as "
-            "Dashboards.mean_activation"
+            "Dashboards.mean_activation, to steer()"
         )
     if have_either_sign(saes):
         raise ValueError(
@@ -180,7 +180,7 @@ def _spread(
     norm = (weights[:, None] * pushed).sum(0).norm()
     if not norm > 0:
         raise ValueError(f"typical is 0 for all of {features.tolist()[:5]}, so nothing says how to spread the push")
-    return edit.value * _direction(edit.feature, saes, forest).norm() * weights / norm
+    return edit.value * _direction(forest.index(edit.feature), saes, forest).norm() * weights / norm
 
 
 def _direction(feature: int, saes: Sequence[Any], forest: FeatureForest) -> torch.Tensor:

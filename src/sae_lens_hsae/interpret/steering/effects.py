@@ -49,9 +49,8 @@ def effect_of(
     levels: Sequence[SAE[Any]] | SAE[Any],
     edits: Sequence[Edit],
     tokens: torch.Tensor,
-    target: int,
+    target: int | str,
     forest: FeatureForest | None = None,
-    typical: torch.Tensor | None = None,
     read_at: str | None = None,
 ) -> Effect:
     """Run the model on ``tokens`` with and without the edits and compare, on and off the target.
@@ -62,11 +61,10 @@ def effect_of(
     Args:
         model: as for `steer`, like the other arguments that both have.
         levels: one SAE per level, or one object for all.
-        edits: what to do.
+        edits: what to do; no push that is spread over children.
         tokens: (batch, context).
-        target: the feature that says which tokens are on target.
+        target: the feature, by flat index or name, that says which tokens are on target.
         forest: of their features; None takes ``levels.forest``.
-        typical: (n_features,) typical activations, for a push that is spread over children.
         read_at: a hook point to read instead of the logits, such as the last layer of a model of embeddings.
 
     Raises:
@@ -74,8 +72,9 @@ def effect_of(
         ValueError: as `steer`; if there are no tokens, or the model has no hook point ``read_at``.
     """
     saes, forest = stack_of(levels, forest)
+    target = forest.index(target)
     family = torch.tensor(sorted({*forest.path(target), *forest.subtree(target)}))
-    steps = steps_of(edits, saes, forest, typical)
+    steps = steps_of(edits, saes, forest, None)
     at = hook_point(model, saes)
     if not tokens.numel():
         raise ValueError(f"tokens of shape {tuple(tokens.shape)} are none; give (batch, context)")
@@ -85,13 +84,15 @@ def effect_of(
 
     names = [at] if read_at is None else [at, read_at]
     logits, kept = run_and_keep(model, tokens, names)
-    with steer(model, saes, edits, forest, typical):
+    with steer(model, saes, edits, forest):
         logits_after, kept_after = run_and_keep(model, tokens, names)
     before, after = (logits, logits_after) if read_at is None else (kept[read_at], kept_after[read_at])
 
     x = kept[at]
     x_after = edited(x, saes, steps)
-    acts, acts_after = (torch.cat([sae.encode(each.to(sae.dtype)) for sae in saes], dim=-1) for each in (x, x_after))
+    acts, acts_after = (
+        torch.cat([sae.encode(each.to(sae.device, sae.dtype)) for sae in saes], dim=-1) for each in (x, x_after)
+    )
     moved = (acts_after - acts).abs().flatten(0, 1).double().sum(0)
     on = (acts[..., target] != 0).cpu()
     change = ((after - before).norm(dim=-1) / before.norm(dim=-1).clamp(min=1e-12)).cpu()

@@ -11,7 +11,7 @@ from sae_lens import SAE
 
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.forest.post_hoc import have_either_sign
-from sae_lens_hsae.text.hook_point import stack_of
+from sae_lens_hsae.text.hook_point import check_no_text, stack_of
 
 FEWEST = 2
 """Texts of a set: with one, nothing tells its topic from what is wanted."""
@@ -51,22 +51,23 @@ class Examples:
         """(n_features,) mean activation on the positive texts less that on the negative."""
         return self.positive.acts.mean(0) - self.negative.acts.mean(0)
 
-    def of_level(self, level: int, among: Sequence[int] | torch.Tensor | None = None) -> torch.Tensor:
+    def of_level(self, level: int, among: Sequence[int | str] | torch.Tensor | None = None) -> torch.Tensor:
         """The features to choose from: flat indices of one level, or those of ``among``.
 
         Args:
             level: from 0, the coarsest; negative levels count from the finest.
-            among: flat indices; None takes all of the level.
+            among: flat indices or names; None takes all of the level.
 
         Raises:
-            IndexError: if there is no such level.
+            IndexError: if there is no such level or feature.
             ValueError: if ``among`` is empty or holds a feature of another level.
         """
         level = self.forest.levels.number(level)
         own = self.forest.levels[level]
         if among is None:
             return torch.arange(own.start, own.stop)
-        chosen = torch.as_tensor(among, dtype=torch.int64)
+        given = among.tolist() if isinstance(among, torch.Tensor) else among
+        chosen = torch.tensor([self.forest.index(feature) for feature in given], dtype=torch.int64)
         if not len(chosen):
             raise ValueError(f"among is empty; give features of level {level}")
         outside = chosen[(chosen < own.start) | (chosen >= own.stop)]
@@ -112,6 +113,7 @@ def _read(name: str, texts: Iterable[torch.Tensor], saes: Sequence[Any]) -> Text
     rows: list[tuple[torch.Tensor, ...]] = []
     d_in = saes[0].cfg.d_in
     for i, x in enumerate(texts):
+        check_no_text(name, x)
         if x.ndim != 2 or x.shape[1] != d_in or not len(x):
             raise ValueError(f"{name}: text {i} has activations of shape {tuple(x.shape)}; expected (tokens, {d_in})")
         if not x.isfinite().all():

@@ -20,9 +20,9 @@ STANDARD_ERRORS = 2.0
 def sae_rsv(
     examples: Examples,
     level: int = -1,
-    among: Sequence[int] | torch.Tensor | None = None,
+    among: Sequence[int | str] | torch.Tensor | None = None,
     n_features: int = N_FEATURES,
-    noise: Collection[int] = (),
+    noise: Collection[int | str] = (),
 ) -> Selection:
     """The top features by |Δ activation|, less noise, and those of their siblings that differ in the same direction.
 
@@ -33,7 +33,7 @@ def sae_rsv(
 
     Args:
         n_features: how many before noise leaves and siblings come in.
-        noise: flat indices of features that are beside the point, such as by their labels.
+        noise: flat indices or names of features that are beside the point, such as by their labels.
 
     Raises:
         ValueError: if ``n_features`` is below 1.
@@ -43,7 +43,7 @@ def sae_rsv(
     features = examples.of_level(level, among)
     difference = examples.difference
     relevant = borne_out(examples)
-    relevant[list(noise)] = False
+    relevant[[examples.forest.index(feature) for feature in noise]] = False
     top = features[difference[features].abs().topk(min(n_features, len(features))).indices]
     kept = set(top[relevant[top]].tolist())
     near = {

@@ -16,7 +16,7 @@ N_BINS = 3
 
 
 def spare(
-    examples: Examples, level: int = -1, among: Sequence[int] | torch.Tensor | None = None, share: float = SHARE
+    examples: Examples, level: int = -1, among: Sequence[int | str] | torch.Tensor | None = None, share: float = SHARE
 ) -> Selection:
     """The features of most mutual information with the set, up to ``share`` of the sum over all.
 

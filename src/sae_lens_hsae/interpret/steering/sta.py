@@ -13,7 +13,7 @@ SHARE = 0.35
 
 
 def sta(
-    examples: Examples, level: int = -1, among: Sequence[int] | torch.Tensor | None = None, share: float = SHARE
+    examples: Examples, level: int = -1, among: Sequence[int | str] | torch.Tensor | None = None, share: float = SHARE
 ) -> Selection:
     """The features in the top ``share`` by |Δ activation| and by |Δ frequency|, where both have the same sign.
 
@@ -22,11 +22,11 @@ def sta(
     Args:
         examples: from `examples_of`.
         level: of the features.
-        among: flat indices to choose from; None takes all of the level.
+        among: flat indices or names to choose from; None takes all of the level.
         share: of the features that differ at all.
 
     Raises:
-        IndexError: if there is no such level.
+        IndexError: if there is no such level or feature.
         ValueError: if ``share`` is not above 0 and at most 1, or ``among`` is wrong.
     """
     if not 0 < share <= 1:

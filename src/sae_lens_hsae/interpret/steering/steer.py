@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from sae_lens import SAE
 
+from sae_lens_hsae.evaluation.hook_names import LOAD_ANEW
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.steering.edits import Edit, Step, steps_of
-from sae_lens_hsae.text.hook_point import LOAD_ANEW, hook_point, stack_of
+from sae_lens_hsae.text.hook_point import hook_point, stack_of
 
 
 @contextmanager

@@ -1,0 +1,59 @@
+"""Whether SAEs can be levels of one stack: what is asked of them wherever a list of SAEs is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sae_lens.saes.temporal_sae import TemporalSAE
+
+
+def check_one_token(saes: Sequence[Any]) -> None:
+    """Check that the SAEs read one token at a time.
+
+    Raises:
+        ValueError: if one is a `TemporalSAE`, which reads a whole context.
+    """
+    for level, sae in enumerate(saes):
+        if isinstance(sae, TemporalSAE):
+            raise ValueError(
+                f"level {level} is a TemporalSAE, which needs all tokens of a context; take SAEs that read one token "
+                "at a time"
+            )
+
+
+def check_same_input(saes: Sequence[Any]) -> None:
+    """Check that all levels read the same activations, as far as their configs say.
+
+    Raises:
+        ValueError: if they differ in d_in, or two of them name different hook points or heads.
+    """
+    d_ins = [sae.cfg.d_in for sae in saes]
+    if len(set(d_ins)) > 1:
+        raise ValueError(f"levels have different d_in {d_ins}; all levels must read the same activations")
+    for field in ("hook_name", "hook_head_index"):
+        named = {level: value for level, sae in enumerate(saes) if (value := metadata(sae, field)) is not None}
+        if len(set(named.values())) > 1:
+            listed = ", ".join(f"level {level} {value!r}" for level, value in named.items())
+            raise ValueError(
+                f"levels have different cfg.metadata.{field}: {listed}; all levels must read the same activations"
+            )
+
+
+def check_flat(saes: Sequence[Any]) -> None:
+    """Check that the SAEs take flat activations.
+
+    Raises:
+        ValueError: if one takes them head by head.
+    """
+    for level, sae in enumerate(saes):
+        if getattr(sae, "hook_z_reshaping_mode", False):
+            raise ValueError(
+                f"level {level} has reshape_activations='hook_z' and takes (n_heads, d_head) activations; "
+                "call its turn_off_forward_pass_hook_z_reshaping() and give them flat, as (batch, d_in)"
+            )
+
+
+def metadata(sae: Any, field: str) -> Any:
+    """A field of the SAE's metadata; None if it is not set, or there is no metadata."""
+    return getattr(getattr(sae.cfg, "metadata", None), field, None)
