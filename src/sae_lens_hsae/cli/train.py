@@ -196,7 +196,6 @@ def train(own: argparse.Namespace, cfg: Any) -> ForestEvaluation | None:
     if own.text is not None:  # one's own text is to be tokenised here; that it is read again was said
         warnings.filterwarnings("ignore", "Dataset is not tokenized", UserWarning)
         warnings.filterwarnings("ignore", "All samples in the training dataset have been exhausted", UserWarning)
-    set_seed(cfg.seed)  # SAELens seeds neither the weights nor the order of the activations
     if not isinstance(cfg.sae, HierarchicalTrainingSAEConfig):
         if n_launched() > 1:
             raise ValueError(
@@ -205,6 +204,7 @@ def train(own: argparse.Namespace, cfg: Any) -> ForestEvaluation | None:
             )
         check_places(cfg)
         rows = rows_on_disk(cfg) if rows is None else rows
+        set_seed(cfg.seed)  # our own runner does
         with model_of_run(cfg) as model:
             runner = LanguageModelSAETrainingRunner(cfg, override_dataset=rows, override_model=model)
         runner.run()

@@ -23,6 +23,7 @@ from sae_lens.training.prefetch import PrefetchingIterator
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors import SafetensorError
 from transformer_lens import HookedRootModule
+from transformers import set_seed
 from typing_extensions import override
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
@@ -49,8 +50,9 @@ OF_THE_PLACE = ("device", "metadata")
 class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
     """Trains a ``HierarchicalTrainingSAE`` on a language model.
 
-    The same batches and losses as SAELens' ``LanguageModelSAETrainingRunner`` for the same seed. Beyond it,
-    a run stopped by SIGINT or SIGTERM writes a checkpoint after its current step, and a resumed run sees
+    The same batches and losses as SAELens' ``LanguageModelSAETrainingRunner`` from the same random state. That one leaves
+    ``cfg.seed`` to the caller; here it decides the weights, if none are given, and the order of the activations, and the
+    random states of Python, NumPy and torch are set by it when the runner is made. Beyond that, a run stopped by SIGINT or SIGTERM writes a checkpoint after its current step, and a resumed run sees
     the batches and takes the steps that the uninterrupted one would have. With ``resume_from_checkpoint="auto"``
     it goes on from the newest whole checkpoint of the same configuration in ``checkpoint_path``, in whose folder
     it then writes its own, or begins if there is none.
@@ -130,6 +132,7 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         if override_dataset is None:
             override_dataset = rows_on_disk(cfg)
         with model_of_run(cfg, override_model) as model:
+            set_seed(cfg.seed)  # SAELens seeds neither the weights nor the order of the activations
             super().__init__(cfg, override_dataset, model, override_sae)
         if not isinstance(self.sae, HierarchicalTrainingSAE):
             raise ValueError(
