@@ -74,11 +74,12 @@ def test_the_mixing_buffer_serves_what_saelens_serves(mix_fraction, batch_size):
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_a_buffer_that_cannot_be_is_refused():
+def test_a_buffer_that_cannot_be_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"activations_mixing_fraction=1\.5 must be from 0 to 1"):
         MixingBuffer(50, 6, iter(()), 1.5)
-    with pytest.raises(ValueError, match=r"buffer of 5 .* train_batch_size_tokens=6; raise n_batches_in_buffer"):
-        MixingBuffer(5, 6, iter(()), 0.5)
+    message = r"n_batches_in_buffer=4 .* buffer of 48 .* of 12 positions .* train_batch_size_tokens=64; raise .* least 6"
+    with pytest.raises(ValueError, match=message):  # before the model, of which there is none by this name
+        HierarchicalSAETrainingRunner(runner_config(tmp_path, seqpos_slice=(5, -15)))
 
 
 def short_dataset():

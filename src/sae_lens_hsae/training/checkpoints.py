@@ -128,6 +128,19 @@ def newest_valid(root: Path, config: dict[str, Any]) -> Path | None:
     return None
 
 
+def way_on(folder: Path) -> str:
+    """What to do after a run failed whose checkpoints are in a folder: go on from the newest, or train again."""
+    found: list[tuple[int, str]] = []
+    for path in folder.glob(f"[!.]*/{MANIFEST}"):
+        try:
+            manifest, _ = _read_manifest(path.parent)
+        except (OSError, ValueError):
+            continue
+        if not manifest.finished:
+            found.append((manifest.n_training_samples, str(path.parent)))
+    return f"go on with resume_from_checkpoint={max(found)[1]!r}" if found else "train again: there is no checkpoint"
+
+
 def _pass_over(checkpoint: Path, reason: object) -> None:
     logger.warning(f"checkpoint {str(checkpoint)!r} is passed over: {printable(reason)}")
 

@@ -43,11 +43,6 @@ class MixingBuffer(Iterator[torch.Tensor]):
     def __init__(self, buffer_size: int, batch_size: int, source: Iterator[torch.Tensor], mix_fraction: float) -> None:
         if not 0 <= mix_fraction <= 1:
             raise ValueError(f"activations_mixing_fraction={mix_fraction} must be from 0 to 1")
-        if buffer_size < batch_size:
-            raise ValueError(
-                f"the buffer of {buffer_size} activations (n_batches_in_buffer × context_size) is smaller than "
-                f"train_batch_size_tokens={batch_size}; raise n_batches_in_buffer"
-            )
         self.buffer_size = buffer_size
         self.batch_size = batch_size
         self.source = source
