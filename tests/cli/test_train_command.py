@@ -249,6 +249,15 @@ def test_the_estimate_counts_what_there_is(tmp_path):
     found = estimate(cfg)
     assert found["parameters"] == sum(p.numel() for p in sae.parameters())
     assert found["firing_gb"] == 0
+    # It is the SAE's own type that counts; what waits in SAELens' buffer is in float32.
+    assert found["buffer_gb"] == 4 * cfg.n_batches_in_buffer * cfg.context_size * cfg.sae.d_in / 1e9
+    cfg.dtype = "bfloat16"
+    assert estimate(cfg) == found
+    cfg.sae.dtype = "bfloat16"
+    for name in ("weights_gb", "batch_gb"):
+        assert estimate(cfg)[name] == found[name] / 2
+    assert estimate(cfg)["buffer_gb"] == found["buffer_gb"]
+    cfg.sae.dtype = "float32"
     for similarity in ("coactivation", "conditional"):
         cfg.sae.hierarchy_similarity = similarity
         sae, batch = HierarchicalTrainingSAE(cfg.sae), cfg.train_batch_size_tokens
@@ -300,6 +309,8 @@ WRONG_VALUES = [
     ([*GPT2, "--store_batch_size_prompts", "0"], "--store_batch_size_prompts=0 must be at least 1"),
     ([*GPT2, "--seed", "-1"], "--seed=-1 must be a whole number from 0 to 4294967295"),
     ([*GPT2, "--n_batches_in_buffer=3", "--dry-run"], "buffer of 768 .*--train_batch_size_tokens=1024; raise .* 4, or"),
+    ([*GPT2, "--dtype=bfloat16", "--dry-run"], "--dtype='bfloat16' is .* trained in float32: give --autocast True .*"),
+    ([*TOPK, "--dtype=float16"], "--dtype='float16' is the type of cached activations alone.* or --sae.dtype float16"),
     ([*GPT2, "--n_checkpoints", "-1"], "--n_checkpoints=-1 must be at least 0"),
     ([*GPT2, "--lr", "-1"], "--lr=-1.0 must be at least 0"),
     ([*GPT2, "--device", "nowhere"], "--device='nowhere' cannot be used here"),
