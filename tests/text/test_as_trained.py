@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -393,11 +394,14 @@ def test_a_checkpoint_is_read_in_the_models_scale(checkpoint):
     folder, text = checkpoint
     scale = json.loads((folder / "activation_scaler.json").read_text())["scaling_factor"]
     assert abs(scale - 1) > 0.1, "else the scale makes no difference"
-    expected: Any = SAE.load_from_disk(folder)
+    with pytest.warns(UserWarning, match="reads activations times a factor .*, as checkpoints .* activation_scaler.json"):
+        expected: Any = SAE.load_from_disk(folder)
     expected.fold_activation_norm_scaling_factor(scale)
     for load in (HierarchicalSAE.load_from_disk, load_hierarchical_sae):
-        with pytest.warns(UserWarning, match=r"its scale of the activations, .* is folded into the SAE"):
+        with pytest.warns(UserWarning) as told:
             found = load(folder)
+        (only,) = told
+        assert "is folded into the SAE" in str(only.message)
         assert found.cfg.normalize_activations == "none"
         for name, tensor in expected.state_dict().items():
             assert torch.equal(found.state_dict()[name], tensor), name
@@ -410,6 +414,15 @@ def test_a_checkpoint_is_read_in_the_models_scale(checkpoint):
         error = (x - expected(x)).square().sum() / (x - x.mean(0)).square().sum()
     assert measured.levels[-1].variance_explained == pytest.approx(1 - error.item(), abs=1e-4)
     assert load_evaluation(found, folder) is not None, "it belongs to these weights"
+
+
+def test_training_that_goes_on_from_a_checkpoint_is_not_warned_of_its_scale(checkpoint, tmp_path):
+    folder, _ = checkpoint
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for source in ("from_pretrained_path", "resume_from_checkpoint"):
+            trained(tmp_path / source, folder.parents[2] / "model", **{source: str(folder)})
+    assert not [warning for warning in told if "times a factor" in str(warning.message)]
 
 
 def test_a_scale_that_is_not_known_or_damaged_is_refused(checkpoint, tmp_path):
