@@ -104,7 +104,7 @@ def written(name: str, text: str) -> Any:
         (written("labels.json", '{"a": "x"}'), "('a' is no such index)"),
         (written("text.txt", "too short"), "holds too little: 2 of 16 tokens that fill a context"),
         (data_set(text=["short"]), "holds too little: 1 of 16"),
-        (data_set(prose=["x"], n=[1]), "--column='text' holds no text in --dataset="),
+        (data_set(prose=["x"], n=[1]), "--column='text' holds neither text nor token ids in --dataset="),
         (
             lambda folder: DatasetDict({"test": Dataset.from_dict({"text": ["x"]})}).save_to_disk(folder / "dataset"),
             "--split='train' is not in --dataset=",

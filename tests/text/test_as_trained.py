@@ -380,6 +380,32 @@ def test_a_model_that_commands_will_not_load_may_be_loaded_and_given_to_them(tmp
     assert (folder / "explorer.html").is_file()
 
 
+@pytest.mark.parametrize("column", ["tokens", "input_ids", "mine"])
+def test_rows_of_token_ids_are_cut_as_training_cuts_them(tmp_path, capsys, column):
+    model = save_model(tmp_path / "model")
+    ids = [[(7 * i + j) % VOCABULARY for j in range(CONTEXT)] for i in range(60)]
+    rows = Dataset.from_dict({"tokens": ids})
+    cfg = configured(tmp_path, model, context_size=20, is_dataset_tokenized=True)
+    with restored_signal_handlers():
+        HierarchicalSAETrainingRunner(cfg, override_dataset=rows).run()
+    folder, data = str(tmp_path / "out"), str(tmp_path / "rows")
+    Dataset.from_dict({column: ids}).with_format("torch").save_to_disk(data)
+    call = ["evaluate", folder, "--dataset", data, "--n-tokens=400", *(["--column=mine"] if column == "mine" else [])]
+    cli.main(call)
+    assert "400 tokens" in capsys.readouterr().out
+    source = TextSource(dataset=data, column="mine" if column == "mine" else "text")
+    sae = load_hierarchical_sae(folder)
+    tokenizer = load_tokenizer(sae)
+    assert text_rows(source, sae.cfg.metadata, tokenizer, 19 * 20)["tokens"][:] == [row[:20] for row in ids[:20]]
+    wider = SAEMetadata(context_size=CONTEXT + 1, prepend_bos=False)
+    with pytest.raises(ValueError, match=rf"column='{column}' has 32 tokens in row 0, fewer than context_size=33; give"):
+        text_rows(source, wider, tokenizer, 100)
+    Dataset.from_dict({column: [[VOCABULARY] * 20]}).save_to_disk(tmp_path / "foreign")
+    foreign = TextSource(dataset=tmp_path / "foreign", column=source.column)
+    with pytest.raises(ValueError, match=r"has the token 100 in row 0, and the model's tokenizer has 100; give rows of"):
+        text_rows(foreign, sae.cfg.metadata, tokenizer, 100)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """The last checkpoint of a training whose activations were scaled, and the text that it read."""
