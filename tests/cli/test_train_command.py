@@ -41,7 +41,9 @@ from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 
 
 def test_later_sources_win_and_d_sae_follows_from_the_widths(tmp_path):
-    (tmp_path / "a.yaml").write_text("d_in: 8\nlevel_widths: [4, 8]\ntarget_l0: [2, 3]\nlr: 0.1\nstreaming: false\ncontext_size: 256\n")
+    (tmp_path / "a.yaml").write_text(
+        "d_in: 8\nlevel_widths: [4, 8]\ntarget_l0: [2, 3]\nlr: 0.1\nstreaming: false\ncontext_size: 256\n"
+    )
     (tmp_path / "b.json").write_text('{"lr": 0.2, "level_widths": [4, 16], "model_kwargs": {"a": [1, 2]}}')
     files = [str(tmp_path / "a.yaml"), str(tmp_path / "b.json")]
     flags = merged_flags(["paper", "gpt2"], files, {"perturbation_rate": ["0.5"]})

@@ -74,11 +74,14 @@ def test_a_model_that_its_place_does_not_take_is_saved_beside_the_checkpoints(tm
     runner = HierarchicalSAETrainingRunner(cfg, override_model=tiny_model(), override_dataset=tiny_dataset())
     Path(str(cfg.output_path)).write_text("a file")
     elsewhere = Path(str(cfg.checkpoint_path)) / "model"
-    with pytest.raises(OSError, match=rf"model could not be written to .*; .* as it was\. It is in '{elsewhere}' instead"):
+    with pytest.raises(
+        OSError, match=rf"model could not be written to .*; .* as it was\. It is in '{elsewhere}' instead"
+    ):
         runner.run()
     saved: Any = SAE.load_from_disk(elsewhere)
-    assert torch.equal(saved.W_dec, runner.sae.W_dec)
-    assert torch.equal(saved.parents, runner.sae.parents)
+    trained: Any = runner.sae
+    assert torch.equal(saved.W_dec, trained.W_dec)
+    assert torch.equal(saved.parents, trained.parents)
     # Where nothing can be written, the remedy is one that there is.
     newest = rf"go on with resume_from_checkpoint='{elsewhere.parent}/1344'"
     with file_size_limited_to(0):

@@ -105,8 +105,8 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
     if "dtype" in flags and "sae.dtype" not in flags and cfg.dtype != cfg.sae.dtype and not cfg.use_cached_activations:
         raise ValueError(
             f"dtype={cfg.dtype!r} is the type of cached activations alone, and the SAE would be trained in "
-            f"{cfg.sae.dtype}: give --autocast True to compute in bfloat16, or --sae.dtype {cfg.dtype} to hold the SAE's "
-            "parameters in that type"
+            f"{cfg.sae.dtype}: give --autocast True to compute in bfloat16, or --sae.dtype {cfg.dtype} to hold the "
+            "SAE's parameters in that type"
         )
     if own.column != beyond_saelens().get_default("column") and not (own.text and has_columns(own.text)):
         raise ValueError(

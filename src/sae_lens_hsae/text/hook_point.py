@@ -112,7 +112,9 @@ def check_context(model: Any, context_size: int) -> None:
     """
     limit = most_tokens(model)
     if limit is not None and context_size > limit:
-        raise ValueError(f"context_size={context_size}, but the model takes at most {limit} tokens; set {limit} or less")
+        raise ValueError(
+            f"context_size={context_size}, but the model takes at most {limit} tokens; set {limit} or less"
+        )
 
 
 def check_length(model: Any, start: Sequence[int], ids: Sequence[int], what: str) -> None:

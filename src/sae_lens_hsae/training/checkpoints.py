@@ -20,7 +20,7 @@ from sae_lens_hsae.storage.whole_files import delete_whole
 
 MANIFEST = "manifest.json"
 FORMAT = "sae_lens_hsae/checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 NOT_OF_THE_RUN = {
     "act_store_device",
     "checkpoint_path",

@@ -53,9 +53,11 @@ OF_THE_PLACE = ("device", "metadata")
 class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
     """Trains a ``HierarchicalTrainingSAE`` on a language model.
 
-    The same batches and losses as SAELens' ``LanguageModelSAETrainingRunner`` from the same random state. That one leaves
-    ``cfg.seed`` to the caller; here it decides the weights, if none are given, and the order of the activations, and the
-    random states of Python, NumPy and torch are set by it when the runner is made. Beyond that, a run stopped by SIGINT or SIGTERM writes a checkpoint after its current step, and a resumed run sees
+    The same batches and losses as SAELens' ``LanguageModelSAETrainingRunner`` from the same random state. That one
+    leaves ``cfg.seed`` to the caller. Here making the runner sets Python's, NumPy's and torch's random state by it, and
+    so it decides the weights, if none are given, and the order of the activations.
+
+    Beyond that, a run stopped by SIGINT or SIGTERM writes a checkpoint after its current step, and a resumed run sees
     the batches and takes the steps that the uninterrupted one would have. With ``resume_from_checkpoint="auto"``
     it goes on from the newest whole checkpoint of the same configuration in ``checkpoint_path``, in whose folder
     it then writes its own, or begins if there is none.
@@ -75,8 +77,8 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
             the checkpoint to resume is damaged or of another run, the forest cannot be logged as asked for, or the
             batch, the text or the GPUs cannot be divided among the processes; from `run`, if W&B would refuse the
             name of the artifacts.
-        OSError: if ``output_path`` or ``checkpoint_path`` cannot be written to; from `run`, saying where the model is if
-            ``output_path`` does not take it in the end.
+        OSError: if ``output_path`` or ``checkpoint_path`` cannot be written to; from `run`, saying where the model is
+            if ``output_path`` does not take it in the end.
         Interrupted: from `run`, once the checkpoint is written, or could not be.
     """
 
@@ -173,12 +175,8 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         if self.cfg.logger.log_to_wandb:
             self._check_artifact_name()
         if self.cfg.resume_from_checkpoint is not None:
-            # Before SAELens' trainer reads the files, which takes them as they are.
-            assert isinstance(self.sae, HierarchicalTrainingSAE)
-            trainer = HierarchicalSAETrainer(
-                cfg=self.cfg.to_sae_trainer_config(), sae=self.sae, data_provider=self.activations_store
-            )
-            trainer.check_trainer_state(self.cfg.resume_from_checkpoint)
+            # SAELens loads the optimizer's state first, whose error names no tensor where the SAE is another.
+            self.sae.load_weights_from_checkpoint(self.cfg.resume_from_checkpoint)
         before = wandb.run
         try:
             sae = super().run()
