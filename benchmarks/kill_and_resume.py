@@ -39,7 +39,6 @@ WATCHED = ("open", "os.mkdir", "os.rename", "os.rmdir", "os.remove", "shutil.rmt
 def train(folder: Path) -> None:
     """A short run that resumes by itself, and keeps the three newest checkpoints and the last."""
     cfg = runner_config(folder, n_checkpoints=N_CHECKPOINTS, save_final_checkpoint=True, resume_from_checkpoint="auto")
-    torch.manual_seed(1)
     runner = HierarchicalSAETrainingRunner(
         cfg, override_model=tiny_model(), override_dataset=tiny_dataset(), keep_checkpoints=3
     )

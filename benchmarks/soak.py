@@ -29,7 +29,6 @@ from typing import Any
 
 import numpy as np
 import psutil
-import torch
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
 from scipy.stats import theilslopes
 from transformers import AutoTokenizer
@@ -93,7 +92,6 @@ def train(folder: Path, minutes: float) -> None:
     HierarchicalSAETrainingRunner(pilot, override_dataset=rows).run()
     steps_per_minute = 60 * PILOT_STEPS / (time.monotonic() - began)
     cfg = config(folder, max(20, round(minutes * steps_per_minute)), minutes)
-    torch.manual_seed(0)
     runner = HierarchicalSAETrainingRunner(
         cfg, override_dataset=rows, forest_logging=ForestLogging(trees=True), keep_checkpoints=KEPT
     )

@@ -38,7 +38,6 @@ def main() -> None:
         n_checkpoints=8,
         resume_from_checkpoint="auto",
     )
-    torch.manual_seed(1)
     HierarchicalSAETrainingRunner(cfg, override_model=model, override_dataset=tiny_dataset(600)).run()
 
 

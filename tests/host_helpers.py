@@ -262,6 +262,7 @@ def runner_config(tmp_path: Path, **overrides: Any) -> LanguageModelSAERunnerCon
     values: dict[str, Any] = {
         "sae": tiny_config(),
         "hook_name": HOOK,
+        "seed": 1,
         "adam_beta1": 0.0,
         "output_path": str(tmp_path / "out"),
         "checkpoint_path": str(tmp_path / "checkpoints"),
@@ -282,7 +283,8 @@ def train(runner_class: Any, cfg: Any, *, seed: int = 1, **overrides: Any) -> An
     """What ``runner_class(cfg).run()`` gives for the seed, on the tiny model and data set unless overridden."""
     if not overrides:
         overrides = {"override_model": tiny_model(), "override_dataset": tiny_dataset()}
-    # Now, because TransformerLens sets the seed for its model.
+    # Now, because TransformerLens sets the seed for its model; SAELens' own runner sets none.
+    cfg.seed = seed
     torch.manual_seed(seed)
     with restored_signal_handlers():
         return runner_class(cfg, **overrides).run()

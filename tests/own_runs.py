@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
 from host_helpers import runner_config, tiny_dataset, tiny_model
 
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
@@ -17,7 +16,6 @@ from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
 def run_ours(tmp_path, name="run", model=None, options=None, **overrides):
     """Train with our runner in ``tmp_path/name``; gives the configuration and the SAE."""
     cfg = runner_config(tmp_path / name, **overrides)
-    torch.manual_seed(1)
     runner = HierarchicalSAETrainingRunner(
         cfg, override_model=model or tiny_model(), override_dataset=tiny_dataset(), **(options or {})
     )

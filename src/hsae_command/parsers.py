@@ -290,7 +290,9 @@ def _add_text(parser: argparse.ArgumentParser, n_tokens: int, *, fill_in: bool =
     )
     parser.add_argument("--dataset", type=at_home, help="or a Hugging Face data set: its name, or a local folder")
     parser.add_argument("--split", default="train", help="of the data set")
-    parser.add_argument("--column", default="text", help="with the text, in a data set or .jsonl")
+    parser.add_argument(
+        "--column", default="text", help="with the text, in a data set or .jsonl; of a data set also with ids"
+    )
 
 
 def _add_endpoint(parser: argparse.ArgumentParser, output: str) -> None:

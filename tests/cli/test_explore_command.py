@@ -106,7 +106,7 @@ def written(name: str, text: str) -> Any:
         (written("labels.json", '{"2/99": "x"}'), "feature 99 is not in level 2, which has 20 features"),
         (written("text.txt", "too short"), "holds too little: 2 of 16 tokens that fill a context"),
         (data_set(text=["short"]), "holds too little: 1 of 16"),
-        (data_set(prose=["x"], n=[1]), "--column='text' holds no text in --dataset="),
+        (data_set(prose=["x"], n=[1]), "--column='text' holds neither text nor token ids in --dataset="),
         (
             lambda folder: DatasetDict({"test": Dataset.from_dict({"text": ["x"]})}).save_to_disk(folder / "dataset"),
             "--split='train' is not in --dataset=",

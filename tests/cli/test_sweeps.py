@@ -202,6 +202,25 @@ def test_the_model_of_a_single_level_is_safe_before_it_is_measured(tmp_path, mon
     assert load_hierarchical_sae(tmp_path / "saved").cfg.level_widths == [8]
 
 
+def test_a_configuration_of_which_a_seed_went_wrong_comes_last(tmp_path, monkeypatch):
+    def measured(words, configuration):
+        strong, seed = configuration["structural_loss_coefficient"] > 0.01, "--seed=0" in words
+        hamming = math.nan if strong and seed else float(not strong)
+        return configuration | {"forest/hamming_at_matched_variance": hamming, "forest/variance_explained": 0.5}
+
+    monkeypatch.setattr("sae_lens_hsae.cli.sweep.measured", measured)
+    sweep = tmp_path / "rho.yaml"
+    values = "{structural_loss_coefficient: {values: [0.1, 0.01, 0.001]}}"
+    sweep.write_text(f"{{command: [hsae, train, '${{args}}'], parameters: {values}}}")
+    table = run_sweep(sweep, tmp_path / "out", seeds=2, further=["--config", str(write_train_flags(tmp_path))])
+    assert list(table["structural_loss_coefficient"]) == [0.01, 0.001, 0.1]
+    for name in ("forest/hamming_at_matched_variance", "forest/hamming_at_matched_variance_spread"):
+        assert table[name].isna().tolist() == [False, False, True]
+    assert (table["forest/variance_explained"] == 0.5).all()
+    *_, last = (tmp_path / "out" / "rho.csv").read_text().splitlines()
+    assert last == "0.1,NaN,0.5,NaN,0.0"
+
+
 def test_a_sweep_runs_again_what_its_files_have_changed(tmp_path, monkeypatch):
     trained = []
 
@@ -221,7 +240,7 @@ def test_a_sweep_runs_again_what_its_files_have_changed(tmp_path, monkeypatch):
         run_sweep(SWEEPS[0], tmp_path / "out", seeds=1, runs=1, further=[*further, "--dry-run"])
     topk = tmp_path / "topk.yaml"
     topk.write_text("{command: [hsae, train, '${args}'], parameters: {lr: {values: [0.1]}}}")
-    words = ["--architecture=topk", "--k=2", "--d_in=4", "--d_sae=8", "--training_tokens=9999"]
+    words = ["--architecture=topk", "--k=2", "--d_in=4", "--d_sae=8", "--training_tokens=9999", "--context_size=256"]
     with pytest.raises(ValueError, match="architecture='topk' has no forest to sweep by"):
         run_sweep(topk, tmp_path / "out", seeds=1, further=words)
 

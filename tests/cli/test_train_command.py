@@ -41,7 +41,9 @@ from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 
 
 def test_later_sources_win_and_d_sae_follows_from_the_widths(tmp_path):
-    (tmp_path / "a.yaml").write_text("d_in: 8\nlevel_widths: [4, 8]\ntarget_l0: [2, 3]\nlr: 0.1\nstreaming: false\n")
+    (tmp_path / "a.yaml").write_text(
+        "d_in: 8\nlevel_widths: [4, 8]\ntarget_l0: [2, 3]\nlr: 0.1\nstreaming: false\ncontext_size: 256\n"
+    )
     (tmp_path / "b.json").write_text('{"lr": 0.2, "level_widths": [4, 16], "model_kwargs": {"a": [1, 2]}}')
     files = [str(tmp_path / "a.yaml"), str(tmp_path / "b.json")]
     flags = merged_flags(["paper", "gpt2"], files, {"perturbation_rate": ["0.5"]})
@@ -249,6 +251,15 @@ def test_the_estimate_counts_what_there_is(tmp_path):
     found = estimate(cfg)
     assert found["parameters"] == sum(p.numel() for p in sae.parameters())
     assert found["firing_gb"] == 0
+    # It is the SAE's own type that counts; what waits in SAELens' buffer is in float32.
+    assert found["buffer_gb"] == 4 * cfg.n_batches_in_buffer * cfg.context_size * cfg.sae.d_in / 1e9
+    cfg.dtype = "bfloat16"
+    assert estimate(cfg) == found
+    cfg.sae.dtype = "bfloat16"
+    for name in ("weights_gb", "batch_gb"):
+        assert estimate(cfg)[name] == found[name] / 2
+    assert estimate(cfg)["buffer_gb"] == found["buffer_gb"]
+    cfg.sae.dtype = "float32"
     for similarity in ("coactivation", "conditional"):
         cfg.sae.hierarchy_similarity = similarity
         sae, batch = HierarchicalTrainingSAE(cfg.sae), cfg.train_batch_size_tokens
@@ -266,8 +277,9 @@ def test_the_estimate_counts_what_there_is(tmp_path):
 
 GPT2 = ["--preset", "gpt2", "--training_tokens", "9999"]
 TO_PROC = ["--output_path=/proc/mine", "--d_in=4", "--text=short.txt", "--context_size=4", "--training_tokens=9999"]
+TO_PROC += ["--train_batch_size_tokens=64"]
 WIDTHS = ["--level_widths", "4", "8", "--target_l0", "2"]
-TOPK = ["--architecture=topk", "--k=2", "--d_in=4", "--d_sae=8", "--training_tokens=9999"]
+TOPK = ["--architecture=topk", "--k=2", "--d_in=4", "--d_sae=8", "--training_tokens=9999", "--context_size=256"]
 WRONG_CALLS = [
     ([*WIDTHS, "--d_inn", "4"], "--d_inn is no flag; did you mean --d_in"),
     (["--traning_tokens", "5"], "--traning_tokens is no flag; did you mean --training_tokens"),
@@ -297,6 +309,10 @@ WRONG_VALUES = [
     ([*GPT2, "--context_size", "0"], "--context_size=0 must be at least 1"),
     ([*GPT2, "--wandb_log_frequency", "0"], "--wandb_log_frequency=0 must be at least 1"),
     ([*GPT2, "--store_batch_size_prompts", "0"], "--store_batch_size_prompts=0 must be at least 1"),
+    ([*GPT2, "--seed", "-1"], "--seed=-1 must be a whole number from 0 to 4294967295"),
+    ([*GPT2, "--n_batches_in_buffer=3", "--dry-run"], "buffer of 768 .*--train_batch_size_tokens=1024; raise .* 4, or"),
+    ([*GPT2, "--dtype=bfloat16", "--dry-run"], "--dtype='bfloat16' is .* trained in float32: give --autocast True .*"),
+    ([*TOPK, "--dtype=float16"], "--dtype='float16' is the type of cached activations alone.* or --sae.dtype float16"),
     ([*GPT2, "--n_checkpoints", "-1"], "--n_checkpoints=-1 must be at least 0"),
     ([*GPT2, "--lr", "-1"], "--lr=-1.0 must be at least 0"),
     ([*GPT2, "--device", "nowhere"], "--device='nowhere' cannot be used here"),

@@ -81,18 +81,9 @@ def test_a_torn_file_and_one_of_another_kind_are_named(checkpoint, tmp_path, nam
             READERS[name](path)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"n_ranks": torch.tensor(0)}, "n_ranks is no number"),
-        ({"n_rows": torch.tensor(1.5)}, "n_rows is no number"),
-        ({"rng_state": torch.zeros(3)}, "rng_state is none"),
-        ({"kept": torch.ones(3, D_IN + 1)}, r"kept is torch\.float32 of shape \(3, 9\), but d_in=8"),
-    ],
-)
-def test_what_no_store_would_write_is_refused(tmp_path, change, message):
-    save_file(STORE | change, tmp_path / STATE_FILENAME)
-    with pytest.raises(ValueError, match=message):
+def test_activations_of_another_width_are_refused(tmp_path):
+    save_file(STORE | {"kept": torch.ones(3, D_IN + 1)}, tmp_path / STATE_FILENAME)
+    with pytest.raises(ValueError, match=r"kept is torch\.float32 of shape \(3, 9\), but d_in=8"):
         read_store(tmp_path / STATE_FILENAME)
 
 

@@ -2,13 +2,15 @@
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from host_helpers import tiny_dataset, tiny_model
+from host_helpers import hooked_model, runner_config, signalling, tiny_dataset, tiny_model
 from own_runs import file_size_limited_to, run_ours
 from sae_lens import SAE
 from safetensors import SafetensorError
@@ -22,7 +24,7 @@ from sae_lens_hsae.storage.whole_files import (
     folder_written_whole,
 )
 from sae_lens_hsae.training.checkpoints import verify
-from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
+from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner, Interrupted
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 
 
@@ -36,7 +38,11 @@ def test_a_full_disk_leaves_the_last_checkpoint_untouched(tmp_path):
         for name in ("64", "128"):
             with (
                 file_size_limited_to(limit),
-                pytest.raises(OSError, match=rf"the checkpoint .*{name}' could not be written .* Make room"),
+                pytest.raises(
+                    OSError,
+                    match=rf"the checkpoint .*{name}' could not be written .* Make room, .* and go on with "
+                    rf"resume_from_checkpoint='{tmp_path}/64'",
+                ),
             ):
                 trainer.save_checkpoint(name, base_path=tmp_path)
             assert {path: path.read_bytes() for path in (tmp_path / "64").iterdir()} == before
@@ -60,6 +66,42 @@ def test_a_full_disk_leaves_the_last_model_untouched(tmp_path):
     runner.save_final_sae(sae, str(output))
     assert SAE.load_from_disk(output).cfg.d_sae == sae.cfg.d_sae
     assert (output / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("n_checkpoints", [0, 2])
+def test_a_model_that_its_place_does_not_take_is_saved_beside_the_checkpoints(tmp_path, n_checkpoints):
+    cfg = runner_config(tmp_path, n_checkpoints=n_checkpoints)
+    runner = HierarchicalSAETrainingRunner(cfg, override_model=tiny_model(), override_dataset=tiny_dataset())
+    Path(str(cfg.output_path)).write_text("a file")
+    elsewhere = Path(str(cfg.checkpoint_path)) / "model"
+    with pytest.raises(
+        OSError, match=rf"model could not be written to .*; .* as it was\. It is in '{elsewhere}' instead"
+    ):
+        runner.run()
+    saved: Any = SAE.load_from_disk(elsewhere)
+    trained: Any = runner.sae
+    assert torch.equal(saved.W_dec, trained.W_dec)
+    assert torch.equal(saved.parents, trained.parents)
+    # Where nothing can be written, the remedy is one that there is.
+    newest = rf"go on with resume_from_checkpoint='{elsewhere.parent}/1344'"
+    with file_size_limited_to(0):
+        with pytest.raises(OSError, match=newest if n_checkpoints else "train again: there is no checkpoint"):
+            runner.save_final_sae(runner.sae, str(cfg.output_path))
+        cfg.checkpoint_path = None
+        with pytest.raises(OSError, match="Make room, or choose another output_path, and train again"):
+            runner.save_final_sae(runner.sae, str(cfg.output_path))
+
+
+def test_a_run_that_is_stopped_ends_so_even_if_its_checkpoint_cannot_be_written(tmp_path, caplog):
+    def stop(tensor: torch.Tensor) -> torch.Tensor:
+        (tmp_path / "checkpoints").write_text("a file")
+        return signalling(signal.SIGTERM)(tensor)
+
+    with pytest.raises(Interrupted) as stopped:
+        run_ours(tmp_path, "", model=hooked_model(stop, at=11))
+    assert stopped.value.code == 143
+    assert "could not be written" in caplog.text
+    assert "train again: there is no checkpoint" in caplog.text
 
 
 def test_a_model_that_cannot_be_saved_leaves_the_one_before(tmp_path):
@@ -97,7 +139,7 @@ def test_a_vanished_folder_is_made_again_and_an_impossible_one_is_an_error(tmp_p
     [
         ("output_path", {}),
         ("checkpoint_path", {"n_checkpoints": 1}),
-        ("checkpoint_path", {"n_checkpoints": 0, "save_final_checkpoint": True}),
+        ("checkpoint_path", {"n_checkpoints": 0}),  # an interruption writes there all the same
     ],
 )
 def test_a_place_that_cannot_be_written_to_is_refused_before_training(tmp_path, field, overrides):

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -382,6 +383,32 @@ def test_a_model_that_commands_will_not_load_may_be_loaded_and_given_to_them(tmp
     assert (folder / "explorer.html").is_file()
 
 
+@pytest.mark.parametrize("column", ["tokens", "input_ids", "mine"])
+def test_rows_of_token_ids_are_cut_as_training_cuts_them(tmp_path, capsys, column):
+    model = save_model(tmp_path / "model")
+    ids = [[(7 * i + j) % VOCABULARY for j in range(CONTEXT)] for i in range(60)]
+    rows = Dataset.from_dict({"tokens": ids})
+    cfg = configured(tmp_path, model, context_size=20, is_dataset_tokenized=True)
+    with restored_signal_handlers():
+        HierarchicalSAETrainingRunner(cfg, override_dataset=rows).run()
+    folder, data = str(tmp_path / "out"), str(tmp_path / "rows")
+    Dataset.from_dict({column: ids}).with_format("torch").save_to_disk(data)
+    call = ["evaluate", folder, "--dataset", data, "--n-tokens=400", *(["--column=mine"] if column == "mine" else [])]
+    cli.main(call)
+    assert "400 tokens" in capsys.readouterr().out
+    source = TextSource(dataset=data, column="mine" if column == "mine" else "text")
+    sae = load_hierarchical_sae(folder)
+    tokenizer = load_tokenizer(sae)
+    assert text_rows(source, sae.cfg.metadata, tokenizer, 19 * 20)["tokens"][:] == [row[:20] for row in ids[:20]]
+    wider = SAEMetadata(context_size=CONTEXT + 1, prepend_bos=False)
+    with pytest.raises(ValueError, match=rf"column='{column}' has 32 tokens in row 0, fewer than context_size=33;"):
+        text_rows(source, wider, tokenizer, 100)
+    Dataset.from_dict({column: [[VOCABULARY] * 20]}).save_to_disk(tmp_path / "foreign")
+    foreign = TextSource(dataset=tmp_path / "foreign", column=source.column)
+    with pytest.raises(ValueError, match=r"has the token 100 in row 0, and the model's tokenizer has 100;"):
+        text_rows(foreign, sae.cfg.metadata, tokenizer, 100)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """The last checkpoint of a training whose activations were scaled, and the text that it read."""
@@ -396,11 +423,14 @@ def test_a_checkpoint_is_read_in_the_models_scale(checkpoint):
     folder, text = checkpoint
     scale = json.loads((folder / "activation_scaler.json").read_text())["scaling_factor"]
     assert abs(scale - 1) > 0.1, "else the scale makes no difference"
-    expected: Any = SAE.load_from_disk(folder)
+    with pytest.warns(UserWarning, match="reads activations times a factor .*, as checkpoints .*_scaler.json"):
+        expected: Any = SAE.load_from_disk(folder)
     expected.fold_activation_norm_scaling_factor(scale)
     for load in (HierarchicalSAE.load_from_disk, load_hierarchical_sae):
-        with pytest.warns(UserWarning, match=r"its scale of the activations, .* is folded into the SAE"):
+        with pytest.warns(UserWarning, match="times a factor|is folded") as told:
             found = load(folder)
+        (only,) = told
+        assert "is folded into the SAE" in str(only.message)
         assert found.cfg.normalize_activations == "none"
         for name, tensor in expected.state_dict().items():
             assert torch.equal(found.state_dict()[name], tensor), name
@@ -413,6 +443,16 @@ def test_a_checkpoint_is_read_in_the_models_scale(checkpoint):
         error = (x - expected(x)).square().sum() / (x - x.mean(0)).square().sum()
     assert measured.levels[-1].variance_explained == pytest.approx(1 - error.item(), abs=1e-4)
     assert load_evaluation(found, folder) is not None, "it belongs to these weights"
+
+
+def test_training_that_goes_on_from_a_checkpoint_is_not_warned_of_its_scale(checkpoint, tmp_path):
+    folder, _ = checkpoint
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for source in ("from_pretrained_path", "resume_from_checkpoint"):
+            overrides: dict[str, Any] = {source: str(folder)}
+            trained(tmp_path / source, folder.parents[2] / "model", **overrides)
+    assert not [warning for warning in told if "times a factor" in str(warning.message)]
 
 
 def test_a_scale_that_is_not_known_or_damaged_is_refused(checkpoint, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 from host_helpers import (
     CONTEXT,
     VOCABULARY,
@@ -18,6 +19,7 @@ from host_helpers import (
     save_tiny_gpt2,
     tiny_config,
     tiny_dataset,
+    tiny_model,
     train,
     write_train_flags,
 )
@@ -172,6 +174,17 @@ def test_a_hook_point_that_is_missing_comes_with_those_that_are_there(small_gemm
             ValueError, match=re.escape(f"hook_name={hook!r} is no hook point of the model; it has {message}")
         ):
             HierarchicalSAETrainingRunner(cfg, override_dataset=tiny_dataset())
+
+
+@pytest.mark.parametrize("kind", ["AutoModelForCausalLM", "HookedTransformer"])
+def test_contexts_that_are_longer_than_the_model_takes_are_refused(gpt2, tmp_path, kind):
+    cfg = runner_config(
+        tmp_path, model_name=str(gpt2), model_class_name=kind, hook_name="transformer.h.0", context_size=CONTEXT + 8
+    )
+    model = tiny_model() if kind == "HookedTransformer" else None
+    rows = Dataset.from_dict({"text": [" ".join(f"w{i}" for i in range(1, 90))] * 40})
+    with pytest.raises(ValueError, match="context_size=40, but the model takes at most 32 tokens; set 32 or less"):
+        HierarchicalSAETrainingRunner(cfg, override_dataset=rows, override_model=model)
 
 
 def test_many_hook_points_are_not_all_listed():

@@ -53,7 +53,7 @@ def test_damage_to_any_file_of_a_checkpoint_is_found(tmp_path, how):
     ("change", "message"),
     [
         ({"format": "other"}, "describes no checkpoint"),
-        ({"format_version": 2}, "format_version=2 cannot be read, only 1"),
+        ({"format_version": 1}, "format_version=1 cannot be read, only 2"),
         ({"n_training_samples": -1}, "is damaged"),
         ({"files": {"../../elsewhere": {"bytes": 1, "sha256": ""}}}, "is damaged"),
     ],
@@ -145,14 +145,18 @@ def test_options_that_make_no_sense_are_refused(tmp_path, options):
         run_ours(tmp_path, options=options)
 
 
-def test_a_resumed_run_is_refused_the_state_of_another(tmp_path):
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"level_widths": [8, 16, 64]}, r"W_dec has shape \(56, 16\) in the file, but level_widths=\[8, 16, 64\]"),
+        ({"level_activation": "batchtopk"}, "resume with the configuration of the checkpoint"),
+    ],
+)
+def test_a_resumed_run_is_refused_the_state_of_another(tmp_path, other, message):
     cfg, _ = run_ours(tmp_path, n_checkpoints=1)
     (checkpoint,) = checkpoints_of(cfg)
-    with pytest.raises(
-        ValueError,
-        match=r"trainer_state\.pt' does not fit this run: .*; resume with the configuration of the checkpoint",
-    ):
-        run_ours(tmp_path, "b", resume_from_checkpoint=str(checkpoint), sae=tiny_config(level_widths=[8, 16, 64]))
+    with pytest.raises(ValueError, match=message):
+        run_ours(tmp_path, "b", resume_from_checkpoint=str(checkpoint), sae=tiny_config(**other))
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from host_helpers import (
     save_tiny_gpt2,
     tiny_config,
     tiny_dataset,
+    tiny_model,
     train,
 )
 from sae_lens import (
@@ -186,6 +187,23 @@ def test_both_runners_take_the_same_steps(tmp_path):
     # And ours leaves the decoder rows at unit norm after every step.
     norms = torch.stack([step.row_norms for step in ours])
     torch.testing.assert_close(norms, torch.ones_like(norms), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["new SAE", "given SAE"])
+def test_the_seed_decides_a_run_whatever_the_random_state_was(tmp_path, given):
+    sae = HierarchicalTrainingSAE(tiny_config())
+
+    def trained(name: str, state: int, seed: int) -> dict[str, torch.Tensor]:
+        overrides: dict[str, Any] = {"override_model": tiny_model(), "override_dataset": tiny_dataset()}
+        if given:
+            overrides["override_sae"] = copy.deepcopy(sae)
+        torch.manual_seed(state)
+        cfg = runner_config(tmp_path / name, seed=seed, training_tokens=5 * 64)
+        return HierarchicalSAETrainingRunner(cfg, **overrides).run().state_dict()
+
+    one, again, other = trained("one", 1, 5), trained("again", 2, 5), trained("other", 1, 6)
+    assert all(torch.equal(tensor, again[name]) for name, tensor in one.items())
+    assert not torch.equal(one["W_enc"], other["W_enc"])
 
 
 # Options.

@@ -29,11 +29,12 @@ from sae_lens import (
 from sae_lens.training._interruption import InterruptedException
 from sae_lens.training.mixing_buffer import mixing_buffer
 from sae_lens.training.sae_trainer import SAETrainer
+from safetensors.torch import load_file
 from short_trainings import assert_equal_states, batches, new_trainer, take_steps
 from small_saes import make_sae
 
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
-from sae_lens_hsae.training.store import STATE_FILENAME, MixingBuffer
+from sae_lens_hsae.training.store import STATE_FILENAME, MixingBuffer, ResumableActivationsStore
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 
 SIMILARITIES = ["encoder", "coactivation", "conditional"]
@@ -74,11 +75,12 @@ def test_the_mixing_buffer_serves_what_saelens_serves(mix_fraction, batch_size):
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_a_buffer_that_cannot_be_is_refused():
+def test_a_buffer_that_cannot_be_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"activations_mixing_fraction=1\.5 must be from 0 to 1"):
         MixingBuffer(50, 6, iter(()), 1.5)
-    with pytest.raises(ValueError, match=r"buffer of 5 .* train_batch_size_tokens=6; raise n_batches_in_buffer"):
-        MixingBuffer(5, 6, iter(()), 0.5)
+    message = r"n_batches_in_buffer=4 .* buffer of 48 .* of 12 positions .* train_batch_size_tokens=64; .* least 6"
+    with pytest.raises(ValueError, match=message):  # before the model, of which there is none by this name
+        HierarchicalSAETrainingRunner(runner_config(tmp_path, seqpos_slice=(5, -15)))
 
 
 def short_dataset():
@@ -185,6 +187,63 @@ def test_a_run_stopped_by_a_signal_resumes_where_it_was(tmp_path, number):
         HierarchicalSAETrainingRunner, runner_config(tmp_path / "resumed", resume_from_checkpoint=str(checkpoint))
     )
     assert_equal_states(resumed, whole)
+
+
+@pytest.mark.parametrize("concatenated", [True, False])
+@pytest.mark.parametrize("form", ["rows", "stream"])
+def test_a_resumed_run_tokenises_none_of_the_text_that_was_read(tmp_path, gpt2, monkeypatch, form, concatenated):
+    """Texts shorter and longer than a context, so that the stop comes in the middle of one."""
+    texts = [" ".join(f"w{1 + (7 * i + 3 * j) % 97}" for j in range(5 + 37 * i % 150)) for i in range(90)]
+    data: Any = Dataset.from_dict({"text": texts})
+    data = data.to_iterable_dataset() if form == "stream" else data
+    tokenised: list[str] = []
+    row, original = ResumableActivationsStore._iterate_raw_dataset, ResumableActivationsStore.get_batch_tokens
+
+    def raw(store):
+        for text in row(store):
+            tokenised.append(text)
+            yield text
+
+    def run(name, **overrides):
+        tokenised.clear()
+        batches.clear()
+        of_model = {"model_name": str(gpt2), "model_class_name": "AutoModelForCausalLM", "hook_name": "transformer.h.0"}
+        cfg = runner_config(
+            tmp_path / name,
+            **of_model,
+            prepend_bos=True,
+            disable_concat_sequences=not concatenated,
+            n_checkpoints=4,
+            **overrides,
+        )
+        return cfg, train(HierarchicalSAETrainingRunner, cfg, override_dataset=data)
+
+    def batch(store, *args, **kwargs):
+        batches.append(original(store, *args, **kwargs))
+        return batches[-1]
+
+    batches: list[torch.Tensor] = []
+    monkeypatch.setattr(ResumableActivationsStore, "_iterate_raw_dataset", raw)
+    monkeypatch.setattr(ResumableActivationsStore, "get_batch_tokens", batch)
+    cfg, whole = run("whole")
+    all_batches, all_texts = list(batches), list(tokenised)
+    for checkpoint in Path(str(cfg.checkpoint_path)).iterdir():
+        _, resumed = run(checkpoint.name, resume_from_checkpoint=str(checkpoint))
+        assert_equal_states(resumed, whole)
+        assert all(torch.equal(a, b) for a, b in zip(batches, all_batches[-len(batches) :], strict=True))
+        assert tokenised == all_texts[len(all_texts) - len(tokenised) :]
+        state = load_file(checkpoint / STATE_FILENAME)
+        before = int(state["first_row"] + state["n_rows"]) + (int(state["n_passes"]) - 1) * len(texts)
+        assert len(tokenised) == len(all_texts) - before
+
+
+def test_a_data_set_that_ends_before_the_checkpoint_is_refused(tmp_path):
+    cfg = runner_config(tmp_path / "a", n_checkpoints=1)
+    train(HierarchicalSAETrainingRunner, cfg)
+    (checkpoint,) = Path(str(cfg.checkpoint_path)).iterdir()
+    again = runner_config(tmp_path / "b", resume_from_checkpoint=str(checkpoint))
+    with pytest.raises(ValueError, match=r"has read \d+ rows, but the data set has 20; resume with the data set of"):
+        train(HierarchicalSAETrainingRunner, again, override_model=tiny_model(), override_dataset=tiny_dataset(20))
 
 
 def test_signal_handlers_are_put_back(tmp_path):

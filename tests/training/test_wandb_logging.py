@@ -1,6 +1,7 @@
 """What SAELens' runner logs to Weights & Biases, read back from the file of a real offline run."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,24 @@ import wandb
 from host_helpers import (
     CONTEXT,
     WIDTHS,
+    hooked_model,
     recorded_steps,
     residual_activations,
     runner_config,
+    signalling,
     train,
 )
 from own_runs import run_ours
 from sae_lens import SAE, LanguageModelSAETrainingRunner, LoggingConfig
+from short_trainings import poisoned
 from wandb.errors import CommError
 from wandb_runs import history, records
 
 from sae_lens_hsae import ForestLogging, HierarchicalSAETrainingRunner, evaluate_forest
 from sae_lens_hsae.interpret.feature_cache import Dashboards, fingerprint
+from sae_lens_hsae.sae.bad_batches import BadBatchError
 from sae_lens_hsae.training.forest_log import COLUMNS
+from sae_lens_hsae.training.runner import Interrupted
 
 LOG_EVERY = 5
 EVERY_LEVEL = ("l0", "l0_coefficient", "mse", "explained_variance", "dead_features")
@@ -66,6 +72,29 @@ def test_levels_and_forest_are_logged(tmp_path, offline, runner):
         for name in ("threshold", "b_enc"):
             assert sum(row[f"weights/{name}/values"]) == sae.cfg.d_sae
             assert len(row[f"weights/{name}/bins"]) == len(row[f"weights/{name}/values"]) + 1
+
+
+@pytest.mark.parametrize("fault", [signalling(signal.SIGTERM), poisoned(torch.nan)])
+def test_a_run_that_fails_leaves_none_open_for_the_next_one(tmp_path, offline, fault):
+    with pytest.raises((Interrupted, BadBatchError)):
+        run(tmp_path / "stopped", model=hooked_model(fault, at=11))
+    assert wandb.run is None
+    run(tmp_path / "next")
+    wandb.teardown()
+    codes = sorted(
+        record.exit.exit_code
+        for path in offline.glob("wandb/offline-run-*/run-*.wandb")
+        for record in records(path)
+        if record.WhichOneof("record_type") == "exit"
+    )
+    assert codes == [0, 1]
+
+
+def test_a_run_of_the_callers_stays_open_after_an_error(tmp_path, offline):  # noqa: ARG001
+    mine = wandb.init(project="mine")
+    with pytest.raises(BadBatchError):
+        run(tmp_path, model=hooked_model(poisoned(torch.nan), at=11))
+    assert wandb.run is mine
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), CommError("refused")])

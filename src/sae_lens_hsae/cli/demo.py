@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
-from transformers import AutoTokenizer, set_seed
+from transformers import AutoTokenizer
 
 from sae_lens_hsae.cli.showcase import paper_optimizer, train_and_show
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
@@ -113,7 +113,6 @@ def demo(model: str = "minilm", **overrides: Any) -> HierarchicalSAE:
     cfg = CONFIGS[model](**overrides)
     if cfg.output_path is not None:
         check_writable("output_path", Path(cfg.output_path), "run it from a folder that can be")
-    set_seed(cfg.seed)  # SAELens seeds neither the weights nor the order of the activations
     n_norm = cfg.n_batches_for_norm_estimate * cfg.train_batch_size_tokens
     n_buffer = cfg.n_batches_in_buffer * CONTEXT_SIZE
     # A little more than is trained on, for the special tokens that are left out.

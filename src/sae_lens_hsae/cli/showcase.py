@@ -10,6 +10,7 @@ from typing import Any
 from datasets import Dataset
 from sae_lens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner
 from sae_lens.training.activations_store import ActivationsStore
+from transformers import set_seed
 
 from hsae_command.parsers import DASHBOARD_TOKENS, EVALUATION_TOKENS
 from sae_lens_hsae.cli.evaluate import evaluate
@@ -67,6 +68,7 @@ def train_and_show(
     check_places(cfg)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
+        set_seed(cfg.seed)  # SAELens seeds neither the weights nor the order of the activations
         with model_of_run(cfg) as model:
             runner = LanguageModelSAETrainingRunner(cfg, override_dataset=rows, override_model=model)
         runner.run()

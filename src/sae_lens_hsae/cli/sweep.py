@@ -86,8 +86,9 @@ def run_sweep(
         workers: processes that share the cores.
 
     Returns:
-        One row per configuration, best first: its parameters, the mean of each number of
-        `sae_lens_hsae.cli.measured_runner.summary` over the seeds, and ``…_spread``, half its range.
+        One row per configuration, best first, those with NaN last: its parameters, the mean of each number of
+        `sae_lens_hsae.cli.measured_runner.summary` over the seeds, and ``…_spread``, half its range; NaN
+        if it is NaN for any seed.
     """
     for name, count in (("seeds", seeds), ("runs", runs)):
         if count is not None and count < 1:
@@ -112,7 +113,7 @@ def run_sweep(
             cells.append(Cell(f"run-{name}", measured, (words, configuration)))
     results = finish_cells(cells, output / "cells", f"Sweep {Path(path).stem}", workers)
     table = _table(results, list(sweep["parameters"]))
-    write_whole(output / f"{Path(path).stem}.csv", table.to_csv(index=False))
+    write_whole(output / f"{Path(path).stem}.csv", table.to_csv(index=False, na_rep="NaN"))
     return table
 
 
@@ -127,8 +128,9 @@ def measured(words: list[str], configuration: dict[str, Any]) -> dict[str, Any]:
 
 def _table(results: list[dict[str, Any]], parameters: list[str]) -> pandas.DataFrame:
     grouped: Any = pandas.DataFrame(results).groupby(parameters, sort=False)
-    means = grouped.mean()
-    spread = ((grouped.max() - grouped.min()) / 2).add_suffix("_spread")
+    # pandas leaves NaN out, so that a configuration would be ranked by the seeds that went well.
+    means = grouped.agg(lambda values: values.mean(skipna=False))
+    spread = grouped.agg(lambda values: (values.max(skipna=False) - values.min(skipna=False)) / 2).add_suffix("_spread")
     return means.join(spread).sort_values("forest/hamming_at_matched_variance").reset_index()
 
 

@@ -102,6 +102,12 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
     if several and not range(cfg.context_size)[slice(*cfg.seqpos_slice)]:
         raise ValueError(f"seqpos_slice={cfg.seqpos_slice} leaves none of context_size={cfg.context_size} positions")
     check_steps(cfg)
+    if "dtype" in flags and "sae.dtype" not in flags and cfg.dtype != cfg.sae.dtype and not cfg.use_cached_activations:
+        raise ValueError(
+            f"dtype={cfg.dtype!r} is the type of cached activations alone, and the SAE would be trained in "
+            f"{cfg.sae.dtype}: give --autocast True to compute in bfloat16, or --sae.dtype {cfg.dtype} to hold the "
+            "SAE's parameters in that type"
+        )
     if own.column != beyond_saelens().get_default("column") and not (own.text and has_columns(own.text)):
         raise ValueError(
             f"column={own.column!r} is only for a text of JSON lines; of a data set SAELens reads the column 'text' or "
@@ -196,7 +202,6 @@ def train(own: argparse.Namespace, cfg: Any) -> ForestEvaluation | None:
     if own.text is not None:  # one's own text is to be tokenised here; that it is read again was said
         warnings.filterwarnings("ignore", "Dataset is not tokenized", UserWarning)
         warnings.filterwarnings("ignore", "All samples in the training dataset have been exhausted", UserWarning)
-    set_seed(cfg.seed)  # SAELens seeds neither the weights nor the order of the activations
     if not isinstance(cfg.sae, HierarchicalTrainingSAEConfig):
         if n_launched() > 1:
             raise ValueError(
@@ -205,6 +210,7 @@ def train(own: argparse.Namespace, cfg: Any) -> ForestEvaluation | None:
             )
         check_places(cfg)
         rows = rows_on_disk(cfg) if rows is None else rows
+        set_seed(cfg.seed)  # our own runner does
         with model_of_run(cfg) as model:
             runner = LanguageModelSAETrainingRunner(cfg, override_dataset=rows, override_model=model)
         runner.run()

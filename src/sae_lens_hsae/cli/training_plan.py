@@ -36,7 +36,9 @@ def estimate(cfg: Any) -> dict[str, float]:
         ``hours_per_teraflop_per_second``: divide it by what your device reaches.
     """
     sae = cfg.sae
-    size = (cfg.dtype if isinstance(cfg.dtype, torch.dtype) else str_to_dtype(cfg.dtype)).itemsize
+    size = str_to_dtype(sae.dtype).itemsize
+    # SAELens' store computes activations in float32, whatever dtype says, and holds cached ones as they are read.
+    held = str_to_dtype(cfg.dtype).itemsize if cfg.use_cached_activations else torch.float32.itemsize
     products = 2 * sae.d_in * sae.d_sae
     widths = getattr(sae, "level_widths", [])
     parameters = products + 2 * sae.d_sae + max(1, len(widths)) * sae.d_in  # with b_enc, thresholds, every b_dec
@@ -48,7 +50,7 @@ def estimate(cfg: Any) -> dict[str, float]:
         "parameters": parameters,
         "weights_gb": 4 * parameters * size / 1e9,
         "batch_gb": 2 * cfg.train_batch_size_tokens * sae.d_sae * size / 1e9,
-        "buffer_gb": buffer * size / 1e9,
+        "buffer_gb": buffer * held / 1e9,
         "firing_gb": _bytes_of_firing(sae, cfg.train_batch_size_tokens, cfg.device) / 1e9,
         "sae_teraflop": teraflop,
         "hours_per_teraflop_per_second": teraflop / 3600,

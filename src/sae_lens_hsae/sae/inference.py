@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 else:
     _Base = object
 
+UNFOLDED = "the SAE reads activations times a factor"
+"""How the warning begins that it is not folded in."""
 CAST_TENSORS = ("W_enc", "b_enc", "threshold", "W_dec", "b_dec")
 """Tensors of the SAE's own dtype. All others keep every bit, whatever dtype it is cast, saved or loaded to."""
 
@@ -324,7 +326,9 @@ class HierarchicalSAE(LevelStack, SAE[HierarchicalSAEConfig]):
         """
         check_model_files(Path(path))
         scale = scale_beside(Path(path))
-        sae = super().load_from_disk(path, *args, **kwargs)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", UNFOLDED)
+            sae = super().load_from_disk(path, *args, **kwargs)
         if scale is not None and sae.cfg.normalize_activations == "expected_average_only_in":
             sae.fold_activation_norm_scaling_factor(scale)
             warnings.warn(
@@ -348,8 +352,19 @@ class HierarchicalSAE(LevelStack, SAE[HierarchicalSAEConfig]):
 
     @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
-        """As in `LevelStack`; a training checkpoint's tensors become those that read activations as they are."""
+        """As in `LevelStack`; a training checkpoint's tensors become those that read activations as they are.
+
+        Warns:
+            UserWarning: if the SAE reads activations times a factor, which is not among the tensors.
+        """
         super().process_state_dict_for_loading(state_dict)
+        if self.cfg.normalize_activations != "none":
+            warnings.warn(
+                f"{UNFOLDED} (normalize_activations={self.cfg.normalize_activations!r}), as checkpoints of the "
+                f"training do, where it stands in {ACTIVATION_SCALER_CFG_FILENAME}: load it with "
+                "HierarchicalSAE.load_from_disk, or call fold_activation_norm_scaling_factor",
+                stacklevel=3,  # SAELens' loader is between
+            )
         if INPUT_SCALE in state_dict:
             for name in ("b_enc", "b_dec", "threshold"):
                 state_dict[name] = (state_dict[name] / state_dict[INPUT_SCALE]).to(self.dtype)

@@ -103,6 +103,19 @@ def most_tokens(model: Any) -> int | None:
     return next((limit for limit in limits if limit), None)
 
 
+def check_context(model: Any, context_size: int) -> None:
+    """Check that a model takes contexts of this many tokens; its own error is an IndexError that names nothing.
+
+    Raises:
+        ValueError: if they are too long.
+    """
+    limit = most_tokens(model)
+    if limit is not None and context_size > limit:
+        raise ValueError(
+            f"context_size={context_size}, but the model takes at most {limit} tokens; set {limit} or less"
+        )
+
+
 def check_length(model: Any, start: Sequence[int], ids: Sequence[int], what: str) -> None:
     """Refuse, with a ValueError, a text that is too long for a model; its own IndexError names nothing.
 

@@ -24,6 +24,8 @@ from sae_lens_hsae.text.documents import OF_DATA_SETS, documents
 from sae_lens_hsae.text.installed import HELD_OUT_OF, INSTALLED, MAX_TOKENS_PER_TEXT, installed_text
 
 DEFAULT_CONTEXT = 128
+TOKEN_COLUMNS = ("tokens", "input_ids")
+"""Where SAELens looks for token ids."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class TextSource:
         dataset: a data set's name on the Hugging Face hub, a folder of its files, or one that ``save_to_disk`` wrote;
             read no further than needed.
         split: of the data set.
-        column: of the data set or the JSON lines, with text.
+        column: with the text, of the data set or the JSON lines; of a data set also with token ids. One without a
+            column ``text`` is read as SAELens trains on it: from ``tokens``, or else ``input_ids``.
 
     Raises:
         ValueError: if both a file and a data set are given, or the data set is a file.
@@ -88,8 +91,10 @@ def text_rows(
         held_out: which part of the text that is installed, see `installed_text`.
         limit: tokens that the model takes, for an SAE whose metadata name no ``context_size``.
 
+    Rows of token ids are cut to the context, as in training.
+
     Raises:
-        ValueError: if the data set lacks the split or the column, or the text is too short.
+        ValueError: if the data set lacks the split or the column, or the text is too short, or a row of token ids is.
         FileNotFoundError: if there is no such file or data set.
 
     Warns:
@@ -105,7 +110,11 @@ def text_rows(
             stacklevel=2,
         )
     n_rows = math.ceil(n_tokens / max(1, of_text))
-    counted = _Counted(tokenizer, _texts(source, held_out), truncated=source.is_installed)
+    data = _data_set(source)
+    column = _column_of_tokens(source, data)
+    if column is not None:
+        return _cut(source, data, column, length, n_rows, tokenizer)
+    counted = _Counted(tokenizer, _texts(source, data, held_out), truncated=source.is_installed)
     cut = concat_and_batch_sequences(
         iter(counted),
         length,
@@ -207,27 +216,60 @@ def _lacking(n_tokens: int, metadata: Any, length: int) -> str:
     return f"too little: {n_tokens} of {length} tokens that fill a context"
 
 
-def _texts(source: TextSource, held_out: bool | None) -> Iterator[str]:
+def _data_set(source: TextSource) -> Any:
+    """The split of the source's data set; None where it is none."""
+    if source.dataset is None:
+        return None
+    name, split = str(source.dataset), source.split
+    if not _is_saved(Path(name)):
+        return load_dataset(name, split=split, streaming=True)
+    data: Any = load_from_disk(name)
+    if isinstance(data, DatasetDict):
+        if split not in data:
+            raise ValueError(f"split={split!r} is not in dataset={name!r}, which has {', '.join(map(str, data))}")
+        data = data[split]
+    return data.with_format(None)  # SAELens sets one for rows of token ids, and it is saved with them
+
+
+def _column_of_tokens(source: TextSource, data: Any) -> str | None:
+    """The column of a data set that holds token ids; None where text is to be read."""
+    row = next(iter(data), {}) if data is not None else {}
+    default = source.column == TextSource.column and source.column not in row
+    column = next((name for name in TOKEN_COLUMNS if name in row), None) if default else source.column
+    ids = row.get(column)
+    return column if isinstance(ids, list) and ids and all(type(id_) is int for id_ in ids) else None
+
+
+def _cut(source: TextSource, data: Any, column: str, length: int, n_rows: int, tokenizer: Any) -> Dataset:
+    """The beginnings of rows of token ids, in a column ``tokens``."""
+    rows = [row[column][:length] for row in islice(data, n_rows)]
+    for i, row in enumerate(rows):
+        if len(row) < length:
+            raise ValueError(
+                f"{source}: column={column!r} has {len(row)} tokens in row {i}, fewer than context_size={length}; give "
+                "rows that are at least as long, or a data set with text"
+            )
+        if not 0 <= min(row) <= max(row) < len(tokenizer):
+            raise ValueError(
+                f"{source}: column={column!r} has the token {max(row)} in row {i}, and the model's tokenizer has "
+                f"{len(tokenizer)}; give rows of this tokenizer, or a data set with text"
+            )
+    return Dataset.from_dict({"tokens": rows})
+
+
+def _texts(source: TextSource, data: Any, held_out: bool | None) -> Iterator[str]:
     if source.file is not None:
         yield from documents(source.file, source.column)
         return
     if source.is_installed:
         yield from installed_text(held_out)
         return
-    name, split = str(source.dataset), source.split
-    if _is_saved(Path(name)):
-        data: Any = load_from_disk(name)
-        if isinstance(data, DatasetDict):
-            if split not in data:
-                raise ValueError(f"split={split!r} is not in dataset={name!r}, which has {', '.join(map(str, data))}")
-            data = data[split]
-    else:
-        data = load_dataset(name, split=split, streaming=True)
     for row in data:
         text = row.get(source.column, ...)
         if not isinstance(text, str | None):
             raise ValueError(
-                f"column={source.column!r} holds no text in dataset={name!r}, which has the columns {', '.join(row)}"
+                f"column={source.column!r} holds neither text nor token ids in dataset={str(source.dataset)!r}, which "
+                f"has the columns {', '.join(row)}"
             )
         if text is not None:
             yield text

@@ -20,7 +20,7 @@ from sae_lens_hsae.storage.whole_files import delete_whole
 
 MANIFEST = "manifest.json"
 FORMAT = "sae_lens_hsae/checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 NOT_OF_THE_RUN = {
     "act_store_device",
     "checkpoint_path",
@@ -126,6 +126,19 @@ def newest_valid(root: Path, config: dict[str, Any]) -> Path | None:
             continue
         return checkpoint
     return None
+
+
+def way_on(folder: Path) -> str:
+    """What to do after a run failed whose checkpoints are in a folder: go on from the newest, or train again."""
+    found: list[tuple[int, str]] = []
+    for path in folder.glob(f"[!.]*/{MANIFEST}"):
+        try:
+            manifest, _ = _read_manifest(path.parent)
+        except (OSError, ValueError):
+            continue
+        if not manifest.finished:
+            found.append((manifest.n_training_samples, str(path.parent)))
+    return f"go on with resume_from_checkpoint={max(found)[1]!r}" if found else "train again: there is no checkpoint"
 
 
 def _pass_over(checkpoint: Path, reason: object) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 from sae_lens.config import LanguageModelSAERunnerConfig
 
-from sae_lens_hsae.storage.whole_files import check_writable
+from sae_lens_hsae.storage.json_files import is_count
+from sae_lens_hsae.storage.whole_files import ANOTHER_PATH, check_writable
+from sae_lens_hsae.training.distributed.ranks import n_launched
 
 AT_LEAST = {"store_batch_size_prompts": 1, "n_batches_in_buffer": 1, "n_checkpoints": 0, "lr": 0}
 
@@ -21,6 +23,18 @@ def check_steps(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
     for name, least in AT_LEAST.items():
         if not getattr(cfg, name) >= least:
             raise ValueError(f"{name}={getattr(cfg, name)} must be at least {least}")
+    if not (is_count(cfg.seed) and cfg.seed < 2**32):
+        raise ValueError(f"seed={cfg.seed!r} must be a whole number from 0 to {2**32 - 1}")
+    n_positions = len(range(cfg.context_size)[slice(*cfg.seqpos_slice)])
+    n_ranks = n_launched()  # each has a buffer of its own, and its part of the batch
+    if cfg.n_batches_in_buffer * n_positions < cfg.train_batch_size_tokens // n_ranks:
+        each = "" if n_ranks == 1 else f" of {n_ranks} ranks together"
+        raise ValueError(
+            f"n_batches_in_buffer={cfg.n_batches_in_buffer} makes a buffer of {cfg.n_batches_in_buffer * n_positions} "
+            f"activations, of {n_positions} positions of each context, smaller than train_batch_size_tokens="
+            f"{cfg.train_batch_size_tokens}{each}; raise n_batches_in_buffer to at least "
+            f"{-(-cfg.train_batch_size_tokens // n_ranks // n_positions)}, or take smaller batches"
+        )
     if cfg.training_tokens < cfg.train_batch_size_tokens:
         raise ValueError(
             f"training_tokens={cfg.training_tokens} is less than one step of train_batch_size_tokens="
@@ -36,5 +50,5 @@ def check_places(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
     """
     if cfg.output_path is not None:
         check_writable("output_path", Path(cfg.output_path))
-    if cfg.checkpoint_path is not None and (cfg.n_checkpoints > 0 or cfg.save_final_checkpoint):
-        check_writable("checkpoint_path", Path(cfg.checkpoint_path))
+    if cfg.checkpoint_path is not None:  # a run that is stopped writes there, too
+        check_writable("checkpoint_path", Path(cfg.checkpoint_path), f"{ANOTHER_PATH}, or None")

@@ -23,6 +23,7 @@ from sae_lens.training.prefetch import PrefetchingIterator
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors import SafetensorError
 from transformer_lens import HookedRootModule
+from transformers import set_seed
 from typing_extensions import override
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
@@ -32,6 +33,7 @@ from sae_lens_hsae.storage.json_files import check_storable, is_count, printable
 from sae_lens_hsae.storage.whole_files import files_written_whole
 from sae_lens_hsae.text.load_model import model_of_run
 from sae_lens_hsae.text.rows import rows_on_disk
+from sae_lens_hsae.training.checkpoints import way_on
 from sae_lens_hsae.training.distributed.data_parallel import DataParallelTrainer
 from sae_lens_hsae.training.distributed.ranks import join, n_launched, own_device
 from sae_lens_hsae.training.forest_log import ForestLog, ForestLogging
@@ -42,6 +44,8 @@ from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 from sae_lens_hsae.training.uploads import uploads_follow
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+UNSAVED = "model"
+"""Folder beside the checkpoints for a model that ``output_path`` does not take."""
 OF_THE_PLACE = ("device", "metadata")
 """Fields of an SAE that say where it runs and what it reads, not how it is trained."""
 
@@ -49,8 +53,11 @@ OF_THE_PLACE = ("device", "metadata")
 class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
     """Trains a ``HierarchicalTrainingSAE`` on a language model.
 
-    The same batches and losses as SAELens' ``LanguageModelSAETrainingRunner`` for the same seed. Beyond it,
-    a run stopped by SIGINT or SIGTERM writes a checkpoint after its current step, and a resumed run sees
+    The same batches and losses as SAELens' ``LanguageModelSAETrainingRunner`` from the same random state. That one
+    leaves ``cfg.seed`` to the caller. Here making the runner sets Python's, NumPy's and torch's random state by it, and
+    so it decides the weights, if none are given, and the order of the activations.
+
+    Beyond that, a run stopped by SIGINT or SIGTERM writes a checkpoint after its current step, and a resumed run sees
     the batches and takes the steps that the uninterrupted one would have. With ``resume_from_checkpoint="auto"``
     it goes on from the newest whole checkpoint of the same configuration in ``checkpoint_path``, in whose folder
     it then writes its own, or begins if there is none.
@@ -70,8 +77,9 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
             the checkpoint to resume is damaged or of another run, the forest cannot be logged as asked for, or the
             batch, the text or the GPUs cannot be divided among the processes; from `run`, if W&B would refuse the
             name of the artifacts.
-        OSError: if ``output_path`` or ``checkpoint_path`` cannot be written to.
-        Interrupted: from `run`, once the checkpoint is written.
+        OSError: if ``output_path`` or ``checkpoint_path`` cannot be written to; from `run`, saying where the model is
+            if ``output_path`` does not take it in the end.
+        Interrupted: from `run`, once the checkpoint is written, or could not be.
     """
 
     @override
@@ -130,6 +138,7 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         if override_dataset is None:
             override_dataset = rows_on_disk(cfg)
         with model_of_run(cfg, override_model) as model:
+            set_seed(cfg.seed)  # SAELens seeds neither the weights nor the order of the activations
             super().__init__(cfg, override_dataset, model, override_sae)
         if not isinstance(self.sae, HierarchicalTrainingSAE):
             raise ValueError(
@@ -166,13 +175,15 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         if self.cfg.logger.log_to_wandb:
             self._check_artifact_name()
         if self.cfg.resume_from_checkpoint is not None:
-            # Before SAELens' trainer reads the files, which takes them as they are.
-            assert isinstance(self.sae, HierarchicalTrainingSAE)
-            trainer = HierarchicalSAETrainer(
-                cfg=self.cfg.to_sae_trainer_config(), sae=self.sae, data_provider=self.activations_store
-            )
-            trainer.check_trainer_state(self.cfg.resume_from_checkpoint)
-        sae = super().run()
+            # SAELens loads the optimizer's state first, whose error names no tensor where the SAE is another.
+            self.sae.load_weights_from_checkpoint(self.cfg.resume_from_checkpoint)
+        before = wandb.run
+        try:
+            sae = super().run()
+        except BaseException:
+            if wandb.run is not None and wandb.run is not before:
+                wandb.finish(exit_code=1)  # else the next run of this process would log into this one
+            raise
         if self.ranks is not None:
             self.ranks.leave()
         return sae
@@ -218,18 +229,29 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
             sae.finish_training()  # as saving does, so that all ranks return the SAE that is saved
             return
         try:
-            with (
-                uploads_follow(self.cfg.logger, Path(output_path)),
-                files_written_whole(Path(output_path), SAE_CFG_FILENAME) as aside,
-            ):
-                super().save_final_sae(sae, str(aside), log_feature_sparsity)
+            self._save_model(sae, Path(output_path), log_feature_sparsity)
         except (OSError, SafetensorError) as error:
             raise OSError(
-                f"the model could not be written to {output_path!r} ({error}); what stood there is as it was. Make "
-                f'room, or choose another output_path, and go on with resume_from_checkpoint="auto"'
+                f"the model could not be written to {output_path!r} ({error}); what stood there is as it was. "
+                f"{self._save_elsewhere(sae, log_feature_sparsity)}"
             ) from error
         if self.forest_logging.explorer:
             self._forest_log.explorer(output_path)
+
+    def _save_model(self, sae: TrainingSAE[Any], folder: Path, log_feature_sparsity: torch.Tensor | None) -> None:
+        with uploads_follow(self.cfg.logger, folder), files_written_whole(folder, SAE_CFG_FILENAME) as aside:
+            super().save_final_sae(sae, str(aside), log_feature_sparsity)
+
+    def _save_elsewhere(self, sae: TrainingSAE[Any], log_feature_sparsity: torch.Tensor | None) -> str:
+        """Save what ``output_path`` does not take beside the checkpoints; what can be done now."""
+        if self.cfg.checkpoint_path is None:
+            return "Make room, or choose another output_path, and train again"
+        folder = Path(self.cfg.checkpoint_path) / UNSAVED
+        try:
+            self._save_model(sae, folder, log_feature_sparsity)
+        except (OSError, SafetensorError):
+            return f"Make room, or choose another output_path, and {way_on(folder.parent)}"
+        return f"It is in {str(folder)!r} instead"
 
     @property
     def is_first(self) -> bool:
@@ -271,8 +293,12 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
             logger.warning("interrupted; nothing is saved, because prefetch_llm_batches is on")
         else:
             name = str(trainer.n_training_samples)
-            trainer.save_checkpoint(checkpoint_name=name)
             checkpoint = Path(self.cfg.checkpoint_path) / name
+            try:
+                trainer.save_checkpoint(checkpoint_name=name)
+            except Exception:  # whatever it is, the run was stopped, and ends so
+                logger.exception(f"interrupted; {str(checkpoint)!r} could not be written")
+                return
             logger.warning(f"interrupted; resume with resume_from_checkpoint={str(checkpoint)!r}, or {AUTO!r}")
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from sae_lens_hsae.training.distributed.shards import check_rows, dealt, first_r
 
 STATE_FILENAME = "resumable_store_state.safetensors"
 BUFFER = ("kept", "serving")
-COUNTS = ("n_ranks", "n_passes", "first_row", "n_rows", "n_sequences", "current_row_idx")
+COUNTS = ("n_ranks", "n_passes", "first_row", "n_rows", "current_row_idx")
 
 
 class MixingBuffer(Iterator[torch.Tensor]):
@@ -43,11 +42,6 @@ class MixingBuffer(Iterator[torch.Tensor]):
     def __init__(self, buffer_size: int, batch_size: int, source: Iterator[torch.Tensor], mix_fraction: float) -> None:
         if not 0 <= mix_fraction <= 1:
             raise ValueError(f"activations_mixing_fraction={mix_fraction} must be from 0 to 1")
-        if buffer_size < batch_size:
-            raise ValueError(
-                f"the buffer of {buffer_size} activations (n_batches_in_buffer × context_size) is smaller than "
-                f"train_batch_size_tokens={batch_size}; raise n_batches_in_buffer"
-            )
         self.buffer_size = buffer_size
         self.batch_size = batch_size
         self.source = source
@@ -74,6 +68,26 @@ class MixingBuffer(Iterator[torch.Tensor]):
         self.kept = kept
 
 
+class _Row:
+    """The tokens of one text, for SAELens' concatenation, which reads them in slices; how far it is tells ``rest``."""
+
+    def __init__(self, tokens: torch.Tensor) -> None:
+        self.tokens, self.n_read = tokens, 0
+        self.shape, self.device = tokens.shape, tokens.device
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, where: Any) -> torch.Tensor:
+        if isinstance(where, slice):
+            self.n_read = max(self.n_read, where.stop)
+        return self.tokens[where]
+
+    @property
+    def rest(self) -> torch.Tensor:
+        return self.tokens[self.n_read :]
+
+
 class ResumableActivationsStore(ActivationsStore):
     """An ``ActivationsStore`` whose checkpoints hold everything that decides the next batches.
 
@@ -83,7 +97,7 @@ class ResumableActivationsStore(ActivationsStore):
         rank, n_ranks: whose part of the rows this store reads.
         n_passes: passes over them begun.
         first_row: row at which the current pass began.
-        n_rows, n_sequences: rows read and sequences taken since.
+        n_rows: rows read since; of the last one a part may be still to come.
         content: a short name for the content of the whole data set, of all ranks; empty if it is not known.
     """
 
@@ -91,9 +105,9 @@ class ResumableActivationsStore(ActivationsStore):
     n_passes = 0
     first_row = 0
     n_rows = 0
-    n_sequences = 0
     content = ""
-    _next_first_row = 0
+    _goes_on = False
+    _row = _Row(torch.zeros(0, dtype=torch.int64))
 
     def divide(self, rank: int, n_ranks: int) -> None:
         """Read one rank's rows from now on; before anything is read.
@@ -111,19 +125,31 @@ class ResumableActivationsStore(ActivationsStore):
 
     @override
     def _iterate_raw_dataset(self) -> Generator[Any, None, None]:
-        self.n_rows = 0
-        for row in islice(super()._iterate_raw_dataset(), self.first_row, None):
+        # As SAELens', after the rows that were read before the run was resumed.
+        dataset: Any = self.dataset
+        for row in dataset.skip(self.first_row) if self.first_row else dataset:
             self.n_rows += 1
-            yield row
+            yield row[self.tokens_column]
+            self.n_dataset_processed += 1
+
+    @override
+    def _iterate_raw_dataset_tokens(self) -> Generator[Any, None, None]:
+        if len(self._row.rest):
+            self._row = _Row(self._row.rest)
+            yield self._row
+        for tokens in super()._iterate_raw_dataset_tokens():
+            self._row = _Row(tokens)
+            yield self._row
 
     @override
     def _iterate_tokenized_sequences(self) -> Generator[torch.Tensor, None, None]:
-        self.n_passes += 1
-        self.first_row, self._next_first_row = self._next_first_row, 0
-        self.n_sequences = 0
-        for sequence in super()._iterate_tokenized_sequences():
-            self.n_sequences += 1
-            yield sequence
+        if self._goes_on:
+            self._goes_on = False
+        else:
+            self.n_passes += 1
+            self.first_row = self.n_rows = 0
+            self._row = ResumableActivationsStore._row
+        yield from super()._iterate_tokenized_sequences()
 
     @override
     def get_activations(self, batch_tokens: torch.Tensor) -> torch.Tensor:
@@ -163,6 +189,8 @@ class ResumableActivationsStore(ActivationsStore):
             super().save_to_checkpoint(checkpoint_path)
         buffer = self._mixing_buffer()
         state = {name: torch.tensor(getattr(self, name, 0)) for name in COUNTS}
+        # Without concatenation what is left of a text is dropped.
+        state["rest"] = self._row.rest[: 0 if self.disable_concat_sequences else None].cpu().clone()
         state["rng_state"] = torch.get_rng_state()
         state["content"] = torch.tensor(list(self.content.encode()), dtype=torch.uint8)
         for name in BUFFER:
@@ -177,7 +205,7 @@ class ResumableActivationsStore(ActivationsStore):
 
         Raises:
             FileNotFoundError: if the checkpoint is one of SAELens' own runner, which holds no mixing buffer.
-            ValueError: if the state is damaged, or of other activations, or the data set ends before.
+            ValueError: if the state is of other activations, or the data set ends before.
         """
         checkpoint = Path(checkpoint_path)
         check_resumable(checkpoint)
@@ -187,35 +215,31 @@ class ResumableActivationsStore(ActivationsStore):
             state = state if self.rank == 0 else self._read_state(checkpoint, self.rank)
         else:
             state = self._dealt_anew(checkpoint, n_ranks)
-        then = bytes(state.get("content", torch.zeros(0, dtype=torch.uint8)).tolist()).decode(errors="replace")
+        then = bytes(state["content"].tolist()).decode()
         if then and self.content and then != self.content:
             logger.warning(
                 f"{str(checkpoint_path)!r} has read another data set than this one: training goes on at the same place "
                 "in other text, and not as it would have without the stop"
             )
         if self.dataset is not None:
-            self.n_passes = max(0, int(state["n_passes"]) - 1)
-            self._next_first_row = int(state["first_row"])
-            n_sequences = int(state["n_sequences"])
-            sequences = self._iterate_tokenized_sequences()
-            if sum(1 for _ in islice(sequences, n_sequences)) < n_sequences:
-                raise ValueError(
-                    f"{str(checkpoint_path)!r} has read {n_sequences} sequences, but the data set ends before; "
-                    f"resume with the data set of the checkpoint"
-                )
-            self.iterable_sequences = sequences
+            self.n_passes, self.n_rows = int(state["n_passes"]), 0
+            self.first_row = int(state["first_row"] + state["n_rows"])
+            if n_ranks == self.n_ranks and not isinstance(self.dataset, IterableDataset):
+                n_rows = len(self.dataset)  # type: ignore[reportArgumentType]
+                if self.first_row > n_rows:
+                    raise ValueError(
+                        f"{str(checkpoint_path)!r} has read {self.first_row} rows, but the data set has {n_rows}; "
+                        f"resume with the data set of the checkpoint"
+                    )
+            self._row, self._goes_on = _Row(state["rest"].to(self.device)), self.n_passes > 0
+            self.iterable_sequences = self._iterate_tokenized_sequences()
             self.n_dataset_processed = int(state["n_dataset_processed"])
         if self.cached_activation_dataset is not None:
             self.current_row_idx = int(state["current_row_idx"])
         buffer = self._mixing_buffer()
         for name in BUFFER:
             setattr(buffer, name, state[name].to(self.device) if name in state else None)
-        try:
-            torch.set_rng_state(state["rng_state"])
-        except RuntimeError as error:
-            raise ValueError(
-                f"{str(checkpoint_path)!r} is damaged ({error}); resume from another checkpoint"
-            ) from error
+        torch.set_rng_state(state["rng_state"])
         if n_ranks != self.n_ranks:
             torch.manual_seed(int(torch.randint(2**31, ())) + self.rank)
 
@@ -235,8 +259,9 @@ class ResumableActivationsStore(ActivationsStore):
             mine.append(dealt(waiting, self.rank, self.n_ranks))
         n_passes, first = first_row(positions, self.n_ranks)
         row_of_cached = first_row(cached, self.n_ranks)[1]
-        numbers = {"n_passes": n_passes, "first_row": first, "n_sequences": 0, "current_row_idx": row_of_cached}
+        numbers = {"n_passes": n_passes, "first_row": first, "n_rows": 0, "current_row_idx": row_of_cached}
         state = self._read_state(checkpoint, 0) | {name: torch.tensor(number) for name, number in numbers.items()}
+        state["rest"] = state["rest"][:0]
         # All of it counts as kept back, because a part of what was being served is no whole number of batches.
         dealt_anew = {name: tensor for name, tensor in state.items() if name not in BUFFER}
         if mine := [part for part in mine if part is not None]:
@@ -244,24 +269,11 @@ class ResumableActivationsStore(ActivationsStore):
         return dealt_anew
 
     def _read_state(self, checkpoint: Path, rank: int) -> dict[str, torch.Tensor]:
-        """The state of one rank's store in a checkpoint, every tensor checked."""
+        """The state of one rank's store in a checkpoint, whose files have been verified; that it fits this store."""
         path = checkpoint / state_filename(rank)
         state = _load(path)
-        names = COUNTS
         if self.dataset is not None:
             state |= _load(checkpoint / ACTIVATIONS_STORE_STATE_FILENAME)
-            names = (*COUNTS, "n_dataset_processed")
-        for name in names:
-            number, least = state.get(name), 1 if name == "n_ranks" else 0
-            if number is None or number.shape != () or number.is_floating_point() or number < least:
-                raise ValueError(f"{str(path)!r} is damaged: {name} is no number; resume from another checkpoint")
-        random = state.get("rng_state")
-        expected = torch.get_rng_state()
-        if random is None or random.shape != expected.shape or random.dtype != expected.dtype:
-            raise ValueError(f"{str(path)!r} is damaged: rng_state is none; resume from another checkpoint")
-        content = state.get("content")
-        if content is not None and (content.dtype != torch.uint8 or content.ndim != 1):
-            raise ValueError(f"{str(path)!r} is damaged: content is no text; resume from another checkpoint")
         for name in BUFFER:
             held = state.get(name)
             if held is not None and (held.ndim != 2 or held.shape[1] != self.d_in or not held.is_floating_point()):

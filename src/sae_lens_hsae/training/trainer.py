@@ -24,7 +24,7 @@ from sae_lens_hsae.sae.model_files import scale_beside
 from sae_lens_hsae.sae.step_output import LazyStepOutput
 from sae_lens_hsae.sae.training import HierarchicalTrainingSAE
 from sae_lens_hsae.storage.whole_files import folder_written_whole
-from sae_lens_hsae.training.checkpoints import Manifest, delete_older, write_manifest
+from sae_lens_hsae.training.checkpoints import Manifest, delete_older, way_on, write_manifest
 from sae_lens_hsae.training.learning_rate import schedule_at
 from sae_lens_hsae.training.trainer_state import check_trainer_state, read_trainer_state
 from sae_lens_hsae.training.uploads import uploads_follow
@@ -132,7 +132,7 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
         except (OSError, SafetensorError, RuntimeError) as error:
             raise OSError(
                 f"the checkpoint {str(final)!r} could not be written ({error}); those written before are as they were. "
-                f'Make room, or choose another checkpoint_path, and go on with resume_from_checkpoint="auto"'
+                f"Make room, or choose another checkpoint_path, and {way_on(final.parent)}"
             ) from error
         if self.keep_checkpoints is not None:
             delete_older(final, self.keep_checkpoints)
