@@ -108,7 +108,8 @@ def test_without_the_models_package_the_remedy_is_named(monkeypatch):
 def test_the_command_line_trains_each_architecture_with_its_runner(flags, runner, options):
     model = mock.patch.object(train_command, "model_of_run", return_value=nullcontext("a model"))
     with model, mock.patch.object(train_command, runner) as started:
-        cli.main(["train", *flags.split(), "--d_in", "8", "--resume_from_checkpoint", "auto"])
+        flags = f"{flags} --train_batch_size_tokens 1024 --d_in 8 --resume_from_checkpoint auto"
+        cli.main(["train", *flags.split()])
     assert started.call_args.args[0].resume_from_checkpoint == "auto"
     assert started.call_args.kwargs == {"override_dataset": None, **options}
     started.return_value.run.assert_called_once_with()

@@ -233,7 +233,7 @@ def test_a_resumed_run_tokenises_none_of_the_text_that_was_read(tmp_path, gpt2, 
         assert all(torch.equal(a, b) for a, b in zip(batches, all_batches[-len(batches) :], strict=True))
         assert tokenised == all_texts[len(all_texts) - len(tokenised) :]
         state = load_file(checkpoint / STATE_FILENAME)
-        before = int(state["first_row"] + state["n_rows"]) + (int(state["n_passes"]) - 1) * len(texts)
+        before = int(state["n_rows"]) + (int(state["n_passes"]) - 1) * len(texts)
         assert len(tokenised) == len(all_texts) - before
 
 

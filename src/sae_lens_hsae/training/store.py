@@ -26,7 +26,7 @@ from sae_lens_hsae.training.distributed.shards import check_rows, dealt, first_r
 
 STATE_FILENAME = "resumable_store_state.safetensors"
 BUFFER = ("kept", "serving")
-COUNTS = ("n_ranks", "n_passes", "first_row", "n_rows", "current_row_idx")
+COUNTS = ("n_ranks", "n_passes", "n_rows", "current_row_idx")
 
 
 class MixingBuffer(Iterator[torch.Tensor]):
@@ -96,14 +96,12 @@ class ResumableActivationsStore(ActivationsStore):
     Attributes:
         rank, n_ranks: whose part of the rows this store reads.
         n_passes: passes over them begun.
-        first_row: row at which the current pass began.
-        n_rows: rows read since; of the last one a part may be still to come.
+        n_rows: rows of the current pass read; of the last one a part may be still to come.
         content: a short name for the content of the whole data set, of all ranks; empty if it is not known.
     """
 
     rank, n_ranks = 0, 1
     n_passes = 0
-    first_row = 0
     n_rows = 0
     content = ""
     _goes_on = False
@@ -127,7 +125,10 @@ class ResumableActivationsStore(ActivationsStore):
     def _iterate_raw_dataset(self) -> Generator[Any, None, None]:
         # As SAELens', after the rows that were read before the run was resumed.
         dataset: Any = self.dataset
-        for row in dataset.skip(self.first_row) if self.first_row else dataset:
+        if self.n_rows:
+            dataset = dataset.skip(self.n_rows)
+            self.n_dataset_processed += 1  # a row counts there when the next one is asked for
+        for row in dataset:
             self.n_rows += 1
             yield row[self.tokens_column]
             self.n_dataset_processed += 1
@@ -147,7 +148,7 @@ class ResumableActivationsStore(ActivationsStore):
             self._goes_on = False
         else:
             self.n_passes += 1
-            self.first_row = self.n_rows = 0
+            self.n_rows = 0
             self._row = ResumableActivationsStore._row
         yield from super()._iterate_tokenized_sequences()
 
@@ -222,13 +223,12 @@ class ResumableActivationsStore(ActivationsStore):
                 "in other text, and not as it would have without the stop"
             )
         if self.dataset is not None:
-            self.n_passes, self.n_rows = int(state["n_passes"]), 0
-            self.first_row = int(state["first_row"] + state["n_rows"])
+            self.n_passes, self.n_rows = int(state["n_passes"]), int(state["n_rows"])
             if n_ranks == self.n_ranks and not isinstance(self.dataset, IterableDataset):
-                n_rows = len(self.dataset)  # type: ignore[reportArgumentType]
-                if self.first_row > n_rows:
+                there = len(self.dataset)  # type: ignore[reportArgumentType]
+                if self.n_rows > there:
                     raise ValueError(
-                        f"{str(checkpoint_path)!r} has read {self.first_row} rows, but the data set has {n_rows}; "
+                        f"{str(checkpoint_path)!r} has read {self.n_rows} rows, but the data set has {there}; "
                         f"resume with the data set of the checkpoint"
                     )
             self._row, self._goes_on = _Row(state["rest"].to(self.device)), self.n_passes > 0
@@ -253,13 +253,13 @@ class ResumableActivationsStore(ActivationsStore):
         positions, cached, mine = [], [], []
         for rank in range(n_ranks):
             state = self._read_state(checkpoint, rank)
-            positions.append((int(state["n_passes"]), int(state["first_row"] + state["n_rows"])))
+            positions.append((int(state["n_passes"]), int(state["n_rows"])))
             cached.append((0, int(state["current_row_idx"])))
             waiting = [state[name] for name in BUFFER if name in state]
             mine.append(dealt(waiting, self.rank, self.n_ranks))
-        n_passes, first = first_row(positions, self.n_ranks)
+        n_passes, n_rows = first_row(positions, self.n_ranks)
         row_of_cached = first_row(cached, self.n_ranks)[1]
-        numbers = {"n_passes": n_passes, "first_row": first, "n_rows": 0, "current_row_idx": row_of_cached}
+        numbers = {"n_passes": n_passes, "n_rows": n_rows, "current_row_idx": row_of_cached}
         state = self._read_state(checkpoint, 0) | {name: torch.tensor(number) for name, number in numbers.items()}
         state["rest"] = state["rest"][:0]
         # All of it counts as kept back, because a part of what was being served is no whole number of batches.
