@@ -88,13 +88,20 @@ def gemma_widths(
 def gemma_probes(
     activations: GemmaActivations, folder: Path, size: Size, layer: int, finest_l0: float = 16.0
 ) -> list[dict[str, Any]]:
-    """One row per model of the first seed: Tree SAE's hierarchy score, by probes that learn from activations."""
+    """One row per model: Tree SAE's hierarchy score, by probes that learn from activations.
+
+    Means over the seeds, and half the range of the score over them.
+    """
     x = activations(layer, n_tokens(size))[:PROBED_ON]
-    stream = Stream(layer, finest_l0, 0)
     rows = []
     for model in (HSAE, SAME_RULE, POST_HOC, SAELENS_BATCH_TOPK, MATRYOSHKA):
-        saes, forest = _stack(model, stream, activations, size, folder)
-        rows.append({"model": model} | probe_score(saes, forest, x))
+        found = []
+        for seed in range(size.seeds):
+            saes, forest = _stack(model, Stream(layer, finest_l0, seed), activations, size, folder)
+            found.append(probe_score(saes, forest, x))
+        scores = [row["score"] for row in found]
+        means = {name: fmean(row[name] for row in found) for name in found[0]}
+        rows.append({"model": model} | means | {"± score": (max(scores) - min(scores)) / 2})
     return rows
 
 

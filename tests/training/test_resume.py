@@ -33,6 +33,7 @@ from safetensors.torch import load_file
 from short_trainings import assert_equal_states, batches, new_trainer, take_steps
 from small_saes import make_sae
 
+from sae_lens_hsae.training.distributed.shards import shard_of
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
 from sae_lens_hsae.training.store import STATE_FILENAME, MixingBuffer, ResumableActivationsStore
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
@@ -190,10 +191,11 @@ def test_a_run_stopped_by_a_signal_resumes_where_it_was(tmp_path, number):
 
 
 @pytest.mark.parametrize("concatenated", [True, False])
-@pytest.mark.parametrize("form", ["rows", "stream"])
+@pytest.mark.parametrize("form", ["rows", "few rows", "stream"])
 def test_a_resumed_run_tokenises_none_of_the_text_that_was_read(tmp_path, gpt2, monkeypatch, form, concatenated):
     """Texts shorter and longer than a context, so that the stop comes in the middle of one."""
     texts = [" ".join(f"w{1 + (7 * i + 3 * j) % 97}" for j in range(5 + 37 * i % 150)) for i in range(90)]
+    texts = texts[:2] if form == "few rows" else texts  # the last one is begun at every checkpoint
     data: Any = Dataset.from_dict({"text": texts})
     data = data.to_iterable_dataset() if form == "stream" else data
     tokenised: list[str] = []
@@ -235,6 +237,15 @@ def test_a_resumed_run_tokenises_none_of_the_text_that_was_read(tmp_path, gpt2, 
         state = load_file(checkpoint / STATE_FILENAME)
         before = int(state["n_rows"]) + (int(state["n_passes"]) - 1) * len(texts)
         assert len(tokenised) == len(all_texts) - before
+
+
+@pytest.mark.parametrize("n_read", [1, 4, 5])
+def test_of_a_divided_stream_each_rank_skips_rows_of_its_own(n_read):
+    data = Dataset.from_dict({"text": [str(i) for i in range(10)]}).to_iterable_dataset()  # of a single file
+    store = ResumableActivationsStore.__new__(ResumableActivationsStore)
+    store.dataset, store.tokens_column = shard_of(data, 1, 2), "text"
+    store.n_rows = store.n_dataset_processed = n_read
+    assert list(store._iterate_raw_dataset()) == ["1", "3", "5", "7", "9"][n_read:]
 
 
 def test_a_data_set_that_ends_before_the_checkpoint_is_refused(tmp_path):

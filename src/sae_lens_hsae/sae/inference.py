@@ -327,7 +327,8 @@ class HierarchicalSAE(LevelStack, SAE[HierarchicalSAEConfig]):
         check_model_files(Path(path))
         scale = scale_beside(Path(path))
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", UNFOLDED)
+            if scale is not None:
+                warnings.filterwarnings("ignore", UNFOLDED)
             sae = super().load_from_disk(path, *args, **kwargs)
         if scale is not None and sae.cfg.normalize_activations == "expected_average_only_in":
             sae.fold_activation_norm_scaling_factor(scale)
@@ -361,8 +362,8 @@ class HierarchicalSAE(LevelStack, SAE[HierarchicalSAEConfig]):
         if self.cfg.normalize_activations != "none":
             warnings.warn(
                 f"{UNFOLDED} (normalize_activations={self.cfg.normalize_activations!r}), as checkpoints of the "
-                f"training do, where it stands in {ACTIVATION_SCALER_CFG_FILENAME}: load it with "
-                "HierarchicalSAE.load_from_disk, or call fold_activation_norm_scaling_factor",
+                f"training do: HierarchicalSAE.load_from_disk folds it in where {ACTIVATION_SCALER_CFG_FILENAME} stands "
+                "beside; else call fold_activation_norm_scaling_factor",
                 stacklevel=3,  # SAELens' loader is between
             )
         if INPUT_SCALE in state_dict:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +127,12 @@ class ResumableActivationsStore(ActivationsStore):
         # As SAELens', after the rows that were read before the run was resumed.
         dataset: Any = self.dataset
         if self.n_rows:
-            dataset = dataset.skip(self.n_rows)
             self.n_dataset_processed += 1  # a row counts there when the next one is asked for
+            if isinstance(dataset, IterableDataset):
+                # Not its own skip(), which counts rows of all ranks where a stream is divided among them row by row.
+                dataset = islice(dataset, self.n_rows, None)
+            else:
+                dataset = dataset.skip(self.n_rows) if self.n_rows < len(dataset) else ()
         for row in dataset:
             self.n_rows += 1
             yield row[self.tokens_column]

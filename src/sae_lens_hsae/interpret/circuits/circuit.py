@@ -116,7 +116,8 @@ class Circuit:
         """The same with labels of features, by hook point and flat index or name.
 
         Raises:
-            ValueError: if a label is of no feature, or of a hook point without a node.
+            ValueError: if a key is neither an index nor a name, a label is no text, or a hook point has no node. Labels
+                of features that are no nodes are left out.
         """
         hooks = {node.hook for node in self.nodes}
         if strangers := sorted(labels.keys() - hooks):
