@@ -362,8 +362,8 @@ class HierarchicalSAE(LevelStack, SAE[HierarchicalSAEConfig]):
         if self.cfg.normalize_activations != "none":
             warnings.warn(
                 f"{UNFOLDED} (normalize_activations={self.cfg.normalize_activations!r}), as checkpoints of the "
-                f"training do: HierarchicalSAE.load_from_disk folds it in where {ACTIVATION_SCALER_CFG_FILENAME} stands "
-                "beside; else call fold_activation_norm_scaling_factor",
+                f"training do: HierarchicalSAE.load_from_disk folds it in where {ACTIVATION_SCALER_CFG_FILENAME} is "
+                "beside it; else call fold_activation_norm_scaling_factor",
                 stacklevel=3,  # SAELens' loader is between
             )
         if INPUT_SCALE in state_dict:

@@ -73,8 +73,6 @@ async function start() {
     main.replaceChildren(...shown.parts);
     main.scrollTop = place;
     window.scrollTo(0, 0);
-    // So that keys scroll, unless somebody types or walks the list.
-    if (document.activeElement === document.body) main.focus({ preventScroll: true });
     document.title = shown.title ? `${shown.title} – ${forest.title}` : forest.title;
     menu(false);
     tree.select(feature);
@@ -126,8 +124,11 @@ document.getElementById("search").addEventListener("submit", (event) => {
   follow(`#/search/${encodeQuery(document.getElementById("query").value)}`);
 });
 document.getElementById("menu").addEventListener("click", () => menu(!document.getElementById("side").classList.contains("open")));
+const SCROLLING = new Set(["PageDown", "PageUp", " ", "ArrowDown", "ArrowUp", "Home", "End"]);
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") menu(false);
+  // What scrolls is not the page but its main part.
+  if (document.activeElement === document.body && SCROLLING.has(event.key)) main.focus({ preventScroll: true });
   if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement?.tagName ?? "")) return;
   if (KEYS[event.key]) main.querySelector(KEYS[event.key])?.click();
   if (event.key !== "/") return;

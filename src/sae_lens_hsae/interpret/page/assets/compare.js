@@ -32,7 +32,7 @@ async function compareView(forest, parent) {
   const colour = new Map(order.map((j, rank) => [j, Math.min(rank, COLOURS - 1)]));
   const title = `${forest.id(parent)} and its children`;
   const parts = [
-    pathNode(forest, parent),
+    ...pathNode(forest, parent),
     element("h1", { tabindex: "-1" }, element("span", { class: "id" }, forest.id(parent)), " ", element("bdi", {}, forest.name(parent)), ` and its ${children.length} ${children.length === 1 ? "child" : "children"}${hiddenPhrase(forest, parent)}`),
     element("p", {}, element("a", { class: "action", href: `#/f/${forest.id(parent)}` }, "Back to the feature")),
   ];
@@ -66,7 +66,7 @@ async function compareView(forest, parent) {
     const texts = Array.from(context.tokens, (token) => forest.tokens[token]);
     // Boxes stand in the direction of the line; those of words that run against it need a box of their own.
     const isReversed = (text) => { const letter = /\p{L}/u.exec(text); return letter && RIGHT_TO_LEFT.test(letter[0]); };
-    const ofLine = isReversed(texts.join(""));
+    const ofLine = isReversed(Array.from(context.tokens, (token, i) => (token && !forest.isSeparator[token] ? texts[i] : "")).join(""));
     let run = null;
     context.tokens.forEach((token, i) => {
       if (!token) return;

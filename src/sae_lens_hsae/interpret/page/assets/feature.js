@@ -30,21 +30,22 @@ function familyOf(forest, feature) {
   return forest.parents[feature] < 0 ? [] : forest.below(forest.above(feature)).sort(byShare(forest));
 }
 
-function related(relation, link) {
+function related(relation, link, title) {
   link.rel = relation; // keys follow it
+  link.title = title;
   return link;
 }
 
 function pathNode(forest, feature) {
   const path = forest.trail(feature), family = familyOf(forest, feature), at = family.indexOf(feature);
   const beside = [];
-  if (at > 0) beside.push(["‹ ", related("prev", featureLink(forest, family[at - 1]))]);
-  if (at >= 0 && at < family.length - 1) beside.push([related("next", featureLink(forest, family[at + 1])), " ›"]);
+  if (at > 0) beside.push(["‹ ", related("prev", featureLink(forest, family[at - 1]), "Previous sibling (k)")]);
+  if (at >= 0 && at < family.length - 1) beside.push([related("next", featureLink(forest, family[at + 1]), "Next sibling (j)"), " ›"]);
   if (forest.size[path[0]] > 1) beside.push(element("a", { href: `#/map/${forest.id(feature)}` }, "on the map"));
   const start = forest.isUnassigned(path[0]) ? [element("li", { class: "muted" }, "unassigned")] : [];
-  return element("nav", { "aria-label": "Path from the root" }, element("ol", { class: "path" }, start, path.map((each) =>
-    element("li", {}, each === feature ? element("span", { class: "here", "aria-current": "page" }, element("span", { class: "id" }, forest.id(each)), " ", element("bdi", {}, forest.name(each))) : each === path.at(-2) ? related("up", featureLink(forest, each)) : featureLink(forest, each)))),
-    beside.length ? element("ul", { class: "beside" }, beside.map((each) => element("li", {}, each))) : null);
+  return [element("nav", { "aria-label": "Path from the root" }, element("ol", { class: "path" }, start, path.map((each) =>
+    element("li", {}, each === feature ? element("span", { class: "here", "aria-current": "page" }, element("span", { class: "id" }, forest.id(each)), " ", element("bdi", {}, forest.name(each))) : each === path.at(-2) ? related("up", featureLink(forest, each), "Parent (u)") : featureLink(forest, each))))),
+    beside.length ? element("nav", { "aria-label": "Siblings and map" }, element("ul", { class: "beside" }, beside.map((each) => element("li", {}, each)))) : ""];
 }
 
 function metricsNode(forest, feature, data) {
@@ -136,7 +137,7 @@ async function featureView(forest, feature, open) {
   const tokens = forest.strongestTokens(feature);
   const never = forest.frequency[feature] === 0;
   const parts = [
-    pathNode(forest, feature),
+    ...pathNode(forest, feature),
     element("h1", { tabindex: "-1" }, element("span", { class: "id" }, forest.id(feature)), " ", element("bdi", {}, forest.name(feature)), copyBadge(forest, feature)),
     never ? element("p", { class: "notice" }, `This feature fired on none of the ${forest.nTokens.toLocaleString("en")} tokens read. There is nothing to show of what it means; its decoder direction still has neighbours.`) : leadNode(forest, feature),
     familyNode(forest, feature, data, pending),
@@ -151,7 +152,7 @@ async function featureView(forest, feature, open) {
     section("Strongest contexts", shadingLegend(forest, feature), contextList(forest, feature, data.top, "None was kept.")),
     section("Contexts across the range of activations", contextList(forest, feature, data.sampled, "None was kept.")),
   );
-  if (parent >= 0) parts.push(section(`Where it and ${parentPhrase(forest, feature)} disagree`, element("p", { class: "legend" }, "Outlined: the token it is about."),
+  if (parent >= 0) parts.push(section(`Where it and ${parentPhrase(forest, feature)} disagree`, data.parentAlone.length || data.childAlone.length ? element("p", { class: "legend" }, "Outlined: the token on which one fires and the other does not.") : "",
     element("h3", {}, "The parent fires, this feature does not"),
     contextList(forest, feature, data.parentAlone, "Never in this text.", ({ shades, parentShades }) => onlyIn(parentShades, shades)),
     element("h3", {}, "This feature fires, the parent does not"),

@@ -59,24 +59,29 @@ function tokensOf(texts, text) {
 // Of each feature with the text in a context the one where it fires most on it, first those that do. It goes block by
 // block, so that the page stays usable meanwhile.
 async function contextsByText(forest, text, isCurrent, report) {
-  const found = [];
+  const hitsIn = new Map(); // by a context's number: many features hold the same
+  let best = [], n = 0, nFiring = 0;
   for (let start = 0; start < forest.n; start += forest.perBlock) {
     const block = await decodeBlock(`features-${start / forest.perBlock}`);
-    if (!isCurrent()) return [];
+    if (!isCurrent()) return { best: [], n, nFiring };
     for (let f = start; f < Math.min(forest.n, start + forest.perBlock); f++) {
       const view = forest.view(block, f, start);
-      let best = null;
+      let own = null;
       for (const context of [...view.top, ...view.sampled]) {
-        const hits = tokensOf(Array.from(context.tokens, (token) => (forest.isSeparator[token] ? PARTING : forest.tokens[token])), text);
-        const on = Math.max(-1, ...Array.from(hits, (i) => context.shades[i]));
-        if (on > (best?.on ?? -1)) best = { f, on, hits, context };
+        if (!hitsIn.has(context.number)) hitsIn.set(context.number, tokensOf(Array.from(context.tokens, (token) => (forest.isSeparator[token] ? PARTING : forest.tokens[token])), text));
+        const hits = hitsIn.get(context.number), on = Math.max(-1, ...Array.from(hits, (i) => context.shades[i]));
+        if (on > (own?.on ?? -1)) own = { f, on, hits, context };
       }
+      if (!own) continue;
+      n++;
+      nFiring += own.on > 0;
       // A copy, so that the block need not stay in memory.
-      if (best) found.push({ ...best, context: { ...best.context, tokens: best.context.tokens.slice(), shades: best.context.shades.slice(), parentShades: best.context.parentShades.slice() } });
+      best.push({ ...own, context: { ...own.context, tokens: own.context.tokens.slice(), shades: own.context.shades.slice(), parentShades: own.context.parentShades.slice() } });
     }
-    report(Math.min(1, (start + forest.perBlock) / forest.n), found.length);
+    best = best.sort((a, b) => b.on - a.on || a.f - b.f).slice(0, MAX_CONTEXTS);
+    report(Math.min(1, (start + forest.perBlock) / forest.n), n);
   }
-  return found.sort((a, b) => b.on - a.on || a.f - b.f);
+  return { best, n, nFiring };
 }
 
 function searchView(forest, query, isCurrent) {
@@ -89,11 +94,10 @@ function searchView(forest, query, isCurrent) {
   const status = element("p", { role: "status", class: "muted" }, "Searching …");
   const list = element("ul", { class: "found" });
   parts.push(section("Contexts", status, list));
-  const n = (count) => count.toLocaleString("en");
-  const finished = contextsByText(forest, text, isCurrent, (done, found) => { status.textContent = `Searched ${percent(done)} of the features: ${n(found)} found`; }).then((found) => {
-    const firing = found.filter(({ on }) => on > 0).length, shown = found.slice(0, MAX_CONTEXTS);
-    status.textContent = !found.length ? "0 found." : `${n(found.length)} ${found.length === 1 ? "feature has" : "features have"} a context with it; ${n(firing)} of them ${firing === 1 ? "fires" : "fire"} on it, outlined. ${shown.length < found.length ? `Shown: ${shown.length} of ${n(found.length)}, the` : "The"} strongest on it first.`;
-    list.append(...shown.map(({ f, hits, context }) => element("li", {}, element("p", {}, featureLink(forest, f), placeNode(forest, f)), element("ol", { class: "contexts" }, contextNode(forest, f, context, hits)))));
+  const written = (count) => count.toLocaleString("en");
+  const finished = contextsByText(forest, text, isCurrent, (done, found) => { status.textContent = `Searched ${percent(done)} of the features: ${written(found)} found`; }).then(({ best, n, nFiring }) => {
+    status.textContent = !n ? "0 found." : `${written(n)} ${n === 1 ? "feature has" : "features have"} a context with it; ${written(nFiring)} of them ${nFiring === 1 ? "fires" : "fire"} on it, outlined. ${best.length < n ? `Shown: ${best.length} of ${written(n)}, the` : "The"} strongest on it first.`;
+    list.append(...best.map(({ f, hits, context }) => element("li", {}, element("p", {}, featureLink(forest, f), placeNode(forest, f)), element("ol", { class: "contexts" }, contextNode(forest, f, context, hits)))));
   });
   return { title: `Search: ${clipped(query, 40)}`, parts, finished };
 }
