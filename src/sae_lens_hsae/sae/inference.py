@@ -327,8 +327,7 @@ class HierarchicalSAE(LevelStack, SAE[HierarchicalSAEConfig]):
         check_model_files(Path(path))
         scale = scale_beside(Path(path))
         with warnings.catch_warnings():
-            if scale is not None:
-                warnings.filterwarnings("ignore", UNFOLDED)
+            warnings.filterwarnings("ignore", UNFOLDED)
             sae = super().load_from_disk(path, *args, **kwargs)
         if scale is not None and sae.cfg.normalize_activations == "expected_average_only_in":
             sae.fold_activation_norm_scaling_factor(scale)
