@@ -177,6 +177,15 @@ def test_search_shows_first_what_fires_on_the_words(browser, tmp_path):
     assert browser.errors() == []
 
 
+def test_hits_are_outlined_in_each_features_own_window(opened):
+    """Of a context longer than a window features keep different parts."""
+    opened.go("#/search/plain")
+    assert set(opened.texts(".found .meant")) == {" plain"}
+    assert opened.run(
+        "return [...document.querySelectorAll('.found > li')].every((row) => row.querySelector('.meant'))"
+    )
+
+
 def test_every_word_of_a_name_is_searched_for(browser, tmp_path):
     names = {0: "sea · water", 1: "water · sea", 2: "water", 4: "like 0/2", 5: "seaside of waters"}
     data = planted_dashboards({0: (0,), 2: (1,)})

@@ -90,7 +90,8 @@ def test_a_run_that_fails_leaves_none_open_for_the_next_one(tmp_path, offline, f
     assert codes == [0, 1]
 
 
-def test_a_run_of_the_callers_stays_open_after_an_error(tmp_path, offline):  # noqa: ARG001
+@pytest.mark.usefixtures("offline")
+def test_a_run_of_the_callers_stays_open_after_an_error(tmp_path):
     mine = wandb.init(project="mine")
     with pytest.raises(BadBatchError):
         run(tmp_path, model=hooked_model(poisoned(torch.nan), at=11))
@@ -99,7 +100,8 @@ def test_a_run_of_the_callers_stays_open_after_an_error(tmp_path, offline):  # n
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), CommError("refused")])
 @pytest.mark.parametrize("checkpoint_path", ["checkpoints", None])
-def test_what_wandb_does_not_take_is_not_lost(tmp_path, offline, monkeypatch, caplog, error, checkpoint_path):  # noqa: ARG001
+@pytest.mark.usefixtures("offline")
+def test_what_wandb_does_not_take_is_not_lost(tmp_path, monkeypatch, caplog, error, checkpoint_path):
     def refuse(*_args: Any, **_kwargs: Any) -> None:
         raise error
 
@@ -112,7 +114,8 @@ def test_what_wandb_does_not_take_is_not_lost(tmp_path, offline, monkeypatch, ca
     assert caplog.text.count("W&B has not taken the files that were saved; the run goes on") == 2
 
 
-def test_wandb_gets_the_files_from_the_place_where_they_stay(tmp_path, offline, monkeypatch):  # noqa: ARG001
+@pytest.mark.usefixtures("offline")
+def test_wandb_gets_the_files_from_the_place_where_they_stay(tmp_path, monkeypatch):
     given: list[Path] = []
     monkeypatch.setattr(wandb.Artifact, "add_file", lambda _, path, **__: given.append(Path(path)))
     run(tmp_path, n_checkpoints=1)

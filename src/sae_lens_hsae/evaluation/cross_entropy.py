@@ -109,7 +109,7 @@ def cross_entropy_recovered(
 @torch.no_grad()
 def _check_comes_by(model: Any, name: str, tokens: torch.Tensor) -> None:
     came_by: list[Any] = []
-    with model.hooks(fwd_hooks=[(name, lambda x, hook: came_by.append(hook))]):  # noqa: ARG005
+    with model.hooks(fwd_hooks=[(name, lambda _, hook: came_by.append(hook))]):
         model(tokens)
     if not came_by:
         raise ValueError(not_come_by(name))

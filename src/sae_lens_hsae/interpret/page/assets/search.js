@@ -59,7 +59,6 @@ function tokensOf(texts, text) {
 // Of each feature with the text in a context the one where it fires most on it, first those that do. It goes block by
 // block, so that the page stays usable meanwhile.
 async function contextsByText(forest, text, isCurrent, report) {
-  const hitsIn = new Map(); // by a context's number: many features hold the same
   let best = [], n = 0, nFiring = 0;
   for (let start = 0; start < forest.n; start += forest.perBlock) {
     const block = await decodeBlock(`features-${start / forest.perBlock}`);
@@ -68,8 +67,9 @@ async function contextsByText(forest, text, isCurrent, report) {
       const view = forest.view(block, f, start);
       let own = null;
       for (const context of [...view.top, ...view.sampled]) {
-        if (!hitsIn.has(context.number)) hitsIn.set(context.number, tokensOf(Array.from(context.tokens, (token) => (forest.isSeparator[token] ? PARTING : forest.tokens[token])), text));
-        const hits = hitsIn.get(context.number), on = Math.max(-1, ...Array.from(hits, (i) => context.shades[i]));
+        // Anew for each feature, as each keeps a window of its own of the same context.
+        const hits = tokensOf(Array.from(context.tokens, (token) => (forest.isSeparator[token] ? PARTING : forest.tokens[token])), text);
+        const on = Math.max(-1, ...Array.from(hits, (i) => context.shades[i]));
         if (on > (own?.on ?? -1)) own = { f, on, hits, context };
       }
       if (!own) continue;
