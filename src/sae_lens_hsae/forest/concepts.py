@@ -13,12 +13,16 @@ import torch
 from sae_lens_hsae.forest.feature_forest import FeatureForest
 from sae_lens_hsae.forest.levels import NO_PARENT
 
-COPY_COSINE = 0.9
-"""Cosine of two decoder directions above which a child is a copy of its parent."""
+COPY_COSINE = 0.8
+"""Cosine of two decoder directions above which a child is a copy of its parent.
+
+On planted trees, where it is known which edges join a concept to itself, 0.8 marks about as many edges as there are
+such; 0.9 misses half of them.
+"""
 
 
 def copies_of_parents(forest: FeatureForest, decoder: torch.Tensor) -> torch.Tensor:
-    """Which features are copies of their parents: the cosine of their decoder rows is above 0.9.
+    """Which features are copies of their parents: the cosine of their decoder rows is above 0.8.
 
     Args:
         forest: who is whose parent.
