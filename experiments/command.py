@@ -60,7 +60,7 @@ ABOUT = {
     "gemma-jumprelu": "SAELens' own JumpReLU class, with λ searched for",
     "gemma-whitened": "beside SAELens' covariance whitening",
     "gemma-forests": "trees counted, and found again by other seeds",
-    "gemma-widths": "levels that grow by two or by four, counted and read",
+    "gemma-widths": "levels that grow by two, four or eight, counted and read",
     "gemma-probes": "Tree SAE's hierarchy score",
     "in-the-model": "the cross-entropy that levels recover",
     "pushes": "what steering changes on and off target, coarse against fine",

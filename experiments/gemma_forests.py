@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
@@ -15,16 +16,18 @@ from experiments.paper_tables import Size, Stream, n_tokens, trained
 from experiments.probe_score import probe_score
 from experiments.readability import measures, wordnet_of_debian
 from sae_lens_hsae.evaluation import level_saes, seed_stability
-from sae_lens_hsae.forest import Concepts, FeatureForest, copies_of_parents
+from sae_lens_hsae.forest import NO_PARENT, Concepts, FeatureForest, ParentRule, copies_of_parents
 from sae_lens_hsae.interpret.feature_cache import collect_dashboards
 from sae_lens_hsae.sae.inference import HierarchicalSAE
 from sae_lens_hsae.text.token_text import TokenTexts
 
 POST_HOC = "post hoc"
-SAME_RULE = "post hoc, HSAE's rule"
-"""The independent SAEs of `POST_HOC`, with parents by the rule that HSAE trains with."""
+SAME_RULE = ", HSAE's rule"
+"""After a model's name: its SAEs with parents by the rule that HSAE trains with."""
+NEAREST_ROWS = ", nearest decoder row"
+"""After a model's name: its SAEs with the feature of the nearest decoder row as parent, whatever fires."""
 COUNTED_ON = 50_000
-"""Activations on which that rule counts what fires together."""
+"""Activations on which `SAME_RULE` counts what fires together."""
 PROBED_ON = 50_000
 """Activations that the probes learn from."""
 PROMPTS = 320
@@ -36,17 +39,21 @@ def gemma_forests(
 ) -> list[dict[str, Any]]:
     """One row per model: trees and copies as means over the seeds, and stability as means over all pairs of seeds.
 
+    Edges of features that do not fire on the held-out activations are left out, and such features are in no tree.
+
     Args:
         activations: what the models are trained on.
         folder: where trained models are kept.
         size: of their training.
         layer: after which block.
     """
+    x = activations(layer, n_tokens(size))[-size.held_out :]
     rows = []
-    for model in (HSAE, SAME_RULE, POST_HOC, SAELENS_BATCH_TOPK):
-        stacks = [
-            _stack(model, Stream(layer, finest_l0, seed), activations, size, folder) for seed in range(size.seeds)
-        ]
+    for model in (HSAE, POST_HOC + SAME_RULE, SAELENS_BATCH_TOPK + SAME_RULE, POST_HOC, SAELENS_BATCH_TOPK):
+        stacks = []
+        for seed in range(size.seeds):
+            saes, forest = _stack(model, Stream(layer, finest_l0, seed), activations, size, folder)
+            stacks.append((saes, *_of_living(forest, _fires(saes, x))))
         rows.append({"model": model} | _trees_of(stacks) | _stability(stacks))
     return rows
 
@@ -56,7 +63,7 @@ def gemma_widths(
 ) -> list[dict[str, Any]]:
     """One row per shape of the levels, means over the seeds: trees, copies, and whether children read as parts.
 
-    The last columns are the shares of `readability` and, behind each, that of strangers.
+    The last columns are WordNet's share of `readability` and that of strangers.
     """
     store = gemma_store(activations.text, layer, from_the_end=True)
     tokenizer: Any = store.model.tokenizer
@@ -71,7 +78,9 @@ def gemma_widths(
         for seed in range(size.seeds):
             sae = trained(model, Stream(layer, finest_l0, seed), activations, size, folder)
             assert isinstance(sae, HierarchicalSAE)
-            stacks.append((list(level_saes(sae)), sae.forest))
+            x = activations(layer, n_tokens(size))[-size.held_out :]
+            saes = list(level_saes(sae))
+            stacks.append((saes, *_of_living(sae.forest, _fires(saes, x))))
             activations.for_the_model([sae], layer, n_tokens(size))
             dashboards = collect_dashboards(sae, sae.forest, batches, exclude_tokens=tokenizer.all_special_ids)
             judged = measures(dashboards, text_of, wordnet)[2:]
@@ -94,7 +103,8 @@ def gemma_probes(
     """
     x = activations(layer, n_tokens(size))[:PROBED_ON]
     rows = []
-    for model in (HSAE, SAME_RULE, POST_HOC, SAELENS_BATCH_TOPK, MATRYOSHKA):
+    models = (HSAE, HSAE + NEAREST_ROWS, POST_HOC + SAME_RULE, SAELENS_BATCH_TOPK + SAME_RULE, POST_HOC)
+    for model in (*models, SAELENS_BATCH_TOPK, MATRYOSHKA + SAME_RULE, MATRYOSHKA):
         found = []
         for seed in range(size.seeds):
             saes, forest = _stack(model, Stream(layer, finest_l0, seed), activations, size, folder)
@@ -106,17 +116,36 @@ def gemma_probes(
 
 
 def _stack(model: str, stream: Stream, activations: GemmaActivations, size: Size, folder: Path) -> Any:
-    levels, forest = stack_of(trained(POST_HOC if model == SAME_RULE else model, stream, activations, size, folder))
+    name = model.removesuffix(SAME_RULE).removesuffix(NEAREST_ROWS)
+    levels, forest = stack_of(trained(name, stream, activations, size, folder))
     saes: list[Any] = list(level_saes(levels))
-    if model == SAME_RULE:
+    if model.endswith(SAME_RULE):
         x = activations(stream.layer, n_tokens(size))[:COUNTED_ON].split(4096)
         forest = FeatureForest.from_saes(saes, activations=x)
+    if model.endswith(NEAREST_ROWS):
+        everyone = ParentRule("decoder", minimum_similarity=None, unassigned_fraction=0.0)
+        forest = FeatureForest.from_saes(saes, everyone)
     return saes, forest
+
+
+def _fires(saes: Sequence[Any], x: torch.Tensor) -> torch.Tensor:
+    """(tokens, features) bool, on activations (tokens, d_in)."""
+    return torch.cat([torch.cat([sae.encode(part) != 0 for sae in saes], dim=1) for part in x.split(4096)])
+
+
+def _of_living(forest: FeatureForest, fires: torch.Tensor) -> tuple[FeatureForest, torch.Tensor]:
+    """The forest without edges of features that never fire, and P(parent | child) of its edges."""
+    parents, n_firing = forest.parents, fires.sum(0)
+    above = parents.clamp(min=0)
+    parents[(n_firing == 0) | (n_firing[above] == 0)] = NO_PARENT
+    child = (parents != NO_PARENT).nonzero().flatten()
+    together = (fires[:, child] & fires[:, parents[child]]).sum(0)
+    return FeatureForest(parents, forest.level_widths), together / n_firing[child]
 
 
 def _trees_of(stacks: list[Any]) -> dict[str, float]:
     found = []
-    for saes, forest in stacks:
+    for saes, forest, parent_given_child in stacks:
         is_copy = copies_of_parents(forest, torch.cat([sae.W_dec for sae in saes]))
         n_edges = len(forest.edges())
         found.append(
@@ -125,19 +154,24 @@ def _trees_of(stacks: list[Any]) -> dict[str, float]:
                 "roots with a child": forest.has_children[forest.roots()].double().mean().item(),
                 "edges": float(n_edges),
                 "copies among them": int(is_copy.sum()) / max(1, n_edges),
+                "P(parent given child)": parent_given_child.double().mean().item(),
             }
         )
     return {name: fmean(row[name] for row in found) for name in found[0]}
 
 
 def _stability(stacks: list[Any]) -> dict[str, float]:
-    """Edges with both ends matched that another seed has, above chance; NaN for one seed."""
-    kept = [
-        boundary.kept_adjusted
-        for one, other in combinations(stacks, 2)
-        for boundary in seed_stability(*one, *other).boundaries
-    ]
-    return {"edges that another seed has, above chance": fmean(kept) if kept else float("nan")}
+    """Edges that another seed has: of all, and, above chance, of those whose two ends both have a match there."""
+    found_again, of_matched = [], []
+    for (saes, forest, _), (others, other_forest, _) in combinations(stacks, 2):
+        boundaries = seed_stability(saes, forest, others, other_forest).boundaries
+        n_edges = (len(forest.edges()) + len(other_forest.edges())) / 2
+        found_again.append(sum(boundary.n_common for boundary in boundaries) / max(1, n_edges))
+        of_matched += [boundary.kept_adjusted for boundary in boundaries]
+    return {
+        "edges that another seed has": fmean(found_again) if found_again else float("nan"),
+        "of those with both ends matched, above chance": fmean(of_matched) if of_matched else float("nan"),
+    }
 
 
 def gemma_forest(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from sae_lens_hsae.evaluation import cross_entropy_recovered
 from sae_lens_hsae.evaluation.stacks import level_saes
 
 IN_THE_MODEL = (HSAE, "post hoc", SAELENS_BATCH_TOPK)
-PROMPTS = 16
+PROMPTS = 32
 """Rows of text, of which no token was trained on."""
 
 
@@ -29,15 +30,17 @@ def reproduce_in_the_model(
         size: of their training; one seed.
     """
     stream = Stream(layer, target_l0, 0)
-    store = gemma_store(activations.text, layer, from_the_end=True)
+    store: Any = gemma_store(activations.text, layer, from_the_end=True)
+    prompts = [store.get_batch_tokens() for _ in range(PROMPTS // store.store_batch_size_prompts)]
     rows: list[dict[str, Any]] = []
     for model in IN_THE_MODEL:
         levels, _ = stack_of(trained(model, stream, activations, size, folder))
         saes: list[Any] = list(level_saes(levels))
         activations.for_the_model(saes, layer, n_tokens(size))
         own = torch.get_rng_state()
-        store.reset_input_dataset()
-        found = cross_entropy_recovered(saes, store.model, store, n_batches=PROMPTS // store.store_batch_size_prompts)
+        # A store that begins anew does so with the rest of the document that it was reading.
+        store.get_batch_tokens = partial(next, iter(prompts))
+        found = cross_entropy_recovered(saes, store.model, store, n_batches=len(prompts))
         torch.set_rng_state(own)
         rows += [{"model": model, "level": each.level, "recovered": each.recovered} for each in found]
     return rows

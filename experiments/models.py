@@ -96,8 +96,12 @@ def _shape(*widths: int) -> dict[str, Any]:
 
 WIDE_FAMILIES = "HSAE, widths 128 512 2048"
 WIDE_POST_HOC = "post hoc, widths 128 512 2048"
-SHAPES = {"HSAE, widths 64 256 1024": _shape(64, 256, 1024), WIDE_FAMILIES: _shape(128, 512, 2048)}
-"""The defaults with levels that grow by four instead of two."""
+SHAPES = {
+    "HSAE, widths 64 256 1024": _shape(64, 256, 1024),
+    WIDE_FAMILIES: _shape(128, 512, 2048),
+    "HSAE, widths 64 512 4096": _shape(64, 512, 4096),
+}
+"""The defaults with levels that grow by four or by eight instead of by two."""
 
 MODELS: dict[str, dict[str, Any]] = {
     **IDEAS,

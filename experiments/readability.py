@@ -1,4 +1,4 @@
-"""Do children read as parts of their parents? By detection, by WordNet, and as a list for a reader; no language model.
+"""Do children belong under their parents? Copies and trees counted, words by WordNet, and a list for a reader.
 
 Copies, children whose direction is nearly their parent's, are counted by themselves. Each share stands beside the same
 with a stranger in place of the child, a feature of the child's level: what chance alone gives.
@@ -7,7 +7,7 @@ with a stranger in place of the child, a feature of the child's level: what chan
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,7 @@ from sae_lens_hsae.interpret.feature_cache import Dashboards
 from sae_lens_hsae.interpret.feature_cache.text import load_tokenizer
 from sae_lens_hsae.interpret.labels import token_labels
 from sae_lens_hsae.interpret.labels.token_labels import SEPARATOR
-from sae_lens_hsae.interpret.labels.words import words_of
 
-DETECTED = 0.6
-"""Balanced accuracy from which on a label says which part of its parent a child is; ½ is chance."""
-MIN_WORDS = 3
-"""Words of either kind that it takes to say so."""
 RELATED = 4.0
 """Nats of information of the lowest concept over two words: it is over less than one synset in fifty."""
 TREES_DRAWN = 6
@@ -100,17 +95,6 @@ def measures(
             "strangers": None,
         },
     ]
-    by_detection = _detection(dashboards, text_of, others, labels, [child for _, child in others])
-    of_strangers = _detection(dashboards, text_of, others, labels, strangers)
-    rows.append(
-        _row(
-            "label says which part of the parent",
-            *(
-                [None if score is None else score >= DETECTED for score in scores]
-                for scores in (by_detection, of_strangers)
-            ),
-        )
-    )
     if wordnet is not None:
         related = _Related(wordnet)
         rows.append(
@@ -158,42 +142,6 @@ def _stranger(forest: FeatureForest, child: int, generator: torch.Generator) -> 
         other = own.start + int(torch.randint(own.stop - own.start, (), generator=generator))
         if other not in family or len(family) >= own.stop - own.start:
             return other
-
-
-def _detection(
-    dashboards: Dashboards,
-    text_of: Callable[[int], str],
-    edges: Sequence[Edge],
-    labels: dict[int, list[str]],
-    named_by: Sequence[int],
-) -> list[float | None]:
-    """For each edge, how well a feature's label says on which of the parent's words the child fires.
-
-    The words are those of the parent's contexts on which the parent fires, without the contexts that are kept of the
-    child as well, from which its label was made.
-    """
-    family = dashboards.settings.n_family_slots
-    above = dashboards.parents.clamp(min=0)
-    ids, numbers = dashboards.token_ids[above, :family], dashboards.context_numbers[above, :family]
-    of_child = words_of(replace(dashboards, token_ids=ids, activations=dashboards.activations_on_parent), text_of)
-    of_parent = words_of(
-        replace(dashboards, token_ids=ids, activations=dashboards.activations[above, :family]), text_of
-    )
-    number_of = {text.casefold(): number for number, text in enumerate(of_child.texts)}
-    scores: list[float | None] = []
-    for (_, child), name in zip(edges, named_by, strict=True):
-        new = ~torch.isin(numbers[child], dashboards.context_numbers[child, :family])
-        counts = (of_parent.activations[child] > 0) & new[:, None]
-        fires = of_child.activations[child] > 0
-        own = torch.tensor([number_of.get(word.casefold(), -2) for word in labels.get(name, [])], dtype=torch.int32)
-        said = torch.isin(of_child.numbers[child], own)
-        n_firing, n_silent = int((counts & fires).sum()), int((counts & ~fires).sum())
-        if min(n_firing, n_silent) < MIN_WORDS:
-            scores.append(None)
-            continue
-        detected, false = int((counts & fires & said).sum()), int((counts & ~fires & said).sum())
-        scores.append((detected / n_firing + 1 - false / n_silent) / 2)
-    return scores
 
 
 @dataclass

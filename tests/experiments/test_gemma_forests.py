@@ -1,0 +1,51 @@
+"""How Gemma's forests are counted, on forests whose counts are known."""
+
+import math
+
+import pytest
+import torch
+from sae_lens import StandardSAE, StandardSAEConfig
+
+from experiments.gemma_forests import _of_living, _stability, _trees_of
+from sae_lens_hsae.forest import FeatureForest
+
+WIDTHS = [2, 4]
+
+
+def sae_of(directions: torch.Tensor) -> StandardSAE:
+    sae = StandardSAE(StandardSAEConfig(d_in=directions.shape[1], d_sae=len(directions), apply_b_dec_to_input=False))
+    sae.W_dec.data = directions.clone()
+    return sae
+
+
+@pytest.fixture
+def saes() -> list[StandardSAE]:
+    axes = torch.eye(6)
+    return [sae_of(axes[:2]), sae_of(axes[2:])]
+
+
+def test_edges_of_features_that_never_fire_do_not_count(saes):
+    forest = FeatureForest([-1, -1, 0, 0, 0, 1], WIDTHS)
+    fires = torch.zeros(10, 6, dtype=torch.bool)
+    fires[:, 0] = True  # 1 never fires, and neither does 4
+    fires[:4, 2], fires[:8, 3], fires[:, 5] = True, True, True
+    fires[9, 0] = False
+    living, parent_given_child = _of_living(forest, fires)
+    assert living.parents.tolist() == [-1, -1, 0, 0, -1, -1]
+    assert parent_given_child.tolist() == [1, 1]
+    counted = _trees_of([(saes, living, parent_given_child)])
+    assert counted["features in trees of 3 concepts"] == 3 / 6
+    assert counted["roots with a child"] == 1 / 2
+    assert (counted["edges"], counted["copies among them"], counted["P(parent given child)"]) == (2, 0, 1)
+
+
+def test_edges_found_again_are_counted_of_all_and_of_matched_ones(saes):
+    forest, other = FeatureForest([-1, -1, 0, 0, 1, 1], WIDTHS), FeatureForest([-1, -1, 0, 1, 1, 1], WIDTHS)
+    none = torch.ones(4)
+    found = _stability([(saes, forest, none), (saes, other, none)])
+    assert found["edges that another seed has"] == 3 / 4
+    # Of the other stack only the first child has a match.
+    turned = [saes[0], sae_of(torch.eye(6)[2:].roll(1, 1).index_copy(0, torch.tensor([0]), torch.eye(6)[2:3]))]
+    turned[1].W_dec.data[1:] = torch.tensor([[1.0, 1, 0, 1, 1, 1]]) / math.sqrt(5)
+    found = _stability([(saes, forest, none), (turned, forest, none)])
+    assert found["edges that another seed has"] == 1 / 4
