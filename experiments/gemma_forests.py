@@ -22,6 +22,8 @@ from sae_lens_hsae.sae.inference import HierarchicalSAE
 from sae_lens_hsae.text.token_text import TokenTexts
 
 POST_HOC = "post hoc"
+WITHOUT_LOSS = "ρ = 0"
+"""HSAE trained without the structural loss."""
 SAME_RULE = ", HSAE's rule"
 """After a model's name: its SAEs with parents by the rule that HSAE trains with."""
 NEAREST_ROWS = ", nearest decoder row"
@@ -49,7 +51,8 @@ def gemma_forests(
     """
     x = activations(layer, n_tokens(size))[-size.held_out :]
     rows = []
-    for model in (HSAE, POST_HOC + SAME_RULE, SAELENS_BATCH_TOPK + SAME_RULE, POST_HOC, SAELENS_BATCH_TOPK):
+    models = (HSAE, WITHOUT_LOSS, POST_HOC + SAME_RULE, SAELENS_BATCH_TOPK + SAME_RULE, POST_HOC, SAELENS_BATCH_TOPK)
+    for model in models:
         stacks = []
         for seed in range(size.seeds):
             saes, forest = _stack(model, Stream(layer, finest_l0, seed), activations, size, folder)
