@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from pathlib import Path
 
 import pandas
@@ -23,7 +22,6 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args, load_sweep_
 from wandb_runs import records
 
 from sae_lens_hsae import evaluate_forest
-from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.cli.flags import as_flags, command_line, parse_flags
 from sae_lens_hsae.cli.measured_runner import MeasuredTrainingRunner, summary
 from sae_lens_hsae.cli.sweep import arguments_of, configurations, measured, read_sweep, run_sweep
@@ -98,14 +96,6 @@ def test_sweep_files_that_are_none(tmp_path, text, message):
     (tmp_path / "sweep.yaml").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_sweep(tmp_path / "sweep.yaml")
-
-
-@pytest.mark.parametrize("flags", [[], ["--seeds", "1", "--runs", "1"]])
-def test_what_follows_the_dashes_goes_to_every_training(capsys, flags):
-    with pytest.raises(SystemExit) as end:
-        cli.main(["sweep", str(SWEEPS[0]), *flags, "--", "--d_in", "16", "--d_inn", "4"])
-    assert end.value.code == 2
-    assert re.search("^hsae sweep: --d_inn is no flag", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("flag", ["--seed=7", "--structural_loss_coefficient=0.5", "--output_path=mine"])

@@ -170,6 +170,7 @@ class TestFromDict:
             ({"schema": "tree"}, "schema='tree' is not 'sae_lens_hsae/feature_forest'"),
             ({"schema_version": 2}, "schema_version=2 cannot be read, only 1; .* or a newer one"),
             ({"parents": [0] * 11}, r"parents\[0\] = 0"),
+            ({"parents": 1}, "lists"),
             ({"parents": [10**400, [], *[-1] * 9]}, "parents is not a list of integers"),
             ({"parents": [-1] * 10 + [2**63]}, "parents is not a list of integers"),
             ({"level_widths": [2, 4]}, "has 6 features"),
@@ -180,6 +181,8 @@ class TestFromDict:
             FeatureForest.from_dict(forest.to_dict() | change)
 
     def test_missing_keys(self, forest: FeatureForest):
+        with pytest.raises(ValueError, match="a list describes no forest"):
+            FeatureForest.from_dict([])  # type: ignore[arg-type]
         data = {name: value for name, value in forest.to_dict().items() if name not in ("parents", "level_widths")}
         with pytest.raises(ValueError, match="level_widths and parents missing"):
             FeatureForest.from_dict(data)

@@ -287,19 +287,6 @@ def test_the_command_explains_a_text_with_the_labels_there_are(saved, tmp_path, 
     assert out.count("without its parent") == frame["without_parent"].sum()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--text", "x", "--labels", "nowhere.json"], "nowhere.json"),
-        (["--text", "word " * 600], "has 600 tokens, but the model takes at most 511"),
-    ],
-)
-def test_the_command_says_what_is_wrong(saved, arguments, message):
-    with pytest.raises(SystemExit) as end:
-        cli.main(["explain", str(saved), *arguments])
-    assert message in str(end.value.code)
-
-
 @pytest.mark.parametrize("command", [["explain", "--text"], ["explore", "--explain"]])
 def test_a_path_in_place_of_a_text_is_told(tmp_path, command):
     path = tmp_path / "text.txt"

@@ -18,7 +18,6 @@ from host_helpers import (
     recorded_steps,
     residual_activations,
     runner_config,
-    save_tiny_gpt2,
     tiny_config,
     tiny_dataset,
     tiny_model,
@@ -82,10 +81,9 @@ def test_language_model_runner(tmp_path, runner):
 
 
 @both_runners
-def test_cached_activations(tmp_path, runner):
-    folder = save_tiny_gpt2(tmp_path / "gpt2")
+def test_cached_activations(tmp_path, gpt2, runner):
     common: dict[str, Any] = {
-        "model_name": str(folder),
+        "model_name": str(gpt2),
         "model_class_name": "AutoModelForCausalLM",
         "hook_name": "transformer.h.0",
         "context_size": CONTEXT,

@@ -1,17 +1,13 @@
-"""Forests after several blocks from one run of SAELens' MultiSAETrainingRunner, and a circuit through them."""
+"""Forests after several blocks from one run of SAELens' MultiSAETrainingRunner."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from circuit_helpers import WRITTEN
 from host_helpers import restored_signal_handlers, save_tiny_gpt2, several_config, tiny_config, tiny_dataset
 from sae_lens import MultiSAETrainingRunner
 
-from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
-from sae_lens_hsae.interpret.circuits import read_circuit
 from sae_lens_hsae.text.load_model import model_of_run
 
 BLOCKS = (0, 1, 2)
@@ -47,7 +43,7 @@ def train(gpt2: Path, output: Path, blocks: tuple[int, ...]) -> int:
     return n_read
 
 
-def test_the_model_reads_the_text_once_for_all_blocks_and_a_circuit_goes_through_them(gpt2, tmp_path, capsys, caplog):
+def test_the_model_reads_the_text_once_for_all_blocks(gpt2, tmp_path, caplog):
     n_read = train(gpt2, tmp_path / "all", BLOCKS)
     assert 0 < n_read == train(gpt2, tmp_path / "one", BLOCKS[:1])
     assert "override_" not in caplog.text, "the config does name the model"
@@ -56,14 +52,3 @@ def test_the_model_reads_the_text_once_for_all_blocks_and_a_circuit_goes_through
         sae = load_hierarchical_sae(folder)
         assert sae.cfg.metadata.hook_name == f"transformer.h.{block}"
         assert len(sae.forest.edges()) > 0
-
-    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, WRITTEN)))
-    output = tmp_path / "circuit.json"
-    arguments = ["--pairs", str(tmp_path / "pairs.jsonl"), "--threshold", "0.001", "--output", str(output)]
-    cli.main(["circuit", *map(str, folders), *arguments])
-    printed = capsys.readouterr().out
-    assert all(f"\ntransformer.h.{block}  (errors" in printed for block in BLOCKS)
-    circuit = read_circuit(output)
-    hooks = [node.hook for node in circuit.nodes if node.feature is not None]
-    assert list(dict.fromkeys(hooks)) == [f"transformer.h.{block}" for block in BLOCKS]
-    assert circuit.n_features == (12, 24, 48)
