@@ -66,6 +66,11 @@ def trained(folder: Path, model: Path, texts: list[str] = TEXTS, **overrides: An
     return runner.activations_store, folder / "out"
 
 
-def explain_text(folder: Path, text: str) -> Explanation:
+def read_back(folder: Path) -> tuple[Any, Any]:
+    """A saved SAE, and its language model."""
     sae = load_hierarchical_sae(folder)
-    return explain(sae, load_language_model(sae), text)
+    return sae, load_language_model(sae)
+
+
+def explain_text(folder: Path, text: str) -> Explanation:
+    return explain(*read_back(folder), text)

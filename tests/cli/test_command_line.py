@@ -191,9 +191,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_the_work(monkeypat
     """What a command writes there without ``--output``."""
     call = [command, "/proc/self", *NEEDED.get(command, [])]
     monkeypatch.setitem(cli.COMMANDS, command, lambda _: pytest.fail("it began"))
-    with pytest.raises(
-        SystemExit, match=r"--output='/proc/self/.*': '/proc/self' cannot be written to; give another path"
-    ):
+    with pytest.raises(SystemExit, match=r"--output='/proc/self/.*' cannot be written to; give another path"):
         cli.main(call)
     if "--model" in call:
         monkeypatch.setitem(cli.COMMANDS, command, lambda _: Outcome("an estimate writes nothing", {}))

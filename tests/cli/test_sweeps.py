@@ -100,9 +100,7 @@ def test_sweep_files_that_are_none(tmp_path, text, message):
 
 @pytest.mark.parametrize("flag", ["--seed=7", "--structural_loss_coefficient=0.5", "--output_path=mine"])
 def test_no_flag_takes_the_place_of_what_the_sweep_sets(tmp_path, flag):
-    with pytest.raises(
-        ValueError, match=f"{flag.partition('=')[0]} after -- would take the place of what the sweep sets"
-    ):
+    with pytest.raises(ValueError, match=f"{flag.partition('=')[0]} after -- would take the place"):
         run_sweep(SWEEPS[0], tmp_path, further=["--d_in", "16", flag])
 
 

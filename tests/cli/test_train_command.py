@@ -20,7 +20,6 @@ from host_helpers import (
     train,
     write_train_flags,
 )
-from sae_lens import LanguageModelSAETrainingRunner
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from transformers import AutoModelForCausalLM
 
@@ -396,18 +395,19 @@ def test_a_run_that_is_stopped_ends_with_the_conventional_code_and_can_go_on(
     assert load_hierarchical_sae(tmp_path / "out").cfg.d_in == D_MODEL
 
 
-def test_evaluate_measures_what_evaluate_forest_does(gpt2, tokenizer, tmp_path, capsys):
-    cfg = runner_config(
-        tmp_path, model_name=str(gpt2), model_class_name="AutoModelForCausalLM", hook_name="transformer.h.0"
-    )
-    with restored_signal_handlers():
-        train(LanguageModelSAETrainingRunner, cfg, override_dataset=tiny_dataset())
+@pytest.fixture
+def evaluating(gpt2, tmp_path):
+    """A call of ``hsae evaluate`` for a random SAE of a tiny GPT-2 on ten contexts of text."""
+    sae_at("transformer.h.0", model=gpt2, context_size=32, prepend_bos=False).save_inference_model(tmp_path / "out")
     (tmp_path / "text.txt").write_text(" ".join(f"w{1 + i % 97}" for i in range(320)))
-    folder = str(tmp_path / "out")
-    cli.main(["evaluate", folder, "--text", str(tmp_path / "text.txt"), "--n-tokens", "320", "--json"])
+    return ["evaluate", str(tmp_path / "out"), "--text", str(tmp_path / "text.txt"), "--n-tokens"]
+
+
+def test_evaluate_measures_what_evaluate_forest_does(evaluating, gpt2, tokenizer, tmp_path, capsys):
+    cli.main([*evaluating, "320", "--json"])
     printed = json.loads(capsys.readouterr().out)
-    sae = load_hierarchical_sae(folder)
-    assert printed == load_evaluation(sae, folder)
+    sae = load_hierarchical_sae(tmp_path / "out")
+    assert printed == load_evaluation(sae, tmp_path / "out")
     # The same by hand: transformers' own model on the same rows of 32.
     model = AutoModelForCausalLM.from_pretrained(gpt2)
     ids = tokenizer((tmp_path / "text.txt").read_text())["input_ids"]
@@ -421,26 +421,18 @@ def test_evaluate_measures_what_evaluate_forest_does(gpt2, tokenizer, tmp_path, 
         assert found["hamming"] == pytest.approx(boundary.hamming, rel=1e-4)
 
 
-def test_a_worse_evaluation_replaces_no_better_one(gpt2, tmp_path, capsys):
-    sae = sae_at("transformer.h.0", model=gpt2, context_size=32, prepend_bos=False)
-    sae.save_inference_model(str(tmp_path / "out"))
-    (tmp_path / "text.txt").write_text(" ".join(f"w{1 + i % 97}" for i in range(320)))
+def test_a_worse_evaluation_replaces_no_better_one(evaluating, tmp_path):
     saved, own = tmp_path / "out" / "evaluation.json", tmp_path / "own.json"
-    call = ["evaluate", str(tmp_path / "out"), "--text", str(tmp_path / "text.txt"), "--n-tokens"]
-    cli.main([*call, "192"])
+    cli.main([*evaluating, "192"])
     before = saved.read_bytes()
     with pytest.raises(SystemExit, match=r"--n-tokens=10, but .*evaluation\.json was measured on 192.*--output"):
-        cli.main([*call, "10"])
-    cli.main([*call, "10", "--output", str(own)])
+        cli.main([*evaluating, "10"])
+    cli.main([*evaluating, "10", "--output", str(own)])
     assert saved.read_bytes() == before
     assert json.loads(own.read_text())["evaluation"]["n_tokens"] == 10
-    cli.main([*call, "320"])
+    cli.main([*evaluating, "320"])
     assert json.loads(saved.read_text())["evaluation"]["n_tokens"] == 320
     # Of other weights: no better one.
     saved.write_text(json.dumps({"weights": "other", "evaluation": {"n_tokens": 10**9}}))
-    cli.main([*call, "10"])
+    cli.main([*evaluating, "10"])
     assert json.loads(saved.read_text())["evaluation"]["n_tokens"] == 10
-    capsys.readouterr()
-    with pytest.raises(SystemExit, match=r"output='.*below\.json': .*own\.json' is no folder; give another path"):
-        cli.main([*call, "10", "--output", str(own / "below.json")])
-    assert capsys.readouterr().err == "", "nothing was loaded or read by then"

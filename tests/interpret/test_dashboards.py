@@ -321,9 +321,7 @@ def test_bad_input_is_refused_with_the_remedy(sae):
     tokens, x = stream()[0]
     with pytest.raises(ValueError, match="batches held no token"):
         collect_dashboards(sae, forest, [], progress=False)
-    with pytest.raises(
-        ValueError, match=r"number 0 has token ids of shape \(5, 11\) and activations of shape \(55, 8\)"
-    ):
+    with pytest.raises(ValueError, match=r"number 0 has token ids of shape \(5, 11\) and .* \(55, 8\)"):
         collect_dashboards(sae, forest, [(tokens, x.flatten(0, 1))], progress=False)
     with pytest.raises(ValueError, match="number 1 holds NaN"):
         collect_dashboards(sae, forest, [(tokens, x), (tokens, x / 0)], progress=False)
@@ -395,11 +393,7 @@ def outside(name: str, value: int) -> tuple[Any, type, str]:
         (lambda folder: (folder / "manifest.json").write_text("{"), ValueError, r"manifest\.json is damaged"),
         (lambda folder: (folder / "dashboards.safetensors").write_bytes(b"x"), ValueError, r"safetensors is damaged"),
         (with_tensor("peaks", lambda _: None), ValueError, "lacks peaks; collect"),
-        (
-            with_tensor("peaks", lambda peaks: peaks[:, 1:].contiguous()),
-            ValueError,
-            r"peaks is torch\.float32 of shape",
-        ),
+        (with_tensor("peaks", lambda peaks: peaks[:, 1:].contiguous()), ValueError, "peaks is torch.float32 of"),
         outside("nearest", 33),
         outside("n_firing", -1),
         outside("token_ids", 2**24),

@@ -151,7 +151,8 @@ def test_a_start_or_section_of_no_feature_is_refused(dashboards, forest, tmp_pat
 
 @pytest.fixture
 def opened(browser, page):
-    return browser.anew(page)
+    yield browser.anew(page)
+    assert browser.errors() == []
 
 
 TREES = """return Array.from(document.querySelectorAll(".card.tree"), (card) =>
@@ -172,7 +173,6 @@ def test_the_first_view_opens_on_the_start_and_then_the_families(opened, dashboa
         feature = sum(WIDTHS[:level]) + number
         token = dashboards.token_ids[feature, 0, dashboards.peak_positions[feature, 0]].item()
         assert peak == TEXTS[token].lstrip()
-    assert opened.errors() == []
 
 
 @pytest.mark.browser
@@ -276,7 +276,6 @@ def test_hidden_copies_leave_list_path_and_family(opened):
     assert selected == "0/1", "a copy is found under what it repeats"
     opened.run("document.getElementById('hide-copies').click()")
     opened.until(lambda: "copies" not in opened.fragment(), "the link")
-    assert opened.errors() == []
 
 
 @pytest.mark.browser

@@ -299,11 +299,7 @@ def test_embeddings_of_a_real_model():
         ({"edits": [ablate(13, on="children")]}, ValueError, "feature 13 has no children"),
         ({"edits": [add(0, 1.0, on="children")]}, ValueError, "pass typical of shape"),
         ({"forest": FeatureForest([-1], [1])}, ValueError, "level_widths"),
-        (
-            {"levels": level_saes(stack(HOOK))},
-            ValueError,
-            r"pass FeatureForest\.from_saes\(levels, activations=b",
-        ),
+        ({"levels": level_saes(stack(HOOK))}, ValueError, r"pass FeatureForest\.from_saes\(levels"),
     ],
 )
 def test_bad_input_is_refused_before_the_model_runs(change, error, message):

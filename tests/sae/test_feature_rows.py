@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from feature_rows import KINDS, Watched, activations_of, losses, plain_activations_of, tokens, weighted_gradients
+from feature_rows import KINDS, Watched, activations_of, losses, plain_in_float64, tokens, weighted_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_saes import make_sae
@@ -68,9 +68,7 @@ def test_it_waits_for_nothing_and_has_the_same_shapes_whatever_fires(kind: str) 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_autocast_rounds_factors_and_no_sums(kind: str) -> None:
-    sae, x = make_sae(dtype="float64", **KINDS[kind]), tokens(n=1000)
-    expected = losses(sae, x, plain_activations_of(sae, x))
-    expected_grads = weighted_gradients(sae, expected)
+    _, x, expected, expected_grads = plain_in_float64(kind, 1000)
     single = make_sae(**KINDS[kind])
     with torch.autocast("cpu", torch.bfloat16):
         acts = activations_of(single, x.float())

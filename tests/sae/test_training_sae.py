@@ -57,7 +57,7 @@ def test_without_hierarchy_it_is_independent_saes_of_saelens(batch, form, apply_
     without = {"structural_loss_coefficient": 0.0, "perturbation_rate": 0.0}
     sae = make_sae(apply_b_dec_to_input=apply_b_dec_to_input, **without, **fields)
     coefficients = [0.0] * 3
-    if sae.sparsity.log_l0_coefficient is not None:
+    if sae.cfg.level_activation == "jumprelu":
         sae.sparsity.log_l0_coefficient.copy_(torch.tensor([0.3, -0.2, 0.9]))
         coefficients = sae.sparsity.log_l0_coefficient.exp().tolist()
     saes, batch = independent_saes(sae), batch.to(sae.dtype)

@@ -18,6 +18,7 @@ from texts_of_words import (
     TEXTS,
     configured,
     explain_text,
+    read_back,
     save_model,
     text_folder,
     tokenizer_of_words,
@@ -34,7 +35,7 @@ from sae_lens_hsae.cli.explore import explore
 from sae_lens_hsae.evaluation.cross_entropy import cross_entropy_recovered
 from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
 from sae_lens_hsae.interpret.contrast import text_activations
-from sae_lens_hsae.interpret.feature_cache.text import load_language_model, load_tokenizer, tokens_and_activations
+from sae_lens_hsae.interpret.feature_cache.text import load_tokenizer, tokens_and_activations
 from sae_lens_hsae.text.as_trained import excluded_tokens, positions
 from sae_lens_hsae.text.rows import TextSource, text_rows
 
@@ -122,8 +123,7 @@ def test_what_training_left_out_is_left_out_and_chats_are_kept(tmp_path, given, 
 
 def test_without_a_context_size_contexts_are_as_long_as_the_model_takes(tmp_path):
     _, folder = trained(tmp_path, save_model(tmp_path / "model"))
-    sae = load_hierarchical_sae(folder)
-    model = load_language_model(sae)
+    sae, model = read_back(folder)
     source = TextSource(dataset=text_folder(tmp_path / "text"))
     as_trained = evaluate(folder, 640, source)
     told = json.loads((folder / "cfg.json").read_text())
@@ -144,8 +144,7 @@ def test_without_a_context_size_contexts_are_as_long_as_the_model_takes(tmp_path
 
 def test_a_hook_point_that_the_model_lacks_is_named_wherever_it_is_read(tmp_path):
     store, folder = trained(tmp_path, save_model(tmp_path / "model"))
-    sae = load_hierarchical_sae(folder)
-    model = load_language_model(sae)
+    sae, model = read_back(folder)
     sae.cfg.metadata.hook_name = "transformer.h.7"
     rows = Dataset.from_dict({"tokens": [[1] * CONTEXT]})
     for read in (
@@ -153,9 +152,7 @@ def test_a_hook_point_that_the_model_lacks_is_named_wherever_it_is_read(tmp_path
         lambda: list(text_activations(sae, model, ["w1"])),
         lambda: cross_entropy_recovered(sae, model, store, n_batches=1),
     ):
-        with pytest.raises(
-            ValueError, match=r"'transformer\.h\.7' is no hook point of the model; it has transformer\.h\.0"
-        ):
+        with pytest.raises(ValueError, match=r"'transformer\.h\.7' is no hook point .* it has transformer\.h\.0"):
             read()
 
 
@@ -185,8 +182,7 @@ def test_a_measurement_never_takes_the_place_of_one_on_more_tokens(tmp_path, cap
 @pytest.mark.parametrize("seqpos_slice", [(5, None), (None, -3), (1, 20, 4)])
 def test_positions_are_those_that_were_trained_on(tmp_path, seqpos_slice):
     store, folder = trained(tmp_path, save_model(tmp_path / "model"), seqpos_slice=seqpos_slice)
-    sae = load_hierarchical_sae(folder)
-    model = load_language_model(sae)
+    sae, model = read_back(folder)
     read = list(range(CONTEXT)[slice(*seqpos_slice)])
     rows = torch.tensor([[0, *range(6, 6 + CONTEXT - 1)]] * 2)
     ids, x = next(tokens_and_activations(sae, model, Dataset.from_dict({"tokens": rows.tolist()})))
@@ -211,8 +207,7 @@ def test_positions_from_the_end_are_from_that_of_a_context_however_short_the_tex
     _, folder = trained(tmp_path, save_model(tmp_path / "model"), seqpos_slice=(2, -3))
     read = explain_text(folder, "w1 w2 w3 w4 w5")
     assert (~read.level_shares.isnan().all(1)).nonzero().flatten().tolist() == [1, 2, 3, 4], "all but its first token"
-    sae = load_hierarchical_sae(folder)
-    model = load_language_model(sae)
+    sae, model = read_back(folder)
     (of_contrast,) = text_activations(sae, model, ["w1 w2 w3 w4"])
     assert len(of_contrast) == 3
     with pytest.raises(ValueError, match=r"texts: number 0 .* has no token at a position that was trained on"):
@@ -235,8 +230,7 @@ def test_a_model_without_a_first_token_is_read_without_one(tmp_path):
     with pytest.raises(ValueError, match=r"text='.*text': .* already holds what was collected"):
         explore(folder, text=str(text))
     assert [token.strip() for token in explain_text(folder, "w1 w2").tokens] == ["w1", "w2"]
-    sae = load_hierarchical_sae(folder)
-    assert [len(x) for x in text_activations(sae, load_language_model(sae), ["w1 w2", "w3"])] == [2, 1]
+    assert [len(x) for x in text_activations(*read_back(folder), ["w1 w2", "w3"])] == [2, 1]
 
 
 ALIAS, OFFICIAL = "pythia-70m", "EleutherAI/pythia-70m"
@@ -301,9 +295,7 @@ def test_a_model_that_commands_will_not_load_may_be_loaded_and_given_to_them(tmp
     text = TextSource(dataset=text_folder(tmp_path / "text"))
     model = load_model("AutoModelForCausalLM", str(tmp_path / "model"))
     for call in (evaluate, explore):
-        with pytest.raises(
-            ValueError, match=r"quantization_config.*take the others out of cfg\.json.*load it yourself"
-        ):
+        with pytest.raises(ValueError, match=r"quantization_config.*out of cfg\.json.*load it yourself"):
             call(folder, text=text, n_tokens=320)
         call(folder, text=text, n_tokens=320, model=model)
     assert (folder / "explorer.html").is_file()
