@@ -87,7 +87,6 @@ WRONG = [
     ("explain", ["--text", ""]),
     ("explain", ["--text", "w1", "--paths", "0"]),
     ("explain", ["--text", "w1", "--labels", "none.json"]),
-    ("explain", ["--text", "w1 " * 600]),
     ("contrast", ["text.txt", "text.txt", "--max-tokens", "1"]),
     ("contrast", ["text.txt", "text.txt", "--localising-share", "3"]),
     ("steer", ["--positive", "text.txt", "--negative", "text.txt", "--prompt", "w1"]),

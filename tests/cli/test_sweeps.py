@@ -85,11 +85,9 @@ def test_every_configuration_is_a_call_of_hsae_train(path):
         ("method: grid", "no parameters"),
         ("command: [python, x.py]\nparameters: {a: {value: 1}}", "write .hsae, train"),
         ("command: [hsae, train, '${args}']\nparameters: {lr: {min: 0.1, max: 0.2}}", "parameters.lr.*list values"),
-        ("command: [hsae, train, '${args}']\nparameters: {}", "no parameters"),
         ("command: [hsae, train, '${args}']\nparameters: {lr: {values: []}}", "parameters.lr.values=.*at least one"),
         ("command: [hsae, train, '${args}']\nparameters: {lr: {values: 0.1}}", "parameters.lr.values=0.1: give a list"),
         ("command: [hsae, train, '${args}']\nparameters: {seed: {values: [5, 6]}}", "every run gets its own seed"),
-        ("command:\nparameters: {lr: {value: 0.1}}", "write .hsae, train"),
     ],
 )
 def test_sweep_files_that_are_none(tmp_path, text, message):

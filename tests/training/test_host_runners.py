@@ -4,7 +4,6 @@ import copy
 import itertools
 import os
 import shutil
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -23,6 +22,7 @@ from host_helpers import (
     tiny_model,
     train,
 )
+from own_runs import checkpoints_of
 from sae_lens import (
     CacheActivationsRunner,
     CacheActivationsRunnerConfig,
@@ -51,11 +51,6 @@ both_runners = pytest.mark.parametrize("runner", RUNNERS)
 
 def losses(steps: list[Any]) -> list[float]:
     return [step.loss for step in steps]
-
-
-def checkpoints(tmp_path: Path) -> dict[str, Path]:
-    """Checkpoints by name; SAELens puts them below a folder of its own for each run."""
-    return {path.name: path for path in (tmp_path / "checkpoints").glob("*/*")}
 
 
 # Every runner: what is saved is what was trained.
@@ -210,8 +205,9 @@ def test_the_seed_decides_a_run_whatever_the_random_state_was(tmp_path, given):
 @both_runners
 def test_checkpoints_hold_the_state_and_training_resumes_from_them(tmp_path, runner):
     with recorded_steps() as whole:
-        sae = train(runner, runner_config(tmp_path, n_checkpoints=2, save_final_checkpoint=True))
-    saved = checkpoints(tmp_path)
+        cfg = runner_config(tmp_path, n_checkpoints=2, save_final_checkpoint=True)
+        sae = train(runner, cfg)
+    saved = {path.name: path for path in checkpoints_of(cfg)}
     assert len(saved) == 3
     for name, path in saved.items():
         loaded = TrainingSAE.load_from_disk(path)
