@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from chromium import Browser
-from circuit_helpers import WRITTEN
 from host_helpers import sae_at
 from page_blocks import blocks_of
 
@@ -18,6 +17,10 @@ from sae_lens_hsae.interpret.circuits import Circuit, Node, find_circuit, read_c
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
 
 HOOKS = ("transformer.h.0", "transformer.h.1")
+WRITTEN = [
+    {"clean": "w1 w2 w3", "patch": "w1 w9 w3", "answer": "w50", "foil": "w51"},
+    {"clean": "w4 w2", "patch": "w4 w9", "answer": "w52", "foil": "w53"},
+]
 
 
 def save(folder: Path, hook: str, seed: int, model: Path) -> None:

@@ -318,9 +318,7 @@ def test_a_sink_is_left_out_and_said(gpt2):
     assert position in ordinary.positions
     assert position not in found.positions
     assert found.levels_to_frame()["outlying"].tolist() == [each == position for each in range(len(found.tokens))]
-    shown = Console(file=io.StringIO(), width=200)
-    shown.print(found)
-    assert "w5  left out: outlying, such as an attention sink" in shown.file.getvalue()  # type: ignore[attr-defined]
+    assert "w5  left out: outlying, such as an attention sink" in shown(found)
 
 
 def test_a_text_begins_as_texts_did_in_training_not_with_an_artefact(saved):

@@ -14,6 +14,7 @@ from host_helpers import (
     D_MODEL,
     HOOK,
     HOOKED,
+    activations_at,
     boot_bridge,
     hooked,
     sae_at,
@@ -56,13 +57,6 @@ def model_and_sae(request, gpt2) -> Any:
     return model, stack(hook)
 
 
-def read(model: Any, hook: str) -> torch.Tensor:
-    kept = []
-    with torch.no_grad(), model.hooks(fwd_hooks=[(hook, lambda x, hook: kept.append(x.clone()))]):  # noqa: ARG005
-        model(tiny_tokens(2))
-    return kept[0]
-
-
 EDITS: dict[str, tuple[list[Edit], Any]] = {
     # The change of each flat feature's activation a, straight from the edit's meaning.
     "push": ([add(5, 3.0)], lambda _: {5: 3.0}),
@@ -81,7 +75,7 @@ def test_x_moves_along_the_decoder_by_the_change_of_the_activations(model_and_sa
     edits, changes = EDITS[name]
     hook: Any = sae.cfg.metadata.hook_name
     hook = BRIDGE_NAMES.get(hook, hook) if isinstance(model, SAETransformerBridge) else hook
-    x = read(model, hook)
+    x = activations_at(model, hook)
     with torch.no_grad():
         acts = torch.cat([sae.level_sae(level).encode(x) for level in range(3)], dim=-1)
         expected = x.clone()
@@ -90,7 +84,7 @@ def test_x_moves_along_the_decoder_by_the_change_of_the_activations(model_and_sa
             expected += torch.as_tensor(change)[..., None] * sae.W_dec[feature]
         clean = model(tiny_tokens(2))
         with steer(model, sae, edits):
-            torch.testing.assert_close(read(model, hook), expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(activations_at(model, hook), expected, rtol=1e-4, atol=1e-4)
             assert not torch.allclose(model(tiny_tokens(2)), clean)
         assert torch.equal(model(tiny_tokens(2)), clean)
 
@@ -119,14 +113,14 @@ def test_saes_that_scale_x_by_themselves_change_it_by_what_they_reconstruct(fiel
 def test_a_spread_push_has_the_norm_of_the_direct_one():
     model, sae = tiny_sae_transformer(), stack(HOOK)
     typical = torch.arange(33).float() + 1
-    x = read(model, HOOK)
+    x = activations_at(model, HOOK)
     with torch.no_grad():
         cases: list[tuple[Any, list[int]]] = [("children", [4, 5]), ("subtree", [5, 13, 14])]
         for on, reached in cases:
             direction = sum(typical[f] * sae.W_dec[f] for f in reached)
             assert isinstance(direction, torch.Tensor)
             with steer(model, sae, [add(0, 2.0, on=on)], typical=typical):
-                moved = read(model, HOOK) - x
+                moved = activations_at(model, HOOK) - x
             torch.testing.assert_close(moved, (2 * direction / direction.norm()).expand_as(moved), rtol=1e-4, atol=1e-5)
 
 
@@ -231,9 +225,9 @@ def test_an_sae_that_stands_at_the_hook_point_is_to_be_detached(gpt2):
 def test_heads_are_edited_as_one_vector():
     hook = "blocks.0.attn.hook_z"
     model, sae = tiny_sae_transformer(), stack(hook)
-    x = read(model, hook)
+    x = activations_at(model, hook)
     with torch.no_grad(), steer(model, sae, [add(5, 3.0)]):
-        moved = read(model, hook) - x
+        moved = activations_at(model, hook) - x
     torch.testing.assert_close(moved.flatten(2), (3 * sae.W_dec[5]).expand(2, CONTEXT, -1), rtol=1e-4, atol=1e-5)
 
 
