@@ -4,11 +4,10 @@ import json
 
 import pytest
 import torch
-from sae_lens import SAE
 from safetensors.torch import save_file
 from small_saes import make_sae
 
-from sae_lens_hsae import evaluate_forest
+from sae_lens_hsae import HierarchicalSAE, evaluate_forest
 from sae_lens_hsae.hub.push import stage
 from sae_lens_hsae.hub.saved_model import save_evaluation
 
@@ -23,7 +22,7 @@ def saved(tmp_path, request):
     runner = {"model_name": "gpt2", "lr": 3e-4, "output_path": "/home/me/runs", "sae": training.cfg.to_dict()}
     (folder / "runner_cfg.json").write_text(json.dumps(runner))
     save_file({"sparsity": torch.zeros(sum(widths))}, folder / "sparsity.safetensors")
-    sae = SAE.load_from_disk(folder)
+    sae = HierarchicalSAE.load_from_disk(folder)
     save_evaluation(evaluate_forest(sae, sae.forest, torch.randn(400, 8)), sae, folder)
     return sae
 

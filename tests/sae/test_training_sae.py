@@ -69,7 +69,7 @@ def test_without_hierarchy_it_is_independent_saes_of_saelens(batch, form, apply_
         theirs.append(single.training_forward_pass(TrainStepInput(batch, {"l0": coefficient}, None, 1, False)))
         theirs[-1].loss.backward()
     tolerance = 1e-4 if sae.cfg.dtype == "float32" else 1e-6
-    near = {"rtol": tolerance, "atol": tolerance}
+    near: dict[str, Any] = {"rtol": tolerance, "atol": tolerance}
     torch.testing.assert_close(output.loss, sum(each.loss for each in theirs), **near)
     torch.testing.assert_close(output.feature_acts, torch.cat([each.feature_acts for each in theirs], dim=1), **near)
     for name, _ in saes[0].named_parameters():

@@ -18,7 +18,7 @@ def train(gpt2: Path, output: Path, blocks: tuple[int, ...]) -> int:
     Returns:
         How many prompts the model read.
     """
-    of_model = {"model_name": str(gpt2), "model_class_name": "AutoModelForCausalLM"}
+    of_model: dict[str, Any] = {"model_name": str(gpt2), "model_class_name": "AutoModelForCausalLM"}
     cfg = MultiSAETrainingRunnerConfig(
         saes={f"block{block}": tiny_config(level_widths=[4, 8, 16]) for block in blocks},
         hook_names={f"block{block}": f"transformer.h.{block}" for block in blocks},
