@@ -151,8 +151,7 @@ def test_a_start_or_section_of_no_feature_is_refused(dashboards, forest, tmp_pat
 
 @pytest.fixture
 def opened(browser, page):
-    yield browser.anew(page)
-    assert browser.errors() == []
+    return browser.anew(page)
 
 
 TREES = """return Array.from(document.querySelectorAll(".card.tree"), (card) =>
@@ -173,6 +172,7 @@ def test_the_first_view_opens_on_the_start_and_then_the_families(opened, dashboa
         feature = sum(WIDTHS[:level]) + number
         token = dashboards.token_ids[feature, 0, dashboards.peak_positions[feature, 0]].item()
         assert peak == TEXTS[token].lstrip()
+    assert opened.errors() == []
 
 
 @pytest.mark.browser
@@ -276,6 +276,7 @@ def test_hidden_copies_leave_list_path_and_family(opened):
     assert selected == "0/1", "a copy is found under what it repeats"
     opened.run("document.getElementById('hide-copies').click()")
     opened.until(lambda: "copies" not in opened.fragment(), "the link")
+    assert opened.errors() == []
 
 
 @pytest.mark.browser

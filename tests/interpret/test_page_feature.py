@@ -122,8 +122,7 @@ def page_of_pieces(browser, tmp_path):
     page = write_page(
         data, data.forest, tmp_path / "p.html", texts.__getitem__, {0: "a verb", 1: "line"}, separators=["[SEP]"]
     )
-    yield browser.anew(page)
-    assert browser.errors() == []
+    return browser.anew(page)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +141,7 @@ def test_contexts_are_found_by_what_one_reads(page_of_pieces, query, shown):
     found = page_of_pieces.texts(".found .context")
     assert found
     assert all(shown in each for each in found)
+    assert page_of_pieces.errors() == []
 
 
 def test_the_chip_of_a_token_of_space_finds_it(page_of_pieces):

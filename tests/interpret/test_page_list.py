@@ -131,6 +131,7 @@ def test_back_leads_to_where_one_was(opened, hostile_sae):
     opened.run("history.forward()")
     opened.wait(other + "?level=1")
     assert opened.run(at) == 200
+    assert opened.errors() == []
 
 
 def test_keys_scroll_what_was_opened(opened):
@@ -174,6 +175,7 @@ def test_a_link_holds_the_filter_the_order_and_the_colours(opened, hostile_page)
     assert opened.fragment() == "#/f/0/1?sort=number"
     opened.go("#/search/what?")
     assert opened.run("return document.getElementById('query').value") == "what?"
+    assert opened.errors() == []
 
 
 def test_a_link_without_filters_shows_none(opened, hostile_sae):
@@ -207,3 +209,4 @@ def test_a_link_without_filters_shows_none(opened, hostile_sae):
     opened.driver.find_element("css selector", ".row .name").click()
     opened.until(lambda: opened.fragment().startswith("#/f/"), "the row's feature")
     assert opened.fragment().endswith("?level=1")
+    assert opened.errors() == []

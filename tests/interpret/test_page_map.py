@@ -40,6 +40,7 @@ def test_a_click_in_the_map_zooms_in_and_then_opens(opened, hostile_page, hostil
     assert "Inside" not in opened.text()
     opened.go("#/part/9/2")
     assert "Map of the forest" in opened.text(), "a part that is none is the first one"
+    assert opened.errors() == []
 
 
 def test_where_features_are_too_narrow_a_click_zooms_in(browser, tmp_path):
@@ -87,6 +88,7 @@ def test_a_feature_is_outlined_on_the_map(opened, hostile_sae):
     for none in ("9/9", "x"):
         opened.go(f"#/map/{none}")
         assert opened.run(pixels) == 0
+    assert opened.errors() == []
 
 
 def test_what_was_left_is_forgotten(opened):

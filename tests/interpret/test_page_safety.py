@@ -40,6 +40,7 @@ def test_every_view_opens_from_disk_without_error_request_or_script(opened, host
     for view in views(hostile_sae.forest):
         opened.go(view)
         assert "cannot be shown" not in opened.text()
+    assert opened.errors() == []
     assert opened.run("return window.ran") is None
     assert opened.requests() <= {hostile_page.as_uri(), hostile_page.as_uri() + "#/"}
 
@@ -123,8 +124,7 @@ def page_of_scripts(browser, tmp_path):
     contexts = [list(range(8)), [0, 6, 7, 7, 1, 0, 1, 1]] * 4
     data = planted_dashboards({0: (0,), 4: (0,), 5: (1,)}, {4: 0, 5: 0}, contexts)
     labels = {0: "שלום · C++ · b · מים"}
-    yield browser.anew(write_page(data, data.forest, tmp_path / "p.html", texts.__getitem__, labels))
-    assert browser.errors() == []
+    return browser.anew(write_page(data, data.forest, tmp_path / "p.html", texts.__getitem__, labels))
 
 
 def test_text_from_right_to_left_is_read_from_right_to_left(page_of_scripts):
@@ -163,6 +163,7 @@ def test_joined_characters_stay_joined(page_of_scripts):
     assert "👩\u200d👩\ufe0f\u200d👧" in seen
     assert "a⟨U+200C⟩b⟨U+200D⟩⟨U+200D⟩" in seen
     assert "⟨U+202E⟩abc" in seen
+    assert page_of_scripts.errors() == []
 
 
 def test_a_forest_without_edges_works(browser, hostile_sae, tmp_path):

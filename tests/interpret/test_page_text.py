@@ -57,3 +57,4 @@ def test_a_text_shows_its_paths_and_what_each_level_explains(opened, hostile_sae
         )
         assert cells == [f"{100 * s:.0f} %".replace("-", "−") for s in hostile_text.level_shares[position].tolist()]
     assert n_alone > 0
+    assert opened.errors() == []
