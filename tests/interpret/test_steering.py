@@ -157,9 +157,7 @@ def lost(model: Any, sae: Any) -> Any:
 
 READERS: dict[str, Any] = {
     "steer": steered,
-    "effect_of": lambda model, sae: asdict(
-        effect_of(model, sae, [add(5, 9.0)], tiny_tokens(2), target=5, read_at=sae.cfg.metadata.hook_name)
-    ),
+    "effect_of": lambda model, sae: asdict(effect_of(model, sae, [add(5, 9.0)], tiny_tokens(2), target=5)),
     "explain": lambda model, sae: explain(sae, model, "w1 w2 w3").shares,
     "text_activations": lambda model, sae: next(text_activations(sae, model, ["w1 w2 w3"])),
     "circuits": carried,
@@ -200,6 +198,15 @@ def test_saes_and_model_may_be_on_different_devices(reader, tokenizer, monkeypat
     with TwoDevices():
         found = (READERS | {"linked": linked})[reader](model, stack(HOOK))
     torch.testing.assert_close(found, expected)
+
+
+def test_effects_are_read_at_such_a_name_too(gpt2):
+    by_alias, by_name = (
+        effect_of(boot_bridge(gpt2), stack(HOOK), [add(5, 9.0)], tiny_tokens(2), target=5, read_at=at)
+        for at in (HOOK, BRIDGE_NAMES[HOOK])
+    )
+    assert by_alias.norm == pytest.approx(9.0, rel=1e-3)
+    assert by_alias.change_on == by_name.change_on > 0
 
 
 def test_a_hook_point_that_nothing_comes_by_is_told(gpt2):
