@@ -16,11 +16,6 @@ PAIRS = [
     Pair("w9 w8 w7", "w52", "w53", "w9 w21 w22"),
     Pair("w5 w2 w6 w11", "w54", "w51", "w5 w30 w6 w11"),
 ]
-WRITTEN = [
-    {"clean": "w1 w2 w3", "patch": "w1 w9 w3", "answer": "w50", "foil": "w51"},
-    {"clean": "w4 w2", "patch": "w4 w9", "answer": "w52", "foil": "w53"},
-]
-"""Pairs for a tiny GPT-2, as they stand in a file."""
 ZERO = [dataclasses.replace(pair, patch=None) for pair in PAIRS]
 
 

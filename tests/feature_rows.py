@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from small_saes import D_IN
+from small_saes import D_IN, make_sae
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -58,6 +58,13 @@ def weighted_gradients(sae: HierarchicalTrainingSAE, terms: torch.Tensor) -> dic
 
 def tokens(dtype: torch.dtype = torch.float64, seed: int = 7, n: int = BATCH) -> torch.Tensor:
     return (2 * torch.randn(n, D_IN, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)).to(dtype)
+
+
+def plain_in_float64(kind: str, n: int) -> tuple[HierarchicalTrainingSAE, torch.Tensor, torch.Tensor, Any]:
+    """An SAE, tokens, and what the plain form makes of them: losses and their gradients."""
+    sae, x = make_sae(dtype="float64", **KINDS[kind]), tokens(n=n)
+    expected = losses(sae, x, plain_activations_of(sae, x))
+    return sae, x, expected, weighted_gradients(sae, expected)
 
 
 class Watched(TorchDispatchMode):

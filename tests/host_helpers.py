@@ -25,7 +25,6 @@ from sae_lens import (
     HookedSAETransformer,
     LanguageModelSAERunnerConfig,
     LoggingConfig,
-    MultiSAETrainingRunnerConfig,
 )
 from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 from sae_lens.load_model import load_model
@@ -63,9 +62,9 @@ def _model_config(n_layers: int) -> HookedTransformerConfig:
     )
 
 
-def tiny_model(n_layers: int = 1) -> HookedTransformer:
+def tiny_model() -> HookedTransformer:
     """A TransformerLens model with random weights, always the same, and no tokenizer."""
-    return HookedTransformer(_model_config(n_layers))
+    return HookedTransformer(_model_config(1))
 
 
 def hooked_model(
@@ -94,9 +93,9 @@ def signalling(*numbers: int) -> Callable[[torch.Tensor], torch.Tensor]:
     return action
 
 
-def tiny_sae_transformer(n_layers: int = 2) -> HookedSAETransformer:
+def tiny_sae_transformer() -> HookedSAETransformer:
     """As `tiny_model`, of the class that SAEs can be attached to."""
-    return HookedSAETransformer(_model_config(n_layers))
+    return HookedSAETransformer(_model_config(2))
 
 
 @pytest.fixture(scope="session")
@@ -109,6 +108,15 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tokenizer(gpt2: Path) -> Any:
     """Of the words ``w1 … w98``."""
     return AutoTokenizer.from_pretrained(gpt2)
+
+
+@torch.no_grad()
+def activations_at(model: Any, hook: str) -> torch.Tensor:
+    """(2, CONTEXT, d_in): what a model has at a hook point on `tiny_tokens`, other hooks at work."""
+    kept = []
+    with model.hooks(fwd_hooks=[(hook, lambda x, hook: kept.append(x.clone()))]):  # noqa: ARG005
+        model(tiny_tokens(2))
+    return kept[0]
 
 
 HOOKED = ("sae_transformer", "bridge", "bridge by alias", "proxy")
@@ -150,7 +158,7 @@ def sae_at(hook: str, seed: int = 0, model: Path | None = None, **overrides: Any
     return sae
 
 
-def save_tiny_gpt2(path: Path, n_layers: int = 2) -> Path:
+def save_tiny_gpt2(path: Path) -> Path:
     """A folder as the hub has them, with a random GPT-2 and a tokenizer of the words ``w1 … w98``."""
     torch.manual_seed(0)
     specials = {"<|endoftext|>": 0, "<unk>": VOCABULARY - 1}
@@ -166,7 +174,7 @@ def save_tiny_gpt2(path: Path, n_layers: int = 2) -> Path:
         vocab_size=VOCABULARY,
         n_positions=CONTEXT,
         n_embd=D_MODEL,
-        n_layer=n_layers,
+        n_layer=2,
         n_head=2,
         bos_token_id=0,
         eos_token_id=0,
@@ -269,14 +277,6 @@ def runner_config(tmp_path: Path, **overrides: Any) -> LanguageModelSAERunnerCon
         "verbose": False,
     }
     return LanguageModelSAERunnerConfig(**{**thirty_steps(), **values, **overrides})
-
-
-def several_config(
-    output: Path, saes: dict[str, Any], hook_names: Any, **overrides: Any
-) -> MultiSAETrainingRunnerConfig:
-    """Thirty steps for several SAEs in one run."""
-    values: dict[str, Any] = {"output_path": str(output), "checkpoint_path": None}
-    return MultiSAETrainingRunnerConfig(saes=saes, hook_names=hook_names, **{**thirty_steps(), **values, **overrides})
 
 
 def train(runner_class: Any, cfg: Any, *, seed: int = 1, **overrides: Any) -> Any:

@@ -13,13 +13,11 @@ from host_helpers import runner_config, tiny_dataset, tiny_model
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
 
 
-def run_ours(tmp_path, name="run", model=None, options=None, **overrides):
+def run_ours(tmp_path, name="run", model=None, dataset=None, options=None, **overrides):
     """Train with our runner in ``tmp_path/name``; gives the configuration and the SAE."""
     cfg = runner_config(tmp_path / name, **overrides)
-    runner = HierarchicalSAETrainingRunner(
-        cfg, override_model=model or tiny_model(), override_dataset=tiny_dataset(), **(options or {})
-    )
-    return cfg, runner.run()
+    data = {"override_model": model or tiny_model(), "override_dataset": dataset or tiny_dataset()}
+    return cfg, HierarchicalSAETrainingRunner(cfg, **data, **(options or {})).run()
 
 
 def run_where_it_may_mount(script, *arguments):
@@ -30,6 +28,13 @@ def run_where_it_may_mount(script, *arguments):
     command = [*namespace, sys.executable, "-c", script, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-5000:]
+
+
+def begun(tmp_path, **overrides):
+    """Configuration and only checkpoint of a run."""
+    cfg, _ = run_ours(tmp_path, "begun", **{"n_checkpoints": 1} | overrides)
+    (checkpoint,) = checkpoints_of(cfg)
+    return cfg, checkpoint
 
 
 def checkpoints_of(cfg):

@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 
 import torch
-from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
+from hierarchy_reference import jumprelu
+from sae_lens import JumpReLUSAE
 
 from experiments.planted.concept_matching import ConceptMatches
 from sae_lens_hsae.forest import FeatureForest
@@ -24,7 +25,7 @@ def readouts(*levels: Sequence[int | None], d_in: int = len(TRUTH)) -> list[Jump
     """Levels whose features fire where one coordinate of x is positive; never for None."""
     saes = []
     for level in levels:
-        sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=d_in, d_sae=len(level), dtype="float64"))
+        sae = jumprelu(d_in, len(level))
         rows = torch.zeros(len(level), d_in, dtype=torch.float64)
         for feature, coordinate in enumerate(level):
             if coordinate is not None:
@@ -32,13 +33,6 @@ def readouts(*levels: Sequence[int | None], d_in: int = len(TRUTH)) -> list[Jump
         sae.W_enc.data, sae.W_dec.data = rows.T.clone(), rows
         saes.append(sae)
     return saes
-
-
-def active(*samples: list[int], n: int = len(TRUTH)) -> torch.Tensor:
-    table = torch.zeros(len(samples), n, dtype=torch.float64)
-    for sample, concepts in enumerate(samples):
-        table[sample, concepts] = 1.0
-    return table
 
 
 def random_case(seed: int) -> tuple[FeatureForest, ConceptMatches, torch.Tensor]:

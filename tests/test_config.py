@@ -1,7 +1,6 @@
 """Every bad field is refused at once, with its name, its value and a remedy."""
 
 import json
-from typing import Any
 
 import pytest
 from small_saes import make_config
@@ -42,6 +41,7 @@ TOO_LARGE = 10**400
         ("jumprelu_bandwidth", 0.0, "above 0"),
         ("jumprelu_init_threshold", -1.0, "θ must be 0 or more"),
         ("sparsity_rate", 0.0, "above 0"),
+        ("outlier_limit", 0, "a multiple of the median distance: 1 or more, or None"),
         ("sparsity_gain", -1.0, "above 0"),
         ("l0_ema_momentum", 1.0, "below 1"),
         ("decoder_init_norm", 10**30, "above 0, or None; below 2^63"),
@@ -56,13 +56,6 @@ def test_bad_fields_are_refused_with_field_value_and_remedy(field, value, remedy
     assert field in message
     assert str(value) in message
     assert remedy in message
-
-
-def test_a_forest_that_would_be_frozen_before_it_is_made_is_refused():
-    early: dict[str, Any] = {"hierarchy_first_update": 5, "freeze_hierarchy_after": 16}
-    with pytest.raises(ValueError, match="freeze_hierarchy_after=16: the first 16 steps only observe"):
-        make_config(outlier_limit=3.0, **early)
-    make_config(outlier_limit=None, **early)
 
 
 @pytest.mark.parametrize("field", ["level_widths", "output_level", "d_sae"])
@@ -105,11 +98,17 @@ def test_the_inference_config_keeps_only_its_own_fields():
 
 
 @pytest.mark.parametrize(
-    ("first", "similarity", "due"),
-    [(10, "encoder", 20), (12, "encoder", 24), (16, "encoder", 16), (16, "conditional", 32)],
+    ("limit", "first", "similarity", "due"),
+    [
+        (3.0, 10, "encoder", 20),
+        (3.0, 12, "encoder", 24),
+        (3.0, 16, "encoder", 16),
+        (3.0, 16, "conditional", 32),
+        (None, 5, "encoder", 5),  # no steps that only observe
+    ],
 )
-def test_a_forest_that_is_frozen_before_one_can_be_made_is_refused(first, similarity, due):
-    fields = {"outlier_limit": 3.0, "hierarchy_first_update": first, "hierarchy_similarity": similarity}
+def test_a_forest_that_is_frozen_before_one_can_be_made_is_refused(limit, first, similarity, due):
+    fields = {"outlier_limit": limit, "hierarchy_first_update": first, "hierarchy_similarity": similarity}
     make_config(d_sae=33, freeze_hierarchy_after=due, **fields)
     with pytest.raises(ValueError, match=f"is made at step {due}"):
         make_config(d_sae=33, freeze_hierarchy_after=due - 1, **fields)

@@ -4,9 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from host_helpers import VOCABULARY, runner_config, save_tiny_gpt2
+from datasets import Dataset
+from host_helpers import VOCABULARY, restored_signal_handlers, runner_config, save_tiny_gpt2
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+from sae_lens_hsae import HierarchicalSAETrainingRunner
+from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
+from sae_lens_hsae.interpret.explain import Explanation, explain
+from sae_lens_hsae.interpret.feature_cache.text import load_language_model
 
 CHAT = ["<start_of_turn>", "<end_of_turn>"]
 WORDS = VOCABULARY - 5
@@ -49,3 +55,22 @@ def configured(folder: Path, model: Path, **overrides: Any) -> Any:
         "checkpoint_path": None,
     }
     return runner_config(folder, **{**fields, **overrides})
+
+
+def trained(folder: Path, model: Path, texts: list[str] = TEXTS, **overrides: Any) -> tuple[Any, Path]:
+    """Train on texts; the store that training read from, and where the SAE lies."""
+    cfg = configured(folder, model, **overrides)
+    runner = HierarchicalSAETrainingRunner(cfg, override_dataset=Dataset.from_dict({"text": texts}))
+    with restored_signal_handlers():
+        runner.run()
+    return runner.activations_store, folder / "out"
+
+
+def read_back(folder: Path) -> tuple[Any, Any]:
+    """A saved SAE, and its language model."""
+    sae = load_hierarchical_sae(folder)
+    return sae, load_language_model(sae)
+
+
+def explain_text(folder: Path, text: str) -> Explanation:
+    return explain(*read_back(folder), text)

@@ -5,7 +5,6 @@ import random
 from functools import cache
 
 import torch
-from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -101,13 +100,3 @@ def word_tokenizer(wordnet: WordNet) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizer  # type: ignore[reportAttributeAccessIssue]
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-
-
-def readout_levels(*widths: int) -> list[JumpReLUSAE]:
-    """Levels whose features read one coordinate of x each: x itself says which features are active, and how much."""
-    levels = []
-    for rows in torch.eye(sum(widths)).split(widths):
-        sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=sum(widths), d_sae=len(rows)))
-        sae.W_enc.data, sae.W_dec.data = rows.T.clone(), rows.clone()
-        levels.append(sae)
-    return levels

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from chromium import Browser
-from circuit_helpers import WRITTEN
 from host_helpers import sae_at
 from page_blocks import blocks_of
 
@@ -18,6 +17,10 @@ from sae_lens_hsae.interpret.circuits import Circuit, Node, find_circuit, read_c
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
 
 HOOKS = ("transformer.h.0", "transformer.h.1")
+WRITTEN = [
+    {"clean": "w1 w2 w3", "patch": "w1 w9 w3", "answer": "w50", "foil": "w51"},
+    {"clean": "w4 w2", "patch": "w4 w9", "answer": "w52", "foil": "w53"},
+]
 
 
 def save(folder: Path, hook: str, seed: int, model: Path) -> None:
@@ -36,32 +39,36 @@ def saved(gpt2, tmp_path_factory) -> Path:
     for name, pairs in {
         "pairs": WRITTEN,
         "unequal": [WRITTEN[0] | {"patch": "w1"}],
-        "several": [WRITTEN[0] | {"answer": "w50 w9"}],
-        "same": [WRITTEN[0] | {"foil": "w50"}],
-        "long": [WRITTEN[0] | {"clean": "w1 " * 32, "patch": "w2 " * 32}],
-        "none": [],
     }.items():
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     return folder
 
 
+def call(saved: Path, output: Path) -> list[str]:
+    folders = [str(saved / f"run{seed}") for seed in range(2)]
+    return ["circuit", *folders, "--pairs", str(saved / "pairs.jsonl"), "--threshold", "0.01", "--output", str(output)]
+
+
+def by_function(saved: Path) -> tuple[Any, Any, Any, Circuit]:
+    """Model, forests, pairs, and the circuit that the function finds."""
+    forests = {hook: load_hierarchical_sae(saved / f"run{seed}") for seed, hook in enumerate(HOOKS)}
+    model, pairs = load_language_model(forests[HOOKS[0]], HOOKS[1]), read_pairs(saved / "pairs.jsonl")
+    return model, forests, pairs, find_circuit(model, forests, pairs, threshold=0.01)
+
+
 def test_it_prints_and_writes_what_the_function_finds(saved, tmp_path, capsys):
     output = tmp_path / "c.json"
-    arguments = ["circuit", str(saved / "run0"), str(saved / "run1"), "--pairs", str(saved / "pairs.jsonl")]
-    arguments += ["--threshold", "0.01", "--output", str(output)]
-    cli.main([*arguments, "--json"])
+    cli.main([*call(saved, output), "--json"])
     said = json.loads(capsys.readouterr().out)
     assert said == json.loads(output.read_text())
-    forests = {hook: load_hierarchical_sae(saved / f"run{seed}") for seed, hook in enumerate(HOOKS)}
-    model = load_language_model(forests[HOOKS[0]], HOOKS[1])
-    expected = find_circuit(model, forests, read_pairs(saved / "pairs.jsonl"), threshold=0.01)
+    _, forests, _, expected = by_function(saved)
     found = Circuit.from_dict(said)
     assert replace(found, folders={}) == expected.labelled({HOOKS[0]: {1: "low words"}})
     beside = [(output.parent / found.folders[hook]).resolve() for hook in HOOKS]
     assert beside == [saved / "run0", saved / "run1"]
     assert {node.hook for node in expected.nodes if node.feature is not None} == set(HOOKS)
 
-    cli.main(arguments)
+    cli.main(call(saved, output))
     text = capsys.readouterr().out
     own = {(node.hook, node.name): node for node in expected.nodes if node.feature is not None}
     assert f"{own[HOOKS[0], '0/1'].effect:+.2f}  0/1  low words" in text
@@ -80,8 +87,7 @@ def explored(saved, tmp_path_factory) -> Path:
     """A circuit with edges in a file, and the pages of both SAEs with it."""
     folder = tmp_path_factory.mktemp("explored")
     output, text = folder / "agreement.json", folder / "text.txt"
-    arguments = ["circuit", str(saved / "run0"), str(saved / "run1"), "--pairs", str(saved / "pairs.jsonl")]
-    cli.main([*arguments, "--threshold", "0.01", "--edges", "0.001", "--output", str(output)])
+    cli.main([*call(saved, output), "--edges", "0.001"])
     text.write_text(" ".join(f"w{i % 60}" for i in range(600)))
     for seed in range(2):
         cli.main(["explore", str(saved / f"run{seed}"), "--text", str(text), "--circuit", str(output)])
@@ -102,8 +108,7 @@ def test_its_features_link_to_the_page_and_the_page_lists_them(saved, explored, 
             assert (f"; through {HOOKS[1]} " in line) == bool(own)
             for edge in own[:3]:
                 assert f"{edge.target} ({edge.effect:+.2f})" in line
-    arguments = ["circuit", str(saved / "run0"), str(saved / "run1"), "--pairs", str(saved / "pairs.jsonl")]
-    cli.main([*arguments, "--threshold", "0.01", "--output", str(tmp_path / "c.json")])
+    cli.main(call(saved, tmp_path / "c.json"))
     lines = capsys.readouterr().out.splitlines()
     for seed, hook in enumerate(HOOKS):
         name = next(node.name for node in circuit.nodes if node.hook == hook and node.feature is not None)
@@ -164,14 +169,13 @@ def test_the_page_draws_a_graph_whose_coarse_nodes_open_and_whose_nodes_lead_to_
     ("change", "message"),
     [
         (lambda data: data | {"schema_version": 9}, "c.json' holds no circuit: schema="),
-        (lambda data: data | {"nodes": [{"hook": "x"}]}, "c.json' holds no circuit"),
         (lambda data: data | {"nodes": [data["nodes"][0] | {"feature": "1"}]}, "c.json' holds no circuit"),
         (lambda data: data | {"nodes": [data["nodes"][0] | {"hook": "x"}]}, f"'c' has no node at {HOOKS[0]}.*: x"),
         (lambda data: data | {"nodes": [data["nodes"][0] | {"feature": 99}]}, "'c' is of another forest"),
         (lambda data: data | {"nodes": [data["nodes"][0] | {"name": "0/3"}]}, "'c' is of another forest"),
         (
             lambda data: data | {"nodes": [data["nodes"][0] | {"parent": 1}]},
-            "'c' is of another forest, as of an earlier training: there the parent of 0/2 is 1, here none; find",
+            "the parent of 0/2 is 1, here none; ",
         ),
     ],
 )
@@ -186,13 +190,10 @@ def test_a_page_refuses_a_circuit_of_something_else(saved, tmp_path, change, mes
 
 def test_edges_are_printed_where_asked_for(saved, tmp_path, capsys):
     output = tmp_path / "c.json"
-    arguments = ["circuit", str(saved / "run0"), str(saved / "run1"), "--pairs", str(saved / "pairs.jsonl")]
-    arguments += ["--threshold", "0.01", "--output", str(output), "--edges"]
+    arguments = [*call(saved, output), "--edges"]
     cli.main([*arguments, "0.001"])
     text = capsys.readouterr().out
-    forests = {hook: load_hierarchical_sae(saved / f"run{seed}") for seed, hook in enumerate(HOOKS)}
-    model, pairs = load_language_model(forests[HOOKS[0]], HOOKS[1]), read_pairs(saved / "pairs.jsonl")
-    expected = with_edges(model, forests, pairs, find_circuit(model, forests, pairs, threshold=0.01), 0.001).edges
+    expected = with_edges(*by_function(saved), 0.001).edges
     assert Circuit.from_dict(json.loads(output.read_text())).edges == expected
     between = [edge for edge in expected if "error" not in edge.source + edge.target]
     assert between
@@ -214,10 +215,6 @@ def path_of(forests: Any, node: Any) -> list[int]:
         (["run0", "nowhere"], "pairs", "hook_name='transformer.h.9' is no hook point of the model"),
         (["run0", "empty"], "pairs", "empty holds no cfg.json, so no saved SAE"),
         (["run0"], "unequal", "pair 1: clean='w1 w2 w3' has 3 tokens and patch='w1' has 1"),
-        (["run0"], "several", r"pair 1: answer='w50 w9' has 2 tokens, \['w50', 'w9'\]"),
-        (["run0"], "same", "pair 1: answer and foil are the same tokens, so there is no contrast"),
-        (["run0"], "long", "pair 1: clean has 32 tokens, but the model takes at most 31"),
-        (["run0"], "none", "none.jsonl holds no pair"),
         (["run0"], "missing", "missing.jsonl"),
     ],
 )
@@ -226,10 +223,3 @@ def test_it_says_what_is_wrong(saved, tmp_path, folders, pairs, message):
     with pytest.raises(SystemExit, match=message):
         cli.main(["circuit", *arguments, "--output", str(tmp_path / "c.json")])
     assert not (tmp_path / "c.json").exists()
-
-
-def test_an_output_that_cannot_be_is_refused_before_the_model_is_loaded(saved, tmp_path, monkeypatch):
-    monkeypatch.setattr("sae_lens_hsae.cli.circuit.load_language_model", lambda *_: pytest.fail("it was loaded"))
-    arguments = ["circuit", str(saved / "run0"), "--pairs", str(saved / "pairs.jsonl"), "--output", str(tmp_path)]
-    with pytest.raises(SystemExit, match=r"output='.*' is a folder; give a file"):
-        cli.main(arguments)

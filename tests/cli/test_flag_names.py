@@ -86,6 +86,7 @@ WRONG = [
     ("explore", ["--labels", "text.txt"]),
     ("explain", ["--text", ""]),
     ("explain", ["--text", "w1", "--paths", "0"]),
+    ("explain", ["--text", "w1", "--labels", "none.json"]),
     ("contrast", ["text.txt", "text.txt", "--max-tokens", "1"]),
     ("contrast", ["text.txt", "text.txt", "--localising-share", "3"]),
     ("steer", ["--positive", "text.txt", "--negative", "text.txt", "--prompt", "w1"]),

@@ -20,7 +20,6 @@ from host_helpers import (
     train,
     write_train_flags,
 )
-from sae_lens import LanguageModelSAETrainingRunner
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from transformers import AutoModelForCausalLM
 
@@ -98,20 +97,28 @@ def test_language_models_presets_are_whole_configs(name):
 
 
 @pytest.mark.parametrize(
-    ("words", "limit", "target_l0"),
+    ("words", "name", "value"),
     [
-        (["--config", "null.yaml"], None, 32),
-        (["--outlier_limit", "2.5"], 2.5, 32),
-        (["--target_l0", "8", "16", "24", "32"], 3.0, [8, 16, 24, 32]),
-        (["--target_l0=[8, 16, 24, 32]"], 3.0, [8, 16, 24, 32]),
-        (["--target_l0", "16.5"], 3.0, 16.5),
+        (["--config", "null.yaml"], "outlier_limit", None),
+        (["--outlier_limit", "2.5"], "outlier_limit", 2.5),
+        (["--target_l0", "8", "16", "24", "32"], "target_l0", [8, 16, 24, 32]),
+        (["--target_l0=[8, 16, 24, 32]"], "target_l0", [8, 16, 24, 32]),
+        (["--target_l0", "16.5"], "target_l0", 16.5),
+        (["--seqpos_slice", "4", "None"], "seqpos_slice", (4, None)),
+        (["--seqpos_slice=[4, null, 2]"], "seqpos_slice", (4, None, 2)),
+        (["--seqpos_slice", "5", "-5"], "seqpos_slice", (5, -5)),
+        (["--exclude_special_tokens", "1", "2"], "exclude_special_tokens", [1, 2]),
+        (["--exclude_special_tokens=[7]"], "exclude_special_tokens", [7]),
+        (["--exclude_special_tokens", "True"], "exclude_special_tokens", True),
     ],
 )
-def test_fields_of_several_numbers_arrive(tmp_path, monkeypatch, words, limit, target_l0):
+def test_fields_of_several_numbers_arrive(tmp_path, monkeypatch, words, name, value):
     monkeypatch.chdir(tmp_path)
     Path("null.yaml").write_text("outlier_limit: null\n")
-    _, cfg = parse(["--preset", "gpt2", "--training_tokens", "1024000", *words])
-    assert (cfg.sae.outlier_limit, cfg.sae.target_l0) == (limit, target_l0)
+    Path("run.yaml").write_text(yaml.safe_dump({name: list(value) if isinstance(value, tuple) else value}))
+    for given in (words, ["--config", "run.yaml"]):
+        _, cfg = parse([*GPT2, *given])
+        assert getattr(cfg.sae if hasattr(cfg.sae, name) else cfg, name) == value
 
 
 @pytest.mark.parametrize("none", ["None", "null"])
@@ -129,39 +136,6 @@ def test_none_can_be_given_on_the_shell(tmp_path, none):
     (tmp_path / "null.yaml").write_text("max_children: null\n")
     _, cfg = parse([*words, "--config", str(tmp_path / "null.yaml")])
     assert cfg.sae.max_children is None
-
-
-@pytest.mark.parametrize(
-    ("words", "name", "value"),
-    [
-        (["--seqpos_slice", "4", "None"], "seqpos_slice", (4, None)),
-        (["--seqpos_slice=[4, null, 2]"], "seqpos_slice", (4, None, 2)),
-        (["--seqpos_slice", "5", "-5"], "seqpos_slice", (5, -5)),
-        (["--exclude_special_tokens", "1", "2"], "exclude_special_tokens", [1, 2]),
-        (["--exclude_special_tokens=[7]"], "exclude_special_tokens", [7]),
-        (["--exclude_special_tokens", "True"], "exclude_special_tokens", True),
-    ],
-)
-def test_fields_of_several_whole_numbers_arrive(tmp_path, words, name, value):
-    _, cfg = parse(["--preset", "gpt2", "--training_tokens", "1024000", *words])
-    assert getattr(cfg, name) == value
-    if not isinstance(value, bool):
-        (tmp_path / "run.yaml").write_text(yaml.safe_dump({name: list(value)}))
-        _, cfg = parse(["--preset", "gpt2", "--training_tokens", "1024000", "--config", str(tmp_path / "run.yaml")])
-        assert getattr(cfg, name) == value
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--seqpos_slice", "4", "a"], "--seqpos_slice cannot be '4 a': give whole numbers"),
-        (["--seqpos_slice", "300", "None"], "leaves none of context_size=256 positions"),
-        (["--exclude_special_tokens", "4", "None"], "--exclude_special_tokens cannot hold None"),
-    ],
-)
-def test_wrong_whole_numbers_are_refused(words, message):
-    with pytest.raises((CallError, ValueError), match=message):
-        parse(["--preset", "gpt2", "--training_tokens", "1024000", *words])
 
 
 @pytest.mark.parametrize("form", ["saved", "saved splits", "parquet"])
@@ -282,9 +256,9 @@ WIDTHS = ["--level_widths", "4", "8", "--target_l0", "2"]
 TOPK = ["--architecture=topk", "--k=2", "--d_in=4", "--d_sae=8", "--training_tokens=9999", "--context_size=256"]
 WRONG_CALLS = [
     ([*WIDTHS, "--d_inn", "4"], "--d_inn is no flag; did you mean --d_in"),
-    (["--traning_tokens", "5"], "--traning_tokens is no flag; did you mean --training_tokens"),
     (["--coloum", "body"], "--coloum is no flag; did you mean --column[?]"),
-    (["--column_name", "body"], "--column_name is no flag; "),
+    ([*GPT2, "--seqpos_slice", "4", "a"], "--seqpos_slice cannot be '4 a': give whole numbers"),
+    ([*GPT2, "--exclude_special_tokens", "4", "None"], "--exclude_special_tokens cannot hold None"),
     (["--zzz", "1", "--architecture", "topk"], "--zzz is no flag; hsae train --help-all lists them all"),
     (["--level_widths", "4", "eight"], "eight.*hsae train --help-all"),
     (["--d_in"], "d_in.*hsae train --help-all"),
@@ -314,6 +288,7 @@ WRONG_VALUES = [
     ([*GPT2, "--dtype=bfloat16", "--dry-run"], "--dtype='bfloat16' is .* trained in float32: give --autocast True .*"),
     ([*TOPK, "--dtype=float16"], "--dtype='float16' is the type of cached activations alone.* or --sae.dtype float16"),
     ([*GPT2, "--n_checkpoints", "-1"], "--n_checkpoints=-1 must be at least 0"),
+    ([*GPT2, "--seqpos_slice", "300", "None"], "leaves none of .*context_size=256 positions"),
     ([*GPT2, "--lr", "-1"], "--lr=-1.0 must be at least 0"),
     ([*GPT2, "--device", "nowhere"], "--device='nowhere' cannot be used here"),
     ([*TO_PROC, *WIDTHS], "--output_path='/proc/mine': '/proc' cannot be written to; give another path"),
@@ -420,18 +395,19 @@ def test_a_run_that_is_stopped_ends_with_the_conventional_code_and_can_go_on(
     assert load_hierarchical_sae(tmp_path / "out").cfg.d_in == D_MODEL
 
 
-def test_evaluate_measures_what_evaluate_forest_does(gpt2, tokenizer, tmp_path, capsys):
-    cfg = runner_config(
-        tmp_path, model_name=str(gpt2), model_class_name="AutoModelForCausalLM", hook_name="transformer.h.0"
-    )
-    with restored_signal_handlers():
-        train(LanguageModelSAETrainingRunner, cfg, override_dataset=tiny_dataset())
+@pytest.fixture
+def evaluating(gpt2, tmp_path):
+    """A call of ``hsae evaluate`` for a random SAE of a tiny GPT-2 on ten contexts of text."""
+    sae_at("transformer.h.0", model=gpt2, context_size=32, prepend_bos=False).save_inference_model(tmp_path / "out")
     (tmp_path / "text.txt").write_text(" ".join(f"w{1 + i % 97}" for i in range(320)))
-    folder = str(tmp_path / "out")
-    cli.main(["evaluate", folder, "--text", str(tmp_path / "text.txt"), "--n-tokens", "320", "--json"])
+    return ["evaluate", str(tmp_path / "out"), "--text", str(tmp_path / "text.txt"), "--n-tokens"]
+
+
+def test_evaluate_measures_what_evaluate_forest_does(evaluating, gpt2, tokenizer, tmp_path, capsys):
+    cli.main([*evaluating, "320", "--json"])
     printed = json.loads(capsys.readouterr().out)
-    sae = load_hierarchical_sae(folder)
-    assert printed == load_evaluation(sae, folder)
+    sae = load_hierarchical_sae(tmp_path / "out")
+    assert printed == load_evaluation(sae, tmp_path / "out")
     # The same by hand: transformers' own model on the same rows of 32.
     model = AutoModelForCausalLM.from_pretrained(gpt2)
     ids = tokenizer((tmp_path / "text.txt").read_text())["input_ids"]
@@ -445,26 +421,18 @@ def test_evaluate_measures_what_evaluate_forest_does(gpt2, tokenizer, tmp_path, 
         assert found["hamming"] == pytest.approx(boundary.hamming, rel=1e-4)
 
 
-def test_a_worse_evaluation_replaces_no_better_one(gpt2, tmp_path, capsys):
-    sae = sae_at("transformer.h.0", model=gpt2, context_size=32, prepend_bos=False)
-    sae.save_inference_model(str(tmp_path / "out"))
-    (tmp_path / "text.txt").write_text(" ".join(f"w{1 + i % 97}" for i in range(320)))
+def test_a_worse_evaluation_replaces_no_better_one(evaluating, tmp_path):
     saved, own = tmp_path / "out" / "evaluation.json", tmp_path / "own.json"
-    call = ["evaluate", str(tmp_path / "out"), "--text", str(tmp_path / "text.txt"), "--n-tokens"]
-    cli.main([*call, "192"])
+    cli.main([*evaluating, "192"])
     before = saved.read_bytes()
     with pytest.raises(SystemExit, match=r"--n-tokens=10, but .*evaluation\.json was measured on 192.*--output"):
-        cli.main([*call, "10"])
-    cli.main([*call, "10", "--output", str(own)])
+        cli.main([*evaluating, "10"])
+    cli.main([*evaluating, "10", "--output", str(own)])
     assert saved.read_bytes() == before
     assert json.loads(own.read_text())["evaluation"]["n_tokens"] == 10
-    cli.main([*call, "320"])
+    cli.main([*evaluating, "320"])
     assert json.loads(saved.read_text())["evaluation"]["n_tokens"] == 320
     # Of other weights: no better one.
     saved.write_text(json.dumps({"weights": "other", "evaluation": {"n_tokens": 10**9}}))
-    cli.main([*call, "10"])
+    cli.main([*evaluating, "10"])
     assert json.loads(saved.read_text())["evaluation"]["n_tokens"] == 10
-    capsys.readouterr()
-    with pytest.raises(SystemExit, match=r"output='.*below\.json': .*own\.json' is no folder; give another path"):
-        cli.main([*call, "10", "--output", str(own / "below.json")])
-    assert capsys.readouterr().err == "", "nothing was loaded or read by then"

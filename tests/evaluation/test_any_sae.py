@@ -53,14 +53,6 @@ EVERYONE = ParentRule(minimum_similarity=None)
 FOREST = FeatureForest.from_saes(PLAIN, EVERYONE, [X])
 
 
-def test_the_signs_are_those_of_the_sae():
-    before, after = PLAIN[0].encode(X), FLIPPED[0].encode(X)
-    assert (before < 0).any()
-    assert torch.equal(before != 0, after != 0)
-    assert torch.equal(before[:, 0], -after[:, 0])
-    torch.testing.assert_close(PLAIN[0].decode(before), FLIPPED[0].decode(after))
-
-
 @pytest.mark.parametrize("similarity", ["encoder", "decoder", "coactivation", "conditional"])
 def test_the_sign_of_a_feature_decides_no_parent(similarity):
     plain, flipped = (

@@ -310,16 +310,10 @@ HOLED[3, 3] = math.inf
         ({"activations": [X[None]]}, r"shape \(1, 6, 8\).*flatten sequences to tokens"),
         ({"activations": [X, HOLED]}, "activations: batch 1 holds NaN or infinity; leave out those tokens"),
         ({"levels": with_not_a_number()}, "level 1 reconstructs NaN or infinity"),
-        (
-            {"levels": readout_levels(WIDTHS)[:1]},
-            r"levels have the widths \[3\], but the forest has level_widths=\[3, 5\]; give the SAEs coarse to fine",
-        ),
+        ({"levels": readout_levels(WIDTHS)[:1]}, r"widths \[3\], but the forest has level_widths=\[3, 5\]; give"),
         ({"levels": [jumprelu(8, 3), jumprelu(9, 5)]}, r"different d_in \[8, 9\]"),
         ({"levels": at_places("hook_name", "a", "b")}, "different cfg.metadata.hook_name: level 0 'a', level 1 'b'"),
-        (
-            {"levels": that_reshape()},
-            r"level 0 has reshape_activations='hook_z'.*turn_off_forward_pass_hook_z_reshaping\(\)",
-        ),
+        ({"levels": that_reshape()}, "level 0 has reshape_activations='hook_z'.*turn_off_forward_pass_hook_z"),
         ({"n_tokens": 0}, "n_tokens=0 must be at least 1"),
         ({"n_blocks": 1}, "n_blocks=1 must be at least 2"),
         ({"confidence": 95}, "confidence=95 must be between 0 and 1, for example 0.95"),

@@ -8,7 +8,7 @@ from circuit_helpers import FIRST, HOOKS, PAIRS, SECOND, ZERO, read, stacks, tin
 from sklearn.linear_model import Lasso
 
 from experiments.circuits_by_activation import coactivation_modules, lasso_circuit, sparse_regression
-from sae_lens_hsae.interpret.circuits import Circuit, find_circuit
+from sae_lens_hsae.interpret.circuits import Circuit
 
 
 @pytest.mark.parametrize("penalty", [0.05, 0.3])
@@ -68,12 +68,11 @@ def test_effects_are_the_weights_on_the_ways_times_what_clean_prompts_have_more(
     assert Circuit.from_dict(found.to_dict()) == found
 
 
-@pytest.mark.parametrize("find", [find_circuit, lasso_circuit])
 @pytest.mark.parametrize("unassigned", [True, False])
-def test_a_finer_level_is_asked_about_children_of_what_was_chosen(tokenizer, find, unassigned):
+def test_a_finer_level_is_asked_about_children_of_what_was_chosen(tokenizer, unassigned):
     """Feature 0 among the chosen ones must not bring in features without a parent, whose parent is −1."""
     forests = stacks()
-    found = find(tiny(tokenizer), forests, PAIRS, threshold=0.0, unassigned=unassigned)
+    found = lasso_circuit(tiny(tokenizer), forests, PAIRS, threshold=0.0, unassigned=unassigned)
     below = [node for node in found.nodes if node.level > 0 and node.feature is not None]
     for node in below:
         parents = forests[node.hook].forest.parents

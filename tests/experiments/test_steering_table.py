@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from host_helpers import HOOK, sae_at, save_tiny_gpt2, tiny_sae_transformer
+from host_helpers import HOOK, sae_at, tiny_sae_transformer
 from transformers import AutoTokenizer
 
 from experiments import steering
@@ -22,11 +22,9 @@ NEGATIVE = [[f"w{i} w{i + j} w90 w{91 + j}" for j in range(3)] for i in range(40
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Any:
+def model(gpt2) -> Any:
     model: Any = tiny_sae_transformer()
-    model.set_tokenizer(
-        AutoTokenizer.from_pretrained(save_tiny_gpt2(tmp_path_factory.mktemp("gpt2"))), default_padding_side="right"
-    )
+    model.set_tokenizer(AutoTokenizer.from_pretrained(gpt2), default_padding_side="right")
     return model
 
 

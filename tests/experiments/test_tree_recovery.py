@@ -6,9 +6,8 @@ from planted_helpers import random_case
 
 from experiments.planted.concept_matching import ConceptMatches
 from experiments.planted.tree_recovery import score_recovery
+from experiments.planted.true_forest import true_forest
 from sae_lens_hsae.forest import FeatureForest
-
-NOTHING = None
 
 
 def slow_scores(forest: FeatureForest, matches: ConceptMatches, truth: torch.Tensor) -> dict[str, int]:
@@ -57,3 +56,11 @@ def test_scores_equal_plain_loops(seed):
     }  # fmt: skip
     assert fast == slow
     assert result.direct.n_correct <= result.n_within_reach
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_edge_between_true_parents_is_wrong(seed):
+    _, matches, truth = random_case(seed)
+    recovery = score_recovery(true_forest(matches, truth), matches, truth)
+    assert recovery.direct.n_correct == recovery.direct.n_claimed
+    assert recovery.n_edges == recovery.n_matched_edges

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from wordnet_helpers import random_wordnet, readout_levels, slow_ancestors, slow_information
+from hierarchy_reference import readout_levels
+from wordnet_helpers import random_wordnet, slow_ancestors, slow_information
 
 from experiments.wordnet import concepts as wordnet_concepts
 from experiments.wordnet import scores as wordnet_scores
@@ -73,7 +74,7 @@ def test_concepts_equal_a_loop_over_features_and_synsets(seed, monkeypatch):
     monkeypatch.setattr(wordnet_concepts, "FEATURES_AT_ONCE", 5)
     monkeypatch.setattr(wordnet_concepts, "SIGNIFICANCE", 20.0)  # else hardly a random feature has a concept
     wordnet = random_wordnet(seed)
-    saes = readout_levels(4, 9)
+    saes = readout_levels((4, 9))
     x, synset, wanted = random_glosses(wordnet, 13, seed)
     concepts = feature_concepts(saes, wordnet, cut((x, synset, wanted), seed), min_concept_size=3)
     n_synsets = len(synset[wanted].unique())

@@ -3,26 +3,18 @@
 import networkx
 import pytest
 import torch
+from hierarchy_reference import random_forest
 
 from sae_lens_hsae import HierarchicalSAE, HierarchicalSAEConfig
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.forest.concepts import Concepts, copies_of_parents
 
 
-def random_forest(seed: int) -> tuple[FeatureForest, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    widths = (4, 9, 20)
-    parents = [-1] * 4
-    for level, start in ((1, 0), (2, 4)):
-        chosen = torch.randint(-1, widths[level - 1], (widths[level],), generator=generator)
-        parents += [int(parent) + start if parent >= 0 else -1 for parent in chosen]
-    copies = (torch.rand(33, generator=generator) < 0.4) & (torch.tensor(parents) >= 0)
-    return FeatureForest(parents, widths), copies
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_concepts_are_the_components_that_copies_join(seed):
-    forest, is_copy = random_forest(seed)
+    forest = random_forest((4, 9, 20), seed)
+    drawn = torch.rand(33, generator=torch.Generator().manual_seed(seed)) < 0.4
+    is_copy = drawn & (forest.parents >= 0)
     concepts = Concepts(forest, is_copy)
     joined = networkx.Graph()
     joined.add_nodes_from(range(forest.n_features))

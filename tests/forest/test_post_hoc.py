@@ -41,37 +41,34 @@ def stack():
     ]
 
 
-@pytest.mark.parametrize("similarity", ["encoder", "decoder"])
-def test_architectures_mix_and_every_child_has_its_most_similar_parent(similarity):
-    saes = stack()
-    forest = FeatureForest.from_saes(saes, ParentRule(similarity, None))
-    assert forest.level_widths == (4, 9, 15, 20)
-    for (above, below), coarse, fine in zip(forest.levels.boundaries, saes, saes[1:], strict=False):
-        parents, children = [
-            torch.nn.functional.normalize(sae.W_enc.T if similarity == "encoder" else sae.W_dec, dim=1)
-            for sae in (coarse, fine)
-        ]
-        assert torch.equal(forest.parents[below], above.start + (parents @ children.T).argmax(0))
-    assert len(forest.unassigned()) == 0
-    evaluation = evaluate_forest(saes, forest, [torch.randn(50, 8)])
-    assert len(evaluation.boundaries) == 3
+def similarities(kind, coarse, fine, x):
+    """Of each parent to each child, read off the definition; −∞ where they make no pair."""
+    if kind in ("encoder", "decoder"):
+        rows = [sae.W_enc.T if kind == "encoder" else sae.W_dec for sae in (coarse, fine)]
+        parents, children = (torch.nn.functional.normalize(each, dim=1) for each in rows)
+        return parents @ children.T
+    parents, children = ((sae.encode(x) > 0).double() for sae in (coarse, fine))
+    together, fires = parents.T @ children / len(x), parents.mean(0)[:, None]
+    found = together if kind == "coactivation" else together / children.mean(0) - 2 * fires
+    rarer = (kind == "conditional") & (fires < children.mean(0))
+    return torch.where((together > 0) & ~rarer, found, -torch.inf)
 
 
-def test_conditional_is_measured_on_activations():
+@pytest.mark.parametrize("kind", ["encoder", "decoder", "coactivation", "conditional"])
+def test_architectures_mix_and_every_child_has_its_most_similar_parent(kind):
     saes = stack()
     activations = [torch.randn(40, 8, generator=torch.Generator().manual_seed(i)) for i in range(2)]
-    forest = FeatureForest.from_saes(saes, ParentRule(minimum_similarity=None), iter(activations))
-    fired = [(sae.encode(torch.cat(activations)) > 0).double() for sae in saes]
-    for (above, below), parents, children in zip(forest.levels.boundaries, fired, fired[1:], strict=False):
-        for child in torch.nonzero(children.any(0)).squeeze(1).tolist():
-            tokens = children[:, child] > 0
-            raised = parents[tokens].mean(0) - 2 * parents.mean(0)
-            raised[~(parents[tokens] > 0).any(0)] = -torch.inf
-            raised[parents.mean(0) < tokens.double().mean()] = -torch.inf
-            if raised.max() > -torch.inf:
-                assert raised[forest.parents[below][child] - above.start] == pytest.approx(raised.max().item())
-            else:
-                assert forest.parents[below][child] == -1
+    forest = FeatureForest.from_saes(saes, ParentRule(kind, None), iter(activations))
+    assert forest.level_widths == (4, 9, 15, 20)
+    for (above, below), coarse, fine in zip(forest.levels.boundaries, saes, saes[1:], strict=False):
+        matrix = similarities(kind, coarse, fine, torch.cat(activations))
+        best, chosen = matrix.max(0).values, forest.parents[below]
+        has = best > -torch.inf
+        assert has.any()
+        assert torch.equal(chosen >= 0, has)
+        of_chosen = matrix[chosen - above.start, torch.arange(len(chosen))]
+        torch.testing.assert_close(of_chosen[has], best[has])
+    assert len(evaluate_forest(saes, forest, [torch.randn(50, 8)]).boundaries) == 3
 
 
 def test_the_bar_of_coactivation_is_a_share_of_the_tokens():
@@ -116,21 +113,6 @@ def test_activations_may_be_one_tensor_and_are_read_in_pieces():
         assert FeatureForest.from_saes(stack(), rule, x) == forest
     assert len(forest.edges()) > 9
     assert made.largest < len(x) * 20 * 4, "the activations of the finest level, all tokens at once"
-
-
-def test_coactivation_counts_tokens_on_which_both_fire():
-    saes = stack()
-    activations = [torch.randn(40, 8, generator=torch.Generator().manual_seed(i)) for i in range(2)]
-    forest = FeatureForest.from_saes(saes, ParentRule("coactivation", None), iter(activations))
-    fired = [(sae.encode(torch.cat(activations)) > 0).float() for sae in saes]
-    for (above, below), parents, children in zip(forest.levels.boundaries, fired, fired[1:], strict=False):
-        together = parents.T @ children
-        chosen = forest.parents[below]
-        for child in range(len(chosen)):
-            if together[:, child].max() == 0:
-                assert chosen[child] == -1
-            else:
-                assert together[chosen[child] - above.start, child] == together[:, child].max()
 
 
 def test_the_levels_of_a_trained_stack_give_its_own_forest():

@@ -132,9 +132,6 @@ def test_the_command_writes_every_feature_and_compares_roots(saved, capsys):
     verdicts = parent_verdicts(pd.read_csv(saved / "judgements.csv"), forest)
     assert str(branching(forest, verdicts)) in capsys.readouterr().out.split("judged real\n")[1]
     assert (saved / "again.csv").read_text() == (saved / "clarity.csv").read_text()
-    pd.DataFrame([("edge", 0, 1, 0, True, 0.9)], columns=list(COLUMNS)).to_csv(saved / "judgements.csv", index=False)
-    with pytest.raises(SystemExit, match="0 → 1 is no edge of this forest"):
-        cli.main(["clarity", str(saved)])
     (saved / "judgements.csv").write_text("x")
     with pytest.raises(SystemExit, match="is not what hsae judge writes"):
         cli.main(["clarity", str(saved)])

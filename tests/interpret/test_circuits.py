@@ -211,8 +211,11 @@ def test_edges_are_of_the_circuits_own_forests(tokenizer):
     circuit = find_circuit(model, saes, PAIRS)
     with pytest.raises(ValueError, match=r"the circuit has nodes at .*blocks.0.hook_resid_post"):
         with_edges(model, {SECOND: saes[SECOND]}, PAIRS, circuit)
-    with pytest.raises(ValueError, match=r"threshold=-1 must be 0 or more"):
-        with_edges(model, saes, PAIRS, circuit, threshold=-1)
+    for threshold in (-1.0, math.nan):
+        with pytest.raises(ValueError, match=r"threshold=.* must be 0 or more"):
+            find_circuit(model, saes, PAIRS, threshold=threshold)
+        with pytest.raises(ValueError, match=r"threshold=.* must be 0 or more"):
+            with_edges(model, saes, PAIRS, circuit, threshold=threshold)
 
 
 @pytest.mark.parametrize("keep_errors", [True, False])
@@ -328,11 +331,7 @@ def of_another_model(saes: Any) -> Any:
         (PAIRS, of_another_model, "read different models: .* reads 'a', .* reads 'b'"),
         (PAIRS, lambda saes: {FIRST: saes[SECOND]}, f"given for '{FIRST}' was trained at '{SECOND}'"),
         (PAIRS, lambda saes: {FIRST: level_saes(saes[FIRST])}, r"is a list without a \.forest; circuits take models"),
-        (
-            PAIRS,
-            lambda saes: {"blocks.7.hook_resid_post": stacks_at("blocks.7.hook_resid_post", saes)},
-            "no hook point",
-        ),
+        (PAIRS, lambda _: {"blocks.7.hook_resid_post": sae_at("blocks.7.hook_resid_post")}, "no hook point"),
     ],
 )
 @pytest.mark.parametrize("function", [find_circuit, Ablation])
@@ -341,17 +340,6 @@ def test_bad_input_is_refused_before_the_model_runs(tokenizer, function, pairs, 
     model.forward = lambda *_: pytest.fail("the model ran")
     with pytest.raises(ValueError, match=message):
         function(model, change(saes) if change else saes, pairs)
-
-
-def stacks_at(hook: str, saes: Any) -> Any:
-    saes[FIRST].cfg.metadata.hook_name = hook
-    return saes[FIRST]
-
-
-@pytest.mark.parametrize("threshold", [-1.0, math.nan])
-def test_a_threshold_is_a_number_of_logits(tokenizer, threshold):
-    with pytest.raises(ValueError, match=r"threshold=.* must be 0 or more"):
-        find_circuit(tiny(tokenizer), stacks(), PAIRS, threshold=threshold)
 
 
 def test_pairs_are_read_from_lines(tmp_path):

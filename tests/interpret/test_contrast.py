@@ -45,6 +45,10 @@ def test_a_difference_of_one_child_is_followed_down_to_it(planted):
     assert result.findings[0].path == (0, 4, 13)
     assert result.share_of_parent[4] > 0.8
     assert not result.significant[5]
+    strengths = [x[:, 0] for x in texts(40, {0: 0.4, 1: 0.2, 2: 0.2}, 1)]
+    assert result.findings[0].example is not None
+    text, token = result.findings[0].example
+    assert strengths[text][token] == max(each.max() for each in strengths), "where the finest feature is strongest"
 
 
 def test_a_difference_of_all_children_stays_with_the_parent(planted):
@@ -89,15 +93,6 @@ def test_join_alike_equals_plain_loops():
     assert [(each.coarsest, each.n_features) for each in joined] == [
         (group[0], sum(1 + i for i in group)) for group in expected
     ]
-
-
-def test_the_example_is_where_the_finest_feature_is_strongest(planted):
-    _, result = found(planted, {0: 0.4, 1: 0.2, 2: 0.2}, {0: 0.1, 1: 0.2, 2: 0.2})
-    (finding,) = result.findings
-    strengths = [x[:, 0] for x in texts(40, {0: 0.4, 1: 0.2, 2: 0.2}, 1)]
-    assert finding.example is not None
-    text, token = finding.example
-    assert strengths[text][token] == max(each.max() for each in strengths)
 
 
 def test_measures_equal_plain_counting(planted):

@@ -44,20 +44,20 @@ def test_what_misbehaves_once_is_asked_again(server, tmp_path, monkeypatch):
         (500, "HTTP 500", 2),
         (429, "HTTP 429", 2),
         ("half", "APIConnectionError", 2),
+        ("slow", "APITimeoutError", 2),
         ("garbage", "unreadable|malformed", 3),
         ("prose", "malformed", 3),
         ('{"label": 3}', "label must be", 3),
         ('{"label": ""}', "label must be", 3),
-        ('["label"]', "no JSON object", 3),
         ("[" * 100_000, "malformed", 3),
         (r'{"label": "emoji \ud83e"}', "half of a surrogate pair", 3),
-        (r'{"label": "fine", "why": ["\udd14"]}', "half of a surrogate pair", 3),
         (r'{"label": "fine", "\udd14": 1}', "half of a surrogate pair", 3),
         ("cut", "cut off after max_tokens=200", 3),
     ],
 )
 def test_what_always_misbehaves_is_reported_and_never_guessed(server, tmp_path, monkeypatch, wrong, error, times):
     monkeypatch.setattr(endpoint_module, "MAX_RETRIES", 1)
+    monkeypatch.setattr(endpoint_module, "TIMEOUT", 1.0)
     server.answer = lambda user, _: wrong if user == "bad" else label("fine")
     endpoint = Endpoint("m", tmp_path / "answers")
     replies = endpoint.ask(requests("good", "bad"), parse_label)
@@ -70,16 +70,6 @@ def test_what_always_misbehaves_is_reported_and_never_guessed(server, tmp_path, 
     again = endpoint.ask(requests("good", "bad"), parse_label)
     assert again.answers == ["fine", "now"]
     assert again.n_cached == 1
-
-
-def test_an_endpoint_that_is_always_too_slow_is_reported(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(endpoint_module, "MAX_RETRIES", 1)
-    monkeypatch.setattr(endpoint_module, "TIMEOUT", 0.2)
-    server.answer = lambda *_: "slow"
-    replies = Endpoint("m", tmp_path / "answers").ask(requests("bad"), parse_label)
-    assert replies.answers == [None]
-    assert replies.errors == {0: "APITimeoutError"}
-    assert server.asked["bad"] == 2
 
 
 def test_an_interrupted_run_goes_on_and_a_repeated_one_costs_nothing(server, tmp_path):
@@ -158,10 +148,6 @@ def test_a_model_that_reasons_is_asked_without_the_options_that_it_refuses(serve
     longest = {"max_completion_tokens": 4096} if "max_tokens" in refused else {"max_tokens": 200}
     sampled = {} if "temperature" in refused else {"temperature": 0.0}
     assert server.options[-1] == longest | sampled
-    # An endpoint that refuses without naming an option refuses the question.
-    server.refused, server.answer = (), lambda *_: 400
-    with pytest.raises(ValueError, match="refused the request"):
-        Endpoint("m", tmp_path / "others").ask(requests("d"), parse_label)
 
 
 def test_a_model_whose_first_answer_is_cut_off_may_answer_at_greater_length(server, tmp_path):

@@ -31,6 +31,12 @@ def model_and_sae(request, gpt2) -> tuple[Any, Any]:
     return model, sae_at(hook)
 
 
+@pytest.fixture
+def proxy(gpt2) -> tuple[Any, Any]:
+    model, hook = hooked("proxy", gpt2)
+    return model, sae_at(hook)
+
+
 def activations(model: Any, hook: str, ids: list[int]) -> torch.Tensor:
     hook = BRIDGE_HOOK if isinstance(model, SAETransformerBridge) else hook
     with torch.no_grad():
@@ -107,9 +113,8 @@ def test_shares_and_missing_parents_equal_plain_loops(model_and_sae):
     assert 0 < n_without < len(found.features)
 
 
-def test_paths_hold_every_feature_that_fires_and_end_on_one(gpt2):
-    model, hook = hooked("proxy", gpt2)
-    sae = sae_at(hook)
+def test_paths_hold_every_feature_that_fires_and_end_on_one(proxy):
+    model, sae = proxy
     found = explain(sae, model, TEXT)
     n_silent = 0
     for position in range(len(found.tokens)):
@@ -126,9 +131,8 @@ def test_paths_hold_every_feature_that_fires_and_end_on_one(gpt2):
     assert n_silent > 0
 
 
-def test_tables_say_the_same(gpt2):
-    model, hook = hooked("proxy", gpt2)
-    sae = sae_at(hook)
+def test_tables_say_the_same(proxy):
+    model, sae = proxy
     feature = next(f for f in explain(sae, model, TEXT).features.tolist() if len(sae.forest.path(f)) == 3)
     found = explain(sae, model, TEXT, labels={feature: "dates"})
     for written in ({str(feature): "dates", "weights": "w"}, {sae.levels.name(feature): "dates"}):
@@ -172,20 +176,18 @@ def test_any_stack_with_a_forest_will_do(gpt2, normalize):
             assert sum(parts) == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_first_token_is_read_but_not_explained(gpt2):
-    model, hook = hooked("proxy", gpt2)
-    sae = sae_at(hook)
+def test_a_first_token_is_read_but_not_explained(proxy):
+    model, sae = proxy
     sae.cfg.metadata.prepend_bos = True
     found = explain(sae, model, "w1 w2")
     assert len(found.tokens) == 2
-    x = activations(model, hook, [0, 1, 2])[1:]
+    x = activations(model, sae.cfg.metadata.hook_name, [0, 1, 2])[1:]
     expected = share(sae.level_sae(2), x[0], sae.level_sae(2).encode(x[:1])[0].detach())
     assert found.level_shares[0, 2].item() == pytest.approx(expected, abs=1e-4)
 
 
-def test_where_nothing_fires_nothing_is_explained(gpt2):
-    model, hook = hooked("proxy", gpt2)
-    sae = sae_at(hook)
+def test_where_nothing_fires_nothing_is_explained(proxy):
+    model, sae = proxy
     sae.threshold.data.fill_(1e6)
     found = explain(sae, model, TEXT)
     assert found.level_shares.abs().max() < 1e-6
@@ -200,9 +202,8 @@ def shown(explanation: Explanation, **options: Any) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_the_terminal_shows_paths_coarse_to_fine_and_hostile_labels_as_text(gpt2):
-    model, hook = hooked("proxy", gpt2)
-    sae = sae_at(hook)
+def test_the_terminal_shows_paths_coarse_to_fine_and_hostile_labels_as_text(proxy):
+    model, sae = proxy
     labels = dict.fromkeys(range(33), "[bold]x[/nonsense] \x1b[31mred \u202e")
     found = explain(sae, model, TEXT, labels=labels)
     text = shown(found, n_paths=100)
@@ -228,11 +229,7 @@ def test_the_terminal_shows_paths_coarse_to_fine_and_hostile_labels_as_text(gpt2
     [
         ({"text": ""}, ValueError, "text='' has no token"),
         ({"text": " \n"}, ValueError, "has no token; give a text"),
-        (
-            {"text": "我们 在"},
-            ValueError,
-            "the text '我们 在' is all <unk> to the model's tokenizer.* another script; give a text",
-        ),
+        ({"text": "我们 在"}, ValueError, "'我们 在' is all <unk> to the model's tokenizer.*; give a text"),
         ({"text": "w1 \udcff"}, ValueError, "is no proper Unicode"),
         ({"text": ["w1"]}, TypeError, "text is a list; give one text"),
         ({"text": "w1 " * (CONTEXT + 1)}, ValueError, f"text has {CONTEXT + 1} tokens, but the model takes at most"),
@@ -287,29 +284,11 @@ def test_the_command_explains_a_text_with_the_labels_there_are(saved, tmp_path, 
     assert out.count("without its parent") == frame["without_parent"].sum()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--text", "x", "--labels", "nowhere.json"], "nowhere.json"),
-        (["--text", "word " * 600], "has 600 tokens, but the model takes at most 511"),
-    ],
-)
-def test_the_command_says_what_is_wrong(saved, arguments, message):
-    with pytest.raises(SystemExit) as end:
-        cli.main(["explain", str(saved), *arguments])
-    assert message in str(end.value.code)
-
-
 @pytest.mark.parametrize("command", [["explain", "--text"], ["explore", "--explain"]])
 def test_a_path_in_place_of_a_text_is_told(tmp_path, command):
     path = tmp_path / "text.txt"
     path.write_text("The cat sat.")
-    with (
-        pytest.warns(
-            UserWarning, match=r"=.*text\.txt' is the path of a file, but is explained as a text itself; give"
-        ),
-        pytest.raises(SystemExit),
-    ):
+    with pytest.warns(UserWarning, match=r"text\.txt' is the path of a file, .*; give"), pytest.raises(SystemExit):
         cli.main([command[0], str(tmp_path / "nowhere"), command[1], str(path)])
 
 
@@ -339,9 +318,7 @@ def test_a_sink_is_left_out_and_said(gpt2):
     assert position in ordinary.positions
     assert position not in found.positions
     assert found.levels_to_frame()["outlying"].tolist() == [each == position for each in range(len(found.tokens))]
-    shown = Console(file=io.StringIO(), width=200)
-    shown.print(found)
-    assert "w5  left out: outlying, such as an attention sink" in shown.file.getvalue()  # type: ignore[attr-defined]
+    assert "w5  left out: outlying, such as an attention sink" in shown(found)
 
 
 def test_a_text_begins_as_texts_did_in_training_not_with_an_artefact(saved):

@@ -5,31 +5,16 @@ import re
 
 import pytest
 import torch
-from small_saes import D_IN, WIDTHS, make_sae
+from hostile_page import HOSTILE
+from small_saes import D_IN, WIDTHS
 
 from sae_lens_hsae import FeatureForest, evaluate_forest
-from sae_lens_hsae.interpret.feature_cache import DashboardSettings, FeatureCard, collect_dashboards
-
-HOSTILE = ["<script>x</script>", " plain", "\u202eright", "a&b", "\x1b[31m"]
-
-
-@pytest.fixture(scope="module")
-def sae():
-    sae = make_sae(seed=3)
-    sae.threshold.data[-1] = 1e9  # the last feature never fires
-    return sae
+from sae_lens_hsae.interpret.feature_cache import FeatureCard
+from sae_lens_hsae.interpret.feature_cache.card import CONTEXTS_SHOWN
 
 
-@pytest.fixture(scope="module")
-def dashboards(sae):
-    generator = torch.Generator().manual_seed(1)
-    tokens = torch.randint(len(HOSTILE), (40, 12), generator=generator)
-    x = torch.randn(40, 12, D_IN, generator=generator)
-    settings = DashboardSettings(window=6, n_top=3)
-    return collect_dashboards(sae, sae.forest, [(tokens, x)], settings=settings, progress=False)
-
-
-def test_a_forest_shows_its_levels_and_largest_trees(sae):
+def test_a_forest_shows_its_levels_and_largest_trees(hostile_sae):
+    sae = hostile_sae
     shown = sae.forest._repr_html_()
     rows = [re.findall(r"<td>([\d,]+)</td>", row) for row in re.findall("<tr>(.*?)</tr>", shown)[1:]]
     n_children = sae.forest.n_children
@@ -53,31 +38,31 @@ def test_a_large_tree_is_cut_and_says_so():
     assert "… 101 more" in shown
 
 
-def test_an_evaluation_shows_the_tables_that_it_prints(sae):
-    evaluation = evaluate_forest(sae, sae.forest, torch.randn(200, D_IN))
+def test_an_evaluation_shows_the_tables_that_it_prints(hostile_sae):
+    evaluation = evaluate_forest(hostile_sae, hostile_sae.forest, torch.randn(200, D_IN))
     assert html.unescape(evaluation._repr_html_()) == f"<pre>{evaluation}</pre>"
 
 
-def test_a_feature_shows_its_numbers_and_contexts(sae, dashboards):
-    feature = next(f for f in range(WIDTHS[0], 33) if sae.forest.parent(f) is not None and dashboards.n_firing[f])
-    card = FeatureCard(dashboards, feature, HOSTILE.__getitem__)
+def test_a_feature_shows_its_numbers_and_contexts(hostile_sae, hostile_dashboards):
+    data, forest = hostile_dashboards, hostile_sae.forest
+    peaks = [HOSTILE[int(data.token_ids[f, 0, data.peak_positions[f, 0]])] for f in range(32)]
+    feature = next(f for f in range(WIDTHS[0], 32) if forest.parent(f) is not None and "\u202e" in peaks[f])
+    card = FeatureCard(data, feature, HOSTILE.__getitem__)
     text = str(card)
-    parent = sae.forest.parent(feature)
-    assert text.startswith(f"feature 0/{parent} › " if parent < WIDTHS[0] else "feature ")
-    assert f"fires on: {dashboards.frequency[feature]:.2%} of 480 tokens" in text
-    assert f"P(parent | it): {dashboards.parent_given_child[feature]:.0%}" in text
-    peak = HOSTILE[int(dashboards.token_ids[feature, 0, dashboards.peak_positions[feature, 0]])]
-    assert f"[{peak}]".replace("\u202e", r"\u202e").replace("\x1b[", r"\x1b[") in text
+    assert text.startswith(f"feature {' › '.join(map(forest.levels.name, forest.path(feature)))}\n")
+    assert f"fires on: {data.frequency[feature]:.2%} of 1,200 tokens" in text
+    assert f"P(parent | it): {data.parent_given_child[feature]:.0%}" in text
+    assert r"[ \u202eright\u202c to left]" in text
     shown = card._repr_html_()
-    assert shown.count("<p dir") == 3
-    assert not any(hostile in shown for hostile in ("<script", "\u202e", "\x1b"))
-    assert len(re.findall(r"rgba\(255, 164, 61, 1\.00\)", shown)) >= 1
+    assert shown.count("<p dir") == CONTEXTS_SHOWN
+    assert not any(hostile in shown for hostile in ("<script", "<img", "\u202e", "\x1b"))
+    assert "rgba(255, 164, 61, 1.00)" in shown
 
 
-def test_a_feature_that_never_fired_or_does_not_exist_says_so(dashboards):
-    assert "fires on: 0.00% of 480 tokens" in str(FeatureCard(dashboards, 32, str))
-    assert str(FeatureCard(dashboards, "2/19", str)) == str(FeatureCard(dashboards, 32, str))
+def test_a_feature_that_never_fired_or_does_not_exist_says_so(hostile_dashboards):
+    assert "fires on: 0.00% of 1,200 tokens" in str(FeatureCard(hostile_dashboards, 32, str))
+    assert str(FeatureCard(hostile_dashboards, "2/19", str)) == str(FeatureCard(hostile_dashboards, 32, str))
     with pytest.raises(IndexError, match="feature 33 does not exist"):
-        FeatureCard(dashboards, 33, str)
+        FeatureCard(hostile_dashboards, 33, str)
     with pytest.raises(ValueError, match="feature 'dates' is no name"):
-        FeatureCard(dashboards, "dates", str)
+        FeatureCard(hostile_dashboards, "dates", str)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from host_helpers import D_MODEL, HOOK, tiny_sae_transformer, tiny_tokens
+from host_helpers import D_MODEL, HOOK, activations_at, tiny_sae_transformer
 from sklearn.metrics import mutual_info_score
 from small_saes import make_sae
 
@@ -221,13 +221,9 @@ def test_descending_goes_on_where_a_level_has_no_candidates(examples, monkeypatc
 def moved(sae: Any, *arguments: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """x at the hook point before and after."""
     model: Any = tiny_sae_transformer()
-    kept = []
-    hooks: Any = [(HOOK, lambda x, hook: kept.append(x.clone()))]  # noqa: ARG005
-    with torch.no_grad(), model.hooks(fwd_hooks=hooks):
-        model(tiny_tokens(2))
-    with torch.no_grad(), arguments[0](model, sae, *arguments[1:], **options), model.hooks(fwd_hooks=hooks):
-        model(tiny_tokens(2))
-    return kept[0], kept[1]
+    before = activations_at(model, HOOK)
+    with arguments[0](model, sae, *arguments[1:], **options):
+        return before, activations_at(model, HOOK)
 
 
 def test_raising_and_taking_change_x_as_spare_writes_it(sae):

@@ -6,10 +6,8 @@ from host_helpers import runner_config, tiny_config, tiny_dataset, tiny_model, t
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks import FORK, on_ranks
-from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 from sae_lens.saes.batchtopk_sae import BatchTopK
-from sae_lens.saes.sae import TrainStepInput
-from small_saes import D_IN, WIDTHS, make_sae, step_input, tensors_of
+from small_saes import D_IN, make_sae, step_input, tensors_of
 
 from sae_lens_hsae import HierarchicalSAE
 from sae_lens_hsae.config_checks import OBSERVED_STEPS
@@ -70,46 +68,6 @@ def test_of_equal_pre_activations_no_more_fire_than_may():
     assert [int((own > 0).sum()) for own in levels.split(values)] == [4, 6]
 
 
-@pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
-def test_without_hierarchy_it_is_independent_batch_topk_saes(batch, form, apply_b_dec_to_input):
-    sae = batch_topk_sae(
-        dtype="float64",
-        apply_b_dec_to_input=apply_b_dec_to_input,
-        structural_loss_coefficient=0.0,
-        perturbation_rate=0.0,
-    )
-    batch = batch.double()
-    start = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
-    output = sae.training_forward_pass(step_input(batch, logging=True))
-    output.loss.backward()
-    grads = {name: parameter.grad for name, parameter in sae.named_parameters() if parameter.grad is not None}
-    assert type(output).__name__ == {"dense": "TrainStepOutput", "entries": "LazyStepOutput"}[form]
-    assert list(output.losses) == ["mse_loss"]
-    total, features = 0.0, []
-    for level, own in enumerate(sae.levels):
-        fields = {"d_in": D_IN, "d_sae": WIDTHS[level], "k": TARGETS[level], "dtype": "float64"}
-        single = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(**fields, apply_b_dec_to_input=apply_b_dec_to_input))
-        single.W_enc.data = start["W_enc"][:, own].clone()
-        single.b_enc.data, single.W_dec.data = start["b_enc"][own].clone(), start["W_dec"][own].clone()
-        single.b_dec.data = start["b_dec"][level].clone()
-        theirs = single.training_forward_pass(TrainStepInput(batch, {}, None, 1, False))
-        theirs.loss.backward()
-        total += theirs.loss.item()
-        features.append(theirs.feature_acts.detach())
-        parts = {"W_enc": (slice(None), own), "b_enc": own, "W_dec": own, "b_dec": level}
-        for name, of_single in single.named_parameters():
-            assert of_single.grad is not None
-            assert of_single.grad.abs().max() > 0
-            torch.testing.assert_close(grads[name][parts[name]], of_single.grad)
-        # Theirs begins at 0, ours at the first batch.
-        theirs_at_first = float(single.topk_threshold) / single.cfg.topk_threshold_lr
-        assert sae.threshold[own].tolist() == pytest.approx([theirs_at_first] * WIDTHS[level], rel=1e-6)
-        assert output.metrics[f"level_{level}_l0"] == int(TARGETS[level] * len(batch)) / len(batch)
-        assert f"level_{level}_l0_coefficient" not in output.metrics
-    assert output.loss.item() == pytest.approx(total)
-    torch.testing.assert_close(output.feature_acts, torch.cat(features, dim=1))
-
-
 def test_thresholds_are_running_means_that_a_silent_level_leaves_as_they_are():
     levels = Levels((1, 2))
     threshold = torch.zeros(3)
@@ -147,12 +105,6 @@ def test_it_is_saved_as_jumprelu_levels(tmp_path, batch):
         plain = loaded.level_sae(level)
         assert len(plain.threshold.unique()) == 1
         torch.testing.assert_close(plain.encode(batch), sae.encode(batch)[:, own])
-
-
-def test_a_checkpoint_of_the_other_levels_is_refused(tmp_path):
-    make_sae().save_model(tmp_path)
-    with pytest.raises(ValueError, match=r"'log_l0_coefficient'.*; resume with the configuration of the checkpoint"):
-        batch_topk_sae().load_weights_from_checkpoint(tmp_path)
 
 
 def test_l0_of_other_tokens_by_the_thresholds_is_near_the_target():

@@ -7,17 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from feature_rows import KINDS, Watched, activations_of, losses, plain_activations_of, tokens, weighted_gradients
+from feature_rows import KINDS, Watched, activations_of, losses, plain_in_float64, tokens, weighted_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_saes import D_IN, at_step, make_sae, step_input, tensors_of
+from small_saes import make_sae
 
-from sae_lens_hsae import HierarchicalTrainingSAE
 from sae_lens_hsae.sae.gpu_step import activation
 from sae_lens_hsae.sae.gpu_step.family_products import _dots_of_few, _sums_of_few, dots_within, sums_within
 from sae_lens_hsae.sae.gpu_step.products import exact_product
 from sae_lens_hsae.sae.perturbation import draw_replaced, replacements
-from sae_lens_hsae.sae.step_output import LazyStepOutput
 from sae_lens_hsae.sae.structural_loss import families_of
 
 
@@ -70,13 +68,13 @@ def test_it_waits_for_nothing_and_has_the_same_shapes_whatever_fires(kind: str) 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_autocast_rounds_factors_and_no_sums(kind: str) -> None:
-    sae, x = make_sae(dtype="float64", **KINDS[kind]), tokens(n=1000)
-    expected = losses(sae, x, plain_activations_of(sae, x))
-    expected_grads = weighted_gradients(sae, expected)
+    _, x, expected, expected_grads = plain_in_float64(kind, 1000)
     single = make_sae(**KINDS[kind])
     with torch.autocast("cpu", torch.bfloat16):
         acts = activations_of(single, x.float())
         terms = losses(single, x.float(), acts)
+        firing = acts.firing(7).unpacked()
+    assert (firing.step, firing.tokens.tolist()) == (7, (acts.dense().T != 0).nonzero()[:, 1].tolist())
     assert acts.rows.dtype == torch.bfloat16
     assert acts.dense().dtype == acts.pre_activations.dense().dtype == torch.float32
     assert terms.dtype == torch.float32
@@ -122,49 +120,3 @@ def test_sums_of_half_precision_products_are_kept() -> None:
     assert (ones @ ones.T).item() == 256
     assert exact_product(ones, ones.T).item() == 257
     assert exact_product(ones[None], ones.T[None]).dtype == torch.float32
-
-
-@pytest.mark.parametrize("rule", ["jumprelu", "batchtopk"])
-def test_tokens_that_count_less_do_so_in_both_forms(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    x = torch.randn(64, D_IN, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    x[::7] *= 20
-    results = []
-    for devices in ((), ("cpu",)):
-        monkeypatch.setattr(HierarchicalTrainingSAE, "row_devices", devices)
-        monkeypatch.setattr("sae_lens_hsae.sae.forms.MAX_DENSITY", -1.0)
-        sae = make_sae(
-            dtype="float64",
-            outlier_limit=2.0,
-            perturbation_rate=0.0,
-            structural_loss_coefficient=0.3,
-            level_activation=rule,
-            dead_feature_loss="auxiliary",
-            hierarchy_first_update=1000,
-        )
-        sae.standardization.observe(x, 0)
-        sae.standardization.begin(sae.b_dec.data)
-        sae.silent_features.tokens_since_fired[::4] = 10_000
-        output = at_step(sae, 20).training_forward_pass(step_input(x))
-        output.loss.backward()
-        results.append((output, sae))
-    (plain, of_plain), (ours, of_ours) = results
-    assert isinstance(ours, LazyStepOutput)
-    assert plain.losses["auxiliary_loss"] > 0
-    torch.testing.assert_close(ours.losses, plain.losses, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(ours.feature_acts, plain.feature_acts, rtol=1e-9, atol=1e-9)
-    for name, parameter in of_plain.named_parameters():
-        torch.testing.assert_close(of_ours.get_parameter(name).grad, parameter.grad, rtol=1e-9, atol=1e-9)
-    for name in ("l0_ema", "tokens_since_fired"):
-        torch.testing.assert_close(tensors_of(of_ours)[name], tensors_of(of_plain)[name])
-
-
-def test_firing_is_that_of_every_token() -> None:
-    sae, x = make_sae(), tokens(torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
-        acts = activations_of(sae, x)
-        firing = acts.firing(7).unpacked()
-    fired = acts.dense().T != 0
-    assert (firing.step, firing.n_tokens) == (7, len(x))
-    assert firing.times.tolist() == fired.sum(1).tolist()
-    assert firing.times.any()
-    assert firing.tokens.tolist() == fired.nonzero()[:, 1].tolist()

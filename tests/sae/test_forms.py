@@ -30,30 +30,42 @@ FORMS = {
 }
 
 
+WEIGHTED = {"outlier_limit": 2.0, "dead_feature_loss": "auxiliary"}
+"""Tokens count less the farther out they lie."""
+EVERY_KIND = KINDS | {"weighted": WEIGHTED, "weighted batchtopk": WEIGHTED | {"level_activation": "batchtopk"}}
+
+
 def step_in(form: Form, sae: HierarchicalTrainingSAE, x: torch.Tensor, **kwargs: Any) -> Any:
     """The output of a step in a form, and the SAE with its gradients."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(HierarchicalTrainingSAE, "row_devices", form.row_devices)
         patch.setattr(forms, "MAX_DENSITY", form.max_density)
         patch.setattr(activation, "NUMBERS_AT_A_TIME", form.numbers_at_a_time)
-        twin = at_step(copy.deepcopy(sae), 4)
+        twin = at_step(copy.deepcopy(sae), 20)
         output = twin.training_forward_pass(step_input(x.to(sae.dtype), **kwargs))
         output.loss.backward()
     return output, twin
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY_KIND)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_step_is_that_of_the_plain_form(batch: torch.Tensor, form: str, kind: str, dtype: str) -> None:
     fields: dict[str, Any] = {"structural_loss_coefficient": 0.3, "perturbation_rate": 0.5, "output_level": 0}
-    fields |= {"hierarchy_first_update": 1000, "hierarchy_similarity": "conditional", **KINDS[kind]}
+    fields |= {"hierarchy_first_update": 1000, "hierarchy_similarity": "conditional", **EVERY_KIND[kind]}
     sae, dead = make_sae(dtype=dtype, **fields), torch.arange(33) % 5 == 0
+    is_weighted = kind not in KINDS
+    if is_weighted:
+        batch[::7] *= 20
+        sae.standardization.observe(batch.to(sae.dtype), 0)
+        sae.standardization.begin(sae.b_dec.data)
+        sae.silent_features.tokens_since_fired[::4] = 10_000
     plain, of_plain = step_in(Form(), sae, batch, dead=dead, logging=True)
     ours, of_ours = step_in(FORMS[form], sae, batch, dead=dead, logging=True)
     assert isinstance(ours, LazyStepOutput)
     assert not isinstance(plain, LazyStepOutput)
-    assert {"mse_loss", "structural_loss", "ghost_gradient_loss"} <= set(plain.losses)
+    assert {"mse_loss", "structural_loss"} <= set(plain.losses)
+    assert plain.losses["auxiliary_loss" if is_weighted else "ghost_gradient_loss"] > 0
     tolerance = {"float32": 1e-4, "float64": 1e-10}[dtype]
     near: dict[str, Any] = {"rtol": tolerance, "atol": tolerance}
     torch.testing.assert_close(ours.losses, plain.losses, **near)

@@ -1,11 +1,15 @@
-"""Ghost gradients against plain loops."""
+"""Ghost gradients against plain loops, and with places for dead features against those of the dead alone."""
 
+import pytest
 import reference
 import torch
-from sae_lens.saes.sae import TrainStepInput
-from small_saes import D_IN, make_sae
+from feature_rows import Watched
+from small_saes import D_IN, at_step, make_sae, step_input
 
+from sae_lens_hsae.forest.levels import Levels
+from sae_lens_hsae.sae.encoder import Encoder
 from sae_lens_hsae.sae.ghost_gradients import ghost_gradient_loss
+from sae_lens_hsae.sae.gpu_step.ghosts import ghost_gradients, places_for
 
 
 def case(seed=0):
@@ -45,9 +49,7 @@ def test_a_sink_does_not_own_the_gradient():
         sae.standardization.begin(sae.b_dec.data)
         x[0] *= factor
         sae.zero_grad()
-        sae.forest_updater.n_steps.fill_(16)
-        sae.forest_updater.forget()
-        losses = sae.training_forward_pass(TrainStepInput(x, {}, dead, 20, False)).losses
+        losses = at_step(sae, 16).training_forward_pass(step_input(x, dead)).losses
         losses["ghost_gradient_loss"].backward()
         assert sae.W_enc.grad is not None
         norms.append(sae.W_enc.grad.norm().item())
@@ -57,3 +59,46 @@ def test_a_sink_does_not_own_the_gradient():
 def test_large_pre_activations_do_not_overflow():
     error, pre, W_dec, dead = case()
     assert torch.isfinite(ghost_gradient_loss(error.float(), pre.float()[:, dead] + 500, W_dec.float()[dead]))
+
+
+# With places for dead features, as on a GPU.
+
+
+@pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
+@pytest.mark.parametrize("places", [(4, 9, 20), (2, 4, 8), (0, 9, 7)])
+def test_they_equal_those_of_the_dead_features_alone(apply_b_dec_to_input, places):
+    sae = make_sae(dtype="float64", apply_b_dec_to_input=apply_b_dec_to_input)
+    generator = torch.Generator().manual_seed(3)
+    errors, x = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((3, 6, D_IN), (6, D_IN)))
+    dead = torch.zeros(33, dtype=torch.bool)
+    dead[torch.tensor([5, 6, 20, 30, 31])] = True  # none in the first level
+    encoder = Encoder(sae.W_enc, sae.b_enc, sae.b_dec if apply_b_dec_to_input else None)
+    weights = torch.rand(6, generator=generator, dtype=torch.float64)
+    with Watched():
+        ours = ghost_gradients(errors, x, dead, places, encoder, sae.W_dec, sae.levels, weights)
+    theirs = torch.zeros((), dtype=torch.float64)
+    for level, own in ((1, torch.tensor([5, 6])), (2, torch.tensor([20, 30, 31]))):
+        pre = encoder.pre_activations(own, level, x)
+        theirs = theirs + ghost_gradient_loss(errors[level], pre, sae.W_dec[own], weights)
+    torch.testing.assert_close(ours, theirs)
+    inputs = [sae.W_enc, sae.b_enc, sae.W_dec]
+    for got, want in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, inputs), strict=True):
+        assert want.abs().max() > 0
+        torch.testing.assert_close(got, want)
+
+
+def test_without_room_some_wait():
+    sae = make_sae()
+    errors, x = torch.randn(3, 6, D_IN), torch.randn(6, D_IN)
+    dead = torch.ones(33, dtype=torch.bool)
+    encoder = Encoder(sae.W_enc, sae.b_enc, None)
+    ghost_gradients(errors, x, dead, (0, 0, 5), encoder, sae.W_dec, sae.levels).backward()
+    assert sae.b_enc.grad is not None
+    assert sae.b_enc.grad.nonzero().flatten().tolist() == [13, 14, 15, 16, 17]
+
+
+def test_there_is_room_for_as_many_as_were_dead_and_more():
+    levels = Levels((50, 3000, 100_000))
+    assert places_for((0, 0, 0), levels) == (0, 0, 0)
+    assert places_for((1, 1, 1), levels) == (50, 128, 128)
+    assert places_for((50, 2000, 5000), levels) == (50, 3000, 8192)

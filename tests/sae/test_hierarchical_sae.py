@@ -173,14 +173,6 @@ def test_folding_the_decoder_norm_changes_no_output_and_no_forest(batch, tmp_pat
     assert sae.forest == forest
 
 
-def test_decode_reconstructs_from_the_output_level(batch):
-    acts = make_sae().encode(batch)
-    for level in range(3):
-        sae = make_sae(output_level=level)
-        torch.testing.assert_close(sae.decode(acts), sae.decode_level(acts, level))
-    torch.testing.assert_close(make_sae().decode(acts), make_sae().decode_level(acts, 2))
-
-
 def test_tokens_of_any_batch_shape(batch):
     sae = make_sae()
     torch.testing.assert_close(sae(batch.view(2, 8, D_IN)).view(16, D_IN), sae(batch))
@@ -213,52 +205,28 @@ def test_a_scale_that_cannot_be_is_refused_and_changes_nothing(factor):
     assert all(torch.equal(tensor, before[name]) for name, tensor in sae.state_dict().items())
 
 
-def tampered(path, change):
-    weights = path / "sae_weights.safetensors"
-    tensors = load_file(weights)
-    change(tensors)
-    save_file(tensors, weights)
-
-
-def with_parents(change):
-    def tamper(tensors):
-        parents = tensors["parents_bytes"].view(torch.int64).squeeze(-1).clone()
-        tensors["parents_bytes"] = as_bytes(change(parents))
-
-    return tamper
-
-
-def put(index, value):
-    def change(parents):
-        parents[index] = value
-        return parents
-
-    return change
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (with_parents(put(20, 1)), "parents"),  # two levels up
-        (with_parents(lambda parents: parents[:-1]), "parents"),
-        (lambda tensors: tensors.update(parents_bytes=tensors["parents_bytes"].float() + 0.5), "damaged"),
-        (lambda tensors: tensors.pop("parents_bytes"), "no tensor 'parents'"),
-        (lambda tensors: tensors.pop("b_enc"), "no tensor 'b_enc'"),
-        (lambda tensors: tensors.update(b_dec=tensors["b_dec"][:2]), r"b_dec has shape \(2, 8\).*need \(3, 8\)"),
-        (lambda tensors: tensors.update(W_enc=tensors["W_enc"][:, :5].clone()), "W_enc has shape"),
+        (lambda _: {"parents_bytes": as_bytes(torch.ones(33, dtype=torch.int64))}, "parents"),  # one too high
+        (lambda tensors: {"parents_bytes": tensors["parents_bytes"][:-1]}, "parents"),
+        (lambda tensors: {"parents_bytes": tensors["parents_bytes"].float() + 0.5}, "damaged"),
+        (lambda _: {"parents_bytes": None}, "no tensor 'parents'"),
+        (lambda _: {"b_enc": None}, "no tensor 'b_enc'"),
+        (lambda tensors: {"b_dec": tensors["b_dec"][:2]}, r"b_dec has shape \(2, 8\).*need \(3, 8\)"),
+        (lambda tensors: {"W_enc": tensors["W_enc"][:, :5].clone()}, "W_enc has shape"),
     ],
 )
 def test_damaged_files_are_refused_by_name(tmp_path, change, message):
-    tampered(saved(make_sae(), tmp_path), change)
+    weights = saved(make_sae(), tmp_path) / "sae_weights.safetensors"
+    tensors = load_file(weights)
+    save_file({name: tensor for name, tensor in (tensors | change(tensors)).items() if tensor is not None}, weights)
     with pytest.raises(ValueError, match=message):
         SAE.load_from_disk(tmp_path)
 
 
-def test_a_checkpoint_of_another_shape_or_architecture_is_refused(tmp_path):
-    make_sae(level_widths=[4, 9, 21]).save_model(tmp_path / "wider")
-    with pytest.raises(ValueError, match=r"has shape .* but level_widths=\[4, 9, 20\]"):
-        make_sae().load_weights_from_checkpoint(tmp_path / "wider")
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
     sae = make_sae()
-    sae.level_sae(2).save_model(tmp_path / "plain")
+    sae.level_sae(2).save_model(tmp_path)
     with pytest.raises(ValueError, match="architecture='jumprelu', but this SAE is 'hsae'"):
-        sae.load_weights_from_checkpoint(tmp_path / "plain")
+        sae.load_weights_from_checkpoint(tmp_path)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from feature_rows import KINDS, activations_of, losses, plain_activations_of, tokens, weighted_gradients
+from feature_rows import KINDS, activations_of, losses, plain_in_float64, tokens, weighted_gradients
 from small_saes import make_sae, step_input
 
 from benchmarks.contestants import CONTESTANTS, HSAE, PLAIN, Trained
@@ -32,9 +32,7 @@ def no_waiting() -> Iterator[None]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_equals_the_plain_form_in_float64_on_the_cpu(kind: str) -> None:
-    sae, x = make_sae(dtype="float64", **KINDS[kind]), tokens(n=300)
-    expected = losses(sae, x, plain_activations_of(sae, x))
-    expected_grads = weighted_gradients(sae, expected)
+    sae, x, expected, expected_grads = plain_in_float64(kind, 300)
     on_gpu = copy.deepcopy(sae).to("cuda")
     terms = losses(on_gpu, x.cuda(), activations_of(on_gpu, x.cuda()))
     grads = weighted_gradients(on_gpu, terms)
@@ -46,9 +44,7 @@ def test_it_equals_the_plain_form_in_float64_on_the_cpu(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("precision", ["bfloat16", "tf32"])
 def test_half_precision_and_tf32_stay_near(kind: str, precision: str) -> None:
-    sae, x = make_sae(dtype="float64", **KINDS[kind]), tokens(n=1000)
-    expected = losses(sae, x, plain_activations_of(sae, x))
-    expected_grads = weighted_gradients(sae, expected)
+    _, x, expected, expected_grads = plain_in_float64(kind, 1000)
     single = make_sae(**KINDS[kind]).to("cuda")
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")

@@ -93,28 +93,20 @@ def test_so_many_tokens_are_kept_that_a_mean_feature_fires_often():
     assert RecentFiring(Levels((10, 1000)), [5.0, 20.0]).tokens_kept == FIRINGS * 50
 
 
-def test_where_much_fires_fewer_tokens_are_kept():
-    kept = recent(tokens_kept=1000)
-    kept._most_entries = 400
-    for step in range(0, 400, 4):
-        kept.count(listed(fired_on(10, 0.9, step), step))
-    assert 30 <= kept.counts().n_tokens <= 40
-
-
-def test_packed_batches_are_kept_as_if_it_were_known_how_much_fires():
+def test_where_much_fires_fewer_tokens_are_kept_of_packed_batches_too():
     """However often they are looked at in between."""
-    kept, looked_at = recent(tokens_kept=1000), recent(tokens_kept=1000)
-    for of_both in (kept, looked_at):
-        of_both._most_entries = 400
+    known, kept, looked_at = (recent(tokens_kept=1000) for _ in range(3))
+    for each in (known, kept, looked_at):
+        each._most_entries = 400
     for step in range(0, 400, 4):
         fired = fired_on(10, 0.9, step)
+        known.count(listed(fired, step))
         kept.count(packed(fired, step))
         looked_at.count(packed(fired, step))
         if step % 20 == 0:
             looked_at.state_dict()
-    assert (
-        [batch.step for batch in kept.unpacked()] == [batch.step for batch in looked_at.unpacked()] == [388, 392, 396]
-    )
+    for each in (known, kept, looked_at):
+        assert [batch.step for batch in each.unpacked()] == [388, 392, 396]
 
 
 def test_where_levels_are_very_wide_packed_batches_do_not_stay_on_the_device(monkeypatch):

@@ -57,20 +57,6 @@ def test_value_and_gradients_equal_the_formula(form, widths, d_in, batch, seed, 
     torch.testing.assert_close(got[1], want[1])
 
 
-def test_a_parent_that_is_the_sum_of_its_children_costs_nothing():
-    W_dec = torch.tensor([[2.0, 3.0], [1.0, 0.0], [0.0, 1.0]])
-    acts = torch.tensor([[1.0, 2.0, 3.0]])
-    families = families_of(torch.tensor([-1, 0, 0]))
-    assert structural_loss(acts, W_dec, families) == 0
-    assert structural_loss(acts * torch.tensor([2.0, 1, 1]), W_dec, families) == 13
-
-
-def test_a_forest_without_edges_costs_nothing():
-    families = families_of(torch.full((6,), -1))
-    assert families.shapes == ()
-    assert structural_loss(torch.ones(2, 6), torch.ones(6, 3), families) == 0
-
-
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 10_000), widths=st.sampled_from([(1, 40), (4, 9), (5, 6, 30)]))
 def test_every_child_is_in_the_family_of_its_parent_and_in_no_other(seed, widths):

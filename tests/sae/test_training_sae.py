@@ -7,7 +7,12 @@ import pytest
 import reference
 import torch
 from forms import both_forms, one_form
-from sae_lens import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
+from sae_lens import (
+    BatchTopKTrainingSAE,
+    BatchTopKTrainingSAEConfig,
+    JumpReLUTrainingSAE,
+    JumpReLUTrainingSAEConfig,
+)
 from sae_lens.saes.sae import TrainStepInput
 from sae_lens.training.sae_trainer import _unwrap_item
 from small_saes import D_IN, WIDTHS, at_step, make_sae, step_input, tensors_of
@@ -21,14 +26,18 @@ pytestmark = both_forms
 
 
 def independent_saes(sae):
-    """One SAELens JumpReLU SAE per level, with the level's weights."""
-    shared = ("d_in", "dtype", "apply_b_dec_to_input", "jumprelu_bandwidth", "jumprelu_ste_to_input")
-    fields: dict[str, Any] = {name: getattr(sae.cfg, name) for name in shared}
+    """One of SAELens' own SAEs per level, with the level's weights."""
+    fields: dict[str, Any] = {name: getattr(sae.cfg, name) for name in ("d_in", "dtype", "apply_b_dec_to_input")}
+    of_jumprelu = {name: getattr(sae.cfg, name) for name in ("jumprelu_bandwidth", "jumprelu_ste_to_input")}
     saes = []
-    for level, own in enumerate(sae.levels):
-        single = JumpReLUTrainingSAE(JumpReLUTrainingSAEConfig(d_sae=own.stop - own.start, **fields))
-        for name in ("b_enc", "threshold", "W_dec"):
-            getattr(single, name).data = getattr(sae, name).data[own].clone()
+    for level, (own, k) in enumerate(zip(sae.levels, sae.cfg.target_l0_per_level, strict=True)):
+        fields["d_sae"] = own.stop - own.start
+        if sae.cfg.level_activation == "batchtopk":
+            single: Any = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(k=k, **fields))
+        else:
+            single = JumpReLUTrainingSAE(JumpReLUTrainingSAEConfig(**fields, **of_jumprelu))
+            single.threshold.data = sae.threshold.data[own].clone()
+        single.b_enc.data, single.W_dec.data = sae.b_enc.data[own].clone(), sae.W_dec.data[own].clone()
         single.W_enc.data = sae.W_enc.data[:, own].clone()
         single.b_dec.data = sae.b_dec.data[level].clone()
         saes.append(single)
@@ -36,34 +45,46 @@ def independent_saes(sae):
 
 
 @pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
-@pytest.mark.parametrize("ste_to_input", [True, False])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_without_hierarchy_it_is_independent_jumprelu_saes(batch, apply_b_dec_to_input, ste_to_input, dtype):
-    sae = make_sae(
-        dtype=dtype,
-        apply_b_dec_to_input=apply_b_dec_to_input,
-        jumprelu_ste_to_input=ste_to_input,
-        structural_loss_coefficient=0.0,
-        perturbation_rate=0.0,
-    )
-    sae.sparsity.log_l0_coefficient.copy_(torch.tensor([0.3, -0.2, 0.9]))
-    saes, coefficients = independent_saes(sae), sae.sparsity.log_l0_coefficient.exp().tolist()
-    batch = batch.to(sae.dtype)
-    output = sae.training_forward_pass(step_input(batch))
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"jumprelu_ste_to_input": ste, "dtype": dtype} for ste in (True, False) for dtype in ("float32", "float64")),
+        {"level_activation": "batchtopk", "target_l0": [1.3, 2.0, 4.7], "dtype": "float64"},
+    ],
+    ids=str,
+)
+def test_without_hierarchy_it_is_independent_saes_of_saelens(batch, form, apply_b_dec_to_input, fields):
+    without = {"structural_loss_coefficient": 0.0, "perturbation_rate": 0.0}
+    sae = make_sae(apply_b_dec_to_input=apply_b_dec_to_input, **without, **fields)
+    coefficients = [0.0] * 3
+    if sae.cfg.level_activation == "jumprelu":
+        sae.sparsity.log_l0_coefficient.copy_(torch.tensor([0.3, -0.2, 0.9]))
+        coefficients = sae.sparsity.log_l0_coefficient.exp().tolist()
+    saes, batch = independent_saes(sae), batch.to(sae.dtype)
+    output = sae.training_forward_pass(step_input(batch, logging=True))
     output.loss.backward()
-    losses = []
+    assert type(output).__name__ == {"dense": "TrainStepOutput", "entries": "LazyStepOutput"}[form]
+    theirs = []
     for single, coefficient in zip(saes, coefficients, strict=True):
-        single_input = TrainStepInput(batch, {"l0": coefficient}, None, 1, False)
-        losses.append(single.training_forward_pass(single_input).loss)
-        losses[-1].backward()
-    tolerance = 1e-4 if dtype == "float32" else 1e-6
-    torch.testing.assert_close(output.loss, torch.stack(losses).sum(), rtol=tolerance, atol=tolerance)
-    for name in ("b_enc", "threshold", "W_dec", "W_enc", "b_dec"):
+        theirs.append(single.training_forward_pass(TrainStepInput(batch, {"l0": coefficient}, None, 1, False)))
+        theirs[-1].loss.backward()
+    tolerance = 1e-4 if sae.cfg.dtype == "float32" else 1e-6
+    near: dict[str, Any] = {"rtol": tolerance, "atol": tolerance}
+    torch.testing.assert_close(output.loss, sum(each.loss for each in theirs), **near)
+    torch.testing.assert_close(output.feature_acts, torch.cat([each.feature_acts for each in theirs], dim=1), **near)
+    for name, _ in saes[0].named_parameters():
         parts = [getattr(single, name).grad for single in saes]
         joined = torch.stack(parts) if name == "b_dec" else torch.cat(parts, dim=1 if name == "W_enc" else 0)
         grad = getattr(sae, name).grad
         assert grad.abs().max() > 0
-        torch.testing.assert_close(grad, joined, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(grad, joined, **near)
+    if sae.cfg.level_activation == "batchtopk":
+        for level, (own, single) in enumerate(zip(sae.levels, saes, strict=True)):
+            # Theirs begins at 0, ours at the first batch.
+            first = float(single.topk_threshold) / single.cfg.topk_threshold_lr
+            assert sae.threshold[own].tolist() == pytest.approx([first] * WIDTHS[level], rel=1e-6)
+            assert output.metrics[f"level_{level}_l0"] == int(single.cfg.k * len(batch)) / len(batch)
+            assert f"level_{level}_l0_coefficient" not in output.metrics
 
 
 def test_a_batch_that_is_bad_in_another_process_is_not_counted(batch):
@@ -224,8 +245,8 @@ def test_nothing_is_perturbed_outside_training(batch):
 
 
 def test_sae_out_is_the_unperturbed_output_level(batch):
-    for level in range(3):
-        sae = make_sae(perturbation_rate=1.0, output_level=level)
+    for fields, level in (({}, 2), *(({"output_level": level}, level) for level in range(3))):
+        sae = make_sae(perturbation_rate=1.0, **fields)
         output = sae.training_forward_pass(step_input(batch))
         torch.testing.assert_close(output.sae_out, sae(batch))
         torch.testing.assert_close(output.sae_out, sae.decode_level(output.feature_acts, level))

@@ -36,14 +36,8 @@ def test_a_full_disk_leaves_the_last_checkpoint_untouched(tmp_path):
     sizes = sorted({len(content) for content in before.values()})
     for limit in (0, *(size - 1 for size in sizes)):
         for name in ("64", "128"):
-            with (
-                file_size_limited_to(limit),
-                pytest.raises(
-                    OSError,
-                    match=rf"the checkpoint .*{name}' could not be written .* Make room, .* and go on with "
-                    rf"resume_from_checkpoint='{tmp_path}/64'",
-                ),
-            ):
+            remedy = f"Make room, .* go on with resume_from_checkpoint='{tmp_path}/64'"
+            with file_size_limited_to(limit), pytest.raises(OSError, match=f"{name}' could not be written .* {remedy}"):
                 trainer.save_checkpoint(name, base_path=tmp_path)
             assert {path: path.read_bytes() for path in (tmp_path / "64").iterdir()} == before
             assert [path.name for path in tmp_path.iterdir()] == ["64"]
@@ -74,9 +68,7 @@ def test_a_model_that_its_place_does_not_take_is_saved_beside_the_checkpoints(tm
     runner = HierarchicalSAETrainingRunner(cfg, override_model=tiny_model(), override_dataset=tiny_dataset())
     Path(str(cfg.output_path)).write_text("a file")
     elsewhere = Path(str(cfg.checkpoint_path)) / "model"
-    with pytest.raises(
-        OSError, match=rf"model could not be written to .*; .* as it was\. It is in '{elsewhere}' instead"
-    ):
+    with pytest.raises(OSError, match=rf"model could not be written to .* It is in '{elsewhere}' instead"):
         runner.run()
     saved: Any = SAE.load_from_disk(elsewhere)
     trained: Any = runner.sae

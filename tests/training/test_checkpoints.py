@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from host_helpers import recorded_steps, runner_config, tiny_config
-from own_runs import checkpoints_of, run_ours
+from own_runs import begun, checkpoints_of, run_ours
 from sae_lens.constants import RUNNER_CFG_FILENAME
 from short_trainings import BATCH, assert_equal_states, batches, new_trainer, take_steps
 
@@ -68,8 +68,7 @@ def test_a_manifest_that_says_nonsense_is_refused(tmp_path, change, message):
 
 
 def test_a_damaged_checkpoint_is_refused_before_training(tmp_path):
-    cfg, _ = run_ours(tmp_path, n_checkpoints=1)
-    (checkpoint,) = checkpoints_of(cfg)
+    _, checkpoint = begun(tmp_path)
     damage(checkpoint / "trainer_state.pt", "flip")
     with pytest.raises(ValueError, match=r"trainer_state\.pt' is not the file that was written"):
         run_ours(tmp_path, "again", resume_from_checkpoint=str(checkpoint))
@@ -153,8 +152,7 @@ def test_options_that_make_no_sense_are_refused(tmp_path, options):
     ],
 )
 def test_a_resumed_run_is_refused_the_state_of_another(tmp_path, other, message):
-    cfg, _ = run_ours(tmp_path, n_checkpoints=1)
-    (checkpoint,) = checkpoints_of(cfg)
+    _, checkpoint = begun(tmp_path)
     with pytest.raises(ValueError, match=message):
         run_ours(tmp_path, "b", resume_from_checkpoint=str(checkpoint), sae=tiny_config(**other))
 
@@ -164,16 +162,11 @@ def test_a_resumed_run_is_refused_the_state_of_another(tmp_path, other, message)
     [
         ([1], "holds no trainer state, but list"),
         ({}, "does not fit this run"),
-        (
-            {"act_freq_scores": torch.zeros(33), "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}}},
-            "does not fit",
-        ),
+        ({"act_freq_scores": torch.zeros(33), "optimizer": {"state": {0: {}}}}, "does not fit"),
     ],
 )
 def test_a_trainer_state_of_another_kind_is_refused(tmp_path, other, message):
     path = tmp_path / "trainer_state.pt"
-    with pytest.raises(FileNotFoundError, match=r"trainer_state\.pt' is missing"):
-        new_trainer(HierarchicalSAETrainer).load_trainer_state(tmp_path)
     torch.save(other, path)
     with pytest.raises(ValueError, match=rf"trainer_state\.pt' {message}"):
         new_trainer(HierarchicalSAETrainer).load_trainer_state(tmp_path)

@@ -4,7 +4,6 @@ import copy
 import itertools
 import os
 import shutil
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -18,12 +17,12 @@ from host_helpers import (
     recorded_steps,
     residual_activations,
     runner_config,
-    save_tiny_gpt2,
     tiny_config,
     tiny_dataset,
     tiny_model,
     train,
 )
+from own_runs import checkpoints_of
 from sae_lens import (
     CacheActivationsRunner,
     CacheActivationsRunnerConfig,
@@ -54,11 +53,6 @@ def losses(steps: list[Any]) -> list[float]:
     return [step.loss for step in steps]
 
 
-def checkpoints(tmp_path: Path) -> dict[str, Path]:
-    """Checkpoints by name; SAELens puts them below a folder of its own for each run."""
-    return {path.name: path for path in (tmp_path / "checkpoints").glob("*/*")}
-
-
 # Every runner: what is saved is what was trained.
 
 
@@ -82,10 +76,9 @@ def test_language_model_runner(tmp_path, runner):
 
 
 @both_runners
-def test_cached_activations(tmp_path, runner):
-    folder = save_tiny_gpt2(tmp_path / "gpt2")
+def test_cached_activations(tmp_path, gpt2, runner):
     common: dict[str, Any] = {
-        "model_name": str(folder),
+        "model_name": str(gpt2),
         "model_class_name": "AutoModelForCausalLM",
         "hook_name": "transformer.h.0",
         "context_size": CONTEXT,
@@ -212,8 +205,9 @@ def test_the_seed_decides_a_run_whatever_the_random_state_was(tmp_path, given):
 @both_runners
 def test_checkpoints_hold_the_state_and_training_resumes_from_them(tmp_path, runner):
     with recorded_steps() as whole:
-        sae = train(runner, runner_config(tmp_path, n_checkpoints=2, save_final_checkpoint=True))
-    saved = checkpoints(tmp_path)
+        cfg = runner_config(tmp_path, n_checkpoints=2, save_final_checkpoint=True)
+        sae = train(runner, cfg)
+    saved = {path.name: path for path in checkpoints_of(cfg)}
     assert len(saved) == 3
     for name, path in saved.items():
         loaded = TrainingSAE.load_from_disk(path)

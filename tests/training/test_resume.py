@@ -17,9 +17,9 @@ from host_helpers import (
     tiny_config,
     tiny_dataset,
     tiny_model,
-    tiny_tokens,
     train,
 )
+from own_runs import begun, checkpoints_of, run_ours
 from sae_lens import (
     JumpReLUTrainingSAEConfig,
     LanguageModelSAETrainingRunner,
@@ -84,26 +84,6 @@ def test_a_buffer_that_cannot_be_is_refused(tmp_path):
         HierarchicalSAETrainingRunner(runner_config(tmp_path, seqpos_slice=(5, -15)))
 
 
-def short_dataset():
-    """So few rows that a run passes over them several times."""
-    return Dataset.from_dict({"tokens": tiny_tokens(45).tolist()})
-
-
-@pytest.mark.parametrize("dataset", [tiny_dataset, short_dataset])
-def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(tmp_path, dataset):
-    def run(name, **overrides):
-        cfg = runner_config(tmp_path / name, n_checkpoints=2, **overrides)
-        model = {"override_model": tiny_model(), "override_dataset": dataset()}
-        return cfg, train(HierarchicalSAETrainingRunner, cfg, **model)
-
-    cfg, whole = run("whole")
-    checkpoints = sorted(Path(str(cfg.checkpoint_path)).iterdir(), key=lambda path: int(path.name))
-    assert len(checkpoints) == 2
-    for checkpoint in checkpoints:
-        _, resumed = run(checkpoint.name, resume_from_checkpoint=str(checkpoint))
-        assert_equal_states(resumed, whole)
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -115,15 +95,10 @@ def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(tmp_path, 
     ],
 )
 def test_a_run_is_resumed_with_another_learning_rate_or_length(tmp_path, caplog, change):
-    begun: dict[str, Any] = {"lr": 1e-2, "lr_end": 1e-3, "lr_scheduler_name": "cosineannealing", "n_checkpoints": 1}
-    cfg = runner_config(tmp_path / "begun", **begun)
-    train(HierarchicalSAETrainingRunner, cfg)
-    (checkpoint,) = Path(str(cfg.checkpoint_path)).iterdir()
-    resumed = runner_config(
-        tmp_path / "resumed", resume_from_checkpoint=str(checkpoint), **begun | change | {"n_checkpoints": 0}
-    )
+    first: dict[str, Any] = {"lr": 1e-2, "lr_end": 1e-3, "lr_scheduler_name": "cosineannealing"}
+    _, checkpoint = begun(tmp_path, **first)
     with recorded_steps() as steps:
-        train(HierarchicalSAETrainingRunner, resumed)
+        resumed, _ = run_ours(tmp_path, "resumed", resume_from_checkpoint=str(checkpoint), **first | change)
     assert steps
     # As if it had been trained by the new configuration from the start.
     rates: list[float] = []
@@ -135,24 +110,19 @@ def test_a_run_is_resumed_with_another_learning_rate_or_length(tmp_path, caplog,
     assert [step.lr for step in steps] == pytest.approx(rates[-len(steps) :])
     assert {tuple(step.betas) for step in steps} == {(resumed.adam_beta1, resumed.adam_beta2)}
     assert "is of a run with another " in caplog.text
-    assert all(name in caplog.text for name, value in change.items() if begun.get(name) != value)
+    assert all(name in caplog.text for name, value in change.items() if first.get(name) != value)
 
 
 def test_another_text_under_the_same_name_is_told(tmp_path, caplog):
-    cfg = runner_config(tmp_path / "begun", n_checkpoints=1)
-    train(HierarchicalSAETrainingRunner, cfg)
-    (checkpoint,) = Path(str(cfg.checkpoint_path)).iterdir()
+    _, checkpoint = begun(tmp_path)
     for name, rows, told in (("same", tiny_dataset(), False), ("other", tiny_dataset().select(range(150)), True)):
         caplog.clear()
-        resumed = runner_config(tmp_path / name, resume_from_checkpoint=str(checkpoint))
-        train(HierarchicalSAETrainingRunner, resumed, override_model=tiny_model(), override_dataset=rows)
+        run_ours(tmp_path, name, dataset=rows, resume_from_checkpoint=str(checkpoint))
         assert ("has read another data set than this one" in caplog.text) == told
 
 
 def test_the_configuration_says_how_an_sae_that_was_trained_before_is_trained(tmp_path, caplog):
-    cfg = runner_config(tmp_path / "before", n_checkpoints=1)
-    train(HierarchicalSAETrainingRunner, cfg)
-    (checkpoint,) = Path(str(cfg.checkpoint_path)).iterdir()
+    cfg, checkpoint = begun(tmp_path)
     wanted = replace(cfg.sae, target_l0=[1.0, 2.0, 2.5])
     again = runner_config(tmp_path / "again", from_pretrained_path=str(checkpoint), sae=wanted)
     runner = HierarchicalSAETrainingRunner(again, override_model=tiny_model(), override_dataset=tiny_dataset())
@@ -161,32 +131,28 @@ def test_the_configuration_says_how_an_sae_that_was_trained_before_is_trained(tm
 
 
 def test_auto_finds_the_checkpoints_of_a_run_that_goes_on_from_a_trained_sae(tmp_path, caplog):
-    cfg = runner_config(tmp_path / "before", n_checkpoints=0, save_final_checkpoint=True)
-    train(HierarchicalSAETrainingRunner, cfg)
-    (source,) = Path(str(cfg.checkpoint_path)).iterdir()  # its scale is folded, and its configuration another than ours
+    _, source = begun(tmp_path, n_checkpoints=0, save_final_checkpoint=True)
+    # Its scale is folded, and its configuration another than ours.
     flags = {"from_pretrained_path": str(source), "n_checkpoints": 2}
-    begun = runner_config(tmp_path / "on", **flags)
-    train(HierarchicalSAETrainingRunner, begun)
-    newest = max(Path(str(begun.checkpoint_path)).iterdir(), key=lambda path: int(path.name))
+    on, _ = run_ours(tmp_path, "on", **flags)
     again = runner_config(tmp_path / "on", resume_from_checkpoint="auto", **flags)
     caplog.clear()
     HierarchicalSAETrainingRunner(again, override_model=tiny_model(), override_dataset=tiny_dataset())
-    assert again.resume_from_checkpoint == str(newest)
+    assert again.resume_from_checkpoint == str(checkpoints_of(on)[-1])
     assert "is of a run with another" not in caplog.text
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_stopped_by_a_signal_resumes_where_it_was(tmp_path, number):
-    whole = train(HierarchicalSAETrainingRunner, runner_config(tmp_path / "whole"))
-    cfg = runner_config(tmp_path / "stopped")
-    model = hooked_model(signalling(number), at=11)
+@pytest.mark.parametrize(("number", "n_rows"), [(signal.SIGINT, 300), (signal.SIGTERM, 45)])
+def test_a_run_stopped_by_a_signal_resumes_where_it_was(tmp_path, number, n_rows):
+    """Also where it has passed over all rows by then."""
+    rows = tiny_dataset(n_rows)
+    _, whole = run_ours(tmp_path, "whole", dataset=rows)
     with pytest.raises(InterruptedException):
-        train(HierarchicalSAETrainingRunner, cfg, override_model=model, override_dataset=tiny_dataset())
-    (checkpoint,) = Path(str(cfg.checkpoint_path)).iterdir()
-    assert not Path(str(cfg.output_path)).exists()
-    resumed = train(
-        HierarchicalSAETrainingRunner, runner_config(tmp_path / "resumed", resume_from_checkpoint=str(checkpoint))
-    )
+        run_ours(tmp_path, "stopped", model=hooked_model(signalling(number), at=14), dataset=rows)
+    (checkpoint,) = tmp_path.glob("stopped/checkpoints/*/*")
+    assert not (tmp_path / "stopped" / "out").exists()
+    assert (int(load_file(checkpoint / STATE_FILENAME)["n_passes"]) > 1) == (n_rows == 45)
+    _, resumed = run_ours(tmp_path, "resumed", dataset=rows, resume_from_checkpoint=str(checkpoint))
     assert_equal_states(resumed, whole)
 
 
@@ -210,14 +176,8 @@ def test_a_resumed_run_tokenises_none_of_the_text_that_was_read(tmp_path, gpt2, 
         tokenised.clear()
         batches.clear()
         of_model = {"model_name": str(gpt2), "model_class_name": "AutoModelForCausalLM", "hook_name": "transformer.h.0"}
-        cfg = runner_config(
-            tmp_path / name,
-            **of_model,
-            prepend_bos=True,
-            disable_concat_sequences=not concatenated,
-            n_checkpoints=4,
-            **overrides,
-        )
+        how = {"prepend_bos": True, "disable_concat_sequences": not concatenated, "n_checkpoints": 4}
+        cfg = runner_config(tmp_path / name, **of_model, **how, **overrides)
         return cfg, train(HierarchicalSAETrainingRunner, cfg, override_dataset=data)
 
     def batch(store, *args, **kwargs):
@@ -249,28 +209,22 @@ def test_of_a_divided_stream_each_rank_skips_rows_of_its_own(n_read):
 
 
 def test_a_data_set_that_ends_before_the_checkpoint_is_refused(tmp_path):
-    cfg = runner_config(tmp_path / "a", n_checkpoints=1)
-    train(HierarchicalSAETrainingRunner, cfg)
-    (checkpoint,) = Path(str(cfg.checkpoint_path)).iterdir()
-    again = runner_config(tmp_path / "b", resume_from_checkpoint=str(checkpoint))
+    _, checkpoint = begun(tmp_path)
     with pytest.raises(ValueError, match=r"has read \d+ rows, but the data set has 20; resume with the data set of"):
-        train(HierarchicalSAETrainingRunner, again, override_model=tiny_model(), override_dataset=tiny_dataset(20))
+        run_ours(tmp_path, dataset=tiny_dataset(20), resume_from_checkpoint=str(checkpoint))
 
 
 def test_signal_handlers_are_put_back(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
-    torch.manual_seed(0)
-    cfg = runner_config(tmp_path, training_tokens=128)
-    HierarchicalSAETrainingRunner(cfg, override_model=tiny_model(), override_dataset=tiny_dataset()).run()
+    run_ours(tmp_path, training_tokens=128)
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_checkpoint_of_the_stock_runner_is_refused_with_the_way_out(tmp_path):
     cfg = runner_config(tmp_path, n_checkpoints=1)
     train(LanguageModelSAETrainingRunner, cfg)
-    (checkpoint,) = Path(str(cfg.checkpoint_path)).iterdir()
     with pytest.raises(FileNotFoundError, match=rf"{STATE_FILENAME} is missing.*LanguageModelSAETrainingRunner"):
-        train(HierarchicalSAETrainingRunner, runner_config(tmp_path / "b", resume_from_checkpoint=str(checkpoint)))
+        run_ours(tmp_path, resume_from_checkpoint=str(checkpoints_of(cfg)[0]))
 
 
 def test_the_runner_refuses_other_architectures_and_inexact_resumes(tmp_path):
@@ -283,31 +237,23 @@ def test_the_runner_refuses_other_architectures_and_inexact_resumes(tmp_path):
 
 def test_what_is_no_checkpoint_or_no_hierarchical_sae_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no cfg\.json; give the folder of one checkpoint"):
-        train(HierarchicalSAETrainingRunner, runner_config(tmp_path, resume_from_checkpoint=str(tmp_path)))
-    overrides = {
-        "override_model": tiny_model(),
-        "override_dataset": tiny_dataset(),
-        "override_sae": StandardTrainingSAE(StandardTrainingSAEConfig(d_in=16, d_sae=56)),
-    }
+        run_ours(tmp_path, resume_from_checkpoint=str(tmp_path))
+    other = {"override_sae": StandardTrainingSAE(StandardTrainingSAEConfig(d_in=16, d_sae=56))}
     with pytest.raises(ValueError, match="override_sae=StandardTrainingSAE is not a HierarchicalTrainingSAE"):
-        train(HierarchicalSAETrainingRunner, runner_config(tmp_path), **overrides)
+        run_ours(tmp_path, options=other)
 
 
 def test_a_model_of_another_width_is_refused(tmp_path):
-    cfg = runner_config(tmp_path, sae=tiny_config(d_in=8))
-    with pytest.raises(
-        ValueError, match=r"activations at hook_name='blocks.0.hook_resid_post' are 16 wide, not d_in=8; set d_in"
-    ):
-        train(HierarchicalSAETrainingRunner, cfg)
+    message = r"activations at hook_name='blocks.0.hook_resid_post' are 16 wide, not d_in=8; set d_in"
+    with pytest.raises(ValueError, match=message):
+        run_ours(tmp_path, sae=tiny_config(d_in=8))
 
 
 def test_a_resumed_run_writes_no_checkpoint_that_it_has_passed(tmp_path):
-    cfg = runner_config(tmp_path / "a", n_checkpoints=3)
-    train(HierarchicalSAETrainingRunner, cfg)
-    names = sorted(int(path.name) for path in Path(str(cfg.checkpoint_path)).iterdir())
-    again = runner_config(tmp_path / "b", n_checkpoints=3, resume_from_checkpoint=f"{cfg.checkpoint_path}/{names[1]}")
-    train(HierarchicalSAETrainingRunner, again)
-    assert [int(path.name) for path in Path(str(again.checkpoint_path)).iterdir()] == names[2:]
+    cfg, _ = run_ours(tmp_path, "a", n_checkpoints=3)
+    _, second, third = checkpoints_of(cfg)
+    again, _ = run_ours(tmp_path, "b", n_checkpoints=3, resume_from_checkpoint=str(second))
+    assert [path.name for path in checkpoints_of(again)] == [third.name]
 
 
 def test_adam_is_fused_also_after_resuming(tmp_path):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from short_trainings import batches, new_trainer
-from small_saes import WIDTHS
+from small_saes import WIDTHS, at_step
 
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.sae.sparsity_control import LOG_COEFFICIENT_BOUND, SparsityState
@@ -98,30 +98,22 @@ def test_the_trainer_looks(monkeypatch, caplog):
 
 
 @pytest.mark.parametrize(
-    ("fields", "warned"),
+    ("fields", "steps_before", "has_forest", "warned"),
     [
-        ({"hierarchy_first_update": 40}, True),
-        ({"hierarchy_first_update": 39}, False),
-        ({"hierarchy_first_update": 40, "structural_loss_coefficient": 0.0, "perturbation_rate": 0.0}, False),
+        ({}, 0, False, True),
+        ({}, 20, False, False),  # it went on from a checkpoint, and gets one
+        ({}, 0, True, False),
+        ({"hierarchy_first_update": 39}, 0, False, False),
+        ({"structural_loss_coefficient": 0.0, "perturbation_rate": 0.0}, 0, False, False),
     ],
 )
-def test_a_training_that_ends_before_its_first_forest_is_warned_of(caplog, fields, warned):
-    trainer = new_trainer(HierarchicalSAETrainer, **fields)
-    trainer.sae.parents.fill_(-1)
+def test_a_training_that_ends_before_its_first_forest_is_warned_of(caplog, fields, steps_before, has_forest, warned):
+    trainer = new_trainer(HierarchicalSAETrainer, **{"hierarchy_first_update": 40} | fields)
+    at_step(trainer.sae, steps_before)
+    if not has_forest:
+        trainer.sae.parents.fill_(-1)
     trainer.cfg.total_training_samples = 40 * trainer.cfg.train_batch_size_samples
     for _ in range(2):
         trainer.maybe_reset_sparsity()
     said = r"the first forest would come at step hierarchy_first_update=40, but training ends at step 40: .* about 20$"
     assert [bool(re.match(said, message)) for message in caplog.messages] == [True] * warned
-
-
-@pytest.mark.parametrize(("has_forest", "steps_before"), [(True, 0), (False, 20)])
-def test_an_sae_that_has_a_forest_or_gets_one_is_not_warned(caplog, has_forest, steps_before):
-    trainer = new_trainer(HierarchicalSAETrainer, hierarchy_first_update=40)
-    trainer.cfg.total_training_samples = 30 * trainer.cfg.train_batch_size_samples
-    trainer.sae.forest_updater.n_steps.fill_(steps_before)
-    trainer.sae.forest_updater.forget()
-    if not has_forest:
-        trainer.sae.parents.fill_(-1)
-    trainer.maybe_reset_sparsity()
-    assert not [message for message in caplog.messages if "the first forest" in message]
