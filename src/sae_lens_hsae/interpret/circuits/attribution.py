@@ -24,12 +24,8 @@ N_STEPS = 10
 class Attribution:
     """Effects of features on pairs of one length; `Node.effect` says which sign. Sums over the pairs, not means.
 
-    Args:
-        model: as for `places_of`.
-        places: where.
-        batch: the pairs.
-        method: "attribution": the gradient on the clean prompt; "integrated": its mean over ten points on the way from
-            the other prompt to the clean one, at one place at a time; "patch": exactly, with a run per feature.
+    ``method`` is "attribution", the gradient on the clean prompt; "integrated", its mean over ten points on the way
+    from the other prompt to the clean one, at one place at a time; or "patch", exactly, with a run per feature.
     """
 
     def __init__(self, model: Any, places: Sequence[Place], batch: Batch, method: Method) -> None:

@@ -36,15 +36,7 @@ def check_numbers(folder: Path, values: Mapping[str, Any]) -> Levels:
 def check_tensors(
     folder: Path, fields: Mapping[str, Any], settings: Any, levels: Levels, tensors: Mapping[str, torch.Tensor]
 ) -> None:
-    """Check shapes, dtypes, and that every index is one of a feature, token or position.
-
-    Args:
-        fields: of ``Dashboards``, each with its ``dtype`` and ``shape``.
-        settings: the ``DashboardSettings``.
-
-    Raises:
-        ValueError: naming the first tensor that is wrong.
-    """
+    """Check shapes, dtypes and ranges of indices; a ValueError names the first tensor that is wrong."""
     sizes = {
         "features": levels.n_features, "bins": N_BINS, "slots": settings.n_slots,
         "family_slots": settings.n_family_slots, "window": settings.window, "strongest": settings.n_strongest_tokens,

@@ -15,12 +15,7 @@ from sae_lens_hsae.storage.whole_files import file_written_whole
 
 
 def save_progress(path: Path, parts: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """Write every tensor, number and random generator of some accumulators; beside the target, then renamed.
-
-    Args:
-        parts: accumulators by name. Their tensors, whole numbers and generators are all of their state.
-        about: what makes the state fit: the same is to be given to `load_progress`.
-    """
+    """Write all tensors, whole numbers and generators of accumulators, and what makes them fit, ``about``."""
     tensors, numbers = {}, {}
     for part, accumulator in parts.items():
         for name, value in vars(accumulator).items():
@@ -35,11 +30,7 @@ def save_progress(path: Path, parts: Mapping[str, Any], about: Mapping[str, Any]
 
 
 def load_progress(path: Path, parts: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """Restore what `save_progress` wrote; nothing changes if there is none, or it does not fit.
-
-    An unfit state is one of other weights, of other settings or of another version; it is of no use to anybody, and so
-    collecting starts afresh.
-    """
+    """Restore what `save_progress` wrote ``about`` the same; nothing changes if there is none, or it does not fit."""
     if not path.is_file():
         return
     states: list[tuple[Any, str, Any]] = []

@@ -108,15 +108,9 @@ def steps_of(
 ) -> list[Step]:
     """Edits as steps on single levels, in the order of the edits; a run of one kind on different features is one step.
 
-    Args:
-        saes: one per level, coarse to fine.
-        typical: (n_features,) typical activations, such as ``Dashboards.mean_activation``; spreading a push needs them.
-
-    Raises:
-        IndexError: if a feature does not exist.
-        ValueError: if there is no edit, an edit is meant for children that do not exist, ``typical``, needed to spread
-            a push, is missing, of another length or 0 for all of them, or a push is to be spread over features that
-            fire with either sign.
+    ``typical`` (n_features,) is needed to spread a push over features. An IndexError if a feature does not exist, a
+    ValueError if there is no edit, one is meant for children that do not exist, or a push cannot be spread: ``typical``
+    is missing, of another length or 0 for all of them, or features fire with either sign.
     """
     if not edits:
         raise ValueError("edits is empty; give at least one, such as [ablate(12)]")

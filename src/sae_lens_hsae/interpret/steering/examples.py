@@ -18,17 +18,11 @@ FEWEST = 2
 
 
 class Texts(NamedTuple):
-    """One set, a text a row; a text counts once however many tokens it has.
+    """One set, a text a row; a text counts once however many tokens it has."""
 
-    Attributes:
-        x: (texts, d_in) mean over a text's tokens of what stands at the hook point.
-        acts: (texts, n_features) mean activations.
-        firing: (texts, n_features) share of the text's tokens on which a feature fires.
-    """
-
-    x: torch.Tensor
-    acts: torch.Tensor
-    firing: torch.Tensor
+    x: torch.Tensor  # (texts, d_in) mean over a text's tokens of what stands at the hook point
+    acts: torch.Tensor  # (texts, n_features) mean activations
+    firing: torch.Tensor  # (texts, n_features) share of the text's tokens on which a feature fires
 
 
 @dataclass(frozen=True, eq=False)
