@@ -40,15 +40,10 @@ NOT_OF_THE_RUN = {
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint says of itself.
+    """What a checkpoint says of itself."""
 
-    Attributes:
-        n_training_samples: activations trained on.
-        finished: whether training was over, so that there is nothing to go on with.
-    """
-
-    n_training_samples: int
-    finished: bool
+    n_training_samples: int  # activations trained on
+    finished: bool  # whether training was over, so that there is nothing to go on with
 
 
 def write_manifest(checkpoint: Path, manifest: Manifest) -> None:
@@ -61,12 +56,7 @@ def write_manifest(checkpoint: Path, manifest: Manifest) -> None:
 
 
 def verify(checkpoint: Path) -> Manifest:
-    """Check every file of a checkpoint against its manifest.
-
-    Raises:
-        FileNotFoundError: if there is no manifest, or a file is missing.
-        ValueError: if the manifest is damaged or newer than this package, or a file is not the one that was written.
-    """
+    """Check every file of a checkpoint against its manifest: that it is there, and the one that was written."""
     manifest, files = _read_manifest(checkpoint)
     for name, expected in files.items():
         _verify_file(checkpoint, name, expected)
@@ -99,12 +89,8 @@ def _read_manifest(checkpoint: Path) -> tuple[Manifest, dict[str, Any]]:
 def newest_valid(root: Path, config: dict[str, Any]) -> Path | None:
     """The checkpoint of a run that has been trained longest, of those that are whole; None if there is none.
 
-    By the number of activations trained on, as clocks may jump. Those passed over are named with the reason.
-
-    Args:
-        root: folder of runs; each has a folder of checkpoints.
-        config: SAELens' configuration as a dict. A checkpoint of a run that computed something else is passed
-            over; see `NOT_OF_THE_RUN`.
+    By the number of activations trained on, as clocks may jump. Those passed over are named with the reason, also those
+    of a run whose configuration computed something else (`NOT_OF_THE_RUN`). ``root`` is the folder of runs' folders.
     """
     found: list[tuple[int, Path]] = []
     for checkpoint in sorted(path.parent for path in root.glob(f"[!.]*/[!.]*/{MANIFEST}")):

@@ -11,12 +11,7 @@ from sae_lens_hsae.storage.json_files import printable
 
 
 def read_trainer_state(path: Path) -> dict[str, Any]:
-    """What ``torch.save`` wrote for SAELens' trainer.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged, or holds anything but tensors, numbers, strings and containers of them.
-    """
+    """What ``torch.save`` wrote for SAELens' trainer, if it is nothing but tensors, numbers, strings and containers."""
     if not path.is_file():
         raise FileNotFoundError(f"{str(path)!r} is missing; resume from another checkpoint")
     try:
@@ -29,16 +24,7 @@ def read_trainer_state(path: Path) -> dict[str, Any]:
 
 
 def check_trainer_state(state: dict[str, Any], path: Path, optimizer: torch.optim.Optimizer, d_sae: int) -> None:
-    """Check that a state is of this many features and of this optimizer's parameters; nothing is changed.
-
-    Args:
-        state: from `read_trainer_state`.
-        path: of its file.
-        optimizer: Adam, as SAELens makes it.
-
-    Raises:
-        ValueError: if it is of others.
-    """
+    """Check that a state is of this many features and of Adam's own parameters; nothing is changed."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     try:
         fits = state["act_freq_scores"].shape == (d_sae,) and all(
