@@ -27,15 +27,10 @@ FEWEST_TOKENS = 8
 
 
 class Usual(NamedTuple):
-    """Where tokens usually lie.
+    """Where tokens usually lie."""
 
-    Attributes:
-        centre: (d_in,).
-        limit: (), the distance beyond which a token is outlying.
-    """
-
-    centre: torch.Tensor
-    limit: torch.Tensor
+    centre: torch.Tensor  # (d_in,)
+    limit: torch.Tensor  # (), the distance beyond which a token is outlying
 
     def holds(self, x: torch.Tensor) -> torch.Tensor:
         """Which tokens (…, d_in) are ordinary, (…) bool."""
@@ -43,10 +38,7 @@ class Usual(NamedTuple):
 
 
 def usual(first: torch.Tensor) -> Usual:
-    """Where tokens (n, d_in) lie, by their median distance from the centre.
-
-    Where most are one and the same, none is outlying.
-    """
+    """Where tokens (n, d_in) lie, by their median distance from the centre; if most are the same, none is outlying."""
     centre = first.median(0).values
     median = (first - centre).norm(dim=1).median()
     return Usual(centre, torch.where(median > 0, OUTLYING * median, torch.inf))

@@ -40,10 +40,7 @@ class Firing:
 
     ``tokens`` and ``features`` list the active (token, feature), about L0 per token, ordered by token. Counting over
     those instead of over the dense table is what makes wide levels cheap. Some architectures have activations of either
-    sign; a feature is active where its activation is not 0.
-
-    Attributes:
-        strengths: norm of each active feature's contribution, |a| · ‖d‖, in float32 or better.
+    sign; a feature is active where its activation is not 0. Its strength is |a| · ‖d‖, in float32 or better.
     """
 
     def __init__(self, acts: torch.Tensor, norms: torch.Tensor | None) -> None:

@@ -8,16 +8,12 @@ import torch
 
 
 class TokenBlocks:
-    """Cuts a stream into blocks of equal length: more than ``n_blocks`` of them and at most twice as many.
+    """Cuts a stream into blocks of equal ``length``: more than ``n_blocks`` of them and at most twice as many.
 
     A block begins as one token. Whenever 2 · ``n_blocks`` are full, neighbours are merged and all blocks are twice as
     long from then on. So memory is bounded, a block is a contiguous stretch of the stream, and where it ends depends on
     the number of tokens alone, not on the batches they came in. The last block may be shorter. A stream of fewer than
     ``n_blocks`` tokens has a block per token.
-
-    Attributes:
-        length: tokens per block.
-        n_tokens: tokens so far.
     """
 
     def __init__(self, n_blocks: int) -> None:
