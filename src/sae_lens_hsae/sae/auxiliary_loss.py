@@ -29,17 +29,11 @@ def longest_silent(tokens_since_fired: torch.Tensor) -> torch.Tensor:
 def auxiliary_loss(
     error: torch.Tensor, pre: torch.Tensor, W_dec: torch.Tensor, weights: torch.Tensor | None, silent: torch.Tensor
 ) -> torch.Tensor:
-    """L_aux of one level, from some of its features.
+    """L_aux of one level, (), from some of its features: the squared error summed over d_in, mean over the batch.
 
-    Args:
-        error: x − x̂ of the level, (batch, d_in); no gradient flows through it.
-        pre: pre-activations of the features, (batch, n), n above 0.
-        W_dec: their decoder rows, (n, d_in).
-        weights: of the tokens, (batch,); None where all count alike.
-        silent: which of the features are silent, (n,) bool; the others take no part.
-
-    Returns:
-        A scalar, mean over the batch of the squared error summed over d_in.
+    Of the error x − x̂ (batch, d_in), held constant; pre-activations (batch, n), n above 0; decoder rows (n, d_in);
+    weights of the tokens (batch,), None where all count alike; and which features are silent, (n,) bool: others take no
+    part.
     """
     dtype = torch.promote_types(pre.dtype, torch.float32)
     with torch.autocast(pre.device.type, enabled=False):

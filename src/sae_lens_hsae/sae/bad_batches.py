@@ -33,11 +33,7 @@ class CheckedActivationScaler(ActivationScaler):
     def estimate_scaling_factor(
         self, d_in: int, data_provider: DataProvider, n_batches_for_norm_estimate: int = 1000
     ) -> None:
-        """SAELens' estimate.
-
-        Raises:
-            ValueError: if there is nothing to scale.
-        """
+        """SAELens' estimate; a ValueError if there is nothing to scale."""
         try:
             super().estimate_scaling_factor(d_in, data_provider, n_batches_for_norm_estimate)
         except ZeroDivisionError as error:
@@ -64,12 +60,7 @@ def check_activations(x: torch.Tensor, step: int) -> None:
 
 
 def check_told(told: Told, parameters: Iterable[tuple[str, torch.Tensor]], levels: Levels) -> None:
-    """Check what is known of the step before, as the other checks do within a step.
-
-    Raises:
-        ValueError: if parameters are NaN or infinite.
-        BadBatchError: if its batch was bad; it has changed nothing.
-    """
+    """Check what is known of the step before, with the errors of the other checks; a bad batch has changed nothing."""
     if 0 < told.peak < math.inf and math.isfinite(told.loss):
         return
     check_parameters(parameters, levels, f"before training step {told.step + 1}")
@@ -98,17 +89,10 @@ def check_losses(
     levels: Levels,
     step: int,
 ) -> None:
-    """Check that a step's losses are finite.
+    """Check that a step's losses () are finite; ``squared_errors`` (n_levels,) are means, x is (batch, d_in).
 
-    Args:
-        losses: the terms, each ().
-        squared_errors: mean squared error of every level, (n_levels,).
-        x: activations, (batch, d_in).
-        parameters: names and parameters of the SAE; looked at only if the losses are not finite.
-
-    Raises:
-        ValueError: if parameters are NaN or infinite: training has diverged, and no other batch would help.
-        BadBatchError: if they are not, so that numbers overflow with this batch alone.
+    A ValueError if parameters are NaN or infinite: training has diverged, and no other batch would help. A
+    BadBatchError if they are not, so that numbers overflow with this batch alone.
     """
     if math.isfinite(float(torch.stack(list(losses.values())).sum())):
         return

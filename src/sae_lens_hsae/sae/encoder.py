@@ -8,17 +8,11 @@ import torch
 
 
 class Encoder(NamedTuple):
-    """The parameters behind the pre-activations, (x − b_l) W + b_enc.
+    """The parameters behind the pre-activations, (x − b_l) W + b_enc."""
 
-    Attributes:
-        W_enc: (d_in, n_features).
-        b_enc: (n_features,).
-        b_dec: b_l of every level, (L, d_in); None where the input is x itself.
-    """
-
-    W_enc: torch.Tensor
-    b_enc: torch.Tensor
-    b_dec: torch.Tensor | None
+    W_enc: torch.Tensor  # (d_in, n_features)
+    b_enc: torch.Tensor  # (n_features,)
+    b_dec: torch.Tensor | None  # b_l of every level, (L, d_in); None where the input is x itself
 
     def pre_activations(self, features: torch.Tensor, level: int, x: torch.Tensor) -> torch.Tensor:
         """Of some features of one level: (batch, d_in) → (batch, n)."""

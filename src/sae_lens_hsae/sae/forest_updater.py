@@ -20,15 +20,10 @@ from sae_lens_hsae.sae.structural_loss import Families, families_of
 
 
 class ForestView(NamedTuple):
-    """What training steps need of a parent table, worked out once per table.
+    """What training steps need of a parent table, worked out once per table."""
 
-    Attributes:
-        on_cpu: the table, (d_sae,) int64, on the CPU.
-        families: of the table, on its device.
-    """
-
-    on_cpu: torch.Tensor
-    families: Families
+    on_cpu: torch.Tensor  # (d_sae,) int64
+    families: Families  # on the table's device
 
 
 class ForestUpdater(nn.Module):
@@ -79,12 +74,7 @@ class ForestUpdater(nn.Module):
 
     @torch.no_grad()
     def update(self, parents: torch.Tensor, W_enc: torch.Tensor, W_dec: torch.Tensor) -> None:
-        """Make the parent table anew from the parameters as they are.
-
-        Args:
-            parents: (d_sae,) int64; written in place.
-            W_enc: (d_in, d_sae); W_dec: (d_sae, d_in).
-        """
+        """Make the parent table (d_sae,) anew, in place, from the parameters as they are."""
         levels, rule = self._cfg.levels, self._cfg.parent_rule
         if self.recent is not None:
             similarities = measured_similarities(rule.similarity, self.recent.counts(), levels, parents.device)
@@ -103,13 +93,7 @@ class ForestUpdater(nn.Module):
 
     @torch.no_grad()
     def count(self, acts: Activations, step: int, good: torch.Tensor | None = None) -> None:
-        """Take in what fires on a batch, if a forest is to be made of it and the batch is one that counts.
-
-        Args:
-            acts: of the batch.
-            step: of the training.
-            good: 0 if the batch is bad, (), where nothing may wait to know it.
-        """
+        """Take in what fires on a batch, if a forest is to be made of it; nothing where ``good`` is 0, ()."""
         freeze = self._cfg.freeze_hierarchy_after
         if self.recent is None or step % COUNT_EVERY or (freeze is not None and step > freeze):
             return

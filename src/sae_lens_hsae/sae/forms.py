@@ -24,14 +24,10 @@ def activations_of(
     weights: torch.Tensor | None = None,
     row_devices: Sequence[str] = ("cuda",),
 ) -> Activations:
-    """The activations of a batch in the form that is the cheapest one for it.
+    """The activations of a batch (batch, d_in) in the form that is the cheapest one for it.
 
-    Args:
-        stack: whose encoder reads the batch.
-        sae_in: what it reads, (batch, d_in).
-        rule: what makes features fire.
-        weights: how much each token counts in L0, (batch,); None where all count alike.
-        row_devices: kinds of device on which that is `FeatureRows`.
+    ``weights`` (batch,) say how much each token counts in L0, None that all count alike; on ``row_devices`` the form is
+    `FeatureRows`.
     """
     alike = not torch.compiler.is_compiling() and not sae_in.requires_grad and not _is_hooked(stack)
     if alike and sae_in.device.type in row_devices:

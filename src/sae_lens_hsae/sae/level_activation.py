@@ -8,15 +8,10 @@ import torch
 
 
 class PreActivations(NamedTuple):
-    """Pre-activations of a batch, without gradient, in the parts they are made of.
+    """Pre-activations of a batch, without gradient, in the parts they are made of."""
 
-    Attributes:
-        product: (n_features, batch).
-        bias: to be added, (n_features,).
-    """
-
-    product: torch.Tensor
-    bias: torch.Tensor
+    product: torch.Tensor  # (n_features, batch)
+    bias: torch.Tensor  # to be added, (n_features,)
 
     def above(self, limit: torch.Tensor) -> torch.Tensor:
         """Where they are above a limit, () or (n_features,): (n_features, batch) bool."""

@@ -14,12 +14,7 @@ from sae_lens_hsae.storage.json_files import is_number, printable, read_json_obj
 
 
 def check_model_files(folder: Path) -> None:
-    """Check that a folder holds the configuration and the weights of an SAE of this architecture.
-
-    Raises:
-        FileNotFoundError: if one is missing.
-        ValueError: if one is damaged, or they do not belong together.
-    """
+    """Check that a folder holds the configuration and the weights of an SAE of this architecture, and that they fit."""
     saved = read_json_object(folder / SAE_CFG_FILENAME)
     try:
         saved = handle_config_defaulting(saved)
@@ -43,11 +38,7 @@ def check_model_files(folder: Path) -> None:
 
 
 def scale_beside(folder: Path) -> float | None:
-    """The factor of the activations that a checkpoint of the training holds; None where there is none.
-
-    Raises:
-        ValueError: if the file is damaged.
-    """
+    """The factor of the activations that a checkpoint of the training holds; None where there is none."""
     path = folder / ACTIVATION_SCALER_CFG_FILENAME
     if not path.is_file():
         return None
@@ -62,12 +53,7 @@ def scale_beside(folder: Path) -> float | None:
 
 
 def check_tensor_file(path: Path) -> dict[str, tuple[int, ...]]:
-    """Check a safetensors file by its header alone, and give the tensors' shapes.
-
-    Raises:
-        FileNotFoundError: if it is missing.
-        ValueError: if it is damaged.
-    """
+    """Check a safetensors file, which may be missing or damaged, by its header alone, and give the tensors' shapes."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     try:

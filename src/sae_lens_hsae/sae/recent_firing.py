@@ -27,19 +27,12 @@ STATE = ("firing_steps", "firing_sizes", "firing_times", "firing_tokens")
 
 
 class PackedFiring(NamedTuple):
-    """A `Firing` still on its device: one bit for each feature and token, so that its shape does not depend on them.
+    """A `Firing` still on its device: one bit for each feature and token, so that its shape does not depend on them."""
 
-    Attributes:
-        step: of the training.
-        n_tokens: of the batch.
-        bits: (n_features, ⌈n_tokens / 8⌉) uint8.
-        good: 0 if the batch turned out to be bad, (); None where it is known to be good.
-    """
-
-    step: int
-    n_tokens: int
-    bits: torch.Tensor
-    good: torch.Tensor | None = None
+    step: int  # of the training
+    n_tokens: int  # of the batch
+    bits: torch.Tensor  # (n_features, ⌈n_tokens / 8⌉) uint8
+    good: torch.Tensor | None = None  # 0 if the batch turned out to be bad, (); None where it is known to be good
 
     @classmethod
     def of(cls, fired: torch.Tensor, step: int) -> PackedFiring:
@@ -58,11 +51,7 @@ class PackedFiring(NamedTuple):
 
 
 def tokens_kept(levels: Levels, target_l0: Sequence[float]) -> int:
-    """Tokens on which features of the sparsest level fire `FIRINGS` times, in the mean.
-
-    Args:
-        levels: of the features; target_l0: of each level, (L,).
-    """
+    """Tokens on which features of the sparsest level fire `FIRINGS` times, in the mean; ``target_l0`` is (L,)."""
     return round(FIRINGS * max(n / l0 for n, l0 in zip(levels.widths, target_l0, strict=True)))
 
 
@@ -74,12 +63,7 @@ class RecentFiring(nn.Module):
     """
 
     def __init__(self, levels: Levels, target_l0: Sequence[float]) -> None:
-        """Keep nothing yet.
-
-        Args:
-            levels: of the features.
-            target_l0: of each level, (L,); with their widths they say how many tokens are kept.
-        """
+        """Keep nothing yet; widths of the levels and ``target_l0`` (L,) say how many tokens are kept."""
         super().__init__()
         self._levels = levels
         self.tokens_kept = tokens_kept(levels, target_l0)

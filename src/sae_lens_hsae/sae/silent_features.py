@@ -54,17 +54,11 @@ class SilentFeatures(nn.Module):
         fixed_shapes: bool = False,
         n_dead: Sequence[int] | None = None,
     ) -> dict[str, torch.Tensor]:
-        """The loss that ``cfg.dead_feature_loss`` asks for, if any.
+        """The loss that ``cfg.dead_feature_loss`` asks for, if any; of what `auxiliary_loss` reads, for all levels.
 
-        Args:
-            errors: x − x̂ of every level, (L, batch, d_in).
-            x: what the encoder reads, (batch, d_in).
-            encoder: of all levels.
-            W_dec: (d_sae, d_in).
-            weights: of the tokens, (batch,); None where all count alike.
-            dead: which features are dead to the trainer, (d_sae,) bool; None where it keeps no account.
-            fixed_shapes: whether no shape may depend on what is silent (`FeatureRows`).
-            n_dead: dead features of every level a step ago, where that is known; read with ``fixed_shapes`` alone.
+        ``errors`` are (L, batch, d_in); ``dead`` to the trainer (d_sae,) bool, None where it keeps no account. With
+        ``fixed_shapes`` no shape may depend on what is silent (`FeatureRows`), and ``n_dead`` are the dead features of
+        every level a step ago, where that is known.
         """
         if self._cfg.dead_feature_loss == "auxiliary":
             return {"auxiliary_loss": self._auxiliary(errors, x, encoder, W_dec, weights, fixed_shapes)}

@@ -22,20 +22,13 @@ Activations = DenseActivations | ActiveEntries | FeatureRows
 class LazyStepOutput(TrainStepOutput):
     """SAELens' output of a step; ``feature_acts`` and ``hidden_pre`` are made when they are read, without gradient.
 
-    Each is a pass over (batch, d_sae) numbers, and a tensor of that size.
+    Each is a pass over (batch, d_sae) numbers, and a tensor of that size, made of ``acts`` in the units of x.
     """
 
     @override
     def __init__(
         self, acts: ActiveEntries | FeatureRows, in_units_of_x: Callable[[torch.Tensor], torch.Tensor], **others: Any
     ) -> None:
-        """Keep the activations.
-
-        Args:
-            acts: in place of ``feature_acts`` and ``hidden_pre``.
-            in_units_of_x: makes them those of the activations as they are.
-            others: SAELens' other fields.
-        """
         self._acts, self._in_units_of_x = acts, in_units_of_x
         self.__dict__.update(others)
 
@@ -62,14 +55,7 @@ def output_of(
     losses: dict[str, torch.Tensor],
     metrics: dict[str, Any],
 ) -> TrainStepOutput:
-    """SAELens' output of a step; the loss is the sum of ``losses``.
-
-    Args:
-        acts: of the batch; their values become those of the activations as they are by ``in_units_of_x``.
-        sae_in, sae_out: activations and their reconstruction, (batch, d_in).
-        losses: each (), with gradient.
-        metrics: to be logged.
-    """
+    """SAELens' output of a step, of (batch, d_in) and its reconstruction; the loss is the sum of ``losses``, () each."""
     loss = torch.stack(list(losses.values())).sum()
     common: dict[str, Any] = {
         "sae_in": sae_in, "sae_out": sae_out, "loss": loss, "losses": losses, "metrics": metrics,

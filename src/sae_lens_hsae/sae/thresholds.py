@@ -44,11 +44,7 @@ class RunningThresholds(nn.Module):
         self.register_buffer("threshold", torch.zeros(cfg.d_sae, dtype=torch.float32, device=device))
 
     def rule(self, weights: torch.Tensor | None = None) -> LevelActivation:
-        """What makes features fire: by the batch only in training.
-
-        Args:
-            weights: of the batch's tokens, (batch,); None where all count alike.
-        """
+        """What makes features fire: by the batch, whose tokens have weights (batch,), only in training."""
         cfg = self._cfg
         if self.training:
             scale = None if weights is None else weights.sqrt()

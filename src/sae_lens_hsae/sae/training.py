@@ -143,11 +143,7 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
     @torch.no_grad()
     @torch.compiler.disable()
     def _begin_step(self, step_input: TrainStepInput) -> list[Replacement] | None:
-        """All that comes before the gradients: checks, constraints on parameters, the forest, the draw.
-
-        Returns:
-            What is replaced at each level but the finest, if anything; None if the step only observes.
-        """
+        """All before the gradients; what is replaced at each level but the finest, None if the step only observes."""
         step = self.forest_updater.steps_taken()
         self.check_width(step_input.sae_in)
         self.checks.before(step_input.sae_in, step, self, self.levels, in_time=self._must_check_in_time(step))

@@ -20,15 +20,10 @@ def level_metrics(
     parents: torch.Tensor,
     dead: torch.Tensor | None,
 ) -> dict[str, Any]:
-    """Metrics of every level on one batch, named ``level_0_l0`` and so on.
+    """Metrics of every level on one batch x (batch, d_in), named ``level_0_l0`` and so on.
 
-    Args:
-        x: activations, (batch, d_in).
-        reconstructions: of every level, unperturbed, (n_levels, batch, d_in).
-        l0: mean L0 of every level, (n_levels,).
-        sparsity: the controller, before the step.
-        parents: (n_features,) int64.
-        dead: (n_features,) bool, or None where the trainer keeps no account.
+    Of unperturbed reconstructions (n_levels, batch, d_in), mean L0 (n_levels,), the controller before the step, and
+    which features are dead, (n_features,), None where the trainer keeps no account.
     """
     x = x.float()
     variance = (x - x.mean(0)).square().sum(-1).mean()

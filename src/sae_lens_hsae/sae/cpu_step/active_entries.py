@@ -31,11 +31,10 @@ MAX_DENSITY = 0.35
 
 
 class ActiveEntries:
-    """What training asks of the activations of a batch, from their active entries.
+    """What training asks of the activations of a batch, from their active entries, ordered by feature and token.
 
-    Attributes:
-        features, tokens: of each entry, ordered by feature and token; (n,) int32.
-        values: its activation, which is 0 where it only carries a gradient; (n,).
+    Entry e is ``features[e]`` on ``tokens[e]``, both (n,) int32; its activation ``values[e]`` is 0 where it only
+    carries a gradient.
     """
 
     def __init__(
@@ -48,16 +47,10 @@ class ActiveEntries:
         activation: LevelActivation,
         levels: Levels,
     ) -> None:
-        """Gather the entries.
+        """Gather the entries, where ``found`` (n_features, batch) is true; ``places`` are its flat indices, ascending.
 
-        Args:
-            found: where they are, (n_features, batch) bool.
-            places: the same as flat indices, ascending, (n,) int64.
-            x: what the encoder read, (batch, d_in).
-            pre_activations: of all features; no gradient flows through them.
-            encoder: the gradient's way to the parameters.
-            activation: the rule that found them.
-            levels: of the features.
+        No gradient flows through the pre-activations: ``encoder``, which has read x (batch, d_in), is its way to the
+        parameters.
         """
         self.pre_activations, self.levels = pre_activations, levels
         self._found, self._places = found, places
@@ -90,11 +83,7 @@ class ActiveEntries:
         return Firing.of_entries(features, tokens, self._found.shape, step)
 
     def l0(self, weights: torch.Tensor | None = None) -> torch.Tensor:
-        """Mean L0 of every level, (L,), with the gradient that the rule of activation gives it.
-
-        Args:
-            weights: how much each token counts in the mean, (batch,); None where all count alike.
-        """
+        """Mean L0 of every level, (L,), of tokens with weights (batch,), with the gradient that the rule gives it."""
         fired, total = self._fired, self._found.shape[1]
         if weights is not None:
             fired, total = fired * weights.index_select(0, self.tokens), weights.sum()
