@@ -40,15 +40,10 @@ def model_card(
     evaluation: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
 ) -> str:
-    """The text of ``README.md``.
+    """The text of ``README.md``, for the model at ``path`` in the repository ``owner/name``.
 
-    Args:
-        repo_id: the repository, ``owner/name``.
-        path: of the model in the repository.
-        picture: address of the forest's picture relative to the card, or None.
-        level_paths: where in the repository each level is an SAE of its own; empty if they are not.
-        evaluation: `ForestEvaluation.to_dict`, or None if nothing was measured.
-        training: SAELens' runner config as a dictionary, or None if it is not known.
+    ``picture`` is the forest's, relative to the card; ``level_paths`` say where each level is an SAE of its own. With
+    the numbers of `ForestEvaluation.to_dict`, and SAELens' runner config as a dictionary, where they are known.
     """
     data = ModelCardData(library_name="saelens", tags=["sparse-autoencoder", "hsae", "interpretability"])
     metadata = sae.cfg.metadata
@@ -73,10 +68,7 @@ def model_card(
 
 
 def public_name(name: Any) -> Any:
-    """A value of the card; of a folder on this machine the last two parts, which tell no more than what it is.
-
-    A name on the hub has no more than these two.
-    """
+    """A value of the card; of a folder on this machine the last two parts, no more than a name on the hub has."""
     if not isinstance(name, str) or not name:
         return name
     scheme, found, address = name.rpartition("://")
