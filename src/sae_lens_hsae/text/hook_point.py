@@ -20,11 +20,7 @@ ROUNDING = 0.03
 
 
 def stack_of(levels: Sequence[SAE[Any]] | SAE[Any], forest: FeatureForest | None) -> tuple[list[Any], FeatureForest]:
-    """One SAE per level that takes flat activations, and the forest.
-
-    Raises:
-        ValueError: if there is no forest, or it is not the levels'.
-    """
+    """One SAE per level that takes flat activations, and the forest; a ValueError if it is missing, or not the levels'."""
     forest = getattr(levels, "forest", None) if forest is None else forest
     if forest is None:
         raise ValueError("forest is missing; pass FeatureForest.from_saes(levels, activations=batches)")
@@ -35,12 +31,7 @@ def stack_of(levels: Sequence[SAE[Any]] | SAE[Any], forest: FeatureForest | None
 
 
 def hook_point(model: Any, saes: Sequence[Any]) -> str:
-    """The model's own name of the hook point that the SAEs read.
-
-    Raises:
-        ValueError: if the SAEs name none, a single head of one, or one that the model lacks, or expect activations in
-            another scale than the model's.
-    """
+    """The model's own name of the hook point that the SAEs read, with the model's scale; a ValueError if there is none."""
     check_scale(saes)
     name = metadata(saes[0], "hook_name")
     if name is None:
@@ -53,10 +44,7 @@ def hook_point(model: Any, saes: Sequence[Any]) -> str:
 def run_and_keep(model: Any, tokens: torch.Tensor, names: Sequence[str]) -> tuple[Any, dict[str, torch.Tensor]]:
     """The model's output on tokens (batch, context), and what stands at hook points, each (batch, context, width).
 
-    Heads stand side by side.
-
-    Raises:
-        ValueError: if the model does not come by one of them.
+    Heads stand side by side. A ValueError if the model does not come by one of them.
     """
     kept: dict[str, torch.Tensor] = {}
 
@@ -104,11 +92,7 @@ def most_tokens(model: Any) -> int | None:
 
 
 def check_context(model: Any, context_size: int) -> None:
-    """Check that a model takes contexts of this many tokens; its own error is an IndexError that names nothing.
-
-    Raises:
-        ValueError: if they are too long.
-    """
+    """Check that a model takes contexts of this many tokens; its own error is an IndexError that names nothing."""
     limit = most_tokens(model)
     if limit is not None and context_size > limit:
         raise ValueError(
@@ -142,12 +126,9 @@ def check_no_text(name: str, x: object) -> None:
 
 @torch.no_grad()
 def check_causal(model: Any, tokens: torch.Tensor) -> None:
-    """Check that what a model says of a token does not depend on what comes after it.
+    """Check that what a model says of a token does not depend on what comes after it, as it does in BERT.
 
     The tokens (batch, context) are fewer than the model takes at once.
-
-    Raises:
-        ValueError: if it does, as in an encoder such as BERT, whose next token means nothing.
     """
     alone = model(tokens)[:, 0].float()
     followed = model(torch.cat([tokens, tokens[:, :1]], dim=1))[:, 0].float()
