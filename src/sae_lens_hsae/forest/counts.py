@@ -29,19 +29,12 @@ Numbers: TypeAlias = NDArray[Any]
 
 
 class Firing(NamedTuple):
-    """Which features fired on which tokens of a batch.
+    """Which features fired on which tokens of a batch."""
 
-    Attributes:
-        step: of the training.
-        n_tokens: of the batch.
-        times: tokens on which each feature fired, (n_features,) int32.
-        tokens: which ones, feature after feature; (times.sum(),), in the smallest unsigned integers that hold them.
-    """
-
-    step: int
-    n_tokens: int
-    times: Numbers
-    tokens: Numbers
+    step: int  # of the training
+    n_tokens: int  # of the batch
+    times: Numbers  # tokens on which each feature fired, (n_features,) int32
+    tokens: Numbers  # which ones, feature after feature; (times.sum(),), the smallest unsigned integers for them
 
     @classmethod
     def of(cls, fired: torch.Tensor, step: int) -> Firing:
@@ -51,33 +44,16 @@ class Firing(NamedTuple):
 
     @classmethod
     def of_entries(cls, features: torch.Tensor, tokens: torch.Tensor, shape: Sequence[int], step: int) -> Firing:
-        """Of the features that fire and the tokens on which they do, ordered by feature.
-
-        Args:
-            features, tokens: two of (n,).
-            shape: n_features and n_tokens of the batch.
-            step: of the training.
-        """
+        """Of the features that fire and the tokens on which they do, (n,) each, ordered by feature."""
         n_features, n_tokens = shape
         times = as_array(torch.bincount(features, minlength=n_features)).astype(np.int32)
         return cls(step, n_tokens, times, as_array(tokens).astype(np.min_scalar_type(n_tokens)))
 
 
 class Counts:
-    """On what share of tokens features fire, alone and in pairs.
-
-    Attributes:
-        n_tokens: all that were counted.
-        frequency: share of them on which each feature fires, (n_features,) float32.
-    """
+    """On what share of ``n_tokens`` tokens features fire, alone, ``frequency`` (n_features,) float32, and in pairs."""
 
     def __init__(self, batches: Sequence[Firing], levels: Levels) -> None:
-        """Count what fires alone.
-
-        Args:
-            batches: what is counted.
-            levels: of the features.
-        """
         self._batches, self._levels = batches, levels
         self.n_tokens = sum(batch.n_tokens for batch in batches)
         times = sum((batch.times for batch in batches), np.zeros(levels.n_features, np.int64))

@@ -33,13 +33,7 @@ def levels_html(levels: Levels, parents: torch.Tensor) -> str:
 
 
 def tree_html(features: list[int], children: Callable[[int], list[int]], name: Callable[[int], str]) -> str:
-    """A tree to unfold; of a large one the first features.
-
-    Args:
-        features: of the tree, breadth-first.
-        children: of a feature.
-        name: of a feature.
-    """
+    """A tree to unfold, of its features breadth-first; of a large one the first features."""
     shown = set(features[:FEATURES_SHOWN])
 
     def items(feature: int) -> Iterator[str]:

@@ -31,11 +31,7 @@ def widths_of(saes: Sequence[SAE[Any]]) -> list[int]:
 def assign_parents(
     saes: Sequence[SAE[Any]], rule: ParentRule, activations: Iterable[torch.Tensor] | None
 ) -> torch.Tensor:
-    """The parent table of a stack of SAEs; see ``FeatureForest.from_saes``.
-
-    Returns:
-        (n_features,) int64, flat index of each feature's parent, −1 where there is none.
-    """
+    """The parent table of a stack of SAEs, (n_features,) int64; see ``FeatureForest.from_saes``."""
     check_one_token(saes)
     _check(saes, rule, activations)
     levels = Levels(tuple(widths_of(saes)))
