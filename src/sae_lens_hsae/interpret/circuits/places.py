@@ -34,7 +34,6 @@ class Place:
             raise IndexError(f"{self.hook}: {error}") from None
 
     def node(self, level: int, feature: int, effect: float) -> Node:
-        """The node of a feature, by flat index."""
         name, parent = self.forest.levels.name(feature), self.forest.parent(feature)
         return Node(self.hook, level, feature, name, effect, parent=parent)
 

@@ -76,14 +76,14 @@ def load_language_model(sae: SAE[Any], *further: str) -> Any:
 
 
 def refused_options(options: Any) -> list[str]:
-    """Names of those of an SAE's ``model_from_pretrained_kwargs`` that are not passed on; their values may be secret."""
+    """Names of those of an SAE's ``model_from_pretrained_kwargs`` that are not passed on; values may be secret."""
     if not isinstance(options or {}, dict):
         return [f"a {type(options).__name__} in place of names and values"]
     return sorted(repr(name) for name in options or {} if name not in MODEL_OPTIONS | PLACEMENT)
 
 
 def load_tokenizer(sae: SAE[Any]) -> Any:
-    """The tokenizer of the model that an SAE's metadata name; also by TransformerLens' alias, such as ``pythia-70m``."""
+    """The tokenizer of the model that an SAE's metadata name; also by TransformerLens' alias, as ``pythia-70m``."""
     metadata = sae.cfg.metadata
     if not metadata.model_name:
         raise ValueError("the SAE's metadata hold no model_name, so no tokenizer is known; set it in cfg.json")

@@ -96,7 +96,6 @@ def _apart(row: _Row, above: _Row, background: np.ndarray) -> np.ndarray:
 
 
 def _rows(dashboards: Dashboards, words: Words, used: Used | None) -> Iterator[_Row]:
-    """One for each feature."""
     slots = slice(dashboards.settings.n_family_slots)
     for start in range(0, dashboards.n_features, FEATURES_AT_ONCE):
         own = slice(start, start + FEATURES_AT_ONCE)

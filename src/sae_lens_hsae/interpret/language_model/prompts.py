@@ -58,5 +58,4 @@ def marked(texts: list[str], marks: list[bool]) -> str:
 
 
 def listed(heading: str, lines: list[str]) -> str:
-    """A heading and a numbered list."""
     return "\n".join([heading, *(f"{i}. {line}" for i, line in enumerate(lines, start=1))])

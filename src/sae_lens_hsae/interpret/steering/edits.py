@@ -128,7 +128,6 @@ def steps_of(
 
 
 def _joined(steps: Sequence[Step]) -> list[Step]:
-    joined: list[Step] = []
     runs: list[list[Step]] = []
     seen: set[int] = set()
     for step in steps:
@@ -139,10 +138,8 @@ def _joined(steps: Sequence[Step]) -> list[Step]:
         else:
             runs.append([step])
             seen = own
-    for run in runs:
-        features, values = (torch.cat([getattr(step, name) for step in run]) for name in ("features", "values"))
-        joined.append(Step(run[0].level, run[0].kind, features, values))
-    return joined
+    tables = [[torch.cat([getattr(step, name) for step in run]) for name in ("features", "values")] for run in runs]
+    return [Step(run[0].level, run[0].kind, *table) for run, table in zip(runs, tables, strict=True)]
 
 
 def _reached(edit: Edit, forest: FeatureForest) -> list[int]:
