@@ -181,7 +181,7 @@ class TestFromDict:
 
     def test_missing_keys(self, forest: FeatureForest):
         data = {name: value for name, value in forest.to_dict().items() if name not in ("parents", "level_widths")}
-        with pytest.raises(ValueError, match="level_widths and parents missing"):
+        with pytest.raises(ValueError, match="level_widths and parents must be lists"):
             FeatureForest.from_dict(data)
 
 

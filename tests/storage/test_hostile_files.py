@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from sae_lens import SAE
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from short_trainings import new_trainer
 from small_saes import D_IN, make_config, make_sae
 
@@ -20,7 +20,6 @@ from sae_lens_hsae.forest.files import read_forest, write_forest
 from sae_lens_hsae.hub.push import stage
 from sae_lens_hsae.hub.saved_model import load_evaluation
 from sae_lens_hsae.interpret.circuits import read_circuit
-from sae_lens_hsae.interpret.feature_cache import Dashboards, collect_dashboards
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
 from sae_lens_hsae.interpret.labels.files import labels_beside
 from sae_lens_hsae.training.checkpoints import MANIFEST, verify
@@ -91,10 +90,7 @@ def test_activations_of_another_width_are_refused(tmp_path):
     ("change", "message"),
     [
         ({"architecture": "topk"}, "architecture='topk' is not 'hsae'"),
-        ({"metadata": 1}, "metadata=1 is no dict"),
-        ({"metadata": {"self": 1}}, "metadata has an entry 'self', which is no name"),
         ({"d_in": "8"}, "d_in='8': it is the width"),
-        ({"d_in": 2**44}, "with d_sae=33 no memory holds the weights"),
         ({"device": "/dev/zero"}, "device='/dev/zero': give the name of one"),
         ({"level_widths": 33}, "level_widths=33: give a list"),
     ],
@@ -105,15 +101,10 @@ def test_a_configuration_that_no_training_wrote_is_refused(change, message):
 
 
 def test_what_no_dictionary_of_ours_holds_is_refused():
-    for data, message in (([], "a list describes no forest"), (make_sae().forest.to_dict() | {"parents": 1}, "lists")):
-        with pytest.raises(ValueError, match=message):
-            FeatureForest.from_dict(data)  # type: ignore[arg-type]
-    for data, message in (
-        ([], "a configuration is a dict, not list"),
-        ({"architecture": "hsae"}, "d_sae missing"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            HierarchicalTrainingSAEConfig.from_dict(data)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="must be lists"):
+        FeatureForest.from_dict(make_sae().forest.to_dict() | {"parents": 1})
+    with pytest.raises(ValueError, match="d_sae missing"):
+        HierarchicalTrainingSAEConfig.from_dict({"architecture": "hsae"})
 
 
 def test_parts_of_a_checkpoint_that_no_training_wrote_are_refused(checkpoint, tmp_path):
@@ -122,23 +113,10 @@ def test_parts_of_a_checkpoint_that_no_training_wrote_are_refused(checkpoint, tm
     with pytest.raises(ValueError, match=r"activation_scaler\.json' is damaged: scaling_factor=-1 must be a positive"):
         HierarchicalSAE.load_from_disk(folder)
     cfg = json.loads((folder / "cfg.json").read_text())
-    without_dtype = {name: value for name, value in cfg.items() if name != "dtype"}
-    for wrong, message in ((cfg | {"d_in": 9}, "W_enc of shape .* do not belong"), (without_dtype, "it has no dtype")):
-        (folder / "cfg.json").write_text(json.dumps(wrong))
-        with pytest.raises(ValueError, match=message):
-            HierarchicalSAE.load_from_disk(folder)
-
-
-def test_dashboards_that_point_outside_of_themselves_are_refused(tmp_path):
-    sae = make_sae()
-    stream = [(torch.zeros(8, 6, dtype=torch.int64), torch.randn(8, 6, D_IN))]
-    collect_dashboards(sae, sae.forest, stream, progress=False).save(tmp_path / "saved")
-    path = tmp_path / "saved" / "dashboards.safetensors"
-    whole = load_file(path)
-    for name, value in (("nearest", 33), ("n_firing", -1), ("token_ids", 2**24)):
-        save_file(whole | {name: torch.full_like(whole[name], value)}, path)
-        with pytest.raises(ValueError, match=f"{name} goes from {value} to {value}"):
-            Dashboards.load(path.parent)
+    (folder / "activation_scaler.json").unlink()
+    (folder / "cfg.json").write_text(json.dumps(cfg | {"d_in": 9}))
+    with pytest.raises(ValueError, match=r"W_enc has shape \(8, 33\) in the file, but .* d_in=9 need \(9, 33\)"):
+        HierarchicalSAE.load_from_disk(folder)
 
 
 def test_a_field_of_no_sense_is_named_with_nothing_that_steers_a_terminal(tmp_path):

@@ -103,7 +103,9 @@ class PairShares:
             return self._by_products(above, as_array(below)).to(below.device)
         if self._held is None or not torch.equal(self._held[0], below):
             own = self._children[as_array(below)]
-            self._held = below, _readable(own @ self._tokens)
+            counts = own @ self._tokens  # in full if it is small, else as a sparse matrix whose columns can be read
+            is_small = counts.shape[0] * counts.shape[1] <= MOST_IN_FULL
+            self._held = below, counts.toarray() if is_small else counts.tocsc()
         together = self._held[1][:, above]
         numbers = together if isinstance(together, np.ndarray) else together.toarray()
         return (torch.from_numpy(numbers).T / max(1, self._n_tokens)).to(below.device)
@@ -111,12 +113,6 @@ class PairShares:
     def _by_products(self, above: slice, below: Numbers) -> torch.Tensor:
         together = sum(parents[above].toarray() @ children[below].toarray().T for parents, children in self._parts)
         return torch.from_numpy(together / np.float32(self._n_tokens))
-
-
-def _readable(counts: Any) -> Any:
-    """A sparse matrix as one of which columns can be read; in full if it is small."""
-    n_rows, n_columns = counts.shape
-    return counts.toarray() if n_rows * n_columns <= MOST_IN_FULL else counts.tocsc()
 
 
 def as_array(tensor: torch.Tensor) -> Numbers:

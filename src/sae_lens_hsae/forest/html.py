@@ -25,7 +25,6 @@ def level_rows(levels: Levels, parents: torch.Tensor) -> list[list[str]]:
 
 
 def levels_html(levels: Levels, parents: torch.Tensor) -> str:
-    """`level_rows` for a notebook."""
     tags = ["th", *["td"] * len(levels)]
     rows = zip(tags, level_rows(levels, parents), strict=True)
     head, *body = ("".join(f"<{tag}>{cell}</{tag}>" for cell in row) for tag, row in rows)

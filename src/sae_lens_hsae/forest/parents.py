@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import torch
 
-from sae_lens_hsae.forest.counts import Counts
+from sae_lens_hsae.forest.counts import Counts, PairShares
 from sae_lens_hsae.forest.levels import NO_PARENT, Levels
 from sae_lens_hsae.storage.json_files import is_count, is_number
 
@@ -83,12 +83,8 @@ SimilarityBlock = Callable[[slice, torch.Tensor], torch.Tensor]
 """Maps a slice of m parents and k child indices to their (m, k) similarities; −inf for pairs that cannot be."""
 
 
-class PairTable(Protocol):
-    """A matrix of parents and children of which blocks are read: a tensor, or one that makes them as they are read."""
-
-    def __getitem__(self, block: tuple[slice, torch.Tensor], /) -> torch.Tensor:
-        """Of a slice of m parents and k child indices, (m, k)."""
-        ...
+PairTable = torch.Tensor | PairShares
+"""A matrix of parents and children of which blocks are read."""
 
 
 def cosine_similarity(parents: torch.Tensor, children: torch.Tensor, either_sign: bool = False) -> SimilarityBlock:
@@ -134,7 +130,8 @@ def conditional_similarity(
     not accompany nearly always. A parent is the more general of the two, or as general: it fires at least as often as
     the child. Features that were never active together, or whose parent would be the rarer, cannot be a pair (−inf).
 
-    Of the shares of tokens on which both are active, (n_parents, n_children), and each parent and child, () each.
+    Of the shares of tokens on which both are active, (n_parents, n_children), and on which each one is: (n_parents,),
+    (n_children,).
     """
 
     def block(above: slice, below: torch.Tensor) -> torch.Tensor:

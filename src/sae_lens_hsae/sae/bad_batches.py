@@ -13,6 +13,12 @@ from typing_extensions import override
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.sae.gpu_step.late_checks import Told
 
+CHECK_INPUT = (
+    "check the model's dtype (float16 overflows in some models) and normalize_activations, whose factor is 0 after an "
+    "infinite activation"
+)
+SCALE = 'scale the activations with normalize_activations="expected_average_only_in", or leave out such text'
+
 
 class BadBatchError(ValueError):
     """A batch that cannot be trained on.
@@ -53,10 +59,7 @@ def check_activations(x: torch.Tensor, step: int) -> None:
     else:
         nan, infinite = int(x.isnan().any(-1).sum()), int(x.isinf().any(-1).sum())
         fault = f"in part NaN or infinite (of {len(x)} tokens, {nan} have NaN and {infinite} infinite entries)"
-    raise BadBatchError(
-        f"the activations of training step {step} are {fault}; check the model's dtype (float16 overflows "
-        f"in some models) and normalize_activations, whose factor is 0 after an infinite activation"
-    )
+    raise BadBatchError(f"the activations of training step {step} are {fault}; {CHECK_INPUT}")
 
 
 def check_told(told: Told, parameters: Iterable[tuple[str, torch.Tensor]], levels: Levels) -> None:
@@ -67,15 +70,9 @@ def check_told(told: Told, parameters: Iterable[tuple[str, torch.Tensor]], level
     if told.peak == 0:
         fault = "its activations are all zero"
     elif not math.isfinite(told.peak):
-        fault = (
-            "some of its activations are NaN or infinite; check the model's dtype (float16 overflows in some models) "
-            "and normalize_activations, whose factor is 0 after an infinite activation"
-        )
+        fault = f"some of its activations are NaN or infinite; {CHECK_INPUT}"
     else:
-        fault = (
-            f"its losses overflow, though activations (up to {told.peak:.3g}) and parameters are finite; scale the "
-            f'activations with normalize_activations="expected_average_only_in", or leave out such text'
-        )
+        fault = f"its losses overflow, though activations (up to {told.peak:.3g}) and parameters are finite; {SCALE}"
     error = BadBatchError(f"the batch of training step {told.step} was bad: {fault}")
     error.of_last_step = True
     raise error
@@ -102,8 +99,7 @@ def check_losses(
     where = f" at level {', '.join(map(str, bad))}" if bad else ""
     raise BadBatchError(
         f"{terms or 'the sum of the losses'} of training step {step} overflows{where}, though activations (up to "
-        f"{float(x.abs().amax()):.3g}) and parameters are finite; scale the activations with "
-        f'normalize_activations="expected_average_only_in", or leave out such text'
+        f"{float(x.abs().amax()):.3g}) and parameters are finite; {SCALE}"
     )
 
 

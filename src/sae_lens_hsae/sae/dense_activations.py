@@ -28,7 +28,6 @@ class DenseActivations:
         return (self.values.detach() != 0).sum(0)
 
     def firing(self, step: int) -> Firing:
-        """Which features fire on which tokens."""
         return Firing.of(self.values.detach().T > 0, step)
 
     def l0(self, weights: torch.Tensor | None = None) -> torch.Tensor:

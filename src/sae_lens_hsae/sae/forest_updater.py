@@ -8,12 +8,7 @@ import torch
 from torch import nn
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
-from sae_lens_hsae.forest.parents import (
-    cosine_similarity,
-    is_update_due,
-    measured_similarities,
-    parent_table,
-)
+from sae_lens_hsae.forest.parents import cosine_similarity, is_update_due, measured_similarities, parent_table
 from sae_lens_hsae.sae.recent_firing import COUNT_EVERY, PackedFiring, RecentFiring
 from sae_lens_hsae.sae.step_output import Activations
 from sae_lens_hsae.sae.structural_loss import Families, families_of
@@ -30,10 +25,6 @@ class ForestUpdater(nn.Module):
     """Counts steps and what fires together, and makes a new parent table when one is due.
 
     Keeps ``n_steps`` () taken so far and ``reparented_share`` () of the last update.
-
-    Attributes:
-        n_updates: updates made by this object; a trainer compares it to see that the forest is new.
-        recent: what fired on the last tokens, where the similarity is measured on it; None where it is not.
     """
 
     n_steps: torch.Tensor
@@ -42,13 +33,14 @@ class ForestUpdater(nn.Module):
     def __init__(self, cfg: HierarchicalTrainingSAEConfig, device: torch.device) -> None:
         super().__init__()
         self._cfg = cfg
-        self.n_updates = 0
+        self.n_updates = 0  # by this object; a trainer compares it to see that the forest is new
         self._view: ForestView | None = None
         self._steps: int | None = None
         kind: dict[str, Any] = {"dtype": torch.float32, "device": device}
         # SAELens' own count is off by one in a resumed run: its trainer saves a checkpoint before it counts the step.
         self.register_buffer("n_steps", torch.zeros((), dtype=torch.int64, device=device))
         self.register_buffer("reparented_share", torch.zeros((), **kind))
+        # Where the similarity is measured on what fires.
         self.recent = RecentFiring(cfg.levels, cfg.target_l0_per_level) if cfg.parent_rule.is_measured else None
         self.register_load_state_dict_post_hook(_forget)
 
@@ -63,7 +55,6 @@ class ForestUpdater(nn.Module):
         return self._steps
 
     def count_step(self) -> None:
-        """One more step was taken."""
         self._steps = self.steps_taken() + 1
         self.n_steps.add_(1)
 
@@ -105,7 +96,6 @@ class ForestUpdater(nn.Module):
         self.recent.count(firing)
 
     def view(self, parents: torch.Tensor) -> ForestView:
-        """The parent table as training steps read it."""
         if self._view is None or self._view.families.parents.device != parents.device:
             table = parents.clone()
             self._view = ForestView(table.cpu(), families_of(table))

@@ -51,7 +51,6 @@ def dense_activations_of(stack: LevelStack, sae_in: torch.Tensor, rule: LevelAct
 
 
 def encoder_of(stack: LevelStack) -> Encoder:
-    """The stack's encoder parameters."""
     return Encoder(stack.W_enc, stack.b_enc, stack.b_dec if stack.cfg.apply_b_dec_to_input else None)
 
 

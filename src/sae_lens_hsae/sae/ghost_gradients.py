@@ -20,8 +20,7 @@ def ghost_gradient_loss(
     and the loss, as a constant, to the size of the reconstruction loss, so that no coefficient is needed.
 
     Of the error x − x̂ (batch, d_in), held constant; pre-activations (batch, n_dead); decoder rows (n_dead, d_in);
-    weights of the tokens (batch,), None where all count alike. The squared error summed over d_in, mean over the batch,
-    ().
+    weights of the tokens (batch,), None where all count alike. A scalar: summed over d_in, mean over the batch.
     """
     dtype = torch.promote_types(ghost_pre.dtype, torch.float32)
     with torch.autocast(ghost_pre.device.type, enabled=False):

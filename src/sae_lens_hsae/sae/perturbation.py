@@ -46,17 +46,6 @@ def replacements(replaced: torch.Tensor, parents: torch.Tensor, levels: Levels) 
     return result
 
 
-def replacements_of_step(
-    parents: torch.Tensor, levels: Levels, rate: float, seed: int, step: int, device: torch.device
-) -> list[Replacement]:
-    """Draw what is replaced in a training step, for every level but the finest, on a device; arguments as above."""
-    replaced = draw_replaced(parents, rate, seed, step)
-    return [
-        Replacement(*(tensor.to(device, non_blocking=True) for tensor in change))
-        for change in replacements(replaced, parents, levels)
-    ]
-
-
 def replacement_delta(acts: torch.Tensor, W_dec: torch.Tensor, replacement: Replacement) -> torch.Tensor:
     """What a replacement adds to its level's reconstruction, (batch, d_in): Σ of the children − Σ of replaced parents.
 

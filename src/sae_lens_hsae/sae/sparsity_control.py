@@ -56,13 +56,12 @@ def follow_l0(ema: torch.Tensor, l0: torch.Tensor, momentum: float) -> torch.Ten
 def control_sparsity(
     state: SparsityState, l0: torch.Tensor, target: torch.Tensor, rate: float, gain: float, momentum: float
 ) -> SparsityState:
-    """The controller after one more step, of mean L0 and L̂0 of each level (n_levels,); a ValueError if it has no λ.
+    """The controller after one more step, of mean L0 and L̂0 of each level (n_levels,).
 
     ``rate`` is η, the share of log(L0 / L̂0) to lose per step, ``gain`` the answer of log λ to a mismatch of the
     velocity, ``momentum`` that of the running mean of L0.
     """
-    if state.log_coefficient is None:
-        raise ValueError("the state has no λ to steer")
+    assert state.log_coefficient is not None, "the state has no λ to steer"
     ema = follow_l0(state.l0_ema, l0, momentum)
     velocity = torch.where(state.l0_ema == 0, 0, (ema / state.l0_ema.clamp(min=MIN_L0)).log())
     mismatch = velocity + rate * (ema / target).log()

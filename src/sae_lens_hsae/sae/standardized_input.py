@@ -53,9 +53,6 @@ class StandardizedInput(nn.Module):
 
     With ``cfg.outlier_limit`` the first steps only observe. From then on parameters and losses are those of
     x̃ = ``input_scale`` · x. Without it there are no tensors, and x̃ is x.
-
-    Attributes:
-        is_on: whether there is anything to do.
     """
 
     input_scale: torch.Tensor
@@ -89,7 +86,6 @@ class StandardizedInput(nn.Module):
 
     @property
     def n_observed(self) -> int:
-        """Steps that only observe."""
         return OBSERVED_STEPS if self.is_on else 0
 
     def is_observing(self, step: int) -> bool:

@@ -77,7 +77,6 @@ class ActiveEntries:
         return torch.zeros(len(self._found)).index_add_(0, self.features, (self.values.detach() != 0).float())
 
     def firing(self, step: int) -> Firing:
-        """Which features fire on which tokens."""
         active = torch.nonzero(self.values.detach()).squeeze(1)
         features, tokens = self.features.index_select(0, active), self.tokens.index_select(0, active)
         return Firing.of_entries(features, tokens, self._found.shape, step)

@@ -27,7 +27,7 @@ def sum_rows(
 
 
 def dot_rows(table: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Dot products of pairs of rows, int32, with a gradient of the table: out[e] = ⟨table[left[e]], table[right[e]]⟩."""
+    """Dot products of pairs of rows, int32, with the table's gradient: out[e] = ⟨table[left[e]], table[right[e]]⟩."""
     return _DotRows.apply(table, left, right)
 
 
