@@ -90,18 +90,12 @@ class ResumableActivationsStore(ActivationsStore):
     """An ``ActivationsStore`` whose checkpoints hold everything that decides the next batches.
 
     A checkpoint is larger than SAELens' by the mixing buffer: n_batches_in_buffer × context_size × d_in numbers.
-
-    Attributes:
-        rank, n_ranks: whose part of the rows this store reads.
-        n_passes: passes over them begun.
-        n_rows: rows of the current pass read; of the last one a part may be still to come.
-        content: a short name for the content of the whole data set, of all ranks; empty if it is not known.
     """
 
-    rank, n_ranks = 0, 1
-    n_passes = 0
-    n_rows = 0
-    content = ""
+    rank, n_ranks = 0, 1  # whose part of the rows this store reads
+    n_passes = 0  # passes over them begun
+    n_rows = 0  # rows of the current pass read; of the last one a part may be still to come
+    content = ""  # a short name for the content of the whole data set, of all ranks; empty if it is not known
     _goes_on = False
     _row = _Row(torch.zeros(0, dtype=torch.int64))
 
@@ -280,7 +274,6 @@ class ResumableActivationsStore(ActivationsStore):
 
 
 def state_filename(rank: int) -> str:
-    """Of the file that holds one rank's state."""
     return STATE_FILENAME if rank == 0 else f"resumable_store_state.rank-{rank}.safetensors"
 
 

@@ -91,7 +91,6 @@ class TrainingWatch:
 
 
 def is_look_due(step: int) -> bool:
-    """Whether training is to be looked at after this many steps."""
     return step >= FIRST_LOOK and step % EVERY == 0
 
 

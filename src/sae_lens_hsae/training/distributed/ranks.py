@@ -44,7 +44,6 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process logs and saves."""
         return self.rank == 0
 
     def agree_on_step(self, l0: torch.Tensor, *, bad: bool, stop: bool) -> StepOfAll:
