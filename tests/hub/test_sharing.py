@@ -17,8 +17,7 @@ from small_saes import make_sae
 from sae_lens_hsae import FeatureForest, HierarchicalSAE, evaluate_forest
 from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.forest.files import forest_table, read_forest, write_forest
-from sae_lens_hsae.hub.model_card import model_card, public_name
-from sae_lens_hsae.hub.picture import forest_svg
+from sae_lens_hsae.hub.model_card import forest_svg, model_card, public_name
 from sae_lens_hsae.hub.push import repository_path, stage
 from sae_lens_hsae.hub.saved_model import load_evaluation, save_evaluation
 
