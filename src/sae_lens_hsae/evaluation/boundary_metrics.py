@@ -63,7 +63,6 @@ class BoundaryCounts(NamedTuple):
 
 
 def living_pairs(pairs: Pairs, counts: BoundaryCounts) -> Pairs:
-    """The pairs of which both members fire."""
     living = (counts.parent_fires[pairs.parent] > 0) & (counts.child_fires[pairs.child] > 0)
     return Pairs(pairs.parent[living], pairs.child[living])
 
@@ -123,7 +122,6 @@ def _pairs_among(n: torch.Tensor) -> torch.Tensor:
 
 
 def why_undefined(metric: str, counts: BoundaryCounts, parent_level: int) -> str:
-    """Why a boundary's metric is NaN."""
     for level, fires in ((parent_level, counts.parent_fires), (parent_level + 1, counts.child_fires)):
         concerned = level > parent_level or "sibling" not in metric
         if concerned and not fires.any():

@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from sae_lens_hsae.evaluation.spread import SpreadTally
-from sae_lens_hsae.evaluation.token_blocks import TokenBlocks
+from sae_lens_hsae.evaluation.token_blocks import SpreadTally, TokenBlocks
 
 OUTLYING = 3.0
 """A token is outlying if it is further from the centre than this many times the median distance."""
