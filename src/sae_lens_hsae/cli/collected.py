@@ -36,7 +36,7 @@ def read_collected(folder: Path) -> tuple[Dashboards, Callable[[int], str]]:
 
 
 def dashboards_beside(folder: Path, sae: HierarchicalSAE) -> Dashboards | None:
-    """The dashboards in the folder of a saved SAE, a ValueError if they are of other weights; None if there are none."""
+    """The dashboards beside a saved SAE, a ValueError if they are of other weights; None if there are none."""
     where = dashboards_folder(folder)
     if not where.exists():
         return None

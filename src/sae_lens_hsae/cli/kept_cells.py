@@ -29,7 +29,6 @@ class Cell:
     arguments: tuple[Any, ...]
 
     def path(self, folder: Path) -> Path:
-        """Where its result is kept."""
         return folder / f"{file_name(self.name)}.json"
 
     def finish(self, folder: Path) -> None:
@@ -43,7 +42,6 @@ def file_name(text: str) -> str:
 
 
 def missing(cells: Sequence[Cell], folder: Path) -> list[Cell]:
-    """The cells whose result is not kept yet."""
     return [cell for cell in cells if not cell.path(folder).exists()]
 
 

@@ -111,7 +111,6 @@ def run_sweep(
 
 
 def measured(words: list[str], configuration: dict[str, Any]) -> dict[str, Any]:
-    """One run: its parameters and its summary."""
     own, cfg = parse(words)
     own.evaluation_tokens = own.evaluation_tokens or EVALUATION_TOKENS
     evaluation = train(own, cfg)
@@ -128,6 +127,5 @@ def _table(results: list[dict[str, Any]], parameters: list[str]) -> pandas.DataF
 
 
 def run_sweep_command(chosen: argparse.Namespace) -> Outcome:
-    """Sweep; the table."""
     table = run_sweep(chosen.file, chosen.output, chosen.seeds, chosen.runs, chosen.further, chosen.workers)
     return Outcome(table.to_string(index=False), table.to_dict("records"))

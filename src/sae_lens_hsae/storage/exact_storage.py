@@ -17,7 +17,7 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def from_bytes(stored: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Inverse of `as_bytes`, whatever floating dtype the bytes were cast to meanwhile; a ValueError if they are none."""
+    """Inverse of `as_bytes`, whatever floating dtype the bytes were cast to; a ValueError if they are none."""
     bytes_ = stored.to(torch.uint8)
     if not stored.ndim or stored.shape[-1] != dtype.itemsize or not torch.equal(bytes_.to(stored.dtype), stored):
         raise ValueError(

@@ -47,7 +47,7 @@ def dictionary_folder() -> Path:
 
 
 def definitions(folder: Path) -> Iterator[str]:
-    """Definitions that are whole sentences, each once, by the alphabet of their entries; a ValueError names a bad file."""
+    """Definitions that are whole sentences, each once, by their entries' alphabet; a ValueError names a bad file."""
     seen = set()
     for path in sorted(folder.glob("words_*.json")):
         try:
