@@ -6,9 +6,9 @@ from feature_rows import Watched
 from small_saes import D_IN, make_sae
 
 from sae_lens_hsae.forest.levels import Levels
-from sae_lens_hsae.sae.encoder import Encoder
 from sae_lens_hsae.sae.ghost_gradients import ghost_gradient_loss
 from sae_lens_hsae.sae.gpu_step.ghosts import ghost_gradients, places_for
+from sae_lens_hsae.sae.level_activation import Encoder
 
 
 @pytest.mark.parametrize("apply_b_dec_to_input", [True, False])

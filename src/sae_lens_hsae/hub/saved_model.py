@@ -59,8 +59,7 @@ def tokens_measured(sae: HierarchicalSAE, folder: str | Path) -> int:
         standing = load_evaluation(sae, folder)
     except ValueError:
         return 0  # of other weights, or damaged: to be replaced
-    before = standing.get("n_tokens") if isinstance(standing, dict) else None
-    return before if isinstance(before, int) else 0
+    return 0 if standing is None else standing.get("n_tokens", 0)
 
 
 def load_evaluation(sae: HierarchicalSAE, folder: str | Path) -> dict[str, Any] | None:

@@ -10,10 +10,9 @@ from sae_lens_hsae.sae.cpu_step.active_entries import MAX_DENSITY, ActiveEntries
 from sae_lens_hsae.sae.cpu_step.encoder_product import product_of_rows
 from sae_lens_hsae.sae.cpu_step.places import places_of
 from sae_lens_hsae.sae.dense_activations import DenseActivations
-from sae_lens_hsae.sae.encoder import Encoder
 from sae_lens_hsae.sae.gpu_step.feature_rows import FeatureRows
 from sae_lens_hsae.sae.inference import LevelStack
-from sae_lens_hsae.sae.level_activation import LevelActivation, PreActivations
+from sae_lens_hsae.sae.level_activation import Encoder, LevelActivation, PreActivations
 from sae_lens_hsae.sae.step_output import Activations
 
 

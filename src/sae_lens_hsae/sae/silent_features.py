@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
-from sae_lens_hsae.sae.encoder import Encoder
 from sae_lens_hsae.sae.gpu_step.ghosts import ghost_gradients, places_for
+from sae_lens_hsae.sae.level_activation import Encoder
 from sae_lens_hsae.sae.step_output import Activations
 
 N_ACTIVE = 64

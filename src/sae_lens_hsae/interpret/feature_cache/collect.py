@@ -252,11 +252,7 @@ def _load_progress(path: Path, parts: Mapping[str, Any], about: Mapping[str, Any
                 for name, value in vars(accumulator).items():
                     key = f"{part}.{name}"
                     if isinstance(value, torch.Tensor):
-                        found = file.get_tensor(key)
-                        grows = not value.numel() and found.ndim == value.ndim
-                        if found.dtype != value.dtype or (found.shape != value.shape and not grows):
-                            return
-                        states.append((accumulator, name, found.to(value.device)))
+                        states.append((accumulator, name, file.get_tensor(key).to(value.device)))
                     elif isinstance(value, torch.Generator):
                         states.append((accumulator, name, torch.Generator().set_state(file.get_tensor(key))))
                     elif isinstance(value, int):

@@ -21,8 +21,7 @@ import torch
 from sae_lens_hsae.forest.counts import Firing
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.sae.cpu_step.row_products import sum_rows, sum_sorted_rows
-from sae_lens_hsae.sae.encoder import Encoder
-from sae_lens_hsae.sae.level_activation import LevelActivation, PreActivations
+from sae_lens_hsae.sae.level_activation import Encoder, LevelActivation, PreActivations
 from sae_lens_hsae.sae.perturbation import Replacement
 from sae_lens_hsae.sae.structural_loss import Families, entries_structural_loss
 
