@@ -63,7 +63,7 @@ class FeatureRows:
         return PackedFiring.of(self.rows.detach() > 0, step)
 
     def l0(self, weights: torch.Tensor | None = None) -> torch.Tensor:
-        """Mean L0 of every level, (L,), of tokens with the weights the rows were made with; with the rule's gradient."""
+        """Mean L0 of every level, (L,), of tokens with the weights of the rows; with the rule's gradient."""
         assert weights is self._weights, "the encoder's gradient has the weights it was made with"
         total = self.rows.shape[1] if weights is None else weights.sum()
         return torch.stack([own.sum() for own in self.levels.split(self._times)]) / total
