@@ -11,15 +11,12 @@ from typing import Any, Literal, get_args
 
 import torch
 from sae_lens.constants import DTYPE_MAP
-from sae_lens.saes.sae import SAEMetadata
 
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.forest.parents import Similarity, is_update_due
 from sae_lens_hsae.storage.json_files import is_count, is_number
 
 ARCHITECTURE = "hsae"
-MAX_WEIGHTS = 2**48
-"""Entries of the encoder beyond which sizes are nonsense; below it they can be computed with."""
 OBSERVED_STEPS = 16
 """Steps at the start of a training that only observe: their batches make the statistics, and no parameter moves."""
 Activation = Literal["jumprelu", "batchtopk"]
@@ -31,34 +28,18 @@ def _check(cfg: object, name: str, holds: bool, remedy: str) -> None:
         raise ValueError(f"{name}={getattr(cfg, name)!r}: {remedy}")
 
 
-def check_dict(config_dict: Any) -> None:
+def check_dict(config_dict: dict[str, Any]) -> None:
     """Refuse what SAELens' ``from_dict`` would answer with an error that names no field."""
-    if not isinstance(config_dict, dict):
-        raise ValueError(f"a configuration is a dict, not {type(config_dict).__name__}; pass what to_dict() gave")
     if config_dict.get("architecture") != ARCHITECTURE:
         raise ValueError(f"architecture={config_dict.get('architecture')!r} is not {ARCHITECTURE!r}")
     if missing := [name for name in ("d_in", "d_sae") if name not in config_dict]:
         raise ValueError(f"{' and '.join(missing)} missing; pass what to_dict() gave, unshortened")
-    _check_metadata(config_dict.get("metadata", {}))
-
-
-def _check_metadata(metadata: Any) -> None:
-    # SAELens hands them over as a dict first, and makes each entry an attribute, which must not hide a method.
-    if isinstance(metadata, SAEMetadata):
-        return
-    if not isinstance(metadata, dict):
-        raise ValueError(f"metadata={metadata!r} is no dict; pass what to_dict() gave")
-    taken = [name for name in metadata if not isinstance(name, str) or name == "self" or hasattr(SAEMetadata, name)]
-    if taken:
-        raise ValueError(f"metadata has an entry {taken[0]!r}, which is no name for one; leave it out")
 
 
 def check_common(cfg: Any) -> None:
     """Check the fields that both configurations have, before SAELens makes use of them."""
     _check(cfg, "d_in", _is_count(cfg.d_in), "it is the width of the activations: 1 or more")
     _check(cfg, "d_sae", _is_count(cfg.d_sae), "it is the number of features of all levels together")
-    large = f"with d_sae={cfg.d_sae} no memory holds the weights; give the widths of the model and of the levels"
-    _check(cfg, "d_in", cfg.d_in * cfg.d_sae < MAX_WEIGHTS, large)
     _check(cfg, "dtype", isinstance(cfg.dtype, str) and cfg.dtype in DTYPE_MAP, f"choose one of {', '.join(DTYPE_MAP)}")
     _check(cfg, "device", _is_device(cfg.device), 'give the name of one, such as "cpu" or "cuda:0"')
     _check(cfg, "apply_b_dec_to_input", isinstance(cfg.apply_b_dec_to_input, bool), "use True or False")
@@ -67,7 +48,6 @@ def check_common(cfg: Any) -> None:
     one_scale = 'the levels share one constant scale of the activations; use "none" or "expected_average_only_in"'
     scales = ("none", "expected_average_only_in")
     _check(cfg, "normalize_activations", cfg.normalize_activations in scales, one_scale)
-    _check_metadata(cfg.metadata)
     _check(cfg, "level_widths", isinstance(cfg.level_widths, (list, tuple)), "give a list of the levels' widths")
 
 

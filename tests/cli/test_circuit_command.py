@@ -169,7 +169,7 @@ def test_the_page_draws_a_graph_whose_coarse_nodes_open_and_whose_nodes_lead_to_
     ("change", "message"),
     [
         (lambda data: data | {"schema_version": 9}, "c.json' holds no circuit: schema="),
-        (lambda data: data | {"nodes": [data["nodes"][0] | {"feature": "1"}]}, "c.json' holds no circuit"),
+        (lambda data: data | {"nodes": [{"hook": "x"}]}, "c.json' holds no circuit"),
         (lambda data: data | {"nodes": [data["nodes"][0] | {"hook": "x"}]}, f"'c' has no node at {HOOKS[0]}.*: x"),
         (lambda data: data | {"nodes": [data["nodes"][0] | {"feature": 99}]}, "'c' is of another forest"),
         (lambda data: data | {"nodes": [data["nodes"][0] | {"name": "0/3"}]}, "'c' is of another forest"),

@@ -167,7 +167,7 @@ class TestFromDict:
         with pytest.raises(ValueError, match="a list describes no forest"):
             FeatureForest.from_dict([])  # type: ignore[arg-type]
         data = {name: value for name, value in forest.to_dict().items() if name not in ("parents", "level_widths")}
-        with pytest.raises(ValueError, match="level_widths and parents missing"):
+        with pytest.raises(ValueError, match="level_widths and parents must be lists"):
             FeatureForest.from_dict(data)
 
 

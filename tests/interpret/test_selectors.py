@@ -207,7 +207,7 @@ def test_descending_asks_only_the_children_of_what_was_selected(examples, name):
 
 def test_descending_goes_on_where_a_level_has_no_candidates(examples, monkeypatch):
     monkeypatch.setattr(
-        "sae_lens_hsae.interpret.steering.families.candidates_below",
+        "sae_lens_hsae.interpret.steering.selection.candidates_below",
         lambda forest, below, above: candidates_below(forest, below, above)[: None if below == 2 else 0],
     )
     found = descend(sta, examples)

@@ -7,9 +7,9 @@ from feature_rows import Watched
 from small_saes import D_IN, at_step, make_sae, step_input
 
 from sae_lens_hsae.forest.levels import Levels
-from sae_lens_hsae.sae.encoder import Encoder
 from sae_lens_hsae.sae.ghost_gradients import ghost_gradient_loss
 from sae_lens_hsae.sae.gpu_step.ghosts import ghost_gradients, places_for
+from sae_lens_hsae.sae.level_activation import Encoder
 
 
 def case(seed=0):

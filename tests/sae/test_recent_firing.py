@@ -177,9 +177,6 @@ def test_what_is_kept_is_saved_and_loaded(of):
             assert getattr(ours, name).dtype == getattr(theirs, name).dtype
             assert np.array_equal(getattr(ours, name), getattr(theirs, name))
     whole = kept.state_dict()
-    for tokens in (whole["firing_tokens"][:-1], whole["firing_tokens"] + 300, whole["firing_tokens"] - 300):
-        with pytest.raises(ValueError, match="firing_tokens do not belong together"):
-            again.load_state_dict(whole | {"firing_tokens": tokens})
     del whole["firing_times"]
     with pytest.raises(RuntimeError, match="firing_times"):
         again.load_state_dict(whole)

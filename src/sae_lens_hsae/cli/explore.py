@@ -18,11 +18,7 @@ from sae_lens_hsae.interpret.circuits import read_circuit
 from sae_lens_hsae.interpret.explain import explain
 from sae_lens_hsae.interpret.explain.explain import check_text
 from sae_lens_hsae.interpret.feature_cache import collect_dashboards, dashboards_folder, fingerprint
-from sae_lens_hsae.interpret.feature_cache.text import (
-    load_language_model,
-    load_tokenizer,
-    tokens_and_activations,
-)
+from sae_lens_hsae.interpret.feature_cache.text import load_language_model, load_tokenizer, tokens_and_activations
 from sae_lens_hsae.interpret.feature_cache.unembedding import unembedding_of
 from sae_lens_hsae.interpret.labels import token_labels
 from sae_lens_hsae.interpret.labels.files import labels_beside
@@ -36,7 +32,6 @@ from sae_lens_hsae.text.token_text import TokenTexts, parting_tokens
 
 
 def run_explore(chosen: argparse.Namespace) -> Outcome:
-    """Write the page and say where it is."""
     page = explore(
         chosen.folder,
         chosen.output,

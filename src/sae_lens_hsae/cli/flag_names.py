@@ -21,9 +21,6 @@ def in_flags(message: str, command: str) -> str:
 
     ``max_tokens=0 must be at least 2`` becomes ``--max-tokens=0 must be at least 2``. A name without a value counts
     only if it has an underscore, since others, such as text, are words too.
-
-    Args:
-        command: the subcommand that was called.
     """
     flags = own_flags(command)
     if command in ("train", "sweep"):

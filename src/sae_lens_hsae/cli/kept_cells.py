@@ -22,20 +22,13 @@ from sae_lens_hsae.storage.whole_files import write_whole
 
 @dataclass(frozen=True)
 class Cell:
-    """One result.
+    """One result."""
 
-    Attributes:
-        name: of its file, without ``.json``; unique.
-        compute: gives the result, a dictionary ready for JSON; a function of a module, so that a worker can import it.
-        arguments: of ``compute``.
-    """
-
-    name: str
-    compute: Callable[..., dict[str, Any]]
+    name: str  # of its file, without ``.json``; unique
+    compute: Callable[..., dict[str, Any]]  # a module's function, for workers to import; ready for JSON
     arguments: tuple[Any, ...]
 
     def path(self, folder: Path) -> Path:
-        """Where its result is kept."""
         return folder / f"{file_name(self.name)}.json"
 
     def finish(self, folder: Path) -> None:
@@ -49,21 +42,14 @@ def file_name(text: str) -> str:
 
 
 def missing(cells: Sequence[Cell], folder: Path) -> list[Cell]:
-    """The cells whose result is not kept yet."""
     return [cell for cell in cells if not cell.path(folder).exists()]
 
 
 def finish_cells(cells: Sequence[Cell], folder: Path, title: str, workers: int = 1) -> list[dict[str, Any]]:
-    """Compute what ``folder`` does not hold yet, with a progress bar; all results in the end.
+    """Compute what ``folder`` does not hold yet, with a progress bar; all results, in the order of the cells.
 
-    The first error is raised at once. What other workers are at then they finish and keep, and no more is begun.
-
-    Args:
-        cells: in the order of the results.
-        workers: processes that share the cores; with one it all happens in this process.
-
-    Raises:
-        ValueError: if ``workers`` is below 1.
+    The first error is raised at once. What other workers are at then they finish and keep, and no more is begun. The
+    workers share the cores; with one it all happens in this process.
     """
     if workers < 1:
         raise ValueError(f"workers={workers} must be at least 1")

@@ -27,18 +27,10 @@ HAMMING_PER_VARIANCE = 1000.0
 
 
 class MeasuredTrainingRunner(HierarchicalSAETrainingRunner):
-    """`HierarchicalSAETrainingRunner` that runs `evaluate_forest` when training is done.
+    """`HierarchicalSAETrainingRunner` that runs `evaluate_forest`, on this many tokens, when training is done.
 
     The text goes on where training stopped. The result stands in ``evaluation``, beside the model as
     ``evaluation.json``, and in W&B's summary of the run as ``forest/…`` (see `summary`).
-
-    Args:
-        evaluation_tokens: how many tokens to measure on.
-        variance_floor: of `summary`.
-        overrides: further arguments of `HierarchicalSAETrainingRunner`.
-
-    Raises:
-        ValueError: as `HierarchicalSAETrainingRunner`, or if one of the two numbers is out of range.
     """
 
     evaluation: ForestEvaluation | None = None
@@ -100,12 +92,8 @@ def summary(evaluation: ForestEvaluation, variance_floor: float) -> dict[str, fl
 
     Parents and children agree ever better the less the levels care to reconstruct, so the Hamming distance alone would
     choose the worst SAE. ``forest/hamming_at_matched_variance`` adds a price for every bit of variance explained below
-    a floor: the exact penalty of "least Hamming, with the variance explained at least the floor".
-
-    Args:
-        evaluation: of one stack; of a single level there is no Hamming.
-        variance_floor: mean variance explained of the levels that must be reached, such as that of independent SAEs of
-            the same widths and L0, less what the forest may cost.
+    a floor: the exact penalty of "least Hamming, with the variance explained at least the floor". That may be the mean
+    of independent SAEs of the same widths and L0, less what the forest may cost.
     """
     of_boundaries = [boundary.hamming for boundary in evaluation.boundaries]
     hamming = mean(of_boundaries) if of_boundaries else nan

@@ -21,15 +21,10 @@ class CallError(ValueError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a command.
+    """The result of a command."""
 
-    Attributes:
-        text: for people; what is not a string, rich prints.
-        data: the same for programs, ready for JSON; NaN becomes null.
-    """
-
-    text: RenderableType
-    data: Any
+    text: RenderableType  # for people; what is not a string, rich prints
+    data: Any  # the same for programs, ready for JSON; NaN becomes null
 
     def show(self, as_json: bool) -> None:
         """Print it; whoever reads stdout may have gone by then."""
@@ -45,11 +40,7 @@ class Outcome:
 
 
 def check_device(device: str) -> None:
-    """Check that one can compute there, before anything is loaded.
-
-    Raises:
-        ValueError: if not.
-    """
+    """Check that one can compute there, before anything is loaded; a ValueError if not."""
     try:
         torch.zeros(1, device=device).item()
     except Exception as error:  # torch answers with errors of many kinds

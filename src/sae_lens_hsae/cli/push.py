@@ -13,7 +13,6 @@ from sae_lens_hsae.storage.whole_files import check_file_writable, check_writabl
 
 
 def run_push(chosen: argparse.Namespace) -> Outcome:
-    """Push; the commit's address. With ``--dry-run`` what would be pushed."""
     if chosen.dry_run:
         sizes, card = push_dry_run(chosen.folder, chosen.repository, chosen.path, levels=chosen.levels)
         lines = [f"{size:>13,}  {name}" for name, size in sizes.items()]
@@ -24,7 +23,6 @@ def run_push(chosen: argparse.Namespace) -> Outcome:
 
 
 def run_convert(chosen: argparse.Namespace) -> Outcome:
-    """Convert; what was written."""
     source, output = chosen.source, chosen.output
     if output.suffix:
         check_file_writable("output", output)

@@ -25,7 +25,6 @@ SHOWN = 8
 
 
 def run_steer(chosen: argparse.Namespace) -> Outcome:
-    """Steer; both texts."""
     _check(chosen)
     sets = read_sets(chosen, ("positive", "negative"), FEWEST)
     if set(sets[0]) == set(sets[1]):

@@ -77,18 +77,11 @@ def run_sweep(
 ) -> pandas.DataFrame:
     """Train and measure every configuration; finished ones are kept in ``output``, and a later call does the rest.
 
-    Args:
-        path: a sweep file; see `read_sweep`.
-        output: gets the models, a JSON file per finished run, and the table as ``NAME.csv``.
-        seeds: how many, from 0.
-        runs: this many configurations, drawn at random; None runs all.
-        further: words of the command line for every run, over those of the file.
-        workers: processes that share the cores.
+    ``output`` gets the models, a JSON file per finished run, and the table as ``NAME.csv``. ``further`` are words of
+    the command line for every run, over those of the file.
 
-    Returns:
-        One row per configuration, best first, those with NaN last: its parameters, the mean of each number of
-        `sae_lens_hsae.cli.measured_runner.summary` over the seeds, and ``…_spread``, half its range; NaN
-        if it is NaN for any seed.
+    The table has one row per configuration, best first, those with NaN last: its parameters, the mean of each number of
+    `summary` over the seeds, and ``…_spread``, half its range; NaN if it is NaN for any seed.
     """
     for name, count in (("seeds", seeds), ("runs", runs)):
         if count is not None and count < 1:
@@ -118,7 +111,6 @@ def run_sweep(
 
 
 def measured(words: list[str], configuration: dict[str, Any]) -> dict[str, Any]:
-    """One run: its parameters and its summary."""
     own, cfg = parse(words)
     own.evaluation_tokens = own.evaluation_tokens or EVALUATION_TOKENS
     evaluation = train(own, cfg)
@@ -135,6 +127,5 @@ def _table(results: list[dict[str, Any]], parameters: list[str]) -> pandas.DataF
 
 
 def run_sweep_command(chosen: argparse.Namespace) -> Outcome:
-    """Sweep; the table."""
     table = run_sweep(chosen.file, chosen.output, chosen.seeds, chosen.runs, chosen.further, chosen.workers)
     return Outcome(table.to_string(index=False), table.to_dict("records"))

@@ -164,7 +164,6 @@ def _plainly(message: str) -> str:
 
 
 def run_train(arguments: Sequence[str]) -> Outcome:
-    """Run the subcommand."""
     own, cfg = parse(arguments)
     if own.dry_run:
         rows = own_text(own, cfg.context_size)

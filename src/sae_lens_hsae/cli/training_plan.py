@@ -24,16 +24,9 @@ FLOPS_PER_WEIGHT = 6
 def estimate(cfg: Any) -> dict[str, float]:
     """Tokens, steps, memory and arithmetic of a run; the language model's own share is not known and left out.
 
-    Memory is a lower bound: weights with gradients and Adam's two moments, one batch's activations of all features
-    with their gradients, SAELens' activation buffer and, where the similarity is measured on what fires, that.
-
-    Args:
-        cfg: SAELens' runner config.
-
-    Returns:
-        ``training_tokens``, ``steps``, ``parameters``, ``weights_gb``, ``batch_gb``, ``buffer_gb``,
-        ``firing_gb``, ``sae_teraflop`` (the products of encoder and decoder, were both dense), and
-        ``hours_per_teraflop_per_second``: divide it by what your device reaches.
+    Memory is a lower bound: weights with gradients and Adam's two moments, one batch's activations of all features with
+    their gradients, SAELens' activation buffer and, where the similarity is measured on what fires, that.
+    ``sae_teraflop`` is of the products of encoder and decoder, were both dense.
     """
     sae = cfg.sae
     size = str_to_dtype(sae.dtype).itemsize
@@ -68,12 +61,7 @@ def _bytes_of_firing(sae: Any, batch: int, device: str) -> float:
 
 
 def warnings_of(cfg: Any, rows: Dataset | None = None) -> list[str]:
-    """What about a run is probably not meant, each with its remedy.
-
-    Args:
-        cfg: SAELens' runner config.
-        rows: texts in a column ``text``, where the run reads a text of one's own.
-    """
+    """What about a run is probably not meant, each with its remedy; ``rows`` are the texts where one's own are read."""
     found, steps = [], cfg.training_tokens // cfg.train_batch_size_tokens
     sae = cfg.sae
     if isinstance(sae, HierarchicalTrainingSAEConfig) and steps <= sae.hierarchy_first_update:

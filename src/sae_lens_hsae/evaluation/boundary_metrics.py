@@ -44,29 +44,17 @@ class Pairs(NamedTuple):
 
 
 class BoundaryCounts(NamedTuple):
-    """What was counted at a boundary, over all tokens or some; (n_parents,) or (n_children,) whole numbers.
+    """What was counted at a boundary, over all tokens or some; (n_parents,) or (n_children,) whole numbers."""
 
-    Attributes:
-        n_tokens: tokens counted.
-        parent_fires: tokens on which each parent is active.
-        child_fires: the same of each child.
-        predicted: tokens on which some child of the parent is active.
-        covered: those of them on which the parent is active.
-        together: tokens on which the child and its parent are active.
-        dominated: those of them on which the parent's activation is higher.
-        sibling_meetings: () over tokens, pairs of siblings that are both active.
-        meetings: () over tokens, pairs of features of the children's level that are both active.
-    """
-
-    n_tokens: int
-    parent_fires: torch.Tensor
-    child_fires: torch.Tensor
-    predicted: torch.Tensor
-    covered: torch.Tensor
-    together: torch.Tensor
-    dominated: torch.Tensor
-    sibling_meetings: torch.Tensor
-    meetings: torch.Tensor
+    n_tokens: int  # tokens counted
+    parent_fires: torch.Tensor  # tokens on which each parent is active
+    child_fires: torch.Tensor  # the same of each child
+    predicted: torch.Tensor  # tokens on which some child of the parent is active
+    covered: torch.Tensor  # those of them on which the parent is active
+    together: torch.Tensor  # tokens on which the child and its parent are active
+    dominated: torch.Tensor  # those of them on which the parent's activation is higher
+    sibling_meetings: torch.Tensor  # () over tokens, pairs of siblings that are both active
+    meetings: torch.Tensor  # () over tokens, pairs of features of the children's level that are both active
 
     def less(self, part: BoundaryCounts) -> BoundaryCounts:
         """The counts over the tokens that are not in ``part``."""
@@ -75,7 +63,6 @@ class BoundaryCounts(NamedTuple):
 
 
 def living_pairs(pairs: Pairs, counts: BoundaryCounts) -> Pairs:
-    """The pairs of which both members fire."""
     living = (counts.parent_fires[pairs.parent] > 0) & (counts.child_fires[pairs.child] > 0)
     return Pairs(pairs.parent[living], pairs.child[living])
 
@@ -135,7 +122,6 @@ def _pairs_among(n: torch.Tensor) -> torch.Tensor:
 
 
 def why_undefined(metric: str, counts: BoundaryCounts, parent_level: int) -> str:
-    """Why a boundary's metric is NaN."""
     for level, fires in ((parent_level, counts.parent_fires), (parent_level + 1, counts.child_fires)):
         concerned = level > parent_level or "sibling" not in metric
         if concerned and not fires.any():

@@ -29,17 +29,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class ResampledMeans:
-    """Means of several columns and the same means of resampled clusters.
+    """Means of several columns and the same means of resampled clusters."""
 
-    Attributes:
-        means: (n_columns,) float64.
-        resampled: (n_resamples, n_columns) float64.
-        n_clusters: (n_columns,) clusters that hold a number.
-    """
-
-    means: torch.Tensor
-    resampled: torch.Tensor
-    n_clusters: torch.Tensor
+    means: torch.Tensor  # (n_columns,) float64
+    resampled: torch.Tensor  # (n_resamples, n_columns) float64
+    n_clusters: torch.Tensor  # (n_columns,) clusters that hold a number
 
     def estimate(self, column: int, is_share: bool = False) -> Estimate:
         """The mean of a column.
@@ -80,10 +74,7 @@ def resampled_means(
 ) -> ResampledMeans:
     """Mean of every column, and of ``n_resamples`` resamples of the clusters with replacement.
 
-    Args:
-        values: (n_rows, n_columns); NaN is left out of its column.
-        cluster: (n_rows,) integers, which rows belong together.
-        generator: of the resampling, on the CPU.
+    Of values (n_rows, n_columns), NaN left out, and integers (n_rows,) that say which rows belong together.
     """
     values = values.double()
     names, cluster = cluster.unique(return_inverse=True)

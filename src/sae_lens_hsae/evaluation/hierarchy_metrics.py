@@ -10,10 +10,9 @@ from tqdm.auto import tqdm
 from sae_lens_hsae.evaluation.outliers import Outliers, begun
 from sae_lens_hsae.evaluation.results import ForestEvaluation
 from sae_lens_hsae.evaluation.shape import forest_shape
-from sae_lens_hsae.evaluation.spread import SpreadTally
 from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack, check_fit, check_reconstruct, level_saes
 from sae_lens_hsae.evaluation.tallies import BoundaryTally, Firing, LevelTally, at_least_float32
-from sae_lens_hsae.evaluation.token_blocks import TokenBlocks
+from sae_lens_hsae.evaluation.token_blocks import SpreadTally, TokenBlocks
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.forest.activations import token_chunks, tokens_at_once
 

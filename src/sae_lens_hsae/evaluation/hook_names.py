@@ -26,11 +26,7 @@ def own_name(model: Any, name: str) -> str:
 
 
 def known_name(model: Any, name: str) -> str:
-    """`own_name` of a hook point that the model has.
-
-    Raises:
-        ValueError: if it has none of that name.
-    """
+    """`own_name` of a hook point that the model has; a ValueError if it has none of that name."""
     own = own_name(model, name)
     if not hasattr(model.hook_dict.get(own), "add_hook"):
         raise ValueError(

@@ -26,21 +26,15 @@ def jackknife_interval(
 ) -> Interval:
     """``value`` ± t · s: the jackknife's standard error over blocks, and Student's t of one degree fewer than blocks.
 
+    Of the metric on all tokens, ``without`` each block in turn, and the tokens of each block; NaN at both ends with
+    fewer than two blocks, or if any of the values is NaN.
+
     Blocks may differ in size (Busing, Meijer & van der Leeden 1999, *Delete-m jackknife for unequal m*); of equal
     blocks it is the ordinary jackknife. The interval is symmetric and not cut where the metric's range ends.
 
     It takes blocks as independent. So they should be longer than the texts that the tokens come from; if tokens of one
-    text are spread over the blocks, as a shuffling store does, the interval knows nothing of the variation
-    between texts. It has no width where all blocks give the same value.
-
-    Args:
-        value: the metric on all tokens.
-        without: the metric without each block in turn.
-        sizes: tokens of each block.
-        confidence: for example 0.95.
-
-    Returns:
-        NaN at both ends with fewer than two blocks, or if any of the values is NaN.
+    text are spread over the blocks, as a shuffling store does, the interval knows nothing of the variation between
+    texts. It has no width where all blocks give the same value.
     """
     n_blocks = len(sizes)
     left_out = torch.as_tensor(without, dtype=torch.float64).cpu()

@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from sae_lens_hsae.evaluation.spread import SpreadTally
-from sae_lens_hsae.evaluation.token_blocks import TokenBlocks
+from sae_lens_hsae.evaluation.token_blocks import SpreadTally, TokenBlocks
 
 OUTLYING = 3.0
 """A token is outlying if it is further from the centre than this many times the median distance."""
@@ -27,15 +26,10 @@ FEWEST_TOKENS = 8
 
 
 class Usual(NamedTuple):
-    """Where tokens usually lie.
+    """Where tokens usually lie."""
 
-    Attributes:
-        centre: (d_in,).
-        limit: (), the distance beyond which a token is outlying.
-    """
-
-    centre: torch.Tensor
-    limit: torch.Tensor
+    centre: torch.Tensor  # (d_in,)
+    limit: torch.Tensor  # (), the distance beyond which a token is outlying
 
     def holds(self, x: torch.Tensor) -> torch.Tensor:
         """Which tokens (…, d_in) are ordinary, (…) bool."""
@@ -43,10 +37,7 @@ class Usual(NamedTuple):
 
 
 def usual(first: torch.Tensor) -> Usual:
-    """Where tokens (n, d_in) lie, by their median distance from the centre.
-
-    Where most are one and the same, none is outlying.
-    """
+    """Where tokens (n, d_in) lie, by their median distance from the centre; if most are the same, none is outlying."""
     centre = first.median(0).values
     median = (first - centre).norm(dim=1).median()
     return Usual(centre, torch.where(median > 0, OUTLYING * median, torch.inf))

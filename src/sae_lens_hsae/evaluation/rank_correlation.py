@@ -17,10 +17,6 @@ class RankSample:
     """For each parent a uniform sample of the tokens on which a child of it fires (reservoir sampling, Vitter 1985).
 
     Which tokens are kept depends on their position in the stream alone: not on batch sizes, nor on a random state.
-
-    Args:
-        n_rows: parents.
-        dtype: of the activations.
     """
 
     def __init__(self, n_rows: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
@@ -33,13 +29,9 @@ class RankSample:
     def add(
         self, rows: torch.Tensor, tokens: torch.Tensor, parent: torch.Tensor, strongest_child: torch.Tensor
     ) -> None:
-        """Offer (k,) events, ordered by row and then by token.
+        """Offer (k,) events, ordered by row and then by token, which is numbered in the stream.
 
-        Args:
-            rows: whose event it is.
-            tokens: its token's number in the stream.
-            parent: activation of the parent, 0 if it is silent.
-            strongest_child: highest activation of its children.
+        Of the activations of the parent, 0 if it is silent, and of its strongest child.
         """
         n_new = torch.bincount(rows, minlength=len(self.seen))
         before = n_new.cumsum(0) - n_new

@@ -35,11 +35,7 @@ def forest_shape(forest: FeatureForest) -> ForestShape:
 
 
 def children_per_parent(forest: FeatureForest, parent_level: int) -> dict[str, Any]:
-    """How the parents of one level boundary branch, as fields of `BoundaryEvaluation`. Dead features count here.
-
-    Returns:
-        ``mean_children`` and ``several_children_share`` are over the parents with children, NaN if there are none.
-    """
+    """How the parents of one boundary branch, as fields of `BoundaryEvaluation`. Dead features count here."""
     n_children = forest.n_children[forest.levels[parent_level]]
     n_children = n_children[n_children > 0].double()
     return {

@@ -52,11 +52,7 @@ def level_saes(levels: Sequence[LevelSAE] | SAEStack) -> list[LevelSAE]:
 
 
 def check_reconstruct(saes: Sequence[LevelSAE]) -> None:
-    """Check that the SAEs reconstruct what they read.
-
-    Raises:
-        ValueError: if one is a transcoder, whose output is another hook point's.
-    """
+    """Check that no SAE is a transcoder, whose output is another hook point's; a ValueError if one is."""
     for level, sae in enumerate(saes):
         if isinstance(sae, Transcoder):
             raise ValueError(
@@ -66,12 +62,7 @@ def check_reconstruct(saes: Sequence[LevelSAE]) -> None:
 
 
 def check_fit(saes: Sequence[LevelSAE], forest: FeatureForest) -> None:
-    """Check that the SAEs can be the levels of the forest.
-
-    Raises:
-        TypeError: if ``forest`` is no `FeatureForest`.
-        ValueError: if the widths differ from the forest's, or the SAEs do not read the same activations.
-    """
+    """Check that the SAEs can be levels of the forest, else a ValueError; a TypeError if it is no `FeatureForest`."""
     if not isinstance(forest, FeatureForest):
         raise TypeError(
             f"forest is a {type(forest).__name__}, not a FeatureForest; take a HierarchicalSAE's .forest, "
@@ -88,11 +79,7 @@ def check_fit(saes: Sequence[LevelSAE], forest: FeatureForest) -> None:
 
 
 def check_scale(saes: Sequence[LevelSAE]) -> None:
-    """Check that the SAEs read activations as a model has them.
-
-    Raises:
-        ValueError: if they expect them times a factor, as a checkpoint of the training does.
-    """
+    """Check that the SAEs read activations as a model has them; a ValueError if times a factor, as checkpoints do."""
     if any(getattr(sae.cfg, "normalize_activations", "none") == "expected_average_only_in" for sae in saes):
         raise ValueError(
             "the SAE has normalize_activations='expected_average_only_in': it reads activations times a factor, which "

@@ -25,9 +25,8 @@ from sae_lens_hsae.evaluation.outliers import Outliers
 from sae_lens_hsae.evaluation.rank_correlation import RankSample
 from sae_lens_hsae.evaluation.records import BoundaryEvaluation, LevelEvaluation
 from sae_lens_hsae.evaluation.shape import children_per_parent
-from sae_lens_hsae.evaluation.spread import SpreadTally
 from sae_lens_hsae.evaluation.stacks import LevelSAE
-from sae_lens_hsae.evaluation.token_blocks import BlockTable, TokenBlocks
+from sae_lens_hsae.evaluation.token_blocks import BlockTable, SpreadTally, TokenBlocks
 from sae_lens_hsae.forest import NO_PARENT, FeatureForest
 
 
@@ -40,10 +39,7 @@ class Firing:
 
     ``tokens`` and ``features`` list the active (token, feature), about L0 per token, ordered by token. Counting over
     those instead of over the dense table is what makes wide levels cheap. Some architectures have activations of either
-    sign; a feature is active where its activation is not 0.
-
-    Attributes:
-        strengths: norm of each active feature's contribution, |a| · ‖d‖, in float32 or better.
+    sign; a feature is active where its activation is not 0. Its strength is |a| · ‖d‖, in float32 or better.
     """
 
     def __init__(self, acts: torch.Tensor, norms: torch.Tensor | None) -> None:
@@ -209,7 +205,6 @@ class BoundaryTally:
         )
 
     def _counts(self, block: int | None = None) -> BoundaryCounts:
-        """Over all tokens, or over one block."""
 
         def of(table: BlockTable) -> torch.Tensor:
             return table.total if block is None else table.per_block[block]

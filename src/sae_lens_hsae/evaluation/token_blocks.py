@@ -1,4 +1,4 @@
-"""Sums over blocks of consecutive tokens, for a stream whose length nobody knows beforehand."""
+"""Sums over blocks of consecutive tokens, and how much they vary, for a stream of a length that nobody knows."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ from collections.abc import Iterator
 
 import torch
 
+from sae_lens_hsae.evaluation.boundary_metrics import float64
+
 
 class TokenBlocks:
-    """Cuts a stream into blocks of equal length: more than ``n_blocks`` of them and at most twice as many.
+    """Cuts a stream into blocks of equal ``length``: more than ``n_blocks`` of them and at most twice as many.
 
     A block begins as one token. Whenever 2 · ``n_blocks`` are full, neighbours are merged and all blocks are twice as
     long from then on. So memory is bounded, a block is a contiguous stretch of the stream, and where it ends depends on
     the number of tokens alone, not on the batches they came in. The last block may be shorter. A stream of fewer than
     ``n_blocks`` tokens has a block per token.
-
-    Attributes:
-        length: tokens per block.
-        n_tokens: tokens so far.
     """
 
     def __init__(self, n_blocks: int) -> None:
@@ -47,12 +45,10 @@ class TokenBlocks:
         return tokens + self._chunk_start
 
     def block_of(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Block of each token of the present chunk."""
         return self.in_stream(tokens) // self.length
 
     @property
     def in_chunk(self) -> range:
-        """Blocks that the present chunk touches."""
         return range(self._chunk_start // self.length, (self.n_tokens - 1) // self.length + 1)
 
     @property
@@ -90,7 +86,6 @@ class BlockTable:
         self._entries.index_add_(0, block, values.to(self._entries))
 
     def add_to(self, block: int, value: torch.Tensor) -> None:
-        """Add an entry to one block."""
         self._entries[block] += value.to(self._entries)
 
     def add_chunk(self, values: torch.Tensor) -> None:
@@ -115,3 +110,46 @@ class BlockTable:
         """The sum over all blocks; whole numbers in int64."""
         entries = self.per_block
         return entries.sum(0, dtype=entries.dtype if entries.is_floating_point() else torch.int64)
+
+
+class SpreadTally:
+    """Σ‖x − mean‖² over a stream.
+
+    A stretch of tokens is summed around its own mean, and stretches in float64 around the first one's. Subtracting
+    n·mean² from Σx² instead would lose all digits where the mean is large, as in residual streams.
+    """
+
+    def __init__(self, blocks: TokenBlocks, d_in: int) -> None:
+        self._blocks = blocks
+        self._x = blocks.table(d_in, dtype=torch.float64)
+        self._squares = blocks.table(dtype=torch.float64)
+        self._first = self._origin = torch.zeros(0)
+        self._varies = False
+
+    def add(self, x: torch.Tensor) -> None:
+        if not len(self._first):
+            self._first, self._origin = x[0], float64(x.mean(0)).cpu()
+        # Rounding makes the spread of equal numbers a little more than 0.
+        self._varies = self._varies or bool((x != self._first).any())
+        start = 0
+        for block, size in self._blocks.sizes_in_chunk:
+            stretch = x[start : start + size]
+            mean = stretch.mean(0)
+            shift = float64(mean).cpu() - self._origin
+            self._x.add_to(block, shift * size)
+            self._squares.add_to(block, float64((stretch - mean).square().sum()).cpu() + shift.square().sum() * size)
+            start += size
+
+    @property
+    def total(self) -> float:
+        """0 if, and only if, all tokens are equal."""
+        spread = self._squares.total - self._x.total.square().sum() / self._blocks.n_tokens
+        return spread.item() if self._varies else 0.0
+
+    @property
+    def without(self) -> torch.Tensor:
+        """(blocks,) without each block in turn; NaN where nothing is left that varies."""
+        n = self._blocks.n_tokens - self._blocks.sizes
+        x = (self._x.total - self._x.per_block).square().sum(1)
+        spread = self._squares.total - self._squares.per_block - x / n
+        return torch.where(spread > 0, spread, torch.nan)

@@ -20,13 +20,9 @@ def tokens_at_once(n_features: int) -> int:
 def token_chunks(
     activations: Iterable[torch.Tensor], d_in: int, at_once: int, n_tokens: int | None = None
 ) -> Iterator[torch.Tensor]:
-    """Batches (batch, d_in), or one tensor of all tokens, checked and cut to at most ``at_once`` rows.
+    """Batches (batch, d_in), or one tensor of all tokens, cut to ``at_once`` rows, ``n_tokens`` in all; None takes all.
 
-    Args:
-        n_tokens: of all together; None takes all.
-
-    Raises:
-        ValueError: if a batch has another shape, or holds NaN or infinity.
+    A ValueError if a batch has another shape, or holds NaN or infinity.
     """
     left = math.inf if n_tokens is None else n_tokens
     batches = [activations] if isinstance(activations, torch.Tensor) else activations

@@ -29,19 +29,12 @@ Numbers: TypeAlias = NDArray[Any]
 
 
 class Firing(NamedTuple):
-    """Which features fired on which tokens of a batch.
+    """Which features fired on which tokens of a batch."""
 
-    Attributes:
-        step: of the training.
-        n_tokens: of the batch.
-        times: tokens on which each feature fired, (n_features,) int32.
-        tokens: which ones, feature after feature; (times.sum(),), in the smallest unsigned integers that hold them.
-    """
-
-    step: int
-    n_tokens: int
-    times: Numbers
-    tokens: Numbers
+    step: int  # of the training
+    n_tokens: int  # of the batch
+    times: Numbers  # tokens on which each feature fired, (n_features,) int32
+    tokens: Numbers  # which ones, feature after feature; (times.sum(),), the smallest unsigned integers for them
 
     @classmethod
     def of(cls, fired: torch.Tensor, step: int) -> Firing:
@@ -51,33 +44,16 @@ class Firing(NamedTuple):
 
     @classmethod
     def of_entries(cls, features: torch.Tensor, tokens: torch.Tensor, shape: Sequence[int], step: int) -> Firing:
-        """Of the features that fire and the tokens on which they do, ordered by feature.
-
-        Args:
-            features, tokens: two of (n,).
-            shape: n_features and n_tokens of the batch.
-            step: of the training.
-        """
+        """Of the features that fire and the tokens on which they do, (n,) each, ordered by feature."""
         n_features, n_tokens = shape
         times = as_array(torch.bincount(features, minlength=n_features)).astype(np.int32)
         return cls(step, n_tokens, times, as_array(tokens).astype(np.min_scalar_type(n_tokens)))
 
 
 class Counts:
-    """On what share of tokens features fire, alone and in pairs.
-
-    Attributes:
-        n_tokens: all that were counted.
-        frequency: share of them on which each feature fires, (n_features,) float32.
-    """
+    """On what share of ``n_tokens`` tokens features fire, alone, ``frequency`` (n_features,) float32, and in pairs."""
 
     def __init__(self, batches: Sequence[Firing], levels: Levels) -> None:
-        """Count what fires alone.
-
-        Args:
-            batches: what is counted.
-            levels: of the features.
-        """
         self._batches, self._levels = batches, levels
         self.n_tokens = sum(batch.n_tokens for batch in batches)
         times = sum((batch.times for batch in batches), np.zeros(levels.n_features, np.int64))
@@ -127,7 +103,9 @@ class PairShares:
             return self._by_products(above, as_array(below)).to(below.device)
         if self._held is None or not torch.equal(self._held[0], below):
             own = self._children[as_array(below)]
-            self._held = below, _readable(own @ self._tokens)
+            counts = own @ self._tokens  # in full if it is small, else as a sparse matrix whose columns can be read
+            is_small = counts.shape[0] * counts.shape[1] <= MOST_IN_FULL
+            self._held = below, counts.toarray() if is_small else counts.tocsc()
         together = self._held[1][:, above]
         numbers = together if isinstance(together, np.ndarray) else together.toarray()
         return (torch.from_numpy(numbers).T / max(1, self._n_tokens)).to(below.device)
@@ -135,12 +113,6 @@ class PairShares:
     def _by_products(self, above: slice, below: Numbers) -> torch.Tensor:
         together = sum(parents[above].toarray() @ children[below].toarray().T for parents, children in self._parts)
         return torch.from_numpy(together / np.float32(self._n_tokens))
-
-
-def _readable(counts: Any) -> Any:
-    """A sparse matrix as one of which columns can be read; in full if it is small."""
-    n_rows, n_columns = counts.shape
-    return counts.toarray() if n_rows * n_columns <= MOST_IN_FULL else counts.tocsc()
 
 
 def as_array(tensor: torch.Tensor) -> Numbers:

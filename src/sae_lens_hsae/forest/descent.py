@@ -9,16 +9,9 @@ from sae_lens_hsae.forest.levels import NO_PARENT
 
 
 def candidates_below(forest: FeatureForest, level: int, chosen: torch.Tensor, unassigned: bool = True) -> torch.Tensor:
-    """The children of chosen features, and features without a parent, for which nothing coarser stands.
+    """Numbers within a level of the children of ``chosen`` (n_features,), and of features without a parent, ascending.
 
-    Args:
-        forest: whose features.
-        level: of the candidates; all of the coarsest level are.
-        chosen: (n_features,) bool, of the levels above.
-        unassigned: whether a finer level's features without a parent are among them.
-
-    Returns:
-        Their numbers within the level, ascending.
+    Nothing coarser stands for the latter; of a finer level they are left out unless ``unassigned``.
     """
     parents = forest.parents[forest.levels[level]]
     return torch.where(parents == NO_PARENT, unassigned or level == 0, chosen[parents]).nonzero().flatten()

@@ -18,7 +18,7 @@ from sae_lens import SAE
 from sae_lens_hsae.forest.html import TREES_SHOWN, levels_html, tree_html
 from sae_lens_hsae.forest.levels import NO_PARENT, Levels, children_by_parent
 from sae_lens_hsae.forest.parents import DEFAULT_RULE, ParentRule
-from sae_lens_hsae.forest.post_hoc import assign_parents, widths_of
+from sae_lens_hsae.forest.post_hoc import assign_parents
 
 if TYPE_CHECKING:
     import networkx
@@ -70,8 +70,7 @@ class FeatureForest:
             ValueError: if the SAEs do not fit together, or the rule needs activations and there are none, or they have
                 another shape or hold NaN or infinity.
         """
-        parents = assign_parents(saes, rule, activations)
-        return cls(parents, widths_of(saes))
+        return cls(assign_parents(saes, rule, activations), [sae.cfg.d_sae for sae in saes])
 
     @property
     def parents(self) -> torch.Tensor:
@@ -216,8 +215,6 @@ class FeatureForest:
         Raises:
             ValueError: if ``data`` is no such description, is of a newer version, or holds invalid parents.
         """
-        if not isinstance(data, Mapping):
-            raise ValueError(f"a {type(data).__name__} describes no forest; pass what FeatureForest.to_dict() gave")
         if data.get("schema") != SCHEMA:
             raise ValueError(f"schema={data.get('schema')!r} is not {SCHEMA!r}; pass what FeatureForest.to_dict() gave")
         if data.get("schema_version") != SCHEMA_VERSION:
@@ -225,10 +222,10 @@ class FeatureForest:
                 f"schema_version={data.get('schema_version')!r} cannot be read, only {SCHEMA_VERSION}; "
                 "read it with the version of sae-lens-hsae that wrote it, or a newer one"
             )
-        if missing := [key for key in ("level_widths", "parents") if key not in data]:
-            raise ValueError(f"{' and '.join(missing)} missing; pass what FeatureForest.to_dict() gave, unshortened")
-        if not all(isinstance(data[key], (list, tuple)) for key in ("level_widths", "parents")):
-            raise ValueError("level_widths and parents must be lists; pass what FeatureForest.to_dict() gave")
+        if not all(isinstance(data.get(key), (list, tuple)) for key in ("level_widths", "parents")):
+            raise ValueError(
+                "level_widths and parents must be lists; pass what FeatureForest.to_dict() gave, all of it"
+            )
         return cls(data["parents"], data["level_widths"])
 
     def to_networkx(self) -> networkx.DiGraph:

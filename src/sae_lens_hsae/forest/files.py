@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas
 import torch
@@ -33,25 +34,16 @@ def forest_table(forest: FeatureForest) -> pandas.DataFrame:
     ).rename_axis("feature")
 
 
-def _write_json(forest: FeatureForest, path: Path) -> None:
-    path.write_text(json.dumps(forest.to_dict()), encoding="utf-8")
-
-
 def _write_graphml(forest: FeatureForest, path: Path) -> None:
     import networkx
 
-    graph = forest.to_networkx()
-    networkx.write_graphml(graph, path)
+    networkx.write_graphml(forest.to_networkx(), path)
 
 
-def _write_csv(forest: FeatureForest, path: Path) -> None:
-    forest_table(forest).to_csv(path)
-
-
-FORMATS: dict[str, Callable[[FeatureForest, Path], None]] = {
-    ".json": _write_json,
+FORMATS: dict[str, Callable[[FeatureForest, Path], Any]] = {
+    ".json": lambda forest, path: path.write_text(json.dumps(forest.to_dict()), encoding="utf-8"),
     ".graphml": _write_graphml,
-    ".csv": _write_csv,
+    ".csv": lambda forest, path: forest_table(forest).to_csv(path),
 }
 """By the file's ending."""
 

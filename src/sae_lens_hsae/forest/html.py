@@ -25,7 +25,6 @@ def level_rows(levels: Levels, parents: torch.Tensor) -> list[list[str]]:
 
 
 def levels_html(levels: Levels, parents: torch.Tensor) -> str:
-    """`level_rows` for a notebook."""
     tags = ["th", *["td"] * len(levels)]
     rows = zip(tags, level_rows(levels, parents), strict=True)
     head, *body = ("".join(f"<{tag}>{cell}</{tag}>" for cell in row) for tag, row in rows)
@@ -33,13 +32,7 @@ def levels_html(levels: Levels, parents: torch.Tensor) -> str:
 
 
 def tree_html(features: list[int], children: Callable[[int], list[int]], name: Callable[[int], str]) -> str:
-    """A tree to unfold; of a large one the first features.
-
-    Args:
-        features: of the tree, breadth-first.
-        children: of a feature.
-        name: of a feature.
-    """
+    """A tree to unfold, of its features breadth-first; of a large one the first features."""
     shown = set(features[:FEATURES_SHOWN])
 
     def items(feature: int) -> Iterator[str]:

@@ -119,14 +119,9 @@ def named_parts(name: str) -> tuple[int, int]:
 
 
 def children_by_parent(parents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """All children of a parent table, grouped by parent.
+    """All children of a parent table (n_features,): flat indices (n_edges,), and offsets (n_features + 1,).
 
-    Args:
-        parents: (n_features,) int64, flat index of each feature's parent or −1.
-
-    Returns:
-        children: (n_edges,) flat indices; those of feature f stand at ``offsets[f] : offsets[f + 1]``, ascending.
-        offsets: (n_features + 1,).
+    The children of feature f stand at ``offsets[f] : offsets[f + 1]``, ascending.
     """
     n_children = torch.bincount(parents[parents != NO_PARENT], minlength=len(parents))
     children = parents.argsort(stable=True)[len(parents) - int(n_children.sum()) :]

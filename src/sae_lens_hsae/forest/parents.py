@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import torch
 
-from sae_lens_hsae.forest.counts import Counts
+from sae_lens_hsae.forest.counts import Counts, PairShares
 from sae_lens_hsae.forest.levels import NO_PARENT, Levels
 from sae_lens_hsae.storage.json_files import is_count, is_number
 
@@ -83,12 +83,8 @@ SimilarityBlock = Callable[[slice, torch.Tensor], torch.Tensor]
 """Maps a slice of m parents and k child indices to their (m, k) similarities; −inf for pairs that cannot be."""
 
 
-class PairTable(Protocol):
-    """A matrix of parents and children of which blocks are read: a tensor, or one that makes them as they are read."""
-
-    def __getitem__(self, block: tuple[slice, torch.Tensor], /) -> torch.Tensor:
-        """Of a slice of m parents and k child indices, (m, k)."""
-        ...
+PairTable = torch.Tensor | PairShares
+"""A matrix of parents and children of which blocks are read."""
 
 
 def cosine_similarity(parents: torch.Tensor, children: torch.Tensor, either_sign: bool = False) -> SimilarityBlock:
@@ -131,16 +127,11 @@ def conditional_similarity(
 
     Unlike co-activation it does not favour the parents that fire most. Once P(parent) is what chance alone would give.
     Taken off once more, it keeps a broad parent, of which a child is but a small part, from all children that it does
-    not accompany nearly always. A parent is the more general of the two, or as general: it fires at least as often
-    as the child.
+    not accompany nearly always. A parent is the more general of the two, or as general: it fires at least as often as
+    the child. Features that were never active together, or whose parent would be the rarer, cannot be a pair (−inf).
 
-    Args:
-        coactivation: share of tokens on which both are active, (n_parents, n_children).
-        parent_frequency: share of tokens on which each parent is active, (n_parents,); child_frequency: (n_children,).
-
-    Returns:
-        The blocks; features that were never active together cannot be a pair (−inf), nor can one be the parent of a
-        more frequent one.
+    Of the shares of tokens on which both are active, (n_parents, n_children), and on which each one is: (n_parents,),
+    (n_children,).
     """
 
     def block(above: slice, below: torch.Tensor) -> torch.Tensor:
@@ -168,11 +159,7 @@ def measured_similarities(
 def parent_table(
     similarities: Iterable[SimilarityBlock], levels: Levels, rule: ParentRule, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
-    """The forest of a stack of levels: `choose_parents` at every boundary, coarse to fine.
-
-    Returns:
-        (n_features,) int64, flat index of each feature's parent, −1 where there is none.
-    """
+    """The forest of a stack of levels, (n_features,) int64: `choose_parents` at every boundary, coarse to fine."""
     parents = torch.full((levels.n_features,), NO_PARENT, dtype=torch.int64, device=device)
     # In bfloat16, autocast's, many similarities are equal and the forest is another one.
     with torch.autocast(torch.device(device).type, enabled=False):
@@ -193,19 +180,16 @@ def choose_parents(
     minimum_similarity: float | None = None,
     device: torch.device | str = "cpu",
 ) -> torch.Tensor:
-    """The parent of every child of one level boundary.
+    """The parent of every child of one level boundary, (n_children,) int64 within its level, −1 where there is none.
 
     Each child takes its most similar parent, the first of equals. The ⌊unassigned_fraction · n_children⌋ children whose
     best similarity is lowest stay unassigned, and of equals those of highest index (partial tree); so does a child that
     is similar to nothing, or to no parent by more than ``minimum_similarity``.
 
-    With ``max_children`` a parent keeps the most similar of the children that want it, and the others ask their
-    next best parent that has room for them: the one assignment in which no parent and child prefer each other to
-    whom they have, which is also that of walking through all pairs from most to least similar. A child that finds no
-    parent stays unassigned.
-
-    Returns:
-        (n_children,) int64, index of the parent within its level, −1 where there is none.
+    With ``max_children`` a parent keeps the most similar of the children that want it, and the others ask their next
+    best parent that has room for them: the one assignment in which no parent and child prefer each other to whom they
+    have, which is also that of walking through all pairs from most to least similar. A child that finds no parent stays
+    unassigned.
     """
     everyone = torch.arange(n_children, device=device)
     no_bar = torch.full((n_parents,), -torch.inf if minimum_similarity is None else minimum_similarity, device=device)

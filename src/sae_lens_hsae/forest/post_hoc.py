@@ -13,32 +13,18 @@ from sae_lens.saes.abstopk_sae import AbsTopKSAE, AbsTopKTrainingSAE
 from sae_lens_hsae.forest.activations import token_chunks, tokens_at_once
 from sae_lens_hsae.forest.counts import Counts, Firing
 from sae_lens_hsae.forest.levels import Levels
-from sae_lens_hsae.forest.parents import (
-    ParentRule,
-    cosine_similarity,
-    measured_similarities,
-    parent_table,
-)
+from sae_lens_hsae.forest.parents import ParentRule, cosine_similarity, measured_similarities, parent_table
 from sae_lens_hsae.forest.stack_checks import check_flat, check_one_token, check_same_input
-
-
-def widths_of(saes: Sequence[SAE[Any]]) -> list[int]:
-    """Features of every SAE."""
-    return [sae.cfg.d_sae for sae in saes]
 
 
 @torch.no_grad()
 def assign_parents(
     saes: Sequence[SAE[Any]], rule: ParentRule, activations: Iterable[torch.Tensor] | None
 ) -> torch.Tensor:
-    """The parent table of a stack of SAEs; see ``FeatureForest.from_saes``.
-
-    Returns:
-        (n_features,) int64, flat index of each feature's parent, −1 where there is none.
-    """
+    """The parent table of a stack of SAEs, (n_features,) int64; see ``FeatureForest.from_saes``."""
     check_one_token(saes)
     _check(saes, rule, activations)
-    levels = Levels(tuple(widths_of(saes)))
+    levels = Levels(tuple(sae.cfg.d_sae for sae in saes))
     if rule.is_measured:
         assert activations is not None  # checked above
         counts = _counts(saes, activations, levels)
@@ -72,7 +58,7 @@ def _check(saes: Sequence[SAE[Any]], rule: ParentRule, activations: Iterable[tor
             f"activations=None: similarity={rule.similarity!r} is measured on activations; pass (batch, d_in) tensors, "
             "or a rule that reads weights alone, such as sae_lens_hsae.forest.PAPER_RULE"
         )
-    widths = widths_of(saes)
+    widths = [sae.cfg.d_sae for sae in saes]
     if any(fine <= coarse for coarse, fine in pairwise(widths)):
         raise ValueError(f"saes have the widths {widths}, which do not grow; give them coarse to fine")
     check_same_input(saes)

@@ -9,11 +9,7 @@ from sae_lens.saes.temporal_sae import TemporalSAE
 
 
 def check_one_token(saes: Sequence[Any]) -> None:
-    """Check that the SAEs read one token at a time.
-
-    Raises:
-        ValueError: if one is a `TemporalSAE`, which reads a whole context.
-    """
+    """Check that the SAEs read one token at a time; a ValueError if one is a `TemporalSAE`, which reads a context."""
     for level, sae in enumerate(saes):
         if isinstance(sae, TemporalSAE):
             raise ValueError(
@@ -23,11 +19,7 @@ def check_one_token(saes: Sequence[Any]) -> None:
 
 
 def check_same_input(saes: Sequence[Any]) -> None:
-    """Check that all levels read the same activations, as far as their configs say.
-
-    Raises:
-        ValueError: if they differ in d_in, or two of them name different hook points or heads.
-    """
+    """Check that all levels read the same activations, as far as their configs say; a ValueError if they do not."""
     d_ins = [sae.cfg.d_in for sae in saes]
     if len(set(d_ins)) > 1:
         raise ValueError(f"levels have different d_in {d_ins}; all levels must read the same activations")
@@ -41,11 +33,7 @@ def check_same_input(saes: Sequence[Any]) -> None:
 
 
 def check_flat(saes: Sequence[Any]) -> None:
-    """Check that the SAEs take flat activations.
-
-    Raises:
-        ValueError: if one takes them head by head.
-    """
+    """Check that the SAEs take flat activations; a ValueError if one takes them head by head."""
     for level, sae in enumerate(saes):
         if getattr(sae, "hook_z_reshaping_mode", False):
             raise ValueError(

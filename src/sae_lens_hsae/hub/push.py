@@ -17,8 +17,7 @@ from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SAE_WEIGHT
 from sae_lens.saes.sae import SAEMetadata
 
 from sae_lens_hsae.forest.files import write_forest
-from sae_lens_hsae.hub.model_card import is_local, model_card, public_name
-from sae_lens_hsae.hub.picture import forest_svg
+from sae_lens_hsae.hub.model_card import forest_svg, is_local, model_card, public_name
 from sae_lens_hsae.hub.saved_model import EVALUATION_FILENAME, load_evaluation, load_hierarchical_sae
 from sae_lens_hsae.interpret.feature_cache.text import MODEL_OPTIONS, refused_options
 from sae_lens_hsae.sae.inference import HierarchicalSAE
@@ -119,12 +118,7 @@ def _is_of_model(name: str, path: str) -> bool:
 def push_dry_run(
     folder: str | Path, repo_id: str, path: str | None = None, *, levels: bool = False
 ) -> tuple[dict[str, int], str]:
-    """What `push` would upload, without a network; arguments and errors as there.
-
-    Returns:
-        sizes: bytes of each file, by its place in the repository.
-        card: the text of the model card.
-    """
+    """What `push` would upload, without a network: bytes of each file by its place there, and the model card's text."""
     with TemporaryDirectory() as temporary:
         staged = Path(temporary)
         path = _checked_and_staged(folder, staged, repo_id, path, levels)
@@ -151,11 +145,7 @@ def _files(staged: Path) -> dict[str, Path]:
 
 
 def repository_path(path: str) -> str:
-    """``path`` if it can be a folder of a repository.
-
-    Raises:
-        ValueError: if it is empty, absolute, or leaves the repository.
-    """
+    """``path`` if it can be a folder of a repository; a ValueError if it is empty, absolute, or leaves it."""
     parts = PurePosixPath(path).parts
     if not parts or ".." in parts or parts[0] == "/" or "\\" in path:
         raise ValueError(f"path={path!r} is no folder of a repository; give one such as 'layer_8/width_15k'")

@@ -19,12 +19,7 @@ EVALUATION_FILENAME = "evaluation.json"
 
 
 def load_hierarchical_sae(folder: str | Path, device: str = "cpu") -> HierarchicalSAE:
-    """The model that was saved to ``folder``; of a checkpoint with its scale, see `HierarchicalSAE.load_from_disk`.
-
-    Raises:
-        FileNotFoundError: if the folder holds no SAE.
-        ValueError: if it holds one of another architecture, or a file is damaged.
-    """
+    """The `HierarchicalSAE` that was saved to ``folder``, its files checked; of a checkpoint with its scale."""
     folder = Path(folder)
     if not (folder / SAE_CFG_FILENAME).is_file():
         raise FileNotFoundError(f"{folder} holds no {SAE_CFG_FILENAME}, so no saved SAE; give the folder it is in")
@@ -40,11 +35,7 @@ def load_hierarchical_sae(folder: str | Path, device: str = "cpu") -> Hierarchic
 def save_evaluation(
     evaluation: ForestEvaluation, sae: LevelStack, folder: str | Path, output: str | Path | None = None
 ) -> Path:
-    """Write an evaluation: ``weights``, which ties it to the model, and ``evaluation``.
-
-    Args:
-        output: the file; None takes ``evaluation.json`` in the folder.
-    """
+    """Write an evaluation, and ``weights``, which ties it to the model, to ``output``, or ``evaluation.json`` there."""
     path = Path(output or Path(folder) / EVALUATION_FILENAME)
     record = {"weights": fingerprint(sae, sae.forest), "evaluation": evaluation.to_dict()}
     write_whole(path, json.dumps(record, indent=1))
@@ -52,12 +43,7 @@ def save_evaluation(
 
 
 def check_evaluation_can_stand(sae: HierarchicalSAE, folder: str | Path, n_tokens: int) -> None:
-    """Check, before anything is measured, that ``evaluation.json`` can be written and no better one would be lost.
-
-    Raises:
-        ValueError: if the one that stands there was measured on more tokens.
-        OSError: if the folder cannot be written to.
-    """
+    """Check, before anything is measured, that ``evaluation.json`` can be written and none of more tokens is lost."""
     check_file_writable("output", Path(folder) / EVALUATION_FILENAME)
     before = tokens_measured(sae, folder)
     if before > n_tokens:
@@ -73,16 +59,11 @@ def tokens_measured(sae: HierarchicalSAE, folder: str | Path) -> int:
         standing = load_evaluation(sae, folder)
     except ValueError:
         return 0  # of other weights, or damaged: to be replaced
-    before = standing.get("n_tokens") if isinstance(standing, dict) else None
-    return before if isinstance(before, int) else 0
+    return 0 if standing is None else standing.get("n_tokens", 0)
 
 
 def load_evaluation(sae: HierarchicalSAE, folder: str | Path) -> dict[str, Any] | None:
-    """`ForestEvaluation.to_dict` as `save_evaluation` wrote it; None if there is none.
-
-    Raises:
-        ValueError: if it belongs to other weights, or is no such file.
-    """
+    """`ForestEvaluation.to_dict` as `save_evaluation` wrote it, for these weights; None if there is none."""
     path = Path(folder) / EVALUATION_FILENAME
     if not path.exists():
         return None

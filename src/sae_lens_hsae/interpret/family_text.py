@@ -23,13 +23,9 @@ def draw_family(
 ) -> str:
     """One line per concept, children indented, those that narrow it most first.
 
-    A line has the level and number of the concept's topmost feature, and of its copies; its label; and of its strongest
-    context the part around the strongest word.
-
-    Args:
-        root: a concept's topmost feature.
-        separators: texts of tokens that part texts; a context is shown no further.
-        max_children: of a concept, the others are counted.
+    A line has the level and number of the concept's topmost feature, ``root`` at the top, and of its copies; its label;
+    and of its strongest context the part around the strongest word, no further than one of the ``separators``. Of more
+    than ``max_children`` of a concept the others are counted.
     """
     lines: list[tuple[str, str, str]] = []
 

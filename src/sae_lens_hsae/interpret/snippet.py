@@ -12,12 +12,7 @@ AROUND = 40
 
 
 def snippet(texts: Sequence[str], place: int) -> str:
-    """The word at a token, between « and », and what stands around it.
-
-    Args:
-        texts: of consecutive tokens, from `TokenTexts`.
-        place: of the token.
-    """
+    """The word at ``place`` among tokens' texts (`TokenTexts`), between « and », and what stands around it."""
     pieces = joined_characters(texts)
     first = last = next(i for i, (tokens, _) in enumerate(pieces) if place < tokens.stop)
     texts = [text for _, text in pieces]

@@ -13,6 +13,12 @@ from typing_extensions import override
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.sae.gpu_step.late_checks import Told
 
+CHECK_INPUT = (
+    "check the model's dtype (float16 overflows in some models) and normalize_activations, whose factor is 0 after an "
+    "infinite activation"
+)
+SCALE = 'scale the activations with normalize_activations="expected_average_only_in", or leave out such text'
+
 
 class BadBatchError(ValueError):
     """A batch that cannot be trained on.
@@ -33,11 +39,7 @@ class CheckedActivationScaler(ActivationScaler):
     def estimate_scaling_factor(
         self, d_in: int, data_provider: DataProvider, n_batches_for_norm_estimate: int = 1000
     ) -> None:
-        """SAELens' estimate.
-
-        Raises:
-            ValueError: if there is nothing to scale.
-        """
+        """SAELens' estimate; a ValueError if there is nothing to scale."""
         try:
             super().estimate_scaling_factor(d_in, data_provider, n_batches_for_norm_estimate)
         except ZeroDivisionError as error:
@@ -57,34 +59,20 @@ def check_activations(x: torch.Tensor, step: int) -> None:
     else:
         nan, infinite = int(x.isnan().any(-1).sum()), int(x.isinf().any(-1).sum())
         fault = f"in part NaN or infinite (of {len(x)} tokens, {nan} have NaN and {infinite} infinite entries)"
-    raise BadBatchError(
-        f"the activations of training step {step} are {fault}; check the model's dtype (float16 overflows "
-        f"in some models) and normalize_activations, whose factor is 0 after an infinite activation"
-    )
+    raise BadBatchError(f"the activations of training step {step} are {fault}; {CHECK_INPUT}")
 
 
 def check_told(told: Told, parameters: Iterable[tuple[str, torch.Tensor]], levels: Levels) -> None:
-    """Check what is known of the step before, as the other checks do within a step.
-
-    Raises:
-        ValueError: if parameters are NaN or infinite.
-        BadBatchError: if its batch was bad; it has changed nothing.
-    """
+    """Check what is known of the step before, with the errors of the other checks; a bad batch has changed nothing."""
     if 0 < told.peak < math.inf and math.isfinite(told.loss):
         return
     check_parameters(parameters, levels, f"before training step {told.step + 1}")
     if told.peak == 0:
         fault = "its activations are all zero"
     elif not math.isfinite(told.peak):
-        fault = (
-            "some of its activations are NaN or infinite; check the model's dtype (float16 overflows in some models) "
-            "and normalize_activations, whose factor is 0 after an infinite activation"
-        )
+        fault = f"some of its activations are NaN or infinite; {CHECK_INPUT}"
     else:
-        fault = (
-            f"its losses overflow, though activations (up to {told.peak:.3g}) and parameters are finite; scale the "
-            f'activations with normalize_activations="expected_average_only_in", or leave out such text'
-        )
+        fault = f"its losses overflow, though activations (up to {told.peak:.3g}) and parameters are finite; {SCALE}"
     error = BadBatchError(f"the batch of training step {told.step} was bad: {fault}")
     error.of_last_step = True
     raise error
@@ -98,17 +86,10 @@ def check_losses(
     levels: Levels,
     step: int,
 ) -> None:
-    """Check that a step's losses are finite.
+    """Check that a step's losses () are finite; ``squared_errors`` (n_levels,) are means, x is (batch, d_in).
 
-    Args:
-        losses: the terms, each ().
-        squared_errors: mean squared error of every level, (n_levels,).
-        x: activations, (batch, d_in).
-        parameters: names and parameters of the SAE; looked at only if the losses are not finite.
-
-    Raises:
-        ValueError: if parameters are NaN or infinite: training has diverged, and no other batch would help.
-        BadBatchError: if they are not, so that numbers overflow with this batch alone.
+    A ValueError if parameters are NaN or infinite: training has diverged, and no other batch would help. A
+    BadBatchError if they are not, so that numbers overflow with this batch alone.
     """
     if math.isfinite(float(torch.stack(list(losses.values())).sum())):
         return
@@ -118,8 +99,7 @@ def check_losses(
     where = f" at level {', '.join(map(str, bad))}" if bad else ""
     raise BadBatchError(
         f"{terms or 'the sum of the losses'} of training step {step} overflows{where}, though activations (up to "
-        f"{float(x.abs().amax()):.3g}) and parameters are finite; scale the activations with "
-        f'normalize_activations="expected_average_only_in", or leave out such text'
+        f"{float(x.abs().amax()):.3g}) and parameters are finite; {SCALE}"
     )
 
 

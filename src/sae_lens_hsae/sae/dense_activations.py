@@ -15,19 +15,11 @@ from sae_lens_hsae.sae.structural_loss import Families, structural_loss
 class DenseActivations:
     """What training asks of the activations of a batch, from all of them; works at any precision, on any device.
 
-    Attributes:
-        values: activations of all levels, (batch, n_features).
-        hidden_pre: pre-activations, of the same shape.
+    ``values``, pre-activations ``hidden_pre`` and ``fired``, 1 where they are active and 0 elsewhere, with the gradient
+    that L0 has, are (batch, n_features).
     """
 
     def __init__(self, values: torch.Tensor, hidden_pre: torch.Tensor, fired: torch.Tensor, levels: Levels) -> None:
-        """Keep what is given.
-
-        Args:
-            values: (batch, n_features); hidden_pre: pre-activations, of the same shape.
-            fired: 1 where they are active and 0 elsewhere, of the same shape, with the gradient that L0 has.
-            levels: of the features.
-        """
         self.values, self.hidden_pre, self.levels = values, hidden_pre, levels
         self._fired = fired
 
@@ -36,15 +28,10 @@ class DenseActivations:
         return (self.values.detach() != 0).sum(0)
 
     def firing(self, step: int) -> Firing:
-        """Which features fire on which tokens."""
         return Firing.of(self.values.detach().T > 0, step)
 
     def l0(self, weights: torch.Tensor | None = None) -> torch.Tensor:
-        """Mean L0 of every level, (L,), with the gradient that the rule of activation gives it.
-
-        Args:
-            weights: how much each token counts in the mean, (batch,); None where all count alike.
-        """
+        """Mean L0 of every level, (L,), of tokens with weights (batch,), with the gradient that the rule gives it."""
         exact = torch.promote_types(self.values.dtype, torch.float32)
         of_tokens = torch.stack([own.sum(-1, dtype=exact) for own in self.levels.split(self._fired)])
         return of_tokens.mean(-1) if weights is None else (of_tokens * weights).sum(-1) / weights.sum()

@@ -8,37 +8,23 @@ import torch
 from torch import nn
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
-from sae_lens_hsae.forest.parents import (
-    cosine_similarity,
-    is_update_due,
-    measured_similarities,
-    parent_table,
-)
+from sae_lens_hsae.forest.parents import cosine_similarity, is_update_due, measured_similarities, parent_table
 from sae_lens_hsae.sae.recent_firing import COUNT_EVERY, PackedFiring, RecentFiring
 from sae_lens_hsae.sae.step_output import Activations
 from sae_lens_hsae.sae.structural_loss import Families, families_of
 
 
 class ForestView(NamedTuple):
-    """What training steps need of a parent table, worked out once per table.
+    """What training steps need of a parent table, worked out once per table."""
 
-    Attributes:
-        on_cpu: the table, (d_sae,) int64, on the CPU.
-        families: of the table, on its device.
-    """
-
-    on_cpu: torch.Tensor
-    families: Families
+    on_cpu: torch.Tensor  # (d_sae,) int64
+    families: Families  # on the table's device
 
 
 class ForestUpdater(nn.Module):
     """Counts steps and what fires together, and makes a new parent table when one is due.
 
     Keeps ``n_steps`` () taken so far and ``reparented_share`` () of the last update.
-
-    Attributes:
-        n_updates: updates made by this object; a trainer compares it to see that the forest is new.
-        recent: what fired on the last tokens, where the similarity is measured on it; None where it is not.
     """
 
     n_steps: torch.Tensor
@@ -47,13 +33,14 @@ class ForestUpdater(nn.Module):
     def __init__(self, cfg: HierarchicalTrainingSAEConfig, device: torch.device) -> None:
         super().__init__()
         self._cfg = cfg
-        self.n_updates = 0
+        self.n_updates = 0  # by this object; a trainer compares it to see that the forest is new
         self._view: ForestView | None = None
         self._steps: int | None = None
         kind: dict[str, Any] = {"dtype": torch.float32, "device": device}
         # SAELens' own count is off by one in a resumed run: its trainer saves a checkpoint before it counts the step.
         self.register_buffer("n_steps", torch.zeros((), dtype=torch.int64, device=device))
         self.register_buffer("reparented_share", torch.zeros((), **kind))
+        # Where the similarity is measured on what fires.
         self.recent = RecentFiring(cfg.levels, cfg.target_l0_per_level) if cfg.parent_rule.is_measured else None
         self.register_load_state_dict_post_hook(_forget)
 
@@ -68,7 +55,6 @@ class ForestUpdater(nn.Module):
         return self._steps
 
     def count_step(self) -> None:
-        """One more step was taken."""
         self._steps = self.steps_taken() + 1
         self.n_steps.add_(1)
 
@@ -79,12 +65,7 @@ class ForestUpdater(nn.Module):
 
     @torch.no_grad()
     def update(self, parents: torch.Tensor, W_enc: torch.Tensor, W_dec: torch.Tensor) -> None:
-        """Make the parent table anew from the parameters as they are.
-
-        Args:
-            parents: (d_sae,) int64; written in place.
-            W_enc: (d_in, d_sae); W_dec: (d_sae, d_in).
-        """
+        """Make the parent table (d_sae,) anew, in place, from the parameters as they are."""
         levels, rule = self._cfg.levels, self._cfg.parent_rule
         if self.recent is not None:
             similarities = measured_similarities(rule.similarity, self.recent.counts(), levels, parents.device)
@@ -103,13 +84,7 @@ class ForestUpdater(nn.Module):
 
     @torch.no_grad()
     def count(self, acts: Activations, step: int, good: torch.Tensor | None = None) -> None:
-        """Take in what fires on a batch, if a forest is to be made of it and the batch is one that counts.
-
-        Args:
-            acts: of the batch.
-            step: of the training.
-            good: 0 if the batch is bad, (), where nothing may wait to know it.
-        """
+        """Take in what fires on a batch, if a forest is to be made of it; nothing where ``good`` is 0, ()."""
         freeze = self._cfg.freeze_hierarchy_after
         if self.recent is None or step % COUNT_EVERY or (freeze is not None and step > freeze):
             return
@@ -121,7 +96,6 @@ class ForestUpdater(nn.Module):
         self.recent.count(firing)
 
     def view(self, parents: torch.Tensor) -> ForestView:
-        """The parent table as training steps read it."""
         if self._view is None or self._view.families.parents.device != parents.device:
             table = parents.clone()
             self._view = ForestView(table.cpu(), families_of(table))

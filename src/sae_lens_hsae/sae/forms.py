@@ -10,10 +10,9 @@ from sae_lens_hsae.sae.cpu_step.active_entries import MAX_DENSITY, ActiveEntries
 from sae_lens_hsae.sae.cpu_step.encoder_product import product_of_rows
 from sae_lens_hsae.sae.cpu_step.places import places_of
 from sae_lens_hsae.sae.dense_activations import DenseActivations
-from sae_lens_hsae.sae.encoder import Encoder
 from sae_lens_hsae.sae.gpu_step.feature_rows import FeatureRows
 from sae_lens_hsae.sae.inference import LevelStack
-from sae_lens_hsae.sae.level_activation import LevelActivation, PreActivations
+from sae_lens_hsae.sae.level_activation import Encoder, LevelActivation, PreActivations
 from sae_lens_hsae.sae.step_output import Activations
 
 
@@ -24,14 +23,10 @@ def activations_of(
     weights: torch.Tensor | None = None,
     row_devices: Sequence[str] = ("cuda",),
 ) -> Activations:
-    """The activations of a batch in the form that is the cheapest one for it.
+    """The activations of a batch (batch, d_in) in the form that is the cheapest one for it.
 
-    Args:
-        stack: whose encoder reads the batch.
-        sae_in: what it reads, (batch, d_in).
-        rule: what makes features fire.
-        weights: how much each token counts in L0, (batch,); None where all count alike.
-        row_devices: kinds of device on which that is `FeatureRows`.
+    ``weights`` (batch,) say how much each token counts in L0, None that all count alike; on ``row_devices`` the form is
+    `FeatureRows`.
     """
     alike = not torch.compiler.is_compiling() and not sae_in.requires_grad and not _is_hooked(stack)
     if alike and sae_in.device.type in row_devices:
@@ -55,7 +50,6 @@ def dense_activations_of(stack: LevelStack, sae_in: torch.Tensor, rule: LevelAct
 
 
 def encoder_of(stack: LevelStack) -> Encoder:
-    """The stack's encoder parameters."""
     return Encoder(stack.W_enc, stack.b_enc, stack.b_dec if stack.cfg.apply_b_dec_to_input else None)
 
 

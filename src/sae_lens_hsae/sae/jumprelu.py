@@ -11,17 +11,11 @@ from sae_lens_hsae.sae.level_activation import Activated, PreActivations
 
 
 class JumpReLULevels(NamedTuple):
-    """JumpReLU with SAELens' straight-through estimator, as a `LevelActivation`.
+    """JumpReLU with SAELens' straight-through estimator, as a `LevelActivation`."""
 
-    Attributes:
-        threshold: θ, (n_features,).
-        bandwidth: ε, width of the estimator.
-        ste_to_input: whether its gradient also reaches the pre-activations.
-    """
-
-    threshold: torch.Tensor
-    bandwidth: float
-    ste_to_input: bool
+    threshold: torch.Tensor  # θ, (n_features,)
+    bandwidth: float  # ε, width of the estimator
+    ste_to_input: bool  # whether its gradient also reaches the pre-activations
 
     def found(self, pre: PreActivations) -> torch.Tensor:
         """Everything above θ − ε/2: the value lives above θ, the gradient within ε/2 of it."""

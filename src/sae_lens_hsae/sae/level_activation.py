@@ -1,4 +1,4 @@
-"""What makes features active: the two rules, JumpReLU and BatchTopK, and what training asks of either."""
+"""From pre-activations to activations: the encoder, and the rules that make features active, JumpReLU and BatchTopK."""
 
 from __future__ import annotations
 
@@ -7,16 +7,24 @@ from typing import NamedTuple, Protocol
 import torch
 
 
+class Encoder(NamedTuple):
+    """The parameters behind the pre-activations, (x − b_l) W + b_enc."""
+
+    W_enc: torch.Tensor  # (d_in, n_features)
+    b_enc: torch.Tensor  # (n_features,)
+    b_dec: torch.Tensor | None  # b_l of every level, (L, d_in); None where the input is x itself
+
+    def pre_activations(self, features: torch.Tensor, level: int, x: torch.Tensor) -> torch.Tensor:
+        """Of some features of one level: (batch, d_in) → (batch, n)."""
+        shifted = x if self.b_dec is None else x - self.b_dec[level]
+        return shifted @ self.W_enc[:, features] + self.b_enc[features]
+
+
 class PreActivations(NamedTuple):
-    """Pre-activations of a batch, without gradient, in the parts they are made of.
+    """Pre-activations of a batch, without gradient, in the parts they are made of."""
 
-    Attributes:
-        product: (n_features, batch).
-        bias: to be added, (n_features,).
-    """
-
-    product: torch.Tensor
-    bias: torch.Tensor
+    product: torch.Tensor  # (n_features, batch)
+    bias: torch.Tensor  # to be added, (n_features,)
 
     def above(self, limit: torch.Tensor) -> torch.Tensor:
         """Where they are above a limit, () or (n_features,): (n_features, batch) bool."""

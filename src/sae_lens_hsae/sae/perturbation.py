@@ -15,28 +15,17 @@ from sae_lens_hsae.forest.levels import NO_PARENT, Levels
 
 
 class Replacement(NamedTuple):
-    """What changes in the reconstruction of one level.
+    """What changes in the reconstruction of one level."""
 
-    Attributes:
-        features: replaced parents, then all their children, as flat indices; (n,) int64.
-        signs: −1 for a parent that leaves, +1 for a child that stands in; (n,) float32.
-    """
-
-    features: torch.Tensor
-    signs: torch.Tensor
+    features: torch.Tensor  # replaced parents, then all their children, as flat indices; (n,) int64
+    signs: torch.Tensor  # −1 for a parent that leaves, +1 for a child that stands in; (n,) float32
 
 
 def draw_replaced(parents: torch.Tensor, rate: float, seed: int, step: int) -> torch.Tensor:
-    """Which features are replaced in this training step.
+    """Which features are replaced in this training step, (n_features,) bool: each that has children with probability r.
 
-    The draw depends on nothing but ``seed`` and ``step``, so a resumed run, or another process, draws the same.
-
-    Args:
-        parents: (n_features,) int64 on the CPU.
-        rate: r, probability for each feature that has children; the others are never replaced.
-
-    Returns:
-        (n_features,) bool on the CPU.
+    On the CPU, as ``parents`` are. The draw depends on nothing but ``seed`` and ``step``, so a resumed run, or another
+    process, draws the same.
     """
     generator = torch.Generator().manual_seed((seed * 0x9E3779B1 + step) & 0x7FFFFFFFFFFFFFFF)
     has_children = torch.zeros(len(parents), dtype=torch.bool)
@@ -45,11 +34,7 @@ def draw_replaced(parents: torch.Tensor, rate: float, seed: int, step: int) -> t
 
 
 def replacements(replaced: torch.Tensor, parents: torch.Tensor, levels: Levels) -> list[Replacement]:
-    """Turn a draw into one replacement for every level but the finest, empty where nothing is replaced.
-
-    Args:
-        replaced: (n_features,) bool; parents: (n_features,) int64; both on the CPU.
-    """
+    """Turn a draw (n_features,), on the CPU, into one replacement for every level but the finest, maybe empty."""
     result = []
     for own, below in levels.boundaries:
         leaving = own.start + torch.nonzero(replaced[own]).squeeze(1)
@@ -61,27 +46,11 @@ def replacements(replaced: torch.Tensor, parents: torch.Tensor, levels: Levels) 
     return result
 
 
-def replacements_of_step(
-    parents: torch.Tensor, levels: Levels, rate: float, seed: int, step: int, device: torch.device
-) -> list[Replacement]:
-    """Draw what is replaced in a training step, for every level but the finest, on a device; arguments as above."""
-    replaced = draw_replaced(parents, rate, seed, step)
-    return [
-        Replacement(*(tensor.to(device, non_blocking=True) for tensor in change))
-        for change in replacements(replaced, parents, levels)
-    ]
-
-
 def replacement_delta(acts: torch.Tensor, W_dec: torch.Tensor, replacement: Replacement) -> torch.Tensor:
-    """What the replacement adds to its level's reconstruction: Σ children's contributions − Σ replaced parents'.
+    """What a replacement adds to its level's reconstruction, (batch, d_in): Σ of the children − Σ of replaced parents.
 
-    Only the columns involved, about a share r of them, are touched; b_dec is no feature and stays.
-
-    Args:
-        acts: (batch, n_features), all levels; W_dec: (n_features, d_in), all levels.
-
-    Returns:
-        (batch, d_in).
+    Of activations (batch, n_features) and decoder rows of all levels. Only the columns involved, about a share r of
+    them, are touched; b_dec is no feature and stays.
     """
     contributions = acts.index_select(1, replacement.features) * replacement.signs.to(acts.dtype)
     return contributions @ W_dec.index_select(0, replacement.features)

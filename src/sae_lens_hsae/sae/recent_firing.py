@@ -27,19 +27,12 @@ STATE = ("firing_steps", "firing_sizes", "firing_times", "firing_tokens")
 
 
 class PackedFiring(NamedTuple):
-    """A `Firing` still on its device: one bit for each feature and token, so that its shape does not depend on them.
+    """A `Firing` still on its device: one bit for each feature and token, so that its shape does not depend on them."""
 
-    Attributes:
-        step: of the training.
-        n_tokens: of the batch.
-        bits: (n_features, ⌈n_tokens / 8⌉) uint8.
-        good: 0 if the batch turned out to be bad, (); None where it is known to be good.
-    """
-
-    step: int
-    n_tokens: int
-    bits: torch.Tensor
-    good: torch.Tensor | None = None
+    step: int  # of the training
+    n_tokens: int  # of the batch
+    bits: torch.Tensor  # (n_features, ⌈n_tokens / 8⌉) uint8
+    good: torch.Tensor | None = None  # 0 if the batch turned out to be bad, (); None where it is known to be good
 
     @classmethod
     def of(cls, fired: torch.Tensor, step: int) -> PackedFiring:
@@ -50,7 +43,6 @@ class PackedFiring(NamedTuple):
         return cls(step, n_tokens, whole.bitwise_left_shift_(places).sum(-1, dtype=torch.uint8))
 
     def unpacked(self) -> Firing:
-        """As it is counted."""
         fired = np.unpackbits(as_array(self.bits), axis=1, count=self.n_tokens, bitorder="little")
         tokens = np.flatnonzero(fired.view(bool)) % self.n_tokens
         times = fired.sum(1, dtype=np.int32)
@@ -58,11 +50,7 @@ class PackedFiring(NamedTuple):
 
 
 def tokens_kept(levels: Levels, target_l0: Sequence[float]) -> int:
-    """Tokens on which features of the sparsest level fire `FIRINGS` times, in the mean.
-
-    Args:
-        levels: of the features; target_l0: of each level, (L,).
-    """
+    """Tokens on which features of the sparsest level fire `FIRINGS` times, in the mean; ``target_l0`` is (L,)."""
     return round(FIRINGS * max(n / l0 for n, l0 in zip(levels.widths, target_l0, strict=True)))
 
 
@@ -74,12 +62,6 @@ class RecentFiring(nn.Module):
     """
 
     def __init__(self, levels: Levels, target_l0: Sequence[float]) -> None:
-        """Keep nothing yet.
-
-        Args:
-            levels: of the features.
-            target_l0: of each level, (L,); with their widths they say how many tokens are kept.
-        """
         super().__init__()
         self._levels = levels
         self.tokens_kept = tokens_kept(levels, target_l0)
@@ -114,7 +96,6 @@ class RecentFiring(nn.Module):
         return self._keep(self._unpacked_newest_first())
 
     def counts(self) -> Counts:
-        """Of all that is kept."""
         return Counts(self.unpacked(), self._levels)
 
     def _keep(self, newest_first: Iterable[Firing | PackedFiring]) -> list[Any]:
@@ -145,21 +126,15 @@ class RecentFiring(nn.Module):
         """How many of the batches, the first ones, all processes have."""
         return sum(batch.step <= self._shared_until for batch in self._batches)
 
-    def _state(self) -> dict[str, torch.Tensor]:
-        batches = self.unpacked()
-        times = [batch.times for batch in batches] or [np.zeros((0, self._levels.n_features), np.int32)]
-        tokens = [batch.tokens.astype(np.int32) for batch in batches] or [np.zeros(0, np.int32)]
-        return {
-            "firing_steps": torch.tensor([batch.step for batch in batches], dtype=torch.int64),
-            "firing_sizes": torch.tensor([batch.n_tokens for batch in batches], dtype=torch.int64),
-            "firing_times": torch.from_numpy(np.vstack(times)),
-            "firing_tokens": torch.from_numpy(np.concatenate(tokens)),
-        }
-
 
 def _write(recent: nn.Module, state_dict: dict[str, Any], prefix: str, _metadata: Any) -> None:
     assert isinstance(recent, RecentFiring)
-    state_dict.update({prefix + name: tensor for name, tensor in recent._state().items()})
+    batches = recent.unpacked()
+    times = [batch.times for batch in batches] or [np.zeros((0, recent._levels.n_features), np.int32)]
+    tokens = [batch.tokens.astype(np.int32) for batch in batches] or [np.zeros(0, np.int32)]
+    steps, sizes = (torch.tensor([getattr(each, of) for each in batches]).long() for of in ("step", "n_tokens"))
+    tensors = (steps, sizes, torch.from_numpy(np.vstack(times)), torch.from_numpy(np.concatenate(tokens)))
+    state_dict.update({prefix + name: tensor for name, tensor in zip(STATE, tensors, strict=True)})
 
 
 def _read(
@@ -176,10 +151,6 @@ def _read(
         missing_keys.extend(missing)
         return
     steps, sizes, times, tokens = (as_array(state_dict.pop(prefix + name)) for name in STATE)
-    fits = times.shape == (len(steps), recent._levels.n_features) and len(sizes) == len(steps)
-    fits = fits and times.min(initial=0) >= 0 and times.sum() == len(tokens)
-    if not (fits and tokens.min(initial=0) >= 0 and tokens.max(initial=-1) < sizes.max(initial=0)):
-        raise ValueError(f"{', '.join(STATE)} do not belong together; take another checkpoint")
     ends = times.sum(1).cumsum()[:-1]
     recent._batches = [
         Firing(int(step), int(size), of_batch, own.astype(np.min_scalar_type(size)))

@@ -1,4 +1,11 @@
-"""Features that do not fire, and the losses by which they learn to."""
+"""Features that do not fire, and the losses by which they learn to: ghost gradients, or the auxiliary loss.
+
+The latter, of TopK SAEs (Gao et al., arXiv 2406.04093, §A.2), is for each level by itself: its silent features
+reconstruct what the others leave unexplained. With e = x − x̂, held constant, and a_S the k largest positive
+pre-activations among the silent features on a token,
+
+    L_aux = min(1, n_silent / k) · ‖ a_S W_dec,S − e ‖².
+"""
 
 from __future__ import annotations
 
@@ -8,10 +15,43 @@ import torch
 from torch import nn
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
-from sae_lens_hsae.sae.auxiliary_loss import SILENT_INTERVALS, auxiliary_loss, longest_silent
-from sae_lens_hsae.sae.encoder import Encoder
 from sae_lens_hsae.sae.gpu_step.ghosts import ghost_gradients, places_for
+from sae_lens_hsae.sae.level_activation import Encoder
 from sae_lens_hsae.sae.step_output import Activations
+
+N_ACTIVE = 64
+"""k, silent features that take part on each token."""
+
+SILENT_INTERVALS = 64
+"""A feature is silent if it has not fired for this many times n_l / L̂0 tokens, the mean interval between firings."""
+
+MOST_SILENT = 256
+"""Features of a level that take part in a step at most: those silent for longest."""
+
+
+def longest_silent(tokens_since_fired: torch.Tensor) -> torch.Tensor:
+    """Those features of a level that have been silent for longest, (min(`MOST_SILENT`, n_l),) int64."""
+    return tokens_since_fired.topk(min(MOST_SILENT, len(tokens_since_fired)), sorted=False).indices
+
+
+def auxiliary_loss(
+    error: torch.Tensor, pre: torch.Tensor, W_dec: torch.Tensor, weights: torch.Tensor | None, silent: torch.Tensor
+) -> torch.Tensor:
+    """L_aux of one level, (), from some of its features: the squared error summed over d_in, mean over the batch.
+
+    Of the error x − x̂ (batch, d_in), held constant; pre-activations (batch, n), n above 0; decoder rows (n, d_in);
+    weights of the tokens (batch,), None where all count alike; and which features are silent, (n,) bool: others take no
+    part.
+    """
+    dtype = torch.promote_types(pre.dtype, torch.float32)
+    with torch.autocast(pre.device.type, enabled=False):
+        positive = pre.to(dtype).relu() * silent
+        if pre.shape[1] > N_ACTIVE:
+            top = positive.topk(N_ACTIVE, dim=1, sorted=False)
+            positive = torch.zeros_like(positive).scatter(1, top.indices, top.values)
+        squared = (positive @ W_dec.to(dtype) - error.detach().to(dtype)).square().sum(-1)
+        mean = squared.mean() if weights is None else (weights * squared).mean()
+        return (silent.sum() / N_ACTIVE).clamp(max=1) * mean
 
 
 class SilentFeatures(nn.Module):
@@ -54,17 +94,11 @@ class SilentFeatures(nn.Module):
         fixed_shapes: bool = False,
         n_dead: Sequence[int] | None = None,
     ) -> dict[str, torch.Tensor]:
-        """The loss that ``cfg.dead_feature_loss`` asks for, if any.
+        """The loss that ``cfg.dead_feature_loss`` asks for, if any; of what `auxiliary_loss` reads, for all levels.
 
-        Args:
-            errors: x − x̂ of every level, (L, batch, d_in).
-            x: what the encoder reads, (batch, d_in).
-            encoder: of all levels.
-            W_dec: (d_sae, d_in).
-            weights: of the tokens, (batch,); None where all count alike.
-            dead: which features are dead to the trainer, (d_sae,) bool; None where it keeps no account.
-            fixed_shapes: whether no shape may depend on what is silent (`FeatureRows`).
-            n_dead: dead features of every level a step ago, where that is known; read with ``fixed_shapes`` alone.
+        ``errors`` are (L, batch, d_in); ``dead`` to the trainer (d_sae,) bool, None where it keeps no account. With
+        ``fixed_shapes`` no shape may depend on what is silent (`FeatureRows`), and ``n_dead`` are the dead features of
+        every level a step ago, where that is known.
         """
         if self._cfg.dead_feature_loss == "auxiliary":
             return {"auxiliary_loss": self._auxiliary(errors, x, encoder, W_dec, weights, fixed_shapes)}

@@ -32,15 +32,10 @@ MIN_THRESHOLD = 1e-3
 
 
 class SparsityState(NamedTuple):
-    """State of the controller of all levels; both (n_levels,) float32.
+    """State of the controller of all levels; both (n_levels,) float32."""
 
-    Attributes:
-        log_coefficient: log λ_l; None where L0 is exact and nothing is steered (`BatchTopKLevels`).
-        l0_ema: running mean of L0_l; 0 before the first step.
-    """
-
-    log_coefficient: torch.Tensor | None
-    l0_ema: torch.Tensor
+    log_coefficient: torch.Tensor | None  # log λ_l; None where L0 is exact (`BatchTopKLevels`)
+    l0_ema: torch.Tensor  # running mean of L0_l; 0 before the first step
 
 
 def initial_state(n_levels: int, threshold: float, device: torch.device | str) -> SparsityState:
@@ -61,24 +56,12 @@ def follow_l0(ema: torch.Tensor, l0: torch.Tensor, momentum: float) -> torch.Ten
 def control_sparsity(
     state: SparsityState, l0: torch.Tensor, target: torch.Tensor, rate: float, gain: float, momentum: float
 ) -> SparsityState:
-    """One step of the controller.
+    """The controller after one more step, of mean L0 and L̂0 of each level (n_levels,).
 
-    Args:
-        state: the controller before the step.
-        l0: mean L0 of each level on this batch, (n_levels,).
-        target: L̂0, (n_levels,).
-        rate: η, share of log(L0 / L̂0) to lose per step.
-        gain: answer of log λ to a mismatch of the velocity.
-        momentum: of the running mean of L0.
-
-    Returns:
-        The controller after the step.
-
-    Raises:
-        ValueError: if the state has no λ.
+    ``rate`` is η, the share of log(L0 / L̂0) to lose per step, ``gain`` the answer of log λ to a mismatch of the
+    velocity, ``momentum`` that of the running mean of L0.
     """
-    if state.log_coefficient is None:
-        raise ValueError("the state has no λ to steer")
+    assert state.log_coefficient is not None, "the state has no λ to steer"
     ema = follow_l0(state.l0_ema, l0, momentum)
     velocity = torch.where(state.l0_ema == 0, 0, (ema / state.l0_ema.clamp(min=MIN_L0)).log())
     mismatch = velocity + rate * (ema / target).log()
@@ -117,12 +100,7 @@ class SparsityControl(nn.Module):
 
     @torch.no_grad()
     def follow(self, l0: torch.Tensor, good: torch.Tensor | None = None) -> None:
-        """Take a step's L0 into the running mean, and steer λ for the next step.
-
-        Args:
-            l0: of every level on the whole batch, (L,) float32.
-            good: 1, or 0 if the batch turns out to be bad, so that nothing is to move; ().
-        """
+        """Take a step's L0 (L,) into the running mean, and steer λ for the next; nothing where ``good`` is 0, ()."""
         cfg = self._cfg
         if not self._steers:
             _move(self.l0_ema, follow_l0(self.l0_ema, l0, cfg.l0_ema_momentum), good)

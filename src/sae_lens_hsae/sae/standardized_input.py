@@ -23,19 +23,12 @@ INPUT_SCALE = "input_scale"
 
 
 class Moments(NamedTuple):
-    """Means over the batches observed so far.
+    """Means over the batches observed so far."""
 
-    Attributes:
-        centre: coordinate-wise medians of the batches, (d_in,).
-        distance: medians of ‖x − centre‖, ().
-        weight: of the tokens' weights w, ().
-        first: of w x, (d_in,).
-    """
-
-    centre: torch.Tensor
-    distance: torch.Tensor
-    weight: torch.Tensor
-    first: torch.Tensor
+    centre: torch.Tensor  # coordinate-wise medians of the batches, (d_in,)
+    distance: torch.Tensor  # medians of ‖x − centre‖, ()
+    weight: torch.Tensor  # of the tokens' weights w, ()
+    first: torch.Tensor  # of w x, (d_in,)
 
 
 def weights_of(distance: torch.Tensor, limit: torch.Tensor | float) -> torch.Tensor:
@@ -44,14 +37,7 @@ def weights_of(distance: torch.Tensor, limit: torch.Tensor | float) -> torch.Ten
 
 
 def follow_moments(moments: Moments, x: torch.Tensor, limit: float, n_before: int) -> None:
-    """Take one more batch into the moments, in place.
-
-    Args:
-        moments: of the batches before.
-        x: (batch, d_in).
-        limit: distance, in medians, beyond which tokens count less.
-        n_before: batches the moments hold already.
-    """
+    """Take a batch (batch, d_in) into the moments, in place; beyond ``limit`` medians its tokens count less."""
     x = x.to(moments.first.dtype)
     share = 1 / (n_before + 1)
     moments.centre.lerp_(x.median(0).values, share)
@@ -67,9 +53,6 @@ class StandardizedInput(nn.Module):
 
     With ``cfg.outlier_limit`` the first steps only observe. From then on parameters and losses are those of
     x̃ = ``input_scale`` · x. Without it there are no tensors, and x̃ is x.
-
-    Attributes:
-        is_on: whether there is anything to do.
     """
 
     input_scale: torch.Tensor
@@ -103,7 +86,6 @@ class StandardizedInput(nn.Module):
 
     @property
     def n_observed(self) -> int:
-        """Steps that only observe."""
         return OBSERVED_STEPS if self.is_on else 0
 
     def is_observing(self, step: int) -> bool:

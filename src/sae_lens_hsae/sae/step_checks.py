@@ -29,16 +29,9 @@ class StepChecks:
         return StepChecks, ()
 
     def before(self, x: torch.Tensor, step: int, sae: nn.Module, levels: Levels, *, in_time: bool) -> None:
-        """Check a step's activations (batch, d_in), and what late checks tell of the step before.
+        """Check a step's activations (batch, d_in), ``in_time`` at once, and what late checks tell of the last step.
 
-        Args:
-            step: steps taken before.
-            sae: whose parameters are looked at where something is wrong.
-            in_time: whether this step must not wait for its check.
-
-        Raises:
-            BadBatchError: if one of the two batches is bad.
-            ValueError: if parameters are NaN or infinite.
+        A BadBatchError if one of the two batches is bad, a ValueError if parameters are NaN or infinite.
         """
         if not sae.training:  # what was told of the step before is for the next one
             check_activations(x, step)
@@ -62,20 +55,9 @@ class StepChecks:
         *,
         in_time: bool,
     ) -> torch.Tensor | None:
-        """Check a step's losses, or have them checked a step later.
+        """Check a step's losses, with the errors of `before`, or a step later: then 1, or 0 where it is bad, ().
 
-        Args:
-            losses: each ().
-            squared_errors: mean of every level, (L,).
-            dead: (d_sae,) bool, or None where the trainer keeps no account.
-            x, step, sae, levels, in_time: as of `before`.
-
-        Returns:
-            1, or 0 if the batch is bad, (), where that is told a step later; else None.
-
-        Raises:
-            BadBatchError: if the batch is bad.
-            ValueError: if parameters are NaN or infinite.
+        ``squared_errors`` are means of every level, (L,); ``dead`` (d_sae,) is None where the trainer keeps no account.
         """
         if self.late is None or in_time:
             check_losses(losses, squared_errors, x, sae.named_parameters(), levels, step)

@@ -1,4 +1,4 @@
-"""What a training step works on, and its output, in which what only some callers read is made when they read it."""
+"""What a training step works on, its output, in which some is made only when it is read, and what it logs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from sae_lens.saes.sae import TrainStepOutput
 from torch import nn
 from typing_extensions import override
 
+from sae_lens_hsae.forest.levels import NO_PARENT, Levels
 from sae_lens_hsae.sae.cpu_step.active_entries import ActiveEntries
 from sae_lens_hsae.sae.dense_activations import DenseActivations
 from sae_lens_hsae.sae.gpu_step.feature_rows import FeatureRows
+from sae_lens_hsae.sae.sparsity_control import SparsityState
 
 Activations = DenseActivations | ActiveEntries | FeatureRows
 """The forms in which a batch's activations can be; all have the same values and gradients."""
@@ -22,20 +24,13 @@ Activations = DenseActivations | ActiveEntries | FeatureRows
 class LazyStepOutput(TrainStepOutput):
     """SAELens' output of a step; ``feature_acts`` and ``hidden_pre`` are made when they are read, without gradient.
 
-    Each is a pass over (batch, d_sae) numbers, and a tensor of that size.
+    Each is a pass over (batch, d_sae) numbers, and a tensor of that size, made of ``acts`` in the units of x.
     """
 
     @override
     def __init__(
         self, acts: ActiveEntries | FeatureRows, in_units_of_x: Callable[[torch.Tensor], torch.Tensor], **others: Any
     ) -> None:
-        """Keep the activations.
-
-        Args:
-            acts: in place of ``feature_acts`` and ``hidden_pre``.
-            in_units_of_x: makes them those of the activations as they are.
-            others: SAELens' other fields.
-        """
         self._acts, self._in_units_of_x = acts, in_units_of_x
         self.__dict__.update(others)
 
@@ -50,7 +45,6 @@ class LazyStepOutput(TrainStepOutput):
         return self._in_units_of_x(self._acts.pre_activations.dense())
 
     def times_fired(self) -> torch.Tensor:
-        """Tokens on which each feature is active, (d_sae,)."""
         return self._acts.times_fired()
 
 
@@ -62,14 +56,7 @@ def output_of(
     losses: dict[str, torch.Tensor],
     metrics: dict[str, Any],
 ) -> TrainStepOutput:
-    """SAELens' output of a step; the loss is the sum of ``losses``.
-
-    Args:
-        acts: of the batch; their values become those of the activations as they are by ``in_units_of_x``.
-        sae_in, sae_out: activations and their reconstruction, (batch, d_in).
-        losses: each (), with gradient.
-        metrics: to be logged.
-    """
+    """SAELens' output of a step, of (batch, d_in) and its reconstruction; the loss is the sum of ``losses``."""
     loss = torch.stack(list(losses.values())).sum()
     common: dict[str, Any] = {
         "sae_in": sae_in, "sae_out": sae_out, "loss": loss, "losses": losses, "metrics": metrics,
@@ -96,3 +83,36 @@ def observing_output(x: torch.Tensor, d_sae: int, n_levels: int, parameters: Ite
         losses={"mse_loss": n_levels * x.detach().float().square().sum(-1).mean()},
         metrics={},
     )
+
+
+@torch.no_grad()
+def level_metrics(
+    levels: Levels,
+    x: torch.Tensor,
+    reconstructions: torch.Tensor,
+    l0: torch.Tensor,
+    sparsity: SparsityState,
+    parents: torch.Tensor,
+    dead: torch.Tensor | None,
+) -> dict[str, Any]:
+    """Metrics of every level on one batch x (batch, d_in), named ``level_0_l0`` and so on.
+
+    Of unperturbed reconstructions (n_levels, batch, d_in), mean L0 (n_levels,), the controller before the step, and
+    which features are dead, (n_features,), None where the trainer keeps no account.
+    """
+    x = x.float()
+    variance = (x - x.mean(0)).square().sum(-1).mean()
+    metrics: dict[str, Any] = {}
+    for level, own in enumerate(levels):
+        mse = (reconstructions[level].float() - x).square().sum(-1).mean()
+        metrics[f"level_{level}_l0"] = l0[level]
+        metrics[f"level_{level}_l0_ema"] = sparsity.l0_ema[level].clone()
+        if sparsity.log_coefficient is not None:
+            metrics[f"level_{level}_l0_coefficient"] = sparsity.log_coefficient[level].exp()
+        metrics[f"level_{level}_mse"] = mse
+        metrics[f"level_{level}_explained_variance"] = 1 - mse / variance
+        if dead is not None:
+            metrics[f"level_{level}_dead_features"] = dead[own].sum()
+        if level > 0:
+            metrics[f"level_{level}_unassigned_share"] = (parents[own] == NO_PARENT).float().mean()
+    return metrics

@@ -25,20 +25,12 @@ Pairs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Families(NamedTuple):
-    """All families of a forest, grouped by size and padded to the largest of their group.
+    """All families of a forest, grouped by size and padded to the largest of their group."""
 
-    Attributes:
-        parents: the table they were made of, (n_features,) int64.
-        members: flat feature indices, family after family, in each the parent first; (n_members,) int64.
-            Padding repeats the parent.
-        signs: +1 for a parent, −1 for a child, 0 for padding; (n_members,) float32.
-        shapes: (n_families, size) of each group, in the order of ``members``.
-    """
-
-    parents: torch.Tensor
-    members: torch.Tensor
-    signs: torch.Tensor
-    shapes: tuple[tuple[int, int], ...]
+    parents: torch.Tensor  # the table they were made of, (n_features,) int64
+    members: torch.Tensor  # flat indices, in each family the parent first; padding repeats it; (n_members,) int64
+    signs: torch.Tensor  # +1 for a parent, −1 for a child, 0 for padding; (n_members,) float32
+    shapes: tuple[tuple[int, int], ...]  # (n_families, size) of each group, in the order of ``members``
 
 
 def families_of(parents: torch.Tensor) -> Families:
@@ -99,20 +91,12 @@ def entries_structural_loss(
 ) -> torch.Tensor:
     """The same loss from the entries of a batch alone: those pairs of a family that meet on a token.
 
-    With the products written out, L_PC,p = a_p² ‖d_p‖² − 2 a_p Σ_j a_j ⟨d_p, d_j⟩ + Σ_j a_j² ‖d_j‖² +
-    2 Σ_{j<k} a_j a_k ⟨d_j, d_k⟩. What one feature has with itself or with its parent is summed over the batch first, so
-    that their dot product is formed once.
+    With the products written out, L_PC,p = a_p² ‖d_p‖² − 2 a_p Σ_j a_j ⟨d_p, d_j⟩ + Σ_j a_j² ‖d_j‖² + 2 Σ_{j<k} a_j a_k
+    ⟨d_j, d_k⟩. What one feature has with itself or with its parent is summed over the batch first, so that their dot
+    product is formed once.
 
-    Args:
-        values: activations of the entries, (n,).
-        places: the entries, ascending flat indices of ``found``, (n,) int64.
-        features: of each entry, (n,) int32.
-        found: where they are, (n_features, batch) bool.
-        W_dec: decoder rows of all levels, (n_features, d_in).
-        parents: (n_features,) int64, on the device of ``values``.
-
-    Returns:
-        A scalar of the dtype of ``values``.
+    Entries are as in `ActiveEntries`, (n,): activations, flat places in ``found`` (n_features, batch), and features;
+    the parents are (n_features,), on their device.
     """
     batch = found.shape[1]
     child = places_of((parents != NO_PARENT).index_select(0, features))
@@ -158,11 +142,7 @@ def _children_with_parents(
 
 
 def _siblings(values: torch.Tensor, features: torch.Tensor, child: torch.Tensor, family: torch.Tensor) -> Pairs:
-    """2 a_j a_k of any two entries that are children of one family on one token, at least one of them active.
-
-    Args:
-        child: the entries of children, (n,); family: of each a number for family and token, (n,).
-    """
+    """2 a_j a_k of any two entries ``child`` that share ``family``, a family on a token, and are not both silent."""
     family, order = family.sort(stable=True)
     child = child.index_select(0, order)
     active = values.detach().index_select(0, child) != 0

@@ -22,14 +22,12 @@ class LearnedThresholds(nn.Module):
         self.threshold = nn.Parameter(start)
 
     def rule(self, weights: torch.Tensor | None = None) -> LevelActivation:  # noqa: ARG002 - for BatchTopK
-        """What makes features fire."""
         return JumpReLULevels(self.threshold, self._cfg.jumprelu_bandwidth, self._cfg.jumprelu_ste_to_input)
 
     def follow(self, acts: Activations, n_before: int, good: torch.Tensor | None = None) -> None:
         """Take a batch into the thresholds: nothing, as the optimizer moves them."""
 
     def running_means(self) -> list[torch.Tensor]:
-        """The thresholds, if they are running means."""
         return []
 
 
@@ -44,11 +42,7 @@ class RunningThresholds(nn.Module):
         self.register_buffer("threshold", torch.zeros(cfg.d_sae, dtype=torch.float32, device=device))
 
     def rule(self, weights: torch.Tensor | None = None) -> LevelActivation:
-        """What makes features fire: by the batch only in training.
-
-        Args:
-            weights: of the batch's tokens, (batch,); None where all count alike.
-        """
+        """What makes features fire: by the batch, whose tokens have weights (batch,), only in training."""
         cfg = self._cfg
         if self.training:
             scale = None if weights is None else weights.sqrt()
@@ -64,11 +58,9 @@ class RunningThresholds(nn.Module):
         follow_threshold(self.threshold, smallest, self._cfg.levels, n_before)
 
     def running_means(self) -> list[torch.Tensor]:
-        """The thresholds, as they are running means."""
         return [self.threshold]
 
 
 def thresholds_of(cfg: HierarchicalTrainingSAEConfig, device: torch.device) -> LearnedThresholds | RunningThresholds:
-    """The thresholds that ``cfg.level_activation`` has."""
     kind = RunningThresholds if cfg.level_activation == "batchtopk" else LearnedThresholds
     return kind(cfg, device)

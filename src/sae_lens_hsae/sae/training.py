@@ -19,14 +19,13 @@ from sae_lens_hsae.sae.forms import activations_of, encoder_of
 from sae_lens_hsae.sae.gpu_step.feature_rows import FeatureRows
 from sae_lens_hsae.sae.inference import LevelStack
 from sae_lens_hsae.sae.model_files import check_architecture, check_tensor_file
-from sae_lens_hsae.sae.perturbation import Replacement, replacements_of_step
+from sae_lens_hsae.sae.perturbation import Replacement, draw_replaced, replacements
 from sae_lens_hsae.sae.silent_features import SilentFeatures
 from sae_lens_hsae.sae.sparsity_control import SparsityControl
 from sae_lens_hsae.sae.standardized_input import StandardizedInput
 from sae_lens_hsae.sae.step_checks import StepChecks
-from sae_lens_hsae.sae.step_output import Activations, observing_output, output_of
+from sae_lens_hsae.sae.step_output import Activations, level_metrics, observing_output, output_of
 from sae_lens_hsae.sae.thresholds import LearnedThresholds, RunningThresholds, thresholds_of
-from sae_lens_hsae.sae.training_metrics import level_metrics
 from sae_lens_hsae.storage.exact_storage import SUFFIX, as_bytes
 from sae_lens_hsae.storage.whole_files import files_written_whole
 
@@ -143,11 +142,7 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
     @torch.no_grad()
     @torch.compiler.disable()
     def _begin_step(self, step_input: TrainStepInput) -> list[Replacement] | None:
-        """All that comes before the gradients: checks, constraints on parameters, the forest, the draw.
-
-        Returns:
-            What is replaced at each level but the finest, if anything; None if the step only observes.
-        """
+        """All before the gradients; what is replaced at each level but the finest, None if the step only observes."""
         step = self.forest_updater.steps_taken()
         self.check_width(step_input.sae_in)
         self.checks.before(step_input.sae_in, step, self, self.levels, in_time=self._must_check_in_time(step))
@@ -163,9 +158,9 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         if self.cfg.perturbation_rate == 0:
             return []
         parents = self.forest_updater.view(self.parents).on_cpu
-        return replacements_of_step(
-            parents, self.levels, self.cfg.perturbation_rate, self.cfg.perturbation_seed, step, self.parents.device
-        )
+        replaced = draw_replaced(parents, self.cfg.perturbation_rate, self.cfg.perturbation_seed, step)
+        changes, device = replacements(replaced, parents, self.levels), self.parents.device
+        return [Replacement(*(each.to(device, non_blocking=True) for each in change)) for change in changes]
 
     @torch.compiler.disable()
     def _observe(self, step_input: TrainStepInput) -> TrainStepOutput:

@@ -17,15 +17,7 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def from_bytes(stored: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Inverse of `as_bytes`, whatever floating dtype the bytes were cast to meanwhile.
-
-    Args:
-        stored: (…, b).
-        dtype: of the numbers, b bytes each.
-
-    Raises:
-        ValueError: if the numbers are not bytes, or not as many as ``dtype`` has.
-    """
+    """Inverse of `as_bytes`, whatever floating dtype the bytes were cast to; a ValueError if they are none."""
     bytes_ = stored.to(torch.uint8)
     if not stored.ndim or stored.shape[-1] != dtype.itemsize or not torch.equal(bytes_.to(stored.dtype), stored):
         raise ValueError(

@@ -14,12 +14,7 @@ MAX_NUMBER = 2**63
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it holds no JSON, or JSON that is no object.
-    """
+    """The object in a JSON file; a FileNotFoundError if there is none, a ValueError if it holds anything else."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     try:
@@ -43,11 +38,7 @@ def is_number(value: Any) -> bool:
 
 
 def check_storable(name: str, value: Any) -> None:
-    """Check that a setting can be written to a JSON file, before what comes before the writing is lost.
-
-    Raises:
-        ValueError: naming the setting, its value and the remedy.
-    """
+    """Check that a setting can be written to JSON, before what comes earlier is lost; a ValueError says what to do."""
     try:
         json.dumps(value)
     except (TypeError, ValueError) as error:

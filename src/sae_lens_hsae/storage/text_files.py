@@ -13,7 +13,6 @@ PIECE = 100_000
 
 
 def read_text(path: str | Path) -> str:
-    """A file's text."""
     content = Path(path).read_bytes()
     try:
         text = content.decode("utf-8-sig")

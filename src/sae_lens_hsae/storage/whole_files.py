@@ -59,12 +59,8 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
 def files_written_whole(folder: Path, key: str) -> Iterator[Path]:
     """A new folder to write to, whose files take their places in ``folder``, beside what else is there.
 
-    Several files cannot be exchanged at once. So the one without which the others mean nothing goes first and comes
-    last: at no moment is there an old one with new ones.
-
-    Args:
-        folder: made if it does not exist.
-        key: name of that file.
+    Several files cannot be exchanged at once. So the one without which the others mean nothing, ``key``, goes first and
+    comes last: at no moment is there an old one with new ones.
     """
     with _aside(folder) as aside:
         yield aside

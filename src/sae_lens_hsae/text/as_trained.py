@@ -49,11 +49,7 @@ def excluded_tokens(sae: SAE[Any], tokenizer: Any) -> list[int]:
 
 
 def positions(metadata: Any) -> slice:
-    """The positions of a context that were trained on; of a shorter text those that it has of them.
-
-    Raises:
-        ValueError: if the metadata's ``seqpos_slice`` is none.
-    """
+    """The positions of a context that were trained on; of a shorter text those that it has of them."""
     found = metadata.seqpos_slice or (None,)
     try:
         chosen, length = slice(*found), metadata.context_size

@@ -24,17 +24,10 @@ def has_columns(path: str | Path) -> bool:
 def documents(path: str | Path, column: str = "text") -> Iterator[str]:
     """The texts at a path, none of them empty: a file is one, and so is each line of a ``.jsonl`` file.
 
-    A file of more than 100,000 characters comes in pieces, each a text, see `text_pieces`. Rows of JSON lines whose
-    text is null are left out. No file is read further than its texts are asked for.
-
-    Args:
-        path: a file of text or JSON lines; a folder, whose ``.txt``, ``.md`` and ``.jsonl`` files are read in the order
-            of their paths, those in folders below it too; or the Brown Corpus (see `brown_corpus`).
-        column: where JSON lines have their text.
-
-    Raises:
-        FileNotFoundError: if there is nothing at the path, or a folder holds no such file.
-        ValueError: naming the file, if it holds no text.
+    A file of more than 100,000 characters comes in pieces, each a text, see `text_pieces`. Of JSON lines the ``column``
+    is read, and rows whose text is null are left out. Of a folder the ``.txt``, ``.md`` and ``.jsonl`` files are read
+    in the order of their paths, those in folders below it too; it may also be the Brown Corpus (`brown_corpus`). No
+    file is read further than its texts are asked for. Errors name the file.
     """
     path = Path(path)
     if path.suffix.lower() == ".tgz" or (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,11 +20,7 @@ ROUNDING = 0.03
 
 
 def stack_of(levels: Sequence[SAE[Any]] | SAE[Any], forest: FeatureForest | None) -> tuple[list[Any], FeatureForest]:
-    """One SAE per level that takes flat activations, and the forest.
-
-    Raises:
-        ValueError: if there is no forest, or it is not the levels'.
-    """
+    """One SAE per level that takes flat activations, and the forest; a ValueError if it is not the levels'."""
     forest = getattr(levels, "forest", None) if forest is None else forest
     if forest is None:
         raise ValueError("forest is missing; pass FeatureForest.from_saes(levels, activations=batches)")
@@ -35,12 +31,7 @@ def stack_of(levels: Sequence[SAE[Any]] | SAE[Any], forest: FeatureForest | None
 
 
 def hook_point(model: Any, saes: Sequence[Any]) -> str:
-    """The model's own name of the hook point that the SAEs read.
-
-    Raises:
-        ValueError: if the SAEs name none, a single head of one, or one that the model lacks, or expect activations in
-            another scale than the model's.
-    """
+    """The model's own name of the hook point that the SAEs read in its scale; a ValueError if there is none."""
     check_scale(saes)
     name = metadata(saes[0], "hook_name")
     if name is None:
@@ -53,10 +44,7 @@ def hook_point(model: Any, saes: Sequence[Any]) -> str:
 def run_and_keep(model: Any, tokens: torch.Tensor, names: Sequence[str]) -> tuple[Any, dict[str, torch.Tensor]]:
     """The model's output on tokens (batch, context), and what stands at hook points, each (batch, context, width).
 
-    Heads stand side by side.
-
-    Raises:
-        ValueError: if the model does not come by one of them.
+    Heads stand side by side. A ValueError if the model does not come by one of them.
     """
     kept: dict[str, torch.Tensor] = {}
 
@@ -104,11 +92,7 @@ def most_tokens(model: Any) -> int | None:
 
 
 def check_context(model: Any, context_size: int) -> None:
-    """Check that a model takes contexts of this many tokens; its own error is an IndexError that names nothing.
-
-    Raises:
-        ValueError: if they are too long.
-    """
+    """Check that a model takes contexts of this many tokens; its own error is an IndexError that names nothing."""
     limit = most_tokens(model)
     if limit is not None and context_size > limit:
         raise ValueError(
@@ -134,20 +118,30 @@ def check_several(name: str, texts: object) -> None:
         raise ValueError(f"{name}={texts!r} is a single text; give a list of texts")
 
 
-def check_no_text(name: str, x: object) -> None:
-    """Check that what should hold activations, or one item of it, is not the text itself."""
-    if isinstance(x, str):
-        raise ValueError(f"{name} holds text; pass its activations: text_activations(sae, model, texts)")
+def checked_texts(name: str, texts: Iterable[Any], d_in: int, fewest: int) -> Iterator[torch.Tensor]:
+    """Activations (tokens, d_in) of each of a set's texts, one of (d_in,) as one token; ValueErrors name the set."""
+    n_texts = 0
+    for i, x in enumerate(texts):
+        if isinstance(x, str):
+            raise ValueError(f"{name} holds text; pass its activations: text_activations(sae, model, texts)")
+        x = x[None] if x.ndim == 1 else x
+        if x.ndim != 2 or x.shape[1] != d_in or not len(x):
+            raise ValueError(
+                f"{name}: text {i} has activations of shape {tuple(x.shape)}; expected (tokens, {d_in}) or ({d_in},)"
+            )
+        if not x.isfinite().all():
+            raise ValueError(f"{name}: text {i} holds NaN or infinity; leave it out")
+        yield x
+        n_texts += 1
+    if n_texts < fewest:
+        raise ValueError(f"{name} holds {n_texts} texts; give at least {fewest}, and no iterator that is used up")
 
 
 @torch.no_grad()
 def check_causal(model: Any, tokens: torch.Tensor) -> None:
-    """Check that what a model says of a token does not depend on what comes after it.
+    """Check that what a model says of a token does not depend on what comes after it, as it does in BERT.
 
     The tokens (batch, context) are fewer than the model takes at once.
-
-    Raises:
-        ValueError: if it does, as in an encoder such as BERT, whose next token means nothing.
     """
     alone = model(tokens)[:, 0].float()
     followed = model(torch.cat([tokens, tokens[:, :1]], dim=1))[:, 0].float()

@@ -29,25 +29,14 @@ def is_held_out(text: str) -> bool:
 
 
 def installed_text(held_out: bool | None = None) -> Iterator[str]:
-    """The dictionary's definitions, in a fixed order that mixes its entries.
-
-    Args:
-        held_out: True for the texts that are held out from training, False for the others, None for all.
-
-    Raises:
-        ModuleNotFoundError: if the dictionary is not installed.
-    """
+    """The dictionary's definitions, held out from training or not, or all, in a fixed order that mixes its entries."""
     for text in sorted(definitions(dictionary_folder()), key=_order):
         if held_out is None or is_held_out(text) == held_out:
             yield text
 
 
 def dictionary_folder() -> Path:
-    """Where the package has its entries. Nothing of it is run.
-
-    Raises:
-        ModuleNotFoundError: if it is not installed.
-    """
+    """Where the package has its entries, of which nothing is run; a ModuleNotFoundError if it is not installed."""
     try:
         return Path(str(distribution(PACKAGE).locate_file(FOLDER)))
     except PackageNotFoundError as error:
@@ -58,11 +47,7 @@ def dictionary_folder() -> Path:
 
 
 def definitions(folder: Path) -> Iterator[str]:
-    """Definitions that are whole sentences, each once, by the alphabet of their entries.
-
-    Raises:
-        ValueError: naming the file, if it is damaged.
-    """
+    """Definitions that are whole sentences, each once, by their entries' alphabet; a ValueError names a bad file."""
     seen = set()
     for path in sorted(folder.glob("words_*.json")):
         try:

@@ -84,22 +84,12 @@ def text_rows(
 ) -> Dataset:
     """Rows as the SAE was trained on, in a column ``tokens``: as many as hold ``n_tokens``, cut by SAELens.
 
-    Args:
-        metadata: the SAE's, with ``context_size``, ``prepend_bos`` and what else says how training cut texts.
-        tokenizer: of the model.
-        n_tokens: of the texts; first tokens are not counted.
-        held_out: which part of the text that is installed, see `installed_text`.
-        limit: tokens that the model takes, for an SAE whose metadata name no ``context_size``.
+    The ``metadata`` say how training cut texts; where they name no ``context_size``, ``limit`` is what the model takes.
+    First tokens are not counted. ``held_out`` is as of `installed_text`. Rows of token ids are cut to the context, as
+    in training. A ValueError if the data set lacks the split or the column, or the text, or a row of token ids, is too
+    short.
 
-    Rows of token ids are cut to the context, as in training.
-
-    Raises:
-        ValueError: if the data set lacks the split or the column, or the text is too short, or a row of token ids is.
-        FileNotFoundError: if there is no such file or data set.
-
-    Warns:
-        UserWarning: if a context is too short to hold more than its first token, or the tokenizer knows little of the
-            text.
+    It warns if a context holds no more than its first token, or the tokenizer knows little of the text.
     """
     first = first_token(metadata, tokenizer)
     length = metadata.context_size or min(DEFAULT_CONTEXT, limit or DEFAULT_CONTEXT)
@@ -144,11 +134,7 @@ def text_rows(
 
 
 def training_rows(cfg: LanguageModelSAERunnerConfig[Any], tokenizer: Any, n_tokens: int) -> Dataset:
-    """Rows of the installed text to train on, without the texts that are held out; see `text_rows`.
-
-    Args:
-        cfg: the runner's, which says how texts are cut.
-    """
+    """Rows of the installed text to train on, cut as ``cfg`` says, without the texts held out; see `text_rows`."""
     names = ("context_size", "prepend_bos", "sequence_separator_token", "disable_concat_sequences")
     metadata = SAEMetadata(**{name: getattr(cfg, name) for name in names})
     return text_rows(TextSource(), metadata, tokenizer, n_tokens, held_out=False)
@@ -159,9 +145,6 @@ def rows_on_disk(cfg: LanguageModelSAERunnerConfig[Any]) -> Any:
 
     It asks the hub for the tokenizer of tokenised rows, by the folder's path, and cannot load what ``save_to_disk``
     wrote.
-
-    Raises:
-        ValueError: if the folder holds several data sets, and none is named ``train``; if it is a file.
     """
     folder = Path(cfg.dataset_path)
     if folder.is_file():

@@ -101,20 +101,12 @@ def readable(raw: bytes) -> str:
 
 
 def whole_characters(texts: Sequence[str]) -> list[str]:
-    """Texts of the tokens of a context: the token that completes a character shows it, those before it their bytes.
-
-    Args:
-        texts: of consecutive tokens, from `TokenTexts`.
-    """
+    """Consecutive tokens' texts: the one that completes a character shows it, those before it their bytes."""
     return _join([*map(_bytes_of, texts)])[0] if any(map(BYTE.search, texts)) else list(texts)
 
 
 def joined_characters(texts: Sequence[str]) -> list[tuple[slice, str]]:
-    """Tokens of a context, those together that share a character: which they are, and their text.
-
-    Args:
-        texts: of consecutive tokens, from `TokenTexts`.
-    """
+    """Consecutive tokens, those together that share a character: which they are, and their text."""
     firsts = _join([*map(_bytes_of, texts)])[1] if any(map(BYTE.search, texts)) else range(len(texts))
     go_on = {i for last, first in enumerate(firsts) for i in range(first + 1, last + 1)}
     bounds = [*(i for i in range(len(texts)) if i not in go_on), len(texts)]

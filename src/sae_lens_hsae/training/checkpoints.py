@@ -1,4 +1,4 @@
-"""Which checkpoints there are, whether they are whole, and which are kept.
+"""Which checkpoints there are, whether they are whole, which are kept, and which a run goes on from.
 
 Every checkpoint has a manifest with the size and SHA-256 of each of its files, written last.
 """
@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from sae_lens import logger
-from sae_lens.constants import RUNNER_CFG_FILENAME
+from sae_lens.config import LanguageModelSAERunnerConfig
+from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME
 
+from sae_lens_hsae.sae.model_files import check_architecture
 from sae_lens_hsae.storage.json_files import is_count, printable, read_json_object
-from sae_lens_hsae.storage.whole_files import delete_whole
+from sae_lens_hsae.storage.whole_files import delete_unfinished, delete_whole
+from sae_lens_hsae.training.store import check_resumable
 
 MANIFEST = "manifest.json"
 FORMAT = "sae_lens_hsae/checkpoint"
@@ -40,19 +43,13 @@ NOT_OF_THE_RUN = {
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint says of itself.
+    """What a checkpoint says of itself."""
 
-    Attributes:
-        n_training_samples: activations trained on.
-        finished: whether training was over, so that there is nothing to go on with.
-    """
-
-    n_training_samples: int
-    finished: bool
+    n_training_samples: int  # activations trained on
+    finished: bool  # whether training was over, so that there is nothing to go on with
 
 
 def write_manifest(checkpoint: Path, manifest: Manifest) -> None:
-    """Write the manifest of a checkpoint whose files are all there."""
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(checkpoint.iterdir())
     }
@@ -61,12 +58,7 @@ def write_manifest(checkpoint: Path, manifest: Manifest) -> None:
 
 
 def verify(checkpoint: Path) -> Manifest:
-    """Check every file of a checkpoint against its manifest.
-
-    Raises:
-        FileNotFoundError: if there is no manifest, or a file is missing.
-        ValueError: if the manifest is damaged or newer than this package, or a file is not the one that was written.
-    """
+    """Check every file of a checkpoint against its manifest: that it is there, and the one that was written."""
     manifest, files = _read_manifest(checkpoint)
     for name, expected in files.items():
         _verify_file(checkpoint, name, expected)
@@ -99,12 +91,8 @@ def _read_manifest(checkpoint: Path) -> tuple[Manifest, dict[str, Any]]:
 def newest_valid(root: Path, config: dict[str, Any]) -> Path | None:
     """The checkpoint of a run that has been trained longest, of those that are whole; None if there is none.
 
-    By the number of activations trained on, as clocks may jump. Those passed over are named with the reason.
-
-    Args:
-        root: folder of runs; each has a folder of checkpoints.
-        config: SAELens' configuration as a dict. A checkpoint of a run that computed something else is passed
-            over; see `NOT_OF_THE_RUN`.
+    By the number of activations trained on, as clocks may jump. Those passed over are named with the reason, also those
+    of a run whose configuration computed something else (`NOT_OF_THE_RUN`). ``root`` is the folder of runs' folders.
     """
     found: list[tuple[int, Path]] = []
     for checkpoint in sorted(path.parent for path in root.glob(f"[!.]*/[!.]*/{MANIFEST}")):
@@ -150,20 +138,19 @@ def delete_older(newest: Path, keep: int) -> None:
 
     Finished ones do not count and stay, and so do those of another run, damaged ones, and any trained longer.
     """
-    own, config = read_json_object(newest / MANIFEST), runner_config(newest)
+    own, config = _read_manifest(newest)[0], runner_config(newest)
     older: list[tuple[int, Path]] = []
     for checkpoint in (path.parent for path in newest.parent.glob(f"[!.]*/{MANIFEST}")):
         try:
-            about = read_json_object(checkpoint / MANIFEST)
+            manifest, _ = _read_manifest(checkpoint)
             is_other = bool(differences(runner_config(checkpoint), config))
         except (OSError, ValueError):
             continue  # `newest_valid` names it
-        n: Any = about.get("n_training_samples")
-        if checkpoint != newest and about.get("finished") is False and is_count(n) and not is_other:
+        n, is_longer = manifest.n_training_samples, manifest.n_training_samples > own.n_training_samples
+        if not (checkpoint == newest or manifest.finished or is_other or is_longer):
             older.append((n, checkpoint))
-    older = sorted(each for each in older if each[0] <= own["n_training_samples"])
-    n_to_stay = keep if own["finished"] else keep - 1
-    for _, checkpoint in older[: max(0, len(older) - n_to_stay)]:
+    n_to_stay = keep if own.finished else keep - 1
+    for _, checkpoint in sorted(older)[: max(0, len(older) - n_to_stay)]:
         delete_whole(checkpoint)
 
 
@@ -189,8 +176,6 @@ def _flat(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _verify_file(checkpoint: Path, name: str, expected: Any) -> None:
-    if not name or Path(name).name != name or not isinstance(expected, dict):
-        raise ValueError(f"{str(checkpoint / MANIFEST)!r} is damaged; resume from another checkpoint")
     path = checkpoint / name
     if not path.is_file():
         raise FileNotFoundError(f"{str(path)!r} is missing; resume from another checkpoint")
@@ -208,3 +193,45 @@ def _sha256(path: Path) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
+
+
+AUTO = "auto"
+
+
+def resume_newest(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+    """Have a run go on from the newest whole checkpoint, in the folder where that stands."""
+    if cfg.checkpoint_path is None:
+        raise ValueError(f"resume_from_checkpoint={AUTO!r} needs a checkpoint_path, where to look")
+    root = Path(cfg.checkpoint_path).parent  # SAELens appends the run's own folder to what was given
+    newest = newest_valid(root, cfg.to_dict())
+    cfg.resume_from_checkpoint = None
+    if newest is None:
+        logger.warning(f"no checkpoint of this configuration in {str(root)!r}; training begins")
+        return
+    delete_unfinished(newest.parent)
+    cfg.resume_from_checkpoint, cfg.checkpoint_path = str(newest), str(newest.parent)
+
+
+def check_checkpoint(checkpoint: Path, config: dict[str, Any]) -> None:
+    """Refuse what is no checkpoint, or one of another architecture, or not whole, before anything is loaded.
+
+    Of a run with another configuration than ``config`` the fields are named: it goes on with these.
+    """
+    cfg_path = checkpoint / SAE_CFG_FILENAME
+    if not cfg_path.exists():
+        raise FileNotFoundError(
+            f"resume_from_checkpoint={str(checkpoint)!r} holds no {SAE_CFG_FILENAME}; "
+            f"give the folder of one checkpoint, which is named after its number of samples, or {AUTO!r}"
+        )
+    check_architecture(cfg_path)
+    check_resumable(checkpoint)
+    if verify(checkpoint).finished:
+        raise ValueError(
+            f"resume_from_checkpoint={str(checkpoint)!r} is of a finished run, whose activation scale is folded into "
+            f"the weights; take an earlier checkpoint"
+        )
+    if other := differences(runner_config(checkpoint) or config, config):
+        logger.warning(
+            f"resume_from_checkpoint={str(checkpoint)!r} is of a run with another {printable(', '.join(other))}; from "
+            "here on the values of this configuration hold"
+        )

@@ -15,11 +15,7 @@ AT_LEAST = {"store_batch_size_prompts": 1, "n_batches_in_buffer": 1, "n_checkpoi
 
 
 def check_steps(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
-    """Check that there is a step to train, and the sizes of which SAELens says nothing before it fails at them.
-
-    Raises:
-        ValueError: if not.
-    """
+    """Check that there is a step to train, and the sizes of which SAELens says nothing before it fails at them."""
     for name, least in AT_LEAST.items():
         if not getattr(cfg, name) >= least:
             raise ValueError(f"{name}={getattr(cfg, name)} must be at least {least}")
@@ -43,11 +39,7 @@ def check_steps(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
 
 
 def check_places(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
-    """Check that what a run leaves can be written; SAELens' own runner finds out after training.
-
-    Raises:
-        OSError: if not.
-    """
+    """Check that what a run leaves can be written, else an OSError; SAELens' own runner finds out after training."""
     if cfg.output_path is not None:
         check_writable("output_path", Path(cfg.output_path))
     if cfg.checkpoint_path is not None:  # a run that is stopped writes there, too

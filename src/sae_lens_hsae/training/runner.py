@@ -33,11 +33,10 @@ from sae_lens_hsae.storage.json_files import check_storable, is_count, printable
 from sae_lens_hsae.storage.whole_files import files_written_whole
 from sae_lens_hsae.text.load_model import model_of_run
 from sae_lens_hsae.text.rows import rows_on_disk
-from sae_lens_hsae.training.checkpoints import way_on
+from sae_lens_hsae.training.checkpoints import AUTO, check_checkpoint, resume_newest, way_on
 from sae_lens_hsae.training.distributed.data_parallel import DataParallelTrainer
 from sae_lens_hsae.training.distributed.ranks import join, n_launched, own_device
 from sae_lens_hsae.training.forest_log import ForestLog, ForestLogging
-from sae_lens_hsae.training.resume import AUTO, check_checkpoint, resume_newest
 from sae_lens_hsae.training.run_checks import check_places, check_steps
 from sae_lens_hsae.training.store import ResumableActivationsStore
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
@@ -150,17 +149,13 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         self.evaluator.activations_store = self.activations_store
 
     def _own_store(self) -> ActivationsStore:
-        content = str(getattr(self._whole_dataset, "_fingerprint", ""))  # of streamed rows there is none
-        if self.ranks is None:
-            alone = ResumableActivationsStore.from_config(self.model, self.cfg, override_dataset=self._whole_dataset)
-            assert isinstance(alone, ResumableActivationsStore)
-            alone.content = content
-            return alone
         own = copy(self.cfg)
-        own.train_batch_size_tokens //= self.ranks.n_ranks
+        own.train_batch_size_tokens //= 1 if self.ranks is None else self.ranks.n_ranks
         store = ResumableActivationsStore.from_config(self.model, own, override_dataset=self._whole_dataset)
         assert isinstance(store, ResumableActivationsStore)
-        store.content = content
+        store.content = str(getattr(self._whole_dataset, "_fingerprint", ""))  # of streamed rows there is none
+        if self.ranks is None:
+            return store
         store.divide(self.ranks.rank, self.ranks.n_ranks)
         if not self.ranks.is_first:
             # All have begun with one seed and thus equal weights; they need not shuffle their text alike.

@@ -33,11 +33,8 @@ COUNTS = ("n_ranks", "n_passes", "n_rows", "current_row_idx")
 class MixingBuffer(Iterator[torch.Tensor]):
     """SAELens' ``mixing_buffer`` with its state in the open: the same batches for the same source and random state.
 
-    Args:
-        buffer_size: activations to gather before serving.
-        batch_size: activations per batch.
-        source: yields (n, d_in) tensors.
-        mix_fraction: share of the buffer kept back to be mixed with what comes next; 0 serves in order, unshuffled.
+    The source yields (n, d_in) tensors. ``mix_fraction`` of the buffer is kept back to be mixed with what comes next; 0
+    serves in order, unshuffled.
     """
 
     def __init__(self, buffer_size: int, batch_size: int, source: Iterator[torch.Tensor], mix_fraction: float) -> None:
@@ -93,27 +90,17 @@ class ResumableActivationsStore(ActivationsStore):
     """An ``ActivationsStore`` whose checkpoints hold everything that decides the next batches.
 
     A checkpoint is larger than SAELens' by the mixing buffer: n_batches_in_buffer × context_size × d_in numbers.
-
-    Attributes:
-        rank, n_ranks: whose part of the rows this store reads.
-        n_passes: passes over them begun.
-        n_rows: rows of the current pass read; of the last one a part may be still to come.
-        content: a short name for the content of the whole data set, of all ranks; empty if it is not known.
     """
 
-    rank, n_ranks = 0, 1
-    n_passes = 0
-    n_rows = 0
-    content = ""
+    rank, n_ranks = 0, 1  # whose part of the rows this store reads
+    n_passes = 0  # passes over them begun
+    n_rows = 0  # rows of the current pass read; of the last one a part may be still to come
+    content = ""  # a short name for the content of the whole data set, of all ranks; empty if it is not known
     _goes_on = False
     _row = _Row(torch.zeros(0, dtype=torch.int64))
 
     def divide(self, rank: int, n_ranks: int) -> None:
-        """Read one rank's rows from now on; before anything is read.
-
-        Raises:
-            ValueError: if there are too few rows.
-        """
+        """Read one rank's rows from now on; before anything is read. A ValueError if there are too few."""
         self.rank, self.n_ranks = rank, n_ranks
         if self.cached_activation_dataset is not None:
             check_rows(len(self.cached_activation_dataset), n_ranks, self.store_batch_size_prompts)
@@ -159,11 +146,7 @@ class ResumableActivationsStore(ActivationsStore):
 
     @override
     def get_activations(self, batch_tokens: torch.Tensor) -> torch.Tensor:
-        """SAELens' activations.
-
-        Raises:
-            ValueError: if they are not ``d_in`` wide.
-        """
+        """SAELens' activations; a ValueError if they are not ``d_in`` wide."""
         try:
             return super().get_activations(batch_tokens)
         except RuntimeError as error:
@@ -207,12 +190,7 @@ class ResumableActivationsStore(ActivationsStore):
 
     @override
     def load_from_checkpoint(self, checkpoint_path: str | Path) -> None:
-        """Go on where the checkpoint was made; with the rows and the activations dealt anew if the ranks are others.
-
-        Raises:
-            FileNotFoundError: if the checkpoint is one of SAELens' own runner, which holds no mixing buffer.
-            ValueError: if the state is of other activations, or the data set ends before.
-        """
+        """Go on where the checkpoint was made; with the rows and the activations dealt anew if the ranks are others."""
         checkpoint = Path(checkpoint_path)
         check_resumable(checkpoint)
         state = self._read_state(checkpoint, 0)
@@ -296,7 +274,6 @@ class ResumableActivationsStore(ActivationsStore):
 
 
 def state_filename(rank: int) -> str:
-    """Of the file that holds one rank's state."""
     return STATE_FILENAME if rank == 0 else f"resumable_store_state.rank-{rank}.safetensors"
 
 

@@ -25,8 +25,7 @@ from sae_lens_hsae.sae.step_output import LazyStepOutput
 from sae_lens_hsae.sae.training import HierarchicalTrainingSAE
 from sae_lens_hsae.storage.whole_files import folder_written_whole
 from sae_lens_hsae.training.checkpoints import Manifest, delete_older, way_on, write_manifest
-from sae_lens_hsae.training.learning_rate import schedule_at
-from sae_lens_hsae.training.trainer_state import check_trainer_state, read_trainer_state
+from sae_lens_hsae.training.trainer_state import check_trainer_state, read_trainer_state, schedule_at
 from sae_lens_hsae.training.uploads import uploads_follow
 from sae_lens_hsae.training.watch import TrainingWatch, is_look_due, variance_explained
 
@@ -84,9 +83,6 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
                 if "step" in state:
                     state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=parameter.device)
 
-    def _drop_passed_checkpoints(self) -> None:
-        self.checkpoint_thresholds = [n for n in self.checkpoint_thresholds if n >= self.n_training_samples]
-
     def check_trainer_state(self, checkpoint_path: Path | str) -> None:
         """Check that a checkpoint's state of the trainer and of the activation scale fits; nothing is changed.
 
@@ -108,7 +104,7 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
         # What was loaded is the schedule of the run that wrote it.
         self.lr_scheduler = schedule_at(self.n_training_steps, self.optimizer, self.cfg)
         self._use_fused_adam()
-        self._drop_passed_checkpoints()
+        self.checkpoint_thresholds = [n for n in self.checkpoint_thresholds if n >= self.n_training_samples]
 
     @override
     def save_checkpoint(

@@ -1,44 +1,30 @@
-"""SAELens' trainer state, read without running code of the file's, and checked before anything is changed by it."""
+"""What a resumed run takes from a checkpoint's trainer: its state, read without running code, and its learning rate."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+from sae_lens.config import SAETrainerConfig
+from sae_lens.training.optim import get_lr_scheduler
 
 from sae_lens_hsae.storage.json_files import printable
 
 
 def read_trainer_state(path: Path) -> dict[str, Any]:
-    """What ``torch.save`` wrote for SAELens' trainer.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged, or holds anything but tensors, numbers, strings and containers of them.
-    """
+    """What ``torch.save`` wrote for SAELens' trainer, if it is nothing but tensors, numbers, strings and containers."""
     if not path.is_file():
         raise FileNotFoundError(f"{str(path)!r} is missing; resume from another checkpoint")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, pickle and zip files each have their own
         raise ValueError(f"{str(path)!r} is damaged ({printable(error)}); resume from another checkpoint") from error
-    if not isinstance(state, dict):
-        raise ValueError(f"{str(path)!r} holds no trainer state, but {type(state).__name__}")
-    return state
 
 
 def check_trainer_state(state: dict[str, Any], path: Path, optimizer: torch.optim.Optimizer, d_sae: int) -> None:
-    """Check that a state is of this many features and of this optimizer's parameters; nothing is changed.
-
-    Args:
-        state: from `read_trainer_state`.
-        path: of its file.
-        optimizer: Adam, as SAELens makes it.
-
-    Raises:
-        ValueError: if it is of others.
-    """
+    """Check that a state is of this many features and of Adam's own parameters; nothing is changed."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     try:
         fits = state["act_freq_scores"].shape == (d_sae,) and all(
@@ -51,3 +37,29 @@ def check_trainer_state(state: dict[str, Any], path: Path, optimizer: torch.opti
             f"{str(path)!r} does not fit this run: it is of other features or parameters; resume with the "
             f"configuration of the checkpoint, or from another one"
         )
+
+
+def schedule_at(
+    step: int, optimizer: torch.optim.Optimizer, cfg: SAETrainerConfig
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """SAELens' schedule of ``cfg`` after this many steps, for an optimizer that keeps its moments alone."""
+    for group in optimizer.param_groups:
+        group["lr"] = cfg.lr
+        group["betas"] = (cfg.adam_beta1, cfg.adam_beta2)
+        group.pop("initial_lr", None)
+    assert cfg.lr_end is not None  # set by SAELens' configuration
+    schedule = get_lr_scheduler(
+        cfg.lr_scheduler_name,
+        lr=cfg.lr,
+        optimizer=optimizer,
+        warm_up_steps=cfg.lr_warm_up_steps,
+        decay_steps=cfg.lr_decay_steps,
+        training_steps=cfg.total_training_steps,
+        lr_end=cfg.lr_end,
+        num_cycles=cfg.n_restart_cycles,
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+        for _ in range(step):
+            schedule.step()
+    return schedule

@@ -16,11 +16,8 @@ def uploads_follow(logging: LoggingConfig, folder: Path | None) -> Iterator[None
     """Within, SAELens saves files and uploads them; what it uploads, and whether that fails, decides nothing here.
 
     SAELens uploads in the middle of saving, and a full disk at W&B's own folder or a server that refuses would end the
-    run and take with it the files that are just being written.
-
-    Args:
-        logging: whose uploads are made at the end of the block, or not at all if it fails.
-        folder: where the saved files then are; None if they are temporary, and uploaded at once.
+    run and take with it the files that are just being written. So it is done at the end of the block, if that ends
+    well, from ``folder``, where the files then are; of temporary ones, without a folder, at once.
     """
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 

@@ -25,12 +25,7 @@ VARIANCE_LOOKS = 5
 
 
 class TrainingWatch:
-    """Looks at training now and then, and logs a warning for each thing that is wrong, the first time it is.
-
-    Args:
-        levels: the levels trained.
-        target_l0: L̂0 of each level.
-    """
+    """Looks at training now and then, and logs a warning for each thing that is wrong, the first time it is."""
 
     def __init__(self, levels: Levels, target_l0: tuple[float, ...]) -> None:
         self._levels = levels
@@ -48,15 +43,7 @@ class TrainingWatch:
         parents: torch.Tensor,
         variance_explained: list[float],
     ) -> None:
-        """Compare the state after a step with what it should be.
-
-        Args:
-            step: steps taken.
-            sparsity: of the controller.
-            dead: (n_features,) bool.
-            parents: (n_features,) int64.
-            variance_explained: of every level, on one batch.
-        """
+        """Compare the state after a step, with each level's variance explained on a batch, with what it should be."""
         is_steered = sparsity.log_coefficient is not None  # else L0 is what it is to be
         for level, own in enumerate(self._levels):
             l0, target = float(sparsity.l0_ema[level]), self._targets[level]
@@ -104,7 +91,6 @@ class TrainingWatch:
 
 
 def is_look_due(step: int) -> bool:
-    """Whether training is to be looked at after this many steps."""
     return step >= FIRST_LOOK and step % EVERY == 0
 
 

@@ -24,19 +24,15 @@ N_STEPS = 10
 class Attribution:
     """Effects of features on pairs of one length; `Node.effect` says which sign. Sums over the pairs, not means.
 
-    Args:
-        model: as for `places_of`.
-        places: where.
-        batch: the pairs.
-        method: "attribution": the gradient on the clean prompt; "integrated": its mean over ten points on the way from
-            the other prompt to the clean one, at one place at a time; "patch": exactly, with a run per feature.
+    ``method`` is "attribution", the gradient on the clean prompt; "integrated", its mean over ten points on the way
+    from the other prompt to the clean one, at one place at a time; or "patch", exactly, with a run per feature.
     """
 
     def __init__(self, model: Any, places: Sequence[Place], batch: Batch, method: Method) -> None:
         self._model, self._batch, self._method = model, batch, method
         names = [place.own for place in places]
         with torch.no_grad():
-            logits, self._clean = run_and_keep(model, batch.clean, names)
+            logits, self.clean_x = run_and_keep(model, batch.clean, names)
             self.clean = batch.differences(logits)
             self.patched: torch.Tensor | None = None
             self._patch: Mapping[str, torch.Tensor] = {}
@@ -63,13 +59,9 @@ class Attribution:
             return self._lost(place, change).item()
         return (change * self.gradient(place, level).to(change.device)).sum().item()
 
-    def clean_at(self, place: Place) -> torch.Tensor:
-        """(pairs, context, d_in) on the clean prompts."""
-        return self._clean[place.own]
-
     def mask(self, place: Place) -> torch.Tensor:
         """(context, 1) bool: the positions at which something is attributed."""
-        x = self._clean[place.own]
+        x = self.clean_x[place.own]
         return place.trained_on(x.shape[1], self._batch.n_before).to(x.device)[:, None]
 
     @torch.no_grad()
@@ -77,7 +69,7 @@ class Attribution:
         """(pairs, context, d_in): what x loses by patching a feature, by its number in the level, or the error."""
         if feature is not None:
             return self._change(place, level)[..., feature, None] * place.saes[level].W_dec[feature]
-        change = place.error(self._clean[place.own], level)
+        change = place.error(self.clean_x[place.own], level)
         if self._patch:
             change = change - place.error(self._patch[place.own], level)
         return change * self.mask(place).to(change.device)
@@ -85,7 +77,7 @@ class Attribution:
     @torch.no_grad()
     def _change(self, place: Place, level: int) -> torch.Tensor:
         """(pairs, context, n_l): activations on the clean prompt less those on the other."""
-        acts = place.acts(self._clean[place.own], level)
+        acts = place.acts(self.clean_x[place.own], level)
         if self._patch:
             acts = acts - place.acts(self._patch[place.own], level)
         return acts * self.mask(place).to(acts.device)
@@ -122,11 +114,11 @@ class Attribution:
 
     @cached_property
     def _at_clean(self) -> dict[str, torch.Tensor]:
-        zeros = {name: torch.zeros_like(x) for name, x in self._clean.items()}
+        zeros = {name: torch.zeros_like(x) for name, x in self.clean_x.items()}
         return dict(zip(zeros, self._gradients(zeros), strict=True))
 
     def _on_the_way(self, place: Place, level: int) -> torch.Tensor:
-        clean = self._clean[place.own]
+        clean = self.clean_x[place.own]
         start = self._patch.get(place.own)
         if start is None:
             sae = place.saes[level]

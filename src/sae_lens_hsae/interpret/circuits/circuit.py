@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from sae_lens_hsae.forest.levels import named_parts
 from sae_lens_hsae.interpret.labels.files import Labels, by_feature
-from sae_lens_hsae.storage.json_files import is_count, is_number, read_json_object
+from sae_lens_hsae.storage.json_files import read_json_object
 
 Method = Literal["attribution", "integrated", "patch"]
 SCHEMA = "sae_lens_hsae/circuit"
@@ -147,11 +147,6 @@ class Circuit:
         own: dict[str, Any] = {name: value for name, value in data.items() if not name.startswith("schema")}
         try:
             own["nodes"] = tuple(Node(**node) for node in own["nodes"])
-            indices = [index for node in own["nodes"] for index in (node.feature, node.parent)]
-            if not all(index is None or is_count(index) for index in indices):
-                raise TypeError("a node has no index of a feature")
-            if not all(is_number(node.effect) for node in own["nodes"]):
-                raise TypeError("a node has no effect")
             own["edges"] = tuple(Edge(**edge) for edge in own["edges"])
             own |= {name: tuple(own[name]) for name in ("n_visited", "n_features")}
             return cls(**own)

@@ -62,10 +62,9 @@ def _add_edges(
     above: Place,
     below: Place,
 ) -> None:
-    """Add the pairs of one batch to the sums of effects."""
     kept: list[torch.Tensor] = []
     with torch.enable_grad():
-        zeros = torch.zeros_like(attribution.clean_at(above), requires_grad=True)
+        zeros = torch.zeros_like(attribution.clean_x[above.own], requires_grad=True)
         hooks = [
             (above.own, lambda x, hook: x + zeros.view_as(x)),  # noqa: ARG005
             (below.own, lambda x, hook: kept.append(x.flatten(2))),  # noqa: ARG005

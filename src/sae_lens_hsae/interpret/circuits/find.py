@@ -12,7 +12,7 @@ from sae_lens_hsae.forest.descent import candidates_below
 from sae_lens_hsae.interpret.circuits.attribution import Attribution
 from sae_lens_hsae.interpret.circuits.circuit import Circuit, Method, Node
 from sae_lens_hsae.interpret.circuits.pairs import Pair, batches_of
-from sae_lens_hsae.interpret.circuits.places import Place, in_order, places_of, total_features
+from sae_lens_hsae.interpret.circuits.places import in_order, places_of, total_features
 
 
 def find_circuit(
@@ -55,7 +55,8 @@ def find_circuit(
         over = torch.zeros(len(place.forest), dtype=torch.bool)
         for level, own in enumerate(place.forest.levels):
             candidates = candidates_below(place.forest, level, over, unassigned)
-            effects = _effects(attributions, place, level, candidates) / len(pairs)
+            of_batches = [each.features(place, level, candidates).cpu() for each in attributions]
+            effects = torch.stack(of_batches).sum(0) / len(pairs)
             visited[level] += len(candidates)
             chosen = candidates[effects.abs() >= threshold] + own.start
             over[chosen] = True
@@ -77,7 +78,3 @@ def find_circuit(
         n_visited=tuple(visited),
         n_features=total_features(places),
     )
-
-
-def _effects(attributions: Sequence[Attribution], place: Place, level: int, features: torch.Tensor) -> torch.Tensor:
-    return torch.stack([each.features(place, level, features).cpu() for each in attributions]).sum(0)

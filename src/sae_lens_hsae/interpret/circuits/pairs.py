@@ -35,19 +35,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class Batch:
-    """Pairs of one length as tokens.
+    """Pairs of one length as tokens."""
 
-    Attributes:
-        clean, patch: (pairs, context); ``patch`` is None against zero.
-        answers, foils: (pairs,) token ids.
-        n_before: positions at the beginning that hold no text, such as BOS; nothing is attributed there.
-    """
-
-    clean: torch.Tensor
-    patch: torch.Tensor | None
-    answers: torch.Tensor
-    foils: torch.Tensor
-    n_before: int
+    clean: torch.Tensor  # (pairs, context)
+    patch: torch.Tensor | None  # (pairs, context); None against zero
+    answers: torch.Tensor  # (pairs,) token ids
+    foils: torch.Tensor  # (pairs,) token ids
+    n_before: int  # positions at the beginning that hold no text, such as BOS; nothing is attributed there
 
     def differences(self, logits: torch.Tensor) -> torch.Tensor:
         """(pairs,) logit of the answer less that of the foil, after the prompt; of (pairs, context, vocabulary)."""
@@ -76,16 +70,10 @@ def read_pairs(path: str | Path) -> list[Pair]:
 
 
 def batches_of(pairs: Sequence[Pair], model: Any, sae: Any) -> list[Batch]:
-    """Pairs as tokens, those of one length together.
+    """Pairs as tokens, those of one length together; ``sae`` has metadata that say what texts began with in training.
 
-    Args:
-        pairs: all with a ``patch``, or none.
-        model: with a tokenizer.
-        sae: with metadata that say what texts began with in training.
-
-    Raises:
-        ValueError: if there is no pair, or one has prompts of unequal length, an answer of several tokens, no contrast
-            or no text.
+    A ValueError if there is no pair, only some have a ``patch``, or one has prompts of unequal length, an answer of
+    several tokens, no contrast or no text.
     """
     if not pairs:
         raise ValueError("pairs is empty; give at least one Pair")

@@ -19,33 +19,21 @@ from sae_lens_hsae.text.hook_point import hook_point, run_and_keep, stack_of
 
 @dataclass(frozen=True)
 class Place:
-    """A forest at its hook point.
+    """A forest at its hook point."""
 
-    Attributes:
-        hook: the name it was given by.
-        own: the model's own name of it.
-        saes: one per level, coarse to fine.
-        forest: of their features.
-    """
-
-    hook: str
-    own: str
-    saes: tuple[Any, ...]
+    hook: str  # the name it was given by
+    own: str  # the model's own name of it
+    saes: tuple[Any, ...]  # one per level, coarse to fine
     forest: FeatureForest
 
     def level(self, level: int) -> int:
-        """A level's number from 0; negative ones count from the finest.
-
-        Raises:
-            IndexError: naming the hook point, if it has no such level.
-        """
+        """A level's number from 0; negative ones count from the finest. An IndexError names the hook point."""
         try:
             return self.forest.levels.number(level)
         except IndexError as error:
             raise IndexError(f"{self.hook}: {error}") from None
 
     def node(self, level: int, feature: int, effect: float) -> Node:
-        """The node of a feature, by flat index."""
         name, parent = self.forest.levels.name(feature), self.forest.parent(feature)
         return Node(self.hook, level, feature, name, effect, parent=parent)
 
@@ -68,15 +56,10 @@ class Place:
 
 
 def places_of(model: Any, forests: Mapping[str, Any]) -> list[Place]:
-    """The places, in the order in which the forests are given.
+    """The places, in the order in which the forests are given, by hook point.
 
-    Args:
-        model: ``HookedSAETransformer``, ``SAETransformerBridge``, or what ``load_language_model`` gives.
-        forests: by hook point, a ``HierarchicalSAE`` or another stack of levels with its ``forest``.
-
-    Raises:
-        ValueError: if there is none, one has no forest or was trained at another hook point than it is given for, they
-            are of different models or stand at the same place, or the model has no such hook point.
+    A ValueError if there is none, one has no forest or was trained at another hook point than it is given for, they are
+    of different models or stand at the same place, or the model has no such hook point.
     """
     check_one_model(forests)
     found = []

@@ -21,7 +21,7 @@ from sae_lens_hsae.interpret.contrast.findings import Finding, join_alike, roll_
 from sae_lens_hsae.interpret.feature_cache.text import tokens_and_activations
 from sae_lens_hsae.interpret.labels.files import Labels, by_feature
 from sae_lens_hsae.text.as_trained import positions
-from sae_lens_hsae.text.hook_point import check_no_text, check_several, ids_of_text, most_tokens
+from sae_lens_hsae.text.hook_point import check_several, checked_texts, ids_of_text, most_tokens
 
 MIN_TEXTS = 8
 """The p-values are asymptotic; with fewer texts in a set they are not to be trusted."""
@@ -190,24 +190,14 @@ def _per_text(
 
     And of the first texts the activations themselves, (tokens, n_features) each.
     """
-    d_in, above = saes[0].cfg.d_in, forest.parents.clamp(min=0)
+    above = forest.parents.clamp(min=0)
     own, with_child, kept = [], [], []
-    for i, x in enumerate(texts):
-        check_no_text(name, x)
-        x = x[None] if x.ndim == 1 else x
-        if x.ndim != 2 or x.shape[1] != d_in or not len(x):
-            raise ValueError(
-                f"{name}: text {i} has activations of shape {tuple(x.shape)}; expected (tokens, {d_in}) or ({d_in},)"
-            )
-        if not x.isfinite().all():
-            raise ValueError(f"{name}: text {i} holds NaN or infinity; leave it out")
+    for x in checked_texts(name, texts, saes[0].cfg.d_in, MIN_TEXTS):
         acts = torch.cat([sae.encode(x.to(sae.device)).cpu() for sae in saes], dim=1).double()
         own.append(acts.mean(0))
         with_child.append((acts[:, above] * (acts != 0)).mean(0))
-        if i < TEXTS_KEPT:
+        if len(kept) < TEXTS_KEPT:
             kept.append(csr_array(acts.abs().float().numpy()))
-    if len(own) < MIN_TEXTS:
-        raise ValueError(f"{name} holds {len(own)} texts; give at least {MIN_TEXTS}, and no iterator that is used up")
     return torch.stack(own), torch.stack(with_child), kept
 
 

@@ -45,15 +45,10 @@ def roll_up(
 ) -> list[Finding]:
     """Findings, strongest first by the AUC of their coarsest feature.
 
-    Features that differ in the same direction and are linked by edges are one finding. From its topmost feature the
-    way leads down to the child that holds the largest share of the parent's difference, as long as that share is at
-    least ``localising_share``; a difference that several children make together stays with their parent.
-
-    Args:
-        significant: (n_features,) bool, which features differ.
-        auc: (n_features,) P(a text of the first set has the higher activation).
-        share_of_parent: (n_features,) share of the parent's difference that lies on tokens where the feature fires.
-        localising_share: between 0 and 1.
+    Features that differ in the same direction and are linked by edges are one finding. From its topmost feature the way
+    leads down to the child that holds the largest share of the parent's difference, as long as that share is at least
+    ``localising_share``; a difference that several children make together stays with their parent. The tensors are
+    those of `Contrast`.
     """
     parents = forest.parents
     higher = auc > 0.5

@@ -108,18 +108,7 @@ def _outlying(x: torch.Tensor) -> torch.Tensor:
 
 
 def check_text(text: str, name: str = "text") -> None:
-    """Refuse what can be refused without a model, and warn of what can hardly be meant.
-
-    Args:
-        name: what the caller's caller knows the text as.
-
-    Raises:
-        TypeError: if it is no text.
-        ValueError: if it is empty.
-
-    Warns:
-        UserWarning: if it is the path of a file.
-    """
+    """Refuse, without a model, what is no text (TypeError) or empty (ValueError), and warn of the path of a file."""
     if not isinstance(text, str):
         raise TypeError(f"{name} is a {type(text).__name__}; give one text, and call explain() for each of several")
     if not text:

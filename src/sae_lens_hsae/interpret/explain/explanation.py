@@ -106,8 +106,6 @@ class Explanation:
 
 def drawn(explanation: Explanation, n_paths: int = N_PATHS) -> Group:
     """What ``rich.print`` shows: per token the level's shares and its strongest active paths, coarse to fine."""
-    if n_paths < 1:
-        raise ValueError(f"n_paths={n_paths} must be at least 1")
     trees = [_token(explanation, position, n_paths) for position in range(len(explanation.tokens))]
     return Group(*trees, _summary(explanation))
 

@@ -6,14 +6,17 @@ numbers per feature however long the stream. They are saved beside the model and
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from sae_lens import SAE
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from sae_lens_hsae.evaluation import level_saes
@@ -23,10 +26,10 @@ from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.feature_cache.contexts import ContextSlots
 from sae_lens_hsae.interpret.feature_cache.directions import decoder_directions, promoted_tokens
 from sae_lens_hsae.interpret.feature_cache.format import FORMAT_VERSION, Dashboards, DashboardSettings, fingerprint
-from sae_lens_hsae.interpret.feature_cache.resume import load_progress, save_progress
 from sae_lens_hsae.interpret.feature_cache.statistics import Firing, FiringStatistics
 from sae_lens_hsae.interpret.feature_cache.tokens import TokenMeans
 from sae_lens_hsae.sae.inference import LevelStack
+from sae_lens_hsae.storage.whole_files import file_written_whole
 
 MANY_OUTLYING = 0.1
 """Above this share of the tokens it is the order of the contexts that makes them outlying, not attention sinks."""
@@ -101,7 +104,7 @@ def collect_dashboards(
     about = {"fingerprint": same, "settings": asdict(settings), "excluded": excluded_ids, "version": version}
     path = None if progress_file is None else Path(progress_file)
     if path is not None:
-        load_progress(path, parts, about)
+        _load_progress(path, parts, about)
     saved_at = seen.tokens
 
     with tqdm(total=n_tokens, initial=seen.tokens, desc="Dashboards", unit="tok", disable=not progress) as bar:
@@ -124,7 +127,7 @@ def collect_dashboards(
             bar.update(token_ids.numel())
             if path is not None and seen.tokens - saved_at >= save_every:
                 token_means.compact()
-                save_progress(path, parts, about)
+                _save_progress(path, parts, about)
                 saved_at = seen.tokens
 
     if not statistics.n_tokens:
@@ -217,3 +220,44 @@ def _without_first(batches: Iterable[Batch], n_contexts: int) -> Iterable[Batch]
 def dashboards_folder(sae_folder: str | Path) -> Path:
     """Where the dashboards of a saved SAE stand: beside its weights."""
     return Path(sae_folder) / "dashboards"
+
+
+def _save_progress(path: Path, parts: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Write all tensors, whole numbers and generators of accumulators, and what makes them fit, ``about``."""
+    tensors, numbers = {}, {}
+    for part, accumulator in parts.items():
+        for name, value in vars(accumulator).items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{part}.{name}"] = value.detach().cpu().contiguous()
+            elif isinstance(value, torch.Generator):
+                tensors[f"{part}.{name}"] = value.get_state()
+            elif isinstance(value, int):
+                numbers[f"{part}.{name}"] = value
+    with file_written_whole(path) as aside:
+        save_file(tensors, aside, metadata={"about": json.dumps(about, sort_keys=True), "numbers": json.dumps(numbers)})
+
+
+def _load_progress(path: Path, parts: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Restore what `_save_progress` wrote ``about`` the same; nothing changes if there is none, or it does not fit."""
+    if not path.is_file():
+        return
+    states: list[tuple[Any, str, Any]] = []
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if json.loads(metadata["about"]) != json.loads(json.dumps(about)):
+                return
+            numbers = json.loads(metadata["numbers"])
+            for part, accumulator in parts.items():
+                for name, value in vars(accumulator).items():
+                    key = f"{part}.{name}"
+                    if isinstance(value, torch.Tensor):
+                        states.append((accumulator, name, file.get_tensor(key).to(value.device)))
+                    elif isinstance(value, torch.Generator):
+                        states.append((accumulator, name, torch.Generator().set_state(file.get_tensor(key))))
+                    elif isinstance(value, int):
+                        states.append((accumulator, name, numbers[key]))
+    except Exception:  # a torn file, or one of an older layout: safetensors raises its own errors
+        return
+    for accumulator, name, value in states:
+        setattr(accumulator, name, value)

@@ -14,15 +14,7 @@ MAX_ELEMENTS_AT_ONCE = 2**24
 
 
 def decoder_directions(saes: Sequence[Any], forest: FeatureForest, n_nearest: int) -> dict[str, torch.Tensor]:
-    """Nearest features of the same level, and per edge how parent and child lie to each other.
-
-    Returns:
-        nearest: (features, n_nearest) int32 flat indices, −1 where the level has no more.
-        nearest_cosines: (features, n_nearest) decoder cosines, descending.
-        parent_cosine: (features,) decoder cosine with the parent, NaN without one.
-        parent_projection: (features,) ⟨d_child, d_parent⟩ / ‖d_parent‖², the activation of the parent that one unit of
-            the child stands for; NaN without a parent.
-    """
+    """Nearest features of the same level, and how each lies to its parent, as fields of `Dashboards`."""
     directions = [sae.W_dec.detach().float() for sae in saes]
     n = forest.n_features
     nearest = torch.full((n, n_nearest), -1, dtype=torch.int32)
@@ -52,12 +44,7 @@ def decoder_directions(saes: Sequence[Any], forest: FeatureForest, n_nearest: in
 
 
 def promoted_tokens(saes: Sequence[Any], unembedding: torch.Tensor | None, n: int) -> dict[str, torch.Tensor | None]:
-    """Tokens whose logit a feature's direction raises and lowers most; all None without an unembedding.
-
-    Returns:
-        promoted_tokens, suppressed_tokens: (features, n) int32, strongest effect first.
-        promoted_logits, suppressed_logits: (features, n) change of the logit, relative where a norm divides after it.
-    """
+    """Tokens whose logit a direction raises and lowers most, fields of `Dashboards`; None without unembedding."""
     names = ("promoted_tokens", "promoted_logits", "suppressed_tokens", "suppressed_logits")
     if unembedding is None:
         return dict.fromkeys(names)

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from sae_lens_hsae.evaluation import level_saes
 from sae_lens_hsae.forest import FeatureForest
-from sae_lens_hsae.interpret.feature_cache.checks import check_numbers, check_tensors
+from sae_lens_hsae.forest.levels import Levels
+from sae_lens_hsae.interpret.feature_cache.statistics import N_BINS
 from sae_lens_hsae.sae.inference import LevelStack
 from sae_lens_hsae.storage.json_files import printable, read_json_object
 from sae_lens_hsae.storage.whole_files import folder_written_whole
@@ -26,6 +27,7 @@ FORMAT = "sae_lens_hsae/dashboards"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 TENSORS = "dashboards.safetensors"
+AGAIN = "collect the dashboards again"
 
 
 @dataclass(frozen=True)
@@ -197,9 +199,8 @@ class Dashboards:
 
         The tokens on which a prediction of the parent by its children is wrong are the rest (the Hamming distance).
         """
-        has_children = torch.bincount(self.parents[self.parents >= 0], minlength=self.n_features) > 0
         either = self.n_firing + self.n_any_child - self.n_with_any_child
-        return (self.n_with_any_child.double() / either).masked_fill(~has_children, torch.nan)
+        return (self.n_with_any_child.double() / either).masked_fill(~self.forest.has_children, torch.nan)
 
     def distinct_contexts(self, own: slice, slots: slice) -> torch.Tensor:
         """(features, slots) bool: slots that hold a context, each once: one of the strongest may also be a sample."""
@@ -236,50 +237,38 @@ class Dashboards:
         for name in (MANIFEST, TENSORS):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} holds no {name}, so no complete dashboards; collect them again")
-        try:
-            manifest = read_json_object(folder / MANIFEST)
-        except ValueError as error:
-            raise ValueError(f"{error}; collect the dashboards again") from error
+        manifest = read_json_object(folder / MANIFEST)
         if manifest.get("format") != FORMAT:
             raise ValueError(f"{folder / MANIFEST} does not describe dashboards (format {FORMAT!r})")
         if manifest.get("format_version") != FORMAT_VERSION:
             raise ValueError(
                 f"{folder}: format_version={manifest.get('format_version')!r} cannot be read, only {FORMAT_VERSION}; "
-                "read it with the version of sae-lens-hsae that wrote it, or a newer one, or collect the dashboards "
-                "again"
+                f"read it with the version of sae-lens-hsae that wrote it, or a newer one, or {AGAIN}"
             )
         found = manifest.get("fingerprint")
         if expected_fingerprint is not None and found != expected_fingerprint:
             raise ValueError(
                 f"{folder} was made for other weights or another forest (fingerprint {printable(found)[:12]}…, "
-                f"expected {expected_fingerprint[:12]}…); collect the dashboards again"
+                f"expected {expected_fingerprint[:12]}…); {AGAIN}"
             )
         try:
             tensors = load_file(folder / TENSORS)
         except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"{folder / TENSORS} is damaged ({printable(error)}); collect the dashboards again"
-            ) from error
+            raise ValueError(f"{folder / TENSORS} is damaged ({printable(error)}); {AGAIN}") from error
         plain = [f.name for f in fields(cls) if not f.metadata]
         required = [name for name, meta in _tensor_fields().items() if not meta["optional"]]
-        missing = [name for name in plain if name not in manifest] + [name for name in required if name not in tensors]
-        named = manifest.get("tensors")
-        missing += [str(name) for name in named if str(name) not in tensors] if isinstance(named, list) else ["tensors"]
+        missing = [name for name in (*plain, *required) if name not in (manifest if name in plain else tensors)]
+        missing += [name for name in manifest.get("tensors", ()) if name not in tensors]
         if missing:
-            raise ValueError(
-                f"{folder} lacks {printable(', '.join(dict.fromkeys(missing)))}; collect the dashboards again"
-            )
+            raise ValueError(f"{folder} lacks {printable(', '.join(dict.fromkeys(map(str, missing))))}; {AGAIN}")
         values: dict[str, Any] = {name: manifest[name] for name in plain}
-        levels = check_numbers(folder, values)
         try:
             values["settings"] = DashboardSettings(**values["settings"])
-        except TypeError as error:
-            raise ValueError(
-                f"{folder}: settings={values['settings']!r} are none; collect the dashboards again"
-            ) from error
-        values["level_widths"] = levels.widths
-        check_tensors(folder, _tensor_fields(), values["settings"], levels, tensors)
+            values["level_widths"] = Levels(tuple(values["level_widths"])).widths
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{folder / MANIFEST} is damaged ({printable(error)}); {AGAIN}") from error
         values |= {name: tensors.get(name) for name in _tensor_fields()}
+        _check_shapes(folder, values)
         return cls(**values)
 
 
@@ -296,6 +285,28 @@ def fingerprint(levels: Sequence[SAE[Any]] | LevelStack, forest: FeatureForest) 
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _check_shapes(folder: Path, values: dict[str, Any]) -> None:
+    """Check every tensor's dtype and shape; a ValueError names the first that is wrong."""
+    settings = values["settings"]
+    sizes = {
+        "features": sum(values["level_widths"]), "bins": N_BINS, "slots": settings.n_slots,
+        "family_slots": settings.n_family_slots, "window": settings.window, "strongest": settings.n_strongest_tokens,
+        "nearest": settings.n_nearest,
+    }  # fmt: skip
+    for name, meta in _tensor_fields().items():
+        tensor = values[name]
+        if tensor is None:
+            continue
+        expected = [sizes.get(size) for size in meta["shape"]]
+        shape = tuple(tensor.shape)
+        fits = len(shape) == len(expected) and all(n in (None, own) for n, own in zip(expected, shape, strict=True))
+        if not fits or tensor.dtype != meta["dtype"]:
+            raise ValueError(
+                f"{folder}: {name} is {tensor.dtype} of shape {shape}, expected {meta['dtype']} of "
+                f"({', '.join(meta['shape'])}) = {expected}; {AGAIN}"
+            )
 
 
 def _tensor_fields() -> dict[str, Any]:

@@ -43,16 +43,10 @@ def quantiles(histogram: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class Firing:
-    """Feature activations of a chunk of tokens, dense and as a list.
+    """Activations of a chunk, dense and as a list: ``tokens``, ``features``, ``values`` of those above 0."""
 
-    Attributes:
-        acts: (tokens, features) ≥ 0.
-        of_parent: (tokens, features) the activation of each feature's parent; 0 where it has none.
-        tokens, features, values: the entries of ``acts`` above 0.
-    """
-
-    acts: torch.Tensor
-    parents: torch.Tensor
+    acts: torch.Tensor  # (tokens, features) ≥ 0; ``of_parent`` has the same shape, 0 where there is no parent
+    parents: torch.Tensor  # (features,)
 
     def __post_init__(self) -> None:
         self.of_parent = self.acts[:, self.parents.clamp(min=0)]

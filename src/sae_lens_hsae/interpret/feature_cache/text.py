@@ -76,23 +76,14 @@ def load_language_model(sae: SAE[Any], *further: str) -> Any:
 
 
 def refused_options(options: Any) -> list[str]:
-    """Names of those options of loading a language model that are not passed on; their values may be secret.
-
-    Args:
-        options: an SAE's ``model_from_pretrained_kwargs``, which may be anything.
-    """
+    """Names of those of an SAE's ``model_from_pretrained_kwargs`` that are not passed on; values may be secret."""
     if not isinstance(options or {}, dict):
         return [f"a {type(options).__name__} in place of names and values"]
     return sorted(repr(name) for name in options or {} if name not in MODEL_OPTIONS | PLACEMENT)
 
 
 def load_tokenizer(sae: SAE[Any]) -> Any:
-    """The tokenizer of the model that an SAE's metadata names; also by TransformerLens' alias, such as ``pythia-70m``.
-
-    Raises:
-        ValueError: if the metadata name no model.
-        OSError: if there is none here by that name.
-    """
+    """The tokenizer of the model that an SAE's metadata name; also by TransformerLens' alias, as ``pythia-70m``."""
     metadata = sae.cfg.metadata
     if not metadata.model_name:
         raise ValueError("the SAE's metadata hold no model_name, so no tokenizer is known; set it in cfg.json")
@@ -123,16 +114,7 @@ def tokens_and_activations(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Token ids (batch, context) and the activations (batch, context, d_in) that the SAE reads, row by row.
 
-    Of every row only the positions that were trained on (``seqpos_slice``).
-
-    Args:
-        sae: with metadata that name the hook point.
-        model: from `load_language_model`.
-        rows: tokenised rows of one length, in a column ``tokens``.
-        skipped: rows to leave out at the beginning.
-
-    Raises:
-        ValueError: if the rows are longer than the model takes, or it lacks the hook point.
+    Of every row, all of one length, in a column ``tokens``, only the positions that were trained on (``seqpos_slice``).
     """
     check_scale([sae])
     metadata = sae.cfg.metadata

@@ -64,15 +64,10 @@ def labels_beside(
 
 
 def by_feature(labels: Labels | None, index: Callable[[int | str], int]) -> dict[int, str]:
-    """Labels by flat index, as every function that takes labels reads them.
+    """Labels by flat index, as every function that takes labels reads them; a ValueError names the key that is wrong.
 
-    Args:
-        labels: by flat index, as a number or, as in JSON, in words; or by name, such as ``"2/17"``. What stands under
-            `WEIGHTS` is no label.
-        index: gives the flat index of either, as `FeatureForest.index`.
-
-    Raises:
-        ValueError: naming the key that is no feature, or whose label is no text.
+    Keys are flat indices, in JSON in words, or names, such as ``"2/17"``, whose flat index ``index`` gives; what stands
+    under `WEIGHTS` is no label.
     """
     found = {}
     for key, label in (labels or {}).items():

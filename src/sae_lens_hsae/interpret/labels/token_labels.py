@@ -49,18 +49,11 @@ def label_words(dashboards: Dashboards, words: Words, used: Used | None = None) 
 
     With p(w) the share of the feature's activation that falls on word w, averaged over these contexts in proportion to
     their peaks, p'(w) the same for its parent, and q(w) the word's share of all of them, a word sets the feature apart
-    by
+    by p(w) · log(p(w) / max(p'(w), q(w))), its part of the divergence from whichever of the two makes it less
+    surprising. The word of which that is most takes the last place, if it is more than `MIN_DIFFERENCE` and the word is
+    not among the others.
 
-        p(w) · log(p(w) / max(p'(w), q(w))),
-
-    its part of the divergence from whichever of the two makes it less surprising. The word of which that is most takes
-    the last place, if it is more than `MIN_DIFFERENCE` and the word is not among the others.
-
-    Args:
-        used: says which contexts may be looked at; None takes all.
-
-    Returns:
-        Numbers of the words, as in ``words.texts``, of each feature; none where it fires on nothing but space.
+    ``used`` says which contexts may be looked at. Words are given as numbers of ``words.texts``.
     """
     rows = list(_rows(dashboards, words, used))
     seen = np.zeros(len(words.texts))
@@ -103,7 +96,6 @@ def _apart(row: _Row, above: _Row, background: np.ndarray) -> np.ndarray:
 
 
 def _rows(dashboards: Dashboards, words: Words, used: Used | None) -> Iterator[_Row]:
-    """One for each feature."""
     slots = slice(dashboards.settings.n_family_slots)
     for start in range(0, dashboards.n_features, FEATURES_AT_ONCE):
         own = slice(start, start + FEATURES_AT_ONCE)

@@ -25,27 +25,21 @@ WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMA
 class Words:
     """What stands in the windows that the dashboards keep, word by word.
 
-    Attributes:
-        numbers: (features, slots, window) int32, the words of each window from its first on, `BLANK` for nothing but
-            space, `NO_WORD` where there are no more.
-        activations: the same shape, float32: of the feature on the word, the highest of its pieces.
-        texts: of each number; words that differ in case are one, shown as it is written most often.
+    A window's words stand from its first place on, with `BLANK` for nothing but space and `NO_WORD` where there are no
+    more. Words that differ in case are one, shown as it is written most often.
     """
 
-    numbers: torch.Tensor
-    activations: torch.Tensor
+    numbers: torch.Tensor  # (features, slots, window) int32, places in ``texts``
+    activations: torch.Tensor  # the same shape, float32: of the feature on the word, the highest of its pieces
     texts: tuple[str, ...]
 
 
 def words_of(dashboards: Dashboards, text_of: Callable[[int], str]) -> Words:
-    """Put the tokens of all windows together to words.
+    """Put the tokens of all windows together to words, from their texts amid other text (`TokenTexts`).
 
     Two tokens belong to one word if no space stands between them and letters or digits meet where they do. It asks the
     texts of the tokens alone, so it does not matter how a tokenizer marks the pieces of a word; where no token has a
     space before it each is a word. A word that the edge of a window may cut is left out.
-
-    Args:
-        text_of: text of a token id amid other text, with its leading space; see ``TokenTexts``.
     """
     ids = dashboards.token_ids
     used = ids[ids >= 0].unique().tolist()

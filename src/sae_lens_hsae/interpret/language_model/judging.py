@@ -144,12 +144,7 @@ def judge_pairs(
 
 
 def read_judgements(path: str | Path) -> pd.DataFrame:
-    """``Judgements.pairs`` as ``hsae judge`` wrote them.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it holds anything else.
-    """
+    """``Judgements.pairs`` as ``hsae judge`` wrote them; a ValueError if the file holds anything else."""
     try:
         pairs = pd.read_csv(path, dtype={"broad": "int64", "narrow": "int64", "repetition": "int64"})
     except ValueError as error:  # also a file that pandas cannot take apart
@@ -163,12 +158,7 @@ def read_judgements(path: str | Path) -> pd.DataFrame:
 def parent_verdicts(pairs: pd.DataFrame, forest: FeatureForest) -> torch.Tensor:
     """(n_features,) share of a parent's judged edges that were judged real; NaN for features without such an edge.
 
-    Args:
-        pairs: ``Judgements.pairs``, or from `read_judgements`.
-        forest: that was judged.
-
-    Raises:
-        ValueError: if an edge is none of the forest's.
+    A ValueError if ``pairs``, as in `Judgements`, have an edge that is none of the forest's.
     """
     judged = pairs.loc[pairs["kind"] == "edge"]
     own = set(map(tuple, forest.edges().tolist()))

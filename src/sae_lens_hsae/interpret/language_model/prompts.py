@@ -40,13 +40,9 @@ def contexts(dashboards: Dashboards, feature: int, text_of: Callable[[int], str]
 
 
 def marked(texts: list[str], marks: list[bool]) -> str:
-    """Tokens joined to one line, runs of marked ones between « and », with the space before a word outside.
+    """Consecutive tokens' texts on one line, runs of marked ones between « and », with the space before a word outside.
 
     Of a character that is split over tokens it is enough that one is marked.
-
-    Args:
-        texts: of consecutive tokens, from `TokenTexts`.
-        marks: of each token, and maybe of none that follow.
     """
     line, inside = "", False
     for tokens, text in joined_characters(texts):
@@ -62,5 +58,4 @@ def marked(texts: list[str], marks: list[bool]) -> str:
 
 
 def listed(heading: str, lines: list[str]) -> str:
-    """A heading and a numbered list."""
     return "\n".join([heading, *(f"{i}. {line}" for i, line in enumerate(lines, start=1))])

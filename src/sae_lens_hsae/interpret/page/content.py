@@ -71,12 +71,8 @@ class PageContent:
         self._per_block = limits.features_per_block
         had = dashboards.settings
         self._window = min(limits.window, had.window)
-        taken = (
-            min(limits.n_top, had.n_top),
-            min(limits.n_sampled, had.n_sampled),
-            min(limits.n_counterexamples, had.n_counterexamples),
-            min(limits.n_counterexamples, had.n_counterexamples),
-        )
+        wanted = (limits.n_top, limits.n_sampled, limits.n_counterexamples, limits.n_counterexamples)
+        taken = [min(n, kind.stop - kind.start) for n, kind in zip(wanted, had.kinds, strict=True)]
         self._kinds = dict(zip(("top", "sampled", "parent_alone", "child_alone"), taken, strict=True))
         self._slots = [
             slot for kind, n in zip(had.kinds, taken, strict=True) for slot in range(kind.start, kind.start + n)

@@ -45,12 +45,8 @@ def first_view(
     """Rank the trees of a forest for the first view.
 
     How much a child narrows its parent is `Dashboards.narrowing`. Copies of parents count as their parents; features
-    that never fired do not count.
-
-    Args:
-        detection: (n_features,) score by tokens, NaN for none.
-        text: of a token.
-        labels: of features; one without goes by its strongest token.
+    that never fired do not count. ``detection`` is (n_features,), NaN for none; a feature without label goes by its
+    strongest token.
     """
     n, parents = forest.n_features, forest.parents
     tree = concepts.top_of_tree

@@ -132,14 +132,10 @@ def write_page(
 
 
 def pack(plain: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
-    """A block of the page: named arrays and plain values, compressed, as base64 text; ``assets/data.js`` reads it.
+    """A block of the page: arrays and plain values for JSON, compressed, as base64 text; ``assets/data.js`` reads it.
 
     It is gzip over: length of the header (4 bytes, little endian), the header (JSON, padded so that both fill a
-    multiple of 8), then the arrays, each from a multiple of 8.
-
-    Args:
-        plain: fit for JSON.
-        arrays: of a dtype that JavaScript has as a typed array.
+    multiple of 8), then the arrays, each from a multiple of 8, of dtypes that JavaScript has as typed arrays.
     """
     directory, body = {}, bytearray()
     for name, array in arrays.items():

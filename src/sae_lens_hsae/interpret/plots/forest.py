@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import plotly.graph_objects as go
 import torch
-from plotly.colors import sample_colorscale
+from plotly.colors import hex_to_rgb, sample_colorscale, unlabel_rgb
 from plotly.subplots import make_subplots
 
-from sae_lens_hsae.forest import NO_PARENT, FeatureForest
+from sae_lens_hsae.forest import NO_PARENT, Concepts, FeatureForest
 from sae_lens_hsae.interpret.feature_cache import Dashboards
 from sae_lens_hsae.interpret.labels.files import Labels, by_feature
-from sae_lens_hsae.interpret.plots.style import COLOUR_SCALE, finished, level_colours, plain, translucent
 
 REST = "#c4c9d0"
 """Of what belongs to no group."""
@@ -41,20 +42,15 @@ def tree_picture(forest: FeatureForest, root: int | str, names: Labels | None = 
     ids = [forest.levels.name(feature) for feature in features]
     labels = [f"{id_}  {plain(own[f])}" if f in own else id_ for id_, f in zip(ids, features, strict=True)]
     parents = [""] + [ids[features.index(int(forest.parents[feature]))] for feature in features[1:]]
-    leaves = dict.fromkeys(features, 0)
-    for feature in reversed(features):
-        leaves[feature] = max(1, leaves[feature])
-        if feature != features[0]:
-            leaves[int(forest.parents[feature])] += leaves[feature]
+    leaves: dict[int, int] = {}
+    for feature in reversed(features):  # children come after their parents
+        leaves[feature] = sum(leaves[child] for child in forest.children(feature)) or 1
     outlined = [leaves[feature] >= MIN_OUTLINED * leaves[features[0]] for feature in features]
     picture = go.Icicle(
         ids=ids,
         labels=labels,
         parents=parents,
-        marker={
-            "colors": [colours[level] for level in levels],
-            "line": {"width": [int(each) for each in outlined]},
-        },
+        marker={"colors": [colours[level] for level in levels], "line": {"width": [int(each) for each in outlined]}},
         leaf={"opacity": 1},
         textfont={"color": ["#ffffff" if level < len(colours) / 2 else "#000000" for level in levels]},
         tiling={"orientation": "v"},
@@ -72,10 +68,7 @@ def forest_flow(forest: FeatureForest, n_trees: int = 10) -> go.Figure:
     Args:
         n_trees: trees shown by themselves, at least 0.
     """
-    tops = forest.parents.clone()
-    tops[tops == NO_PARENT] = (tops == NO_PARENT).nonzero().flatten()
-    for _, below in forest.levels.boundaries:
-        tops[below] = tops[tops[below]]  # their parents' tops are final already
+    tops = Concepts(forest, torch.zeros(len(forest), dtype=torch.bool)).top_of_tree
     sizes = torch.bincount(tops, minlength=forest.n_features)[: forest.level_widths[0]]
     largest = sizes.argsort(descending=True, stable=True)[:n_trees].tolist()
     other, adrift = len(largest), len(largest) + 1
@@ -176,13 +169,11 @@ def edge_quality(dashboards: Dashboards) -> go.Figure:
 
 def _through(nodes: list[int], source: list[int], target: list[int], value: list[int]) -> dict[int, int]:
     """The size of each node: what flows in or out, whichever is more."""
-    size = dict.fromkeys(nodes, 0)
-    for ends in (source, target):
-        through = dict.fromkeys(nodes, 0)
+    through = (Counter[int](), Counter[int]())
+    for flows, ends in zip(through, (source, target), strict=True):
         for node, n in zip(ends, value, strict=True):
-            through[node] += n
-        size = {node: max(size[node], through[node]) for node in nodes}
-    return size
+            flows[node] += n
+    return {node: max(flows[node] for flows in through) for node in nodes}
 
 
 def _places(size: dict[int, int], n_groups: int, n_levels: int) -> tuple[list[float], list[float], int]:
@@ -198,3 +189,26 @@ def _places(size: dict[int, int], n_groups: int, n_levels: int) -> tuple[list[fl
         x.append(min(max(level / max(1, n_levels - 1), 1e-3), 1 - 1e-3))
         y.append(min(max((top + size[node] / 2) / max(1, total), 1e-3), 1 - 1e-3))
     return x, y, total
+
+
+COLOUR_SCALE = "Viridis"
+
+
+def level_colours(n_levels: int) -> list[str]:
+    """One colour per level, coarse to fine; the scale's light end, which white paper swallows, is left out."""
+    return [str(c) for c in sample_colorscale(COLOUR_SCALE, [0.8 * i / max(1, n_levels - 1) for i in range(n_levels)])]
+
+
+def translucent(colour: str, alpha: float) -> str:
+    """A colour, ``rgb(r, g, b)`` or ``#rrggbb``, with transparency."""
+    red, green, blue = hex_to_rgb(colour) if colour.startswith("#") else unlabel_rgb(colour)
+    return f"rgba({red:g}, {green:g}, {blue:g}, {alpha})"
+
+
+def plain(text: str) -> str:
+    """Text as it stands: Plotly reads HTML tags in labels, and names may be text that anyone has written."""
+    return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def finished(figure: go.Figure, title: str, height: int) -> go.Figure:
+    return figure.update_layout(title=title, height=height, template="plotly_white", margin={"t": 90, "b": 60})

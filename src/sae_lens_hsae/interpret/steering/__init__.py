@@ -8,9 +8,8 @@ from sae_lens_hsae.interpret.steering.difference_of_means import difference_of_m
 from sae_lens_hsae.interpret.steering.edits import Edit, ablate, add, at_least, clamp, scale, take
 from sae_lens_hsae.interpret.steering.effects import Effect, effect_of
 from sae_lens_hsae.interpret.steering.examples import Examples, examples_of
-from sae_lens_hsae.interpret.steering.families import descend
 from sae_lens_hsae.interpret.steering.sae_rsv import sae_rsv
-from sae_lens_hsae.interpret.steering.selection import Selection, steer_by
+from sae_lens_hsae.interpret.steering.selection import Selection, descend, steer_by
 from sae_lens_hsae.interpret.steering.spare import spare
 from sae_lens_hsae.interpret.steering.srps import srps
 from sae_lens_hsae.interpret.steering.sta import sta

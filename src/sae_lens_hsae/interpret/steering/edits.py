@@ -108,15 +108,9 @@ def steps_of(
 ) -> list[Step]:
     """Edits as steps on single levels, in the order of the edits; a run of one kind on different features is one step.
 
-    Args:
-        saes: one per level, coarse to fine.
-        typical: (n_features,) typical activations, such as ``Dashboards.mean_activation``; spreading a push needs them.
-
-    Raises:
-        IndexError: if a feature does not exist.
-        ValueError: if there is no edit, an edit is meant for children that do not exist, ``typical``, needed to spread
-            a push, is missing, of another length or 0 for all of them, or a push is to be spread over features that
-            fire with either sign.
+    ``typical`` (n_features,) is needed to spread a push over features. An IndexError if a feature does not exist, a
+    ValueError if there is no edit, one is meant for children that do not exist, or a push cannot be spread: ``typical``
+    is missing, of another length or 0 for all of them, or features fire with either sign.
     """
     if not edits:
         raise ValueError("edits is empty; give at least one, such as [ablate(12)]")
@@ -134,7 +128,6 @@ def steps_of(
 
 
 def _joined(steps: Sequence[Step]) -> list[Step]:
-    joined: list[Step] = []
     runs: list[list[Step]] = []
     seen: set[int] = set()
     for step in steps:
@@ -145,10 +138,8 @@ def _joined(steps: Sequence[Step]) -> list[Step]:
         else:
             runs.append([step])
             seen = own
-    for run in runs:
-        features, values = (torch.cat([getattr(step, name) for step in run]) for name in ("features", "values"))
-        joined.append(Step(run[0].level, run[0].kind, features, values))
-    return joined
+    tables = [[torch.cat([getattr(step, name) for step in run]) for name in ("features", "values")] for run in runs]
+    return [Step(run[0].level, run[0].kind, *table) for run, table in zip(runs, tables, strict=True)]
 
 
 def _reached(edit: Edit, forest: FeatureForest) -> list[int]:

@@ -11,24 +11,18 @@ from sae_lens import SAE
 
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.forest.post_hoc import have_either_sign
-from sae_lens_hsae.text.hook_point import check_no_text, stack_of
+from sae_lens_hsae.text.hook_point import checked_texts, stack_of
 
 FEWEST = 2
 """Texts of a set: with one, nothing tells its topic from what is wanted."""
 
 
 class Texts(NamedTuple):
-    """One set, a text a row; a text counts once however many tokens it has.
+    """One set, a text a row; a text counts once however many tokens it has."""
 
-    Attributes:
-        x: (texts, d_in) mean over a text's tokens of what stands at the hook point.
-        acts: (texts, n_features) mean activations.
-        firing: (texts, n_features) share of the text's tokens on which a feature fires.
-    """
-
-    x: torch.Tensor
-    acts: torch.Tensor
-    firing: torch.Tensor
+    x: torch.Tensor  # (texts, d_in) mean over a text's tokens of what stands at the hook point
+    acts: torch.Tensor  # (texts, n_features) mean activations
+    firing: torch.Tensor  # (texts, n_features) share of the text's tokens on which a feature fires
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,15 +105,7 @@ def examples_of(
 
 def _read(name: str, texts: Iterable[torch.Tensor], saes: Sequence[Any]) -> Texts:
     rows: list[tuple[torch.Tensor, ...]] = []
-    d_in = saes[0].cfg.d_in
-    for i, x in enumerate(texts):
-        check_no_text(name, x)
-        if x.ndim != 2 or x.shape[1] != d_in or not len(x):
-            raise ValueError(f"{name}: text {i} has activations of shape {tuple(x.shape)}; expected (tokens, {d_in})")
-        if not x.isfinite().all():
-            raise ValueError(f"{name}: text {i} holds NaN or infinity; leave it out")
+    for x in checked_texts(name, texts, saes[0].cfg.d_in, FEWEST):
         acts = torch.cat([sae.encode(x.to(sae.device, sae.dtype)).float().cpu() for sae in saes], dim=1)
         rows.append((x.float().cpu().mean(0), acts.mean(0), (acts != 0).float().mean(0)))
-    if len(rows) < FEWEST:
-        raise ValueError(f"{name} holds {len(rows)} texts; give at least {FEWEST}, and no iterator that is used up")
     return Texts(*(torch.stack(own) for own in zip(*rows, strict=True)))

@@ -84,11 +84,7 @@ def edited(
     keep_norm: bool = False,
     rest: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """x, (…, d_in) or (…, heads, d_head), with the steps' changes, and ``rest`` (d_in,), added.
-
-    Raises:
-        ValueError: if the activations are not ``d_in`` wide.
-    """
+    """x, (…, d_in) or (…, heads, d_head), else a ValueError, with the steps' changes and ``rest`` (d_in,)."""
     d_in = saes[0].cfg.d_in
     flat = x if x.shape[-1] == d_in else x.flatten(-2)
     if flat.shape[-1] != d_in:

@@ -48,12 +48,6 @@ def check_room(model: Any, tokens: torch.Tensor, n_tokens: int) -> None:
 
 @torch.no_grad()
 def perplexity(model: Any, tokens: torch.Tensor, n_given: int) -> torch.Tensor:
-    """(batch,) of what stands after the first ``n_given`` tokens, by a model as it is.
-
-    Args:
-        model: causal.
-        tokens: (batch, context).
-        n_given: at least 1, and fewer than the context.
-    """
+    """(batch,) of what stands after the first ``n_given`` ≥ 1 of the tokens (batch, context), by a causal model."""
     log_p = model(tokens).float().log_softmax(-1)[:, n_given - 1 : -1].cpu()
     return (-log_p.gather(-1, tokens[:, n_given:, None].cpu())[..., 0].mean(-1)).exp()

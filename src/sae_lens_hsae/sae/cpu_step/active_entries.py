@@ -21,8 +21,7 @@ import torch
 from sae_lens_hsae.forest.counts import Firing
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.sae.cpu_step.row_products import sum_rows, sum_sorted_rows
-from sae_lens_hsae.sae.encoder import Encoder
-from sae_lens_hsae.sae.level_activation import LevelActivation, PreActivations
+from sae_lens_hsae.sae.level_activation import Encoder, LevelActivation, PreActivations
 from sae_lens_hsae.sae.perturbation import Replacement
 from sae_lens_hsae.sae.structural_loss import Families, entries_structural_loss
 
@@ -31,11 +30,10 @@ MAX_DENSITY = 0.35
 
 
 class ActiveEntries:
-    """What training asks of the activations of a batch, from their active entries.
+    """What training asks of the activations of a batch, from their active entries, ordered by feature and token.
 
-    Attributes:
-        features, tokens: of each entry, ordered by feature and token; (n,) int32.
-        values: its activation, which is 0 where it only carries a gradient; (n,).
+    Entry e is ``features[e]`` on ``tokens[e]``, both (n,) int32; its activation ``values[e]`` is 0 where it only
+    carries a gradient.
     """
 
     def __init__(
@@ -48,16 +46,10 @@ class ActiveEntries:
         activation: LevelActivation,
         levels: Levels,
     ) -> None:
-        """Gather the entries.
+        """Gather the entries, where ``found`` (n_features, batch) is true; ``places`` are its flat indices, ascending.
 
-        Args:
-            found: where they are, (n_features, batch) bool.
-            places: the same as flat indices, ascending, (n,) int64.
-            x: what the encoder read, (batch, d_in).
-            pre_activations: of all features; no gradient flows through them.
-            encoder: the gradient's way to the parameters.
-            activation: the rule that found them.
-            levels: of the features.
+        No gradient flows through the pre-activations: ``encoder``, which has read x (batch, d_in), is its way to the
+        parameters.
         """
         self.pre_activations, self.levels = pre_activations, levels
         self._found, self._places = found, places
@@ -84,17 +76,12 @@ class ActiveEntries:
         return torch.zeros(len(self._found)).index_add_(0, self.features, (self.values.detach() != 0).float())
 
     def firing(self, step: int) -> Firing:
-        """Which features fire on which tokens."""
         active = torch.nonzero(self.values.detach()).squeeze(1)
         features, tokens = self.features.index_select(0, active), self.tokens.index_select(0, active)
         return Firing.of_entries(features, tokens, self._found.shape, step)
 
     def l0(self, weights: torch.Tensor | None = None) -> torch.Tensor:
-        """Mean L0 of every level, (L,), with the gradient that the rule of activation gives it.
-
-        Args:
-            weights: how much each token counts in the mean, (batch,); None where all count alike.
-        """
+        """Mean L0 of every level, (L,), of tokens with weights (batch,), with the gradient that the rule gives it."""
         fired, total = self._fired, self._found.shape[1]
         if weights is not None:
             fired, total = fired * weights.index_select(0, self.tokens), weights.sum()

@@ -6,16 +6,10 @@ import torch
 
 
 def product_of_rows(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """left · rightᵀ of two matrices on the CPU, outside of the gradient's graph.
+    """left · rightᵀ of (m, d), of any strides, and (n, d), on the CPU, outside of the gradient's graph.
 
     In float32 by oneDNN, where torch has it: on processors that are not Intel's, torch's own choice, MKL, leaves half
     of their vector units unused. Both round as float32 does.
-
-    Args:
-        left: (m, d), of any strides; right: (n, d).
-
-    Returns:
-        (m, n).
     """
     left, right = left.detach(), right.detach()
     if left.dtype == torch.float32 and _has_onednn():

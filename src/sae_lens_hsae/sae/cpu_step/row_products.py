@@ -18,31 +18,16 @@ from sae_lens_hsae.sae.cpu_step.places import places_of
 def sum_rows(
     weights: torch.Tensor, table: torch.Tensor, rows: torch.Tensor, bags: torch.Tensor, n_bags: int
 ) -> torch.Tensor:
-    """Weighted sums of rows: out[b] = Σ_{e: bags[e] = b} weights[e] · table[rows[e]].
+    """Weighted sums of rows, (n_bags, d): out[b] = Σ_{e: bags[e] = b} weights[e] · table[rows[e]].
 
-    Args:
-        weights: (n,); those that are 0 cost nothing in the sum, and still receive their gradient.
-        table: (n_rows, d).
-        rows: (n,) int32, into ``table``.
-        bags: (n,) int32, below ``n_bags``, in any order.
-        n_bags: how many sums.
-
-    Returns:
-        (n_bags, d); differentiable with respect to ``weights`` and ``table``.
+    Weights (n,) that are 0 cost nothing in the sum, and still receive their gradient, as the table does. Rows and bags
+    are (n,) int32, in any order.
     """
     return _SumRows.apply(weights, table, rows, bags, n_bags)
 
 
 def dot_rows(table: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Dot products of pairs of rows: out[e] = ⟨table[left[e]], table[right[e]]⟩.
-
-    Args:
-        table: (n_rows, d).
-        left: (n,) int32; right: (n,) int32.
-
-    Returns:
-        (n,); differentiable with respect to ``table``.
-    """
+    """Dot products of pairs of rows, int32, with the table's gradient: out[e] = ⟨table[left[e]], table[right[e]]⟩."""
     return _DotRows.apply(table, left, right)
 
 

@@ -23,19 +23,11 @@ NUMBERS_AT_A_TIME = 2**23
 def activations(
     W_enc: torch.Tensor, bias: torch.Tensor, x: torch.Tensor, rule: LevelActivation, weights: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Activations of all levels.
+    """Activations of all levels (n_features, batch), in the dtype of x; how often features fire; and the product.
 
-    Args:
-        W_enc: (d_in, n_features).
-        bias: (n_features,).
-        x: what the encoder reads, (batch, d_in), in the dtype of its product.
-        rule: what makes features fire.
-        weights: how much each token counts in ``times``, (batch,); None counts each once.
-
-    Returns:
-        values: (n_features, batch), in the dtype of ``x``.
-        times: tokens on which each feature fires, (n_features,), with the gradient that the rule gives L0.
-        product: pre-activations but for the bias, (n_features, batch), without gradient.
+    Of W_enc (d_in, n_features), the bias (n_features,), x (batch, d_in) in the dtype of its product, and weights of
+    tokens (batch,), None for 1 each. The second, (n_features,), has the gradient that the rule gives L0. The product,
+    pre-activations but for the bias, has none.
     """
     weights = x.new_ones(len(x), dtype=exact_dtype(x.dtype)) if weights is None else weights.detach()
     if isinstance(rule, JumpReLULevels):

@@ -23,17 +23,10 @@ def reconstructions(
     replaced: Sequence[Replacement],
     levels: Levels,
 ) -> torch.Tensor:
-    """Reconstructions of x by every level.
+    """Reconstructions of x by every level, (L, batch, d_in), in float32, or float64 if ``values`` are.
 
-    Args:
-        values: activations of all levels, (n_features, batch).
-        rows: ``W_dec`` in the dtype of ``values``, without gradient.
-        W_dec: (n_features, d_in); b_dec: (L, d_in).
-        replaced: what changes, of each level but the finest; may be empty.
-        levels: of the features.
-
-    Returns:
-        (L, batch, d_in), in float32, or float64 if ``values`` are.
+    Of activations (n_features, batch), W_dec (n_features, d_in), the same without gradient in the dtype of the
+    activations, b_dec (L, d_in), and what is replaced at each level but the finest; it may be empty.
     """
     return _Reconstructions.apply(values, W_dec, b_dec, rows, [filled_up(change) for change in replaced], levels)
 

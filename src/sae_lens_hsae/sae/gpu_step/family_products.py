@@ -109,9 +109,7 @@ def _gather(table: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
 def dots_within(table: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
     """Dot products of all pairs of members of each family: (n_families, size, size), in float32 or float64.
 
-    Args:
-        table: (n_features, k).
-        members: (n_families, size) int64.
+    Of a table (n_features, k) and members (n_families, size) int64.
     """
     if members.shape[1] <= FEW:
         return _dots_of_few(table, list(members.unbind(1)))
@@ -122,13 +120,8 @@ def dots_within(table: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
 def sums_within(table: torch.Tensor, members: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """For each member the weighted sum of its family: out[f, i] = Σ_j weights[f, i, j] · table[members[f, j]].
 
-    Args:
-        table: (n_features, k).
-        members: (n_families, size) int64.
-        weights: (n_families, size, size), in float32 or float64.
-
-    Returns:
-        (n_families, size, k), in the dtype of ``weights``.
+    Of a table (n_features, k), members (n_families, size) int64 and weights (n_families, size, size) in float32 or
+    float64, of which the sums (n_families, size, k) have the dtype.
     """
     if members.shape[1] <= FEW:
         return _sums_of_few(table, list(members.unbind(1)), weights)

@@ -24,11 +24,7 @@ class FeatureRows:
     form of the same; the two have the same values and gradients.
 
     A row per feature, and not per token, because all that a step sums up or picks out it does by feature: the gradients
-    of thresholds and biases, firing counts, families, replacements.
-
-    Attributes:
-        rows: activations of all levels, (n_features, batch).
-        pre_activations: of all features; no gradient flows through them.
+    of thresholds and biases, firing counts, families, replacements. ``rows`` are the activations, (n_features, batch).
     """
 
     def __init__(
@@ -42,13 +38,8 @@ class FeatureRows:
     ) -> None:
         """Form the one encoder product, and the activations.
 
-        Args:
-            W_enc: encoder of all levels, (d_in, n_features).
-            bias: to be added to the product, (n_features,).
-            x: what the encoder reads, (batch, d_in); no gradient flows to it.
-            activation: what makes features fire.
-            levels: of the features.
-            weights: how much each token counts in L0, (batch,); None where all count alike.
+        Of W_enc (d_in, n_features), the bias that is added (n_features,), and x (batch, d_in), to which no gradient
+        flows; weights (batch,) say how much each token counts in L0, None that all count alike.
         """
         self.levels, self._weights = levels, weights
         dtype = product_dtype(x.device, W_enc.dtype)
@@ -72,11 +63,7 @@ class FeatureRows:
         return PackedFiring.of(self.rows.detach() > 0, step)
 
     def l0(self, weights: torch.Tensor | None = None) -> torch.Tensor:
-        """Mean L0 of every level, (L,), with the gradient that the rule of activation gives it.
-
-        Args:
-            weights: those that the rows were made with.
-        """
+        """Mean L0 of every level, (L,), of tokens with the weights of the rows; with the rule's gradient."""
         assert weights is self._weights, "the encoder's gradient has the weights it was made with"
         total = self.rows.shape[1] if weights is None else weights.sum()
         return torch.stack([own.sum() for own in self.levels.split(self._times)]) / total

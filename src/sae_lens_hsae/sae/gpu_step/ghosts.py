@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from sae_lens_hsae.forest.levels import Levels
-from sae_lens_hsae.sae.encoder import Encoder
 from sae_lens_hsae.sae.ghost_gradients import ghost_gradient_loss
 from sae_lens_hsae.sae.gpu_step.products import product_dtype
+from sae_lens_hsae.sae.level_activation import Encoder
 
 ROOM = 64
 """At least this many places are left for features that have died since they were counted."""
@@ -31,20 +31,11 @@ def ghost_gradients(
     levels: Levels,
     weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The loss of the dead features of all levels; those for which there is no place wait for the next step.
+    """The loss of the dead features of all levels, (); those for which there is no place wait for the next step.
 
-    Args:
-        errors: x − x̂ of every level, (L, batch, d_in).
-        x: what the encoder reads, (batch, d_in).
-        dead: (n_features,) bool.
-        places: how many dead features of each level there is room for; with their very number it is exact.
-        encoder: of all levels.
-        W_dec: (n_features, d_in).
-        levels: of the features.
-        weights: of the tokens, (batch,); None where all count alike.
-
-    Returns:
-        A scalar.
+    Of the errors x − x̂ (L, batch, d_in), x (batch, d_in), which features are dead, (n_features,) bool, how many of
+    each level there is room for, decoder rows (n_features, d_in) and weights of the tokens (batch,), None where all
+    count alike. With the very number of dead features as places it is exact.
     """
     W_enc, b_enc, b_dec = encoder
     dtype = product_dtype(x.device, W_enc.dtype)

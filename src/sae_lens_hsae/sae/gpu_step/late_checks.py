@@ -12,19 +12,12 @@ import torch
 
 
 class Told(NamedTuple):
-    """What is known of the step before.
+    """What is known of the step before."""
 
-    Attributes:
-        step: its number.
-        peak: largest activation of its batch, by absolute value.
-        loss: of all terms together.
-        n_dead: dead features of every level at its beginning.
-    """
-
-    step: int
-    peak: float
-    loss: float
-    n_dead: tuple[int, ...]
+    step: int  # its number
+    peak: float  # largest activation of its batch, by absolute value
+    loss: float  # of all terms together
+    n_dead: tuple[int, ...]  # dead features of every level at its beginning
 
 
 class LateChecks:
@@ -47,11 +40,7 @@ class LateChecks:
     def send(self, step: int, x: torch.Tensor, loss: torch.Tensor, n_dead: torch.Tensor) -> None:
         """Begin to tell of a step, and say on the device whether it is good.
 
-        Args:
-            step: its number.
-            x: activations, (batch, d_in).
-            loss: of all terms together, ().
-            n_dead: dead features of every level, (L,).
+        Of x (batch, d_in), the loss of all terms together, (), and the dead features of every level, (L,).
         """
         peak = x.detach().abs().amax().float()
         loss = loss.detach().float()

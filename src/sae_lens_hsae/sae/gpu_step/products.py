@@ -28,13 +28,9 @@ def exact_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def exact_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """left · right of two matrices, or two batches of matrices, as it is summed: not rounded to their half precision.
+    """left · right as it is summed, in float32 or float64, not rounded to the factors' half precision.
 
-    Args:
-        left: (m, k) or (b, m, k); right: (k, n) or (b, k, n), of the same dtype.
-
-    Returns:
-        (m, n) or (b, m, n), in float32, or float64 if the factors are.
+    Of two matrices (m, k) and (k, n) of one dtype, or two batches of matrices, (b, m, k) and (b, k, n).
     """
     exact = exact_dtype(left.dtype)
     multiply = torch.mm if left.ndim == 2 else torch.bmm

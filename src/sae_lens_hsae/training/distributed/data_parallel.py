@@ -36,12 +36,9 @@ class BadElsewhereError(BadBatchError):
 class DataParallelTrainer(HierarchicalSAETrainer):
     """`HierarchicalSAETrainer` on one of several ranks, each with ``1 / n_ranks`` of every batch.
 
-    The configuration is that of the whole: its batch size and numbers of samples are those of all ranks together.
-    All methods are called on all ranks alike.
-
-    Attributes:
-        ranks: this process among the others.
-        save_text: writes this rank's position in its text to a checkpoint's folder; rank 0's is written by SAELens.
+    The configuration is that of the whole: its batch size and numbers of samples are those of all ranks together. All
+    methods are called on all ranks alike. ``save_text`` writes a rank's position in its text to a checkpoint's folder;
+    rank 0's is written by SAELens.
     """
 
     ranks: Ranks
@@ -144,11 +141,7 @@ class DataParallelTrainer(HierarchicalSAETrainer):
     def save_checkpoint(
         self, checkpoint_name: str, base_path: Path | str | None = None, wandb_aliases: list[str] | None = None
     ) -> None:
-        """Rank 0 writes the checkpoint, and in it every rank its position in its text.
-
-        Raises:
-            OSError: if a rank could not write its part.
-        """
+        """Rank 0 writes the checkpoint, and in it every rank its position in its text; an OSError if one could not."""
         self._share_what_was_counted()
         if self.ranks.is_first:
             super().save_checkpoint(checkpoint_name, base_path, wandb_aliases)

@@ -24,54 +24,32 @@ ROLL_CALL_SECONDS = 10
 
 
 class StepOfAll(NamedTuple):
-    """What the ranks say of one step together.
+    """What the ranks say of one step together."""
 
-    Attributes:
-        l0: mean L0 of every level over the whole batch, (n_levels,).
-        bad: the ranks that cannot train on their part of it.
-        stop: whether any was asked to stop.
-    """
-
-    l0: torch.Tensor
-    bad: list[int]
-    stop: bool
+    l0: torch.Tensor  # mean L0 of every level over the whole batch, (n_levels,)
+    bad: list[int]  # the ranks that cannot train on their part of it
+    stop: bool  # whether any was asked to stop
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train together.
+    """This process among those that train together."""
 
-    Attributes:
-        rank: its number, from 0; rank 0 logs and saves.
-        n_ranks: how many there are.
-        timeout: seconds to wait for the others.
-        control: gloo's group for small messages.
-        roll_call: gloo's group for finding out who is missing, which no broken message has gone through.
-        began_here: whether `join` made torch's groups, so that `leave` ends them.
-    """
-
-    rank: int
+    rank: int  # its number, from 0; rank 0 logs and saves
     n_ranks: int
-    timeout: float
-    control: Any
-    roll_call: Any
-    began_here: bool
+    timeout: float  # seconds to wait for the others
+    control: Any  # gloo's group for small messages
+    roll_call: Any  # gloo's group for finding out who is missing, which no broken message has gone through
+    began_here: bool  # whether `join` made torch's groups, so that `leave` ends them
 
     @property
     def is_first(self) -> bool:
-        """Whether this process logs and saves."""
         return self.rank == 0
 
     def agree_on_step(self, l0: torch.Tensor, *, bad: bool, stop: bool) -> StepOfAll:
-        """Tell the others of this rank's part of a step, and hear of theirs.
+        """Tell the others of this rank's part of a step, its mean L0 (n_levels,) first, and hear of theirs.
 
-        Args:
-            l0: mean L0 of every level over this rank's part, (n_levels,).
-            bad: whether it cannot be trained on.
-            stop: whether this rank was asked to stop.
-
-        Raises:
-            RuntimeError: naming the ranks that did not answer in time.
+        A RuntimeError names the ranks that did not answer in time.
         """
         marks = torch.zeros(self.n_ranks + 1, dtype=torch.float64)
         marks[self.rank], marks[-1] = bad, stop
@@ -153,17 +131,9 @@ def is_first_launched() -> bool:
 
 
 def join(device: str, timeout: float) -> Ranks | None:
-    """Meet the other processes, if the launcher started more than one.
+    """Meet the other processes on "cpu" or "cuda", if the launcher started more than one; None if it is alone.
 
-    Args:
-        device: "cpu", or "cuda" for the GPU of this process's number on its machine.
-        timeout: seconds after which a process that waits for the others gives up.
-
-    Returns:
-        This process among them, or None if it is alone.
-
-    Raises:
-        ValueError: if the device is one of another kind, or there are too few GPUs.
+    A ValueError if the device is one of another kind, or there are too few GPUs.
     """
     if n_launched() == 1:
         return None
@@ -193,11 +163,7 @@ def join(device: str, timeout: float) -> Ranks | None:
 
 
 def own_device(device: str) -> str:
-    """The device of this process.
-
-    Raises:
-        ValueError: if it is neither "cpu" nor "cuda", or this machine has fewer GPUs than processes.
-    """
+    """The device of this process; a ValueError if it is neither "cpu" nor "cuda", or there are too few GPUs."""
     if device == "cpu":
         return device
     local, n_local = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

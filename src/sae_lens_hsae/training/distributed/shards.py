@@ -17,12 +17,6 @@ def shard_of(dataset: Any, rank: int, n_ranks: int) -> Any:
     """The rows that one rank reads; of the whole data set, if there is one rank.
 
     A streamed data set is divided by ``datasets``' own rule: by files where their number allows it, else by rows.
-
-    Args:
-        dataset: one of ``datasets``' two kinds, or None.
-
-    Raises:
-        ValueError: if it cannot be divided into this many parts.
     """
     if dataset is None or n_ranks == 1:
         return dataset
@@ -52,16 +46,10 @@ def check_rows(n_rows: int, n_ranks: int, store_batch_size_prompts: int) -> None
 
 
 def first_row(positions: list[tuple[int, int]], n_ranks: int) -> tuple[int, int]:
-    """Where each rank of another number goes on, so that no row is read twice in one pass.
+    """Where each rank of another number goes on: the pass, and the first row of its own part that it reads.
 
-    Rows that only some of the former ranks had reached are left out of this pass.
-
-    Args:
-        positions: (pass, rows of its own part read in that pass) of each former rank.
-        n_ranks: how many there are now.
-
-    Returns:
-        The pass, and the first row of its own part that each rank reads.
+    Of the same two numbers of each former rank. No row is read twice in one pass; rows that only some of the former
+    ranks had reached are left out of it.
     """
     n_pass, n_rows = max(positions)
     return n_pass, -(-n_rows * len(positions) // n_ranks)
