@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from short_trainings import new_trainer
 from small_saes import D_IN, make_config, make_sae
 
-from sae_lens_hsae import HierarchicalSAE, HierarchicalTrainingSAEConfig
+from sae_lens_hsae import FeatureForest, HierarchicalSAE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.forest.files import read_forest, write_forest
 from sae_lens_hsae.hub.push import stage
 from sae_lens_hsae.hub.saved_model import load_evaluation
