@@ -132,6 +132,24 @@ def test_commands_are_ones_that_hsae_accepts(block, monkeypatch):
             assert len(accepted) == before + 1
 
 
+# Where the pages lead.
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_of_the_repository(page):
+    """So they can be followed there, not only on the site."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    linked = re.findall(r"\]\((?![a-z]+:|#)([^)#\s]+)", text)
+    assert [link for link in linked if not (page.parent / link).exists()] == []
+
+
+def test_links_to_tutorials_lead_to_their_pages(site):
+    for name in ("index", "start", "train", "faq"):
+        linked = re.findall(r'href="([^"]*tutorials/[^"]*)"', (site / f"{name}.html").read_text(encoding="utf-8"))
+        assert linked
+        assert all(link.endswith(".html") and (site / link).exists() for link in linked)
+
+
 # The built pages.
 
 
