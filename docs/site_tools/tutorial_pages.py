@@ -27,7 +27,7 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+def on_page_markdown(markdown: str, **_others: Any) -> str:
     """Called by mkdocs with the text of each page."""
     return LINK.sub(r"tutorials/\1.md", markdown)
 
