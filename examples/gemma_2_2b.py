@@ -41,7 +41,7 @@ def config() -> LanguageModelSAERunnerConfig[Any]:
         output_path="runs/gemma-2-2b-layer-13",
         checkpoint_path=None,
         logger=LoggingConfig(log_to_wandb=False),
-        **paper_optimizer(STEPS, lr=3e-4),
+        **paper_optimizer(STEPS, lr=1e-3),
     )
 
 

@@ -37,7 +37,7 @@ def config() -> LanguageModelSAERunnerConfig[Any]:
         output_path="runs/gpt2",
         checkpoint_path=None,
         logger=LoggingConfig(log_to_wandb=False),
-        **paper_optimizer(STEPS, lr=3e-4),
+        **paper_optimizer(STEPS, lr=6e-3),
     )
 
 

@@ -3,6 +3,7 @@
 The site offers the notebooks; without building it, ``jupytext --to ipynb examples/tutorials/*.py`` makes the same.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from mkdocs.structure.files import File, Files
 
 CELL = "# %%"
 TEXT_CELL = "# %% [markdown]"
+LINK = re.compile(r"\.\./examples/tutorials/(\w+)\.py\b")
+"""From a page in docs/ to a script, as a repository's own view follows it; the site has a page in its place."""
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -22,6 +25,11 @@ def on_files(files: Files, config: Any) -> Files:
         files.append(File.generated(config, f"tutorials/{script.stem}.md", content=page))
         files.append(File.generated(config, f"tutorials/{script.stem}.ipynb", content=notebook_of(text)))
     return files
+
+
+def on_page_markdown(markdown: str, **_others: Any) -> str:
+    """Called by mkdocs with the text of each page."""
+    return LINK.sub(r"tutorials/\1.md", markdown)
 
 
 def notebook_of(script: str) -> str:

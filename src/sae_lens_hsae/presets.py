@@ -41,7 +41,9 @@ def _language_model(
         "exclude_special_tokens": True,
         "train_batch_size_tokens": 1024,
         "n_batches_for_norm_estimate": 100,
-        "lr": 3e-4,
+        "lr": 6e-3,
+        "lr_scheduler_name": "cosineannealing",
+        "lr_end": 0.0,
         "adam_beta1": 0.0,
         "adam_beta2": 0.995,
     }
@@ -55,4 +57,7 @@ LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
     },
     "qwen3-4b-layer-18": _language_model("Qwen/Qwen3-4B", 18, 2560, [2048, 4096, 8192, 16384], 1024, 50),
 }
-"""Flags of ``hsae train`` for gpt2 and the paper's models. L̂0, widths and hook of Qwen follow Gemma's."""
+"""Flags of ``hsae train`` for gpt2 and the paper's models. L̂0, widths and hook of Qwen follow Gemma's.
+
+The learning rate warms up over the first tenth of the steps, unless ``lr_warm_up_steps`` is given.
+"""

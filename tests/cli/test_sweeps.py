@@ -21,7 +21,7 @@ from wandb.apis.public.sweeps import _validate_config_and_fill_distribution
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args, load_sweep_config
 from wandb_runs import records
 
-from sae_lens_hsae import evaluate_forest
+from sae_lens_hsae import HierarchicalTrainingSAEConfig, evaluate_forest
 from sae_lens_hsae.cli.flags import as_flags, command_line, parse_flags
 from sae_lens_hsae.cli.measured_runner import MeasuredTrainingRunner, summary
 from sae_lens_hsae.cli.sweep import arguments_of, configurations, measured, read_sweep, run_sweep
@@ -48,11 +48,13 @@ def test_wandb_takes_the_file(path):
     config = load_sweep_config(str(path))
     assert config is not None
     _validate_config_and_fill_distribution(config)
-    assert set(config) == {"name", "method", "metric", "command", "parameters"}
+    assert set(config) - {"metric"} == {"name", "method", "command", "parameters"}
     assert config["name"] == path.stem
     assert config["method"] in ("grid", "random", "bayes")
-    assert config["metric"]["goal"] == "minimize"
-    assert config["metric"]["name"] in summary(_evaluation(), 0.0)
+    if path.stem == "similarity":
+        assert "metric" not in config, "the Hamming of two rules for parents does not compare"
+    else:
+        assert config["metric"] == {"name": next(iter(summary(_evaluation(), 0.0))), "goal": "minimize"}
     for parameter in config["parameters"].values():
         assert list(parameter) == ["values"]
         assert len(parameter["values"]) > 1
@@ -75,6 +77,15 @@ def test_every_configuration_is_a_call_of_hsae_train(path):
         assert (own.evaluation_tokens, own.variance_floor) == (50_000, 0.7)
         assert cfg.sae.d_sae == sum(cfg.sae.level_widths)
         assert parse_flags(arguments_of(sweep, configuration)) == parse_flags(from_agent)
+
+
+def test_the_sweeps_of_the_forest_try_the_default_and_a_strong_loss_in_every_step():
+    sweeps = {path.stem: read_sweep(path) for path in SWEEPS}
+    default = HierarchicalTrainingSAEConfig(d_in=8, d_sae=12, level_widths=[4, 8], target_l0=2)
+    rules = configurations(sweeps["similarity"])
+    assert {name: getattr(default, name) for name in rules[0]} in rules
+    for configuration in configurations(sweeps["rho_r"]):
+        assert parse(arguments_of(sweeps["rho_r"], configuration))[1].sae.structural_loss_every == 1
 
 
 @pytest.mark.parametrize(
@@ -197,8 +208,13 @@ def test_a_configuration_of_which_a_seed_went_wrong_comes_last(tmp_path, monkeyp
     monkeypatch.setattr("sae_lens_hsae.cli.sweep.measured", measured)
     sweep = tmp_path / "rho.yaml"
     values = "{structural_loss_coefficient: {values: [0.1, 0.01, 0.001]}}"
-    sweep.write_text(f"{{command: [hsae, train, '${{args}}'], parameters: {values}}}")
-    table = run_sweep(sweep, tmp_path / "out", seeds=2, further=["--config", str(write_train_flags(tmp_path))])
+    content = f"command: [hsae, train, '${{args}}'], parameters: {values}"
+    further = ["--config", str(write_train_flags(tmp_path))]
+    sweep.write_text(f"{{{content}}}")
+    table = run_sweep(sweep, tmp_path / "out", seeds=2, further=further)
+    assert list(table["structural_loss_coefficient"]) == [0.1, 0.01, 0.001], "without a metric nothing is ranked"
+    sweep.write_text(f"{{metric: {{name: forest/hamming_at_matched_variance, goal: minimize}}, {content}}}")
+    table = run_sweep(sweep, tmp_path / "out", seeds=2, further=further)
     assert list(table["structural_loss_coefficient"]) == [0.01, 0.001, 0.1]
     for name in ("forest/hamming_at_matched_variance", "forest/hamming_at_matched_variance_spread"):
         assert table[name].isna().tolist() == [False, False, True]

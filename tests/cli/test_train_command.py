@@ -211,6 +211,21 @@ def test_a_text_of_ones_own_trains_as_the_same_data_set_does(tmp_path, capsys, n
     assert "fewer samples" not in capsys.readouterr().err
 
 
+def test_a_dry_run_shows_the_target_of_every_level(capsys):
+    call = ["train", "--preset", "gpt2", "--level_widths", "512", "1024", "2048", "--dry-run"]
+    cli.main([*call, "--target_l0", "32", "32", "48"])
+    assert "L0 32, 32, 48 (jumprelu)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given", [None, "7"])
+def test_language_models_presets_warm_up_over_a_tenth_of_the_steps(given):
+    words = ["--preset", "gpt2", "--training_tokens", "2048000"]
+    _, cfg = parse(words if given is None else [*words, "--lr_warm_up_steps", given])
+    assert (cfg.lr, cfg.lr_scheduler_name, cfg.lr_end) == (6e-3, "cosineannealing", 0.0)
+    assert (cfg.adam_beta1, cfg.adam_beta2) == (0.0, 0.995)
+    assert cfg.lr_warm_up_steps == (200 if given is None else 7)
+
+
 def test_a_dry_run_says_what_it_would_do(capsys):
     cli.main(["train", "--preset", "gpt2", "--training_tokens", "1024000", "--dry-run", "--json"])
     printed = json.loads(capsys.readouterr().out)

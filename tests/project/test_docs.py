@@ -113,12 +113,27 @@ def test_code_is_python_that_imports_what_exists(block):
                 assert hasattr(module, imported.name) or submodule, f"{node.module} has no {imported.name}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_names_are_in_the_modules_that_the_text_says(page):
+    text = page.read_text(encoding="utf-8")
+    for name, module in re.findall(r"`(\w+)[^`]*`\s+(?:of|from|\()\s*`(sae_lens_hsae[\w.]*)`", text):
+        assert hasattr(importlib.import_module(module), name), f"{module} has no {name}"
+
+
+@pytest.mark.parametrize("block", blocks("yaml"))
+def test_files_of_flags_are_ones_that_hsae_train_accepts(block, tmp_path):
+    (tmp_path / "run.yaml").write_text(block, encoding="utf-8")
+    _, cfg = parse(["--config", str(tmp_path / "run.yaml")])
+    assert cfg.lr_warm_up_steps == cfg.total_training_steps // 10
+
+
 @pytest.mark.parametrize("block", blocks("bash"))
 def test_commands_are_ones_that_hsae_accepts(block, monkeypatch):
     accepted = []
     for name in cli.COMMANDS:
         monkeypatch.setitem(cli.COMMANDS, name, lambda chosen: accepted.append(chosen) or Outcome("", None))
     monkeypatch.setattr(cli, "demo", lambda *_: accepted.append("demo"))
+    monkeypatch.setattr(cli, "check_device", lambda _: None)  # some are for a GPU
     for line in block.replace("\\\n", "").splitlines():
         if not line.startswith("hsae "):
             continue
@@ -130,6 +145,24 @@ def test_commands_are_ones_that_hsae_accepts(block, monkeypatch):
             before = len(accepted)
             cli.main(words)
             assert len(accepted) == before + 1
+
+
+# Where the pages lead.
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_of_the_repository(page):
+    """So they can be followed there, not only on the site."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    linked = re.findall(r"\]\((?![a-z]+:|#)([^)#\s]+)", text)
+    assert [link for link in linked if not (page.parent / link).exists()] == []
+
+
+def test_links_to_tutorials_lead_to_their_pages(site):
+    for name in ("index", "start", "train", "faq"):
+        linked = re.findall(r'href="([^"]*tutorials/[^"]*)"', (site / f"{name}.html").read_text(encoding="utf-8"))
+        assert linked
+        assert all(link.endswith(".html") and (site / link).exists() for link in linked)
 
 
 # The built pages.

@@ -81,7 +81,8 @@ def run_sweep(
     the command line for every run, over those of the file.
 
     The table has one row per configuration, best first, those with NaN last: its parameters, the mean of each number of
-    `summary` over the seeds, and ``…_spread``, half its range; NaN if it is NaN for any seed.
+    `summary` over the seeds, and ``…_spread``, half its range; NaN if it is NaN for any seed. A file without ``metric``
+    keeps its own order.
     """
     for name, count in (("seeds", seeds), ("runs", runs)):
         if count is not None and count < 1:
@@ -105,7 +106,7 @@ def run_sweep(
                 raise ValueError(f"architecture={cfg.sae.architecture()!r} has no forest to sweep by; leave it out")
             cells.append(Cell(f"run-{name}", measured, (words, configuration)))
     results = finish_cells(cells, output / "cells", f"Sweep {Path(path).stem}", workers)
-    table = _table(results, list(sweep["parameters"]))
+    table = _table(results, sweep)
     write_whole(output / f"{Path(path).stem}.csv", table.to_csv(index=False, na_rep="NaN"))
     return table
 
@@ -118,12 +119,13 @@ def measured(words: list[str], configuration: dict[str, Any]) -> dict[str, Any]:
     return {name: str(value) for name, value in configuration.items()} | summary(evaluation, own.variance_floor)
 
 
-def _table(results: list[dict[str, Any]], parameters: list[str]) -> pandas.DataFrame:
-    grouped: Any = pandas.DataFrame(results).groupby(parameters, sort=False)
+def _table(results: list[dict[str, Any]], sweep: dict[str, Any]) -> pandas.DataFrame:
+    grouped: Any = pandas.DataFrame(results).groupby(list(sweep["parameters"]), sort=False)
     # pandas leaves NaN out, so that a configuration would be ranked by the seeds that went well.
     means = grouped.agg(lambda values: values.mean(skipna=False))
     spread = grouped.agg(lambda values: (values.max(skipna=False) - values.min(skipna=False)) / 2).add_suffix("_spread")
-    return means.join(spread).sort_values("forest/hamming_at_matched_variance").reset_index()
+    table = means.join(spread)
+    return (table.sort_values("forest/hamming_at_matched_variance") if "metric" in sweep else table).reset_index()
 
 
 def run_sweep_command(chosen: argparse.Namespace) -> Outcome:

@@ -23,6 +23,7 @@ from sae_lens_hsae.cli.outcome import CallError, Outcome, check_device
 from sae_lens_hsae.cli.training_plan import estimate, plan_text, warnings_of
 from sae_lens_hsae.config import ARCHITECTURE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.evaluation import ForestEvaluation
+from sae_lens_hsae.presets import LANGUAGE_MODELS
 from sae_lens_hsae.text.documents import documents, has_columns
 from sae_lens_hsae.text.load_model import model_of_run
 from sae_lens_hsae.text.rows import rows_on_disk
@@ -96,6 +97,8 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
     except (argparse.ArgumentError, SystemExit) as error:
         what = error if isinstance(error, argparse.ArgumentError) else said.getvalue().rpartition("error: ")[2].strip()
         raise CallError(f"{_plainly(str(what))}; hsae train {EVERY_FLAG} lists every flag") from error
+    if set(own.preset) & set(LANGUAGE_MODELS) and "lr_warm_up_steps" not in flags:
+        cfg.lr_warm_up_steps = cfg.total_training_steps // 10
     _set_none(cfg, none)
     for name, words in several.items():
         setattr(cfg, name, OF_WHOLE_NUMBERS[name](_whole_numbers(name, words)))

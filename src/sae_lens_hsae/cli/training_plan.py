@@ -101,10 +101,9 @@ def plan_text(cfg: Any, estimate: Mapping[str, float], warnings: list[str]) -> s
         f"lr {cfg.lr:g} ({cfg.lr_scheduler_name}), on {cfg.device}",
     }
     if isinstance(sae, HierarchicalTrainingSAEConfig):
-        targets = dict.fromkeys(sae.target_l0_per_level)
         lines |= {
             "levels": f"{', '.join(f'{width:,}' for width in sae.level_widths)} features, d_in {sae.d_in:,}, "
-            f"L0 {', '.join(f'{target:.3g}' for target in targets)} ({sae.level_activation})",
+            f"L0 {', '.join(f'{target:.3g}' for target in sae.target_l0_per_level)} ({sae.level_activation})",
             "forest": f"from step {sae.hierarchy_first_update:,}, by similarity {sae.hierarchy_similarity!r}; "
             f"ρ {sae.structural_loss_coefficient:g}, r {sae.perturbation_rate:g}",
         }
