@@ -243,6 +243,7 @@ def test_an_unknown_table_is_refused(tmp_path):
 def cell(model, seed, hamming):
     levels = [{"level": i, "variance_explained": 0.5 + 0.1 * i, "l0": 4.0, "n_dead": i} for i in range(2)]
     boundary = {"parent_level": 0, "hamming": hamming, "p_parent_given_child": 0.7, "p_child_given_parent": None}
+    boundary["n_pairs_left_out"] = 3
     return {"layer": 3, "target_l0": 4, "model": model, "seed": seed, "levels": levels, "boundaries": [boundary]}
 
 
@@ -253,9 +254,39 @@ def test_tables_hold_means_and_spreads_over_seeds():
     assert (hamming["mean"], hamming["spread"], hamming["seeds"]) == (11.0, 1.0, 2)
     text = table.markdown().splitlines()
     assert text[0].startswith("| layer | L0 | model | seeds | variance explained | L0 | dead | Hamming |")
-    shown = "0.500 0.600 ±0.000 | 4.00 4.00 ±0.00 | 0 1 ±0 | 11.00 ±1.00 | 0.700 ±0.000 | –"
-    assert text[2].startswith(f"| 3 | 4 | HSAE | 2 | {shown}")
+    assert text[0].endswith("| P(c\\|p) | pairs left out |")
+    shown = "0.500 0.600 ±0.000 | 4.00 4.00 ±0.00 | 0 1 ±0 | 11.00 ±1.00 | 0.700 ±0.000 | – | 3 ±0 |"
+    assert text[2] == f"| 3 | 4 | HSAE | 2 | {shown}"
     assert text[3].startswith("| 3 | 4 | post hoc | 1 | 0.500 0.600 | 4.00 4.00 | 0 1 | 20.00 |")
+
+
+def test_a_mean_over_fewer_seeds_says_so():
+    table = paper_table([cell("HSAE", 0, 10.0), cell("HSAE", 1, None), cell("HSAE", 2, 12.0)])
+    hamming = table.values[table.values["measure"] == "hamming"].iloc[0]
+    assert (hamming["mean"], hamming["seeds"]) == (11.0, 2)
+    assert "| HSAE | 3 | 0.500 0.600 ±0.000 |" in table.markdown()
+    assert "| 11.00 (2 seeds) ±1.00 | 0.700 ±0.000 | – |" in table.markdown()
+    table = paper_table([cell("HSAE", 0, 10.0), cell("HSAE", 1, None)])
+    assert "| 10.00 (1 seed) | 0.700 ±0.000 |" in table.markdown()
+
+
+def judged(subsumed, low, seed=0):
+    rates = {
+        "subsumed": {"value": subsumed, "low": low, "high": 0.534},
+        "under": {"value": 0.124, "low": None, "high": None},
+        "more_specific": {"value": 0.691, "low": 0.6, "high": 0.7},
+    }
+    shuffled = {"subsumed": {"value": 0.06}, "under": {"value": 0.038}}
+    overall = {"forest": rates, "shuffled": shuffled, "n_pairs": 800}
+    return {"model": HSAE, "seed": seed, "meaning": {"overall": overall}}
+
+
+def test_meaning_is_shown_beside_shuffled_pairs_and_with_its_interval():
+    text = meaning_table([judged(0.497, 0.46)]).markdown().splitlines()
+    assert text[0].endswith("| under or equal, shuffled pairs | strictly under, shuffled pairs | pairs |")
+    assert text[2] == "| HSAE | 1 | 0.497 [0.46, 0.53] | 0.124 | 0.691 | 0.060 | 0.038 | 800 |"
+    text = meaning_table([judged(0.4, 0.3), judged(0.5, 0.4, 1)]).markdown().splitlines()
+    assert text[2].startswith("| HSAE | 2 | 0.450 ±0.050 | 0.124 ±0.000 |"), "seeds have a spread instead"
 
 
 def test_every_model_is_judged_by_planted_trees(tmp_path):
@@ -265,6 +296,7 @@ def test_every_model_is_judged_by_planted_trees(tmp_path):
     assert [result["model"] for result in results] == [HSAE, f"{HSAE}, true parents", *ideas, *others]
     text = planted_table(results).markdown().splitlines()
     assert text[0].startswith("| model | seeds | precision | recall | F1 |")
+    assert "| variance explained | L0 | dead |" in text[0]
     assert len(text) == 2 + len(results)
 
 
