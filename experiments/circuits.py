@@ -18,7 +18,9 @@ from experiments.behaviours import BEHAVIOURS, usable
 from experiments.circuits_by_activation import coactivation_modules, lasso_circuit
 from experiments.gemma_forests import gemma_forest
 from experiments.gemma_stream import LAYERS, GemmaActivations, gemma_model, hook_of
-from experiments.paper_tables import Size
+from experiments.kept_names import named_by
+from experiments.models import HSAE
+from experiments.paper_tables import Size, Stream, kept_name
 from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.circuits import Ablation, Circuit, Pair, find_circuit
@@ -70,7 +72,12 @@ def reproduce_circuits(activations: GemmaActivations, folder: Path, size: Size) 
         size: of their training; one seed.
     """
     subject = Subject(activations, folder, size)
-    cells = [Cell(f"circuits-{N_PAIRS}pairs-{name}", measure_behaviour, (name, subject)) for name in BEHAVIOURS]
+    forests = [kept_name(HSAE, Stream(layer, 16.0, 0), size) for layer in LAYERS]
+    settings = (forests, LEAST_ACCURACY, THRESHOLD, N_NODES)
+    cells = [
+        Cell(named_by(f"circuits-{N_PAIRS}pairs-{name}-{size.name}", settings), measure_behaviour, (name, subject))
+        for name in BEHAVIOURS
+    ]
     return circuit_rows(finish_cells(cells, folder, "Circuits"))
 
 

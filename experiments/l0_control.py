@@ -9,8 +9,9 @@ from unittest.mock import patch
 
 import torch
 
+from experiments.kept_names import named_by
 from experiments.models import HSAE, new_sae, train
-from experiments.paper_tables import TABLES, Activations, Size, Stream, n_tokens
+from experiments.paper_tables import TABLES, Activations, Size, Stream, kept_name, n_tokens
 from experiments.planted import training as planted
 from experiments.planted.trees import STANDARD
 from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
@@ -29,10 +30,11 @@ def reproduce_l0(table: str, activations: Activations, folder: Path, size: Size)
         size: of training; one seed.
     """
     streams = [Stream(*place, 0) for place in TABLES[table].places[: size.places]]
-    cells = [Cell(f"l0-{each.name}-{size.steps}steps", on_stream, (each, activations, size)) for each in streams]
+    cells = [Cell(f"l0-{kept_name(HSAE, each, size)}", on_stream, (each, activations, size)) for each in streams]
     if table == "main":
         steps = STANDARD.n_steps if size.places is None else size.steps
-        cells.append(Cell(f"l0-planted-{steps}steps", on_planted_trees, (steps,)))
+        name = named_by(f"l0-planted-{steps}steps", planted.settings_of(STANDARD, {HSAE: {}}))
+        cells.append(Cell(name, on_planted_trees, (steps,)))
     return [row(**cell) for cell in finish_cells(cells, folder, "Table l0")]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 from sae_lens import SAE, BatchTopKTrainingSAE, JumpReLUSAE, JumpReLUSAEConfig
 
+from sae_lens_hsae.evaluation import ForestEvaluation, evaluate_forest
+from sae_lens_hsae.forest import NO_PARENT, FeatureForest
 from sae_lens_hsae.forest.levels import validated_widths
 
 
@@ -32,7 +35,8 @@ def groups_and_prefixes(sae: JumpReLUSAE, prefix_widths: Sequence[int]) -> tuple
 
     Returns:
         groups: the features that each prefix has beyond the one before. A group's ``decode`` gives its own part of the
-            reconstruction, so that its variance explained means little; hierarchy measures need ``encode`` alone.
+            reconstruction, so that its variance explained means little (`evaluate_groups`); hierarchy measures need
+            ``encode`` alone.
         prefixes: all features up to the end of each group, whose ``decode`` reconstructs x.
 
     Raises:
@@ -46,6 +50,35 @@ def groups_and_prefixes(sae: JumpReLUSAE, prefix_widths: Sequence[int]) -> tuple
     validated_widths([stop - start for start, stop in pairwise(bounds)])
     groups = [_features(sae, slice(start, stop)) for start, stop in pairwise(bounds)]
     return groups, [_features(sae, slice(0, stop)) for stop in prefix_widths]
+
+
+def evaluate_groups(
+    groups: Sequence[JumpReLUSAE],
+    prefixes: Sequence[JumpReLUSAE],
+    forest: FeatureForest,
+    batches: Sequence[torch.Tensor],
+) -> ForestEvaluation:
+    """Measure groups as levels, but for variance explained, which is that of each group with all coarser ones.
+
+    Args:
+        groups: from `groups_and_prefixes`.
+        prefixes: from the same call.
+        forest: of the groups.
+        batches: activations, (batch, d_in) each.
+    """
+    n_features = sum(sae.cfg.d_sae for sae in prefixes)
+    no_edges = FeatureForest(torch.full((n_features,), NO_PARENT), [sae.cfg.d_sae for sae in prefixes])
+    result, whole = evaluate_forest(groups, forest, batches), evaluate_forest(prefixes, no_edges, batches)
+    levels = [
+        replace(
+            level,
+            variance_explained=prefix.variance_explained,
+            variance_explained_ordinary=prefix.variance_explained_ordinary,
+            intervals={**level.intervals, **{name: i for name, i in prefix.intervals.items() if name != "l0"}},
+        )
+        for level, prefix in zip(result.levels, whole.levels, strict=True)
+    ]
+    return replace(result, levels=tuple(levels))
 
 
 def _features(sae: JumpReLUSAE, own: slice) -> JumpReLUSAE:

@@ -78,7 +78,8 @@ def reproduce_meaning(
     """
     next(words(PLACE[0], read_wordnet()))  # once, before workers ask for it all together
     pairs = [(Stream(*PLACE, seed), model) for seed in range(size.seeds) for model in MODELS]
-    return finish_trainings(pairs, judge, activations, folder, "Table wordnet", size, workers, words)
+    kind = f"judge-{words.n_glosses or 'all'}glosses"
+    return finish_trainings(kind, pairs, judge, activations, folder, "Table wordnet", size, workers, words)
 
 
 def judge(

@@ -18,8 +18,12 @@ from sae_lens import (
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
+from sae_lens.util import temporary_seed
 
+from experiments.kept_names import settings_of_config
 from experiments.matryoshka import groups_and_prefixes
+from experiments.saelens_jumprelu import SEARCH, new_jumprelu
+from experiments.snmf import SNMF, SNMF_SETTINGS
 from sae_lens_hsae.cli.showcase import paper_optimizer
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack
@@ -162,6 +166,27 @@ def new_batch_topk(model: str, finest_l0: float, d_in: int) -> list[BatchTopKTra
         )
         for width, target in widths_and_targets(finest_l0)
     ]
+
+
+def settings_of(model: str, finest_l0: float, steps: int) -> dict[str, Any]:
+    """What decides a trained model beside its activations and its seed, ready for JSON; ``SNMF`` is one, too."""
+    levels = widths_and_targets(finest_l0)
+    if model == SNMF:
+        return {"levels": levels, "snmf": SNMF_SETTINGS}
+    with temporary_seed(0):  # the weights, of one dimension, are not used
+        if model in NORMALIZED_BATCH_TOPK:
+            saes: list[Any] = list(new_batch_topk(model, finest_l0, 1))
+        elif model == SAELENS_JUMPRELU:
+            saes = [new_jumprelu(width, 1) for width, _ in levels]
+        else:
+            saes = [new_sae(model, finest_l0, 1)]
+    return {
+        "levels": levels,
+        "configs": [settings_of_config(sae.cfg) for sae in saes],
+        "search": SEARCH if model == SAELENS_JUMPRELU else None,
+        "optimizer": paper_optimizer(steps, LEARNING_RATE),
+        "batches": (BATCH_SIZE, BATCHES_TO_WHITEN_BY),
+    }
 
 
 def stack_of(sae: SAE[Any] | list[SAE[Any]]) -> tuple[Sequence[LevelSAE] | SAEStack, FeatureForest]:

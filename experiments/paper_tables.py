@@ -14,6 +14,8 @@ import torch
 from sae_lens import SAE
 from sae_lens.saes.sae import TrainingSAE
 
+from experiments.kept_names import named_by
+from experiments.matryoshka import evaluate_groups
 from experiments.models import (
     BATCH_SIZE,
     BATCH_TOPK,
@@ -28,6 +30,7 @@ from experiments.models import (
     matryoshka_levels,
     new_batch_topk,
     new_sae,
+    settings_of,
     stack_of,
     train,
     widths_and_targets,
@@ -36,7 +39,6 @@ from experiments.saelens_jumprelu import train_to_l0
 from experiments.sinks import SINKS, WithSinks
 from sae_lens_hsae.cli.kept_cells import Cell, file_name, finish_cells, missing
 from sae_lens_hsae.evaluation import evaluate_forest
-from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.storage.whole_files import folder_written_whole
 
 Activations = Callable[[int, int], torch.Tensor]
@@ -61,6 +63,10 @@ class Size:
     held_out: int = 100_000
     places: int | None = None
     tokens: int | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.steps}steps-{n_tokens(self)}tokens-{self.held_out}held_out"
 
 
 FULL = Size()
@@ -127,10 +133,11 @@ def reproduce(
         raise ValueError(f"table={table!r}: choose one of {', '.join(TABLES)}")
     chosen = TABLES[table]
     pairs = [(stream, model) for stream in chosen.streams(size) for model in chosen.models]
-    return finish_trainings(pairs, measure, activations, folder, f"Table {table}", size, workers)
+    return finish_trainings("measure", pairs, measure, activations, folder, f"Table {table}", size, workers)
 
 
 def finish_trainings(
+    kind: str,
     pairs: Sequence[tuple[Stream, str]],
     compute: Callable[..., dict[str, Any]],
     activations: Activations,
@@ -140,13 +147,12 @@ def finish_trainings(
     workers: int,
     *more: Any,
 ) -> list[dict[str, Any]]:
-    """One cell for each model on each stream: ``compute(model, stream, activations, size, folder, *more)``."""
+    """One cell for each model on each stream: ``compute(model, stream, activations, size, folder, *more)``.
+
+    ``kind`` begins the cells' names, and tells of all that decides them beside the model, the stream and the size.
+    """
     cells = [
-        Cell(
-            f"{compute.__name__}-{_name(model, stream, size)}",
-            compute,
-            (model, stream, activations, size, folder, *more),
-        )
+        Cell(f"{kind}-{kept_name(model, stream, size)}", compute, (model, stream, activations, size, folder, *more))
         for stream, model in pairs
     ]
     for layer in {cell.arguments[1].layer for cell in missing(cells, folder)}:
@@ -176,15 +182,12 @@ def measure(model: str, stream: Stream, activations: Activations, size: Size, fo
     sae = trained(model, stream, activations, size, folder)
     held_out = activations(stream.layer, n_tokens(size))[-size.held_out :].split(BATCH_SIZE)
     levels, forest = stack_of(sae)
-    result = evaluate_forest(levels, forest, held_out).to_dict()
     if model == MATRYOSHKA:
         assert not isinstance(sae, list)
-        # A group of a Matryoshka SAE reconstructs only together with the coarser ones.
-        _, prefixes = matryoshka_levels(sae)
-        of_prefixes = evaluate_forest(prefixes, _no_edges(prefixes), held_out).to_dict()
-        for level, prefix in zip(result["levels"], of_prefixes["levels"], strict=True):
-            level |= {name: prefix[name] for name in ("variance_explained", "variance_explained_ordinary")}
-    return {**asdict(stream), "steps": size.steps, "model": model, **result}
+        result = evaluate_groups(*matryoshka_levels(sae), forest, held_out)
+    else:
+        result = evaluate_forest(levels, forest, held_out)
+    return {**asdict(stream), "steps": size.steps, "model": model, **result.to_dict()}
 
 
 def trained(
@@ -195,7 +198,7 @@ def trained(
     Returns:
         An SAE, or one for each level where they are trained by themselves.
     """
-    path = folder / _name(model, stream, size)
+    path = folder / kept_name(model, stream, size)
     if not path.exists():
         x, at_first = activations(stream.layer, n_tokens(size)), None
         if isinstance(activations, WithSinks):
@@ -225,10 +228,7 @@ def trained(
     return SAE.load_from_disk(path)
 
 
-def _name(model: str, stream: Stream, size: Size) -> str:
-    return file_name(f"{stream.name}-{size.steps}steps-{model}")
-
-
-def _no_edges(saes: list[Any]) -> FeatureForest:
-    widths = [sae.cfg.d_sae for sae in saes]
-    return FeatureForest(torch.full((sum(widths),), -1), widths)
+def kept_name(model: str, stream: Stream, size: Size) -> str:
+    """Of a trained model's folder: all that decides it, but where the activations come from."""
+    settings = settings_of(model, stream.target_l0, size.steps)
+    return file_name(named_by(f"{stream.name}-{size.name}-{model}", settings))

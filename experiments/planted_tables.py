@@ -11,9 +11,10 @@ import torch
 from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 from sae_lens.util import temporary_seed
 
+from experiments.kept_names import named_by, settings_of_config
 from experiments.matryoshka import groups_and_prefixes, inference_sae
 from experiments.models import HSAE, IDEAS, MATRYOSHKA, SAELENS_BATCH_TOPK, new_matryoshka
-from experiments.planted.training import Rival, Stack, compare
+from experiments.planted.training import Rival, Stack, compare, settings_of
 from experiments.planted.trees import (
     BATCH_SIZE,
     EASY,
@@ -23,7 +24,7 @@ from experiments.planted.trees import (
     UNKNOWN_L0,
     PlantedSetting,
 )
-from experiments.snmf import FACTORISED, SNMF, factor_levels
+from experiments.snmf import FACTORISED, SNMF, SNMF_SETTINGS, factor_levels
 from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
 from sae_lens_hsae.forest import PAPER_RULE, FeatureForest
 from sae_lens_hsae.forest.levels import Levels
@@ -59,8 +60,15 @@ def reproduce_planted(
         raise ValueError(f"setting={setting!r}: choose one of {', '.join(SETTINGS)}")
     chosen = SETTINGS[setting]
     steps = chosen.n_steps if steps is None else steps
-    name = f"planted-{setting}-v{chosen.version}-{steps}steps"
-    cells = [Cell(f"{name}-seed{seed}", recovered, (setting, seed, steps, n_samples, device)) for seed in range(seeds)]
+    name = f"planted-{setting}-v{chosen.version}-{steps}steps-{n_samples}samples"
+    rivals = {
+        model: [settings_of_config(sae.cfg) for sae in rival.saes] for model, rival in _rivals(chosen, 0, "cpu").items()
+    }
+    settings = {**settings_of(chosen, _models(chosen)), "rivals": rivals, "snmf": SNMF_SETTINGS}
+    cells = [
+        Cell(named_by(f"{name}-seed{seed}", settings), recovered, (setting, seed, steps, n_samples, device))
+        for seed in range(seeds)
+    ]
     results = finish_cells(cells, folder, f"Planted trees, {setting}", workers)
     return [model for cell in results for model in cell["models"]]
 
@@ -68,14 +76,22 @@ def reproduce_planted(
 def recovered(setting: str, seed: int, steps: int, n_samples: int, device: str) -> dict[str, Any]:
     """All models on one seed, side by side on the same stream."""
     chosen = SETTINGS[setting]
-    models = IDEAS | {"HSAE (paper)": PAPER, "post hoc": INDEPENDENT}
-    if not isinstance(chosen.target_l0, tuple):
-        models["one L0 for all levels"] = {"l0_width_exponent": 0.0}
-    with temporary_seed(seed):
-        others = {MATRYOSHKA: _matryoshka(chosen, device), SAELENS_BATCH_TOPK: _batch_topk(chosen, device)}
-    others[SNMF] = _snmf(chosen, seed, device)
+    models, others = _models(chosen), _rivals(chosen, seed, device)
     results = compare(chosen, seed, models, others, steps, n_samples, device, true_parents_of=[HSAE])
     return {"models": [result.to_dict() for result in results.values()]}
+
+
+def _models(setting: PlantedSetting) -> dict[str, dict[str, Any]]:
+    models = IDEAS | {"HSAE (paper)": PAPER, "post hoc": INDEPENDENT}
+    if not isinstance(setting.target_l0, tuple):
+        models["one L0 for all levels"] = {"l0_width_exponent": 0.0}
+    return models
+
+
+def _rivals(setting: PlantedSetting, seed: int, device: str) -> dict[str, Rival]:
+    with temporary_seed(seed):
+        rivals = {MATRYOSHKA: _matryoshka(setting, device), SAELENS_BATCH_TOPK: _batch_topk(setting, device)}
+    return {**rivals, SNMF: _snmf(setting, seed, device)}
 
 
 def _matryoshka(setting: PlantedSetting, device: str) -> Rival:
@@ -87,11 +103,14 @@ def _matryoshka(setting: PlantedSetting, device: str) -> Rival:
         device=device,
     )
 
+    def parts(trained: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        return groups_and_prefixes(inference_sae(trained[0]), sae.cfg.matryoshka_widths)
+
     def as_stack(trained: Sequence[Any]) -> Stack:
-        groups, _ = groups_and_prefixes(inference_sae(trained[0]), sae.cfg.matryoshka_widths)
+        groups, _ = parts(trained)
         return groups, FeatureForest.from_saes(groups, PAPER_RULE)
 
-    return Rival([sae], as_stack)
+    return Rival([sae], as_stack, lambda trained: parts(trained)[1])
 
 
 def _batch_topk(setting: PlantedSetting, device: str) -> Rival:

@@ -14,6 +14,22 @@ CLOSE_ENOUGH = 0.05
 """Share by which L0 may be off."""
 MEASURED_ON = 20_000
 """Activations, of those trained on."""
+SEARCH = (MOST_TRAININGS, CLOSE_ENOUGH, MEASURED_ON)
+
+
+def new_jumprelu(width: int, d_in: int, l0_coefficient: float = FIRST_LAMBDA) -> JumpReLUTrainingSAE:
+    """SAELens' JumpReLU SAE with HSAE's fields, before training."""
+    return JumpReLUTrainingSAE(
+        JumpReLUTrainingSAEConfig(
+            d_in=d_in,
+            d_sae=width,
+            l0_coefficient=l0_coefficient,
+            jumprelu_init_threshold=1.0,
+            jumprelu_bandwidth=1.0,
+            jumprelu_ste_to_input=True,
+            decoder_init_norm=1.0,
+        )
+    )
 
 
 def train_to_l0(
@@ -22,7 +38,7 @@ def train_to_l0(
     """The SAE whose L0 comes closest to ``target``, of as many trainings as it takes.
 
     log L0 is taken for linear in log λ between the two trainings that enclose the target, or, as long as none does,
-    for falling by half as λ doubles. All other fields are those of HSAE.
+    for falling by half as λ doubles.
 
     Args:
         x: activations of mean norm √d_in, (tokens, d_in).
@@ -34,17 +50,7 @@ def train_to_l0(
     log_lambda, best, best_error = math.log(FIRST_LAMBDA), None, math.inf
     for _ in range(MOST_TRAININGS):
         torch.manual_seed(seed)
-        sae = JumpReLUTrainingSAE(
-            JumpReLUTrainingSAEConfig(
-                d_in=x.shape[1],
-                d_sae=width,
-                l0_coefficient=math.exp(log_lambda),
-                jumprelu_init_threshold=1.0,
-                jumprelu_bandwidth=1.0,
-                jumprelu_ste_to_input=True,
-                decoder_init_norm=1.0,
-            )
-        )
+        sae = new_jumprelu(width, x.shape[1], math.exp(log_lambda))
         train(sae)
         with torch.no_grad():
             l0 = sum((sae.encode(part) > 0).sum().item() for part in x[:MEASURED_ON].split(1024)) / len(x[:MEASURED_ON])

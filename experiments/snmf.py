@@ -28,6 +28,7 @@ RIDGE = 1e-4
 """λ, in mean squared lengths of Y's columns."""
 SPREAD = 0.2
 """What the first coefficients have above 0, where a cluster gives none (Ding, Li and Jordan 2010)."""
+SNMF_SETTINGS = (FACTORISED, STEPS, CODE_STEPS, RIDGE, SPREAD)
 
 
 class FactorLevel:

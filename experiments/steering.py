@@ -14,7 +14,9 @@ import torch
 
 from experiments.gemma_forests import gemma_forest
 from experiments.gemma_stream import GemmaActivations, gemma_model, typical_distance
-from experiments.paper_tables import Size
+from experiments.kept_names import named_by
+from experiments.models import HSAE
+from experiments.paper_tables import Size, Stream, kept_name
 from experiments.steering_tasks import TASKS, Judge, split
 from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
 from sae_lens_hsae.interpret.contrast import text_activations
@@ -98,8 +100,14 @@ def reproduce_steering(activations: GemmaActivations, folder: Path, size: Size) 
         size: of the training, and how many seeds.
     """
     subject = Subject(activations, folder, size)
+    forest = kept_name(HSAE, Stream(LAYER, 16.0, 0), size)
+    settings = (forest, N_WRITTEN, EXAMPLE_TOKENS, STRENGTHS)
     cells = [
-        Cell(f"steering-{task}-seed{seed}-{method}", steer_task, (task, seed, method, subject))
+        Cell(
+            named_by(f"steering-{task}-seed{seed}-{method}-{size.name}", settings),
+            steer_task,
+            (task, seed, method, subject),
+        )
         for seed in range(size.seeds)
         for task in TASKS
         for method in (NONE, *METHODS)

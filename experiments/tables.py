@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -31,7 +32,8 @@ class ComparisonTable:
 
     Attributes:
         values: one row per group, measure and place; columns are those of ``by``, then measure, place (level, or parent
-            level of a boundary), mean, spread (half the range over the seeds), seeds.
+            level of a boundary), mean, spread (half the range over the seeds), seeds (those that have the measure). A
+            measure with an interval has its ends as measures of its name and ``_low`` or ``_high``.
         by: columns that tell the compared apart; the last is the model.
         columns: measures shown in Markdown, by name.
     """
@@ -41,13 +43,17 @@ class ComparisonTable:
     columns: Mapping[str, Column]
 
     def markdown(self) -> str:
-        """One line per model, the values of levels or boundaries side by side, then the largest spread."""
+        """One line per model, the values of levels or boundaries side by side, then the largest spread.
+
+        A mean over fewer seeds than the line says has their number behind it; a measure of one seed has its interval.
+        """
         titles = [*self.by, "seeds", *(column.title for column in self.columns.values())]
         lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
         for group, cells in self.values.groupby(list(self.by), sort=False):
             own = group if isinstance(group, tuple) else (group,)
-            shown = [_shown(cells.query("measure == @name"), column.digits) for name, column in self.columns.items()]
-            lines.append(f"| {' | '.join([*map(_plain, own), str(cells['seeds'].max()), *shown])} |")
+            seeds = int(cells["seeds"].max())
+            shown = [_shown(cells, name, column.digits, seeds) for name, column in self.columns.items()]
+            lines.append(f"| {' | '.join([*map(_plain, own), str(seeds), *shown])} |")
         return "\n".join(lines)
 
 
@@ -59,6 +65,7 @@ PAPER_COLUMNS = {
     "hamming": Column("Hamming", 2),
     "p_parent_given_child": Column("P(p\\|c)", 3),
     "p_child_given_parent": Column("P(c\\|p)", 3),
+    "n_pairs_left_out": Column("pairs left out", 0),
 }
 OF_LEVELS = ("variance_explained", "variance_explained_ordinary", "l0", "l0_ordinary", "n_dead")
 
@@ -72,7 +79,7 @@ PLANTED_COLUMNS = {
     "identity_share": Column("identity edges", 3),
     "absorption_within": Column("absorption within a level", 3),
     "absorption_across": Column("across levels", 3),
-    **{name: column for name, column in PAPER_COLUMNS.items() if name not in ("l0", "variance_explained_ordinary")},
+    **{name: column for name, column in PAPER_COLUMNS.items() if name != "variance_explained_ordinary"},
 }
 
 MEANING_COLUMNS = {
@@ -80,6 +87,7 @@ MEANING_COLUMNS = {
     "under": Column("strictly under", 3),
     "more_specific": Column("more specific", 3),
     "shuffled_subsumed": Column("under or equal, shuffled pairs", 3),
+    "shuffled_under": Column("strictly under, shuffled pairs", 3),
     "n_pairs": Column("pairs", 0),
 }
 
@@ -123,8 +131,11 @@ def meaning_table(results: Iterable[Result]) -> ComparisonTable:
     rows = []
     for cell in results:
         overall = cell["meaning"]["overall"]
-        values = {name: overall["forest"][name]["value"] for name in ("subsumed", "under", "more_specific")}
-        values |= {"shuffled_subsumed": overall["shuffled"]["subsumed"]["value"], "n_pairs": overall["n_pairs"]}
+        values = {"n_pairs": overall["n_pairs"], "more_specific": overall["forest"]["more_specific"]["value"]}
+        for name in ("subsumed", "under"):
+            estimate = overall["forest"][name]
+            values |= {name: estimate["value"], f"{name}_low": estimate["low"], f"{name}_high": estimate["high"]}
+            values[f"shuffled_{name}"] = overall["shuffled"][name]["value"]
         rows += [{"model": cell["model"], "measure": m, "place": 0, "value": v} for m, v in values.items()]
     return ComparisonTable(_over_seeds(rows, ["model"]), ("model",), MEANING_COLUMNS)
 
@@ -190,15 +201,23 @@ def _hierarchy(evaluation: Result) -> list[dict[str, Any]]:
 def _over_seeds(rows: list[dict[str, Any]], by: list[str]) -> pandas.DataFrame:
     frame = pandas.DataFrame(rows)
     grouped = frame.astype({"value": float}).groupby([*by, "measure", "place"], sort=False)["value"]
-    summary = grouped.agg(mean="mean", spread=lambda values: (values.max() - values.min()) / 2, seeds="size")
+    summary = grouped.agg(mean="mean", spread=lambda values: (values.max() - values.min()) / 2, seeds="count")
     return summary.reset_index()
 
 
-def _shown(cells: pandas.DataFrame, digits: int) -> str:
-    means = " ".join("–" if mean != mean else f"{mean:.{digits}f}" for mean in cells.sort_values("place")["mean"])
-    if cells["seeds"].max() == 1:
-        return means
-    return f"{means} ±{cells['spread'].max():.{digits}f}"
+def _shown(cells: pandas.DataFrame, measure: str, digits: int, seeds: int) -> str:
+    own = cells.query("measure == @measure").sort_values("place")
+    means = []
+    for mean, counted in zip(own["mean"], own["seeds"], strict=True):
+        fewer = f" ({counted} seed{'s' * (counted > 1)})" if 0 < counted < seeds else ""
+        means.append(f"{mean:.{digits}f}{fewer}" if counted else "–")
+    if own["seeds"].max() > 1:
+        means.append(f"±{own['spread'].max():.{digits}f}")
+    known = dict(zip(cells["measure"], cells["mean"], strict=True))
+    low, high = (known.get(f"{measure}_{end}", math.nan) for end in ("low", "high"))
+    if seeds == 1 and not math.isnan(low):
+        means.append(f"[{low:.2f}, {high:.2f}]")
+    return " ".join(means)
 
 
 def _plain(value: Any) -> str:

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
+from experiments.kept_names import named_by
+from experiments.models import HSAE
 from experiments.planted.concept_matching import NO_CONCEPT, match_features
-from experiments.planted.training import new_saes, train
+from experiments.planted.training import new_saes, settings_of, train
 from experiments.planted.trees import N_SAMPLES, PlantedSetting
 from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
 from sae_lens_hsae.evaluation.stacks import level_saes
@@ -33,8 +35,12 @@ def reproduce_copies(
         steps: of training.
         n_samples: to match features on.
     """
-    name = f"copies-{setting.name}-v{setting.version}-{steps}steps"
-    cells = [Cell(f"{name}-seed{seed}", copies_found, (setting, seed, steps, n_samples)) for seed in seeds]
+    name = f"copies-{setting.name}-v{setting.version}-{steps}steps-{n_samples}samples"
+    settings = {**settings_of(setting, {HSAE: {}}), "cosines": COSINES}
+    cells = [
+        Cell(named_by(f"{name}-seed{seed}", settings), copies_found, (setting, seed, steps, n_samples))
+        for seed in seeds
+    ]
     found = finish_cells(cells, folder, f"Copies, {setting.name}")
     return [
         {"cosine": cosine} | {measure: fmean(cell["rows"][i][measure] for cell in found) for measure in MEASURES}
@@ -45,7 +51,7 @@ def reproduce_copies(
 def copies_found(setting: PlantedSetting, seed: int, steps: int, n_samples: int) -> dict[str, Any]:
     """Train HSAE on one seed, and score each of `COSINES`."""
     trees = setting.plant(seed)
-    sae = train(trees, new_saes(trees, {"HSAE": {}}), steps)["HSAE"]
+    sae = train(trees, new_saes(trees, {HSAE: {}}), steps)[HSAE]
     assert isinstance(sae, HierarchicalTrainingSAE)
     matches = match_features(level_saes(sae), trees.samples(n_samples))
     return {"rows": scored(sae.forest, sae.W_dec.detach(), matches.concept_of)}

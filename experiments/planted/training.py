@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sae_lens.config import LoggingConfig, SAETrainerConfig
@@ -12,6 +12,8 @@ from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_lens.util import temporary_seed
 
+from experiments.kept_names import settings_of_config
+from experiments.matryoshka import evaluate_groups
 from experiments.planted.concept_matching import match_features
 from experiments.planted.tree_recovery import TreeRecovery
 from experiments.planted.trees import BATCH_SIZE, N_SAMPLES, PlantedSetting, PlantedTrees, recover
@@ -36,10 +38,13 @@ class Rival:
     Attributes:
         saes: untrained SAEs of any architecture, on the same device; trained beside the others.
         as_stack: makes a stack of levels and its forest of them, once trained.
+        prefixes: where a level reconstructs only together with the coarser ones: makes of them, once trained, what each
+            level reconstructs with.
     """
 
     saes: Sequence[TrainingSAE[Any]]
     as_stack: Callable[[Sequence[TrainingSAE[Any]]], Stack]
+    prefixes: Callable[[Sequence[TrainingSAE[Any]]], Sequence[Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,12 @@ def compare(
     trained = train(trees, new_saes(trees, models) | of_rivals, n_steps)
     seconds = time.perf_counter() - start
 
-    def measured(name: str, levels: Sequence[LevelSAE] | SAEStack, forest: FeatureForest) -> PlantedResult:
+    def measured(name: str, levels: Any, forest: FeatureForest, prefixes: Any = None) -> PlantedResult:
+        x = (x for x, _ in trees.samples(n_samples))
+        if prefixes is None:
+            evaluation = evaluate_forest(levels, forest, x)
+        else:
+            evaluation = evaluate_groups(levels, prefixes, forest, list(x))
         return PlantedResult(
             setting=setting.name,
             version=setting.version,
@@ -124,23 +134,35 @@ def compare(
             model=name,
             n_steps=n_steps,
             recovery=recover(levels, forest, trees, n_samples),
-            evaluation=evaluate_forest(levels, forest, (x for x, _ in trees.samples(n_samples))),
+            evaluation=evaluation,
             training_seconds=seconds,
         )
 
     results = {}
     for name in (*models, *others):
+        prefixes = None
         if name in others:
             rival = others[name]
-            levels, forest = rival.as_stack([trained[f"{name} {i}"] for i in range(len(rival.saes))])
+            saes = [trained[f"{name} {i}"] for i in range(len(rival.saes))]
+            levels, forest = rival.as_stack(saes)
+            prefixes = rival.prefixes and rival.prefixes(saes)
         else:
             levels, forest = _stack(trained[name])
-        results[name] = measured(name, levels, forest)
+        results[name] = measured(name, levels, forest, prefixes)
         if name in true_parents_of:
             named = f"{name}, true parents"
             matches = match_features(level_saes(levels), trees.samples(n_samples))
             results[named] = measured(named, levels, true_forest(matches, trees.true_parents))
     return results
+
+
+def settings_of(setting: PlantedSetting, models: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What decides HSAEs trained on a setting beside steps and seed, ready for JSON."""
+    configs = {
+        name: settings_of_config(setting.sae_config(**{**fields, **setting.sae_fields}))
+        for name, fields in models.items()
+    }
+    return {"setting": asdict(setting), "configs": configs, "batch_size": BATCH_SIZE}
 
 
 def new_saes(trees: PlantedTrees, models: Mapping[str, Mapping[str, Any]] = MODELS) -> dict[str, TrainingSAE[Any]]:

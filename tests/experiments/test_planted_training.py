@@ -6,9 +6,13 @@ from typing import Any
 import pytest
 from sae_lens.synthetic import ConstantFiringProbabilityConfig, HierarchyConfig, SyntheticModelConfig
 
+from experiments.matryoshka import inference_sae
 from experiments.planted.training import Rival, compare, new_saes
 from experiments.planted.trees import PlantedSetting, PlantedTrees
+from experiments.planted_tables import _matryoshka
 from experiments.snmf import factor_levels
+from sae_lens_hsae.evaluation import evaluate_forest
+from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.presets import INDEPENDENT
 
 TINY = PlantedSetting(
@@ -74,3 +78,13 @@ def test_models_start_alike_and_see_the_same_stream(tiny_results):
     assert tiny_results["HSAE"].evaluation.to_dict() != tiny_results["post hoc"].evaluation.to_dict()
     alone = compare(TINY, 0, {"post hoc": INDEPENDENT}, n_samples=20_000)["post hoc"]
     assert alone.evaluation.to_dict() == tiny_results["post hoc"].evaluation.to_dict()
+
+
+def test_a_matryoshka_saes_levels_explain_what_they_do_together():
+    rival = _matryoshka(TINY, "cpu")
+    result = compare(TINY, 0, {}, {"nested": rival}, n_steps=50, n_samples=2_000)["nested"]
+    trained: Any = rival.saes[0]  # in place
+    whole = inference_sae(trained)
+    x = [x for x, _ in TINY.plant(0).samples(2_000)]
+    together = evaluate_forest([whole], FeatureForest([-1] * 32, [32]), x).levels[0]
+    assert result.evaluation.levels[1].variance_explained == pytest.approx(together.variance_explained)

@@ -4,21 +4,24 @@ import json
 import multiprocessing
 import os
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
 
-from experiments import command, models, paper_tables
+from experiments import circuits, command, l0_control, meaning, models, paper_tables, planted_tables, steering
 from experiments.command import ABOUT, L0_OF, OF_A_RUN, OF_GEMMA
 from experiments.gemma_stream import GemmaActivations
 from experiments.models import HSAE, IDEAS, MATRYOSHKA, MODELS, SAELENS_BATCH_TOPK, SHAPES, WIDE_POST_HOC, new_sae
 from experiments.paper_tables import TABLES, Size, Stream, Table, measure, reproduce, reproduce_sinks
+from experiments.planted import copies, trees
+from experiments.planted.trees import STANDARD
 from experiments.planted_tables import reproduce_planted
 from experiments.sinks import Sinks
 from experiments.snmf import SNMF
-from experiments.tables import paper_table, planted_table
+from experiments.tables import meaning_table, paper_table, planted_table
 from experiments.wordnet.database import DEBIAN_FOLDER
 from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
 
@@ -79,6 +82,115 @@ def test_finished_cells_are_kept_and_only_missing_ones_trained(tmp_path, monkeyp
     assert [cell for cell in second if "marked" not in cell] == [*first[:4], first[5]]
 
 
+class Named(Exception):
+    pass
+
+
+def names_of(compute, monkeypatch):
+    """Names of the cells that a table would keep, and of the models that they would train."""
+
+    def finish_cells(cells, *_):
+        raise Named([cell.name for cell in cells])
+
+    for module in (circuits, copies, l0_control, paper_tables, planted_tables, steering):
+        monkeypatch.setattr(module, "finish_cells", finish_cells)
+    with pytest.raises(Named) as stopped:
+        compute()
+    return stopped.value.args[0]
+
+
+TABLES_WITH_CELLS = {
+    "paper": lambda size, folder: reproduce("main", activations, folder, size),
+    "whitened": lambda size, folder: reproduce("gemma-whitened", activations, folder, size),
+    "jumprelu": lambda size, folder: reproduce("gemma-jumprelu", activations, folder, size),
+    "l0": lambda size, folder: l0_control.reproduce_l0("main", activations, folder, size),
+    "circuits": lambda size, folder: circuits.reproduce_circuits(GemmaActivations(folder), folder, size),
+    "steering": lambda size, folder: steering.reproduce_steering(GemmaActivations(folder), folder, size),
+}
+
+
+@pytest.mark.parametrize("table", TABLES_WITH_CELLS)
+@pytest.mark.parametrize("setting", ["tokens", "held_out", "LEARNING_RATE", "BATCH_SIZE", "WIDTHS"])
+def test_names_of_cells_tell_of_all_that_decides_them(table, setting, tmp_path, monkeypatch):
+    size = Size(steps=3, seeds=1, held_out=500, places=1, tokens=2000)
+    before = names_of(lambda: TABLES_WITH_CELLS[table](size, tmp_path), monkeypatch)
+    assert before == names_of(lambda: TABLES_WITH_CELLS[table](size, tmp_path), monkeypatch)
+    if setting in ("tokens", "held_out"):
+        size = replace(size, **{setting: getattr(size, setting) + 1})
+    else:
+        other = {"LEARNING_RATE": 1e-3, "BATCH_SIZE": 32, "WIDTHS": (20, 31, 45)}[setting]
+        monkeypatch.setattr(models, setting, other)
+    after = names_of(lambda: TABLES_WITH_CELLS[table](size, tmp_path), monkeypatch)
+    others = [name for name in before if not name.startswith("l0-planted")]
+    assert others
+    assert not set(others) & set(after)
+
+
+def test_a_kept_model_is_not_taken_for_one_of_other_settings(tmp_path, monkeypatch):
+    size = Size(steps=3, seeds=1, held_out=500)
+    name = paper_tables.kept_name("decoder cosine", Stream(3, 16, 0), size)
+    assert name.startswith("layer3-finest_l0_16-seed0-3steps-692tokens-500held_out-decoder_cosine-")
+    measure("decoder cosine", Stream(3, 16, 0), activations, size, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    monkeypatch.setitem(MODELS, "decoder cosine", MODELS["decoder cosine"] | {"perturbation_rate": 0.1})
+    measure("decoder cosine", Stream(3, 16, 0), activations, size, tmp_path)
+    measure("decoder cosine", Stream(3, 16, 0), activations, replace(size, tokens=800), tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_names_draw_no_random_numbers():
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    for model in (*MODELS, SNMF):
+        models.settings_of(model, 16, 3)
+    assert torch.rand(1) == expected
+
+
+def test_names_of_planted_cells_tell_of_samples_and_models(tmp_path, monkeypatch):
+    def planted(n_samples=100):
+        return reproduce_planted("standard", tmp_path, 1, 2, n_samples=n_samples)
+
+    def of_copies(n_samples=100):
+        return copies.reproduce_copies(STANDARD, tmp_path, range(1), 2, n_samples)
+
+    def of_l0():
+        return l0_control.reproduce_l0("main", activations, tmp_path, SMALL)
+
+    first = [names_of(compute, monkeypatch)[-1] for compute in (planted, of_copies, of_l0)]
+    assert first[0].startswith("planted-standard-v1-2steps-100samples-seed0-")
+    assert first[1].startswith("copies-standard-v1-2steps-100samples-seed0-")
+    assert names_of(lambda: planted(200), monkeypatch)[-1] != first[0]
+    assert names_of(lambda: of_copies(200), monkeypatch)[-1] != first[1]
+    with monkeypatch.context() as patch:
+        patch.setitem(IDEAS, HSAE, {"perturbation_rate": 0.1})
+        assert names_of(planted, patch)[-1] != first[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(copies, "COSINES", (0.7,))
+        assert names_of(of_copies, patch)[-1] != first[1]
+    monkeypatch.setattr(trees, "STANDARD", replace(STANDARD, learning_rate=1e-3))
+    for module in (l0_control, planted_tables):
+        monkeypatch.setattr(module, "STANDARD", trees.STANDARD, raising=False)
+    monkeypatch.setitem(planted_tables.SETTINGS, "standard", trees.STANDARD)
+    assert names_of(planted, monkeypatch)[-1] != first[0]
+    assert names_of(of_l0, monkeypatch)[-1] != first[2]
+
+
+def test_names_of_judged_cells_tell_of_the_glosses(tmp_path, monkeypatch):
+    class Words(meaning.EntryWords):
+        def __call__(self, *_: Any) -> Any:
+            yield None
+
+    monkeypatch.setattr(meaning, "read_wordnet", lambda: None)
+
+    def names(n_glosses):
+        words = Words(tmp_path, n_glosses)
+        return names_of(lambda: meaning.reproduce_meaning(activations, words, tmp_path, SMALL), monkeypatch)
+
+    assert names(None)[0].startswith("judge-allglosses-layer3-")
+    assert names(2000)[0].startswith("judge-2000glosses-layer3-")
+
+
 def test_the_seed_decides_all(tmp_path):
     size, folders = Size(steps=10, held_out=500), [tmp_path / name for name in "abc"]
     for folder in folders:
@@ -131,6 +243,7 @@ def test_an_unknown_table_is_refused(tmp_path):
 def cell(model, seed, hamming):
     levels = [{"level": i, "variance_explained": 0.5 + 0.1 * i, "l0": 4.0, "n_dead": i} for i in range(2)]
     boundary = {"parent_level": 0, "hamming": hamming, "p_parent_given_child": 0.7, "p_child_given_parent": None}
+    boundary["n_pairs_left_out"] = 3
     return {"layer": 3, "target_l0": 4, "model": model, "seed": seed, "levels": levels, "boundaries": [boundary]}
 
 
@@ -141,9 +254,39 @@ def test_tables_hold_means_and_spreads_over_seeds():
     assert (hamming["mean"], hamming["spread"], hamming["seeds"]) == (11.0, 1.0, 2)
     text = table.markdown().splitlines()
     assert text[0].startswith("| layer | L0 | model | seeds | variance explained | L0 | dead | Hamming |")
-    shown = "0.500 0.600 ±0.000 | 4.00 4.00 ±0.00 | 0 1 ±0 | 11.00 ±1.00 | 0.700 ±0.000 | –"
-    assert text[2].startswith(f"| 3 | 4 | HSAE | 2 | {shown}")
+    assert text[0].endswith("| P(c\\|p) | pairs left out |")
+    shown = "0.500 0.600 ±0.000 | 4.00 4.00 ±0.00 | 0 1 ±0 | 11.00 ±1.00 | 0.700 ±0.000 | – | 3 ±0 |"
+    assert text[2] == f"| 3 | 4 | HSAE | 2 | {shown}"
     assert text[3].startswith("| 3 | 4 | post hoc | 1 | 0.500 0.600 | 4.00 4.00 | 0 1 | 20.00 |")
+
+
+def test_a_mean_over_fewer_seeds_says_so():
+    table = paper_table([cell("HSAE", 0, 10.0), cell("HSAE", 1, None), cell("HSAE", 2, 12.0)])
+    hamming = table.values[table.values["measure"] == "hamming"].iloc[0]
+    assert (hamming["mean"], hamming["seeds"]) == (11.0, 2)
+    assert "| HSAE | 3 | 0.500 0.600 ±0.000 |" in table.markdown()
+    assert "| 11.00 (2 seeds) ±1.00 | 0.700 ±0.000 | – |" in table.markdown()
+    table = paper_table([cell("HSAE", 0, 10.0), cell("HSAE", 1, None)])
+    assert "| 10.00 (1 seed) | 0.700 ±0.000 |" in table.markdown()
+
+
+def judged(subsumed, low, seed=0):
+    rates = {
+        "subsumed": {"value": subsumed, "low": low, "high": 0.534},
+        "under": {"value": 0.124, "low": None, "high": None},
+        "more_specific": {"value": 0.691, "low": 0.6, "high": 0.7},
+    }
+    shuffled = {"subsumed": {"value": 0.06}, "under": {"value": 0.038}}
+    overall = {"forest": rates, "shuffled": shuffled, "n_pairs": 800}
+    return {"model": HSAE, "seed": seed, "meaning": {"overall": overall}}
+
+
+def test_meaning_is_shown_beside_shuffled_pairs_and_with_its_interval():
+    text = meaning_table([judged(0.497, 0.46)]).markdown().splitlines()
+    assert text[0].endswith("| under or equal, shuffled pairs | strictly under, shuffled pairs | pairs |")
+    assert text[2] == "| HSAE | 1 | 0.497 [0.46, 0.53] | 0.124 | 0.691 | 0.060 | 0.038 | 800 |"
+    text = meaning_table([judged(0.4, 0.3), judged(0.5, 0.4, 1)]).markdown().splitlines()
+    assert text[2].startswith("| HSAE | 2 | 0.450 ±0.050 | 0.124 ±0.000 |"), "seeds have a spread instead"
 
 
 def test_every_model_is_judged_by_planted_trees(tmp_path):
@@ -153,6 +296,7 @@ def test_every_model_is_judged_by_planted_trees(tmp_path):
     assert [result["model"] for result in results] == [HSAE, f"{HSAE}, true parents", *ideas, *others]
     text = planted_table(results).markdown().splitlines()
     assert text[0].startswith("| model | seeds | precision | recall | F1 |")
+    assert "| variance explained | L0 | dead |" in text[0]
     assert len(text) == 2 + len(results)
 
 
