@@ -376,12 +376,6 @@ def with_tensor(name: str, change: Any) -> Any:
     return edit
 
 
-def outside(name: str, value: int) -> tuple[Any, type, str]:
-    """What points to no feature, token or number that there is."""
-    damage = with_tensor(name, lambda tensor: torch.full_like(tensor, value))
-    return damage, ValueError, f"{name} goes from {value} to {value}"
-
-
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
     [
@@ -394,9 +388,6 @@ def outside(name: str, value: int) -> tuple[Any, type, str]:
         (lambda folder: (folder / "dashboards.safetensors").write_bytes(b"x"), ValueError, r"safetensors is damaged"),
         (with_tensor("peaks", lambda _: None), ValueError, "lacks peaks; collect"),
         (with_tensor("peaks", lambda peaks: peaks[:, 1:].contiguous()), ValueError, "peaks is torch.float32 of"),
-        outside("nearest", 33),
-        outside("n_firing", -1),
-        outside("token_ids", 2**24),
     ],
 )
 def test_unreadable_dashboards_say_why(dashboards, tmp_path, damage, error, message):

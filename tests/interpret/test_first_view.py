@@ -32,7 +32,7 @@ def sae():
         if parent >= 0:
             # Directions as of a family; copies nearly the same.
             noise = torch.randn(D_IN, generator=generator)
-            near = 0.05 if child in COPIES else 1.0
+            near = 0.05 if child in COPIES else 1.5
             direction = sae.W_dec.data[parent] + near * noise / noise.norm()
             sae.W_dec.data[child] = direction / direction.norm()
             sae.W_enc.data[:, child] = sae.W_enc.data[:, parent] * 0.8 + 0.2 * sae.W_enc.data[:, child]

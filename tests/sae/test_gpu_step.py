@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from sae_lens_hsae import HierarchicalTrainingSAE
 from sae_lens_hsae.config_checks import OBSERVED_STEPS
-from sae_lens_hsae.sae import perturbation
+from sae_lens_hsae.sae import training
 from sae_lens_hsae.sae.bad_batches import BadBatchError
 from sae_lens_hsae.sae.forms import activations_of
 from sae_lens_hsae.sae.gpu_step.late_checks import LateChecks
@@ -41,7 +41,7 @@ def test_a_trainers_step_reads_no_number_from_the_device(on_cpu: None, monkeypat
     take_steps(trainer, data, 3)
     # What is on the host anyway: the draw, the parent table's copy there, and what was sent.
     for name in ("draw_replaced", "replacements"):
-        monkeypatch.setattr(perturbation, name, unwatched(getattr(perturbation, name)))
+        monkeypatch.setattr(training, name, unwatched(getattr(training, name)))
     monkeypatch.setattr(LateChecks, "receive", unwatched(LateChecks.receive))
     x = next(data)
     with Watched() as watched:
