@@ -75,13 +75,13 @@ def gemma_widths(
         ids = store.get_batch_tokens()
         batches.append((ids, store.get_multi_hook_activations(ids)[hook_of(layer)]))
     text_of, wordnet = TokenTexts(tokenizer).__getitem__, wordnet_of_debian()
+    x = activations(layer, n_tokens(size))[-size.held_out :]
     rows = []
     for model in (HSAE, *SHAPES):
         stacks, read = [], []
         for seed in range(size.seeds):
             sae = trained(model, Stream(layer, finest_l0, seed), activations, size, folder)
             assert isinstance(sae, HierarchicalSAE)
-            x = activations(layer, n_tokens(size))[-size.held_out :]
             saes = list(level_saes(sae))
             stacks.append((saes, *_of_living(sae.forest, _fires(saes, x))))
             activations.for_the_model([sae], layer, n_tokens(size))
