@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from experiments.gemma_stream import GemmaActivations, gemma_store
 from experiments.models import HSAE, SAELENS_BATCH_TOPK, stack_of
@@ -30,17 +27,18 @@ def reproduce_in_the_model(
         size: of their training; one seed.
     """
     stream = Stream(layer, target_l0, 0)
-    store: Any = gemma_store(activations.text, layer, from_the_end=True)
-    prompts = [store.get_batch_tokens() for _ in range(PROMPTS // store.store_batch_size_prompts)]
-    rows: list[dict[str, Any]] = []
+    store = gemma_store(activations.text, layer, from_the_end=True)
+    places: list[tuple[str, int]] = []
+    saes: list[Any] = []
     for model in IN_THE_MODEL:
         levels, _ = stack_of(trained(model, stream, activations, size, folder))
-        saes: list[Any] = list(level_saes(levels))
-        activations.for_the_model(saes, layer, n_tokens(size))
-        own = torch.get_rng_state()
-        # A store that begins anew does so with the rest of the document that it was reading.
-        store.get_batch_tokens = partial(next, iter(prompts))
-        found = cross_entropy_recovered(saes, store.model, store, n_batches=len(prompts))
-        torch.set_rng_state(own)
-        rows += [{"model": model, "level": each.level, "recovered": each.recovered} for each in found]
-    return rows
+        own: list[Any] = list(level_saes(levels))
+        activations.for_the_model(own, layer, n_tokens(size))
+        places += [(model, level) for level in range(len(own))]
+        saes += own
+    # All in one call, which gives every level the same tokens.
+    found = cross_entropy_recovered(saes, store.model, store, n_batches=PROMPTS // store.store_batch_size_prompts)
+    return [
+        {"model": model, "level": level, "recovered": each.recovered}
+        for (model, level), each in zip(places, found, strict=True)
+    ]
