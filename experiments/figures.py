@@ -11,7 +11,7 @@ from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 
 from experiments.tables import ComparisonTable
-from sae_lens_hsae.interpret.plots.forest import finished
+from sae_lens_hsae.interpret.plots.style import finished
 
 PANELS = {
     "hamming": "Hamming",

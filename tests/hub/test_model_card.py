@@ -8,7 +8,8 @@ from sae_lens import SAE, JumpReLUSAE
 from small_saes import make_sae
 
 from sae_lens_hsae import FeatureForest
-from sae_lens_hsae.hub.model_card import forest_svg, model_card, public_name
+from sae_lens_hsae.hub.model_card import model_card, public_name
+from sae_lens_hsae.hub.picture import forest_svg
 from sae_lens_hsae.hub.saved_model import load_evaluation
 
 REPOSITORY = "someone/forest"

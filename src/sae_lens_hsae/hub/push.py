@@ -17,7 +17,8 @@ from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SAE_WEIGHT
 from sae_lens.saes.sae import SAEMetadata
 
 from sae_lens_hsae.forest.files import write_forest
-from sae_lens_hsae.hub.model_card import forest_svg, is_local, model_card, public_name
+from sae_lens_hsae.hub.model_card import is_local, model_card, public_name
+from sae_lens_hsae.hub.picture import forest_svg
 from sae_lens_hsae.hub.saved_model import EVALUATION_FILENAME, load_evaluation, load_hierarchical_sae
 from sae_lens_hsae.interpret.feature_cache.text import MODEL_OPTIONS, refused_options
 from sae_lens_hsae.sae.inference import HierarchicalSAE

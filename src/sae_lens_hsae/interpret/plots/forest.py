@@ -7,12 +7,13 @@ from collections import Counter
 import numpy as np
 import plotly.graph_objects as go
 import torch
-from plotly.colors import hex_to_rgb, sample_colorscale, unlabel_rgb
+from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from sae_lens_hsae.forest import NO_PARENT, Concepts, FeatureForest
 from sae_lens_hsae.interpret.feature_cache import Dashboards
 from sae_lens_hsae.interpret.labels.files import Labels, by_feature
+from sae_lens_hsae.interpret.plots.style import COLOUR_SCALE, finished, level_colours, plain, translucent
 
 REST = "#c4c9d0"
 """Of what belongs to no group."""
@@ -189,26 +190,3 @@ def _places(size: dict[int, int], n_groups: int, n_levels: int) -> tuple[list[fl
         x.append(min(max(level / max(1, n_levels - 1), 1e-3), 1 - 1e-3))
         y.append(min(max((top + size[node] / 2) / max(1, total), 1e-3), 1 - 1e-3))
     return x, y, total
-
-
-COLOUR_SCALE = "Viridis"
-
-
-def level_colours(n_levels: int) -> list[str]:
-    """One colour per level, coarse to fine; the scale's light end, which white paper swallows, is left out."""
-    return [str(c) for c in sample_colorscale(COLOUR_SCALE, [0.8 * i / max(1, n_levels - 1) for i in range(n_levels)])]
-
-
-def translucent(colour: str, alpha: float) -> str:
-    """A colour, ``rgb(r, g, b)`` or ``#rrggbb``, with transparency."""
-    red, green, blue = hex_to_rgb(colour) if colour.startswith("#") else unlabel_rgb(colour)
-    return f"rgba({red:g}, {green:g}, {blue:g}, {alpha})"
-
-
-def plain(text: str) -> str:
-    """Text as it stands: Plotly reads HTML tags in labels, and names may be text that anyone has written."""
-    return text.replace("&", "&amp;").replace("<", "&lt;")
-
-
-def finished(figure: go.Figure, title: str, height: int) -> go.Figure:
-    return figure.update_layout(title=title, height=height, template="plotly_white", margin={"t": 90, "b": 60})
