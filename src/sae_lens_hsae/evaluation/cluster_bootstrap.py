@@ -74,7 +74,7 @@ def resampled_means(
 ) -> ResampledMeans:
     """Mean of every column, and of ``n_resamples`` resamples of the clusters with replacement.
 
-    Of values (n_rows, n_columns), NaN left out, and integers (n_rows,) that say which rows belong together.
+    Takes values (n_rows, n_columns), NaN left out, and integers (n_rows,) that say which rows belong together.
     """
     values = values.double()
     names, cluster = cluster.unique(return_inverse=True)

@@ -26,7 +26,7 @@ def jackknife_interval(
 ) -> Interval:
     """``value`` ± t · s: the jackknife's standard error over blocks, and Student's t of one degree fewer than blocks.
 
-    Of the metric on all tokens, ``without`` each block in turn, and the tokens of each block; NaN at both ends with
+    Takes the metric on all tokens, ``without`` each block in turn, and the tokens of each block; NaN at both ends with
     fewer than two blocks, or if any of the values is NaN.
 
     Blocks may differ in size (Busing, Meijer & van der Leeden 1999, *Delete-m jackknife for unequal m*); of equal

@@ -31,7 +31,7 @@ class RankSample:
     ) -> None:
         """Offer (k,) events, ordered by row and then by token, which is numbered in the stream.
 
-        Of the activations of the parent, 0 if it is silent, and of its strongest child.
+        Takes the activations of the parent, 0 if it is silent, and of its strongest child.
         """
         n_new = torch.bincount(rows, minlength=len(self.seen))
         before = n_new.cumsum(0) - n_new

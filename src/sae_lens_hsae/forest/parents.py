@@ -130,8 +130,8 @@ def conditional_similarity(
     not accompany nearly always. A parent is the more general of the two, or as general: it fires at least as often as
     the child. Features that were never active together, or whose parent would be the rarer, cannot be a pair (−inf).
 
-    Of the shares of tokens on which both are active, (n_parents, n_children), and on which each one is: (n_parents,),
-    (n_children,).
+    Takes the shares of tokens on which both are active, (n_parents, n_children), and on which each one is:
+    (n_parents,), (n_children,).
     """
 
     def block(above: slice, below: torch.Tensor) -> torch.Tensor:

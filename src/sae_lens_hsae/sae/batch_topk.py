@@ -75,7 +75,7 @@ class BatchTopKLevels(NamedTuple):
 def follow_threshold(threshold: torch.Tensor, smallest: Sequence[torch.Tensor], levels: Levels, n_before: int) -> None:
     """Take one more batch into the running thresholds (n_features,), in place: first plain means, later with momentum.
 
-    Of the smallest activation that fired, () for each level; infinite where none did, which moves nothing.
+    Takes the smallest activation that fired, () for each level; infinite where none did, which moves nothing.
     """
     weight = max(1 / (n_before + 1), 1 - THRESHOLD_MOMENTUM)
     for own, least in zip(levels, smallest, strict=True):

@@ -19,7 +19,7 @@ def ghost_gradient_loss(
     The dead features fire with exp(pre-activation). Their output is scaled, as a constant, to half the residual's norm,
     and the loss, as a constant, to the size of the reconstruction loss, so that no coefficient is needed.
 
-    Of the error x − x̂ (batch, d_in), held constant; pre-activations (batch, n_dead); decoder rows (n_dead, d_in);
+    Takes the error x − x̂ (batch, d_in), held constant; pre-activations (batch, n_dead); decoder rows (n_dead, d_in);
     weights of the tokens (batch,), None where all count alike. A scalar: summed over d_in, mean over the batch.
     """
     dtype = torch.promote_types(ghost_pre.dtype, torch.float32)

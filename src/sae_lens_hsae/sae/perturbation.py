@@ -49,7 +49,7 @@ def replacements(replaced: torch.Tensor, parents: torch.Tensor, levels: Levels) 
 def replacement_delta(acts: torch.Tensor, W_dec: torch.Tensor, replacement: Replacement) -> torch.Tensor:
     """What a replacement adds to its level's reconstruction, (batch, d_in): Σ of the children − Σ of replaced parents.
 
-    Of activations (batch, n_features) and decoder rows of all levels. Only the columns involved, about a share r of
+    Takes activations (batch, n_features) and decoder rows of all levels. Only the columns involved, about a share r of
     them, are touched; b_dec is no feature and stays.
     """
     contributions = acts.index_select(1, replacement.features) * replacement.signs.to(acts.dtype)

@@ -39,7 +39,7 @@ def auxiliary_loss(
 ) -> torch.Tensor:
     """L_aux of one level, (), from some of its features: the squared error summed over d_in, mean over the batch.
 
-    Of the error x − x̂ (batch, d_in), held constant; pre-activations (batch, n), n above 0; decoder rows (n, d_in);
+    Takes the error x − x̂ (batch, d_in), held constant; pre-activations (batch, n), n above 0; decoder rows (n, d_in);
     weights of the tokens (batch,), None where all count alike; and which features are silent, (n,) bool: others take no
     part.
     """

@@ -97,7 +97,7 @@ def level_metrics(
 ) -> dict[str, Any]:
     """Metrics of every level on one batch x (batch, d_in), named ``level_0_l0`` and so on.
 
-    Of unperturbed reconstructions (n_levels, batch, d_in), mean L0 (n_levels,), the controller before the step, and
+    Takes unperturbed reconstructions (n_levels, batch, d_in), mean L0 (n_levels,), the controller before the step, and
     which features are dead, (n_features,), None where the trainer keeps no account.
     """
     x = x.float()

@@ -62,7 +62,7 @@ def families_of(parents: torch.Tensor) -> Families:
 def structural_loss(acts: torch.Tensor, W_dec: torch.Tensor, families: Families) -> torch.Tensor:
     """Σ_l Σ_i L_PC,(l,i), mean over the batch, not yet weighted by ρ: a scalar in float32, or float64 if ``acts`` is.
 
-    Of activations (batch, n_features) and decoder rows (n_features, d_in) of all levels.
+    Takes activations (batch, n_features) and decoder rows (n_features, d_in) of all levels.
     """
     dtype = torch.promote_types(acts.dtype, torch.float32)
     sizes = [n_families * size for n_families, size in families.shapes]

@@ -215,7 +215,7 @@ def resume_newest(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
 def check_checkpoint(checkpoint: Path, config: dict[str, Any]) -> None:
     """Refuse what is no checkpoint, or one of another architecture, or not whole, before anything is loaded.
 
-    Of a run with another configuration than ``config`` the fields are named: it goes on with these.
+    A run with another configuration than ``config`` goes on with this one; the fields that differ are named.
     """
     cfg_path = checkpoint / SAE_CFG_FILENAME
     if not cfg_path.exists():

@@ -25,7 +25,7 @@ def activations(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Activations of all levels (n_features, batch), in the dtype of x; how often features fire; and the product.
 
-    Of W_enc (d_in, n_features), the bias (n_features,), x (batch, d_in) in the dtype of its product, and weights of
+    Takes W_enc (d_in, n_features), the bias (n_features,), x (batch, d_in) in the dtype of its product, and weights of
     tokens (batch,), None for 1 each. The second, (n_features,), has the gradient that the rule gives L0. The product,
     pre-activations but for the bias, has none.
     """

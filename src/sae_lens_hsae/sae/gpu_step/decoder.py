@@ -25,7 +25,7 @@ def reconstructions(
 ) -> torch.Tensor:
     """Reconstructions of x by every level, (L, batch, d_in), in float32, or float64 if ``values`` are.
 
-    Of activations (n_features, batch), W_dec (n_features, d_in), the same without gradient in the dtype of the
+    Takes activations (n_features, batch), W_dec (n_features, d_in), the same without gradient in the dtype of the
     activations, b_dec (L, d_in), and what is replaced at each level but the finest; it may be empty.
     """
     return _Reconstructions.apply(values, W_dec, b_dec, rows, [filled_up(change) for change in replaced], levels)

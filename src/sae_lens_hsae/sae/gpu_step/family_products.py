@@ -23,8 +23,8 @@ larger than their products."""
 class StructuralLoss(torch.autograd.Function):
     """Σ_l Σ_i L_PC,(l,i), mean over the batch, not yet weighted by ρ: a scalar in float32, or float64.
 
-    Of activations (n_features, batch), decoder rows (n_features, d_in), the same in the dtype of the activations, and
-    `families_of`.
+    Takes activations (n_features, batch), decoder rows (n_features, d_in), the same in the dtype of the activations,
+    and `families_of`.
     """
 
     @staticmethod
@@ -109,7 +109,7 @@ def _gather(table: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
 def dots_within(table: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
     """Dot products of all pairs of members of each family: (n_families, size, size), in float32 or float64.
 
-    Of a table (n_features, k) and members (n_families, size) int64.
+    Takes a table (n_features, k) and members (n_families, size) int64.
     """
     if members.shape[1] <= FEW:
         return _dots_of_few(table, list(members.unbind(1)))
@@ -120,7 +120,7 @@ def dots_within(table: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
 def sums_within(table: torch.Tensor, members: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """For each member the weighted sum of its family: out[f, i] = Σ_j weights[f, i, j] · table[members[f, j]].
 
-    Of a table (n_features, k), members (n_families, size) int64 and weights (n_families, size, size) in float32 or
+    Takes a table (n_features, k), members (n_families, size) int64 and weights (n_families, size, size) in float32 or
     float64, of which the sums (n_families, size, k) have the dtype.
     """
     if members.shape[1] <= FEW:

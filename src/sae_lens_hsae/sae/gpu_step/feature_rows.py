@@ -38,7 +38,7 @@ class FeatureRows:
     ) -> None:
         """Form the one encoder product, and the activations.
 
-        Of W_enc (d_in, n_features), the bias that is added (n_features,), and x (batch, d_in), to which no gradient
+        Takes W_enc (d_in, n_features), the bias that is added (n_features,), and x (batch, d_in), to which no gradient
         flows; weights (batch,) say how much each token counts in L0, None that all count alike.
         """
         self.levels, self._weights = levels, weights

@@ -33,7 +33,7 @@ def ghost_gradients(
 ) -> torch.Tensor:
     """The loss of the dead features of all levels, (); those for which there is no place wait for the next step.
 
-    Of the errors x − x̂ (L, batch, d_in), x (batch, d_in), which features are dead, (n_features,) bool, how many of
+    Takes the errors x − x̂ (L, batch, d_in), x (batch, d_in), which features are dead, (n_features,) bool, how many of
     each level there is room for, decoder rows (n_features, d_in) and weights of the tokens (batch,), None where all
     count alike. With the very number of dead features as places it is exact.
     """

@@ -40,7 +40,7 @@ class LateChecks:
     def send(self, step: int, x: torch.Tensor, loss: torch.Tensor, n_dead: torch.Tensor) -> None:
         """Begin to tell of a step, and say on the device whether it is good.
 
-        Of x (batch, d_in), the loss of all terms together, (), and the dead features of every level, (L,).
+        Takes x (batch, d_in), the loss of all terms together, (), and the dead features of every level, (L,).
         """
         peak = x.detach().abs().amax().float()
         loss = loss.detach().float()

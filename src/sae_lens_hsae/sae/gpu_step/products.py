@@ -30,7 +30,7 @@ def exact_dtype(dtype: torch.dtype) -> torch.dtype:
 def exact_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """left · right as it is summed, in float32 or float64, not rounded to the factors' half precision.
 
-    Of two matrices (m, k) and (k, n) of one dtype, or two batches of matrices, (b, m, k) and (b, k, n).
+    Takes two matrices (m, k) and (k, n) of one dtype, or two batches of matrices, (b, m, k) and (b, k, n).
     """
     exact = exact_dtype(left.dtype)
     multiply = torch.mm if left.ndim == 2 else torch.bmm

@@ -48,7 +48,7 @@ def check_rows(n_rows: int, n_ranks: int, store_batch_size_prompts: int) -> None
 def first_row(positions: list[tuple[int, int]], n_ranks: int) -> tuple[int, int]:
     """Where each rank of another number goes on: the pass, and the first row of its own part that it reads.
 
-    Of the same two numbers of each former rank. No row is read twice in one pass; rows that only some of the former
+    Takes the same two numbers of each former rank. No row is read twice in one pass; rows that only some of the former
     ranks had reached are left out of it.
     """
     n_pass, n_rows = max(positions)
