@@ -218,21 +218,27 @@ def test_workers_are_other_processes_and_results_keep_their_order(tmp_path):
         finish_cells(cells, tmp_path, "numbers", workers=0)
 
 
-def fails_at_the_fifth(number):
-    time.sleep(0.2 if number < 5 else 2)
+def fails_at_the_fifth(number, marks):
+    """The fifth fails once the sixth has begun, which goes on until it is released."""
+    (marks / f"begun {number}").touch()
+    awaited = {4: "begun 5", 5: "released"}.get(number)
+    while awaited and not (marks / awaited).exists():
+        time.sleep(0.01)
     if number == 4:
         raise ValueError("the fifth cell fails")
     return {"number": number}
 
 
 def test_an_error_in_a_worker_is_raised_at_once_and_ends_the_rest(tmp_path):
-    cells = [Cell(f"n {number}", fails_at_the_fifth, (number,)) for number in range(12)]
+    cells = [Cell(f"n {number}", fails_at_the_fifth, (number, tmp_path)) for number in range(12)]
     with pytest.raises(ValueError, match="the fifth cell fails"):
-        finish_cells(cells, tmp_path, "numbers", workers=2)
+        finish_cells(cells, tmp_path / "kept", "numbers", workers=2)
     assert multiprocessing.active_children(), "nobody waits for what is running"
+    (tmp_path / "released").touch()
     for worker in multiprocessing.active_children():
         worker.join()
-    assert len(list(tmp_path.iterdir())) == 5, "which is kept, and nothing was begun after it"
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == [f"n_{i}.json" for i in (0, 1, 2, 3, 5)]
+    assert len(list(tmp_path.glob("begun *"))) == 6, "nothing was begun after it"
 
 
 def test_an_unknown_table_is_refused(tmp_path):
