@@ -57,6 +57,8 @@ ABOUT = {
     "gemma": "HSAE and its rivals, on Gemma 3 270M reading the Brown Corpus, as in all that follow down to shift",
     "gemma-l0": "how close L0 stays to its target",
     "gemma-ideas": "beyond the paper, ablated",
+    "gemma-rates": "other learning rates",
+    "gemma-long": "longer trainings, by --steps",
     "gemma-jumprelu": "SAELens' own JumpReLU class, with λ searched for",
     "gemma-whitened": "beside SAELens' covariance whitening",
     "gemma-forests": "trees counted, and found again by other seeds",

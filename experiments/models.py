@@ -126,6 +126,16 @@ MODELS: dict[str, dict[str, Any]] = {
     **{model: {} for model in LEVEL_BY_LEVEL},
 }
 
+AT_OTHER_RATES: dict[str, tuple[str, float]] = {
+    f"{model}, lr {rate:g}": (model, rate) for model in (HSAE, "post hoc", SAELENS_BATCH_TOPK) for rate in (1e-3, 3e-3)
+}
+"""Models with another peak learning rate than `LEARNING_RATE`."""
+
+
+def model_and_rate(model: str) -> tuple[str, float]:
+    """A model's name in ``MODELS`` and its peak learning rate, by its name in a table."""
+    return AT_OTHER_RATES.get(model, (model, LEARNING_RATE))
+
 
 def new_sae(model: str, finest_l0: float, d_in: int) -> TrainingSAE[Any]:
     """A model before training, by its name in ``MODELS``."""
@@ -171,6 +181,7 @@ def new_batch_topk(model: str, finest_l0: float, d_in: int) -> list[BatchTopKTra
 def settings_of(model: str, finest_l0: float, steps: int) -> dict[str, Any]:
     """What decides a trained model beside its activations and its seed, ready for JSON; ``SNMF`` is one, too."""
     levels = widths_and_targets(finest_l0)
+    model, rate = model_and_rate(model)
     if model == SNMF:
         return {"levels": levels, "snmf": SNMF_SETTINGS}
     with temporary_seed(0):  # the weights, of one dimension, are not used
@@ -184,7 +195,7 @@ def settings_of(model: str, finest_l0: float, steps: int) -> dict[str, Any]:
         "levels": levels,
         "configs": [settings_of_config(sae.cfg) for sae in saes],
         "search": SEARCH if model == SAELENS_JUMPRELU else None,
-        "optimizer": paper_optimizer(steps, LEARNING_RATE),
+        "optimizer": paper_optimizer(steps, rate),
         "batches": (BATCH_SIZE, BATCHES_TO_WHITEN_BY),
     }
 
@@ -199,18 +210,28 @@ def stack_of(sae: SAE[Any] | list[SAE[Any]]) -> tuple[Sequence[LevelSAE] | SAESt
     return groups, FeatureForest.from_saes(groups, PAPER_RULE)
 
 
-def train(sae: TrainingSAE[Any], x: torch.Tensor, steps: int, seed: int, at_first: torch.Tensor | None = None) -> None:
+def train(
+    sae: TrainingSAE[Any],
+    x: torch.Tensor,
+    steps: int,
+    seed: int,
+    at_first: torch.Tensor | None = None,
+    lr: float | None = None,
+) -> None:
     """Train any SAELens SAE on rows of ``x`` with the paper's optimizer, in an order that the seed decides.
 
     Args:
+        lr: peak learning rate, `LEARNING_RATE` by default.
         at_first: what the first half of the steps reads in place of ``x``, row for row.
     """
     early = x if at_first is None else at_first
     batches = ((early if step < steps // 2 else x)[rows] for step, rows in enumerate(_rows(len(x), seed)))
-    trainer_for(sae, batches, steps).fit()
+    trainer_for(sae, batches, steps, lr).fit()
 
 
-def trainer_for(sae: TrainingSAE[Any], batches: Iterator[torch.Tensor], steps: int) -> SAETrainer[Any, Any]:
+def trainer_for(
+    sae: TrainingSAE[Any], batches: Iterator[torch.Tensor], steps: int, lr: float | None = None
+) -> SAETrainer[Any, Any]:
     """SAELens' own trainer with the paper's optimizer, for ``steps`` batches of activations that are scaled already."""
     cfg = SAETrainerConfig(
         n_checkpoints=0,
@@ -226,7 +247,7 @@ def trainer_for(sae: TrainingSAE[Any], batches: Iterator[torch.Tensor], steps: i
         feature_sampling_window=2000,
         logger=LoggingConfig(log_to_wandb=False),
         n_batches_for_norm_estimate=BATCHES_TO_WHITEN_BY,
-        **paper_optimizer(steps, LEARNING_RATE),
+        **paper_optimizer(steps, lr or LEARNING_RATE),
     )
     return SAETrainer(cfg=cfg, sae=sae, data_provider=batches)
 

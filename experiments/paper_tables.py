@@ -17,6 +17,7 @@ from sae_lens.saes.sae import TrainingSAE
 from experiments.kept_names import named_by
 from experiments.matryoshka import evaluate_groups
 from experiments.models import (
+    AT_OTHER_RATES,
     BATCH_SIZE,
     BATCH_TOPK,
     HSAE,
@@ -28,6 +29,7 @@ from experiments.models import (
     SAELENS_JUMPRELU,
     WHITENED_BATCH_TOPK,
     matryoshka_levels,
+    model_and_rate,
     new_batch_topk,
     new_sae,
     settings_of,
@@ -102,6 +104,8 @@ TABLES = {
     "main": Table((HSAE, "HSAE (paper)", "post hoc", SAELENS_BATCH_TOPK, MATRYOSHKA), ((3, 16), (1, 16), (5, 16))),
     "gemma": Table((HSAE, "HSAE (paper)", "post hoc", SAELENS_BATCH_TOPK), ((9, 16), (12, 16), (5, 16))),
     "gemma-jumprelu": Table((HSAE, "post hoc", SAELENS_JUMPRELU), ((9, 16),)),
+    "gemma-rates": Table((HSAE, "post hoc", SAELENS_BATCH_TOPK, *AT_OTHER_RATES), ((9, 16),)),
+    "gemma-long": Table((HSAE, "post hoc", SAELENS_BATCH_TOPK), ((9, 16),)),
     "gemma-ideas": Table((*IDEAS, "post hoc"), ((9, 16),)),
     "gemma-whitened": Table((HSAE, SAELENS_BATCH_TOPK, WHITENED_BATCH_TOPK), ((9, 16),)),
     "sinks": Table((HSAE, "all tokens count alike", "post hoc", SAELENS_BATCH_TOPK)),
@@ -199,6 +203,7 @@ def trained(
         An SAE, or one for each level where they are trained by themselves.
     """
     path = folder / kept_name(model, stream, size)
+    model, rate = model_and_rate(model)
     if not path.exists():
         x, at_first = activations(stream.layer, n_tokens(size)), None
         if isinstance(activations, WithSinks):
@@ -206,7 +211,7 @@ def trained(
         torch.manual_seed(stream.seed)
 
         def train_one(sae: TrainingSAE[Any]) -> None:
-            train(sae, x[: -size.held_out], size.steps, stream.seed, at_first)
+            train(sae, x[: -size.held_out], size.steps, stream.seed, at_first, rate)
 
         saes: dict[int | None, TrainingSAE[Any]]
         if model == SAELENS_JUMPRELU:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
-from scipy.stats import spearmanr
 
 from sae_lens_hsae.forest import FeatureForest
 
@@ -116,13 +115,6 @@ def slow_boundary(above: list[list[float]], below: list[list[float]], parent_of:
         for p, c in living
         if together[p, c]
     ]
-    ranked = []
-    for p in range(n_parents):
-        of_parent = [c for q, c in pairs if q == p]
-        strongest = [max((token[c] for c in of_parent), default=0.0) for token in below]
-        points = [(u[p], s) for u, s in zip(above, strongest, strict=True) if s > 0]
-        if len(points) >= 10 and all(len(set(axis)) > 1 for axis in zip(*points, strict=True)):
-            ranked.append(spearman(points))
     observed, expected, n_pairs = {True: 0.0, False: 0.0}, {True: 0.0, False: 0.0}, {True: 0, False: 0}
     for c, d in combinations(range(n_children), 2):
         if child_fires[c] and child_fires[d]:
@@ -138,7 +130,6 @@ def slow_boundary(above: list[list[float]], below: list[list[float]], parent_of:
     n_branches = [n for n in n_branches if n]
     return {
         "hamming": sum(disagreements[p] for p in range(n_parents) if children[p]) / n,
-        "hamming_all_parents": sum(disagreements[p] for p in range(n_parents) if parent_fires[p]) / n,
         "p_parent_given_child": mean([together[p, c] / child_fires[c] for p, c in living]),
         "p_child_given_parent": mean([together[p, c] / parent_fires[p] for p, c in living]),
         "n_pairs": len(pairs),
@@ -148,22 +139,15 @@ def slow_boundary(above: list[list[float]], below: list[list[float]], parent_of:
         "unassigned_share": n_unassigned / n_children,
         "coverage": mean([covered[p] / parent_fires[p] for p in range(n_parents) if children[p]]),
         "dominance": mean(dominance),
-        "rank_correlation": mean(ranked),
         "sibling_coactivation": lift[True],
         "non_sibling_coactivation": lift[False],
         "sibling_lift": lift[True] / lift[False] if lift[True] is not None and lift[False] else None,
         "n_unassigned_dead": sum(p is None and not child_fires[c] for c, p in enumerate(parent_of)),
-        "n_parents_ranked": len(ranked),
         "n_sibling_pairs": n_pairs[True],
         "mean_children": mean(n_branches),
         "max_children": max(n_branches, default=0),
         "several_children_share": mean([n > 1 for n in n_branches]),
     }
-
-
-def spearman(points: Sequence[tuple[float, float]]) -> float:
-    found: Any = spearmanr(*zip(*points, strict=True))  # type: ignore[arg-type]
-    return float(found.statistic)
 
 
 def mean(values: list[Any]) -> float | None:

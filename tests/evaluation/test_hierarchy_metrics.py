@@ -68,7 +68,7 @@ class TestByHand:
         assert boundary.undefined["hamming"] == "no parent that fires has a child that fires"
         assert boundary.undefined["p_child_given_parent"] == "of no pair do both members fire"
         assert boundary.undefined["sibling_coactivation"] == "no parent has two children that fire"
-        assert (boundary.hamming_all_parents, boundary.unassigned_share) == (1, 1)
+        assert boundary.unassigned_share == 1
         assert set(boundary.undefined) == {
             name for name, value in vars(boundary).items() if isinstance(value, float) and math.isnan(value)
         } - {"mean_children", "several_children_share"}
@@ -89,12 +89,11 @@ class TestByHand:
         reason = f"level {dead} is dead: none of its {WIDTHS[dead]} features fires"
         (boundary,) = result.boundaries
         assert (result.levels[dead].l0, result.levels[dead].n_dead) == (0, WIDTHS[dead])
-        for name in ("hamming", "p_parent_given_child", "coverage", "dominance", "rank_correlation"):
+        for name in ("hamming", "p_parent_given_child", "coverage", "dominance"):
             assert math.isnan(getattr(boundary, name))
             assert boundary.undefined[name] == reason
         assert str(result).count(reason) == 2
         # What the dead level has no part in is still there.
-        assert math.isnan(boundary.hamming_all_parents) == (dead == 0)
         assert math.isnan(boundary.sibling_coactivation) == (dead == 1)
 
     def test_activations_that_do_not_vary(self):
@@ -246,15 +245,13 @@ class TestOutput:
             ["1", "5", "1.167", "0.265", "1", "1 (20.0%)"],
         ]
         shown = dict(re.split(" {2,}", line.strip()) for line in boundaries)
-        assert len(shown) == 15
-        expected = {"levels": "0 → 1", "Hamming": "0.333", "P(parent | child)": "0.889", "rank correlation": "–"}
+        assert len(shown) == 13
+        expected = {"levels": "0 → 1", "Hamming": "0.333", "P(parent | child)": "0.889"}
         expected |= {"pairs (left out)": "4 (1)", "children per parent (most)": "2.000 (2)"}
         assert expected.items() <= shown.items()
         assert rest == [
             "trees: 2 of depth 1, 2 of depth 2",
             "no intervals: 6 tokens are fewer than the 20 blocks that they need",
-            "levels 0 → 1: no rank_correlation: "
-            "no parent has 10 tokens with an active child on which both of them vary",
         ]
 
     def test_intervals_are_shown(self):
@@ -273,10 +270,12 @@ class TestOutput:
         assert (frame["hamming_low"][1], frame["hamming_high"][1]) == interval
         assert frame["l0_low"][0] == result.levels[0].intervals["l0"].low
 
-    def test_what_is_undefined_in_both_is_equal(self, evaluation: ForestEvaluation):
-        assert math.isnan(evaluation.boundaries[0].rank_correlation)
-        assert evaluation == evaluate_forest(readout_levels(WIDTHS), FOREST, [X])
-        assert evaluation != evaluate_forest(readout_levels(WIDTHS), FOREST, [X[:5]])
+    def test_what_is_undefined_in_both_is_equal(self):
+        no_edges = FeatureForest([-1] * 8, WIDTHS)
+        evaluation = evaluate_forest(readout_levels(WIDTHS), no_edges, [X])
+        assert math.isnan(evaluation.boundaries[0].coverage)
+        assert evaluation == evaluate_forest(readout_levels(WIDTHS), no_edges, [X])
+        assert evaluation != evaluate_forest(readout_levels(WIDTHS), no_edges, [X[:5]])
 
 
 def with_not_a_number() -> list[Any]:

@@ -37,7 +37,7 @@ class TestTokenBlocks:
         for size in chunks:
             blocks.extend(size)
             token = torch.arange(size)
-            assert torch.equal(blocks.in_stream(token), token + start)
+            assert torch.equal(blocks.block_of(token), (token + start) // blocks.length)
             counts.count(token, items[start:][:size])
             some.add(token[::2], values[start:][:size][::2])
             every.add_chunk(values[start:][:size])

@@ -12,13 +12,9 @@ neither parent nor child here. Of HSAE §4.2:
 Of arXiv 2606.22994 ("Do Sparse Autoencoders Learn Meaningful Concept Hierarchies?"):
 
 - *Coverage* (refinement frequency): P(some child active | parent active), mean over the parents with children.
-- *Dominance*: P(a_parent > a_child | both active), mean over the pairs that are ever active together.
-- *Rank correlation* (conditional correlation): Spearman's ρ between a parent's activation and its strongest child's, on
-  the tokens where some child is active, whether the parent is or not; mean over the parents that have one. See
-  `rank_correlation`.
-
-In the last two an activation counts as the norm of its contribution, a · ‖d‖, so that rescaling decoder rows changes
-nothing; with rows of unit norm it is a itself.
+- *Dominance*: P(a_parent > a_child | both active), mean over the pairs that are ever active together. An activation
+  counts as the norm of its contribution here, a · ‖d‖, so that rescaling decoder rows changes nothing; with rows of
+  unit norm it is a itself.
 
 - *Sibling co-activation*: how often siblings fire together, relative to features that fire independently. Over all
   pairs of siblings, Σ P(both) / Σ P(one) P(other): a ratio of sums, as the mean of ratios would be ruled by
@@ -32,8 +28,6 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-
-from sae_lens_hsae.evaluation.rank_correlation import MIN_TOKENS
 
 
 class Pairs(NamedTuple):
@@ -68,7 +62,7 @@ def living_pairs(pairs: Pairs, counts: BoundaryCounts) -> Pairs:
 
 
 def boundary_metrics(pairs: Pairs, counts: BoundaryCounts) -> dict[str, float]:
-    """The metrics of a boundary but for the rank correlation; NaN where there is nothing to average."""
+    """The metrics of a boundary; NaN where there is nothing to average."""
     parent, child = living_pairs(pairs, counts)
     together = float64(counts.together[child])
     has_children = torch.zeros_like(counts.parent_fires, dtype=torch.bool)
@@ -77,7 +71,6 @@ def boundary_metrics(pairs: Pairs, counts: BoundaryCounts) -> dict[str, float]:
     met = together > 0
     return {
         "hamming": _sum(disagreements[has_children]) / counts.n_tokens,
-        "hamming_all_parents": _sum(disagreements[counts.parent_fires > 0]) / counts.n_tokens,
         "p_parent_given_child": _mean(together / float64(counts.child_fires[child])),
         "p_child_given_parent": _mean(together / float64(counts.parent_fires[parent])),
         "coverage": _mean(float64(counts.covered[has_children]) / float64(counts.parent_fires[has_children])),
@@ -128,12 +121,10 @@ def why_undefined(metric: str, counts: BoundaryCounts, parent_level: int) -> str
             return f"level {level} is dead: none of its {len(fires)} features fires"
     return {
         "hamming": "no parent that fires has a child that fires",
-        "hamming_all_parents": "no parent fires",
         "p_parent_given_child": "of no pair do both members fire",
         "p_child_given_parent": "of no pair do both members fire",
         "coverage": "no parent that fires has a child that fires",
         "dominance": "no child is ever active together with its parent",
-        "rank_correlation": f"no parent has {MIN_TOKENS} tokens with an active child on which both of them vary",
         "sibling_coactivation": "no parent has two children that fire",
         "non_sibling_coactivation": "all features that fire are siblings",
         "sibling_lift": "there are no two siblings that fire, or no two other features are ever active together",

@@ -30,14 +30,13 @@ def evaluate_forest(
 ) -> ForestEvaluation:
     """Measure a stack of levels and its forest on a stream of activations (HSAE §4.2 and arXiv 2606.22994).
 
-    One pass, and memory that does not grow with the stream: at the defaults about 1 KB per feature, and 2 KB per parent
-    for its rank correlation. The activations are taken as the SAEs' ``encode`` takes them: if the SAEs
-    expect scaled inputs (``normalize_activations="expected_average_only_in"``), scale them or fold the factor first.
+    One pass, and memory that does not grow with the stream: at the defaults about 1 KB per feature. The activations are
+    taken as the SAEs' ``encode`` takes them: if the SAEs expect scaled inputs
+    (``normalize_activations="expected_average_only_in"``), scale them or fold the factor first.
 
     The metrics are defined in `sae_lens_hsae.evaluation.boundary_metrics`. Each has a confidence interval, by leaving
-    out one block of the stream at a time (`jackknife`). So the order of the tokens matters to the intervals (and to
-    which tokens the rank correlation samples), not to the metrics: give texts one after the other, and so many that a
-    block holds several.
+    out one block of the stream at a time (`jackknife`). So the order of the tokens matters to the intervals, not to
+    the metrics: give texts one after the other, and so many that a block holds several.
 
     Args:
         levels: one SAE per level, coarse to fine, or one object for all (`HierarchicalSAE`).

@@ -64,7 +64,6 @@ class BoundaryEvaluation(Record):
     Attributes:
         parent_level: the coarser level; the children are in ``parent_level + 1``.
         hamming: Hamming distance per token over the living parents with at least one living child.
-        hamming_all_parents: the same over all living parents; one without children is never predicted active.
         p_parent_given_child: mean over the evaluated pairs of P(parent active | child active).
         p_child_given_parent: mean over the evaluated pairs of P(child active | parent active).
         n_pairs: pairs (parent, child) of the forest.
@@ -76,13 +75,10 @@ class BoundaryEvaluation(Record):
             it has no parent or one of them never fired; not part of `to_dict`.
         coverage: mean over the parents that ``hamming`` counts of P(some child active | parent active).
         dominance: mean over the pairs ever active together of P(a_parent > a_child | both active).
-        rank_correlation: mean over parents of Spearman's ρ between the parent's activation and its strongest child's,
-            on tokens where some child fires; of a parent with more than 128 such tokens, on a uniform sample of 128.
         sibling_coactivation: how often siblings fire together, relative to independent features.
         non_sibling_coactivation: the same of all other pairs of features of the children's level.
         sibling_lift: the former over the latter; 1 if being siblings makes no difference.
         n_unassigned_dead: unassigned features that never fired.
-        n_parents_ranked: parents that ``rank_correlation`` is over.
         n_sibling_pairs: pairs of siblings that fire.
         mean_children: children per parent that has any, dead ones included; NaN if none has.
         max_children: children of the parent with most.
@@ -93,7 +89,6 @@ class BoundaryEvaluation(Record):
 
     parent_level: int
     hamming: float
-    hamming_all_parents: float
     p_parent_given_child: float
     p_child_given_parent: float
     n_pairs: int
@@ -104,12 +99,10 @@ class BoundaryEvaluation(Record):
     parent_given_child: torch.Tensor = field(repr=False, compare=False)
     coverage: float = math.nan
     dominance: float = math.nan
-    rank_correlation: float = math.nan
     sibling_coactivation: float = math.nan
     non_sibling_coactivation: float = math.nan
     sibling_lift: float = math.nan
     n_unassigned_dead: int = 0
-    n_parents_ranked: int = 0
     n_sibling_pairs: int = 0
     mean_children: float = math.nan
     max_children: int = 0

@@ -99,12 +99,10 @@ def _levels(evaluation: ForestEvaluation) -> str:
 def _boundaries(boundaries: Sequence[BoundaryEvaluation]) -> str:
     metrics = {
         "Hamming": "hamming",
-        "Hamming, all parents": "hamming_all_parents",
         "P(parent | child)": "p_parent_given_child",
         "P(child | parent)": "p_child_given_parent",
         "coverage": "coverage",
         "dominance": "dominance",
-        "rank correlation": "rank_correlation",
         "sibling co-activation": "sibling_coactivation",
         "non-sibling co-activation": "non_sibling_coactivation",
         "sibling lift": "sibling_lift",

@@ -22,7 +22,6 @@ from sae_lens_hsae.evaluation.boundary_metrics import (
 )
 from sae_lens_hsae.evaluation.jackknife import Interval, jackknife_interval
 from sae_lens_hsae.evaluation.outliers import Outliers
-from sae_lens_hsae.evaluation.rank_correlation import RankSample
 from sae_lens_hsae.evaluation.records import BoundaryEvaluation, LevelEvaluation
 from sae_lens_hsae.evaluation.shape import children_per_parent
 from sae_lens_hsae.evaluation.stacks import LevelSAE
@@ -133,11 +132,6 @@ class BoundaryTally:
         self._predicted, self._covered = blocks.table(n_parents, **count), blocks.table(n_parents, **count)
         self._together, self._dominated = blocks.table(n_children, **count), blocks.table(n_children, **count)
         self._sibling_meetings = blocks.table(dtype=torch.int64)
-        with_children = self._pairs.parent.unique()
-        self._row_of = torch.full((n_parents,), -1, device=device)
-        self._row_of[with_children] = torch.arange(len(with_children), device=device)
-        self._n_rows = len(with_children)
-        self._sample: RankSample | None = None
 
     def add(self, parents: Firing, children: Firing, n_tokens: int) -> None:
         parent = self._parent_of[children.features]
@@ -148,7 +142,6 @@ class BoundaryTally:
         key, family, n_active = torch.unique(parent * n_tokens + token, return_inverse=True, return_counts=True)
         family_parent, family_token = key // n_tokens, key % n_tokens
         parent_strength = parents.strengths_of(family_token, family_parent)
-        strongest = torch.zeros_like(key, dtype=strength.dtype).scatter_reduce_(0, family, strength, "amax")
 
         self._predicted.count(family_token, family_parent)
         covered = parent_strength.nonzero().flatten()
@@ -159,23 +152,14 @@ class BoundaryTally:
         self._together.count(token[together], child[together])
         dominated = (of_parent > strength).nonzero().flatten()
         self._dominated.count(token[dominated], child[dominated])
-        if self._sample is None:
-            dtype = torch.promote_types(parent_strength.dtype, strength.dtype)
-            self._sample = RankSample(self._n_rows, dtype, key.device)
-        self._sample.add(self._row_of[family_parent], self._blocks.in_stream(family_token), parent_strength, strongest)
 
     def result(self, n_blocks: int, confidence: float) -> BoundaryEvaluation:
         sizes, counts = self._blocks.sizes, self._counts()
-        assert self._sample is not None
-        correlations = self._sample.correlations(self._blocks.length, len(sizes))
-        mean_correlations = correlations.nanmean(0).tolist()
-        values = boundary_metrics(self._pairs, counts) | {"rank_correlation": mean_correlations[-1]}
+        values = boundary_metrics(self._pairs, counts)
         without: dict[str, list[float]] = {name: [] for name in values}
         if len(sizes) >= n_blocks:
-            for block, correlation in zip(range(len(sizes)), mean_correlations, strict=False):
-                left_out = counts.less(self._counts(block))
-                metrics = boundary_metrics(self._pairs, left_out) | {"rank_correlation": correlation}
-                for name, value in metrics.items():
+            for block in range(len(sizes)):
+                for name, value in boundary_metrics(self._pairs, counts.less(self._counts(block))).items():
                     without[name].append(value)
         undefined = {
             name: why_undefined(name, counts, self._parents.level)
@@ -197,7 +181,6 @@ class BoundaryTally:
             unassigned_share=int(no_parent.sum()) / len(no_parent),
             parent_given_child=given_child,
             n_unassigned_dead=int((no_parent & (counts.child_fires == 0)).sum()),
-            n_parents_ranked=int((~correlations[:, -1].isnan()).sum()),
             n_sibling_pairs=n_sibling_pairs(self._pairs, counts),
             **self._branching,
             **values,

@@ -40,12 +40,9 @@ class TokenBlocks:
                 table.merge_neighbours()
             self.length *= 2
 
-    def in_stream(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens of the present chunk by their number in the whole stream."""
-        return tokens + self._chunk_start
-
     def block_of(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.in_stream(tokens) // self.length
+        """The blocks that tokens of the present chunk are in."""
+        return (tokens + self._chunk_start) // self.length
 
     @property
     def in_chunk(self) -> range:
