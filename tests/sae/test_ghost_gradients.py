@@ -78,7 +78,7 @@ def test_they_equal_those_of_the_dead_features_alone(apply_b_dec_to_input, place
         ours = ghost_gradients(errors, x, dead, places, encoder, sae.W_dec, sae.levels, weights)
     theirs = torch.zeros((), dtype=torch.float64)
     for level, own in ((1, torch.tensor([5, 6])), (2, torch.tensor([20, 30, 31]))):
-        pre = encoder.pre_activations(own, level, x)
+        pre = encoder.input_of(level, x) @ encoder.W_enc[:, own] + encoder.b_enc[own]
         theirs = theirs + ghost_gradient_loss(errors[level], pre, sae.W_dec[own], weights)
     torch.testing.assert_close(ours, theirs)
     inputs = [sae.W_enc, sae.b_enc, sae.W_dec]

@@ -12,6 +12,7 @@ from benchmarks.contestants import CONTESTANTS, HSAE, PLAIN, Trained
 from benchmarks.memory import peak_bytes
 from benchmarks.plan import Size
 from benchmarks.planted import plant
+from sae_lens_hsae.sae.gpu_step.late_checks import LateChecks
 from sae_lens_hsae.sae.structural_loss import families_of
 
 pytestmark = [
@@ -122,3 +123,14 @@ def test_a_step_takes_less_memory_than_in_the_plain_form() -> None:
         run()
         peaks[name] = peak_bytes(run, "cuda")
     assert peaks[HSAE] < peaks[PLAIN]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="torch sees no second CUDA device here")
+def test_what_is_told_late_of_another_than_the_current_device_has_arrived() -> None:
+    x = torch.full((8, 4), 3.0, device="cuda:1")
+    busy = torch.rand(8000, 8000, device="cuda:1")
+    for _ in range(20):
+        busy = busy @ busy / 1e6
+    checks = LateChecks()
+    checks.send(1, x, torch.tensor(2.0, device="cuda:1"), torch.tensor([5], device="cuda:1"))
+    assert checks.receive() == (1, 3.0, 2.0, (5,))

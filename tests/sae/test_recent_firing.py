@@ -1,5 +1,7 @@
 """What fires on the last tokens of a training: counted alone and in pairs, kept, shared and saved."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -64,6 +66,21 @@ def test_nothing_counted_is_nothing_fired():
     assert found.n_tokens == 0
     assert not found.frequency.any()
     assert not found.together(ABOVE, BELOW)[slice(0, 6), torch.arange(9)].any()
+
+
+def test_of_a_sparse_batch_only_the_bytes_that_hold_something_are_unpacked(monkeypatch):
+    unpack, sizes = np.unpackbits, []
+
+    def counted(array: Any, **options: Any) -> Any:
+        sizes.append(array.size)
+        return unpack(array, **options)
+
+    monkeypatch.setattr(np, "unpackbits", counted)
+    fired = fired_on(1003, 0.01)
+    batch = packed(fired).unpacked()
+    assert sum(sizes) <= fired.sum()
+    assert batch.times.tolist() == fired.sum(1).tolist()
+    assert batch.tokens.tolist() == fired.nonzero()[:, 1].tolist()
 
 
 @pytest.mark.parametrize("n_tokens", [300, 70_000])

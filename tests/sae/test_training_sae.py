@@ -16,9 +16,11 @@ from sae_lens import (
 from sae_lens.saes.sae import TrainStepInput
 from sae_lens.training.sae_trainer import _unwrap_item
 from small_saes import D_IN, WIDTHS, at_step, make_sae, step_input, tensors_of
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sae_lens_hsae.sae.bad_batches import BadBatchError
 from sae_lens_hsae.sae.inference import CAST_TENSORS
+from sae_lens_hsae.sae.level_activation import Encoder
 from sae_lens_hsae.sae.perturbation import draw_replaced
 from sae_lens_hsae.sae.silent_features import N_ACTIVE, auxiliary_loss
 
@@ -193,6 +195,29 @@ def test_silent_features_reconstruct_the_residual(batch):
     grad = torch.autograd.grad(output.losses["auxiliary_loss"], sae.W_dec)[0]
     assert not (grad.abs().sum(1) > 0)[~silent].any()
     assert (sae.silent_features.tokens_since_fired[silent] >= 0).all()
+
+
+@one_form
+@pytest.mark.parametrize("fixed_shapes", [True, False])
+def test_silent_features_of_all_levels_are_taken_out_of_a_matrix_at_once(batch, fixed_shapes):
+    sae = make_sae(dead_feature_loss="auxiliary")
+    sae.silent_features.tokens_since_fired[[1, 6, 30, 31]] = 10_000
+    errors = torch.stack([batch] * len(WIDTHS))
+    encoder = Encoder(sae.W_enc, sae.b_enc, None)
+    losses = sae.silent_features.losses(errors, batch, encoder, sae.W_dec, None, None, fixed_shapes=fixed_shapes)
+
+    class WholeMatrices(TorchDispatchMode):
+        made = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = func(*args, **(kwargs or {}))
+            is_whole = isinstance(made, torch.Tensor) and made.shape in (sae.W_enc.shape, sae.W_dec.shape)
+            self.made += is_whole and func in (torch.ops.aten.new_zeros.default, torch.ops.aten.zeros.default)
+            return made
+
+    with WholeMatrices() as counted:
+        torch.autograd.grad(losses["auxiliary_loss"], (sae.W_enc, sae.W_dec))
+    assert counted.made == 2  # the two gradients
 
 
 @one_form

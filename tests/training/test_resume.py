@@ -92,6 +92,7 @@ def test_a_buffer_that_cannot_be_is_refused(tmp_path):
         {"training_tokens": 40 * 64},
         {"lr_warm_up_steps": 25, "lr_decay_steps": 4, "lr_end": 1e-4},
         {"adam_beta2": 0.9},
+        {"lr_scheduler_name": "constant"},
     ],
 )
 def test_a_run_is_resumed_with_another_learning_rate_or_length(tmp_path, caplog, change):

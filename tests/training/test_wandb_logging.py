@@ -2,6 +2,8 @@
 
 import json
 import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +126,23 @@ def test_wandb_gets_the_files_from_the_place_where_they_stay(tmp_path, monkeypat
 
 
 TREES = ForestLogging(trees=True, explorer=True, n_tokens=400)
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("asked", [ForestLogging(trees=True, n_tokens=400), ForestLogging(explorer=True, n_tokens=400)])
+def test_the_forests_sample_and_batches_fetched_ahead_take_turns_at_the_model(tmp_path, asked):
+    in_use, met = threading.Lock(), []
+
+    def slowly(activations: torch.Tensor) -> torch.Tensor:
+        if not in_use.acquire(blocking=False):
+            met.append(threading.current_thread().name)
+            return activations
+        time.sleep(0.02)  # slower than the training, which is therefore always waiting for a batch
+        in_use.release()
+        return activations
+
+    run(tmp_path, asked, model=hooked_model(slowly), prefetch_llm_batches=8, n_checkpoints=0)
+    assert not met
 
 
 def run(tmp_path: Path, forest_logging: ForestLogging | None = None, **overrides: Any) -> tuple[Any, list[float]]:

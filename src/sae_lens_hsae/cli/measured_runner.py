@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from math import nan
 from statistics import mean
 from typing import Any
@@ -12,7 +11,6 @@ import torch
 import wandb
 from sae_lens.config import LanguageModelSAERunnerConfig
 from sae_lens.saes.sae import TrainingSAE
-from sae_lens.training.prefetch import PrefetchingIterator
 from sae_lens.training.sae_trainer import SAETrainer
 from typing_extensions import override
 
@@ -54,7 +52,6 @@ class MeasuredTrainingRunner(HierarchicalSAETrainingRunner):
     @override
     def run_trainer_with_interruption_handling(self, trainer: SAETrainer[Any, Any]) -> TrainingSAE[Any]:
         sae = super().run_trainer_with_interruption_handling(trainer)
-        self._provider = trainer.data_provider
         if self.cfg.output_path is None:
             self._measure(sae)
         return sae
@@ -64,9 +61,7 @@ class MeasuredTrainingRunner(HierarchicalSAETrainingRunner):
         assert isinstance(sae, HierarchicalTrainingSAE)
         if not self.is_first:
             return None
-        provider = self._provider
-        # The thread that fetches ahead reads the same store.
-        with provider.paused() if isinstance(provider, PrefetchingIterator) else nullcontext():
+        with self.nothing_fetched_ahead():
             self.evaluation = evaluate_forest(sae, sae.forest, self._activations(), self.evaluation_tokens)
         if wandb.run is not None and self.cfg.logger.log_to_wandb:
             wandb.run.summary.update(summary(self.evaluation, self.variance_floor))

@@ -14,10 +14,9 @@ class Encoder(NamedTuple):
     b_enc: torch.Tensor  # (n_features,)
     b_dec: torch.Tensor | None  # b_l of every level, (L, d_in); None where the input is x itself
 
-    def pre_activations(self, features: torch.Tensor, level: int, x: torch.Tensor) -> torch.Tensor:
-        """Of some features of one level: (batch, d_in) → (batch, n)."""
-        shifted = x if self.b_dec is None else x - self.b_dec[level]
-        return shifted @ self.W_enc[:, features] + self.b_enc[features]
+    def input_of(self, level: int, x: torch.Tensor) -> torch.Tensor:
+        """What a level's columns multiply, x − b_l or x: (batch, d_in) → (batch, d_in)."""
+        return x if self.b_dec is None else x - self.b_dec[level]
 
 
 class PreActivations(NamedTuple):

@@ -43,10 +43,12 @@ class PackedFiring(NamedTuple):
         return cls(step, n_tokens, whole.bitwise_left_shift_(places).sum(-1, dtype=torch.uint8))
 
     def unpacked(self) -> Firing:
-        fired = np.unpackbits(as_array(self.bits), axis=1, count=self.n_tokens, bitorder="little")
-        tokens = np.flatnonzero(fired.view(bool)) % self.n_tokens
-        times = fired.sum(1, dtype=np.int32)
-        return Firing(self.step, self.n_tokens, times, tokens.astype(np.min_scalar_type(self.n_tokens)))
+        bits = as_array(self.bits)
+        places = np.flatnonzero(bits)  # few of the bytes: what fires is sparse
+        byte, bit = np.nonzero(np.unpackbits(bits.reshape(-1, 1)[places], axis=1, bitorder="little"))
+        features, eighth = np.divmod(places[byte], bits.shape[1])
+        times = np.bincount(features, minlength=len(bits)).astype(np.int32)
+        return Firing(self.step, self.n_tokens, times, (8 * eighth + bit).astype(np.min_scalar_type(self.n_tokens)))
 
 
 def tokens_kept(levels: Levels, target_l0: Sequence[float]) -> int:

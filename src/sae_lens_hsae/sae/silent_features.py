@@ -121,12 +121,17 @@ class SilentFeatures(nn.Module):
     ) -> torch.Tensor:
         total = torch.zeros((), dtype=errors.dtype, device=errors.device)
         is_silent = self.silent()
-        for level, own in enumerate(self._cfg.levels):
-            mine = own.start + longest_silent(self.tokens_since_fired[own])
-            silent = is_silent[mine]
-            if not fixed_shapes:
-                mine, silent = mine[silent], silent[silent]
-            if len(mine):
-                pre = encoder.pre_activations(mine, level, x)
-                total = total + auxiliary_loss(errors[level], pre, W_dec[mine], weights, silent)
+        chosen = [own.start + longest_silent(self.tokens_since_fired[own]) for own in self._cfg.levels]
+        if not fixed_shapes:
+            chosen = [mine[is_silent[mine]] for mine in chosen]
+        sizes, mine = [len(of_level) for of_level in chosen], torch.cat(chosen)
+        if not len(mine):
+            return total
+        # Taken out at once for all levels: the gradient of each taking is as large as the whole matrix.
+        columns, biases = encoder.W_enc.index_select(1, mine), encoder.b_enc.index_select(0, mine)
+        parts = (columns.split(sizes, 1), biases.split(sizes), W_dec.index_select(0, mine).split(sizes))
+        for level, (columns, bias, rows, silent) in enumerate(zip(*parts, is_silent[mine].split(sizes), strict=True)):
+            if len(rows):
+                pre = encoder.input_of(level, x) @ columns + bias
+                total = total + auxiliary_loss(errors[level], pre, rows, weights, silent)
         return total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
@@ -164,14 +165,18 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         return store
 
     _trainer: HierarchicalSAETrainer | None = None
+    _checkpoint: str | None = None
 
     @override
     def run(self) -> TrainingSAE[Any]:
         if self.cfg.logger.log_to_wandb:
             self._check_artifact_name()
-        if self.cfg.resume_from_checkpoint is not None:
-            # SAELens loads the optimizer's state first, whose error names no tensor where the SAE is another.
-            self.sae.load_weights_from_checkpoint(self.cfg.resume_from_checkpoint)
+        self._checkpoint = self.cfg.resume_from_checkpoint
+        if self._checkpoint is not None:
+            # SAELens' trainer would refuse the state of another schedule, and hold Adam's moments beside ours.
+            self.cfg.resume_from_checkpoint = None
+            self.sae.load_weights_from_checkpoint(self._checkpoint)
+            self.activations_store.load_from_checkpoint(self._checkpoint)
         before = wandb.run
         try:
             sae = super().run()
@@ -179,6 +184,8 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
             if wandb.run is not None and wandb.run is not before:
                 wandb.finish(exit_code=1)  # else the next run of this process would log into this one
             raise
+        finally:
+            self.cfg.resume_from_checkpoint = self._checkpoint
         if self.ranks is not None:
             self.ranks.leave()
         return sae
@@ -186,6 +193,7 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
     @override
     def run_trainer_with_interruption_handling(self, trainer: SAETrainer[Any, Any]) -> TrainingSAE[Any]:
         """Train with `HierarchicalSAETrainer` in place of the given trainer."""
+        self.cfg.resume_from_checkpoint = self._checkpoint
         self._trainer = ours = self._own_trainer(trainer)
         if self.forest_logging.trees and self.is_first:
             ours.after_update = self._forest_log.after_update
@@ -260,14 +268,22 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         if isinstance(ours, DataParallelTrainer):
             assert self.ranks is not None
             ours.ranks, ours.save_text = self.ranks, self.activations_store.save_to_checkpoint
-        if self.cfg.resume_from_checkpoint is not None:
-            trainer.optimizer.state.clear()  # Adam's moments need not be in memory twice
-            ours.load_trainer_state(self.cfg.resume_from_checkpoint)
+        if self._checkpoint is not None:
+            logger.info(f"resuming from {self._checkpoint}")
+            if wandb.run is not None and self.cfg.logger.log_to_wandb:
+                wandb.config.update({"resume_from_checkpoint": self._checkpoint}, allow_val_change=True)
+            ours.load_trainer_state(self._checkpoint)
         return ours
 
     @cached_property
     def _forest_log(self) -> ForestLog:
-        return ForestLog(self.forest_logging, self.model, self.cfg, self._whole_dataset)
+        with self.nothing_fetched_ahead():
+            return ForestLog(self.forest_logging, self.model, self.cfg, self._whole_dataset)
+
+    def nothing_fetched_ahead(self) -> AbstractContextManager[None]:
+        """While this holds, the thread that fetches batches ahead leaves the model and the store to others."""
+        provider = None if self._trainer is None else self._trainer.data_provider
+        return provider.paused() if isinstance(provider, PrefetchingIterator) else nullcontext()
 
     def _check_artifact_name(self) -> None:
         """Refuse a name that W&B would refuse at the first checkpoint, and end the run there."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 from sae_lens import logger
@@ -99,9 +100,11 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
 
     @override
     def load_trainer_state(self, checkpoint_path: Path | str) -> None:
+        """SAELens', but the schedule is that of this run's configuration, as if it had held from the start."""
         self.check_trainer_state(checkpoint_path)
+        # The saved schedule may be of another kind, whose state this one could not take.
+        self.lr_scheduler = cast("Any", SimpleNamespace(load_state_dict=lambda _: None))
         super().load_trainer_state(checkpoint_path)
-        # What was loaded is the schedule of the run that wrote it.
         self.lr_scheduler = schedule_at(self.n_training_steps, self.optimizer, self.cfg)
         self._use_fused_adam()
         self.checkpoint_thresholds = [n for n in self.checkpoint_thresholds if n >= self.n_training_samples]

@@ -52,7 +52,7 @@ class LateChecks:
         on_host = torch.empty(numbers.shape, pin_memory=True)
         on_host.copy_(numbers, non_blocking=True)
         arrived = torch.cuda.Event()
-        arrived.record()
+        arrived.record(torch.cuda.current_stream(numbers.device))  # which need not be the current device's
         self._sent = (step, on_host, arrived)
 
     def receive(self) -> Told | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, lru_cache, wraps
+from functools import cache, wraps
 from typing import Any, TypeVar
 
 import torch
@@ -59,7 +59,7 @@ def one_pass(function: F) -> F:
 
 def is_compiled(tensor: torch.Tensor) -> bool:
     """Whether functions of a tensor that are to be `one_pass` are so."""
-    return tensor.is_cuda and not torch.compiler.is_compiling() and _can_compile()
+    return tensor.is_cuda and not torch.compiler.is_compiling() and _can_compile(tensor.device)
 
 
 @cache
@@ -68,10 +68,10 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, dynamic=True)
 
 
-@lru_cache(maxsize=1)
-def _can_compile() -> bool:
+@cache
+def _can_compile(device: torch.device) -> bool:
     try:
-        torch.compile(_probe)(torch.zeros(64, 64, device="cuda"))
+        torch.compile(_probe)(torch.zeros(64, 64, device=device))
     except Exception as error:  # whatever it is that torch misses, training goes on without
         logger.warning(
             f"torch.compile does not work on this GPU, so a step takes several passes where one would do: {error}"
