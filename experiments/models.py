@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from sae_lens import (
     BatchTopKTrainingSAE,
     BatchTopKTrainingSAEConfig,
     JumpReLUSAE,
+    LanguageModelSAERunnerConfig,
     LoggingConfig,
     MatryoshkaBatchTopKTrainingSAE,
     MatryoshkaBatchTopKTrainingSAEConfig,
@@ -132,9 +134,18 @@ AT_OTHER_RATES: dict[str, tuple[str, float]] = {
 """Models with another peak learning rate than `LEARNING_RATE`."""
 
 
-def model_and_rate(model: str) -> tuple[str, float]:
-    """A model's name in ``MODELS`` and its peak learning rate, by its name in a table."""
-    return AT_OTHER_RATES.get(model, (model, LEARNING_RATE))
+BY_SAELENS_OPTIMIZER = "HSAE, SAELens' optimizer"
+"""HSAE with the optimizer and schedule that SAELens' runner has by default."""
+
+
+def model_and_optimizer(model: str, steps: int) -> tuple[str, dict[str, Any]]:
+    """A model's name in ``MODELS``, and optimizer and schedule as fields of SAELens' config, by its name in a table."""
+    if model == BY_SAELENS_OPTIMIZER:
+        defaults = {field.name: field.default for field in fields(LanguageModelSAERunnerConfig)}
+        names = ("lr", "lr_scheduler_name", "lr_warm_up_steps", "adam_beta1", "adam_beta2")
+        return HSAE, {name: defaults[name] for name in names} | {"lr_end": defaults["lr"]}
+    model, rate = AT_OTHER_RATES.get(model, (model, LEARNING_RATE))
+    return model, paper_optimizer(steps, rate)
 
 
 def new_sae(model: str, finest_l0: float, d_in: int) -> TrainingSAE[Any]:
@@ -181,7 +192,7 @@ def new_batch_topk(model: str, finest_l0: float, d_in: int) -> list[BatchTopKTra
 def settings_of(model: str, finest_l0: float, steps: int) -> dict[str, Any]:
     """What decides a trained model beside its activations and its seed, ready for JSON; ``SNMF`` is one, too."""
     levels = widths_and_targets(finest_l0)
-    model, rate = model_and_rate(model)
+    model, optimizer = model_and_optimizer(model, steps)
     if model == SNMF:
         return {"levels": levels, "snmf": SNMF_SETTINGS}
     with temporary_seed(0):  # the weights, of one dimension, are not used
@@ -195,7 +206,7 @@ def settings_of(model: str, finest_l0: float, steps: int) -> dict[str, Any]:
         "levels": levels,
         "configs": [settings_of_config(sae.cfg) for sae in saes],
         "search": SEARCH if model == SAELENS_JUMPRELU else None,
-        "optimizer": paper_optimizer(steps, rate),
+        "optimizer": optimizer,
         "batches": (BATCH_SIZE, BATCHES_TO_WHITEN_BY),
     }
 
@@ -216,23 +227,23 @@ def train(
     steps: int,
     seed: int,
     at_first: torch.Tensor | None = None,
-    lr: float | None = None,
+    optimizer: dict[str, Any] | None = None,
 ) -> None:
-    """Train any SAELens SAE on rows of ``x`` with the paper's optimizer, in an order that the seed decides.
+    """Train any SAELens SAE on rows of ``x``, in an order that the seed decides.
 
     Args:
-        lr: peak learning rate, `LEARNING_RATE` by default.
+        optimizer: and schedule, fields of SAELens' config; the paper's at `LEARNING_RATE` by default.
         at_first: what the first half of the steps reads in place of ``x``, row for row.
     """
     early = x if at_first is None else at_first
     batches = ((early if step < steps // 2 else x)[rows] for step, rows in enumerate(_rows(len(x), seed)))
-    trainer_for(sae, batches, steps, lr).fit()
+    trainer_for(sae, batches, steps, optimizer).fit()
 
 
 def trainer_for(
-    sae: TrainingSAE[Any], batches: Iterator[torch.Tensor], steps: int, lr: float | None = None
+    sae: TrainingSAE[Any], batches: Iterator[torch.Tensor], steps: int, optimizer: dict[str, Any] | None = None
 ) -> SAETrainer[Any, Any]:
-    """SAELens' own trainer with the paper's optimizer, for ``steps`` batches of activations that are scaled already."""
+    """SAELens' own trainer, by default with the paper's optimizer, for ``steps`` batches that are scaled already."""
     cfg = SAETrainerConfig(
         n_checkpoints=0,
         checkpoint_path=None,
@@ -247,7 +258,7 @@ def trainer_for(
         feature_sampling_window=2000,
         logger=LoggingConfig(log_to_wandb=False),
         n_batches_for_norm_estimate=BATCHES_TO_WHITEN_BY,
-        **paper_optimizer(steps, lr or LEARNING_RATE),
+        **optimizer or paper_optimizer(steps, LEARNING_RATE),
     )
     return SAETrainer(cfg=cfg, sae=sae, data_provider=batches)
 

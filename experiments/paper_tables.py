@@ -20,6 +20,7 @@ from experiments.models import (
     AT_OTHER_RATES,
     BATCH_SIZE,
     BATCH_TOPK,
+    BY_SAELENS_OPTIMIZER,
     HSAE,
     IDEAS,
     LEVEL_BY_LEVEL,
@@ -29,7 +30,7 @@ from experiments.models import (
     SAELENS_JUMPRELU,
     WHITENED_BATCH_TOPK,
     matryoshka_levels,
-    model_and_rate,
+    model_and_optimizer,
     new_batch_topk,
     new_sae,
     settings_of,
@@ -105,7 +106,7 @@ TABLES = {
     "gemma": Table((HSAE, "HSAE (paper)", "post hoc", SAELENS_BATCH_TOPK), ((9, 16), (12, 16), (5, 16))),
     "gemma-jumprelu": Table((HSAE, "post hoc", SAELENS_JUMPRELU), ((9, 16),)),
     "gemma-rates": Table((HSAE, "post hoc", SAELENS_BATCH_TOPK, *AT_OTHER_RATES), ((9, 16),)),
-    "gemma-long": Table((HSAE, "post hoc", SAELENS_BATCH_TOPK), ((9, 16),)),
+    "gemma-long": Table((HSAE, "post hoc", SAELENS_BATCH_TOPK, BY_SAELENS_OPTIMIZER), ((9, 16),)),
     "gemma-ideas": Table((*IDEAS, "post hoc"), ((9, 16),)),
     "gemma-whitened": Table((HSAE, SAELENS_BATCH_TOPK, WHITENED_BATCH_TOPK), ((9, 16),)),
     "sinks": Table((HSAE, "all tokens count alike", "post hoc", SAELENS_BATCH_TOPK)),
@@ -203,7 +204,7 @@ def trained(
         An SAE, or one for each level where they are trained by themselves.
     """
     path = folder / kept_name(model, stream, size)
-    model, rate = model_and_rate(model)
+    model, optimizer = model_and_optimizer(model, size.steps)
     if not path.exists():
         x, at_first = activations(stream.layer, n_tokens(size)), None
         if isinstance(activations, WithSinks):
@@ -211,7 +212,7 @@ def trained(
         torch.manual_seed(stream.seed)
 
         def train_one(sae: TrainingSAE[Any]) -> None:
-            train(sae, x[: -size.held_out], size.steps, stream.seed, at_first, rate)
+            train(sae, x[: -size.held_out], size.steps, stream.seed, at_first, optimizer)
 
         saes: dict[int | None, TrainingSAE[Any]]
         if model == SAELENS_JUMPRELU:

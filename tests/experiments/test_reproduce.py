@@ -6,6 +6,7 @@ import os
 import time
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -136,6 +137,21 @@ def test_a_kept_model_is_not_taken_for_one_of_other_settings(tmp_path, monkeypat
     measure("decoder cosine", Stream(3, 16, 0), activations, size, tmp_path)
     measure("decoder cosine", Stream(3, 16, 0), activations, replace(size, tokens=800), tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("model", ["HSAE", "SAELens BatchTopK"])
+def test_a_model_at_another_rate_is_the_model_trained_at_that_rate(model, tmp_path, monkeypatch):
+    size, stream = Size(steps=20, seeds=1, held_out=500), Stream(3, 16, 0)
+
+    def decoders(name: str, folder: Path) -> list[torch.Tensor]:
+        saes = paper_tables.trained(name, stream, activations, size, folder)
+        return [sae.W_dec for sae in (saes if isinstance(saes, list) else [saes])]
+
+    usual, at_rate = decoders(model, tmp_path), decoders(f"{model}, lr 0.001", tmp_path)
+    monkeypatch.setattr(models, "LEARNING_RATE", 1e-3)
+    expected = decoders(model, tmp_path)
+    assert all(map(torch.equal, at_rate, expected))
+    assert not any(map(torch.equal, at_rate, usual))
 
 
 def test_names_draw_no_random_numbers():
