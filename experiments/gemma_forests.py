@@ -164,17 +164,30 @@ def _trees_of(stacks: list[Any]) -> dict[str, float]:
 
 
 def _stability(stacks: list[Any]) -> dict[str, float]:
-    """Edges that another seed has: of all, and, above chance, of those whose two ends both have a match there."""
-    found_again, of_matched = [], []
+    """Edges that another seed has: of all, of those that are no copies, and, above chance, where both ends match."""
+    of_matched = []
     for (saes, forest, _), (others, other_forest, _) in combinations(stacks, 2):
-        boundaries = seed_stability(saes, forest, others, other_forest).boundaries
-        n_edges = (len(forest.edges()) + len(other_forest.edges())) / 2
-        found_again.append(sum(boundary.n_common for boundary in boundaries) / max(1, n_edges))
-        of_matched += [boundary.kept_adjusted for boundary in boundaries]
+        of_matched += [each.kept_adjusted for each in seed_stability(saes, forest, others, other_forest).boundaries]
     return {
-        "edges that another seed has": fmean(found_again) if found_again else float("nan"),
+        "edges that another seed has": _found_again(stacks),
+        "without copies": _found_again([(saes, _without_copies(saes, forest)) for saes, forest, _ in stacks]),
         "of those with both ends matched, above chance": fmean(of_matched) if of_matched else float("nan"),
     }
+
+
+def _found_again(stacks: list[Any]) -> float:
+    """Share of a seed's edges that another seed has, mean over all pairs of seeds; NaN of one seed."""
+    shares = []
+    for (saes, forest, *_), (others, other_forest, *_) in combinations(stacks, 2):
+        boundaries = seed_stability(saes, forest, others, other_forest).boundaries
+        n_edges = (len(forest.edges()) + len(other_forest.edges())) / 2
+        shares.append(sum(boundary.n_common for boundary in boundaries) / max(1, n_edges))
+    return fmean(shares) if shares else float("nan")
+
+
+def _without_copies(saes: Sequence[Any], forest: FeatureForest) -> FeatureForest:
+    is_copy = copies_of_parents(forest, torch.cat([sae.W_dec for sae in saes]))
+    return FeatureForest(forest.parents.masked_fill(is_copy, NO_PARENT), forest.level_widths)
 
 
 def gemma_forest(
