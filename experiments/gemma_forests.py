@@ -165,24 +165,29 @@ def _trees_of(stacks: list[Any]) -> dict[str, float]:
 
 def _stability(stacks: list[Any]) -> dict[str, float]:
     """Edges that another seed has: of all, of those that are no copies, and, above chance, where both ends match."""
-    of_matched = []
-    for (saes, forest, _), (others, other_forest, _) in combinations(stacks, 2):
-        of_matched += [each.kept_adjusted for each in seed_stability(saes, forest, others, other_forest).boundaries]
+    found_again, of_matched = _found_again([(saes, forest) for saes, forest, _ in stacks])
+    without_copies, _ = _found_again([(saes, _without_copies(saes, forest)) for saes, forest, _ in stacks])
     return {
-        "edges that another seed has": _found_again(stacks),
-        "without copies": _found_again([(saes, _without_copies(saes, forest)) for saes, forest, _ in stacks]),
-        "of those with both ends matched, above chance": fmean(of_matched) if of_matched else float("nan"),
+        "edges that another seed has": found_again,
+        "without copies": without_copies,
+        "of those with both ends matched, above chance": of_matched,
     }
 
 
-def _found_again(stacks: list[Any]) -> float:
-    """Share of a seed's edges that another seed has, mean over all pairs of seeds; NaN of one seed."""
-    shares = []
-    for (saes, forest, *_), (others, other_forest, *_) in combinations(stacks, 2):
+def _found_again(stacks: list[Any]) -> tuple[float, float]:
+    """Share of a seed's edges that another seed has, and, above chance, of those whose two ends have a match there.
+
+    Means over all pairs of seeds; NaN of one seed.
+    """
+    if len(stacks) < 2:
+        return float("nan"), float("nan")
+    shares, of_matched = [], []
+    for (saes, forest), (others, other_forest) in combinations(stacks, 2):
         boundaries = seed_stability(saes, forest, others, other_forest).boundaries
         n_edges = (len(forest.edges()) + len(other_forest.edges())) / 2
         shares.append(sum(boundary.n_common for boundary in boundaries) / max(1, n_edges))
-    return fmean(shares) if shares else float("nan")
+        of_matched += [boundary.kept_adjusted for boundary in boundaries]
+    return fmean(shares), fmean(of_matched)
 
 
 def _without_copies(saes: Sequence[Any], forest: FeatureForest) -> FeatureForest:

@@ -133,7 +133,6 @@ AT_OTHER_RATES: dict[str, tuple[str, float]] = {
 }
 """Models with another peak learning rate than `LEARNING_RATE`."""
 
-
 BY_SAELENS_OPTIMIZER = "HSAE, SAELens' optimizer"
 """HSAE with the optimizer and schedule that SAELens' runner has by default."""
 
@@ -232,8 +231,8 @@ def train(
     """Train any SAELens SAE on rows of ``x``, in an order that the seed decides.
 
     Args:
-        optimizer: and schedule, fields of SAELens' config; the paper's at `LEARNING_RATE` by default.
         at_first: what the first half of the steps reads in place of ``x``, row for row.
+        optimizer: and schedule, fields of SAELens' config; the paper's at `LEARNING_RATE` by default.
     """
     early = x if at_first is None else at_first
     batches = ((early if step < steps // 2 else x)[rows] for step, rows in enumerate(_rows(len(x), seed)))

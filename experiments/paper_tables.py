@@ -106,7 +106,7 @@ TABLES = {
     "gemma": Table((HSAE, "HSAE (paper)", "post hoc", SAELENS_BATCH_TOPK), ((9, 16), (12, 16), (5, 16))),
     "gemma-jumprelu": Table((HSAE, "post hoc", SAELENS_JUMPRELU), ((9, 16),)),
     "gemma-rates": Table((HSAE, "post hoc", SAELENS_BATCH_TOPK, *AT_OTHER_RATES), ((9, 16),)),
-    "gemma-long": Table((HSAE, "post hoc", SAELENS_BATCH_TOPK, BY_SAELENS_OPTIMIZER), ((9, 16),)),
+    "gemma-long": Table((HSAE, "ρ = 0", "post hoc", SAELENS_BATCH_TOPK, BY_SAELENS_OPTIMIZER), ((9, 16),)),
     "gemma-ideas": Table((*IDEAS, "post hoc"), ((9, 16),)),
     "gemma-whitened": Table((HSAE, SAELENS_BATCH_TOPK, WHITENED_BATCH_TOPK), ((9, 16),)),
     "sinks": Table((HSAE, "all tokens count alike", "post hoc", SAELENS_BATCH_TOPK)),

@@ -76,6 +76,16 @@ def test_levels_and_forest_are_logged(tmp_path, offline, runner):
             assert len(row[f"weights/{name}/bins"]) == len(row[f"weights/{name}/values"]) + 1
 
 
+def test_the_config_says_what_a_run_was_resumed_from(tmp_path, offline):
+    run(tmp_path / "first", n_checkpoints=1, logger=LoggingConfig(log_to_wandb=False))
+    [checkpoint] = tmp_path.glob("first/checkpoints/*/*")
+    run(tmp_path / "again", resume_from_checkpoint=str(checkpoint))
+    wandb.teardown()
+    [path] = offline.glob("wandb/offline-run-*/run-*.wandb")
+    told = [item for record in records(path) for item in record.config.update if item.key == "resume_from_checkpoint"]
+    assert json.loads(told[-1].value_json) == str(checkpoint)
+
+
 @pytest.mark.parametrize("fault", [signalling(signal.SIGTERM), poisoned(torch.nan)])
 def test_a_run_that_fails_leaves_none_open_for_the_next_one(tmp_path, offline, fault):
     with pytest.raises((Interrupted, BadBatchError)):
@@ -129,8 +139,7 @@ TREES = ForestLogging(trees=True, explorer=True, n_tokens=400)
 
 
 @pytest.mark.usefixtures("offline")
-@pytest.mark.parametrize("asked", [ForestLogging(trees=True, n_tokens=400), ForestLogging(explorer=True, n_tokens=400)])
-def test_the_forests_sample_and_batches_fetched_ahead_take_turns_at_the_model(tmp_path, asked):
+def test_the_forests_sample_and_batches_fetched_ahead_take_turns_at_the_model(tmp_path):
     in_use, met = threading.Lock(), []
 
     def slowly(activations: torch.Tensor) -> torch.Tensor:
@@ -141,7 +150,7 @@ def test_the_forests_sample_and_batches_fetched_ahead_take_turns_at_the_model(tm
         in_use.release()
         return activations
 
-    run(tmp_path, asked, model=hooked_model(slowly), prefetch_llm_batches=8, n_checkpoints=0)
+    run(tmp_path, TREES, model=hooked_model(slowly), prefetch_llm_batches=8, n_checkpoints=0)
     assert not met
 
 

@@ -128,9 +128,13 @@ class SilentFeatures(nn.Module):
         if not len(mine):
             return total
         # Taken out at once for all levels: the gradient of each taking is as large as the whole matrix.
-        columns, biases = encoder.W_enc.index_select(1, mine), encoder.b_enc.index_select(0, mine)
-        parts = (columns.split(sizes, 1), biases.split(sizes), W_dec.index_select(0, mine).split(sizes))
-        for level, (columns, bias, rows, silent) in enumerate(zip(*parts, is_silent[mine].split(sizes), strict=True)):
+        parts = (
+            encoder.W_enc.index_select(1, mine).split(sizes, 1),
+            encoder.b_enc.index_select(0, mine).split(sizes),
+            W_dec.index_select(0, mine).split(sizes),
+            is_silent[mine].split(sizes),
+        )
+        for level, (columns, bias, rows, silent) in enumerate(zip(*parts, strict=True)):
             if len(rows):
                 pre = encoder.input_of(level, x) @ columns + bias
                 total = total + auxiliary_loss(errors[level], pre, rows, weights, silent)
