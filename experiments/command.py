@@ -23,6 +23,7 @@ from experiments.planted.copies import reproduce_copies
 from experiments.planted_tables import SETTINGS, reproduce_planted
 from experiments.pushes import reproduce_pushes
 from experiments.readability import drawn_trees, readability
+from experiments.shared_edges import edges_to_read
 from experiments.shift import reproduce_shift
 from experiments.steering import STRENGTHS, reproduce_steering
 from experiments.tables import (
@@ -39,7 +40,10 @@ from sae_lens_hsae.cli.progress_bars import bars_on_terminals_only
 from sae_lens_hsae.storage.whole_files import file_written_whole
 
 QUICK_GLOSSES = 2_000
-OF_GEMMA = ("in-the-model", "pushes", "circuits", "steering", "shift", "gemma-forests", "gemma-widths", "gemma-probes")
+OF_GEMMA = (
+    *("in-the-model", "pushes", "circuits", "steering", "shift"),
+    *("gemma-forests", "gemma-widths", "gemma-probes", "gemma-edges"),
+)
 OF_A_RUN = ("readability", "drawn-trees")
 
 L0_OF = {"l0": "main", "gemma-l0": "gemma"}
@@ -63,6 +67,7 @@ ABOUT = {
     "gemma-whitened": "beside SAELens' covariance whitening",
     "gemma-forests": "trees counted, and found again by other seeds",
     "gemma-widths": "levels that grow by two, four or eight, counted and read",
+    "gemma-edges": "for a reader: edges that another seed has and others, shuffled",
     "gemma-probes": "Tree SAE's hierarchy score",
     "in-the-model": "the cross-entropy that levels recover",
     "pushes": "what steering changes on and off target, coarse against fine",
@@ -178,6 +183,7 @@ def _of_gemma(chosen: argparse.Namespace, activations: GemmaActivations, size: S
         "gemma-forests": gemma_forests,
         "gemma-widths": gemma_widths,
         "gemma-probes": gemma_probes,
+        "gemma-edges": edges_to_read,
         "in-the-model": reproduce_in_the_model,
         "pushes": reproduce_pushes,
     }

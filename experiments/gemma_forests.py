@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import permutations
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,6 +16,7 @@ from experiments.paper_tables import Size, Stream, n_tokens, trained
 from experiments.probe_score import probe_score
 from experiments.readability import measures, wordnet_of_debian
 from sae_lens_hsae.evaluation import level_saes, seed_stability
+from sae_lens_hsae.evaluation.stability import EdgeAgreement
 from sae_lens_hsae.forest import NO_PARENT, Concepts, FeatureForest, ParentRule, copies_of_parents
 from sae_lens_hsae.interpret.feature_cache import collect_dashboards
 from sae_lens_hsae.sae.inference import HierarchicalSAE
@@ -68,12 +69,7 @@ def gemma_widths(
 
     The last columns are WordNet's share of `readability` and that of strangers.
     """
-    store = gemma_store(activations.text, layer, from_the_end=True)
-    tokenizer: Any = store.model.tokenizer
-    batches = []
-    for _ in range(PROMPTS // store.store_batch_size_prompts):
-        ids = store.get_batch_tokens()
-        batches.append((ids, store.get_multi_hook_activations(ids)[hook_of(layer)]))
+    batches, tokenizer = gemma_batches(activations.text, layer)
     text_of, wordnet = TokenTexts(tokenizer).__getitem__, wordnet_of_debian()
     x = activations(layer, n_tokens(size))[-size.held_out :]
     rows = []
@@ -92,9 +88,20 @@ def gemma_widths(
         rows.append(
             {"model": model}
             | _trees_of(stacks)
+            | _stability(stacks)
             | {measure: fmean(row[measure] for row in read) for measure in sorted(read[0])}
         )
     return rows
+
+
+def gemma_batches(text: Path | None, layer: int) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], Any]:
+    """Token ids and activations of the corpus's last `PROMPTS` contexts, and the model's tokenizer."""
+    store = gemma_store(text, layer, from_the_end=True)
+    batches = []
+    for _ in range(PROMPTS // store.store_batch_size_prompts):
+        ids = store.get_batch_tokens()
+        batches.append((ids, store.get_multi_hook_activations(ids)[hook_of(layer)]))
+    return batches, store.model.tokenizer
 
 
 def gemma_probes(
@@ -164,30 +171,31 @@ def _trees_of(stacks: list[Any]) -> dict[str, float]:
 
 
 def _stability(stacks: list[Any]) -> dict[str, float]:
-    """Edges that another seed has: of all, of those that are no copies, and, above chance, where both ends match."""
-    found_again, of_matched = _found_again([(saes, forest) for saes, forest, _ in stacks])
-    without_copies, _ = _found_again([(saes, _without_copies(saes, forest)) for saes, forest, _ in stacks])
+    """Edges that another seed has, of all and of those that are no copies, and, above chance, where both ends match.
+
+    Means over all ordered pairs of seeds; NaN of one seed.
+    """
+    everyone, no_copies, of_matched = [], [], []
+    for (saes, forest, _), (others, other_forest, _) in permutations(stacks, 2):
+        boundaries = seed_stability(saes, forest, others, other_forest).boundaries
+        everyone.append(_share_found(forest, boundaries))
+        of_matched += [boundary.kept_adjusted for boundary in boundaries]
+        # The other forest keeps its copies: an edge is there, too, where its ends are a little closer to each other.
+        forest = _without_copies(saes, forest)
+        no_copies.append(_share_found(forest, seed_stability(saes, forest, others, other_forest).boundaries))
     return {
-        "edges that another seed has": found_again,
-        "without copies": without_copies,
-        "of those with both ends matched, above chance": of_matched,
+        "edges that another seed has": _mean(everyone),
+        "without copies": _mean(no_copies),
+        "of those with both ends matched, above chance": _mean(of_matched),
     }
 
 
-def _found_again(stacks: list[Any]) -> tuple[float, float]:
-    """Share of a seed's edges that another seed has, and, above chance, of those whose two ends have a match there.
+def _share_found(forest: FeatureForest, boundaries: Sequence[EdgeAgreement]) -> float:
+    return sum(boundary.n_common for boundary in boundaries) / max(1, len(forest.edges()))
 
-    Means over all pairs of seeds; NaN of one seed.
-    """
-    if len(stacks) < 2:
-        return float("nan"), float("nan")
-    shares, of_matched = [], []
-    for (saes, forest), (others, other_forest) in combinations(stacks, 2):
-        boundaries = seed_stability(saes, forest, others, other_forest).boundaries
-        n_edges = (len(forest.edges()) + len(other_forest.edges())) / 2
-        shares.append(sum(boundary.n_common for boundary in boundaries) / max(1, n_edges))
-        of_matched += [boundary.kept_adjusted for boundary in boundaries]
-    return fmean(shares), fmean(of_matched)
+
+def _mean(shares: list[float]) -> float:
+    return fmean(shares) if shares else float("nan")
 
 
 def _without_copies(saes: Sequence[Any], forest: FeatureForest) -> FeatureForest:

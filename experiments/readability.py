@@ -77,7 +77,7 @@ def measures(
     others = sorted(set(edges) - set(copies))
     labels = {feature: label.split(SEPARATOR) for feature, label in token_labels(dashboards, text_of).items()}
     generator = torch.Generator().manual_seed(seed)
-    strangers = [_stranger(forest, child, generator) for _, child in others]
+    strangers = [stranger(forest, child, generator) for _, child in others]
 
     is_copy = torch.zeros(forest.n_features, dtype=torch.bool)
     is_copy[[child for _, child in copies]] = True
@@ -134,7 +134,7 @@ def _row(measure: str, *verdicts: Sequence[bool | None]) -> dict[str, Any]:
     return {"measure": measure, "edges": len(judged[0]), "share": share, "strangers": strangers}
 
 
-def _stranger(forest: FeatureForest, child: int, generator: torch.Generator) -> int:
+def stranger(forest: FeatureForest, child: int, generator: torch.Generator) -> int:
     """A feature of the child's level that is no child of its parent."""
     own = forest.levels[int(forest.levels.level_of(torch.tensor(child)))]
     family = set(forest.children(forest.parent(child) or 0)) | {child}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hierarchy_reference import jumprelu
 
-from sae_lens_hsae.evaluation import edge_agreement, seed_stability, stability
+from sae_lens_hsae.evaluation import edge_agreement, seed_stability, shared_edges, stability
 from sae_lens_hsae.evaluation.stability import match_decoders
 from sae_lens_hsae.forest import FeatureForest
 
@@ -96,6 +96,13 @@ class TestSeeds:
         assert (lower.n_edges, lower.n_other_edges, lower.n_common, lower.n_children_in_both) == (4, 4, 2, 3)
         chance = (1 * 2 + 2 * 2) / 6 / 4
         assert lower.kept_adjusted == pytest.approx((2 / 4 - chance) / (1 - chance))
+        shared = shared_edges(stack(self.directions), FOREST, stack(other), forest)
+        assert shared.nonzero().flatten().tolist() == [3, 4, 11, 13]
+
+    def test_shared_edges_are_named_by_the_first_stack_whatever_the_order_of_the_other(self):
+        other = FeatureForest([-1, -1, -1, 0, 1, -1, 1, 2, 2, 3, 4, -1, 5, 8, -1, -1], WIDTHS)
+        shared = shared_edges(stack(self.directions), FOREST, *shuffled(self.directions, other, 1))
+        assert torch.equal(shared, (FOREST.parents == other.parents) & (FOREST.parents >= 0))
 
     def test_nothing_matched(self):
         result = seed_stability(stack(self.directions), FOREST, stack([-rows for rows in self.directions]), FOREST)

@@ -49,3 +49,19 @@ def test_edges_found_again_are_counted_of_all_and_of_matched_ones(saes):
     turned[1].W_dec.data[1:] = torch.tensor([[1.0, 1, 0, 1, 1, 1]]) / math.sqrt(5)
     found = _stability([(saes, forest, none), (turned, forest, none)])
     assert found["edges that another seed has"] == 1 / 4
+
+
+def test_an_edge_that_is_no_copy_is_found_where_another_seed_has_it_as_a_copy():
+    axes = torch.eye(4)
+
+    def stack(cosine):
+        child = cosine * axes[0] + math.sqrt(1 - cosine**2) * axes[3]
+        return [sae_of(axes[:2]), sae_of(torch.stack([child, axes[1], axes[2]]))]
+
+    forest, none = FeatureForest([-1, -1, 0, 1, 0], [2, 3]), torch.ones(3)
+    # The first child is a copy in one of the two seeds, the second in both, and the third in neither.
+    found = _stability([(stack(0.75), forest, none), (stack(0.85), forest, none)])
+    assert found["edges that another seed has"] == found["without copies"] == 1
+    lost = FeatureForest([-1, -1, 1, 1, 0], [2, 3])
+    found = _stability([(stack(0.75), forest, none), (stack(0.85), lost, none)])
+    assert found["without copies"] == (1 / 2 + 1 / 2) / 2  # of two edges each has one that the other has

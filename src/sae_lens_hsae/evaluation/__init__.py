@@ -4,7 +4,7 @@ from sae_lens_hsae.evaluation.cross_entropy import cross_entropy_recovered
 from sae_lens_hsae.evaluation.hierarchy_metrics import evaluate_forest
 from sae_lens_hsae.evaluation.records import BoundaryEvaluation, LevelEvaluation
 from sae_lens_hsae.evaluation.results import ForestEvaluation
-from sae_lens_hsae.evaluation.stability import edge_agreement, seed_stability
+from sae_lens_hsae.evaluation.stability import edge_agreement, seed_stability, shared_edges
 from sae_lens_hsae.evaluation.stacks import level_saes
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "evaluate_forest",
     "level_saes",
     "seed_stability",
+    "shared_edges",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -123,26 +123,78 @@ def seed_stability(
         ValueError: if forests and levels do not fit, or the stacks have different d_in or numbers of levels.
     """
     saes, other_saes = level_saes(levels), level_saes(other_levels)
+    matches, cosines = _matches(saes, forest, other_saes, other_forest, floor, method)
+    of_level = []
+    for level, (match, cosine) in enumerate(zip(matches, cosines, strict=True)):
+        matched = match != NO_MATCH
+        mean = cosine[matched].mean().item() if matched.any() else math.nan
+        widths = saes[level].cfg.d_sae, other_saes[level].cfg.d_sae
+        of_level.append(LevelMatch(level, widths, int(matched.sum()), mean))
+    boundaries = tuple(
+        _agreement(level, parent, other_parent, of_level[level + 1].n_matched)
+        for level, (parent, other_parent) in enumerate(_matched_parents(matches, forest, other_forest))
+    )
+    return SeedStability(tuple(of_level), boundaries)
+
+
+@torch.no_grad()
+def shared_edges(
+    levels: Sequence[LevelSAE] | SAEStack,
+    forest: FeatureForest,
+    other_levels: Sequence[LevelSAE] | SAEStack,
+    other_forest: FeatureForest,
+    floor: float = FLOOR,
+    method: Method | None = None,
+) -> torch.Tensor:
+    """Of which children the other stack has the edge to their parent, too; arguments and errors as `seed_stability`.
+
+    Returns:
+        (n_features,) bool: both ends have a match in the other stack, and there they are parent and child.
+    """
+    saes, other_saes = level_saes(levels), level_saes(other_levels)
+    matches, _ = _matches(saes, forest, other_saes, other_forest, floor, method)
+    shared = torch.zeros(forest.n_features, dtype=torch.bool)
+    for (_, below), (parent, other_parent) in zip(
+        forest.levels.boundaries, _matched_parents(matches, forest, other_forest), strict=True
+    ):
+        shared[below] = (parent != NO_PARENT) & (parent == other_parent)
+    return shared
+
+
+def _matches(
+    saes: Sequence[LevelSAE],
+    forest: FeatureForest,
+    other_saes: Sequence[LevelSAE],
+    other_forest: FeatureForest,
+    floor: float,
+    method: Method | None,
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """`match_decoders` of every level."""
     check_fit(saes, forest)
     check_fit(other_saes, other_forest)
     if len(saes) != len(other_saes):
         raise ValueError(f"the stacks have {len(saes)} and {len(other_saes)} levels; levels are matched one to one")
-    matches, of_level = [], []
-    for level, (sae, other) in enumerate(zip(saes, other_saes, strict=True)):
-        match, cosine = match_decoders(_rows(sae, level), _rows(other, level), floor, method)
-        matched = match != NO_MATCH
-        mean = cosine[matched].mean().item() if matched.any() else math.nan
-        of_level.append(LevelMatch(level, (sae.cfg.d_sae, other.cfg.d_sae), int(matched.sum()), mean))
-        matches.append(match)
-    boundaries = []
+    found = [
+        match_decoders(_rows(sae, level), _rows(other, level), floor, method)
+        for level, (sae, other) in enumerate(zip(saes, other_saes, strict=True))
+    ]
+    return [match for match, _ in found], [cosine for _, cosine in found]
+
+
+def _matched_parents(
+    matches: Sequence[torch.Tensor], forest: FeatureForest, other_forest: FeatureForest
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Per boundary each child's parent in either forest, (children,), both by their number in the first one's level.
+
+    −1 where there is none, or where one of the two ends has no match.
+    """
     for level, (above, below) in enumerate(pairwise(matches)):
-        parent = _looked_up(_parents_of(forest, level), above)
-        parent = torch.where((parent != NO_MATCH) & (below != NO_MATCH), _parents_of(forest, level), NO_PARENT)
+        own = _parents_of(forest, level)
+        parent = _looked_up(own, above)
+        parent = torch.where((parent != NO_MATCH) & (below != NO_MATCH), own, NO_PARENT)
         above_of_other = torch.full((other_forest.level_widths[level],), NO_MATCH)
         above_of_other[above[above != NO_MATCH]] = (above != NO_MATCH).nonzero().flatten()
-        other_parent = _looked_up(_looked_up(below, _parents_of(other_forest, level)), above_of_other)
-        boundaries.append(_agreement(level, parent, other_parent, of_level[level + 1].n_matched))
-    return SeedStability(tuple(of_level), tuple(boundaries))
+        yield parent, _looked_up(_looked_up(below, _parents_of(other_forest, level)), above_of_other)
 
 
 def match_decoders(

@@ -62,12 +62,13 @@ def context_of(
     feature: int,
     text_of: Callable[[int], str],
     separators: frozenset[str] = frozenset(["[SEP]", "[CLS]", "<eos>", "<bos>"]),
+    slot: int = 0,
 ) -> str:
-    """Of a feature's strongest context the part around the strongest word, no further than a token that parts texts."""
-    if dashboards.context_numbers[feature, 0] < 0:
+    """Of a context, the strongest by default, the part around the strongest word, up to tokens that part texts."""
+    if dashboards.context_numbers[feature, slot] < 0:
         return "never fires"
-    ids = [id_ for id_ in dashboards.token_ids[feature, 0].tolist() if id_ >= 0]
-    place = int(dashboards.peak_positions[feature, 0])
+    ids = [id_ for id_ in dashboards.token_ids[feature, slot].tolist() if id_ >= 0]
+    place = int(dashboards.peak_positions[feature, slot])
     texts = [text_of(id_) for id_ in ids]
     first = max((i + 1 for i in range(place) if texts[i] in separators), default=0)
     last = min((i for i in range(place + 1, len(texts)) if texts[i] in separators), default=len(texts))
