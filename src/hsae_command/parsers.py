@@ -122,6 +122,10 @@ def _explore(parser: argparse.ArgumentParser) -> None:
     text, circuit = "also show this text, token by token", "also list the features of a circuit of hsae circuit"
     parser.add_argument("--explain", dest="explained", metavar="TEXT", help=f"{text}; repeatable", **repeatable)
     parser.add_argument("--circuit", type=at_home, metavar="FILE", help=f"{circuit}; repeatable", **repeatable)
+    other = "another training, as with another seed; edges that it has, too, are marked"
+    parser.add_argument(
+        "--other-seed", dest="other_seeds", type=at_home, metavar="FOLDER", help=f"{other}; repeatable", **repeatable
+    )
     parser.add_argument("--renew", action="store_true", help="collect the dashboards again, as from another text")
     _add_device(parser)
 

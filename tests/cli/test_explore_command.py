@@ -147,6 +147,38 @@ def test_a_text_that_cannot_be_explained_costs_no_collection(saved):
     assert not (saved / "dashboards").exists()
 
 
+def test_edges_that_another_training_has_are_marked(causal):
+    sae: Any = SAE.load_from_disk(causal / "causal")
+    other: Any = SAE.load_from_disk(causal / "causal")
+    own, edges = sae.forest, sae.forest.edges()
+    kept = torch.zeros(len(own), dtype=torch.bool)
+    kept[edges[::2, 1]] = True
+    # The same features; of the edges the other one has every second.
+    other.parents.copy_(torch.where(kept, own.parents, -1))
+    other.save_model(causal / "seed 1")
+    named = ["explore", str(causal / "causal"), "--text", str(causal / "words.txt")]
+    cli.main([*named, "--other-seed", str(causal / "seed 1")])
+    block = blocks_of(causal / "causal" / "explorer.html")["forest"]
+    assert block[0]["plain"]["otherTrainings"] == [str(causal / "seed 1")]
+    assert torch.equal(array_of(block, "foundAgain").bool(), kept)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({}, "holds the same SAE; give one that was trained with another seed"),
+        ({"level_widths": [4, 20], "seed": 1}, "has another number of levels, 2 and not 3"),
+        ({"hook": "transformer.h.1"}, r"has another hook point, transformer\.h\.1 and not transformer\.h\.0"),
+    ],
+)
+def test_another_training_that_cannot_be_compared_is_refused_before_anything_is_read(causal, gpt2, other, message):
+    sae_at(**{"hook": "transformer.h.0", "model": gpt2, **CUT, **other}).save_inference_model(causal / "other")
+    named = ["explore", str(causal / "causal"), "--text", str(causal / "words.txt")]
+    with pytest.raises(SystemExit, match=rf"--other-seed: '.*other' {message}"):
+        cli.main([*named, "--other-seed", str(causal / "other")])
+    assert not (causal / "causal" / "dashboards").exists()
+
+
 def test_dashboards_of_weights_that_have_changed_since_are_not_shown(saved, hostile_dashboards):
     hostile_dashboards.save(saved / "dashboards")
     with pytest.raises(SystemExit) as end:

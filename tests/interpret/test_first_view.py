@@ -65,7 +65,9 @@ def page(dashboards, forest, tmp_path_factory):
     return write_page(dashboards, forest, path, TEXTS.__getitem__, start=["1/1"], sections=[SECTION])
 
 
-def ranked_slowly(dashboards: Any, forest: FeatureForest, copies: set[int]) -> tuple[list[int], list[int]]:
+def ranked_slowly(
+    dashboards: Any, forest: FeatureForest, copies: set[int], found_again: Any = None
+) -> tuple[list[int], list[int]]:
     """Families and features that stand alone, by loops over features."""
     n_firing, parents = dashboards.n_firing.tolist(), forest.parents.tolist()
     detection = label_detection(dashboards, TEXTS.__getitem__).score.tolist()
@@ -92,15 +94,24 @@ def ranked_slowly(dashboards: Any, forest: FeatureForest, copies: set[int]) -> t
         if len(concepts) == 1 and not math.isnan(detection[top]):
             alone[top] = detection[top] * word_share(top)
         elif len(concepts) >= 3 and any(above.count(each) >= 2 for each in above):
-            edges = [narrowing(child) for child in concepts if parents[child] >= 0]
-            edges = [each for each in edges if not math.isnan(each)]
+            children = [child for child in concepts if parents[child] >= 0 and not math.isnan(narrowing(child))]
+            edges = [narrowing(child) for child in children]
+            again = [1.0 if found_again is None else float(found_again[child]) for child in children]
             words = [word_share(concept) for concept in concepts]
             tokens = [dashboards.strongest_tokens[concept, 0].item() for concept in concepts]
             labels = [LABELS.get(concept) or TEXTS[token] for concept, token in zip(concepts, tokens, strict=True)]
             names = len({label.split(" · ")[0].strip() for label in labels})
             holds = [0.5 if math.isnan(detection[concept]) else detection[concept] for concept in concepts]
-            score[top] = (
-                sum(edges) / max(len(edges), 1) * sum(words) / len(words) * sum(holds) / len(holds) * math.log(names)
+            score[top] = math.prod(
+                [
+                    *(
+                        sum(edges) / max(len(edges), 1),
+                        sum(words) / len(words),
+                        sum(holds) / len(holds),
+                        math.log(names),
+                    ),
+                    sum(again) / max(len(again), 1),
+                ]
             )
     return sorted(score, key=lambda f: (-score[f], f)), sorted(alone, key=lambda f: (-alone[f], f))
 
@@ -127,6 +138,9 @@ def test_trees_are_ranked_as_a_slow_loop_ranks_them(batches):
     assert len(families) > 5
     assert found.families.tolist() == families
     assert found.alone.tolist() == alone
+    again = torch.randint(4, (len(forest),), generator=generator) / 3
+    found = first_view(data, forest, Concepts(forest, is_copy), detection, TEXTS.__getitem__, LABELS, again)
+    assert found.families.tolist() == ranked_slowly(data, forest, copies, again)[0] != families
 
 
 def test_the_page_holds_the_ranks_and_the_copies(dashboards, forest, page):
@@ -144,6 +158,20 @@ def test_a_start_or_section_of_no_feature_is_refused(dashboards, forest, tmp_pat
         with pytest.raises(IndexError, match=r"feature 99 does not exist|feature 3 is not in level 0"):
             write_page(dashboards, forest, tmp_path / "p.html", TEXTS.__getitem__, **wrong)
     assert not list(tmp_path.iterdir())
+
+
+def test_edges_found_again_are_counted_over_the_other_trainings(dashboards, forest, tmp_path):
+    one, two = torch.zeros(2, len(forest), dtype=torch.bool)
+    one[[8, 9]], two[9] = True, True
+    page = write_page(
+        dashboards, forest, tmp_path / "p.html", TEXTS.__getitem__, found_again={"seed 1": one, "seed 2": two}
+    )
+    arrays = blocks_of(page)["forest"]
+    assert array_of(arrays, "foundAgain").tolist() == [0] * 8 + [1, 2] + [0] * 6
+    assert arrays[0]["plain"]["otherTrainings"] == ["seed 1", "seed 2"]
+    for wrong in (one[:-1], one.float()):
+        with pytest.raises(ValueError, match=r"found_again: 'x' has .*, expected \(16,\) bool, from shared_edges"):
+            write_page(dashboards, forest, tmp_path / "q.html", TEXTS.__getitem__, found_again={"x": wrong})
 
 
 # In the browser.
@@ -332,3 +360,34 @@ def test_a_table_too_wide_for_a_phone_says_that_it_scrolls(opened):
     opened.until(lambda: opened.run(shown), "the cue")
     opened.run("const s = document.querySelector('.scroll'); s.scrollLeft = s.scrollWidth")
     opened.until(lambda: not opened.run(shown), "the end")
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("n_others", [1, 2])
+def test_edges_found_again_are_marked(browser, dashboards, forest, tmp_path, n_others):
+    one, two = torch.zeros(2, len(forest), dtype=torch.bool)
+    one[[5, 8, 9]], two[9] = True, True  # 5 is a copy
+    others = dict(list({"<b>runs/1": one, "runs/2": two}.items())[:n_others])
+    page = write_page(dashboards, forest, tmp_path / "p.html", TEXTS.__getitem__, found_again=others)
+    opened = browser.anew(page)
+    mark = "found again 1/2" if n_others == 2 else "found again"
+    said = "are also in one of 2 other trainings and 1 in all of them" if n_others == 2 else "2 are also in <b>runs/1"
+    assert said in opened.text()
+    marks = """return Object.fromEntries([...document.querySelectorAll("#main .leaf")].map((leaf) =>
+        [leaf.querySelector("a").hash, leaf.querySelector(".again")?.textContent ?? ""]))"""
+    shown = opened.run(marks)
+    assert {hash_: shown[hash_] for hash_ in ("#/f/0/1", "#/f/2/0", "#/f/2/1")} == {
+        "#/f/0/1": "",
+        "#/f/2/0": mark,
+        "#/f/2/1": mark.replace("1/2", "2/2"),
+    }
+    browser.go("#/f/2/0")
+    assert opened.run("return document.querySelector('h1 .again').textContent") == mark
+    assert opened.run("return document.querySelectorAll('#rows .again').length") >= 1
+    assert opened.errors() == []
+
+
+@pytest.mark.browser
+def test_without_another_training_nothing_is_marked(opened):
+    assert "found again" not in opened.text()
+    assert opened.run("return document.querySelectorAll('.again').length") == 0

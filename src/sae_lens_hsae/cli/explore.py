@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 
 from hsae_command.parsers import DASHBOARD_TOKENS
 from sae_lens_hsae.cli.collected import ELSEWHERE, PAGE_FILENAME, as_source, dashboards_beside, read_rows, text_source
 from sae_lens_hsae.cli.outcome import Outcome
+from sae_lens_hsae.evaluation import shared_edges
 from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
 from sae_lens_hsae.interpret.circuits import read_circuit
 from sae_lens_hsae.interpret.explain import explain
@@ -42,6 +44,7 @@ def run_explore(chosen: argparse.Namespace) -> Outcome:
         chosen.explained,
         chosen.device,
         circuits=chosen.circuit,
+        other_seeds=chosen.other_seeds,
     )
     return Outcome(f"Open {page.resolve().as_uri()}", {"page": str(page)})
 
@@ -58,6 +61,7 @@ def explore(
     model: Any = None,
     rows: Dataset | None = None,
     circuits: Sequence[str | Path] = (),
+    other_seeds: Sequence[str | Path] = (),
 ) -> Path:
     """Write the explorer page of a saved ``HierarchicalSAE``; dashboards that stand beside it are used again.
 
@@ -74,6 +78,7 @@ def explore(
         model: the language model, from SAELens' ``load_model``; None loads the one that the SAE's metadata name.
         rows: tokenised rows, in a column ``tokens``, to read instead of ``text``.
         circuits: files that ``hsae circuit`` wrote; a section for each.
+        other_seeds: folders of other trainings, as with another seed; edges that they have, too, are marked.
 
     Returns:
         The page's path.
@@ -82,11 +87,12 @@ def explore(
         FileNotFoundError: if the folder holds no SAE, or there is no such text.
         ValueError: if it holds another architecture, the dashboards there are of other weights, or are there and a text
             is named without ``renew``, the labels are no such object or for other weights, the text is too short, one
-            to explain is empty or longer than the model takes, or a file holds no circuit, or one of other SAEs.
+            to explain is empty or longer than the model takes, a file holds no circuit, or one of other SAEs, or one of
+            ``other_seeds`` is the same SAE, has another number of levels or reads other activations.
     """
     if n_tokens is not None and n_tokens < 1:
         raise ValueError(f"n_tokens={n_tokens} must be at least 1; {DASHBOARD_TOKENS} is a good number")
-    for name, several in (("explained", explained), ("circuits", circuits)):
+    for name, several in (("explained", explained), ("circuits", circuits), ("other_seeds", other_seeds)):
         check_several(name, str(several) if isinstance(several, Path) else several)
     for each in explained:
         check_text(each, "explained")
@@ -98,6 +104,7 @@ def explore(
     names = labels_beside(folder, sae.forest, labels, lambda: fingerprint(sae, sae.forest))
     hook = str(sae.cfg.metadata.hook_name)
     circuit_sections = [_circuit_section(Path(file), hook, sae, path) for file in circuits]
+    found_again = {str(other): _edges_also_in(other, sae) for other in other_seeds}
     where = dashboards_folder(folder)
     dashboards = None if renew else dashboards_beside(folder, sae)
     if dashboards is None:
@@ -139,7 +146,28 @@ def explore(
         explanations=explanations,
         sections=circuit_sections,
         separators=parting_tokens(tokenizer),
+        found_again=found_again,
     )
+
+
+def _edges_also_in(folder: str | Path, sae: HierarchicalSAE) -> torch.Tensor:
+    """(n_features,) bool: `shared_edges` with the SAE of another training."""
+    other = load_hierarchical_sae(folder)
+    for what, own, its in (
+        ("hook point", sae.cfg.metadata.hook_name, other.cfg.metadata.hook_name),
+        ("number of levels", len(sae.forest.levels), len(other.forest.levels)),
+        ("d_in", sae.cfg.d_in, other.cfg.d_in),
+    ):
+        if own != its:
+            raise ValueError(
+                f"other_seeds: {str(folder)!r} has another {what}, {its} and not {own}; give a training of the same "
+                "activations with another seed"
+            )
+    if fingerprint(other, other.forest) == fingerprint(sae, sae.forest):
+        raise ValueError(
+            f"other_seeds: {str(folder)!r} holds the same SAE; give one that was trained with another seed"
+        )
+    return shared_edges(sae, sae.forest, other, other.forest)
 
 
 def _circuit_section(file: Path, hook: str, sae: HierarchicalSAE, page: Path) -> PageSection:

@@ -63,11 +63,14 @@ class PageContent:
         text_of: Callable[[int], str],
         labels: Mapping[int, str],
         limits: PageLimits,
+        found_again: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self._data = dashboards
         self._forest = forest
         self._text_of = text_of
         self._labels = labels
+        self._others = list(found_again or {})
+        self._found_again = torch.stack(list(found_again.values())).sum(0) if found_again else None
         self._per_block = limits.features_per_block
         had = dashboards.settings
         self._window = min(limits.window, had.window)
@@ -87,7 +90,9 @@ class PageContent:
         data = self._data
         detection = label_detection(data, self._text)
         concepts = Concepts(self._forest, data.parent_cosine.nan_to_num(nan=-1.0) > COPY_COSINE)
-        first = first_view(data, self._forest, concepts, detection.score, self._text, self._labels)
+        counts = self._found_again
+        shares = None if counts is None else counts.double() / len(self._others)
+        first = first_view(data, self._forest, concepts, detection.score, self._text, self._labels, shares)
         plain = {
             "title": title,
             "levelWidths": list(data.level_widths),
@@ -106,10 +111,12 @@ class PageContent:
             "texts": list(texts),
             "separators": sorted(separators),
             "noDetection": REASONS,
+            "otherTrainings": self._others,
         }
         arrays = {
             "parents": _array(data.parents, np.int32),
             "isCopy": _array(concepts.is_copy, np.uint8),
+            "foundAgain": _array(torch.zeros(len(data.parents)) if counts is None else counts, np.uint8),
             "families": _array(first.families, np.int32),
             "alone": _array(first.alone, np.int32),
             "frequency": _array(data.frequency, np.float32),

@@ -26,7 +26,7 @@ class FirstView:
     Attributes:
         families: topmost features of trees of at least three concepts that branch somewhere, best first: how much the
             children narrow their parents, times the share of words among the strongest tokens, times the mean detection
-            by tokens, times the logarithm of the number of different names.
+            by tokens, times the logarithm of the number of different names, times the share of edges found again.
         alone: features of one-concept trees, best first: detection by tokens times the share of words.
     """
 
@@ -41,12 +41,14 @@ def first_view(
     detection: torch.Tensor,
     text: Callable[[int], str],
     labels: Mapping[int, str],
+    found_again: torch.Tensor | None = None,
 ) -> FirstView:
     """Rank the trees of a forest for the first view.
 
     How much a child narrows its parent is `Dashboards.narrowing`. Copies of parents count as their parents; features
     that never fired do not count. ``detection`` is (n_features,), NaN for none; a feature without label goes by its
-    strongest token.
+    strongest token. ``found_again`` is (n_features,), the share of other trainings that have a child's edge; None ranks
+    without it.
     """
     n, parents = forest.n_features, forest.parents
     tree = concepts.top_of_tree
@@ -62,6 +64,8 @@ def first_view(
     n_names = _different(_names(dashboards, labels, text), tree, distinct).clamp(min=1)
     names_hold = _means(detection.nan_to_num(CHANCE), tree, distinct)
     score = _means(narrowing, tree, edge) * _means(words, tree, distinct) * names_hold * n_names.log()
+    if found_again is not None:
+        score *= _means(found_again, tree, edge)
     top = (parents == NO_PARENT) & (dashboards.n_firing > 0)
     families = (top & branches & (size >= MIN_CONCEPTS)).nonzero().flatten()
     alone = (top & (size == 1) & detection.isfinite()).nonzero().flatten()

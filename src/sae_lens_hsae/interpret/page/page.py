@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 
 from sae_lens_hsae.forest import FeatureForest
@@ -76,6 +77,7 @@ def write_page(
     start: Sequence[int | str] = (),
     sections: Sequence[PageSection] = (),
     separators: Collection[str] = (),
+    found_again: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
     """Write the explorer page: one file that opens from disk and fetches nothing.
 
@@ -91,6 +93,8 @@ def write_page(
         sections: of one's own, such as a circuit, on the first view.
         separators: texts of tokens that part texts, see ``parting_tokens``. Contexts are cut there, or show a
             mark, unless the feature fires on the token.
+        found_again: by the name of another training, the children whose edge it has, too, (n_features,) bool, from
+            ``shared_edges``; the page marks them and ranks its trees by them.
 
     Returns:
         The file's path.
@@ -112,7 +116,13 @@ def write_page(
                 f"explanations: number {i} is of another forest than the given one; explain the text by it"
             )
     limits = limits or PageLimits.for_features(len(forest))
-    content = PageContent(dashboards, forest, text_of, own_labels, limits)
+    for name, shared in (found_again or {}).items():
+        if shared.shape != (len(forest),) or shared.dtype != torch.bool:
+            raise ValueError(
+                f"found_again: {name!r} has {tuple(shared.shape)} {shared.dtype}, expected ({len(forest)},) bool, from "
+                "shared_edges() of this forest"
+            )
+    content = PageContent(dashboards, forest, text_of, own_labels, limits, found_again)
     plain, arrays = content.forest_block(title, [each.text for each in explanations], separators)
     plain["start"] = [forest.index(feature) for feature in start]
     plain["sections"] = [section.plain(forest) for section in sections]

@@ -7,6 +7,15 @@ function copyBadge(forest, feature) {
   return forest.isCopy[feature] ? element("span", { class: "badge", title: "Its decoder direction is nearly its parent's: the same thing once more, at a finer level." }, "copy") : null;
 }
 
+function againBadge(forest, feature) {
+  const count = forest.foundAgain[feature], others = forest.otherTrainings;
+  if (!count) return null;
+  return element("span", { class: "badge again", title: `Also the edge to its parent in ${count === others.length ? others.join(", ") : `${count} of ${others.length} other trainings`}.` },
+    others.length === 1 ? "found again" : `found again ${count}/${others.length}`);
+}
+
+function badges(forest, feature) { return [copyBadge(forest, feature), againBadge(forest, feature)]; }
+
 // The tokens around the peak of a context, as in a concordance: what comes before ends where the peak begins. No
 // further than to a token that parts texts.
 function snippetNode(forest, feature, context) {
@@ -60,7 +69,7 @@ function treeCard(forest, top, pending, most = 9) {
     generation.slice(0, most - kept.size).forEach((f) => kept.add(f));
   }
   const line = (f) => {
-    const row = element("div", { class: "leaf" }, element("a", { href: `#/f/${forest.id(f)}` }, element("bdi", {}, forest.name(f))));
+    const row = element("div", { class: "leaf" }, element("a", { href: `#/f/${forest.id(f)}` }, element("bdi", {}, forest.name(f))), againBadge(forest, f));
     pending.push(withSnippets(forest, f, row));
     const children = order(forest.below(f, true)).filter((child) => kept.has(child));
     return element("li", {}, row, children.length ? element("ul", {}, children.map(line)) : null);
@@ -99,7 +108,7 @@ function familyNode(forest, feature, data, pending) {
   const parent = forest.above(feature), children = forest.below(feature).sort(byShare(forest));
   const column = (title, ...content) => element("div", { class: "relative" }, element("h3", {}, title), ...content);
   const above = parent >= 0
-    ? column("Parent", element("p", {}, featureLink(forest, parent), copyBadge(forest, parent)), parent === forest.parents[feature] ? null
+    ? column("Parent", element("p", {}, featureLink(forest, parent), badges(forest, parent)), parent === forest.parents[feature] ? null
       : element("p", { class: "muted" }, "through its hidden copy ", featureLink(forest, forest.parents[feature]), ", which the numbers and contexts below are about"), wordsNode(forest, parent))
     : column("Parent", element("p", { class: "muted" }, forest.level(feature) ? `None: unassigned. No feature of level ${forest.level(feature) - 1} is alike enough.` : "None: features of level 0 are roots."));
   if (parent >= 0) pending.push(withSnippets(forest, parent, above, 3));
@@ -107,7 +116,7 @@ function familyNode(forest, feature, data, pending) {
   const list = element("ul", { class: "plain children" });
   const add = (child) => {
     const direct = forest.parents[child] === feature;
-    const item = element("li", {}, element("p", {}, featureLink(forest, child), copyBadge(forest, child)), wordsNode(forest, child),
+    const item = element("li", {}, element("p", {}, featureLink(forest, child), badges(forest, child)), wordsNode(forest, child),
       element("p", { class: "muted" }, direct ? ["on ", share(forest.childGivenParent[child]), " of this feature's tokens"] : ["through the hidden copy ", featureLink(forest, forest.parents[child])]));
     pending.push(withSnippets(forest, child, item));
     list.append(item);

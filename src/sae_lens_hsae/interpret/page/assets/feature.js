@@ -138,7 +138,7 @@ async function featureView(forest, feature, open) {
   const never = forest.frequency[feature] === 0;
   const parts = [
     ...pathNode(forest, feature),
-    element("h1", { tabindex: "-1" }, element("span", { class: "id" }, forest.id(feature)), " ", element("bdi", {}, forest.name(feature)), copyBadge(forest, feature)),
+    element("h1", { tabindex: "-1" }, element("span", { class: "id" }, forest.id(feature)), " ", element("bdi", {}, forest.name(feature)), badges(forest, feature)),
     never ? element("p", { class: "notice" }, `This feature fired on none of the ${forest.nTokens.toLocaleString("en")} tokens read. There is nothing to show of what it means; its decoder direction still has neighbours.`) : leadNode(forest, feature),
     familyNode(forest, feature, data, pending),
   ];
@@ -158,7 +158,7 @@ async function featureView(forest, feature, open) {
     element("h3", {}, "This feature fires, the parent does not"),
     contextList(forest, feature, data.childAlone, "Never in this text.", ({ shades, parentShades }) => onlyIn(shades, parentShades))));
   parts.push(section("Numbers", metricsNode(forest, feature, data)), section("Activations", histogramNode(forest, data)));
-  if (siblings.length) parts.push(section(`Siblings (${siblings.length})`, ...longList("plain", siblings, (each) => element("li", {}, featureLink(forest, each), copyBadge(forest, each)))));
+  if (siblings.length) parts.push(section(`Siblings (${siblings.length})`, ...longList("plain", siblings, (each) => element("li", {}, featureLink(forest, each), badges(forest, each)))));
   if (data.nearest.length) parts.push(section(`Nearest features of level ${forest.level(feature)}`, element("p", { class: "muted" }, "By cosine of the decoder directions."),
     element("ul", { class: "plain" }, data.nearest.map((other, i) => element("li", {}, element("span", { class: "cosine" }, number(data.nearestCosines[i])), " ", featureLink(forest, other))))));
   // Drawn without the rest of the map, and followed there.

@@ -41,7 +41,17 @@ function summary(forest) {
   const copies = forest.isCopy.reduce((sum, each) => sum + each, 0);
   return element("p", {}, `${n(forest.n)} features in ${forest.levelWidths.length} levels, read on ${n(forest.nTokens)} tokens. `,
     trees ? `${n(forest.n - alone)} of them form ${n(trees)} trees; ${n(alone)} stand alone. ` : "No feature has a parent. ",
-    copies ? `${n(copies)} children are copies of their parents. ` : "", element("a", { href: "#/map" }, "See the trees on a map."));
+    copies ? `${n(copies)} children are copies of their parents. ` : "", repeated(forest), element("a", { href: "#/map" }, "See the trees on a map."));
+}
+
+// How many edges that are no copies other trainings have, too.
+function repeated(forest) {
+  const others = forest.otherTrainings;
+  if (!others.length) return "";
+  const edges = Array.from(forest.parents.keys()).filter((f) => forest.parents[f] >= 0 && !forest.isCopy[f]);
+  const count = (least) => edges.filter((f) => forest.foundAgain[f] >= least).length.toLocaleString("en");
+  const [of, all] = [`Of the ${edges.length.toLocaleString("en")} other edges`, others.length];
+  return all === 1 ? `${of} ${count(1)} are also in ${others[0]}: found again. ` : `${of} ${count(1)} are also in one of ${all} other trainings and ${count(all)} in all of them: found again. `;
 }
 
 function sectionLines(forest, lines) {
@@ -63,7 +73,7 @@ function firstView(forest) {
   if (forest.texts.length) parts.push(section("Texts", element("ul", { class: "plain" }, forest.texts.map((text, i) => element("li", {}, element("a", { href: `#/text/${i}` }, element("bdi", {}, clipped(text, 100))))))));
   const families = Array.from(forest.families).filter((f) => !start.includes(f));
   if (families.length) add(cardSection(`Trees that branch (${families.length.toLocaleString("en")})`,
-    "First those whose children are narrower than their parents and whose names hold. Shaded: where the feature fires.", families, FAMILIES, tree));
+    `First those whose children are narrower than their parents${forest.otherTrainings.length ? ", whose edges are found again," : ""} and whose names hold. Shaded: where the feature fires.`, families, FAMILIES, tree));
   const alone = Array.from(forest.alone).filter((f) => !start.includes(f));
   if (alone.length) add(cardSection("Clear features that stand alone", "First those whose tokens say best where they fire.", alone, ALONE, (f, waiting) => aloneCard(forest, f, waiting)));
   parts.push(
