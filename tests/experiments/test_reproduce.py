@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from experiments import circuits, command, l0_control, meaning, models, paper_tables, planted_tables, steering
-from experiments.command import ABOUT, L0_OF, OF_A_RUN, OF_GEMMA
+from experiments.command import ABOUT, L0_OF, OF_A_RUN, OF_GEMMA, OF_PLANTED
 from experiments.gemma_stream import GemmaActivations
 from experiments.models import HSAE, IDEAS, MATRYOSHKA, MODELS, SAELENS_BATCH_TOPK, SHAPES, WIDE_POST_HOC, new_sae
 from experiments.paper_tables import TABLES, Size, Stream, Table, measure, reproduce, reproduce_sinks
@@ -373,5 +373,4 @@ def test_gemma_asks_for_a_text(tmp_path):
 
 
 def test_the_help_tells_of_every_table():
-    planted = {"planted", "planted-copies", "planted-rules"}
-    assert set(ABOUT) == {*TABLES, *OF_GEMMA, *L0_OF, *OF_A_RUN, *planted, "wordnet"}
+    assert set(ABOUT) == {*TABLES, *OF_GEMMA, *L0_OF, *OF_A_RUN, *OF_PLANTED, "planted", "wordnet"}
