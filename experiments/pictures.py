@@ -114,11 +114,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="folder of the example's run, with its explorer.html; or a figure of python -m experiments",
     )
     parser.add_argument("--output", type=Path, default=Path("docs/images"), help="default %(default)s")
+    parser.add_argument("--size", default=FIGURE_SIZE, help="of a figure's picture, default %(default)s")
     chosen = parser.parse_args(arguments)
     if chosen.run.suffix == ".html":
         with TemporaryDirectory() as profile:
             to = chosen.output.resolve() / f"{chosen.run.stem}.png"
-            size = f"--window-size={FIGURE_SIZE}"
+            size = f"--window-size={chosen.size}"
             chromium(profile, size, f"--screenshot={to}", chosen.run.resolve().as_uri())
         print(to)
         return

@@ -7,11 +7,12 @@ function copyBadge(forest, feature) {
   return forest.isCopy[feature] ? element("span", { class: "badge", title: "Its decoder direction is nearly its parent's: the same thing once more, at a finer level." }, "copy") : null;
 }
 
-function againBadge(forest, feature) {
+// Its edge to its parent is in other trainings, too; in the list, where there is little room, only a mark.
+function againBadge(forest, feature, text = "found again") {
   const count = forest.foundAgain[feature], others = forest.otherTrainings;
   if (!count) return null;
-  return element("span", { class: "badge again", title: `Also the edge to its parent in ${count === others.length ? others.join(", ") : `${count} of ${others.length} other trainings`}.` },
-    others.length === 1 ? "found again" : `found again ${count}/${others.length}`);
+  return element("span", { class: "badge again", title: `Found again: its edge to its parent is also in ${count === others.length ? others.join(", ") : `${count} of ${others.length} other trainings`}.` },
+    others.length === 1 ? text : `${text} ${count}/${others.length}`);
 }
 
 function badges(forest, feature) { return [copyBadge(forest, feature), againBadge(forest, feature)]; }

@@ -183,7 +183,8 @@ class Tree {
       node.append(
         element("span", { class: "id" }, forest.id(row.feature)),
         element("span", { class: "name", dir: "auto" }, forest.name(row.feature)),
-        ...badges(forest, row.feature).map((badge) => badge ?? ""),
+        copyBadge(forest, row.feature) ?? "",
+        againBadge(forest, row.feature, "✓") ?? "",
         element("span", { class: "share" }, this.sorts[this.sort.selectedIndex][3](row.feature)),
       );
     }
