@@ -56,7 +56,7 @@ def gemma_forests(
     for model in models:
         stacks = []
         for seed in range(size.seeds):
-            saes, forest = _stack(model, Stream(layer, finest_l0, seed), activations, size, folder)
+            saes, forest = stack_with_parents(model, Stream(layer, finest_l0, seed), activations, size, folder)
             stacks.append((saes, *_of_living(forest, _fires(saes, x))))
         rows.append({"model": model} | _trees_of(stacks) | _stability(stacks))
     return rows
@@ -117,7 +117,7 @@ def gemma_probes(
     for model in (*models, SAELENS_BATCH_TOPK, MATRYOSHKA + SAME_RULE, MATRYOSHKA):
         found = []
         for seed in range(size.seeds):
-            saes, forest = _stack(model, Stream(layer, finest_l0, seed), activations, size, folder)
+            saes, forest = stack_with_parents(model, Stream(layer, finest_l0, seed), activations, size, folder)
             found.append(probe_score(saes, forest, x))
         scores = [row["score"] for row in found]
         means = {name: fmean(row[name] for row in found) for name in found[0]}
@@ -125,7 +125,8 @@ def gemma_probes(
     return rows
 
 
-def _stack(model: str, stream: Stream, activations: GemmaActivations, size: Size, folder: Path) -> Any:
+def stack_with_parents(model: str, stream: Stream, activations: GemmaActivations, size: Size, folder: Path) -> Any:
+    """The levels of a trained model and its forest, by the rule after the model's name."""
     name = model.removesuffix(SAME_RULE).removesuffix(NEAREST_ROWS)
     levels, forest = stack_of(trained(name, stream, activations, size, folder))
     saes: list[Any] = list(level_saes(levels))

@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 
-from experiments.gemma_forests import gemma_batches
+from experiments.gemma_forests import SAME_RULE, gemma_batches, stack_with_parents
 from experiments.gemma_stream import GemmaActivations
-from experiments.models import WIDE_FAMILIES
+from experiments.models import WIDE_FAMILIES, WIDE_POST_HOC
 from experiments.paper_tables import Size, Stream, n_tokens, trained
 from experiments.readability import stranger
 from sae_lens_hsae.evaluation import level_saes, shared_edges
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.forest.concepts import COPY_COSINE
+from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.interpret.family_text import context_of
 from sae_lens_hsae.interpret.feature_cache import Dashboards, collect_dashboards
 from sae_lens_hsae.interpret.labels import token_labels
@@ -32,9 +33,6 @@ N_EDGES = 50
 N_STRANGERS = 10
 """Per seed: edges with another feature of the child's level in the child's place."""
 N_CONTEXTS = 3
-
-Edges = list[tuple[str, int, int]]
-"""What kind, and flat indices of parent and child."""
 
 
 def edges_to_read(
@@ -50,58 +48,95 @@ def edges_to_read(
         size: of their training.
         layer: after which block.
     """
-    saes = [_trained(Stream(layer, finest_l0, seed), activations, size, folder) for seed in (0, 1)]
+    saes = [_trained(WIDE_FAMILIES, Stream(layer, finest_l0, seed), activations, size, folder) for seed in (0, 1)]
     shared = [
         shared_edges(level_saes(sae), sae.forest, level_saes(other), other.forest) for sae, other in permutations(saes)
     ]
     activations.for_the_model(saes, layer, n_tokens(size))
-    batches, tokenizer = gemma_batches(activations.text, layer)
-    text_of = TokenTexts(tokenizer).__getitem__
-    generator = torch.Generator().manual_seed(0)
+    reader = _Reader(activations.text, layer)
     rows = []
-    for seed, (sae, is_shared) in enumerate(zip(saes, shared, strict=True)):
-        data = collect_dashboards(sae, sae.forest, batches, exclude_tokens=tokenizer.all_special_ids)
-        labels = token_labels(data, text_of)
-        for kind, *ends in drawn(data, sae.forest, is_shared, generator):
-            row: dict[str, Any] = {"kind": kind, "seed": seed}
-            for name, feature in zip(("parent", "child"), ends, strict=True):
-                row[name] = f"{sae.forest.levels.name(feature)} {labels.get(feature, '–')}"
-                contexts = (context_of(data, feature, text_of, slot=slot) for slot in range(N_CONTEXTS))
-                row[f"{name} in context"] = " ¦ ".join(contexts)
-            rows.append(row)
-        if not seed:
-            page = folder.parent / f"found-again-{layer}.html"
-            title, parting = f"Gemma 3 270M, block {layer}", parting_tokens(tokenizer)
-            write_page(
-                data, sae.forest, page, text_of, labels, title, separators=parting, found_again={"seed 1": is_shared}
-            )
-    return [rows[place] for place in torch.randperm(len(rows), generator=generator).tolist()]
+    for sae, again in zip(saes, shared, strict=True):
+        data = reader.dashboards(sae, sae.forest)
+        edges = drawable(data, sae.forest, reader.generator)
+        is_again = again[edges[:, 1]]
+        rows += reader.rows("found again", data, edges[is_again][:N_EDGES])
+        rows += reader.rows("not found again", data, edges[~is_again][:N_EDGES])
+        rows += reader.rows("stranger", data, strangers(sae.forest, edges, reader.generator)[:N_STRANGERS])
+        if sae is saes[0]:
+            reader.write_page(folder.parent / f"found-again-{layer}.html", data, {"seed 1": again})
+    return reader.shuffled(rows)
 
 
-def drawn(data: Dashboards, forest: FeatureForest, is_shared: torch.Tensor, generator: torch.Generator) -> Edges:
-    """`N_EDGES` random edges of either kind and `N_STRANGERS`, of features that fire, without copies.
+def rivals_to_read(
+    activations: GemmaActivations, folder: Path, size: Size, layer: int, finest_l0: float = 16.0
+) -> list[dict[str, Any]]:
+    """Random edges that are no copies, of HSAE and of independent SAEs with parents by either rule, in random order."""
+    reader = _Reader(activations.text, layer)
+    rows = []
+    for seed in (0, 1):
+        stream = Stream(layer, finest_l0, seed)
+        for model in (WIDE_FAMILIES, WIDE_POST_HOC, WIDE_POST_HOC + SAME_RULE):
+            _, forest = stack_with_parents(model, stream, activations, size, folder)
+            sae = _trained(model.removesuffix(SAME_RULE), stream, activations, size, folder)
+            activations.for_the_model([sae], layer, n_tokens(size))
+            data = reader.dashboards(sae, forest)
+            edges = drawable(data, forest, reader.generator)
+            rows += reader.rows(model, data, edges[:N_EDGES])
+            rows += reader.rows("stranger", data, strangers(forest, edges, reader.generator)[: N_STRANGERS // 2])
+    return reader.shuffled(rows)
 
-    Args:
-        data: of the forest.
-        forest: who is whose parent.
-        is_shared: (n_features,) bool, of the children.
-        generator: of the draws.
-    """
+
+def drawable(data: Dashboards, forest: FeatureForest, generator: torch.Generator) -> torch.Tensor:
+    """(n, 2) edges of features that fire, copies left out, in random order."""
     edges = forest.edges()
     parent, child = edges.T
     fires = (data.n_firing[parent] > 0) & (data.n_firing[child] > 0)
     edges = edges[fires & (data.parent_cosine[child] <= COPY_COSINE)]
-    edges = edges[torch.randperm(len(edges), generator=generator)]
-    again = is_shared[edges[:, 1]]
-    found: Edges = []
-    for kind, some in (("found again", edges[again]), ("not found again", edges[~again])):
-        found += [(kind, above, below) for above, below in some[:N_EDGES].tolist()]
-    for above, below in edges[torch.randperm(len(edges), generator=generator)[:N_STRANGERS]].tolist():
-        found.append(("stranger", above, stranger(forest, below, generator)))
-    return found
+    return edges[torch.randperm(len(edges), generator=generator)]
 
 
-def _trained(stream: Stream, activations: GemmaActivations, size: Size, folder: Path) -> HierarchicalSAE:
-    sae = trained(WIDE_FAMILIES, stream, activations, size, folder)
+def strangers(forest: FeatureForest, edges: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """The same in another order, with another feature of the child's level in each child's place."""
+    some = edges[torch.randperm(len(edges), generator=generator)].tolist()
+    return torch.tensor([(above, stranger(forest, below, generator)) for above, below in some])
+
+
+class _Reader:
+    """What a reader is shown of features: labels and contexts, on the corpus's last contexts."""
+
+    def __init__(self, text: Path | None, layer: int) -> None:
+        self._batches, self._tokenizer = gemma_batches(text, layer)
+        self._text_of = TokenTexts(self._tokenizer).__getitem__
+        self._title = f"Gemma 3 270M, block {layer}"
+        self.generator = torch.Generator().manual_seed(0)
+
+    def dashboards(self, sae: HierarchicalSAE, forest: FeatureForest) -> Dashboards:
+        return collect_dashboards(sae, forest, self._batches, exclude_tokens=self._tokenizer.all_special_ids)
+
+    def rows(self, kind: str, data: Dashboards, edges: torch.Tensor) -> list[dict[str, Any]]:
+        levels, labels = Levels(data.level_widths), token_labels(data, self._text_of)
+        rows = []
+        for ends in edges.tolist():
+            row: dict[str, Any] = {"kind": kind}
+            for name, feature in zip(("parent", "child"), ends, strict=True):
+                row[name] = f"{levels.name(feature)} {labels.get(feature, '–')}"
+                contexts = (context_of(data, feature, self._text_of, slot=slot) for slot in range(N_CONTEXTS))
+                row[f"{name} in context"] = " ¦ ".join(contexts)
+            rows.append(row)
+        return rows
+
+    def write_page(self, path: Path, data: Dashboards, found_again: dict[str, torch.Tensor]) -> None:
+        forest, labels = FeatureForest(data.parents, data.level_widths), token_labels(data, self._text_of)
+        separators = parting_tokens(self._tokenizer)
+        write_page(
+            data, forest, path, self._text_of, labels, self._title, separators=separators, found_again=found_again
+        )
+
+    def shuffled(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [rows[place] for place in torch.randperm(len(rows), generator=self.generator).tolist()]
+
+
+def _trained(model: str, stream: Stream, activations: GemmaActivations, size: Size, folder: Path) -> HierarchicalSAE:
+    sae = trained(model, stream, activations, size, folder)
     assert isinstance(sae, HierarchicalSAE)
     return sae
