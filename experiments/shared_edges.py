@@ -70,19 +70,17 @@ def edges_to_read(
 def rivals_to_read(
     activations: GemmaActivations, folder: Path, size: Size, layer: int, finest_l0: float = 16.0
 ) -> list[dict[str, Any]]:
-    """Random edges that are no copies, of HSAE and of independent SAEs with parents by either rule, in random order."""
-    reader = _Reader(activations.text, layer)
+    """Random edges that are no copies, of the last seed's HSAE and independent SAEs with parents by either rule."""
+    reader, stream = _Reader(activations.text, layer), Stream(layer, finest_l0, size.seeds - 1)
     rows = []
-    for seed in (0, 1):
-        stream = Stream(layer, finest_l0, seed)
-        for model in (WIDE_FAMILIES, WIDE_POST_HOC, WIDE_POST_HOC + SAME_RULE):
-            _, forest = stack_with_parents(model, stream, activations, size, folder)
-            sae = _trained(model.removesuffix(SAME_RULE), stream, activations, size, folder)
-            activations.for_the_model([sae], layer, n_tokens(size))
-            data = reader.dashboards(sae, forest)
-            edges = drawable(data, forest, reader.generator)
-            rows += reader.rows(model, data, edges[:N_EDGES])
-            rows += reader.rows("stranger", data, strangers(forest, edges, reader.generator)[: N_STRANGERS // 2])
+    for model in (WIDE_FAMILIES, WIDE_POST_HOC, WIDE_POST_HOC + SAME_RULE):
+        _, forest = stack_with_parents(model, stream, activations, size, folder)
+        sae = _trained(model.removesuffix(SAME_RULE), stream, activations, size, folder)
+        activations.for_the_model([sae], layer, n_tokens(size))
+        data = reader.dashboards(sae, forest)
+        edges = drawable(data, forest, reader.generator)
+        rows += reader.rows(model, data, edges[: 2 * N_EDGES])
+        rows += reader.rows("stranger", data, strangers(forest, edges, reader.generator)[:N_STRANGERS])
     return reader.shuffled(rows)
 
 
