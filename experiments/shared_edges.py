@@ -1,7 +1,8 @@
 """Do edges that another seed has, too, read better? Edges of either kind, and strangers, for a reader who is not told.
 
 Expected before the first list was read: of the edges that another seed has twice as many are called a refinement as of
-the others, and at most half as many unrelated.
+the others, and at most half as many unrelated. Of rivals: at least 0.1 more of the edges of SAEs that were trained one
+by one are unrelated than of HSAE's, and the structural loss changes less than that.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from typing import Any
 
 import torch
 
-from experiments.gemma_forests import SAME_RULE, gemma_batches, stack_with_parents
+from experiments.gemma_forests import POST_HOC, SAME_RULE, WITHOUT_LOSS, gemma_batches, stack_with_parents
 from experiments.gemma_stream import GemmaActivations
-from experiments.models import WIDE_FAMILIES, WIDE_POST_HOC
+from experiments.models import HSAE, SAELENS_BATCH_TOPK, WIDE_FAMILIES, WIDE_POST_HOC
 from experiments.paper_tables import Size, Stream, n_tokens, trained
 from experiments.readability import stranger
 from sae_lens_hsae.evaluation import level_saes, shared_edges
@@ -33,6 +34,11 @@ N_EDGES = 50
 N_STRANGERS = 10
 """Per seed: edges with another feature of the child's level in the child's place."""
 N_CONTEXTS = 3
+RIVALS = (
+    *(HSAE, WITHOUT_LOSS, SAELENS_BATCH_TOPK + SAME_RULE, POST_HOC + SAME_RULE),
+    *(WIDE_FAMILIES, WIDE_POST_HOC + SAME_RULE, WIDE_POST_HOC),
+)
+"""Levels that double, and below those that grow by four; of either HSAE and SAEs that are trained one by one."""
 
 
 def edges_to_read(
@@ -48,7 +54,7 @@ def edges_to_read(
         size: of their training.
         layer: after which block.
     """
-    saes = [_trained(WIDE_FAMILIES, Stream(layer, finest_l0, seed), activations, size, folder) for seed in (0, 1)]
+    saes = [_trained(Stream(layer, finest_l0, seed), activations, size, folder) for seed in (0, 1)]
     shared = [
         shared_edges(level_saes(sae), sae.forest, level_saes(other), other.forest) for sae, other in permutations(saes)
     ]
@@ -70,14 +76,13 @@ def edges_to_read(
 def rivals_to_read(
     activations: GemmaActivations, folder: Path, size: Size, layer: int, finest_l0: float = 16.0
 ) -> list[dict[str, Any]]:
-    """Random edges that are no copies, of the last seed's HSAE and independent SAEs with parents by either rule."""
+    """Random edges that are no copies, of each of `RIVALS` as the last seed trains it, in random order."""
     reader, stream = _Reader(activations.text, layer), Stream(layer, finest_l0, size.seeds - 1)
     rows = []
-    for model in (WIDE_FAMILIES, WIDE_POST_HOC, WIDE_POST_HOC + SAME_RULE):
-        _, forest = stack_with_parents(model, stream, activations, size, folder)
-        sae = _trained(model.removesuffix(SAME_RULE), stream, activations, size, folder)
-        activations.for_the_model([sae], layer, n_tokens(size))
-        data = reader.dashboards(sae, forest)
+    for model in RIVALS:
+        saes, forest = stack_with_parents(model, stream, activations, size, folder)
+        activations.for_the_model(saes, layer, n_tokens(size))
+        data = reader.dashboards(saes, forest)
         edges = drawable(data, forest, reader.generator)
         rows += reader.rows(model, data, edges[: 2 * N_EDGES])
         rows += reader.rows("stranger", data, strangers(forest, edges, reader.generator)[:N_STRANGERS])
@@ -108,8 +113,8 @@ class _Reader:
         self._title = f"Gemma 3 270M, block {layer}"
         self.generator = torch.Generator().manual_seed(0)
 
-    def dashboards(self, sae: HierarchicalSAE, forest: FeatureForest) -> Dashboards:
-        return collect_dashboards(sae, forest, self._batches, exclude_tokens=self._tokenizer.all_special_ids)
+    def dashboards(self, saes: Any, forest: FeatureForest) -> Dashboards:
+        return collect_dashboards(saes, forest, self._batches, exclude_tokens=self._tokenizer.all_special_ids)
 
     def rows(self, kind: str, data: Dashboards, edges: torch.Tensor) -> list[dict[str, Any]]:
         levels, labels = Levels(data.level_widths), token_labels(data, self._text_of)
@@ -118,7 +123,8 @@ class _Reader:
             row: dict[str, Any] = {"kind": kind}
             for name, feature in zip(("parent", "child"), ends, strict=True):
                 row[name] = f"{levels.name(feature)} {labels.get(feature, '–')}"
-                contexts = (context_of(data, feature, self._text_of, slot=slot) for slot in range(N_CONTEXTS))
+                slots = (data.context_numbers[feature, :N_CONTEXTS] >= 0).nonzero().flatten().tolist()
+                contexts = [context_of(data, feature, self._text_of, slot=slot) for slot in slots]
                 row[f"{name} in context"] = " ¦ ".join(contexts)
             rows.append(row)
         return rows
@@ -134,7 +140,7 @@ class _Reader:
         return [rows[place] for place in torch.randperm(len(rows), generator=self.generator).tolist()]
 
 
-def _trained(model: str, stream: Stream, activations: GemmaActivations, size: Size, folder: Path) -> HierarchicalSAE:
-    sae = trained(model, stream, activations, size, folder)
+def _trained(stream: Stream, activations: GemmaActivations, size: Size, folder: Path) -> HierarchicalSAE:
+    sae = trained(WIDE_FAMILIES, stream, activations, size, folder)
     assert isinstance(sae, HierarchicalSAE)
     return sae

@@ -153,21 +153,27 @@ def test_edges_that_another_training_has_are_marked(causal):
     own, edges = sae.forest, sae.forest.edges()
     kept = torch.zeros(len(own), dtype=torch.bool)
     kept[edges[::2, 1]] = True
-    # The same features; of the edges the other one has every second.
-    other.parents.copy_(torch.where(kept, own.parents, -1))
-    other.save_model(causal / "seed 1")
+    # Nearly the same features; of the edges the one has every second and the other none.
     named = ["explore", str(causal / "causal"), "--text", str(causal / "words.txt")]
-    cli.main([*named, "--other-seed", str(causal / "seed 1")])
+    for i, parents in enumerate((torch.where(kept, own.parents, -1), torch.full_like(own.parents, -1))):
+        other.W_dec.data.mul_(1 + 0.01 * i + 0.01)
+        other.parents.copy_(parents)
+        other.save_model(causal / f"seed {i}")
+        named += ["--other-seed", str(causal / f"seed {i}")]
+    cli.main(named)
     block = blocks_of(causal / "causal" / "explorer.html")["forest"]
-    assert block[0]["plain"]["otherTrainings"] == [str(causal / "seed 1")]
-    assert torch.equal(array_of(block, "foundAgain").bool(), kept)
+    assert block[0]["plain"]["otherTrainings"] == ["seed 0", "seed 1"]
+    assert array_of(block, "foundAgain").tolist() == kept.int().tolist()
+    with pytest.raises(SystemExit, match=r"seed 0' has the same features as '.*seed 0'; give each training once"):
+        cli.main([*named, "--other-seed", str(causal / "causal" / ".." / "seed 0")])
 
 
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({}, "holds the same SAE; give one that was trained with another seed"),
+        ({}, "has the same features as the SAE itself; give each training once"),
         ({"level_widths": [4, 20], "seed": 1}, "has another number of levels, 2 and not 3"),
+        ({"d_in": D_MODEL + 1, "seed": 1}, rf"has another d_in, {D_MODEL + 1} and not {D_MODEL}"),
         ({"hook": "transformer.h.1"}, r"has another hook point, transformer\.h\.1 and not transformer\.h\.0"),
     ],
 )

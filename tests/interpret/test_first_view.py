@@ -141,6 +141,9 @@ def test_trees_are_ranked_as_a_slow_loop_ranks_them(batches):
     again = torch.randint(4, (len(forest),), generator=generator) / 3
     found = first_view(data, forest, Concepts(forest, is_copy), detection, TEXTS.__getitem__, LABELS, again)
     assert found.families.tolist() == ranked_slowly(data, forest, copies, again)[0] != families
+    none = torch.zeros(len(forest))
+    found = first_view(data, forest, Concepts(forest, is_copy), detection, TEXTS.__getitem__, LABELS, none)
+    assert found.families.tolist() == families, "without an edge found again the order is what it was"
 
 
 def test_the_page_holds_the_ranks_and_the_copies(dashboards, forest, page):
@@ -371,7 +374,9 @@ def test_edges_found_again_are_marked(browser, dashboards, forest, tmp_path, n_o
     page = write_page(dashboards, forest, tmp_path / "p.html", TEXTS.__getitem__, found_again=others)
     opened = browser.anew(page)
     mark = "found again 1/2" if n_others == 2 else "found again"
-    said = "are also in one of 2 other trainings and 1 in all of them" if n_others == 2 else "2 are also in <b>runs/1"
+    said = (
+        "at least one of 2 other trainings (found again, ✓), 1 in all" if n_others == 2 else "2 are also in <b>runs/1"
+    )
     assert said in opened.text()
     marks = """return Object.fromEntries([...document.querySelectorAll("#main .leaf")].map((leaf) =>
         [leaf.querySelector("a").hash, leaf.querySelector(".again")?.textContent ?? ""]))"""
@@ -383,7 +388,13 @@ def test_edges_found_again_are_marked(browser, dashboards, forest, tmp_path, n_o
     }
     browser.go("#/f/2/0")
     assert opened.run("return document.querySelector('h1 .again').textContent") == mark
-    assert opened.run("return document.querySelectorAll('#rows .again').length") >= 1
+    assert (
+        opened.run("return [...document.querySelectorAll('#rows .again')].map((each) => each.textContent[0])")[0] == "✓"
+    )
+    # Beside the parent stands what is said of the edge to it, and not of the parent's own.
+    assert opened.run("return document.querySelector('.relative .again').textContent") == mark
+    browser.go("#/f/1/1")
+    assert opened.run("return document.querySelector('.relative .again')?.textContent ?? ''") == ""
     assert opened.errors() == []
 
 

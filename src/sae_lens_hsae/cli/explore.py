@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,8 @@ def explore(
         model: the language model, from SAELens' ``load_model``; None loads the one that the SAE's metadata name.
         rows: tokenised rows, in a column ``tokens``, to read instead of ``text``.
         circuits: files that ``hsae circuit`` wrote; a section for each.
-        other_seeds: folders of other trainings, as with another seed; edges that they have, too, are marked.
+        other_seeds: folders of other trainings, as with another seed; edges that they have, too, are marked
+            (`shared_edges`).
 
     Returns:
         The page's path.
@@ -88,7 +90,7 @@ def explore(
         ValueError: if it holds another architecture, the dashboards there are of other weights, or are there and a text
             is named without ``renew``, the labels are no such object or for other weights, the text is too short, one
             to explain is empty or longer than the model takes, a file holds no circuit, or one of other SAEs, or one of
-            ``other_seeds`` is the same SAE, has another number of levels or reads other activations.
+            ``other_seeds`` has the same features, another number of levels, another hook point or another model.
     """
     if n_tokens is not None and n_tokens < 1:
         raise ValueError(f"n_tokens={n_tokens} must be at least 1; {DASHBOARD_TOKENS} is a good number")
@@ -104,7 +106,7 @@ def explore(
     names = labels_beside(folder, sae.forest, labels, lambda: fingerprint(sae, sae.forest))
     hook = str(sae.cfg.metadata.hook_name)
     circuit_sections = [_circuit_section(Path(file), hook, sae, path) for file in circuits]
-    found_again = {str(other): _edges_also_in(other, sae) for other in other_seeds}
+    found_again = _found_again(sae, other_seeds)
     where = dashboards_folder(folder)
     dashboards = None if renew else dashboards_beside(folder, sae)
     if dashboards is None:
@@ -150,24 +152,33 @@ def explore(
     )
 
 
-def _edges_also_in(folder: str | Path, sae: HierarchicalSAE) -> torch.Tensor:
-    """(n_features,) bool: `shared_edges` with the SAE of another training."""
-    other = load_hierarchical_sae(folder)
-    for what, own, its in (
-        ("hook point", sae.cfg.metadata.hook_name, other.cfg.metadata.hook_name),
-        ("number of levels", len(sae.forest.levels), len(other.forest.levels)),
-        ("d_in", sae.cfg.d_in, other.cfg.d_in),
-    ):
-        if own != its:
-            raise ValueError(
-                f"other_seeds: {str(folder)!r} has another {what}, {its} and not {own}; give a training of the same "
-                "activations with another seed"
-            )
-    if fingerprint(other, other.forest) == fingerprint(sae, sae.forest):
-        raise ValueError(
-            f"other_seeds: {str(folder)!r} holds the same SAE; give one that was trained with another seed"
-        )
-    return shared_edges(sae, sae.forest, other, other.forest)
+def _found_again(sae: HierarchicalSAE, other_seeds: Sequence[str | Path]) -> dict[str, torch.Tensor]:
+    """By the name of each other training, the part of its path that the others do not share: its `shared_edges`."""
+    seen, found = [("the SAE itself", sae)], {}
+    paths = [Path(folder).resolve() for folder in other_seeds]
+    root = Path(os.path.commonpath([path.parent for path in paths])) if paths else Path()
+    for folder, path in zip(other_seeds, paths, strict=True):
+        other = load_hierarchical_sae(folder)
+        for what, own, its in (
+            ("hook point", sae.cfg.metadata.hook_name, other.cfg.metadata.hook_name),
+            ("model", *(Path(str(each.cfg.metadata.model_name)).name for each in (sae, other))),
+            ("number of levels", len(sae.forest.levels), len(other.forest.levels)),
+            ("d_in", sae.cfg.d_in, other.cfg.d_in),
+        ):
+            if own != its:
+                raise ValueError(
+                    f"other_seeds: {str(folder)!r} has another {what}, {its} and not {own}; give a training of the "
+                    "same activations with another seed"
+                )
+        for name, before in seen:
+            if before.W_dec.shape == other.W_dec.shape and before.W_dec.equal(other.W_dec):
+                raise ValueError(
+                    f"other_seeds: {str(folder)!r} has the same features as {name}; give each training once"
+                )
+        seen.append((repr(str(folder)), other))
+        print(f"Looking for the edges of {str(folder)!r}", file=sys.stderr)
+        found[path.relative_to(root).as_posix()] = shared_edges(sae, sae.forest, other, other.forest)
+    return found
 
 
 def _circuit_section(file: Path, hook: str, sae: HierarchicalSAE, page: Path) -> PageSection:

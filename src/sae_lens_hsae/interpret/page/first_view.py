@@ -14,6 +14,8 @@ from sae_lens_hsae.interpret.feature_cache import Dashboards
 from sae_lens_hsae.interpret.labels.token_labels import SEPARATOR
 
 MIN_CONCEPTS = 3
+NONE_FOUND_AGAIN = 1e-9
+"""Stands for the share of edges found again where there is none: far below any."""
 CHANCE = 0.5
 """The detection of a name that says nothing."""
 WORD = re.compile(r"[^\W\d_]{3,}")
@@ -65,7 +67,8 @@ def first_view(
     names_hold = _means(detection.nan_to_num(CHANCE), tree, distinct)
     score = _means(narrowing, tree, edge) * _means(words, tree, distinct) * names_hold * n_names.log()
     if found_again is not None:
-        score *= _means(found_again, tree, edge)
+        # Trees without such an edge keep their order among themselves.
+        score *= _means(found_again, tree, edge).clamp(min=NONE_FOUND_AGAIN)
     top = (parents == NO_PARENT) & (dashboards.n_firing > 0)
     families = (top & branches & (size >= MIN_CONCEPTS)).nonzero().flatten()
     alone = (top & (size == 1) & detection.isfinite()).nonzero().flatten()

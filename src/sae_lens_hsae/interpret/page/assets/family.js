@@ -11,7 +11,7 @@ function copyBadge(forest, feature) {
 function againBadge(forest, feature, text = "found again") {
   const count = forest.foundAgain[feature], others = forest.otherTrainings;
   if (!count) return null;
-  return element("span", { class: "badge again", title: `Found again: its edge to its parent is also in ${count === others.length ? others.join(", ") : `${count} of ${others.length} other trainings`}.` },
+  return element("span", { class: "badge again", title: `Found again: its edge to ${forest.id(forest.parents[feature])} is also in ${count === others.length ? others.join(", ") : `${count} of ${others.length} other trainings`}.` },
     others.length === 1 ? text : `${text} ${count}/${others.length}`);
 }
 
@@ -109,7 +109,7 @@ function familyNode(forest, feature, data, pending) {
   const parent = forest.above(feature), children = forest.below(feature).sort(byShare(forest));
   const column = (title, ...content) => element("div", { class: "relative" }, element("h3", {}, title), ...content);
   const above = parent >= 0
-    ? column("Parent", element("p", {}, featureLink(forest, parent), badges(forest, parent)), parent === forest.parents[feature] ? null
+    ? column("Parent", element("p", {}, featureLink(forest, parent), copyBadge(forest, parent), againBadge(forest, feature)), parent === forest.parents[feature] ? null
       : element("p", { class: "muted" }, "through its hidden copy ", featureLink(forest, forest.parents[feature]), ", which the numbers and contexts below are about"), wordsNode(forest, parent))
     : column("Parent", element("p", { class: "muted" }, forest.level(feature) ? `None: unassigned. No feature of level ${forest.level(feature) - 1} is alike enough.` : "None: features of level 0 are roots."));
   if (parent >= 0) pending.push(withSnippets(forest, parent, above, 3));

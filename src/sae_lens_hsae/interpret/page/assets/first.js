@@ -47,11 +47,11 @@ function summary(forest) {
 // How many edges that are no copies other trainings have, too.
 function repeated(forest) {
   const others = forest.otherTrainings;
-  if (!others.length) return "";
   const edges = Array.from(forest.parents.keys()).filter((f) => forest.parents[f] >= 0 && !forest.isCopy[f]);
+  if (!others.length || !edges.length) return "";
   const count = (least) => edges.filter((f) => forest.foundAgain[f] >= least).length.toLocaleString("en");
-  const [of, all] = [`Of the ${edges.length.toLocaleString("en")} other edges`, others.length];
-  return all === 1 ? `${of} ${count(1)} are also in ${others[0]}: found again. ` : `${of} ${count(1)} are also in one of ${all} other trainings and ${count(all)} in all of them: found again. `;
+  const of = `Of the ${edges.length.toLocaleString("en")} edges that are no copies`, all = others.length;
+  return all === 1 ? `${of} ${count(1)} are also in ${others[0]} (found again, ✓). ` : `${of} ${count(1)} are also in at least one of ${all} other trainings (found again, ✓), ${count(all)} in all of them. `;
 }
 
 function sectionLines(forest, lines) {
