@@ -22,6 +22,7 @@ from sae_lens_hsae.evaluation import level_saes, shared_edges
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.forest.concepts import COPY_COSINE
 from sae_lens_hsae.forest.levels import Levels
+from sae_lens_hsae.forest.parents import BREADTH_PENALTY
 from sae_lens_hsae.interpret.family_text import context_of
 from sae_lens_hsae.interpret.feature_cache import Dashboards, collect_dashboards
 from sae_lens_hsae.interpret.labels import token_labels
@@ -120,7 +121,7 @@ class _Reader:
         levels, labels = Levels(data.level_widths), token_labels(data, self._text_of)
         rows = []
         for ends in edges.tolist():
-            row: dict[str, Any] = {"kind": kind}
+            row: dict[str, Any] = {"kind": kind, "similarity": _similarity(data, *ends)}
             for name, feature in zip(("parent", "child"), ends, strict=True):
                 row[name] = f"{levels.name(feature)} {labels.get(feature, '–')}"
                 slots = (data.context_numbers[feature, :N_CONTEXTS] >= 0).nonzero().flatten().tolist()
@@ -138,6 +139,13 @@ class _Reader:
 
     def shuffled(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [rows[place] for place in torch.randperm(len(rows), generator=self.generator).tolist()]
+
+
+def _similarity(data: Dashboards, parent: int, child: int) -> float | None:
+    """P(parent | child) − 2 P(parent) of an edge; None for a stranger."""
+    if data.parents[child] != parent:
+        return None
+    return (data.parent_given_child[child] - BREADTH_PENALTY * data.frequency[parent]).item()
 
 
 def _trained(stream: Stream, activations: GemmaActivations, size: Size, folder: Path) -> HierarchicalSAE:

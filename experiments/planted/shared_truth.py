@@ -71,7 +71,7 @@ def edges_judged(setting: PlantedSetting, seed: int, steps: int, n_samples: int)
     saes, others, forest = level_saes(first), level_saes(other), first.forest
     again = shared_edges(saes, forest, others, other.forest)
     pairs = zip(saes, others, strict=True)
-    matched = torch.cat([match_decoders(own.W_dec.detach(), its.W_dec.detach())[0] for own, its in pairs]) >= 0  # type: ignore[attr-defined]
+    matched = torch.cat([match_decoders(own.W_dec, its.W_dec)[0] for own, its in pairs]) >= 0  # type: ignore[attr-defined]
     is_copy = copies_of_parents(forest, first.W_dec.detach())
     edges = torch.tensor([(above, below) for above, below in forest.edges().tolist() if not is_copy[below]])
     concept_of = match_features(saes, trees.samples(n_samples)).concept_of

@@ -131,7 +131,7 @@ class TestMatching:
         cosine = torch.nn.functional.cosine_similarity(a[:, None], b[None], dim=2)
         worth = torch.where(cosine >= floor, cosine, 0)
         best = max(sum(worth[i, j].item() for i, j in enumerate(chosen)) for chosen in permutations(range(6), 4))
-        match, found = match_decoders(a, b, floor, "hungarian")
+        match, found = match_decoders(torch.nn.Parameter(a), b, floor, "hungarian")
         assert found[match >= 0].sum().item() == pytest.approx(best, abs=1e-5)
         assert found[match < 0].isnan().all()
         assert len(set(match[match >= 0].tolist())) == int((match >= 0).sum()) > 0

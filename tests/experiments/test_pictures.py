@@ -14,7 +14,7 @@ from experiments.pictures import configuration, main
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "docs/images"
-OF_TABLES = {"gemma-levels.png", "steering.png"}
+OF_TABLES = {"gemma-levels.png", "steering.png", "found-again.png"}
 """Figures of `python -m experiments`, not of the explorer."""
 
 

@@ -1,6 +1,7 @@
 """What the explorer page opens on, and how copies, sections and families are shown: slow references and Chromium."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -402,3 +403,21 @@ def test_edges_found_again_are_marked(browser, dashboards, forest, tmp_path, n_o
 def test_without_another_training_nothing_is_marked(opened):
     assert "found again" not in opened.text()
     assert opened.run("return document.querySelectorAll('.again').length") == 0
+
+
+@pytest.mark.browser
+def test_edges_of_low_similarity_are_marked_as_weak(browser, dashboards, forest, tmp_path):
+    dashboards = replace(dashboards, n_tokens=5 * dashboards.n_tokens)  # else all parents fire too often
+    opened = browser.anew(write_page(dashboards, forest, tmp_path / "p.html", TEXTS.__getitem__))
+    similarity = dashboards.parent_given_child - 2 * dashboards.frequency[forest.parents.clamp(min=0)]
+    weak = {}
+    for child in forest.edges()[:, 1].tolist():
+        if dashboards.n_firing[child]:
+            browser.go(f"#/f/{forest.levels.name(child)}")
+            shown = opened.run("return ['h1 .weak', '.relative .weak'].map((each) => !!document.querySelector(each))")
+            weak[child] = shown[0]
+            assert shown[0] == shown[1] or not similarity[child] < 0.5, "beside the parent, too"
+            assert f"{similarity[child]:.2f}" in opened.text(), "among its numbers"
+    assert weak == {child: bool(similarity[child] < 0.5) for child in weak}
+    assert set(weak.values()) == {True, False}
+    assert opened.errors() == []

@@ -197,6 +197,7 @@ def _matched_parents(
         yield parent, _looked_up(_looked_up(below, _parents_of(other_forest, level)), above_of_other)
 
 
+@torch.no_grad()
 def match_decoders(
     rows: torch.Tensor, other_rows: torch.Tensor, floor: float = FLOOR, method: Method | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -80,6 +80,8 @@ class Forest {
     while (this.hideCopies && this.isCopy[shown]) shown = this.parents[shown];
     return shown;
   }
+  // P(parent | child) − 2 P(parent) of a feature's edge to its own parent, by which parents are chosen by default.
+  similarity(feature) { return this.parentGivenChild[feature] - 2 * this.frequency[this.parents[feature]]; }
   treeSize(feature) { return (this.hideCopies ? this.concepts : this.size)[feature]; }
   flat(level, index) {
     const feature = this.offsets[level] + index;

@@ -2,6 +2,7 @@
 
 const SNIPPET_LENGTH = 40; // characters on either side of the peak
 const MANY_CHILDREN = 8;
+const WEAK = 0.5; // edges below this similarity were more often unrelated than not, to a reader
 
 function copyBadge(forest, feature) {
   return forest.isCopy[feature] ? element("span", { class: "badge", title: "Its decoder direction is nearly its parent's: the same thing once more, at a finer level." }, "copy") : null;
@@ -15,7 +16,12 @@ function againBadge(forest, feature, text = "found again") {
     others.length === 1 ? text : `${text} ${count}/${others.length}`);
 }
 
-function badges(forest, feature) { return [copyBadge(forest, feature), againBadge(forest, feature)]; }
+function weakBadge(forest, feature) {
+  const similarity = forest.similarity(feature);
+  return similarity < WEAK ? element("span", { class: "badge weak", title: `P(parent | child) − 2 P(parent) is ${number(similarity)} for its edge to ${forest.id(forest.parents[feature])}. Below ${WEAK}, read the contexts of both before you believe it.` }, "weak") : null;
+}
+
+function badges(forest, feature) { return [copyBadge(forest, feature), againBadge(forest, feature), weakBadge(forest, feature)]; }
 
 // The tokens around the peak of a context, as in a concordance: what comes before ends where the peak begins. No
 // further than to a token that parts texts.
@@ -109,7 +115,7 @@ function familyNode(forest, feature, data, pending) {
   const parent = forest.above(feature), children = forest.below(feature).sort(byShare(forest));
   const column = (title, ...content) => element("div", { class: "relative" }, element("h3", {}, title), ...content);
   const above = parent >= 0
-    ? column("Parent", element("p", {}, featureLink(forest, parent), copyBadge(forest, parent), againBadge(forest, feature)), parent === forest.parents[feature] ? null
+    ? column("Parent", element("p", {}, featureLink(forest, parent), copyBadge(forest, parent), againBadge(forest, feature), weakBadge(forest, feature)), parent === forest.parents[feature] ? null
       : element("p", { class: "muted" }, "through its hidden copy ", featureLink(forest, forest.parents[feature]), ", which the numbers and contexts below are about"), wordsNode(forest, parent))
     : column("Parent", element("p", { class: "muted" }, forest.level(feature) ? `None: unassigned. No feature of level ${forest.level(feature) - 1} is alike enough.` : "None: features of level 0 are roots."));
   if (parent >= 0) pending.push(withSnippets(forest, parent, above, 3));

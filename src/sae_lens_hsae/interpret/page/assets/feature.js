@@ -11,6 +11,7 @@ const MEANING = {
   detection: "Do the words of its label say where it fires? They are picked from one half of the text and tried on contexts of the other: the mean of the share of tokens it fires on that are among them, and of the share of silent tokens that are not. 1 is perfect, 0.5 is chance. A meaning that is not in the tokens scores low.",
   parentGivenChild: "P(parent | child): of the tokens this feature fires on, the share on which its parent fires too. 100 % means it lies within its parent.",
   childGivenParent: "P(child | parent): of the tokens the parent fires on, the share on which this feature fires too. Near 100 % with the above near 100 % means that the two are one and the same.",
+  similarity: "P(parent | child) − 2 P(parent), by which parents are chosen by default. The higher, the likelier the two are about one thing.",
   parentCosine: "Cosine between the decoder directions of this feature and its parent.",
   agreement: "Of the tokens on which the feature or any of its children fires, the share on which both do.",
   anyChild: "Of the tokens this feature fires on, the share on which at least one of its children fires too. The rest no child accounts for.",
@@ -63,6 +64,7 @@ function metricsNode(forest, feature, data) {
   if (forest.parents[feature] >= 0) {
     add("Its parent fires too", MEANING.parentGivenChild, percent(forest.parentGivenChild[feature]));
     add("Share of its parent", MEANING.childGivenParent, percent(forest.childGivenParent[feature]));
+    add("Similarity", MEANING.similarity, number(forest.similarity(feature)));
     add("Cosine with parent", MEANING.parentCosine, number(forest.parentCosine[feature]));
   }
   if (forest.children(feature).length) {
