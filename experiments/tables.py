@@ -175,16 +175,21 @@ def write_rows(name: str, rows: Sequence[Mapping[str, Any]], folder: Path) -> st
     """Write plain rows as ``name.csv`` and ``name.md``, one Markdown table for each set of columns; the Markdown."""
     with file_written_whole(folder / f"{name}.csv") as aside:
         pandas.DataFrame(rows).to_csv(aside, index=False)
+    text = markdown_of(rows)
+    with file_written_whole(folder / f"{name}.md") as aside:
+        aside.write_text(text + "\n", encoding="utf-8")
+    return text
+
+
+def markdown_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Plain rows as one Markdown table for each set of columns."""
     lines: list[str] = []
     for columns, own in groupby(rows, key=tuple):
         lines += ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
         for row in own:
             cells = (f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row.values())
             lines.append(f"| {' | '.join(cells)} |")
-    text = "\n".join(lines[1:])
-    with file_written_whole(folder / f"{name}.md") as aside:
-        aside.write_text(text + "\n", encoding="utf-8")
-    return text
+    return "\n".join(lines[1:])
 
 
 def _hierarchy(evaluation: Result) -> list[dict[str, Any]]:
