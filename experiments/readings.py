@@ -18,7 +18,7 @@ VERDICTS = ("refines", "same", "none")
 READINGS = ("first reading", "second reading")
 BANDS = (-2.0, 0.4, 0.5, 0.65, 1.0)
 """Ends of bands of the similarity; the lower one belongs to a band."""
-STRANGER = "stranger"
+STRANGER, FOUND = "stranger", "found again"
 
 Row = dict[str, str]
 
@@ -54,19 +54,50 @@ def agreement(rows: Sequence[Row]) -> tuple[float, float]:
     return agree, (agree - chance) / (1 - chance)
 
 
+def most_similar(rows: Sequence[Row], share_found: float) -> dict[str, Any]:
+    """Tally as many edges as are found again, those of the highest similarity instead.
+
+    The list holds as many edges of either kind, so each counts by how frequent its kind is among all edges.
+
+    Args:
+        rows: edges that are found again or not.
+        share_found: of all edges.
+    """
+    n_found = sum(row["kind"] == FOUND for row in rows)
+    weights = {True: share_found / n_found, False: (1 - share_found) / (len(rows) - n_found)}
+    chosen: list[tuple[float, Row]] = []
+    for row in sorted(rows, key=lambda row: -float(row["similarity"])):
+        if sum(weight for weight, _ in chosen) < share_found:
+            chosen.append((weights[row["kind"] == FOUND], row))
+    total = sum(weight for weight, _ in chosen)
+    tally: dict[str, Any] = {"pairs": "as many, the most similar", "read": len(chosen)}
+    for verdict in VERDICTS:
+        shares = [sum(weight for weight, row in chosen if row[each] == verdict) / total for each in READINGS]
+        tally[verdict] = ", ".join(f"{100 * share:.0f}" for share in shares)
+    return tally
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables of each file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "files", nargs="+", type=Path, help="CSV: kind, similarity, parent, child, and the two readings"
     )
-    for file in parser.parse_args(arguments).files:
+    parser.add_argument("--share-found", type=float, default=0.29, help="of the edges, default %(default)s")
+    chosen = parser.parse_args(arguments)
+    for file in chosen.files:
         with file.open(encoding="utf-8", newline="") as opened:
             rows = list(csv.DictReader(opened))
         edges = [row for row in rows if row["kind"] != STRANGER]
         agree, kappa = agreement(edges)
         print(f"{file}: of the edges that are no strangers the readings agree on {agree:.2f}, κ {kappa:.2f}")
         by_kind = tallied(rows, lambda row: (row["kind"],))
+        if {row["kind"] for row in edges} == {FOUND, f"not {FOUND}"}:
+            clear = [row for row in edges if row["kind"] == FOUND and float(row["similarity"]) >= BANDS[2]]
+            by_kind += [
+                *tallied(clear, lambda _: ("found again, 0.5 and more",)),
+                most_similar(edges, chosen.share_found),
+            ]
         by_both = tallied(edges, lambda row: (row["kind"], band_of(row)))
         for table in (by_kind, by_both, tallied(edges, lambda row: (band_of(row),))):
             print(f"\n{markdown_of(table)}")
