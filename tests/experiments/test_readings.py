@@ -6,7 +6,7 @@ import pytest
 
 from experiments.readings import agreement, main, most_similar
 
-COLUMNS = ("kind", "similarity", "first reading", "second reading")
+COLUMNS: tuple[str, ...] = ("kind", "similarity", "first reading", "second reading")
 ROWS = [
     ("found again", "0.7", "same", "same"),
     ("found again", "0.3", "none", "refines"),
