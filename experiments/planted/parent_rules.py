@@ -105,7 +105,7 @@ def similarities(parents: torch.Tensor, children: torch.Tensor, cosine: torch.Te
         "the same, tokens weighted by the child's activation": weighted - BREADTH_PENALTY * p,
         "φ": phi,
         "correlation of activations": correlation,
-        "lift": given_child * (given_child / p.clamp(min=1 / n)).clamp(min=1e-9).log(),
+        "P(parent | child) · log lift": given_child * (given_child / p.clamp(min=1 / n)).clamp(min=1e-9).log(),
         "P(parent | child) − 2 P(parent) + ½ decoder cosine": implied + cosine / 2,
         "decoder cosine": cosine,
     }

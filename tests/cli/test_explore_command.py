@@ -12,6 +12,7 @@ from sae_lens import SAE
 from transformers import GPT2LMHeadModel
 
 from hsae_command.parsers import read_line
+from sae_lens_hsae.cli import explore as explore_command
 from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.cli.collected import text_source
 from sae_lens_hsae.cli.demo import minilm_folder
@@ -166,6 +167,20 @@ def test_edges_that_another_training_has_are_marked(causal):
     assert array_of(block, "foundAgain").tolist() == kept.int().tolist()
     with pytest.raises(SystemExit, match=r"seed 0' has the same features as '.*seed 0'; give each training once"):
         cli.main([*named, "--other-seed", str(causal / "causal" / ".." / "seed 0")])
+
+
+def test_other_trainings_are_loaded_where_the_sae_is(causal, monkeypatch):
+    seen, load = [], explore_command.load_hierarchical_sae
+
+    def loaded(folder: Any, device: str) -> Any:
+        seen.append((folder.name, device))
+        return load(folder)
+
+    monkeypatch.setattr(explore_command, "load_hierarchical_sae", loaded)
+    folder = causal / "causal"
+    with pytest.raises(ValueError, match="has the same features"):
+        explore(folder, other_seeds=[folder], device="cuda")
+    assert seen == [("causal", "cuda")] * 2
 
 
 @pytest.mark.parametrize(

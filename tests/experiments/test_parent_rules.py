@@ -34,7 +34,7 @@ def test_similarities_against_loops_and_the_packages_own():
                 "the same, tokens weighted by the child's activation": b[a > 0].sum() / b.sum() - 2 * likely,
                 "φ": np.corrcoef(a > 0, b > 0)[0, 1],
                 "correlation of activations": np.corrcoef(a, b)[0, 1],
-                "lift": both / (b > 0).mean() * math.log(both / (b > 0).mean() / likely),
+                "P(parent | child) · log lift": both / (b > 0).mean() * math.log(both / (b > 0).mean() / likely),
                 "decoder cosine": cosine[p, c].item(),
             }
             for name, value in expected.items():

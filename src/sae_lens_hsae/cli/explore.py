@@ -106,7 +106,7 @@ def explore(
     names = labels_beside(folder, sae.forest, labels, lambda: fingerprint(sae, sae.forest))
     hook = str(sae.cfg.metadata.hook_name)
     circuit_sections = [_circuit_section(Path(file), hook, sae, path) for file in circuits]
-    found_again = _found_again(sae, other_seeds)
+    found_again = _found_again(sae, other_seeds, device)
     where = dashboards_folder(folder)
     dashboards = None if renew else dashboards_beside(folder, sae)
     if dashboards is None:
@@ -152,13 +152,13 @@ def explore(
     )
 
 
-def _found_again(sae: HierarchicalSAE, other_seeds: Sequence[str | Path]) -> dict[str, torch.Tensor]:
+def _found_again(sae: HierarchicalSAE, other_seeds: Sequence[str | Path], device: str) -> dict[str, torch.Tensor]:
     """By the name of each other training, the part of its path that the others do not share: its `shared_edges`."""
     seen, found = [("the SAE itself", sae)], {}
     paths = [Path(folder).resolve() for folder in other_seeds]
     root = Path(os.path.commonpath([path.parent for path in paths])) if paths else Path()
     for folder, path in zip(other_seeds, paths, strict=True):
-        other = load_hierarchical_sae(folder)
+        other = load_hierarchical_sae(folder, device)
         for what, own, its in (
             ("hook point", sae.cfg.metadata.hook_name, other.cfg.metadata.hook_name),
             ("model", *(Path(str(each.cfg.metadata.model_name)).name for each in (sae, other))),

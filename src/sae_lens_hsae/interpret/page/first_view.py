@@ -68,7 +68,8 @@ def first_view(
     score = _means(narrowing, tree, edge) * _means(words, tree, distinct) * names_hold * n_names.log()
     if found_again is not None:
         # Trees without such an edge keep their order among themselves.
-        score *= _means(found_again, tree, edge).clamp(min=NONE_FOUND_AGAIN)
+        share = _means(found_again, tree, edge).clamp(min=NONE_FOUND_AGAIN)
+        score = torch.where(score < 0, score / share, score * share)
     top = (parents == NO_PARENT) & (dashboards.n_firing > 0)
     families = (top & branches & (size >= MIN_CONCEPTS)).nonzero().flatten()
     alone = (top & (size == 1) & detection.isfinite()).nonzero().flatten()

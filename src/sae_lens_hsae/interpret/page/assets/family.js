@@ -17,6 +17,7 @@ function againBadge(forest, feature, text = "found again") {
 }
 
 function weakBadge(forest, feature) {
+  if (forest.isCopy[feature]) return null; // none was read
   const similarity = forest.similarity(feature);
   return similarity < WEAK ? element("span", { class: "badge weak", title: `P(parent | child) − 2 P(parent) is ${number(similarity)} for its edge to ${forest.id(forest.parents[feature])}. Below ${WEAK}, read the contexts of both before you believe it.` }, "weak") : null;
 }
