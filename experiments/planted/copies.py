@@ -8,12 +8,10 @@ from typing import Any
 
 import torch
 
-from experiments.kept_names import named_by
 from experiments.models import HSAE
 from experiments.planted.concept_matching import NO_CONCEPT, match_features
-from experiments.planted.training import new_saes, settings_of, train
+from experiments.planted.training import new_saes, of_every_seed, train
 from experiments.planted.trees import N_SAMPLES, PlantedSetting
-from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
 from sae_lens_hsae.evaluation.stacks import level_saes
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.forest.levels import NO_PARENT
@@ -35,15 +33,9 @@ def reproduce_copies(
         steps: of training.
         n_samples: to match features on.
     """
-    name = f"copies-{setting.name}-v{setting.version}-{steps}steps-{n_samples}samples"
-    settings = {**settings_of(setting, {HSAE: {}}), "cosines": COSINES}
-    cells = [
-        Cell(named_by(f"{name}-seed{seed}", settings), copies_found, (setting, seed, steps, n_samples))
-        for seed in seeds
-    ]
-    found = finish_cells(cells, folder, f"Copies, {setting.name}")
+    found = of_every_seed("copies", copies_found, setting, folder, seeds, steps, n_samples, cosines=COSINES)
     return [
-        {"cosine": cosine} | {measure: fmean(cell["rows"][i][measure] for cell in found) for measure in MEASURES}
+        {"cosine": cosine} | {measure: fmean(rows[i][measure] for rows in found) for measure in MEASURES}
         for i, cosine in enumerate(COSINES)
     ]
 

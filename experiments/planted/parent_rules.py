@@ -13,13 +13,11 @@ from typing import Any
 
 import torch
 
-from experiments.kept_names import named_by
 from experiments.models import HSAE
 from experiments.planted.concept_matching import match_features
-from experiments.planted.training import new_saes, settings_of, train
+from experiments.planted.training import new_saes, of_every_seed, train
 from experiments.planted.tree_recovery import score_recovery
 from experiments.planted.trees import N_SAMPLES, PlantedSetting
-from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
 from sae_lens_hsae.evaluation.stacks import level_saes
 from sae_lens_hsae.forest import NO_PARENT, FeatureForest
 from sae_lens_hsae.forest.parents import BREADTH_PENALTY
@@ -43,13 +41,9 @@ def reproduce_rules(
         steps: of training.
         n_samples: to match features on.
     """
-    name = f"rules-{setting.name}-v{setting.version}-{steps}steps-{n_samples}samples"
-    settings = {**settings_of(setting, {HSAE: {}}), "shares": SHARES, "counted_on": COUNTED_ON}
-    cells = [
-        Cell(named_by(f"{name}-seed{seed}", settings), rules_scored, (setting, seed, steps, n_samples))
-        for seed in seeds
-    ]
-    found = [cell["rows"] for cell in finish_cells(cells, folder, f"Parents, {setting.name}")]
+    found = of_every_seed(
+        "rules", rules_scored, setting, folder, seeds, steps, n_samples, shares=SHARES, counted_on=COUNTED_ON
+    )
     rows = []
     for similarity in found[0]:
         means = [

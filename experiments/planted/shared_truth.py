@@ -13,14 +13,12 @@ from typing import Any
 
 import torch
 
-from experiments.kept_names import named_by
 from experiments.models import HSAE
 from experiments.planted.concept_matching import NO_CONCEPT, Samples, match_features
-from experiments.planted.training import new_saes, settings_of, train
+from experiments.planted.training import new_saes, of_every_seed, train
 from experiments.planted.trees import N_SAMPLES, PlantedSetting
-from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
 from sae_lens_hsae.evaluation import level_saes, shared_edges
-from sae_lens_hsae.evaluation.stability import match_decoders
+from sae_lens_hsae.evaluation.stability import NO_MATCH, match_decoders
 from sae_lens_hsae.forest import NO_PARENT, copies_of_parents
 from sae_lens_hsae.forest.parents import BREADTH_PENALTY
 from sae_lens_hsae.sae.training import HierarchicalTrainingSAE
@@ -45,13 +43,7 @@ def reproduce_shared(
         steps: of training.
         n_samples: to match features on.
     """
-    name = f"shared-{setting.name}-v{setting.version}-{steps}steps-{n_samples}samples"
-    settings = {**settings_of(setting, {HSAE: {}}), "other": OTHER, "kinds": KINDS}
-    cells = [
-        Cell(named_by(f"{name}-seed{seed}", settings), edges_judged, (setting, seed, steps, n_samples))
-        for seed in seeds
-    ]
-    found = [cell["rows"] for cell in finish_cells(cells, folder, f"Edges of two trainings, {setting.name}")]
+    found = of_every_seed("shared", edges_judged, setting, folder, seeds, steps, n_samples, other=OTHER, kinds=KINDS)
     rows = []
     for kind in KINDS:
         wrong = [sum(cell[kind][name] for name in WRONG) for cell in found]
@@ -68,10 +60,11 @@ def edges_judged(setting: PlantedSetting, seed: int, steps: int, n_samples: int)
     )
     assert isinstance(first, HierarchicalTrainingSAE)
     assert isinstance(other, HierarchicalTrainingSAE)
-    saes, others, forest = level_saes(first), level_saes(other), first.forest
+    saes, others = list[Any](level_saes(first)), list[Any](level_saes(other))
+    forest = first.forest
     again = shared_edges(saes, forest, others, other.forest)
-    pairs = zip(saes, others, strict=True)
-    matched = torch.cat([match_decoders(own.W_dec, its.W_dec)[0] for own, its in pairs]) >= 0  # type: ignore[attr-defined]
+    matches = [match_decoders(own.W_dec, its.W_dec)[0] for own, its in zip(saes, others, strict=True)]
+    matched = torch.cat(matches) != NO_MATCH
     is_copy = copies_of_parents(forest, first.W_dec.detach())
     edges = torch.tensor([(above, below) for above, below in forest.edges().tolist() if not is_copy[below]])
     concept_of = match_features(saes, trees.samples(n_samples)).concept_of

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from sae_lens.config import LoggingConfig, SAETrainerConfig
@@ -12,12 +13,13 @@ from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_lens.util import temporary_seed
 
-from experiments.kept_names import settings_of_config
+from experiments.kept_names import named_by, settings_of_config
 from experiments.matryoshka import evaluate_groups
 from experiments.planted.concept_matching import match_features
 from experiments.planted.tree_recovery import TreeRecovery
 from experiments.planted.trees import BATCH_SIZE, N_SAMPLES, PlantedSetting, PlantedTrees, recover
 from experiments.planted.true_forest import true_forest
+from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
 from sae_lens_hsae.evaluation.hierarchy_metrics import evaluate_forest
 from sae_lens_hsae.evaluation.results import ForestEvaluation
 from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack, level_saes
@@ -154,6 +156,36 @@ def compare(
             matches = match_features(level_saes(levels), trees.samples(n_samples))
             results[named] = measured(named, levels, true_forest(matches, trees.true_parents))
     return results
+
+
+def of_every_seed(
+    name: str,
+    measure: Callable[[PlantedSetting, int, int, int], dict[str, Any]],
+    setting: PlantedSetting,
+    folder: Path,
+    seeds: range,
+    steps: int,
+    n_samples: int,
+    **settings: Any,
+) -> list[Any]:
+    """What ``measure`` finds of an HSAE on every seed, its ``"rows"``; finished cells are kept and taken again.
+
+    Args:
+        name: of the comparison.
+        measure: takes setting, seed, steps of training and number of samples.
+        setting: the planted trees.
+        folder: where finished cells are kept.
+        seeds: which ones.
+        steps: of training.
+        n_samples: to match features on.
+        settings: what else decides the result.
+    """
+    title = f"{name}-{setting.name}-v{setting.version}-{steps}steps-{n_samples}samples"
+    decides = {**settings_of(setting, {"HSAE": {}}), **settings}
+    cells = [
+        Cell(named_by(f"{title}-seed{seed}", decides), measure, (setting, seed, steps, n_samples)) for seed in seeds
+    ]
+    return [cell["rows"] for cell in finish_cells(cells, folder, f"{name.capitalize()}, {setting.name}")]
 
 
 def settings_of(setting: PlantedSetting, models: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
