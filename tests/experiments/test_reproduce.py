@@ -17,7 +17,7 @@ from experiments.command import ABOUT, L0_OF, OF_A_RUN, OF_GEMMA, OF_PLANTED
 from experiments.gemma_stream import GemmaActivations
 from experiments.models import HSAE, IDEAS, MATRYOSHKA, MODELS, SAELENS_BATCH_TOPK, SHAPES, WIDE_POST_HOC, new_sae
 from experiments.paper_tables import TABLES, Size, Stream, Table, measure, reproduce, reproduce_sinks
-from experiments.planted import copies, trees
+from experiments.planted import copies, training, trees
 from experiments.planted.trees import STANDARD
 from experiments.planted_tables import reproduce_planted
 from experiments.sinks import Sinks
@@ -93,7 +93,7 @@ def names_of(compute, monkeypatch):
     def finish_cells(cells, *_):
         raise Named([cell.name for cell in cells])
 
-    for module in (circuits, copies, l0_control, paper_tables, planted_tables, steering):
+    for module in (circuits, l0_control, paper_tables, planted_tables, steering, training):
         monkeypatch.setattr(module, "finish_cells", finish_cells)
     with pytest.raises(Named) as stopped:
         compute()
