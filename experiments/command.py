@@ -12,13 +12,14 @@ from typing import Any
 
 from experiments.circuits import reproduce_circuits
 from experiments.figures import figures_of, steering_curves
-from experiments.gemma_forests import gemma_forests, gemma_probes, gemma_widths
+from experiments.gemma_forests import gemma_bars, gemma_forests, gemma_probes, gemma_widths
 from experiments.gemma_stream import LAYERS, GemmaActivations
 from experiments.gloss_stream import GlossActivations
 from experiments.in_the_model import reproduce_in_the_model
 from experiments.l0_control import reproduce_l0
 from experiments.meaning import EntryWords, reproduce_meaning
 from experiments.paper_tables import FULL, QUICK, Size, reproduce, reproduce_sinks
+from experiments.planted.bars import reproduce_bars
 from experiments.planted.copies import reproduce_copies
 from experiments.planted.parent_rules import reproduce_rules
 from experiments.planted.shared_truth import reproduce_shared
@@ -44,9 +45,14 @@ from sae_lens_hsae.storage.whole_files import file_written_whole
 QUICK_GLOSSES = 2_000
 OF_GEMMA = (
     *("in-the-model", "pushes", "circuits", "steering", "shift"),
-    *("gemma-forests", "gemma-widths", "gemma-probes", "gemma-edges", "gemma-edges-of-rivals"),
+    *("gemma-forests", "gemma-widths", "gemma-bars", "gemma-probes", "gemma-edges", "gemma-edges-of-rivals"),
 )
-OF_PLANTED = {"planted-copies": reproduce_copies, "planted-rules": reproduce_rules, "planted-shared": reproduce_shared}
+OF_PLANTED = {
+    "planted-bars": reproduce_bars,
+    "planted-copies": reproduce_copies,
+    "planted-rules": reproduce_rules,
+    "planted-shared": reproduce_shared,
+}
 OF_A_RUN = ("readability", "drawn-trees")
 
 L0_OF = {"l0": "main", "gemma-l0": "gemma"}
@@ -70,6 +76,7 @@ ABOUT = {
     "gemma-whitened": "beside SAELens' covariance whitening",
     "gemma-forests": "trees counted, and found again by other seeds",
     "gemma-widths": "levels that grow by two, four or eight, counted and read",
+    "gemma-bars": "how clear a parent must be: trees, copies and edges that another seed has, under several bars",
     "gemma-edges": "for a reader: edges that another seed has and others, shuffled",
     "gemma-edges-of-rivals": "for a reader: edges of HSAE and of independent SAEs, shuffled",
     "gemma-probes": "Tree SAE's hierarchy score",
@@ -79,6 +86,7 @@ ABOUT = {
     "steering": "by features that are chosen in several ways",
     "shift": "a confound taken out of a probe",
     "planted": "trees that generated the activations, and how much of them is found",
+    "planted-bars": "how clear a parent must be: the same levels under several bars",
     "planted-copies": "which cosine tells the edges that join a concept to itself",
     "planted-rules": "other measures of firing together, each with its best bar",
     "planted-shared": "whether edges that two trainings have are truer",
@@ -188,6 +196,7 @@ def _of_gemma(chosen: argparse.Namespace, activations: GemmaActivations, size: S
     compute = {
         "gemma-forests": gemma_forests,
         "gemma-widths": gemma_widths,
+        "gemma-bars": gemma_bars,
         "gemma-probes": gemma_probes,
         "gemma-edges": edges_to_read,
         "gemma-edges-of-rivals": rivals_to_read,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from statistics import fmean
@@ -31,6 +32,8 @@ NEAREST_ROWS = ", nearest decoder row"
 """After a model's name: its SAEs with the feature of the nearest decoder row as parent, whatever fires."""
 COUNTED_ON = 50_000
 """Activations on which `SAME_RULE` counts what fires together."""
+BARS = (0.3, 0.4, 0.5, 0.6)
+"""Least similarities of a parent (`minimum_similarity`)."""
 PROBED_ON = 50_000
 """Activations that the probes learn from."""
 PROMPTS = 320
@@ -91,6 +94,29 @@ def gemma_widths(
             | _stability(stacks)
             | {measure: fmean(row[measure] for row in read) for measure in sorted(read[0])}
         )
+    return rows
+
+
+def gemma_bars(
+    activations: GemmaActivations, folder: Path, size: Size, layer: int, finest_l0: float = 16.0
+) -> list[dict[str, Any]]:
+    """One row per shape of the levels and bar: the forest of the same levels, made again with that bar.
+
+    Means over the seeds, as of `gemma_forests`.
+    """
+    everything = activations(layer, n_tokens(size))
+    counted, x = everything[:COUNTED_ON].split(4096), everything[-size.held_out :]
+    rows = []
+    for model in (HSAE, *SHAPES):
+        streams = [Stream(layer, finest_l0, seed) for seed in range(size.seeds)]
+        found = [stack_with_parents(model, stream, activations, size, folder)[0] for stream in streams]
+        fires = [_fires(saes, x) for saes in found]
+        for bar in BARS:
+            rule, stacks = replace(ParentRule(), minimum_similarity=bar), []
+            for saes, own in zip(found, fires, strict=True):
+                forest = FeatureForest.from_saes(saes, rule, activations=counted)
+                stacks.append((saes, *_of_living(forest, own)))
+            rows.append({"model": model, "bar": bar} | _trees_of(stacks) | _stability(stacks))
     return rows
 
 

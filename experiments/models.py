@@ -54,7 +54,14 @@ SAELENS_JUMPRELU = "SAELens JumpReLU"
 WHITENED_BATCH_TOPK = "SAELens BatchTopK, whitened"
 """The same in SAELens' whitened coordinates, of input and target (its ``covariance_whitening``)."""
 
-NORMALIZED_BATCH_TOPK = {SAELENS_BATCH_TOPK: "none", WHITENED_BATCH_TOPK: "covariance_whitening"}
+WIDE_BATCH_TOPK = "SAELens BatchTopK, widths 128 512 2048"
+"""The same with levels that grow by four."""
+
+NORMALIZED_BATCH_TOPK = {
+    SAELENS_BATCH_TOPK: "none",
+    WHITENED_BATCH_TOPK: "covariance_whitening",
+    WIDE_BATCH_TOPK: "none",
+}
 """SAELens' BatchTopK SAEs, with how they normalize what they read."""
 
 LEVEL_BY_LEVEL = (*NORMALIZED_BATCH_TOPK, SAELENS_JUMPRELU)
@@ -90,9 +97,9 @@ def targets_of(finest: float, widths: Sequence[int] | None = None) -> list[float
     return list(cfg.target_l0_per_level)
 
 
-def widths_and_targets(finest: float) -> list[tuple[int, float]]:
+def widths_and_targets(finest: float, widths: Sequence[int] | None = None) -> list[tuple[int, float]]:
     """Width and L̂0 of every level, by that of the finest."""
-    return list(zip(WIDTHS, targets_of(finest), strict=True))
+    return list(zip(widths or WIDTHS, targets_of(finest, widths), strict=True))
 
 
 def _shape(*widths: int) -> dict[str, Any]:
@@ -100,11 +107,12 @@ def _shape(*widths: int) -> dict[str, Any]:
     return {"level_widths": list(widths), "d_sae": sum(widths), "target_l0": targets_of(16, widths)}
 
 
+WIDE_WIDTHS = (128, 512, 2048)
 WIDE_FAMILIES = "HSAE, widths 128 512 2048"
 WIDE_POST_HOC = "post hoc, widths 128 512 2048"
 SHAPES = {
     "HSAE, widths 64 256 1024": _shape(64, 256, 1024),
-    WIDE_FAMILIES: _shape(128, 512, 2048),
+    WIDE_FAMILIES: _shape(*WIDE_WIDTHS),
     "HSAE, widths 64 512 4096": _shape(64, 512, 4096),
 }
 """The defaults with levels that grow by four or by eight instead of by two."""
@@ -115,7 +123,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "paper, ρ = 0.1 and r = 0": PAPER | {"structural_loss_coefficient": 0.1, "perturbation_rate": 0.0},
     "HSAE (paper)": PAPER,
     "post hoc": INDEPENDENT,
-    WIDE_POST_HOC: INDEPENDENT | _shape(128, 512, 2048),
+    WIDE_POST_HOC: INDEPENDENT | _shape(*WIDE_WIDTHS),
     "no constraint": PAPER | {"structural_loss_coefficient": 0.0},
     "no perturbation": PAPER | {"perturbation_rate": 0.0},
     "full tree": PAPER | {"unassigned_fraction": 0.0},
@@ -184,7 +192,7 @@ def new_batch_topk(model: str, finest_l0: float, d_in: int) -> list[BatchTopKTra
         BatchTopKTrainingSAE(
             BatchTopKTrainingSAEConfig(d_in=d_in, d_sae=width, k=target, normalize_activations=normalize)
         )
-        for width, target in widths_and_targets(finest_l0)
+        for width, target in widths_and_targets(finest_l0, WIDE_WIDTHS if model == WIDE_BATCH_TOPK else None)
     ]
 
 

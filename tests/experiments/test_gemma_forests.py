@@ -6,7 +6,9 @@ import pytest
 import torch
 from sae_lens import StandardSAE, StandardSAEConfig
 
-from experiments.gemma_forests import _of_living, _stability, _trees_of
+import experiments.gemma_forests as gemma_forests
+from experiments.gemma_forests import BARS, _of_living, _stability, _trees_of, gemma_bars
+from experiments.paper_tables import Size
 from sae_lens_hsae.forest import FeatureForest
 
 WIDTHS = [2, 4]
@@ -65,3 +67,21 @@ def test_an_edge_that_is_no_copy_is_found_where_another_seed_has_it_as_a_copy():
     lost = FeatureForest([-1, -1, 1, 1, 0], [2, 3])
     found = _stability([(stack(0.75), forest, none), (stack(0.85), lost, none)])
     assert found["without copies"] == (1 / 2 + 1 / 2) / 2  # of two edges each has one that the other has
+
+
+def test_a_bar_takes_away_the_edges_below_it(tmp_path, monkeypatch):
+    """Of four children under one parent one is as similar to it as each bar allows, and a little more."""
+    x = torch.zeros(1000, 6)
+    x[:100, 0] = 1  # the parent, so that twice its frequency is 0.2
+    for child, similarity in zip(range(2, 6), BARS, strict=True):
+        n_with_parent = round((similarity + 0.2 + 0.05) * 20)
+        x[:n_with_parent, child] = x[100 : 120 - n_with_parent, child] = 1
+    saes = [sae_of(torch.eye(6)[:2]), sae_of(torch.eye(6)[2:])]
+    for sae in saes:
+        sae.W_enc.data, sae.b_enc.data = sae.W_dec.data.T.clone(), torch.zeros(len(sae.W_dec))
+    monkeypatch.setattr(gemma_forests, "SHAPES", {})
+    monkeypatch.setattr(gemma_forests, "stack_with_parents", lambda *_: (saes, None))
+    rows = gemma_bars(lambda *_: x, tmp_path, Size(seeds=1, held_out=1000), layer=9)
+    assert [row["bar"] for row in rows] == list(BARS)
+    assert [row["edges"] for row in rows] == [4, 3, 2, 1]
+    assert [row["features in trees of 3 concepts"] for row in rows] == [5 / 6, 4 / 6, 3 / 6, 0]
