@@ -1,5 +1,8 @@
 """Gemma Scope's SAEs of growing width at one hook point as a forest: no training, parents by the paper's rule.
 
+On Gemma 3 270M a reader found most edges by that rule unrelated. The package's own rule reads activations and is truer:
+`from_saes(saes, activations=batches)`, in batches (tokens, d_in) of the hook point.
+
 Run it with `python examples/gemma_scope.py`; the SAEs come from the Hugging Face hub. The same three lines serve any
 pretrained SAEs of growing width that read the same activations. `evaluate_forest(saes, forest, activations)` measures
 what comes out, and docs/explorer.md tells how to look at it.

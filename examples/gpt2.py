@@ -1,4 +1,4 @@
-"""HSAE on GPT-2 small: the residual stream after block 8, four levels of 1k to 8k features.
+"""HSAE on GPT-2 small: the residual stream after block 8, three levels of 512 to 8,192 features.
 
 Run it with `python examples/gpt2.py`; the model and the text come from the Hugging Face hub. It takes the demo's path:
 train with SAELens' runner, save, load, measure, and print a few trees.
@@ -20,8 +20,8 @@ def config() -> LanguageModelSAERunnerConfig[Any]:
     return LanguageModelSAERunnerConfig(
         sae=HierarchicalTrainingSAEConfig(
             d_in=768,
-            d_sae=15_360,
-            level_widths=[1024, 2048, 4096, 8192],
+            d_sae=10_752,
+            level_widths=[512, 2048, 8192],
             target_l0=32,
         ),
         model_name="gpt2",

@@ -26,7 +26,7 @@ from experiments.planted.shared_truth import reproduce_shared
 from experiments.planted_tables import SETTINGS, reproduce_planted
 from experiments.pushes import reproduce_pushes
 from experiments.readability import drawn_trees, readability
-from experiments.shared_edges import edges_to_read, rivals_to_read
+from experiments.shared_edges import edges_to_read, rivals_to_read, wide_rivals_to_read
 from experiments.shift import reproduce_shift
 from experiments.steering import STRENGTHS, reproduce_steering
 from experiments.tables import (
@@ -45,7 +45,8 @@ from sae_lens_hsae.storage.whole_files import file_written_whole
 QUICK_GLOSSES = 2_000
 OF_GEMMA = (
     *("in-the-model", "pushes", "circuits", "steering", "shift"),
-    *("gemma-forests", "gemma-widths", "gemma-bars", "gemma-probes", "gemma-edges", "gemma-edges-of-rivals"),
+    *("gemma-forests", "gemma-widths", "gemma-bars", "gemma-probes"),
+    *("gemma-edges", "gemma-edges-of-rivals", "gemma-edges-of-wide-rivals"),
 )
 OF_PLANTED = {
     "planted-bars": reproduce_bars,
@@ -79,6 +80,7 @@ ABOUT = {
     "gemma-bars": "how clear a parent must be: trees, copies and edges that another seed has, under several bars",
     "gemma-edges": "for a reader: edges that another seed has and others, shuffled",
     "gemma-edges-of-rivals": "for a reader: edges of HSAE and of independent SAEs, shuffled",
+    "gemma-edges-of-wide-rivals": "the same with levels that grow by four, every seed",
     "gemma-probes": "Tree SAE's hierarchy score",
     "in-the-model": "the cross-entropy that levels recover",
     "pushes": "what steering changes on and off target, coarse against fine",
@@ -103,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m experiments",
         description="Train and measure what a table compares. Finished models and cells are kept in the output folder, "
         "and a later call does the rest.",
-        epilog="\n".join(["tables:", *(f"  {name:21} {about}" for name, about in ABOUT.items())]),
+        epilog="\n".join(["tables:", *(f"  {name:26} {about}" for name, about in ABOUT.items())]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("table", choices=ABOUT, metavar="table", help="which, see below")
@@ -200,6 +202,7 @@ def _of_gemma(chosen: argparse.Namespace, activations: GemmaActivations, size: S
         "gemma-probes": gemma_probes,
         "gemma-edges": edges_to_read,
         "gemma-edges-of-rivals": rivals_to_read,
+        "gemma-edges-of-wide-rivals": wide_rivals_to_read,
         "in-the-model": reproduce_in_the_model,
         "pushes": reproduce_pushes,
     }

@@ -50,14 +50,16 @@ def _language_model(
 
 
 LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
-    "gpt2": _language_model("gpt2", 8, 768, [1024, 2048, 4096, 8192], 256, 32),
+    "gpt2": _language_model("gpt2", 8, 768, [512, 2048, 8192], 256, 32),
     **{
-        f"gemma-2-2b-layer-{layer}": _language_model("gemma-2-2b", layer, 2304, [2048, 4096, 8192, 16384], 1024, 50)
+        f"gemma-2-2b-layer-{layer}": _language_model("gemma-2-2b", layer, 2304, [1024, 4096, 16384], 1024, 50)
         for layer in (6, 13, 20)
     },
-    "qwen3-4b-layer-18": _language_model("Qwen/Qwen3-4B", 18, 2560, [2048, 4096, 8192, 16384], 1024, 50),
+    "qwen3-4b-layer-18": _language_model("Qwen/Qwen3-4B", 18, 2560, [1024, 4096, 16384], 1024, 50),
 }
-"""Flags of ``hsae train`` for gpt2 and the paper's models. L̂0, widths and hook of Qwen follow Gemma's.
+"""Flags of ``hsae train`` for gpt2 and the paper's models, with levels that grow by four; the paper's double.
+
+L̂0, widths and hook of Qwen follow Gemma's.
 
 The learning rate warms up over the first tenth of the steps, unless ``lr_warm_up_steps`` is given.
 """

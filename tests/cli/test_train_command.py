@@ -101,8 +101,8 @@ def test_language_models_presets_are_whole_configs(name):
     [
         (["--config", "null.yaml"], "outlier_limit", None),
         (["--outlier_limit", "2.5"], "outlier_limit", 2.5),
-        (["--target_l0", "8", "16", "24", "32"], "target_l0", [8, 16, 24, 32]),
-        (["--target_l0=[8, 16, 24, 32]"], "target_l0", [8, 16, 24, 32]),
+        (["--target_l0", "8", "16", "32"], "target_l0", [8, 16, 32]),
+        (["--target_l0=[8, 16, 32]"], "target_l0", [8, 16, 32]),
         (["--target_l0", "16.5"], "target_l0", 16.5),
         (["--seqpos_slice", "4", "None"], "seqpos_slice", (4, None)),
         (["--seqpos_slice=[4, null, 2]"], "seqpos_slice", (4, None, 2)),
@@ -161,7 +161,7 @@ def test_a_dry_run_fits_a_screen_and_says_what_is_hardly_meant(tmp_path, capsys)
     cli.main([*call, "--preset", "paper", "--training_tokens", "30000000"])
     said = capsys.readouterr().out
     assert "Warning" not in said
-    shown = "gpt2, blocks.8.hook_resid_post", "29,296 steps", "1,024, 2,048, 4,096, 8,192 features", "ρ 0.01, r 0.05"
+    shown = "gpt2, blocks.8.hook_resid_post", "29,296 steps", "512, 2,048, 8,192 features", "ρ 0.01, r 0.05"
     assert all(value in said for value in shown)
     (tmp_path / "my.txt").write_text("four letters " * 400)
     flags = ["--training_tokens=102400", "--lr_warm_up_steps=101", "--n_batches_in_buffer=401"]
@@ -229,9 +229,9 @@ def test_language_models_presets_warm_up_over_a_tenth_of_the_steps(given):
 def test_a_dry_run_says_what_it_would_do(capsys):
     cli.main(["train", "--preset", "gpt2", "--training_tokens", "1024000", "--dry-run", "--json"])
     printed = json.loads(capsys.readouterr().out)
-    assert printed["config"]["sae"]["level_widths"] == [1024, 2048, 4096, 8192]
+    assert printed["config"]["sae"]["level_widths"] == [512, 2048, 8192]
     assert printed["estimate"]["steps"] == 1000
-    assert printed["estimate"]["sae_teraflop"] == pytest.approx(6 * 2 * 768 * 15360 * 1024000 / 1e12)
+    assert printed["estimate"]["sae_teraflop"] == pytest.approx(6 * 2 * 768 * 10752 * 1024000 / 1e12)
 
 
 def test_the_estimate_counts_what_there_is(tmp_path):
