@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from experiments.gemma_stream import GemmaActivations, gemma_store, hook_of
-from experiments.models import HSAE, MATRYOSHKA, SAELENS_BATCH_TOPK, SHAPES, stack_of
+from experiments.models import HSAE, MATRYOSHKA, SAELENS_BATCH_TOPK, SHAPES, WIDE_BATCH_TOPK, stack_of
 from experiments.paper_tables import Size, Stream, n_tokens, trained
 from experiments.probe_score import probe_score
 from experiments.readability import measures, wordnet_of_debian
@@ -100,14 +100,14 @@ def gemma_widths(
 def gemma_bars(
     activations: GemmaActivations, folder: Path, size: Size, layer: int, finest_l0: float = 16.0
 ) -> list[dict[str, Any]]:
-    """One row per shape of the levels and bar: the forest of the same levels, made again with that bar.
+    """One row per model and bar: the forest of the same levels, made again with that bar.
 
     Means over the seeds, as of `gemma_forests`.
     """
     everything = activations(layer, n_tokens(size))
     counted, x = everything[:COUNTED_ON].split(4096), everything[-size.held_out :]
     rows = []
-    for model in (HSAE, *SHAPES):
+    for model in (HSAE, POST_HOC, SAELENS_BATCH_TOPK, *SHAPES, WIDE_BATCH_TOPK):
         streams = [Stream(layer, finest_l0, seed) for seed in range(size.seeds)]
         found = [stack_with_parents(model, stream, activations, size, folder)[0] for stream in streams]
         fires = [_fires(saes, x) for saes in found]
