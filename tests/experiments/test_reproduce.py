@@ -15,7 +15,19 @@ import torch
 from experiments import circuits, command, l0_control, meaning, models, paper_tables, planted_tables, steering
 from experiments.command import ABOUT, L0_OF, OF_A_RUN, OF_GEMMA, OF_PLANTED
 from experiments.gemma_stream import GemmaActivations
-from experiments.models import HSAE, IDEAS, MATRYOSHKA, MODELS, SAELENS_BATCH_TOPK, SHAPES, WIDE_POST_HOC, new_sae
+from experiments.models import (
+    HSAE,
+    IDEAS,
+    MATRYOSHKA,
+    MODELS,
+    SAELENS_BATCH_TOPK,
+    SHAPES,
+    WIDE_BATCH_TOPK,
+    WIDE_FAMILIES,
+    WIDE_POST_HOC,
+    new_batch_topk,
+    new_sae,
+)
 from experiments.paper_tables import TABLES, Size, Stream, Table, measure, reproduce, reproduce_sinks
 from experiments.planted import copies, training, trees
 from experiments.planted.trees import STANDARD
@@ -46,7 +58,7 @@ def activations(layer, n_tokens):
     return x * (4 / x.norm(dim=1).mean())
 
 
-@pytest.mark.parametrize("model", sorted(MODELS.keys() - OF_OTHER_WIDTHS))
+@pytest.mark.parametrize("model", sorted(MODELS.keys() - OF_OTHER_WIDTHS - {WIDE_BATCH_TOPK}))
 def test_every_model_trains_and_is_measured(model, tmp_path):
     result = measure(model, Stream(3, 3, 0), activations, Size(steps=110, held_out=500), tmp_path)
     assert [level["width"] for level in result["levels"]] == [20, 30, 45]
@@ -61,6 +73,12 @@ def test_shapes_have_the_finest_target_of_the_others(model):
     cfg: Any = new_sae(model, 16, 8).cfg
     assert cfg.level_widths == MODELS[model]["level_widths"]
     assert cfg.target_l0_per_level[0] < cfg.target_l0_per_level[-1] == 16
+
+
+def test_saelens_batch_topk_has_widths_and_targets_of_the_wide_families():
+    wide: Any = new_sae(WIDE_FAMILIES, 16, 8).cfg
+    rivals = [sae.cfg for sae in new_batch_topk(WIDE_BATCH_TOPK, 16, 8)]
+    assert [(cfg.d_sae, cfg.k) for cfg in rivals] == list(zip(wide.level_widths, wide.target_l0, strict=True))
 
 
 def test_finished_cells_are_kept_and_only_missing_ones_trained(tmp_path, monkeypatch):
