@@ -170,10 +170,10 @@ def test_a_dry_run_fits_a_screen_and_says_what_is_hardly_meant(tmp_path, capsys)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) < 24
     for wanted in (
-        "before its first forest (--hierarchy_first_update=300)",
-        "--lr_warm_up_steps=101",
-        "--n_batches_in_buffer=401 has it read 102,656 tokens",
-        "--n_batches_for_norm_estimate=101 has it read 103,424 tokens",
+        "before its first forest (hierarchy_first_update=300)",
+        "lr_warm_up_steps=101",
+        "n_batches_in_buffer=401 has it read 102,656 tokens",
+        "n_batches_for_norm_estimate=101 has it read 103,424 tokens",
         "the text has about 1,300 tokens, so each is read about 78.8 times",
     ):
         [line] = [line for line in lines if line.startswith("Warning: ") and wanted in line]
@@ -280,33 +280,33 @@ WRONG_CALLS = [
     (["--minimum_similarity", "high"], "--minimum_similarity cannot be 'high'; hsae train --help-all"),
     (["--variance_floor", "high"], "variance_floor cannot be 'high'; hsae train --help-all"),
     (["4"], "belongs to no flag"),
-    (["--text", "a.txt", "--dataset_path", "b"], "--text='a.txt' and --dataset_path='b': give one"),
-    (["--preset", "big"], "--preset='big': choose one of paper"),
+    (["--text", "a.txt", "--dataset_path", "b"], "text='a.txt' and dataset_path='b': give one"),
+    (["--preset", "big"], "preset='big': choose one of paper"),
 ]
 WRONG_VALUES = [
     (["--level_widths", "8", "4"], "not strictly increasing"),
-    ([*GPT2, "--text", "no.txt"], "--text='no.txt' does not exist"),
-    ([*GPT2, "--text", "body.jsonl", "--dry-run"], "no text under --column='text'; it has body"),
-    ([*GPT2, "--column", "body"], "--column='body' is only for a text of JSON lines; .*rename the data set's column"),
-    ([*GPT2, "--column", "body", "--text", "my.txt"], "--column='body' is only for a text of JSON lines"),
-    ([*GPT2, "--text", "short.txt", "--dry-run"], "'short.txt' holds 9 characters, too few for --context_size=256"),
-    (["--config", "missing.yaml"], "--config='missing.yaml' does not exist, seen from '/"),
+    ([*GPT2, "--text", "no.txt"], "text='no.txt' does not exist"),
+    ([*GPT2, "--text", "body.jsonl", "--dry-run"], "no text under column='text'; it has body"),
+    ([*GPT2, "--column", "body"], "column='body' is only for a text of JSON lines; .*rename the data set's column"),
+    ([*GPT2, "--column", "body", "--text", "my.txt"], "column='body' is only for a text of JSON lines"),
+    ([*GPT2, "--text", "short.txt", "--dry-run"], "'short.txt' holds 9 characters, too few for context_size=256"),
+    (["--config", "missing.yaml"], "config='missing.yaml' does not exist, seen from '/"),
     (["--config", "binary.yaml"], "'binary.yaml' is no text in UTF-8"),
-    ([*GPT2, "--training_tokens", "0"], "--training_tokens=0 is less than one step of --train_batch_size_tokens"),
+    ([*GPT2, "--training_tokens", "0"], "training_tokens=0 is less than one step of train_batch_size_tokens"),
     ([*GPT2, "--training_tokens", "0", "--dry-run"], "training_tokens=0 is less than"),
-    ([*GPT2, "--train_batch_size_tokens", "0"], "--train_batch_size_tokens=0 must be at least 1"),
-    ([*GPT2, "--context_size", "0"], "--context_size=0 must be at least 1"),
-    ([*GPT2, "--wandb_log_frequency", "0"], "--wandb_log_frequency=0 must be at least 1"),
-    ([*GPT2, "--store_batch_size_prompts", "0"], "--store_batch_size_prompts=0 must be at least 1"),
-    ([*GPT2, "--seed", "-1"], "--seed=-1 must be a whole number from 0 to 4294967295"),
-    ([*GPT2, "--n_batches_in_buffer=3", "--dry-run"], "buffer of 768 .*--train_batch_size_tokens=1024; raise .* 4, or"),
-    ([*GPT2, "--dtype=bfloat16", "--dry-run"], "--dtype='bfloat16' is .* trained in float32: give --autocast True .*"),
-    ([*TOPK, "--dtype=float16"], "--dtype='float16' is the type of cached activations alone.* or --sae.dtype float16"),
-    ([*GPT2, "--n_checkpoints", "-1"], "--n_checkpoints=-1 must be at least 0"),
+    ([*GPT2, "--train_batch_size_tokens", "0"], "train_batch_size_tokens=0 must be at least 1"),
+    ([*GPT2, "--context_size", "0"], "context_size=0 must be at least 1"),
+    ([*GPT2, "--wandb_log_frequency", "0"], "wandb_log_frequency=0 must be at least 1"),
+    ([*GPT2, "--store_batch_size_prompts", "0"], "store_batch_size_prompts=0 must be at least 1"),
+    ([*GPT2, "--seed", "-1"], "seed=-1 must be a whole number from 0 to 4294967295"),
+    ([*GPT2, "--n_batches_in_buffer=3", "--dry-run"], "buffer of 768 .*train_batch_size_tokens=1024; raise .* 4, or"),
+    ([*GPT2, "--dtype=bfloat16", "--dry-run"], "dtype='bfloat16' is .* trained in float32: give --autocast True .*"),
+    ([*TOPK, "--dtype=float16"], "dtype='float16' is the type of cached activations alone.* or --sae.dtype float16"),
+    ([*GPT2, "--n_checkpoints", "-1"], "n_checkpoints=-1 must be at least 0"),
     ([*GPT2, "--seqpos_slice", "300", "None"], "leaves none of .*context_size=256 positions"),
-    ([*GPT2, "--lr", "-1"], "--lr=-1.0 must be at least 0"),
-    ([*GPT2, "--device", "nowhere"], "--device='nowhere' cannot be used here"),
-    ([*TO_PROC, *WIDTHS], "--output_path='/proc/mine': '/proc' cannot be written to; give another path"),
+    ([*GPT2, "--lr", "-1"], "lr=-1.0 must be at least 0"),
+    ([*GPT2, "--device", "nowhere"], "device='nowhere' cannot be used here"),
+    ([*TO_PROC, *WIDTHS], "output_path='/proc/mine': '/proc' cannot be written to; give another path"),
     ([*TO_PROC, "--architecture=topk", "--k=2", "--d_sae=8"], "'/proc' cannot be written to; give another path"),
     (["--config", "list.yaml"], "must map names of flags to values"),
     (["--config", "broken.yaml"], "neither YAML nor JSON"),
@@ -440,7 +440,7 @@ def test_a_worse_evaluation_replaces_no_better_one(evaluating, tmp_path):
     saved, own = tmp_path / "out" / "evaluation.json", tmp_path / "own.json"
     cli.main([*evaluating, "192"])
     before = saved.read_bytes()
-    with pytest.raises(SystemExit, match=r"--n-tokens=10, but .*evaluation\.json was measured on 192.*--output"):
+    with pytest.raises(SystemExit, match=r"n_tokens=10, but .*evaluation\.json was measured on 192.*--output"):
         cli.main([*evaluating, "10"])
     cli.main([*evaluating, "10", "--output", str(own)])
     assert saved.read_bytes() == before

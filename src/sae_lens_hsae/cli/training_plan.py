@@ -10,7 +10,6 @@ import torch
 from datasets import Dataset
 from sae_lens.util import str_to_dtype
 
-from sae_lens_hsae.cli.flag_names import in_flags
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.sae.recent_firing import MOST_PACKED, tokens_kept
 
@@ -88,7 +87,7 @@ def warnings_of(cfg: Any, rows: Dataset | None = None) -> list[str]:
                 f"the text has about {n_tokens:,} tokens, so each is read about {cfg.training_tokens / n_tokens:,.1f} "
                 "times; measurements afterwards read what was trained on"
             )
-    return [in_flags(warning, "train") for warning in found]
+    return found
 
 
 def plan_text(cfg: Any, estimate: Mapping[str, float], warnings: list[str]) -> str:
