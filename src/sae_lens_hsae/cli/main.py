@@ -104,7 +104,7 @@ def _run(chosen: argparse.Namespace) -> Outcome | None:
         demo(chosen.model)
         return None
     if chosen.command == "train" and EVERY_FLAG in chosen.further:
-        print_every_flag(chosen.further)
+        print_every_flag()
     if hasattr(chosen, "device"):
         check_device(chosen.device)
     output = output_file(chosen)
