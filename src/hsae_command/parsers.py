@@ -193,8 +193,7 @@ def _steer(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--negative", type=at_home, required=True, help="the opposite, or without it, in the same form")
     parser.add_argument("--prompt", required=True, help="what the model goes on from")
-    methods = ("sta", "spare", "srps", "sae-rsv", "means")
-    parser.add_argument("--method", choices=methods, default="sta", help="selects features")
+    parser.add_argument("--method", choices=("sta", "means"), default="sta", help="selects features")
     parser.add_argument("--level", type=int, default=-1, help="of the features; -1 is the finest")
     parser.add_argument(
         "--descend", action="store_true", help="from the coarsest level down, only into children of what was selected"

@@ -69,7 +69,7 @@ def unknown_flag(names: Iterable[str]) -> str | None:
 
 @cache
 def _known() -> frozenset[str]:
-    """Every flag of ours, and of any architecture of SAELens.
+    """Every flag of ours, and of any architecture of SAELens, so that another one is refused by its name.
 
     Importing the configs takes seconds, so their fields are read from their files.
     """
@@ -134,8 +134,8 @@ def help_parser() -> argparse.ArgumentParser:
         description=f"{SUBCOMMANDS['train'][0].upper()}{SUBCOMMANDS['train'][1:]}. Presets come first, then files, "
         "then the other flags; the last one that sets a flag wins.",
         epilog="Every field of SAELens' LanguageModelSAERunnerConfig and of HierarchicalTrainingSAEConfig is a flag; "
-        f"hsae train {EVERY_FLAG} lists them. --architecture is hsae unless you say otherwise, --d_sae the sum of the "
-        'level widths. Lists are written --level_widths 128 256 or "--level_widths=[128, 256]".',
+        f"hsae train {EVERY_FLAG} lists them. --d_sae is the sum of the level widths unless you say otherwise. "
+        'Lists are written --level_widths 128 256 or "--level_widths=[128, 256]".',
     )
     parser.add_argument(EVERY_FLAG, action="store_true", help="list every flag and stop")
     usual = parser.add_argument_group("what most runs set")

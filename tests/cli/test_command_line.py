@@ -185,7 +185,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_the_work(monkeypat
     """What a command writes there without ``--output``."""
     call = [command, "/proc/self", *NEEDED.get(command, [])]
     monkeypatch.setitem(cli.COMMANDS, command, lambda _: pytest.fail("it began"))
-    with pytest.raises(SystemExit, match=r"--output='/proc/self/.*' cannot be written to; give another path"):
+    with pytest.raises(SystemExit, match=r"output='/proc/self/.*' cannot be written to; give another path"):
         cli.main(call)
     if "--model" in call:
         monkeypatch.setitem(cli.COMMANDS, command, lambda _: Outcome("an estimate writes nothing", {}))
@@ -334,9 +334,9 @@ def test_contrast_says_so_where_nothing_is_clear(saved, capsys):
     [
         (["{0}/out", "{0}/none.txt", "{0}/b.txt"], "none.txt"),
         (["{0}/out", "{0}/few.txt", "{0}/b.txt"], "few.txt' holds 1 texts, one a line; give at least 8"),
-        (["{0}/out", "{0}/a.txt", "{0}/b.txt", "--alpha", "2"], "--alpha=2.0 must lie between 0 and 1"),
-        (["{0}/out", "{0}/a.txt", "{0}/b.txt", "--max-tokens", "0"], "--max-tokens=0 must be at least 2"),
-        (["{0}/out", "{0}/a.txt", "{0}/b.txt", "--top", "0"], "--top=0 must be at least 1"),
+        (["{0}/out", "{0}/a.txt", "{0}/b.txt", "--alpha", "2"], "alpha=2.0 must lie between 0 and 1"),
+        (["{0}/out", "{0}/a.txt", "{0}/b.txt", "--max-tokens", "0"], "max_tokens=0 must be at least 2"),
+        (["{0}/out", "{0}/a.txt", "{0}/b.txt", "--top", "0"], "top=0 must be at least 1"),
         (["{0}/nothing", "{0}/a.txt", "{0}/b.txt"], "no saved SAE"),
     ],
 )

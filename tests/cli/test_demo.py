@@ -1,7 +1,6 @@
 """The demo on the real model, shortened; and what it prints."""
 
 import re
-from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
 from urllib.parse import urlparse
@@ -94,22 +93,11 @@ def test_without_the_models_package_the_remedy_is_named(monkeypatch):
         demo.minilm_folder()
 
 
-@pytest.mark.parametrize(
-    ("flags", "runner", "options"),
-    [
-        ("--architecture jumprelu --d_sae 12", "LanguageModelSAETrainingRunner", {"override_model": "a model"}),
-        (
-            "--level_widths 4 8 --target_l0 2 --max_bad_batches 3 --keep_checkpoints 2",
-            "HierarchicalSAETrainingRunner",
-            {"max_bad_batches": 3, "keep_checkpoints": 2, "rank_timeout": 600.0},
-        ),
-    ],
-)
-def test_the_command_line_trains_each_architecture_with_its_runner(flags, runner, options):
-    model = mock.patch.object(train_command, "model_of_run", return_value=nullcontext("a model"))
-    with model, mock.patch.object(train_command, runner) as started:
-        flags = f"{flags} --train_batch_size_tokens 1024 --d_in 8 --resume_from_checkpoint auto"
-        cli.main(["train", *flags.split()])
+def test_the_command_line_trains_with_our_runner():
+    flags = "--level_widths 4 8 --target_l0 2 --max_bad_batches 3 --keep_checkpoints 2 --train_batch_size_tokens 1024"
+    with mock.patch.object(train_command, "HierarchicalSAETrainingRunner") as started:
+        cli.main(["train", *flags.split(), "--d_in", "8", "--resume_from_checkpoint", "auto"])
     assert started.call_args.args[0].resume_from_checkpoint == "auto"
+    options = {"max_bad_batches": 3, "keep_checkpoints": 2, "rank_timeout": 600.0}
     assert started.call_args.kwargs == {"override_dataset": None, **options}
     started.return_value.run.assert_called_once_with()

@@ -77,11 +77,11 @@ def test_the_command_goes_from_a_saved_sae_to_its_page(saved, tmp_path, capsys):
 
     (tmp_path / "text.txt").write_text("The cat sat on the mat. " * 20)
     named = ["explore", str(saved), "--text", str(tmp_path / "text.txt")]
-    with pytest.raises(SystemExit, match=r"--text='.*text\.txt': .* already holds what was collected.*--renew"):
+    with pytest.raises(SystemExit, match=r"text='.*text\.txt': .* already holds what was collected.*--renew"):
         cli.main(named)
-    with pytest.raises(SystemExit, match=r"--n-tokens=9: .* already holds what was collected on \d+ tokens"):
+    with pytest.raises(SystemExit, match=r"n_tokens=9: .* already holds what was collected on \d+ tokens"):
         cli.main(["explore", str(saved), "--n-tokens", "9"])
-    with pytest.raises(SystemExit, match=r"--n-tokens=0 must be at least 1"):
+    with pytest.raises(SystemExit, match=r"n_tokens=0 must be at least 1"):
         cli.main(["explore", str(saved), "--n-tokens", "0", "--renew"])
     cli.main([*named, "--renew"])
     words = set(blocks_of(page)["vocabulary"][0]["plain"]["tokens"])
@@ -105,10 +105,10 @@ def written(name: str, text: str) -> Any:
         (written("labels.json", '{"2/99": "x"}'), "feature 99 is not in level 2, which has 20 features"),
         (written("text.txt", "too short"), "holds too little: 2 of 16 tokens that fill a context"),
         (data_set(text=["short"]), "holds too little: 1 of 16"),
-        (data_set(prose=["x"], n=[1]), "--column='text' holds neither text nor token ids in --dataset="),
+        (data_set(prose=["x"], n=[1]), "column='text' holds neither text nor token ids in dataset="),
         (
             lambda folder: DatasetDict({"test": Dataset.from_dict({"text": ["x"]})}).save_to_disk(folder / "dataset"),
-            "--split='train' is not in --dataset=",
+            "split='train' is not in dataset=",
         ),
         (lambda folder: (folder / "dataset").mkdir(), "dataset"),
     ],
@@ -126,8 +126,8 @@ def test_the_command_says_what_is_wrong(saved, change, message):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--text", "my.jsonl", "--split", "test"], "--split='test' is for a data set, but .*--text='my.jsonl'"),
-        (["--text", "my.txt", "--column", "prose"], r"--column='prose' is for a data set or .jsonl, but .*my.txt"),
+        (["--text", "my.jsonl", "--split", "test"], "split='test' is for a data set, but .*text='my.jsonl'"),
+        (["--text", "my.txt", "--column", "prose"], r"column='prose' is for a data set or .jsonl, but .*my.txt"),
         (["--column", "prose"], "what is read is definitions of the English dictionary"),
     ],
 )
@@ -195,7 +195,7 @@ def test_other_trainings_are_loaded_where_the_sae_is(causal, monkeypatch):
 def test_another_training_that_cannot_be_compared_is_refused_before_anything_is_read(causal, gpt2, other, message):
     sae_at(**{"hook": "transformer.h.0", "model": gpt2, **CUT, **other}).save_inference_model(causal / "other")
     named = ["explore", str(causal / "causal"), "--text", str(causal / "words.txt")]
-    with pytest.raises(SystemExit, match=rf"--other-seed: '.*other' {message}"):
+    with pytest.raises(SystemExit, match=rf"other_seeds: '.*other' {message}"):
         cli.main([*named, "--other-seed", str(causal / "other")])
     assert not (causal / "causal" / "dashboards").exists()
 

@@ -38,8 +38,8 @@ def arguments(saved: Path, *more: str) -> list[str]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_command_does_what_the_functions_do(saved, method, capsys):
-    # In so small a forest the stricter selectors find nothing below the one root that they choose.
-    descends = method in ("srps", "means")
+    # In so small a forest the stricter selector finds nothing below the one root that it chooses.
+    descends = method == "means"
     level = 1 if descends else 2
     further = ["--level", str(level), *(["--descend"] if descends else [])]
     cli.main(arguments(saved, "--method", method, "--strength", "30", "--json", *further))
@@ -103,9 +103,9 @@ def test_what_is_written_is_the_likeliest_or_drawn_by_the_seed(saved):
     [
         (["--strength", "0"], "strength=0.0 must be a finite number other than 0"),
         (["--strength", "nan"], "strength=nan must be"),
-        (["--level", "3"], "hsae steer: --level=3: level 3 does not exist; choose one from 0 to 2"),
-        (["--prompt", " "], "--prompt=' ' is empty"),
-        (["--n-tokens", "0"], "--n-tokens=0 must be at least 1"),
+        (["--level", "3"], "hsae steer: level=3: level 3 does not exist; choose one from 0 to 2"),
+        (["--prompt", " "], "prompt=' ' is empty"),
+        (["--n-tokens", "0"], "n_tokens=0 must be at least 1"),
         (["--temperature", "-1"], "temperature=-1.0 must be 0 or more"),
         (["--negative", "{}/turned.txt"], "hold the same texts, so there is no contrast"),
         (["--negative", "{}/none.txt"], "none.txt"),
@@ -123,6 +123,6 @@ def test_bad_input_is_refused_before_the_model_is_loaded(saved, more, message, m
 
 @pytest.mark.parametrize("n_words", [CONTEXT - 1, 3 * CONTEXT])
 def test_a_prompt_longer_than_the_model_takes_is_refused(saved, n_words):
-    message = f"--n-tokens=5 after {n_words + 1} tokens is more than the model takes, {CONTEXT}"
+    message = f"n_tokens=5 after {n_words + 1} tokens is more than the model takes, {CONTEXT}"
     with pytest.raises(SystemExit, match=message):
         cli.main(arguments(saved, "--prompt", "w1 " * n_words))

@@ -242,9 +242,8 @@ def test_a_sweep_runs_again_what_its_files_have_changed(tmp_path, monkeypatch):
         run_sweep(SWEEPS[0], tmp_path / "out", seeds=1, runs=1, further=[*further, "--dry-run"])
     topk = tmp_path / "topk.yaml"
     topk.write_text("{command: [hsae, train, '${args}'], parameters: {lr: {values: [0.1]}}}")
-    words = ["--architecture=topk", "--k=2", "--d_in=4", "--d_sae=8", "--training_tokens=9999", "--context_size=256"]
-    with pytest.raises(ValueError, match="architecture='topk' has no forest to sweep by"):
-        run_sweep(topk, tmp_path / "out", seeds=1, further=words)
+    with pytest.raises(ValueError, match="architecture='topk': hsae train is for 'hsae' alone"):
+        run_sweep(topk, tmp_path / "out", seeds=1, further=["--architecture=topk"])
 
 
 def _evaluation():

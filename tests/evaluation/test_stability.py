@@ -8,42 +8,13 @@ import pytest
 import torch
 from hierarchy_reference import jumprelu
 
-from sae_lens_hsae.evaluation import edge_agreement, seed_stability, shared_edges, stability
-from sae_lens_hsae.evaluation.stability import match_decoders
+from sae_lens_hsae.evaluation import seed_stability, shared_edges, stability
+from sae_lens_hsae.evaluation.stability import EdgeAgreement, match_decoders
 from sae_lens_hsae.forest import FeatureForest
 
 WIDTHS = (3, 6, 7)
 #                                   children of level 1   children of level 2
 FOREST = FeatureForest([-1, -1, -1, 0, 0, 1, 1, 2, -1, 3, 3, 4, 5, 5, -1, -1], WIDTHS)
-
-
-class TestSameFeatures:
-    def test_by_hand(self):
-        # At the first boundary one child moves, one is lost and one is new; at the second all are lost.
-        other = FeatureForest([-1, -1, -1, 0, 1, 1, 1, -1, 2, *[-1] * 7], WIDTHS)
-        upper, lower = edge_agreement(FOREST, other)
-        assert (upper.parent_level, upper.n_edges, upper.n_other_edges) == (0, 5, 5)
-        assert (upper.n_common, upper.n_children_in_both) == (3, 4)
-        assert (upper.kept, upper.same_parent) == (3 / 5, 3 / 4)
-        # Parents have 2, 2, 1 children in the one forest, 1, 3, 1 in the other, of six.
-        chance = (2 * 1 + 2 * 3 + 1 * 1) / 6 / 5
-        assert upper.kept_adjusted == pytest.approx((3 / 5 - chance) / (1 - chance))
-        # Of the four children with a parent in both, 2, 2, 0 and 1, 3, 0.
-        chance = (2 * 1 + 2 * 3) / 16
-        assert upper.same_parent_adjusted == pytest.approx((3 / 4 - chance) / (1 - chance))
-        assert (lower.n_edges, lower.n_other_edges, lower.kept, lower.kept_adjusted) == (5, 0, 0, 0)
-        assert math.isnan(lower.same_parent)
-        assert math.isnan(lower.same_parent_adjusted)
-
-    def test_one_parent_for_all_is_no_agreement(self):
-        forest = FeatureForest([-1, 0, 0, 0], (1, 3))
-        (boundary,) = edge_agreement(forest, forest)
-        assert boundary.kept == 1
-        assert math.isnan(boundary.kept_adjusted)
-
-    def test_other_features(self):
-        with pytest.raises(ValueError, match=r"level_widths \[3, 6, 7\] and \[3, 6\].*use seed_stability\(\)"):
-            edge_agreement(FOREST, FeatureForest([-1] * 9, (3, 6)))
 
 
 def stack(directions: list[torch.Tensor]) -> list[Any]:
@@ -69,6 +40,32 @@ def shuffled(directions: list[torch.Tensor], forest: FeatureForest, seed: int) -
     return stack(rows), FeatureForest(parents, forest.level_widths)
 
 
+def agreement(forest: FeatureForest, other: FeatureForest) -> tuple[EdgeAgreement, ...]:
+    """Of two forests over the same features."""
+    features = stack(list(torch.eye(forest.n_features).split(forest.level_widths)))
+    return seed_stability(features, forest, features, other).boundaries
+
+
+class TestSameFeatures:
+    def test_by_hand(self):
+        # At the first boundary one child moves, one is lost and one is new; at the second all are lost.
+        other = FeatureForest([-1, -1, -1, 0, 1, 1, 1, -1, 2, *[-1] * 7], WIDTHS)
+        upper, lower = agreement(FOREST, other)
+        assert (upper.parent_level, upper.n_edges, upper.n_other_edges) == (0, 5, 5)
+        assert (upper.n_common, upper.n_children_in_both) == (3, 4)
+        assert upper.kept == 3 / 5
+        # Parents have 2, 2, 1 children in the one forest, 1, 3, 1 in the other, of six.
+        chance = (2 * 1 + 2 * 3 + 1 * 1) / 6 / 5
+        assert upper.kept_adjusted == pytest.approx((3 / 5 - chance) / (1 - chance))
+        assert (lower.n_edges, lower.n_other_edges, lower.kept, lower.kept_adjusted) == (5, 0, 0, 0)
+
+    def test_one_parent_for_all_is_no_agreement(self):
+        forest = FeatureForest([-1, 0, 0, 0], (1, 3))
+        (boundary,) = agreement(forest, forest)
+        assert boundary.kept == 1
+        assert math.isnan(boundary.kept_adjusted)
+
+
 class TestSeeds:
     directions: ClassVar = list(torch.eye(16).split(WIDTHS))
 
@@ -77,7 +74,7 @@ class TestSeeds:
         result = seed_stability(stack(self.directions), FOREST, *shuffled(self.directions, FOREST, 0), method=method)
         assert [level.n_matched for level in result.levels] == list(WIDTHS)
         assert [level.mean_cosine for level in result.levels] == pytest.approx([1, 1, 1])
-        assert result.boundaries == edge_agreement(FOREST, FOREST)
+        assert result.boundaries == agreement(FOREST, FOREST)
 
     def test_only_edges_with_both_ends_matched_count(self):
         other = [rows.clone() for rows in self.directions]
@@ -89,7 +86,7 @@ class TestSeeds:
         upper, lower = result.boundaries
         # Matched: parents 0 and 2. Edges there (0; 3, 4), (2; 7), here (0; 3, 4, 5, 7), (2; 8).
         assert (upper.n_edges, upper.n_other_edges, upper.n_common, upper.n_children_in_both) == (3, 5, 2, 3)
-        assert (upper.kept, upper.same_parent) == (2 / 3, 2 / 3)
+        assert upper.kept == 2 / 3
         chance = (2 * 4 + 1 * 1) / 6 / 3
         assert upper.kept_adjusted == pytest.approx((2 / 3 - chance) / (1 - chance))
         # Child 9 is not matched. Left are (3; 10), (4; 11), (5; 12, 13) and (4; 10, 11), (5; 13, 14).

@@ -12,9 +12,10 @@ from experiments.french import french_documents
 from experiments.gemma_stream import GemmaActivations
 from experiments.paper_tables import Size
 from experiments.steering import Subject, over_tasks, reproduce_steering, steering_rows
+from experiments.steering_methods import METHODS
 from experiments.steering_tasks import N_WORDS, Judge, Task, chunks, split
 from sae_lens_hsae.interpret.contrast import text_activations
-from sae_lens_hsae.interpret.steering import METHODS, examples_of, steer_by
+from sae_lens_hsae.interpret.steering import examples_of, steer_by
 from sae_lens_hsae.interpret.steering.writing import continued
 
 POSITIVE = [[f"w{i} w{i + j} w3 w{4 + j}" for j in range(3)] for i in range(5, 35)]

@@ -130,7 +130,7 @@ def test_private_is_refused_where_everybody_would_see_it(tmp_path):
     with running_hub(tmp_path / "hub") as hub:
         (tmp_path / "hub" / REPOSITORY).mkdir(parents=True)
         said = push(hub, tmp_path, call)
-        assert said.startswith(f"ended: hsae push: --private=True, but {REPOSITORY} is there already and public; make ")
+        assert said.startswith(f"ended: hsae push: private=True, but {REPOSITORY} is there already and public; make ")
         assert hub.commits == []
         assert "PUT" not in [method for method, *_ in hub.requests]
         (tmp_path / "hub" / REPOSITORY).rmdir()

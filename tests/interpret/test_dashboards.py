@@ -2,9 +2,6 @@
 
 import copy
 import json
-import math
-from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,6 @@ from sae_lens_hsae import FeatureForest
 from sae_lens_hsae.interpret.feature_cache import (
     Dashboards,
     DashboardSettings,
-    clarity,
     collect_dashboards,
     fingerprint,
 )
@@ -125,31 +121,6 @@ def test_the_strongest_contexts_are_those_of_a_full_sort(sae, dashboards, everyt
         assert found == best
         for slot, context in enumerate(best, start=slots.start):
             check_window(sae, dashboards, tokens, acts, feature, slot, context, int(positions[context]))
-
-
-def test_clarity_is_the_mean_cosine_of_two_contexts(dashboards):
-    expected = []
-    for feature in range(dashboards.n_features):
-        contexts = {}
-        for slot in range(SETTINGS.n_top + SETTINGS.n_sampled):
-            number = int(dashboards.context_numbers[feature, slot])
-            if number >= 0 and number not in contexts:
-                vector = torch.zeros(VOCABULARY, dtype=torch.float64)
-                for token, act in zip(
-                    dashboards.token_ids[feature, slot], dashboards.activations[feature, slot], strict=True
-                ):
-                    if token >= 0:
-                        vector[token] += act.double()
-                contexts[number] = vector
-        pairs = list(combinations(contexts.values(), 2))
-        cosines = [torch.cosine_similarity(a, b, dim=0).item() for a, b in pairs]
-        expected.append(sum(cosines) / len(cosines) if cosines else math.nan)
-    assert sum(map(math.isfinite, expected)) > 20
-    assert clarity(dashboards).tolist() == pytest.approx(expected, nan_ok=True)
-
-    other_tokens = torch.arange(dashboards.token_ids.numel(), dtype=torch.int32).view_as(dashboards.token_ids)
-    never_the_same = clarity(replace(dashboards, token_ids=other_tokens)).nan_to_num(0)
-    assert 0 <= never_the_same.min() <= never_the_same.max() < 1e-12
 
 
 def test_attention_sinks_are_no_contexts(sae):

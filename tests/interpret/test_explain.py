@@ -298,7 +298,7 @@ def test_a_text_that_names_no_file_is_taken_as_it_is(text, recwarn):
 
 def test_no_text_costs_no_model(saved, monkeypatch):
     monkeypatch.setattr("sae_lens_hsae.cli.explain.open_labelled", lambda *_: pytest.fail("it is loaded"))
-    with pytest.raises(SystemExit, match="hsae explain: --text='' has no token"):
+    with pytest.raises(SystemExit, match="hsae explain: text='' has no token"):
         cli.main(["explain", str(saved), "--text", ""])
 
 

@@ -6,7 +6,6 @@ from hostile_page import HOSTILE, name_of
 from planted import planted_dashboards
 from small_saes import WIDTHS
 
-from sae_lens_hsae.interpret.feature_cache import clarity
 from sae_lens_hsae.interpret.labels import label_detection
 from sae_lens_hsae.interpret.page import write_page
 
@@ -20,7 +19,6 @@ def test_a_feature_shows_its_numbers(opened, hostile_sae, hostile_dashboards):
     text = opened.text()
     assert f"{hostile_dashboards.parent_given_child[child] * 100:.0f} %" in text
     assert f"{hostile_dashboards.parent_cosine[child]:.2f}" in text
-    assert f"Clarity\n{clarity(hostile_dashboards)[child]:.2f}" in text
     detection = label_detection(hostile_dashboards, HOSTILE.__getitem__)
     counts = f"on {detection.n_firing[child]} firing and {detection.n_silent[child]} silent tokens"
     assert f"Detection by tokens\n{detection.score[child]:.2f} {counts}" in text

@@ -6,7 +6,6 @@ import pytest
 from hostile_page import HOSTILE, leaf_of_all_levels, name_of
 from small_saes import WIDTHS
 
-from sae_lens_hsae.interpret.feature_cache import clarity
 from sae_lens_hsae.interpret.labels import label_detection
 
 pytestmark = pytest.mark.browser
@@ -95,7 +94,6 @@ def test_filters_keep_the_way_to_what_matches(opened, hostile_sae, hostile_dashb
     for key, heading, values, written in (
         ("number", "", [-f for f in range(forest.n_features)], lambda _: ""),
         ("", "features in its tree", [len(forest.subtree(f)) for f in range(forest.n_features)], str),
-        ("clarity", "clarity", clarity(hostile_dashboards).nan_to_num(-1).tolist(), lambda v: f"{v:.2f}"),
         ("detection", "detection by tokens", detected, lambda v: f"{v:.2f}" if v >= 0 else "–"),
         (
             "frequency",
@@ -151,13 +149,13 @@ def test_a_link_holds_the_filter_the_order_and_the_colours(opened, hostile_page)
     opened.run("document.getElementById('filter-text').focus()")
     opened.keys("a & b?#=é")
     opened.choose("filter-level", "0")
-    opened.choose("sort", "clarity")
+    opened.choose("sort", "detection")
     opened.run("document.getElementById('hide-copies').click()")
     opened.go(opened.fragment().replace("#/", "#/map"))
     colours = "return document.querySelector('.ramp').parentElement.querySelector('select')"
     opened.run(f"const s = (() => {{ {colours} }})(); s.value = 'agreement'; s.dispatchEvent(new Event('change'))")
     link = opened.fragment()
-    assert re.fullmatch(r"#/map\?text=[^#?&]*&level=0&sort=clarity&copies=hidden&colour=agreement", link)
+    assert re.fullmatch(r"#/map\?text=[^#?&]*&level=0&sort=detection&copies=hidden&colour=agreement", link)
     opened.run("document.getElementById('home').click()")
     opened.wait(link.replace("#/map?", "#/?"))  # a link of the page's own keeps them
     rows = opened.rows()
@@ -165,7 +163,7 @@ def test_a_link_holds_the_filter_the_order_and_the_colours(opened, hostile_page)
     opened.open(hostile_page, link)
     assert opened.run("return document.getElementById('filter-text').value") == "a & b?#=é"
     assert opened.run("return document.getElementById('filter-level').value") == "0"
-    assert opened.run("return document.getElementById('sort').value") == "clarity"
+    assert opened.run("return document.getElementById('sort').value") == "detection"
     assert opened.run("return document.getElementById('hide-copies').checked")
     assert opened.run(f"{colours}.value") == "agreement"
     assert opened.rows() == rows

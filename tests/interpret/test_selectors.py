@@ -6,76 +6,39 @@ from typing import Any
 import pytest
 import torch
 from host_helpers import D_MODEL, HOOK, activations_at, tiny_sae_transformer
-from sklearn.metrics import mutual_info_score
-from small_saes import make_sae
+from text_sets import LEVEL, by_feature, drawn_examples, flat, mean, read_examples, steered_sae, texts
 
 from experiments.steering import direction
+from experiments.steering_methods import METHODS
 from sae_lens_hsae.forest.descent import candidates_below
 from sae_lens_hsae.interpret.steering import (
-    METHODS,
     Examples,
     Selection,
     at_least,
     descend,
     difference_of_means,
     examples_of,
-    sae_rsv,
-    spare,
-    srps,
     sta,
     steer,
     steer_by,
     take,
 )
 from sae_lens_hsae.interpret.steering.edits import add, scale, steps_of
-from sae_lens_hsae.interpret.steering.examples import Texts
-from sae_lens_hsae.interpret.steering.spare import mutual_information
-
-LEVEL = 2
 
 
 @pytest.fixture(scope="module")
 def sae() -> Any:
-    sae = make_sae(d_in=D_MODEL, level_widths=[4, 9, 20], normalize_activations="none")
-    sae.cfg.metadata.hook_name = HOOK
-    return sae
-
-
-def texts(seed: int, shift: float) -> list[torch.Tensor]:
-    """Ten texts of 3 to 7 tokens whose first coordinates are shifted."""
-    generator = torch.Generator().manual_seed(seed)
-    found = []
-    for i in range(10):
-        x = torch.randn(3 + i % 5, D_MODEL, generator=generator)
-        x[:, :4] += shift
-        found.append(x)
-    return found
+    return steered_sae()
 
 
 @pytest.fixture(scope="module")
 def examples(sae) -> Examples:
-    return examples_of(sae, texts(0, 0.7), texts(1, -0.7))
+    return read_examples(sae)
 
 
 @pytest.fixture(scope="module")
 def drawn(sae) -> Examples:
-    """Activations and frequencies that do not go together, so that every part of a formula matters."""
-    generator = torch.Generator().manual_seed(3)
-    sets: list[Texts] = []
-    for _ in range(2):
-        centre = 2 * torch.rand(33, generator=generator)
-        acts = (torch.randn(10, 33, generator=generator) + centre).relu() * (1 + torch.arange(33) % 4)
-        sets.append(Texts(torch.randn(10, D_MODEL, generator=generator), acts, torch.rand(10, 33, generator=generator)))
-    return Examples(sae.forest, sets[0], sets[1], sae.W_dec.detach())
-
-
-def flat(sae: Any) -> range:
-    return range(sae.levels[LEVEL].start, sae.levels[LEVEL].stop)
-
-
-def mean(values: Any) -> float:
-    values = list(values)
-    return sum(values) / len(values)
+    return drawn_examples(sae)
 
 
 def test_a_text_counts_once(sae, examples):
@@ -87,13 +50,6 @@ def test_a_text_counts_once(sae, examples):
                 torch.testing.assert_close(own.firing[i], (acts > 0).float().mean(0))
                 torch.testing.assert_close(own.x[i], x.mean(0))
     assert torch.equal(examples.decoder, sae.W_dec)
-
-
-def by_feature(selection: Selection) -> dict[int, float]:
-    assert selection.level == LEVEL
-    sizes = [abs(weight) for weight in selection.weights]
-    assert sizes == sorted(sizes, reverse=True)
-    return dict(zip(selection.features, selection.weights, strict=True))
 
 
 def test_sta(sae, drawn):
@@ -108,79 +64,6 @@ def test_sta(sae, drawn):
     expected = {f: strength[f] for f in strongest & most_frequent if strength[f] * frequency[f] > 0}
     assert 1 < len(expected) < len(strongest & most_frequent)
     assert by_feature(sta(drawn, share=0.6)) == pytest.approx(expected, rel=1e-4)
-
-
-def test_spare(sae, examples):
-    features = torch.tensor([*flat(sae)])
-    positive, negative = (each.acts[:, features] for each in (examples.positive, examples.negative))
-    information = mutual_information(positive, negative).tolist()
-    ranked = sorted(range(20), key=lambda k: -information[k])
-    chosen, total = [], 0.0
-    while total < 0.3 * sum(information):
-        chosen.append(ranked[len(chosen)])
-        total += information[chosen[-1]]
-    expected = {}
-    for k in chosen:
-        up, down = mean(positive[:, k].tolist()), mean(negative[:, k].tolist())
-        expected[flat(sae)[k]] = up if up > down else -down
-    assert min(expected.values()) < 0 < max(expected.values())
-    selection = spare(examples, share=0.3)
-    assert by_feature(selection) == pytest.approx(expected, rel=1e-4)
-    assert selection.edits(2.0) == [
-        at_least(f, 2 * weight) if weight > 0 else take(f, -2 * weight) for f, weight in by_feature(selection).items()
-    ]
-
-
-def test_mutual_information_of_bins():
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.rand(200, generator=generator)
-    certain = torch.cat([torch.ones(100), torch.zeros(100)])
-    half = torch.where(torch.rand(200, generator=generator) < 0.5, 0.0, certain + noise)
-    columns = torch.stack([certain, noise, half, torch.zeros(200)], dim=1)
-    found = mutual_information(columns[:100], columns[100:]).tolist()
-    labels = [1] * 100 + [0] * 100
-    quantiles = half[half > 0].double().quantile(torch.tensor([1 / 3, 2 / 3]).double())
-    binned = [0 if value == 0 else 1 + int((value > quantiles).sum()) for value in half.tolist()]
-    assert found[0] == pytest.approx(math.log(2) - 1 / 400, abs=1e-6)
-    assert found[1] < 0.02
-    assert found[2] == pytest.approx(mutual_info_score(labels, binned) - 3 / 400, abs=1e-6)
-    assert found[3] == 0
-
-
-def test_srps(sae, drawn):
-    positive, negative = drawn.positive.acts, drawn.negative.acts
-    difference, score = {}, {}
-    for f in flat(sae):
-        difference[f] = mean(positive[:, f].tolist()) - mean(negative[:, f].tolist())
-    largest = max(map(abs, difference.values()))
-    for f in flat(sae):
-        limit = 0.1 * max(positive[:, f].max().item(), negative[:, f].max().item())
-        occurs = [mean(float(value > limit) for value in each[:, f].tolist()) for each in (positive, negative)]
-        score[f] = difference[f] / largest + 2 * (occurs[0] - occurs[1])
-    rising = [f for f in sorted(score, key=lambda f: -score[f]) if difference[f] > 0 and score[f] > 0]
-    selection = srps(drawn, n_features=4, beta=2)
-    assert by_feature(selection) == pytest.approx({f: difference[f] for f in rising[:4]}, rel=1e-4)
-    assert selection.keep_norm
-
-
-def test_sae_rsv_takes_noise_out_and_siblings_in(sae, examples):
-    forest = examples.forest
-    difference, clear = {}, {}
-    for f in range(33):
-        up, down = (each.acts[:, f].double().tolist() for each in (examples.positive, examples.negative))
-        difference[f] = mean(up) - mean(down)
-        error = sum(sum((v - mean(own)) ** 2 for v in own) / 9 / 10 for own in (up, down)) ** 0.5
-        clear[f] = abs(difference[f]) > 2 * error
-    n = 4  # with more the siblings are there already
-    top = sorted(flat(sae), key=lambda f: -abs(difference[f]))[:n]
-    noise = [top[0]]
-    kept = {f for f in top if clear[f] and f not in noise}
-    near = {
-        s for f in kept for s in forest.siblings(f) if clear[s] and s not in noise and difference[s] * difference[f] > 0
-    }
-    assert near - kept, "a sibling comes in"
-    found = by_feature(sae_rsv(examples, n_features=n, noise=noise))
-    assert found == pytest.approx({f: difference[f] for f in kept | near}, rel=1e-4)
 
 
 @pytest.mark.parametrize("level", [0, 1, 2, -1])
@@ -267,10 +150,6 @@ def test_many_edits_of_one_kind_are_one_step_and_repeated_features_two(sae):
     ("change", "message"),
     [
         (lambda e: sta(e, share=0), "share=0 must be above 0"),
-        (lambda e: spare(e, share=2), "share=2 must be above 0 and at most 1"),
-        (lambda e: srps(e, n_features=0), "n_features=0 must be at least 1"),
-        (lambda e: srps(e, beta=-1), "beta=-1 must be 0 or more"),
-        (lambda e: sae_rsv(e, n_features=0), "n_features=0 must be at least 1"),
         (lambda e: sta(e, among=[]), "among is empty"),
         (lambda e: sta(e, 1, among=[5, 13]), "among holds 13, which is no feature of level 1"),
         (lambda _: Selection((), (), 0).edits(1.0), "nothing was selected"),
@@ -289,11 +168,6 @@ def test_features_to_choose_from_may_be_given_by_name(examples, name):
     numbers = list(range(levels[LEVEL].start, levels[LEVEL].stop, 2))
     by_number, by_name = (METHODS[name](examples, LEVEL, each) for each in (numbers, [*map(levels.name, numbers)]))
     assert (by_name.features, by_name.weights) == (by_number.features, by_number.weights)
-    without = [sae_rsv(examples, noise=noise).features for noise in ([14, 15], ["2/1", "2/2"])]
-    assert without[0] == without[1]
-    for feature in (-1, 33):
-        with pytest.raises(IndexError, match=f"feature {feature} does not exist"):
-            sae_rsv(examples, noise=[feature])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from host_helpers import recorded_steps, runner_config, tiny_config
 from own_runs import begun, checkpoints_of, run_ours
 from sae_lens.constants import RUNNER_CFG_FILENAME
@@ -154,18 +153,3 @@ def test_a_resumed_run_is_refused_the_state_of_another(tmp_path, other, message)
     _, checkpoint = begun(tmp_path)
     with pytest.raises(ValueError, match=message):
         run_ours(tmp_path, "b", resume_from_checkpoint=str(checkpoint), sae=tiny_config(**other))
-
-
-@pytest.mark.parametrize(
-    ("other", "message"),
-    [
-        ([1], "does not fit this run"),
-        ({}, "does not fit this run"),
-        ({"act_freq_scores": torch.zeros(33), "optimizer": {"state": {0: {}}}}, "does not fit"),
-    ],
-)
-def test_a_trainer_state_of_another_kind_is_refused(tmp_path, other, message):
-    path = tmp_path / "trainer_state.pt"
-    torch.save(other, path)
-    with pytest.raises(ValueError, match=rf"trainer_state\.pt' {message}"):
-        new_trainer(HierarchicalSAETrainer).load_trainer_state(tmp_path)

@@ -270,5 +270,3 @@ def test_what_cannot_be_divided_is_refused_before_anybody_waits(tmp_path, monkey
     with pytest.raises(SystemExit):
         cli.main(["evaluate", str(tmp_path)])
     assert "hsae evaluate: this is for one process, but 3 were started" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="architecture='jumprelu' trains in one process, but 3 were started"):
-        cli.main(["train", "--architecture", "jumprelu", "--d_in", "8", "--d_sae", "8"])

@@ -12,7 +12,6 @@ from sae_lens_hsae.cli.collected import read_collected
 from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.branching import branching
-from sae_lens_hsae.interpret.feature_cache import Dashboards, clarity
 from sae_lens_hsae.interpret.labels import LabelDetection, label_detection, token_labels
 from sae_lens_hsae.interpret.language_model.judging import JUDGEMENTS_FILENAME, parent_verdicts, read_judgements
 from sae_lens_hsae.storage.whole_files import write_whole
@@ -29,7 +28,7 @@ def run_clarity(chosen: argparse.Namespace) -> Outcome:
     verdicts = None if pairs is None else parent_verdicts(pairs, forest)
 
     detection = label_detection(dashboards, text_of)
-    frame = _table(dashboards, forest, detection, token_labels(dashboards, text_of))
+    frame = _table(forest, detection, token_labels(dashboards, text_of))
     output = Path(chosen.output or folder / CLARITY_FILENAME)
     write_whole(output, frame.to_csv())
     levels = frame.groupby("level")["detection"].agg(["count", "mean", "median"])
@@ -47,13 +46,10 @@ def run_clarity(chosen: argparse.Namespace) -> Outcome:
     return Outcome("\n\n".join(lines), data)
 
 
-def _table(
-    dashboards: Dashboards, forest: FeatureForest, detection: LabelDetection, labels: dict[int, str]
-) -> pd.DataFrame:
+def _table(forest: FeatureForest, detection: LabelDetection, labels: dict[int, str]) -> pd.DataFrame:
     frame = detection.to_frame().rename(columns={"score": "detection"})
     frame.insert(0, "name", [forest.levels.name(feature) for feature in frame.index])
     frame.insert(1, "level", [int(name.split("/")[0]) for name in frame["name"]])
     frame.insert(2, "label", [labels.get(feature, "") for feature in frame.index])
     frame["n_children"] = forest.n_children.numpy()
-    frame["clarity"] = clarity(dashboards).numpy()
     return frame

@@ -25,7 +25,6 @@ from sae_lens_hsae.cli.demo import demo
 from sae_lens_hsae.cli.evaluate import run_evaluate
 from sae_lens_hsae.cli.explain import run_explain
 from sae_lens_hsae.cli.explore import run_explore
-from sae_lens_hsae.cli.flag_names import in_flags
 from sae_lens_hsae.cli.label import run_label_or_judge
 from sae_lens_hsae.cli.outcome import CallError, Outcome, check_device
 from sae_lens_hsae.cli.progress_bars import bars_on_terminals_only
@@ -89,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if chosen.debug:
             raise
-        said = f"hsae {chosen.command}: {_message(error, chosen.command)}"
+        said = f"hsae {chosen.command}: {_message(error)}"
         if not isinstance(error, CallError):
             sys.exit(said)
         print(said, file=sys.stderr)
@@ -105,7 +104,7 @@ def _run(chosen: argparse.Namespace) -> Outcome | None:
         demo(chosen.model)
         return None
     if chosen.command == "train" and EVERY_FLAG in chosen.further:
-        print_every_flag(chosen.further)
+        print_every_flag()
     if hasattr(chosen, "device"):
         check_device(chosen.device)
     output = output_file(chosen)
@@ -136,8 +135,8 @@ def _code_after(error: BaseException) -> Any:
     return 128 + number
 
 
-def _message(error: Exception, command: str) -> str:
-    line = in_flags(" ".join(str(error).split()), command)
+def _message(error: Exception) -> str:
+    line = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{str(error.filename)!r}: {error.strerror}"
     if isinstance(error, (OSError, ValueError, ImportError)):

@@ -20,7 +20,6 @@ from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
 from sae_lens_hsae.cli.measured_runner import summary
 from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.cli.train import all_flags, parse, train
-from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.evaluation import ForestEvaluation
 from sae_lens_hsae.storage.text_files import read_text
 from sae_lens_hsae.storage.whole_files import check_writable, write_whole
@@ -99,11 +98,9 @@ def run_sweep(
             words = [*arguments_of(sweep, configuration), *further, f"--seed={seed}", "--log_to_wandb=False"]
             name = hashlib.sha256(repr((configuration, sorted(all_flags(words).items()))).encode()).hexdigest()[:12]
             words.append(f"--output_path={output / 'models' / name}")
-            own, cfg = parse(words)
+            own, _ = parse(words)
             if own.dry_run:
                 raise ValueError("dry_run=True is for one run; leave it out, or try a configuration with hsae train")
-            if not isinstance(cfg.sae, HierarchicalTrainingSAEConfig):
-                raise ValueError(f"architecture={cfg.sae.architecture()!r} has no forest to sweep by; leave it out")
             cells.append(Cell(f"run-{name}", measured, (words, configuration)))
     results = finish_cells(cells, output / "cells", f"Sweep {Path(path).stem}", workers)
     table = _table(results, sweep)

@@ -13,22 +13,18 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from datasets import Dataset
-from sae_lens.llm_sae_training_runner import LanguageModelSAETrainingRunner, _parse_cfg_args
-from transformers import set_seed
+from sae_lens.llm_sae_training_runner import _parse_cfg_args
 
-from hsae_command.train import EVERY_FLAG, HELP, at_home, beyond_saelens, help_parser, sources, unknown_flag
+from hsae_command.train import EVERY_FLAG, at_home, beyond_saelens, help_parser, sources, unknown_flag
 from sae_lens_hsae.cli.flags import NONE, OF_JSON, Flags, command_line, parse_flags, preset_flags, read_flags
 from sae_lens_hsae.cli.measured_runner import MeasuredTrainingRunner
 from sae_lens_hsae.cli.outcome import CallError, Outcome, check_device
 from sae_lens_hsae.cli.training_plan import estimate, plan_text, warnings_of
-from sae_lens_hsae.config import ARCHITECTURE, HierarchicalTrainingSAEConfig
+from sae_lens_hsae.config import ARCHITECTURE
 from sae_lens_hsae.evaluation import ForestEvaluation
 from sae_lens_hsae.presets import LANGUAGE_MODELS
 from sae_lens_hsae.text.documents import documents, has_columns
-from sae_lens_hsae.text.load_model import model_of_run
-from sae_lens_hsae.text.rows import rows_on_disk
-from sae_lens_hsae.training.distributed.ranks import n_launched
-from sae_lens_hsae.training.run_checks import check_places, check_steps
+from sae_lens_hsae.training.run_checks import check_steps
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
 
 OF_WHOLE_NUMBERS: dict[str, Any] = {"seqpos_slice": tuple, "exclude_special_tokens": list}
@@ -37,14 +33,14 @@ DIVISORS = ("train_batch_size_tokens", "context_size", "feature_sampling_window"
 """Fields at whose 0 SAELens' config fails without saying which it was."""
 PATHS = ("model_name", "text", "dataset_path", "output_path", "checkpoint_path", "resume_from_checkpoint",
          "from_pretrained_path", "cached_activations_path")  # fmt: skip
+OF_SAELENS = "python -m sae_lens.llm_sae_training_runner"
+"""SAELens' own command, which trains the other architectures."""
 
 
-def print_every_flag(arguments: Sequence[str]) -> None:
+def print_every_flag() -> None:
     """Print our flags, then those of SAELens' parser, which ends the process."""
     help_parser().print_help()
-    words = [word for word in arguments if word not in {EVERY_FLAG, *HELP}]
-    architecture = parse_flags(sources().parse_known_args(words)[1]).get("architecture", [ARCHITECTURE])
-    _parse_cfg_args(["--architecture", *architecture, "--help"])
+    _parse_cfg_args(["--architecture", ARCHITECTURE, "--help"])
 
 
 def merged_flags(presets: Sequence[str], files: Sequence[str], given: Flags) -> Flags:
@@ -61,8 +57,10 @@ def merged_flags(presets: Sequence[str], files: Sequence[str], given: Flags) -> 
     flags |= {name: [at_home(value) for value in flags[name]] for name in PATHS if name in flags}
     if "text" in flags:  # so the saved SAE says what it was trained on
         flags |= {"dataset_path": flags["text"], "is_dataset_tokenized": ["False"], "streaming": ["False"]}
-    flags.setdefault("architecture", [ARCHITECTURE])
-    if flags["architecture"] == [ARCHITECTURE] and "level_widths" in flags and "d_sae" not in flags:
+    if flags.setdefault("architecture", [ARCHITECTURE]) != [ARCHITECTURE]:
+        other = " ".join(flags["architecture"])
+        raise CallError(f"architecture={other!r}: hsae train is for {ARCHITECTURE!r} alone; take {OF_SAELENS}")
+    if "level_widths" in flags and "d_sae" not in flags:
         widths = flags["level_widths"]
         if all(width.isdigit() for width in widths):  # else the config says what is wrong
             flags["d_sae"] = [str(sum(map(int, widths)))]
@@ -116,8 +114,6 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
             f"column={own.column!r} is only for a text of JSON lines; of a data set SAELens reads the column 'text' or "
             "'tokens', so leave it out and rename the data set's column"
         )
-    if not isinstance(cfg.sae, HierarchicalTrainingSAEConfig):
-        _check_flags_of_ours(own, cfg.sae.architecture())
     return own, cfg
 
 
@@ -148,17 +144,6 @@ def _set_none(cfg: Any, names: Sequence[str]) -> None:
         else:
             if name != "keep_checkpoints":
                 raise CallError(f"--{name} cannot be None")
-
-
-def _check_flags_of_ours(own: argparse.Namespace, architecture: str) -> None:
-    """Check that no flag was given that only our runner has a use for."""
-    defaults = beyond_saelens()
-    for name in ("evaluation_tokens", "variance_floor", "max_bad_batches", "keep_checkpoints"):
-        if getattr(own, name) != defaults.get_default(name):
-            raise ValueError(
-                f"{name}={getattr(own, name)} is for architecture={ARCHITECTURE!r} alone, not for {architecture!r}; "
-                f"leave it out"
-            )
 
 
 def _plainly(message: str) -> str:
@@ -204,19 +189,6 @@ def train(own: argparse.Namespace, cfg: Any) -> ForestEvaluation | None:
     if own.text is not None:  # one's own text is to be tokenised here; that it is read again was said
         warnings.filterwarnings("ignore", "Dataset is not tokenized", UserWarning)
         warnings.filterwarnings("ignore", "All samples in the training dataset have been exhausted", UserWarning)
-    if not isinstance(cfg.sae, HierarchicalTrainingSAEConfig):
-        if n_launched() > 1:
-            raise ValueError(
-                f"architecture={cfg.sae.architecture()!r} trains in one process, but {n_launched()} were started; "
-                f"only {ARCHITECTURE!r} trains in several"
-            )
-        check_places(cfg)
-        rows = rows_on_disk(cfg) if rows is None else rows
-        set_seed(cfg.seed)  # our own runner does
-        with model_of_run(cfg) as model:
-            runner = LanguageModelSAETrainingRunner(cfg, override_dataset=rows, override_model=model)
-        runner.run()
-        return None
     faults = {name: getattr(own, name) for name in ("max_bad_batches", "keep_checkpoints", "rank_timeout")}
     if not own.evaluation_tokens:
         HierarchicalSAETrainingRunner(cfg, override_dataset=rows, **faults).run()

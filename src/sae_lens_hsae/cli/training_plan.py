@@ -10,8 +10,6 @@ import torch
 from datasets import Dataset
 from sae_lens.util import str_to_dtype
 
-from sae_lens_hsae.cli.flag_names import in_flags
-from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.sae.recent_firing import MOST_PACKED, tokens_kept
 
 CHARACTERS_PER_TOKEN = 4
@@ -33,8 +31,7 @@ def estimate(cfg: Any) -> dict[str, float]:
     # SAELens' store computes activations in float32, whatever dtype says, and holds cached ones as they are read.
     held = str_to_dtype(cfg.dtype).itemsize if cfg.use_cached_activations else torch.float32.itemsize
     products = 2 * sae.d_in * sae.d_sae
-    widths = getattr(sae, "level_widths", [])
-    parameters = products + 2 * sae.d_sae + max(1, len(widths)) * sae.d_in  # with b_enc, thresholds, every b_dec
+    parameters = products + 2 * sae.d_sae + len(sae.level_widths) * sae.d_in  # with b_enc, thresholds, every b_dec
     buffer = cfg.n_batches_in_buffer * cfg.context_size * sae.d_in
     teraflop = FLOPS_PER_WEIGHT * products * cfg.training_tokens / 1e12
     return {
@@ -52,7 +49,7 @@ def estimate(cfg: Any) -> dict[str, float]:
 
 def _bytes_of_firing(sae: Any, batch: int, device: str) -> float:
     """Of what fired on the last tokens (`RecentFiring`): a token, and for each feature and batch a number; or bits."""
-    if not isinstance(sae, HierarchicalTrainingSAEConfig) or not sae.parent_rule.is_measured:
+    if not sae.parent_rule.is_measured:
         return 0
     kept = tokens_kept(sae.levels, sae.target_l0_per_level)
     if device.startswith("cuda"):
@@ -64,7 +61,7 @@ def warnings_of(cfg: Any, rows: Dataset | None = None) -> list[str]:
     """What about a run is probably not meant, each with its remedy; ``rows`` are the texts where one's own are read."""
     found, steps = [], cfg.training_tokens // cfg.train_batch_size_tokens
     sae = cfg.sae
-    if isinstance(sae, HierarchicalTrainingSAEConfig) and steps <= sae.hierarchy_first_update:
+    if steps <= sae.hierarchy_first_update:
         found.append(
             f"the run ends after {steps:,} steps, before its first forest (hierarchy_first_update="
             f"{sae.hierarchy_first_update}): levels are trained independently; train longer, or set it lower"
@@ -88,7 +85,7 @@ def warnings_of(cfg: Any, rows: Dataset | None = None) -> list[str]:
                 f"the text has about {n_tokens:,} tokens, so each is read about {cfg.training_tokens / n_tokens:,.1f} "
                 "times; measurements afterwards read what was trained on"
             )
-    return [in_flags(warning, "train") for warning in found]
+    return found
 
 
 def plan_text(cfg: Any, estimate: Mapping[str, float], warnings: list[str]) -> str:
@@ -99,16 +96,11 @@ def plan_text(cfg: Any, estimate: Mapping[str, float], warnings: list[str]) -> s
         "text": cfg.dataset_path,
         "training": f"{cfg.training_tokens:,} tokens, {estimate['steps']:,} steps of {cfg.train_batch_size_tokens:,}, "
         f"lr {cfg.lr:g} ({cfg.lr_scheduler_name}), on {cfg.device}",
+        "levels": f"{', '.join(f'{width:,}' for width in sae.level_widths)} features, d_in {sae.d_in:,}, "
+        f"L0 {', '.join(f'{target:.3g}' for target in sae.target_l0_per_level)} ({sae.level_activation})",
+        "forest": f"from step {sae.hierarchy_first_update:,}, by similarity {sae.hierarchy_similarity!r}; "
+        f"ρ {sae.structural_loss_coefficient:g}, r {sae.perturbation_rate:g}",
     }
-    if isinstance(sae, HierarchicalTrainingSAEConfig):
-        lines |= {
-            "levels": f"{', '.join(f'{width:,}' for width in sae.level_widths)} features, d_in {sae.d_in:,}, "
-            f"L0 {', '.join(f'{target:.3g}' for target in sae.target_l0_per_level)} ({sae.level_activation})",
-            "forest": f"from step {sae.hierarchy_first_update:,}, by similarity {sae.hierarchy_similarity!r}; "
-            f"ρ {sae.structural_loss_coefficient:g}, r {sae.perturbation_rate:g}",
-        }
-    else:
-        lines["SAE"] = f"{sae.architecture()}, {sae.d_sae:,} features, d_in {sae.d_in:,}"
     memory = [f"{estimate[f'{name}_gb']:.2f} {name}" for name in ("weights", "batch", "buffer", "firing")]
     lines |= {
         "takes": f"at least {sum(estimate[f'{n}_gb'] for n in ('weights', 'batch', 'buffer', 'firing')):.2f} GB "

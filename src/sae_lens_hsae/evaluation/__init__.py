@@ -4,7 +4,7 @@ from sae_lens_hsae.evaluation.cross_entropy import cross_entropy_recovered
 from sae_lens_hsae.evaluation.hierarchy_metrics import evaluate_forest
 from sae_lens_hsae.evaluation.records import BoundaryEvaluation, LevelEvaluation
 from sae_lens_hsae.evaluation.results import ForestEvaluation
-from sae_lens_hsae.evaluation.stability import edge_agreement, seed_stability, shared_edges
+from sae_lens_hsae.evaluation.stability import seed_stability, shared_edges
 from sae_lens_hsae.evaluation.stacks import level_saes
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "ForestEvaluation",
     "LevelEvaluation",
     "cross_entropy_recovered",
-    "edge_agreement",
     "evaluate_forest",
     "level_saes",
     "seed_stability",

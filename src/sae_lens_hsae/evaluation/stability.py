@@ -1,4 +1,4 @@
-"""How much of a forest stays: from one hierarchy update to the next, and from one training seed to another."""
+"""How much of a forest another training seed has, too."""
 
 from __future__ import annotations
 
@@ -28,19 +28,17 @@ Method = Literal["hungarian", "mutual"]
 
 @dataclass(frozen=True)
 class EdgeAgreement:
-    """How far two forests agree at one level boundary. Shares of nothing are NaN.
+    """How far two forests agree at one level boundary, over matched features. Shares of nothing are NaN.
 
     Attributes:
         parent_level: the coarser level of the boundary.
-        n_edges: edges of the first forest; between seeds, those with both ends matched.
+        n_edges: edges of the first forest with both ends matched.
         n_other_edges: the same of the other forest.
         n_common: edges that are in both.
         n_children_in_both: children that have such an edge in either forest.
         kept: ``n_common / n_edges``. An edge also counts as lost if the other forest leaves the child unassigned.
         kept_adjusted: ``kept`` on a scale where 0 is chance, the other forest's parents dealt out at random among all
-            (matched) children, and 1 is perfect: (kept − chance) / (1 − chance).
-        same_parent: ``n_common / n_children_in_both``, whatever becomes of the unassigned.
-        same_parent_adjusted: the same on such a scale, parents dealt out among those children (Cohen's κ).
+            matched children, and 1 is perfect: (kept − chance) / (1 − chance).
     """
 
     parent_level: int
@@ -50,8 +48,6 @@ class EdgeAgreement:
     n_children_in_both: int
     kept: float
     kept_adjusted: float
-    same_parent: float
-    same_parent_adjusted: float
 
 
 @dataclass(frozen=True)
@@ -82,23 +78,6 @@ class SeedStability:
 
     levels: tuple[LevelMatch, ...]
     boundaries: tuple[EdgeAgreement, ...]
-
-
-def edge_agreement(forest: FeatureForest, other: FeatureForest) -> tuple[EdgeAgreement, ...]:
-    """Agreement per level boundary of two forests over the same features, for example before and after an update.
-
-    Raises:
-        ValueError: if the forests differ in their level widths.
-    """
-    if forest.level_widths != other.level_widths:
-        raise ValueError(
-            f"the forests have level_widths {list(forest.level_widths)} and {list(other.level_widths)}, and so not the "
-            "same features; use seed_stability() for separately trained stacks"
-        )
-    return tuple(
-        _agreement(level, _parents_of(forest, level), _parents_of(other, level), forest.level_widths[level + 1])
-        for level in range(len(forest.levels) - 1)
-    )
 
 
 @torch.no_grad()
@@ -271,18 +250,16 @@ def _agreement(level: int, parent: torch.Tensor, other: torch.Tensor, n_children
     has, other_has = parent != NO_PARENT, other != NO_PARENT
     both = has & other_has
     n_common = int((both & (parent == other)).sum())
-    n_edges, n_both = int(has.sum()), int(both.sum())
-    kept, same = _share(n_common, n_edges), _share(n_common, n_both)
+    n_edges = int(has.sum())
+    kept = _share(n_common, n_edges)
     return EdgeAgreement(
         parent_level=level,
         n_edges=n_edges,
         n_other_edges=int(other_has.sum()),
         n_common=n_common,
-        n_children_in_both=n_both,
+        n_children_in_both=int(both.sum()),
         kept=kept,
         kept_adjusted=_adjusted(kept, _share(_chance(parent[has], other[other_has]), n_edges * n_children)),
-        same_parent=same,
-        same_parent_adjusted=_adjusted(same, _share(_chance(parent[both], other[both]), n_both * n_both)),
     )
 
 

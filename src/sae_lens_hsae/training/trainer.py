@@ -26,7 +26,7 @@ from sae_lens_hsae.sae.step_output import LazyStepOutput
 from sae_lens_hsae.sae.training import HierarchicalTrainingSAE
 from sae_lens_hsae.storage.whole_files import folder_written_whole
 from sae_lens_hsae.training.checkpoints import Manifest, delete_older, way_on, write_manifest
-from sae_lens_hsae.training.trainer_state import check_trainer_state, read_trainer_state, schedule_at
+from sae_lens_hsae.training.trainer_state import read_trainer_state, schedule_at
 from sae_lens_hsae.training.uploads import uploads_follow
 from sae_lens_hsae.training.watch import TrainingWatch, is_look_due, variance_explained
 
@@ -84,24 +84,19 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
                 if "step" in state:
                     state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=parameter.device)
 
-    def check_trainer_state(self, checkpoint_path: Path | str) -> None:
-        """Check that a checkpoint's state of the trainer and of the activation scale fits; nothing is changed.
+    @override
+    def load_trainer_state(self, checkpoint_path: Path | str) -> None:
+        """SAELens', but the schedule is that of this run's configuration, as if it had held from the start.
 
         Raises:
             FileNotFoundError: if a file is missing.
-            ValueError: if a file is damaged, or of another run.
+            ValueError: if a file is damaged.
         """
         folder = Path(checkpoint_path)
-        path = folder / TRAINER_STATE_FILENAME
-        check_trainer_state(read_trainer_state(path), path, self.optimizer, self.sae.cfg.d_sae)
+        read_trainer_state(folder / TRAINER_STATE_FILENAME)
         if not (folder / ACTIVATION_SCALER_CFG_FILENAME).is_file():
             raise FileNotFoundError(f"{folder / ACTIVATION_SCALER_CFG_FILENAME} is missing")
         scale_beside(folder)
-
-    @override
-    def load_trainer_state(self, checkpoint_path: Path | str) -> None:
-        """SAELens', but the schedule is that of this run's configuration, as if it had held from the start."""
-        self.check_trainer_state(checkpoint_path)
         # The saved schedule may be of another kind, whose state this one could not take.
         self.lr_scheduler = cast("Any", SimpleNamespace(load_state_dict=lambda _: None))
         super().load_trainer_state(checkpoint_path)

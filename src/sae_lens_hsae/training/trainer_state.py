@@ -23,22 +23,6 @@ def read_trainer_state(path: Path) -> dict[str, Any]:
         raise ValueError(f"{str(path)!r} is damaged ({printable(error)}); resume from another checkpoint") from error
 
 
-def check_trainer_state(state: dict[str, Any], path: Path, optimizer: torch.optim.Optimizer, d_sae: int) -> None:
-    """Check that a state is of this many features and of Adam's own parameters; nothing is changed."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    try:
-        fits = state["act_freq_scores"].shape == (d_sae,) and all(
-            moments["exp_avg"].shape == parameters[i].shape for i, moments in state["optimizer"]["state"].items()
-        )
-    except (AttributeError, LookupError, TypeError):
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"{str(path)!r} does not fit this run: it is of other features or parameters; resume with the "
-            f"configuration of the checkpoint, or from another one"
-        )
-
-
 def schedule_at(
     step: int, optimizer: torch.optim.Optimizer, cfg: SAETrainerConfig
 ) -> torch.optim.lr_scheduler.LRScheduler:

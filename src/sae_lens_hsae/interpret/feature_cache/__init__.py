@@ -1,7 +1,6 @@
 """Feature dashboards: what every feature fires on, computed in one pass over text and stored beside the model."""
 
 from sae_lens_hsae.interpret.feature_cache.card import FeatureCard
-from sae_lens_hsae.interpret.feature_cache.clarity import clarity
 from sae_lens_hsae.interpret.feature_cache.collect import collect_dashboards, dashboards_folder
 from sae_lens_hsae.interpret.feature_cache.format import Dashboards, DashboardSettings, fingerprint
 
@@ -9,7 +8,6 @@ __all__ = [
     "DashboardSettings",
     "Dashboards",
     "FeatureCard",
-    "clarity",
     "collect_dashboards",
     "dashboards_folder",
     "fingerprint",

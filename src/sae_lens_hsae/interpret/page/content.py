@@ -12,7 +12,7 @@ import torch
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.forest.concepts import COPY_COSINE, Concepts
 from sae_lens_hsae.interpret.explain import Explanation
-from sae_lens_hsae.interpret.feature_cache import Dashboards, clarity
+from sae_lens_hsae.interpret.feature_cache import Dashboards
 from sae_lens_hsae.interpret.feature_cache.statistics import bin_edges, quantiles
 from sae_lens_hsae.interpret.labels import label_detection
 from sae_lens_hsae.interpret.labels.detection import REASONS
@@ -123,7 +123,6 @@ class PageContent:
             "meanActivation": _array(data.mean_activation, np.float32),
             "maximum": _array(data.max_activation, np.float32),
             "agreement": _array(data.agreement, np.float32),
-            "clarity": _array(clarity(data), np.float32),
             "detection": _array(detection.score, np.float32),
             "detectionReason": _array(detection.reason, np.uint8),
             "nHeldOutFiring": _array(detection.n_firing, np.uint32),

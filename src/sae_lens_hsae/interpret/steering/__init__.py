@@ -1,22 +1,19 @@
 """Pushing, scaling, clamping and removing features of any level while a language model runs.
 
-What to push, `sta`, `spare`, `srps`, `sae_rsv` and `difference_of_means` choose from two sets of texts; `descend` has
-them choose along the forest, `steer_by` acts, and `continued` writes text for a look at what it does.
+What to push, `sta` and `difference_of_means` choose from two sets of texts; `descend` has them choose along the forest,
+`steer_by` acts, and `continued` writes text for a look at what it does.
 """
 
 from sae_lens_hsae.interpret.steering.difference_of_means import difference_of_means
 from sae_lens_hsae.interpret.steering.edits import Edit, ablate, add, at_least, clamp, scale, take
 from sae_lens_hsae.interpret.steering.effects import Effect, effect_of
 from sae_lens_hsae.interpret.steering.examples import Examples, examples_of
-from sae_lens_hsae.interpret.steering.sae_rsv import sae_rsv
 from sae_lens_hsae.interpret.steering.selection import Selection, descend, steer_by
-from sae_lens_hsae.interpret.steering.spare import spare
-from sae_lens_hsae.interpret.steering.srps import srps
 from sae_lens_hsae.interpret.steering.sta import sta
 from sae_lens_hsae.interpret.steering.steer import steer
 from sae_lens_hsae.interpret.steering.writing import continued
 
-METHODS = {"sta": sta, "spare": spare, "srps": srps, "sae-rsv": sae_rsv, "means": difference_of_means}
+METHODS = {"sta": sta, "means": difference_of_means}
 """The selectors by name."""
 
 __all__ = [
@@ -34,10 +31,7 @@ __all__ = [
     "difference_of_means",
     "effect_of",
     "examples_of",
-    "sae_rsv",
     "scale",
-    "spare",
-    "srps",
     "sta",
     "steer",
     "steer_by",

@@ -94,7 +94,7 @@ def descend(selector: Selector, examples: Examples, level: int = -1, **options: 
     Features without a parent are among the candidates everywhere, since nothing coarser stands for them.
 
     Args:
-        selector: `sta`, `spare`, `srps`, `sae_rsv` or `difference_of_means`.
+        selector: such as `sta` or `difference_of_means`.
         examples: from `examples_of`.
         level: where to end.
         options: of the selector.

@@ -7,7 +7,6 @@ const MEANING = {
   mean: "Mean activation over the tokens it fires on.",
   maximum: "Highest activation seen.",
   quantiles: "Half of the tokens it fires on stay below the median; one in ten, or one in a hundred, goes beyond the others.",
-  clarity: "How much alike the contexts are that it fires on, by tokens alone: the mean cosine between two of them, each taken as the feature's activation on every token. 1 means always the same tokens, 0 never the same. A feature of many words with one meaning scores low.",
   detection: "Do the words of its label say where it fires? They are picked from one half of the text and tried on contexts of the other: the mean of the share of tokens it fires on that are among them, and of the share of silent tokens that are not. 1 is perfect, 0.5 is chance. A meaning that is not in the tokens scores low.",
   parentGivenChild: "P(parent | child): of the tokens this feature fires on, the share on which its parent fires too. 100 % means it lies within its parent.",
   childGivenParent: "P(child | parent): of the tokens the parent fires on, the share on which this feature fires too. Near 100 % with the above near 100 % means that the two are one and the same.",
@@ -58,7 +57,6 @@ function metricsNode(forest, feature, data) {
     add("Quantiles", MEANING.quantiles, forest.quantiles.map((at, i) => `${at === 0.5 ? "median" : `${Math.round(100 * at)} %:`} ${significant(data.quantileValues[i])}`).slice(1).join(", "));
     add("Highest", MEANING.maximum, significant(forest.maximum[feature]));
   }
-  if (Number.isFinite(forest.clarity[feature])) add("Clarity", MEANING.clarity, number(forest.clarity[feature]));
   if (Number.isFinite(forest.detection[feature])) add("Detection by tokens", MEANING.detection, `${number(forest.detection[feature])} on ${forest.nHeldOutFiring[feature]} firing and ${forest.nHeldOutSilent[feature]} silent tokens`);
   else if (forest.frequency[feature] > 0) add("Detection by tokens", MEANING.detection, `none: ${forest.noDetection[forest.detectionReason[feature]]}`);
   if (forest.parents[feature] >= 0) {

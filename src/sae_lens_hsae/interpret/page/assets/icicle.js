@@ -6,7 +6,6 @@ const TO_NAME = 30;
 const NEARER = 8;
 const COLOURINGS = [
   ["", "frequency", (forest, f) => (forest.frequency[f] > 0 ? Math.log(forest.frequency[f] / forest.minFrequency) / Math.log(forest.maxFrequency / forest.minFrequency) : NaN)],
-  ["clarity", "clarity", (forest, f) => forest.clarity[f]],
   ["detection", "detection by tokens", (forest, f) => forest.detection[f]],
   ["agreement", "agreement with children", (forest, f) => forest.agreement[f]],
   ["parent", "how often its parent fires too", (forest, f) => forest.parentGivenChild[f]],

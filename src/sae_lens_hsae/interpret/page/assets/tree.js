@@ -27,7 +27,6 @@ class Tree {
     this.sorts = [
       ["", "features in its tree", (f) => forest.treeSize(f), (f) => forest.treeSize(f).toLocaleString("en")],
       ["frequency", "share of tokens it fires on", (f) => forest.frequency[f], (f) => percent(forest.frequency[f])],
-      ["clarity", "clarity", (f) => orLast(forest.clarity[f]), (f) => number(forest.clarity[f])],
       ["detection", "detection by tokens", (f) => orLast(forest.detection[f]), (f) => number(forest.detection[f])],
       ["agreement", "agreement with children", (f) => orLast(forest.agreement[f]), (f) => percent(forest.agreement[f])],
       ["number", "level and number", (f) => -f, () => ""],
