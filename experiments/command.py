@@ -7,12 +7,13 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from experiments.circuits import reproduce_circuits
 from experiments.figures import figures_of, steering_curves
-from experiments.gemma_forests import gemma_bars, gemma_forests, gemma_probes, gemma_widths
+from experiments.gemma_forests import WIDE, gemma_bars, gemma_forests, gemma_probes, gemma_widths
 from experiments.gemma_stream import LAYERS, GemmaActivations
 from experiments.gloss_stream import GlossActivations
 from experiments.in_the_model import reproduce_in_the_model
@@ -45,7 +46,7 @@ from sae_lens_hsae.storage.whole_files import file_written_whole
 QUICK_GLOSSES = 2_000
 OF_GEMMA = (
     *("in-the-model", "pushes", "circuits", "steering", "shift"),
-    *("gemma-forests", "gemma-widths", "gemma-bars", "gemma-probes"),
+    *("gemma-forests", "gemma-wide-forests", "gemma-widths", "gemma-bars", "gemma-probes"),
     *("gemma-edges", "gemma-edges-of-rivals", "gemma-edges-of-wide-rivals"),
 )
 OF_PLANTED = {
@@ -77,6 +78,7 @@ ABOUT = {
     "gemma-jumprelu": "SAELens' own JumpReLU class, with λ searched for",
     "gemma-whitened": "beside SAELens' covariance whitening",
     "gemma-forests": "trees counted, and found again by other seeds",
+    "gemma-wide-forests": "the same with levels that grow by four",
     "gemma-widths": "levels that grow by two, four or eight, counted and read",
     "gemma-bars": "how clear a parent must be: trees, copies and edges that another seed has, under several bars",
     "gemma-edges": "for a reader: edges that another seed has and others, shuffled",
@@ -198,6 +200,7 @@ def _of_gemma(chosen: argparse.Namespace, activations: GemmaActivations, size: S
         return Outcome(write_rows(chosen.table, rows, chosen.output), rows)
     compute = {
         "gemma-forests": gemma_forests,
+        "gemma-wide-forests": partial(gemma_forests, models=WIDE),
         "gemma-widths": gemma_widths,
         "gemma-bars": gemma_bars,
         "gemma-probes": gemma_probes,

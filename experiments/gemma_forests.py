@@ -12,7 +12,16 @@ from typing import Any
 import torch
 
 from experiments.gemma_stream import GemmaActivations, gemma_store, hook_of
-from experiments.models import HSAE, MATRYOSHKA, SAELENS_BATCH_TOPK, SHAPES, WIDE_BATCH_TOPK, stack_of
+from experiments.models import (
+    HSAE,
+    MATRYOSHKA,
+    SAELENS_BATCH_TOPK,
+    SHAPES,
+    WIDE_BATCH_TOPK,
+    WIDE_FAMILIES,
+    WIDE_POST_HOC,
+    stack_of,
+)
 from experiments.paper_tables import Size, Stream, n_tokens, trained
 from experiments.probe_score import probe_score
 from experiments.readability import measures, wordnet_of_debian
@@ -30,6 +39,9 @@ SAME_RULE = ", HSAE's rule"
 """After a model's name: its SAEs with parents by the rule that HSAE trains with."""
 NEAREST_ROWS = ", nearest decoder row"
 """After a model's name: its SAEs with the feature of the nearest decoder row as parent, whatever fires."""
+DOUBLING = (HSAE, WITHOUT_LOSS, POST_HOC + SAME_RULE, SAELENS_BATCH_TOPK + SAME_RULE, POST_HOC, SAELENS_BATCH_TOPK)
+"""HSAE and its rivals with levels that double, and below those that grow by four."""
+WIDE = (WIDE_FAMILIES, WIDE_POST_HOC + SAME_RULE, WIDE_BATCH_TOPK + SAME_RULE, WIDE_POST_HOC, WIDE_BATCH_TOPK)
 COUNTED_ON = 50_000
 """Activations on which `SAME_RULE` counts what fires together."""
 BARS = (0.3, 0.4, 0.5, 0.6)
@@ -41,7 +53,12 @@ PROMPTS = 320
 
 
 def gemma_forests(
-    activations: GemmaActivations, folder: Path, size: Size, layer: int, finest_l0: float = 16.0
+    activations: GemmaActivations,
+    folder: Path,
+    size: Size,
+    layer: int,
+    finest_l0: float = 16.0,
+    models: Sequence[str] = DOUBLING,
 ) -> list[dict[str, Any]]:
     """One row per model: trees and copies as means over the seeds, and stability as means over all pairs of seeds.
 
@@ -52,10 +69,11 @@ def gemma_forests(
         folder: where trained models are kept.
         size: of their training.
         layer: after which block.
+        finest_l0: L̂0 of the finest level.
+        models: names, with the rule for parents.
     """
     x = activations(layer, n_tokens(size))[-size.held_out :]
     rows = []
-    models = (HSAE, WITHOUT_LOSS, POST_HOC + SAME_RULE, SAELENS_BATCH_TOPK + SAME_RULE, POST_HOC, SAELENS_BATCH_TOPK)
     for model in models:
         stacks = []
         for seed in range(size.seeds):
