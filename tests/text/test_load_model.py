@@ -2,12 +2,10 @@
 
 import json
 import shutil
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from datasets import Dataset
 from host_helpers import (
     CONTEXT,
@@ -23,7 +21,7 @@ from host_helpers import (
     write_train_flags,
 )
 from huggingface_hub import constants
-from sae_lens import SAE, LanguageModelSAETrainingRunner, TopKTrainingSAEConfig
+from sae_lens import SAE, LanguageModelSAETrainingRunner
 from sae_lens.saes.sae import SAEMetadata
 from small_saes import make_sae
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
@@ -109,23 +107,6 @@ def test_every_command_takes_the_folder(small_gemma, tmp_path, capsys):
     cli.main(["explain", out, "--text", "w5 w6"])
     assert "level 2" in capsys.readouterr().out
     assert (tmp_path / "out" / "explorer.html").is_file()
-
-
-def test_other_architectures_train_from_folders_too(small_gemma, tmp_path, caplog):
-    """A model's folder for TransformerLens, and rows that ``save_to_disk`` wrote: SAELens reads neither by itself."""
-    tiny_dataset().save_to_disk(tmp_path / "rows")
-    rows = str(tmp_path / "rows")
-    flags = flags_for(small_gemma, tmp_path, hook_name="blocks.0.hook_resid_post", dataset_path=rows)
-    of_hsae = {field.name for field in fields(HierarchicalTrainingSAEConfig)}
-    shared = {field.name for field in fields(TopKTrainingSAEConfig)}
-    given = {name: value for name, value in yaml.safe_load(flags.read_text()).items() if name not in of_hsae - shared}
-    flags.write_text(yaml.safe_dump(given | {"architecture": "topk", "k": 2, "d_sae": 8}))
-    with restored_signal_handlers():
-        cli.main(["train", "--config", str(flags)])
-    sae = SAE.load_from_disk(tmp_path / "out")
-    assert (sae.cfg.architecture(), sae.cfg.metadata.model_name) == ("topk", str(small_gemma))
-    assert sae.cfg.metadata.dataset_path == str(tmp_path / "rows")
-    assert "passed in a" not in caplog.text
 
 
 def test_a_folder_that_transformer_lens_has_no_name_for_is_refused(tmp_path):
