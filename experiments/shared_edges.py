@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from experiments.gemma_forests import POST_HOC, SAME_RULE, WITHOUT_LOSS, gemma_batches, stack_with_parents
+from experiments.gemma_forests import CLEAR_RULE, POST_HOC, SAME_RULE, WITHOUT_LOSS, gemma_batches, stack_with_parents
 from experiments.gemma_stream import GemmaActivations
-from experiments.models import HSAE, SAELENS_BATCH_TOPK, WIDE_BATCH_TOPK, WIDE_FAMILIES, WIDE_POST_HOC
+from experiments.models import CLEAR_FAMILIES, HSAE, SAELENS_BATCH_TOPK, WIDE_BATCH_TOPK, WIDE_FAMILIES, WIDE_POST_HOC
 from experiments.paper_tables import Size, Stream, n_tokens, trained
 from experiments.readability import stranger
 from sae_lens_hsae.evaluation import level_saes, shared_edges
@@ -39,7 +39,7 @@ N_STRANGERS = 10
 N_CONTEXTS = 3
 RIVALS = (HSAE, WITHOUT_LOSS, SAELENS_BATCH_TOPK + SAME_RULE, POST_HOC + SAME_RULE)
 """Levels that double, of HSAE and of SAEs that are trained one by one."""
-WIDE_RIVALS = (WIDE_FAMILIES, WIDE_BATCH_TOPK + SAME_RULE, WIDE_POST_HOC + SAME_RULE, WIDE_POST_HOC)
+WIDE_RIVALS = (CLEAR_FAMILIES, WIDE_BATCH_TOPK + CLEAR_RULE, WIDE_POST_HOC + CLEAR_RULE, WIDE_POST_HOC)
 """Levels that grow by four."""
 
 

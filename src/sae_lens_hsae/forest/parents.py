@@ -44,7 +44,7 @@ class ParentRule:
     """
 
     similarity: Similarity = "conditional"
-    minimum_similarity: float | None = 0.4
+    minimum_similarity: float | None = 0.3
     unassigned_fraction: float = 0.0
     max_children: int | None = None
 
