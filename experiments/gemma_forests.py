@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from statistics import fmean
@@ -13,6 +12,7 @@ import torch
 
 from experiments.gemma_stream import GemmaActivations, gemma_store, hook_of
 from experiments.models import (
+    CLEAR_BAR,
     CLEAR_FAMILIES,
     HSAE,
     MATRYOSHKA,
@@ -37,7 +37,8 @@ WITHOUT_LOSS = "ρ = 0"
 """HSAE trained without the structural loss."""
 SAME_RULE = ", HSAE's rule"
 """After a model's name: its SAEs with parents by the rule that HSAE trains with."""
-CLEAR_RULE = ", HSAE's rule with a bar of 0.4"
+CLEAR_RULE = f"{SAME_RULE} with a bar of {CLEAR_BAR}"
+"""The same with a higher bar."""
 NEAREST_ROWS = ", nearest decoder row"
 """After a model's name: its SAEs with the feature of the nearest decoder row as parent, whatever fires."""
 DOUBLING = (HSAE, WITHOUT_LOSS, POST_HOC + SAME_RULE, SAELENS_BATCH_TOPK + SAME_RULE, POST_HOC, SAELENS_BATCH_TOPK)
@@ -131,7 +132,7 @@ def gemma_bars(
         found = [stack_with_parents(model, stream, activations, size, folder)[0] for stream in streams]
         fires = [_fires(saes, x) for saes in found]
         for bar in BARS:
-            rule, stacks = replace(ParentRule(), minimum_similarity=bar), []
+            rule, stacks = ParentRule(minimum_similarity=bar), []
             for saes, own in zip(found, fires, strict=True):
                 forest = FeatureForest.from_saes(saes, rule, activations=counted)
                 stacks.append((saes, *_of_living(forest, own)))
@@ -177,7 +178,7 @@ def stack_with_parents(model: str, stream: Stream, activations: GemmaActivations
     saes: list[Any] = list(level_saes(levels))
     if model.endswith((SAME_RULE, CLEAR_RULE)):
         x = activations(stream.layer, n_tokens(size))[:COUNTED_ON].split(4096)
-        rule = ParentRule(minimum_similarity=0.4) if model.endswith(CLEAR_RULE) else ParentRule()
+        rule = ParentRule(minimum_similarity=CLEAR_BAR) if model.endswith(CLEAR_RULE) else ParentRule()
         forest = FeatureForest.from_saes(saes, rule, activations=x)
     if model.endswith(NEAREST_ROWS):
         everyone = ParentRule("decoder", minimum_similarity=None, unassigned_fraction=0.0)

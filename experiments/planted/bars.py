@@ -6,7 +6,6 @@ ancestors' precision rises by more than 0.01.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
@@ -60,7 +59,7 @@ def bars_scored(setting: PlantedSetting, seed: int, steps: int, n_samples: int) 
     x = torch.cat(list(islice(trees.training_batches(), COUNTED_ON)))
     rows = []
     for bar in BARS:
-        rule = replace(ParentRule(), minimum_similarity=bar)
+        rule = ParentRule(minimum_similarity=bar)
         forest = FeatureForest.from_saes(saes, rule, activations=x.split(4096))
         recovery = score_recovery(forest, matches, trees.true_parents)
         direct, ancestors = recovery.direct, recovery.ancestors

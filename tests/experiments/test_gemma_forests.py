@@ -1,7 +1,7 @@
 """How Gemma's forests are counted, on forests whose counts are known."""
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -82,8 +82,7 @@ def test_a_bar_takes_away_the_edges_below_it(tmp_path, monkeypatch):
         sae.W_enc.data, sae.b_enc.data = sae.W_dec.data.T.clone(), torch.zeros(len(sae.W_dec))
     monkeypatch.setattr(gemma_forests, "SHAPES", {})
     monkeypatch.setattr(gemma_forests, "stack_with_parents", lambda *_: (saes, None))
-    activations: Any = lambda *_: x  # noqa: E731
-    rows = gemma_bars(activations, tmp_path, Size(seeds=1, held_out=1000), layer=9)
+    rows = gemma_bars(cast("Any", lambda *_: x), tmp_path, Size(seeds=1, held_out=1000), layer=9)
     rows = [row for row in rows if row["model"] == "HSAE"]
     assert [row["bar"] for row in rows] == list(BARS)
     assert [row["edges"] for row in rows] == [4, 3, 2, 1]
