@@ -81,7 +81,7 @@ def _known() -> frozenset[str]:
             if isinstance(made, ast.ClassDef) and CONFIGS.fullmatch(made.name):
                 fields = (each.target for each in made.body if isinstance(each, ast.AnnAssign))
                 known.update(field.id for field in fields if isinstance(field, ast.Name))
-    return frozenset(known - {"logger"})  # itself a config
+    return frozenset(known - {"logger", "sae"})  # themselves configs: --architecture says which
 
 
 def sources() -> argparse.ArgumentParser:
