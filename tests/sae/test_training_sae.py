@@ -22,7 +22,7 @@ from sae_lens_hsae.sae.bad_batches import BadBatchError
 from sae_lens_hsae.sae.inference import CAST_TENSORS
 from sae_lens_hsae.sae.level_activation import Encoder
 from sae_lens_hsae.sae.perturbation import draw_replaced
-from sae_lens_hsae.sae.silent_features import N_ACTIVE, auxiliary_loss
+from sae_lens_hsae.sae.silent_features import auxiliary_loss
 
 pytestmark = both_forms
 
@@ -177,23 +177,37 @@ def test_dead_features_of_every_level_receive_ghost_gradients(batch):
     assert "ghost_gradient_loss" not in off.training_forward_pass(step_input(batch, dead=dead)).losses
 
 
+def acts_of_silent(pre: torch.Tensor, ordinary: list[int], n_active: int) -> torch.Tensor:
+    """Of one silent feature on a batch, (batch,), from the formula."""
+    ranked = sorted(ordinary, key=lambda token: -pre[token].item())
+    q = pre[ranked[n_active]].item()
+    acts = torch.zeros_like(pre)
+    for token in ranked[:n_active]:
+        acts[token] = pre[token] - min(0.0, q)
+    return acts
+
+
 def test_silent_features_reconstruct_the_residual(batch):
-    sae = make_sae(perturbation_rate=0.0, dead_feature_loss="auxiliary", dtype="float64")
+    sae = make_sae(perturbation_rate=0.0, dead_feature_loss="auxiliary", dtype="float64", target_l0=[1.0, 3.0, 4.0])
     batch = batch.double()
     silent = torch.zeros(sum(WIDTHS), dtype=torch.bool)
     silent[[1, 6, 30, 31]] = True
     sae.silent_features.tokens_since_fired[silent] = 10_000
+    sae.b_enc.data[[6, 30]] = -20.0  # below 0 on every token
     output = sae.training_forward_pass(step_input(batch))
     expected = torch.zeros((), dtype=torch.float64)
-    for own, features in zip(sae.levels, ([1], [6], [30, 31]), strict=True):
+    for level, features in enumerate(([1], [6], [30, 31])):
+        own, n_active = sae.levels.slices[level], round((0.25, 1 / 3, 0.2)[level] * len(batch))
         pre = sae.hidden_pre(batch)
         acts = torch.where(pre > sae.threshold, pre, 0.0)
-        error = batch - acts[:, own] @ sae.W_dec[own] - sae.b_dec[sae.levels.slices.index(own)]
-        again = pre[:, features].relu() @ sae.W_dec[features]
-        expected = expected + len(features) / N_ACTIVE * (again - error.detach()).square().sum(1).mean()
+        error = batch - acts[:, own] @ sae.W_dec[own] - sae.b_dec[level]
+        of_silent = [acts_of_silent(pre[:, feature], list(range(len(batch))), n_active) for feature in features]
+        again = torch.stack(of_silent, dim=1) @ sae.W_dec[features]
+        expected = expected + (again - error.detach()).square().sum(1).mean()
     torch.testing.assert_close(output.losses["auxiliary_loss"], expected)
-    grad = torch.autograd.grad(output.losses["auxiliary_loss"], sae.W_dec)[0]
-    assert not (grad.abs().sum(1) > 0)[~silent].any()
+    grads = torch.autograd.grad(output.losses["auxiliary_loss"], (sae.W_dec, sae.W_enc, sae.b_enc))
+    for grad, dims in zip(grads, (1, 0, ()), strict=True):
+        assert torch.equal((grad.abs().sum(dims) if dims != () else grad.abs()) > 0, silent)
     assert (sae.silent_features.tokens_since_fired[silent] >= 0).all()
 
 
@@ -221,20 +235,37 @@ def test_silent_features_of_all_levels_are_taken_out_of_a_matrix_at_once(batch, 
 
 
 @one_form
-def test_of_many_silent_features_the_most_active_take_part():
+@pytest.mark.parametrize("n_outlying", [0, 3, 9])
+def test_silent_features_are_active_on_ordinary_tokens(n_outlying):
     generator = torch.Generator().manual_seed(0)
-    pre = torch.randn(5, 3 * N_ACTIVE, generator=generator, dtype=torch.float64) + 3
-    rows = torch.randn(3 * N_ACTIVE, D_IN, generator=generator, dtype=torch.float64)
-    error = torch.randn(5, D_IN, generator=generator, dtype=torch.float64)
-    weights = torch.rand(5, generator=generator, dtype=torch.float64)
-    expected = 0.0
-    for token in range(5):
-        largest = pre[token].argsort(descending=True)[:N_ACTIVE]
-        again = sum(max(float(pre[token, f]), 0.0) * rows[f] for f in largest)
-        expected += float(weights[token] * (again - error[token]).square().sum()) / 5
-    assert auxiliary_loss(error, pre, rows, weights, torch.ones(len(rows), dtype=torch.bool)).item() == pytest.approx(
-        expected
-    )
+    pre = torch.randn(10, 7, generator=generator, dtype=torch.float64) - 2
+    rows = torch.randn(7, D_IN, generator=generator, dtype=torch.float64)
+    error = torch.randn(10, D_IN, generator=generator, dtype=torch.float64)
+    weights = torch.ones(10, dtype=torch.float64)
+    weights[:n_outlying] = 0.01
+    pre[:n_outlying] += 1000
+    again = torch.zeros_like(error)
+    if n_outlying < 9:  # else there is no other token to compare with
+        ordinary = list(range(n_outlying, 10))
+        again = torch.stack([acts_of_silent(each, ordinary, 2) for each in pre.T], dim=1) @ rows
+    expected = (weights * (again - error).square().sum(1)).mean()
+    found = auxiliary_loss(error, pre, rows, weights, torch.ones(7, dtype=torch.bool), 0.2)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_silent_feature_below_0_on_every_token_fires_again(batch):
+    sae = make_sae(dead_feature_loss="auxiliary", structural_loss_coefficient=0.0, jumprelu_init_threshold=0.1)
+    sae.b_enc.data[[6, 30]] -= sae.hidden_pre(batch).max(0).values[[6, 30]] + 1.0
+    sae.silent_features.tokens_since_fired[[6, 30]] = 10_000
+    optimizer = torch.optim.Adam(sae.parameters(), lr=0.05)
+    fired = (sae.encode(batch) != 0).any(0)
+    assert not fired[[6, 30]].any()
+    for _ in range(200):
+        optimizer.zero_grad()
+        sae.training_forward_pass(step_input(batch)).loss.backward()
+        optimizer.step()
+        fired |= (sae.encode(batch) != 0).any(0)
+    assert fired[[6, 30]].all()
 
 
 def test_a_feature_is_silent_after_64_mean_intervals(batch):

@@ -1,10 +1,17 @@
 """Features that do not fire, and the losses by which they learn to: ghost gradients, or the auxiliary loss.
 
-The latter, of TopK SAEs (Gao et al., arXiv 2406.04093, §A.2), is for each level by itself: its silent features
-reconstruct what the others leave unexplained. With e = x − x̂, held constant, and a_S the k largest positive
-pre-activations among the silent features on a token,
+As in TopK SAEs (Gao et al., arXiv 2406.04093, §A.2), the silent features S of a level reconstruct what the others leave
+unexplained, e = x − x̂, held constant:
 
-    L_aux = min(1, n_silent / k) · ‖ a_S W_dec,S − e ‖².
+    L_aux = ‖ a_S W_dec,S − e ‖².
+
+There the silent features with the largest pre-activations on a token are active. Here a feature is active where *its*
+pre-activation is largest: on as many tokens of the batch as an average feature of its level fires on. If these are
+below 0, it is read as if its bias were higher. With q the largest of the pre-activations on the other tokens,
+
+    a = max(0, pre − min(0, q))  where pre > q,  else 0.
+
+By its own bias a silent feature ends below 0 on every token, where it has no gradient, and stays dead.
 """
 
 from __future__ import annotations
@@ -19,9 +26,6 @@ from sae_lens_hsae.sae.gpu_step.ghosts import ghost_gradients, places_for
 from sae_lens_hsae.sae.level_activation import Encoder
 from sae_lens_hsae.sae.step_output import Activations
 
-N_ACTIVE = 64
-"""k, silent features that take part on each token."""
-
 SILENT_INTERVALS = 64
 """A feature is silent if it has not fired for this many times n_l / L̂0 tokens, the mean interval between firings."""
 
@@ -35,23 +39,37 @@ def longest_silent(tokens_since_fired: torch.Tensor) -> torch.Tensor:
 
 
 def auxiliary_loss(
-    error: torch.Tensor, pre: torch.Tensor, W_dec: torch.Tensor, weights: torch.Tensor | None, silent: torch.Tensor
+    error: torch.Tensor,
+    pre: torch.Tensor,
+    W_dec: torch.Tensor,
+    weights: torch.Tensor | None,
+    silent: torch.Tensor,
+    rate: float,
 ) -> torch.Tensor:
     """L_aux of one level, (), from some of its features: the squared error summed over d_in, mean over the batch.
 
-    Takes the error x − x̂ (batch, d_in), held constant; pre-activations (batch, n), n above 0; decoder rows (n, d_in);
-    weights of the tokens (batch,), None where all count alike; and which features are silent, (n,) bool: others take no
-    part.
+    It is 0 if none is silent.
+
+    Args:
+        error: x − x̂, (batch, d_in), held constant.
+        pre: pre-activations, (batch, n), n above 0.
+        W_dec: decoder rows, (n, d_in).
+        weights: of the tokens, (batch,), None where all count alike. Features are active only where the weight is 1.
+        silent: which features are, (n,) bool; others take no part.
+        rate: share of the tokens that a feature is active on.
     """
     dtype = torch.promote_types(pre.dtype, torch.float32)
     with torch.autocast(pre.device.type, enabled=False):
-        positive = pre.to(dtype).relu() * silent
-        if pre.shape[1] > N_ACTIVE:
-            top = positive.topk(N_ACTIVE, dim=1, sorted=False)
-            positive = torch.zeros_like(positive).scatter(1, top.indices, top.values)
-        squared = (positive @ W_dec.to(dtype) - error.detach().to(dtype)).square().sum(-1)
+        pre = pre.to(dtype)
+        compared = pre.detach() if weights is None else pre.detach().masked_fill((weights < 1)[:, None], -torch.inf)
+        n_active = max(1, round(rate * len(pre)))
+        limit = compared.topk(min(n_active + 1, len(pre)), dim=0).values[-1]
+        # Infinite where all other tokens are outlying.
+        lift = torch.where(limit.isfinite(), -limit.clamp(max=0), 0)
+        acts = (pre + lift).relu() * ((compared > limit) & silent)
+        squared = (acts @ W_dec.to(dtype) - error.detach().to(dtype)).square().sum(-1)
         mean = squared.mean() if weights is None else (weights * squared).mean()
-        return (silent.sum() / N_ACTIVE).clamp(max=1) * mean
+        return mean * silent.any()
 
 
 class SilentFeatures(nn.Module):
@@ -66,11 +84,13 @@ class SilentFeatures(nn.Module):
 
     def silent(self) -> torch.Tensor:
         """Which features have not fired for `SILENT_INTERVALS` mean intervals of their level, (d_sae,) bool."""
-        levels = self._cfg.levels
-        pairs = zip(levels.widths, self._cfg.target_l0_per_level, strict=True)
-        limits = [SILENT_INTERVALS * width / target for width, target in pairs]
-        per_level = zip(levels.split(self.tokens_since_fired), limits, strict=True)
-        return torch.cat([own > limit for own, limit in per_level])
+        per_level = zip(self._cfg.levels.split(self.tokens_since_fired), self._rates(), strict=True)
+        return torch.cat([own > SILENT_INTERVALS / rate for own, rate in per_level])
+
+    def _rates(self) -> list[float]:
+        """Share of the tokens that an average feature of each level fires on, L̂0 / n_l."""
+        cfg = self._cfg
+        return [l0 / width for l0, width in zip(cfg.target_l0_per_level, cfg.level_widths, strict=True)]
 
     def count(self, acts: Activations, batch: int, good: torch.Tensor | None = None) -> None:
         """Take a batch of this many tokens into the count; nothing where ``good`` is 0, ()."""
@@ -133,9 +153,10 @@ class SilentFeatures(nn.Module):
             encoder.b_enc.index_select(0, mine).split(sizes),
             W_dec.index_select(0, mine).split(sizes),
             is_silent[mine].split(sizes),
+            self._rates(),
         )
-        for level, (columns, bias, rows, silent) in enumerate(zip(*parts, strict=True)):
+        for level, (columns, bias, rows, silent, rate) in enumerate(zip(*parts, strict=True)):
             if len(rows):
                 pre = encoder.input_of(level, x) @ columns + bias
-                total = total + auxiliary_loss(errors[level], pre, rows, weights, silent)
+                total = total + auxiliary_loss(errors[level], pre, rows, weights, silent, rate)
         return total
