@@ -203,8 +203,6 @@ def test_strongest_tokens_are_those_of_highest_mean_over_all_their_occurrences(d
         expected = sorted(means, key=lambda token: -means[token])[: SETTINGS.n_strongest_tokens]
         found = [token for token in dashboards.strongest_tokens[feature].tolist() if token >= 0]
         assert found == expected
-        for token, mean in zip(found, dashboards.strongest_token_means[feature].tolist(), strict=False):
-            assert mean == pytest.approx(means[token], rel=1e-4)
 
 
 def test_few_candidates_still_find_the_strongest_token(monkeypatch):
@@ -366,6 +364,13 @@ def test_unreadable_dashboards_say_why(dashboards, tmp_path, damage, error, mess
     damage(tmp_path / "saved")
     with pytest.raises(error, match=message):
         Dashboards.load(tmp_path / "saved", dashboards.fingerprint)
+
+
+def test_what_only_older_versions_kept_is_left_out(dashboards, tmp_path):
+    dashboards.save(tmp_path / "saved")
+    path = tmp_path / "saved" / "dashboards.safetensors"
+    save_file(load_file(path) | {"strongest_token_means": torch.zeros(1)}, path)
+    assert_same(Dashboards.load(tmp_path / "saved"), dashboards)
 
 
 def saving(path: Path, every: int) -> dict[str, Any]:

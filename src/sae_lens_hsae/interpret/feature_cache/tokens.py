@@ -43,7 +43,7 @@ class TokenMeans:
             self.compact()
 
     def result(self) -> dict[str, torch.Tensor]:
-        """``strongest_tokens`` (features, n) int32, −1 for none, and ``strongest_token_means``."""
+        """``strongest_tokens`` (features, n) int32, −1 for none."""
         self.compact()
         features, tokens = self._split()
         count = self._count[tokens]
@@ -54,9 +54,7 @@ class TokenMeans:
         shape = (self._n_features, self._settings.n_strongest_tokens)
         strongest = torch.full(shape, -1, dtype=torch.int32, device=tokens.device)
         strongest[features[order], rank] = tokens[order].int()
-        of_strongest = torch.zeros(shape, device=tokens.device)
-        of_strongest[features[order], rank] = means[order]
-        return {"strongest_tokens": strongest.cpu(), "strongest_token_means": of_strongest.cpu()}
+        return {"strongest_tokens": strongest.cpu()}
 
     def compact(self) -> None:
         """Take the pending sums into the table; the tensors are then all of the state."""
