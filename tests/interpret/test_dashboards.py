@@ -2,7 +2,6 @@
 
 import copy
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -371,45 +370,3 @@ def test_what_only_older_versions_kept_is_left_out(dashboards, tmp_path):
     path = tmp_path / "saved" / "dashboards.safetensors"
     save_file(load_file(path) | {"strongest_token_means": torch.zeros(1)}, path)
     assert_same(Dashboards.load(tmp_path / "saved"), dashboards)
-
-
-def saving(path: Path, every: int) -> dict[str, Any]:
-    options = {"settings": SETTINGS, "exclude_tokens": [PADDING], "progress": False}
-    return options | {"progress_file": path, "save_every": every}
-
-
-def broken():
-    yield from stream()[:4]
-    raise InterruptedError
-
-
-@pytest.mark.parametrize("skipping", ["by a function", "by reading"])
-def test_an_interrupted_collection_goes_on_where_it_was_saved(sae, dashboards, tmp_path, skipping):
-    path = tmp_path / "progress.safetensors"
-    arguments = saving(path, every=100)
-
-    asked = []
-
-    def rest(n_skipped):
-        asked.append(n_skipped)
-        return [(tokens[:1], x[:1]) for tokens, x in stream(batch_size=1)][n_skipped:]
-
-    with pytest.raises(InterruptedError):
-        collect_dashboards(sae, sae.forest, broken(), **arguments)
-    assert path.is_file()
-    again = collect_dashboards(sae, sae.forest, rest if skipping == "by a function" else stream(), **arguments)
-    assert_same(again, dashboards)
-    assert asked in ([20], [])
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_state_of_other_weights_or_a_torn_one_is_not_taken(sae, dashboards, tmp_path):
-    path = tmp_path / "progress.safetensors"
-    arguments = saving(path, every=1)
-    other = make_sae(seed=8)
-    with pytest.raises(InterruptedError):
-        collect_dashboards(other, other.forest, broken(), **arguments)
-    assert path.is_file()
-    assert_same(collect_dashboards(sae, sae.forest, stream(), **arguments), dashboards)
-    path.write_bytes(b"torn")
-    assert_same(collect_dashboards(sae, sae.forest, stream(), **arguments), dashboards)

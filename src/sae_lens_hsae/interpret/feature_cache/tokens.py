@@ -40,11 +40,11 @@ class TokenMeans:
         self._pending.append(_summed(keys, firing.values))
         self._n_pending += len(self._pending[-1][0])
         if self._n_pending > self._max_pending:
-            self.compact()
+            self._compact()
 
     def result(self) -> dict[str, torch.Tensor]:
         """``strongest_tokens`` (features, n) int32, −1 for none."""
-        self.compact()
+        self._compact()
         features, tokens = self._split()
         count = self._count[tokens]
         means = self._sums / count
@@ -56,8 +56,8 @@ class TokenMeans:
         strongest[features[order], rank] = tokens[order].int()
         return {"strongest_tokens": strongest.cpu()}
 
-    def compact(self) -> None:
-        """Take the pending sums into the table; the tensors are then all of the state."""
+    def _compact(self) -> None:
+        """Take the pending sums into the table."""
         keys = torch.cat([self._keys, *(keys for keys, _ in self._pending)])
         sums = torch.cat([self._sums, *(sums for _, sums in self._pending)])
         self._keys, self._sums = _summed(keys, sums)
