@@ -54,8 +54,7 @@ class TestByHand:
         forest = FeatureForest([-1, -1, 0, 0, -1, 2, 2, 2, 3, 4, 4, -1], widths)
         result = evaluate_forest(readout_levels(widths), forest, [tokens(12, [0, 2, 5])])
         # Root 0 has three generations, root 1 stands alone, as does 11; the unassigned 4 has two children.
-        assert result.shape is not None
-        assert result.shape.trees_by_depth == (2, 1, 1)
+        assert result.trees_by_depth == (2, 1, 1)
         upper, lower = result.boundaries
         assert (upper.mean_children, upper.max_children, upper.several_children_share) == (2, 2, 1)
         assert (lower.mean_children, lower.max_children) == (2, 3)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 
 from sae_lens_hsae.evaluation.jackknife import Interval
-from sae_lens_hsae.evaluation.shape import ForestShape
 
 
 class Record:
@@ -114,8 +113,6 @@ class BoundaryEvaluation(Record):
 def _plain(value: Any) -> Any:
     if isinstance(value, Record):
         return value.to_dict()
-    if isinstance(value, ForestShape):
-        value = asdict(value)
     if isinstance(value, Mapping):
         return {name: _plain(of_name) for name, of_name in value.items()}
     if isinstance(value, Interval) and math.isnan(value.low):

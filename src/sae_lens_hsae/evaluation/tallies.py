@@ -23,7 +23,6 @@ from sae_lens_hsae.evaluation.boundary_metrics import (
 from sae_lens_hsae.evaluation.jackknife import Interval, jackknife_interval
 from sae_lens_hsae.evaluation.outliers import Outliers
 from sae_lens_hsae.evaluation.records import BoundaryEvaluation, LevelEvaluation
-from sae_lens_hsae.evaluation.shape import children_per_parent
 from sae_lens_hsae.evaluation.stacks import LevelSAE
 from sae_lens_hsae.evaluation.token_blocks import BlockTable, SpreadTally, TokenBlocks
 from sae_lens_hsae.forest import NO_PARENT, FeatureForest
@@ -120,7 +119,7 @@ class BoundaryTally:
     def __init__(self, blocks: TokenBlocks, forest: FeatureForest, parents: LevelTally, children: LevelTally) -> None:
         self._blocks = blocks
         self._parents, self._children = parents, children
-        self._branching = children_per_parent(forest, parents.level)
+        self._branching = _branching(forest, parents.level)
         above, below = forest.levels[parents.level], forest.levels[children.level]
         n_parents, n_children = above.stop - above.start, below.stop - below.start
         device = parents.device
@@ -203,6 +202,17 @@ class BoundaryTally:
             sibling_meetings=of(self._sibling_meetings),
             meetings=of(self._children.meetings),
         )
+
+
+def _branching(forest: FeatureForest, parent_level: int) -> dict[str, Any]:
+    """How the parents of one boundary branch, as fields of `BoundaryEvaluation`. Dead features count here."""
+    n_children = forest.n_children[forest.levels[parent_level]]
+    n_children = n_children[n_children > 0].double()
+    return {
+        "mean_children": n_children.mean().item(),
+        "max_children": int(n_children.max()) if len(n_children) else 0,
+        "several_children_share": (n_children > 1).double().mean().item(),
+    }
 
 
 def _intervals(
