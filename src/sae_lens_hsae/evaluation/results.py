@@ -63,7 +63,7 @@ class ForestEvaluation(Record):
 def _columns(record: LevelEvaluation | BoundaryEvaluation) -> dict[str, Any]:
     columns: dict[str, Any] = {}
     for f in fields(record):
-        if f.compare and f.name not in ("intervals", "undefined"):
+        if f.name not in ("intervals", "undefined"):
             columns[f.name] = getattr(record, f.name)
             if f.name in record.intervals:
                 columns[f"{f.name}_low"], columns[f"{f.name}_high"] = record.intervals[f.name]

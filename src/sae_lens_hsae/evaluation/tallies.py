@@ -15,9 +15,7 @@ from sae_lens_hsae.evaluation.boundary_metrics import (
     BoundaryCounts,
     Pairs,
     boundary_metrics,
-    float64,
     living_pairs,
-    n_sibling_pairs,
     why_undefined,
 )
 from sae_lens_hsae.evaluation.jackknife import Interval, jackknife_interval
@@ -105,7 +103,6 @@ class LevelTally:
             level=self.level,
             width=len(fires),
             n_dead=int((fires == 0).sum()),
-            firing_frequency=float64(fires).cpu() / n,
             variance_explained_ordinary=1 - self._error_of_ordinary / outliers.spread,
             l0_ordinary=self._fires_of_ordinary / outliers.n_ordinary if outliers.n_ordinary else math.nan,
             **values,
@@ -166,21 +163,14 @@ class BoundaryTally:
             if math.isnan(value)
         }
         living = living_pairs(self._pairs, counts)
-        given_child = torch.full((len(self._parent_of),), math.nan, dtype=torch.float64)
-        given_child[living.child.cpu()] = (
-            float64(counts.together[living.child]) / float64(counts.child_fires[living.child])
-        ).cpu()
-        no_parent = self._parent_of == NO_PARENT
+        n_unassigned = int((self._parent_of == NO_PARENT).sum())
         return BoundaryEvaluation(
             parent_level=self._parents.level,
             n_pairs=len(self._pairs.child),
             n_pairs_left_out=len(self._pairs.child) - len(living.child),
             n_parents_with_children=len(living.parent.unique()),
-            n_unassigned=int(no_parent.sum()),
-            unassigned_share=int(no_parent.sum()) / len(no_parent),
-            parent_given_child=given_child,
-            n_unassigned_dead=int((no_parent & (counts.child_fires == 0)).sum()),
-            n_sibling_pairs=n_sibling_pairs(self._pairs, counts),
+            n_unassigned=n_unassigned,
+            unassigned_share=n_unassigned / len(self._parent_of),
             **self._branching,
             **values,
             **_intervals(values, without, undefined, sizes, n_blocks, confidence),
