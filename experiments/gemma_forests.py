@@ -225,12 +225,12 @@ def _stability(stacks: list[Any]) -> dict[str, float]:
     """
     everyone, no_copies, of_matched = [], [], []
     for (saes, forest, _), (others, other_forest, _) in permutations(stacks, 2):
-        boundaries = seed_stability(saes, forest, others, other_forest).boundaries
+        boundaries = seed_stability(saes, forest, others, other_forest)
         everyone.append(_share_found(forest, boundaries))
         of_matched += [boundary.kept_adjusted for boundary in boundaries]
         # The other forest keeps its copies: an edge is there, too, where its ends are a little closer to each other.
         forest = _without_copies(saes, forest)
-        no_copies.append(_share_found(forest, seed_stability(saes, forest, others, other_forest).boundaries))
+        no_copies.append(_share_found(forest, seed_stability(saes, forest, others, other_forest)))
     return {
         "edges that another seed has": _mean(everyone),
         "without copies": _mean(no_copies),

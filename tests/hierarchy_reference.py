@@ -142,8 +142,6 @@ def slow_boundary(above: list[list[float]], below: list[list[float]], parent_of:
         "sibling_coactivation": lift[True],
         "non_sibling_coactivation": lift[False],
         "sibling_lift": lift[True] / lift[False] if lift[True] is not None and lift[False] else None,
-        "n_unassigned_dead": sum(p is None and not child_fires[c] for c, p in enumerate(parent_of)),
-        "n_sibling_pairs": n_pairs[True],
         "mean_children": mean(n_branches),
         "max_children": max(n_branches, default=0),
         "several_children_share": mean([n > 1 for n in n_branches]),

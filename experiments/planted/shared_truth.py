@@ -63,7 +63,7 @@ def edges_judged(setting: PlantedSetting, seed: int, steps: int, n_samples: int)
     saes, others = list[Any](level_saes(first)), list[Any](level_saes(other))
     forest = first.forest
     again = shared_edges(saes, forest, others, other.forest)
-    matches = [match_decoders(own.W_dec, its.W_dec)[0] for own, its in zip(saes, others, strict=True)]
+    matches = [match_decoders(own.W_dec, its.W_dec) for own, its in zip(saes, others, strict=True)]
     matched = torch.cat(matches) != NO_MATCH
     is_copy = copies_of_parents(forest, first.W_dec.detach())
     edges = torch.tensor([(above, below) for above, below in forest.edges().tolist() if not is_copy[below]])

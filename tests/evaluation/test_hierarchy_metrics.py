@@ -54,8 +54,7 @@ class TestByHand:
         forest = FeatureForest([-1, -1, 0, 0, -1, 2, 2, 2, 3, 4, 4, -1], widths)
         result = evaluate_forest(readout_levels(widths), forest, [tokens(12, [0, 2, 5])])
         # Root 0 has three generations, root 1 stands alone, as does 11; the unassigned 4 has two children.
-        assert result.shape is not None
-        assert result.shape.trees_by_depth == (2, 1, 1)
+        assert result.trees_by_depth == (2, 1, 1)
         upper, lower = result.boundaries
         assert (upper.mean_children, upper.max_children, upper.several_children_share) == (2, 2, 1)
         assert (lower.mean_children, lower.max_children) == (2, 3)
@@ -200,8 +199,9 @@ class TestSources:
         result = evaluate_forest(hsae, hsae.forest, x.split(25))
         levels = [hsae.level_sae(level) for level in range(3)]
         assert_close(result.to_dict(), evaluate_forest(levels, hsae.forest, x).to_dict())
-        frequency = torch.cat([level.firing_frequency for level in result.levels])
-        assert torch.allclose(frequency, (hsae.encode(x) > 0).double().mean(0))
+        assert sum(level.l0 for level in result.levels) == pytest.approx(
+            (hsae.encode(x) > 0).double().sum(1).mean().item()
+        )
 
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     def test_lower_precision(self, dtype: str, evaluation: ForestEvaluation):
@@ -224,7 +224,6 @@ class TestOutput:
     def test_dict_is_json_of_plain_numbers(self, evaluation: ForestEvaluation):
         data = json.loads(json.dumps(evaluation.to_dict(), allow_nan=False))
         assert data == evaluation.to_dict()
-        assert "firing_frequency" not in data["levels"][0]
         assert data["boundaries"][0]["intervals"]["hamming"] is None
 
     def test_dataframe_has_a_row_per_level(self, evaluation: ForestEvaluation):

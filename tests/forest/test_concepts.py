@@ -25,7 +25,6 @@ def test_concepts_are_the_components_that_copies_join(seed):
     for feature in range(forest.n_features):
         members = component[feature]
         assert concepts.members(feature) == sorted(members)
-        assert concepts.of_feature[feature] == min(members)
         below = {child for member in members for child in forest.children(member)} - members
         assert concepts.children(feature) == sorted(below)
         above = forest.parent(min(members))

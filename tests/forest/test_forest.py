@@ -85,6 +85,8 @@ class TestAnyForest:
         assert forest.roots().tolist() == list(range(width))
         assert forest.unassigned().tolist() == [f for f in everyone if f >= width and parents[f] < 0]
         assert forest.depth == max(map(len, paths))
+        depths = Counter(max(len(path) for path in paths if path[0] == top) for top in everyone if parents[top] < 0)
+        assert forest.trees_by_depth == tuple(depths[depth + 1] for depth in range(max(depths)))
 
     @EXAMPLES
     @given(forests())

@@ -2,7 +2,6 @@
 
 import copy
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -203,8 +202,6 @@ def test_strongest_tokens_are_those_of_highest_mean_over_all_their_occurrences(d
         expected = sorted(means, key=lambda token: -means[token])[: SETTINGS.n_strongest_tokens]
         found = [token for token in dashboards.strongest_tokens[feature].tolist() if token >= 0]
         assert found == expected
-        for token, mean in zip(found, dashboards.strongest_token_means[feature].tolist(), strict=False):
-            assert mean == pytest.approx(means[token], rel=1e-4)
 
 
 def test_few_candidates_still_find_the_strongest_token(monkeypatch):
@@ -368,43 +365,8 @@ def test_unreadable_dashboards_say_why(dashboards, tmp_path, damage, error, mess
         Dashboards.load(tmp_path / "saved", dashboards.fingerprint)
 
 
-def saving(path: Path, every: int) -> dict[str, Any]:
-    options = {"settings": SETTINGS, "exclude_tokens": [PADDING], "progress": False}
-    return options | {"progress_file": path, "save_every": every}
-
-
-def broken():
-    yield from stream()[:4]
-    raise InterruptedError
-
-
-@pytest.mark.parametrize("skipping", ["by a function", "by reading"])
-def test_an_interrupted_collection_goes_on_where_it_was_saved(sae, dashboards, tmp_path, skipping):
-    path = tmp_path / "progress.safetensors"
-    arguments = saving(path, every=100)
-
-    asked = []
-
-    def rest(n_skipped):
-        asked.append(n_skipped)
-        return [(tokens[:1], x[:1]) for tokens, x in stream(batch_size=1)][n_skipped:]
-
-    with pytest.raises(InterruptedError):
-        collect_dashboards(sae, sae.forest, broken(), **arguments)
-    assert path.is_file()
-    again = collect_dashboards(sae, sae.forest, rest if skipping == "by a function" else stream(), **arguments)
-    assert_same(again, dashboards)
-    assert asked in ([20], [])
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_state_of_other_weights_or_a_torn_one_is_not_taken(sae, dashboards, tmp_path):
-    path = tmp_path / "progress.safetensors"
-    arguments = saving(path, every=1)
-    other = make_sae(seed=8)
-    with pytest.raises(InterruptedError):
-        collect_dashboards(other, other.forest, broken(), **arguments)
-    assert path.is_file()
-    assert_same(collect_dashboards(sae, sae.forest, stream(), **arguments), dashboards)
-    path.write_bytes(b"torn")
-    assert_same(collect_dashboards(sae, sae.forest, stream(), **arguments), dashboards)
+def test_what_only_older_versions_kept_is_left_out(dashboards, tmp_path):
+    dashboards.save(tmp_path / "saved")
+    path = tmp_path / "saved" / "dashboards.safetensors"
+    save_file(load_file(path) | {"strongest_token_means": torch.zeros(1)}, path)
+    assert_same(Dashboards.load(tmp_path / "saved"), dashboards)

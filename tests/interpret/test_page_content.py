@@ -109,13 +109,3 @@ def test_what_is_of_another_forest_and_unknown_labels_are_refused(
     with pytest.raises(ValueError, match="explanations: number 0 is of another forest"):
         write_page(hostile_dashboards, hostile_sae.forest, tmp_path / "p.html", str, explanations=[of_another])
     assert not list(tmp_path.iterdir())
-
-
-def test_a_token_that_cannot_be_decoded_is_shown_by_its_number(hostile_sae, hostile_dashboards, tmp_path):
-    def text_of(id_: int) -> str:
-        if id_ == 3:
-            raise UnicodeDecodeError("utf-8", b"", 0, 1, "bad")
-        return HOSTILE[id_]
-
-    path = write_page(hostile_dashboards, hostile_sae.forest, tmp_path / "p.html", text_of)
-    assert "⟨3⟩" in blocks_of(path)["vocabulary"][0]["plain"]["tokens"]

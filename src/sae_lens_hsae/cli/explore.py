@@ -30,7 +30,7 @@ from sae_lens_hsae.sae.inference import HierarchicalSAE
 from sae_lens_hsae.storage.whole_files import check_file_writable, check_writable
 from sae_lens_hsae.text.as_trained import excluded_tokens
 from sae_lens_hsae.text.hook_point import check_several
-from sae_lens_hsae.text.rows import TextSource, digest
+from sae_lens_hsae.text.rows import TextSource
 from sae_lens_hsae.text.token_text import TokenTexts, parting_tokens
 
 
@@ -128,11 +128,10 @@ def explore(
         dashboards = collect_dashboards(
             sae,
             sae.forest,
-            lambda skipped: tokens_and_activations(sae, model, read, skipped),
+            tokens_and_activations(sae, model, read),
             n_tokens=n_to_read,
             exclude_tokens=excluded_tokens(sae, tokenizer),
             unembedding=unembedding_of(sae, model),
-            progress_file=where.with_name(f".{where.name}-{digest(read)}.safetensors"),
         )
         dashboards.save(where)
     texts = TokenTexts(tokenizer)

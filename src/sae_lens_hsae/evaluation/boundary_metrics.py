@@ -79,17 +79,13 @@ def boundary_metrics(pairs: Pairs, counts: BoundaryCounts) -> dict[str, float]:
     }
 
 
-def n_sibling_pairs(pairs: Pairs, counts: BoundaryCounts) -> int:
-    """Pairs of living siblings, whether their parent fires or not."""
-    return int(_pairs_among(_per_family(pairs, counts, (counts.child_fires > 0).long())).sum())
-
-
 def _sibling_metrics(pairs: Pairs, counts: BoundaryCounts) -> dict[str, float]:
     fires = float64(counts.child_fires)
     # Expected of features that fire independently: of all pairs, (Σ p)² − Σ p² counts each twice.
     of_siblings = _per_family(pairs, counts, fires).square().sum() - _per_family(pairs, counts, fires.square()).sum()
     of_level = fires.sum().square() - fires.square().sum()
-    n_siblings = n_sibling_pairs(pairs, counts)
+    # Siblings that fire, whether their parent does or not.
+    n_siblings = int(_pairs_among(_per_family(pairs, counts, (counts.child_fires > 0).long())).sum())
     n_others = int(_pairs_among((fires > 0).sum())) - n_siblings
     sibling_meetings = counts.sibling_meetings.item()
     other_meetings = counts.meetings.item() - sibling_meetings

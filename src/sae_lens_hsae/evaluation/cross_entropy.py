@@ -69,20 +69,19 @@ def cross_entropy_recovered(
             )
     if n_batches < 1:
         raise ValueError(f"n_batches={n_batches} must be at least 1")
-    tokens = _SameTokens(activation_store, n_batches)
-    _check_comes_by(model, known_name(model, metadata(saes[0], "hook_name")), tokens.one_prompt)
+    batches = [activation_store.get_batch_tokens() for _ in range(n_batches)]
+    _check_comes_by(model, known_name(model, metadata(saes[0], "hook_name")), batches[0][:1])
     config = EvalConfig(
         compute_ce_loss=True,
         n_eval_reconstruction_batches=n_batches,
-        batch_size_prompts=tokens.store_batch_size_prompts,
+        batch_size_prompts=activation_store.store_batch_size_prompts,
     )
     found = []
     for level, sae in enumerate(saes):
-        tokens.rewind()
         try:
             metrics, _ = run_evals(
                 sae=cast(Any, _named_as_in(model, sae)),
-                activation_store=cast(Any, tokens),
+                activation_store=cast(Any, _SameTokens(activation_store, batches)),
                 model=model,
                 activation_scaler=ActivationScaler(),
                 eval_config=config,
@@ -125,24 +124,18 @@ def _named_as_in(model: Any, sae: Any) -> Any:
 
 
 class _SameTokens:
-    """A store whose next batches are drawn once and given out again for each level.
+    """A store whose next batches are those given, so that each level gets the same.
 
     The store's own ``reset_input_dataset`` would not do: it leaves the sequences alone that are already on their way,
     and each level would see other tokens.
     """
 
-    def __init__(self, store: ActivationsStore, n_batches: int) -> None:
+    def __init__(self, store: ActivationsStore, batches: Sequence[torch.Tensor]) -> None:
         self._store = store
-        self.store_batch_size_prompts = store.store_batch_size_prompts
-        self._batches = [store.get_batch_tokens() for _ in range(n_batches)]
-        self.one_prompt = self._batches[0][:1]
-        self.rewind()
+        self._left = iter(batches)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
-
-    def rewind(self) -> None:
-        self._left = iter(self._batches)
 
     def get_batch_tokens(self, batch_size: int | None = None) -> torch.Tensor:
         assert batch_size == self.store_batch_size_prompts

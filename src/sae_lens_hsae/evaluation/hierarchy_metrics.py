@@ -9,7 +9,6 @@ from tqdm.auto import tqdm
 
 from sae_lens_hsae.evaluation.outliers import Outliers, begun
 from sae_lens_hsae.evaluation.results import ForestEvaluation
-from sae_lens_hsae.evaluation.shape import forest_shape
 from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack, check_fit, check_reconstruct, level_saes
 from sae_lens_hsae.evaluation.tallies import BoundaryTally, Firing, LevelTally, at_least_float32
 from sae_lens_hsae.evaluation.token_blocks import SpreadTally, TokenBlocks
@@ -98,7 +97,7 @@ def evaluate_forest(
         n_outlying=blocks.n_tokens - outliers.n_ordinary,
         levels=tuple(tally.result(spread, outliers, n_blocks, confidence) for tally in of_level),
         boundaries=tuple(tally.result(n_blocks, confidence) for tally in of_boundary),
-        shape=forest_shape(forest),
+        trees_by_depth=forest.trees_by_depth,
         n_blocks=len(blocks.sizes) if enough else 0,
         tokens_per_block=blocks.length if enough else 0,
         confidence=confidence,

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-import torch
-
 from sae_lens_hsae.evaluation.jackknife import Interval
-from sae_lens_hsae.evaluation.shape import ForestShape
 
 
 class Record:
@@ -18,7 +15,7 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, ready for JSON; NaN becomes None."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.compare}  # type: ignore[arg-type]
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
 
     def __eq__(self, other: object) -> bool:
         return self.to_dict() == other.to_dict() if isinstance(other, type(self)) else NotImplemented
@@ -38,7 +35,6 @@ class LevelEvaluation(Record):
         n_dead: features that never fired in the evaluated tokens.
         variance_explained_ordinary: the same of all but outlying tokens (`outliers`).
         l0_ordinary: active features per token that is not outlying.
-        firing_frequency: (width,) float64, each feature's share of the tokens; not part of `to_dict`.
         intervals: confidence intervals of ``l0`` and ``variance_explained``.
         undefined: why a metric, or ``"interval of …"`` it, is NaN.
     """
@@ -50,7 +46,6 @@ class LevelEvaluation(Record):
     n_dead: int
     variance_explained_ordinary: float
     l0_ordinary: float
-    firing_frequency: torch.Tensor = field(repr=False, compare=False)
     intervals: Mapping[str, Interval] = field(default_factory=dict, repr=False)
     undefined: Mapping[str, str] = field(default_factory=dict)
 
@@ -71,15 +66,11 @@ class BoundaryEvaluation(Record):
         n_parents_with_children: parents that ``hamming`` counts.
         n_unassigned: features of the children's level without a parent, dead ones included.
         unassigned_share: ``n_unassigned`` over the width of the children's level.
-        parent_given_child: (children's width,) float64, P(parent active | child active) of every child, NaN where
-            it has no parent or one of them never fired; not part of `to_dict`.
         coverage: mean over the parents that ``hamming`` counts of P(some child active | parent active).
         dominance: mean over the pairs ever active together of P(a_parent > a_child | both active).
         sibling_coactivation: how often siblings fire together, relative to independent features.
         non_sibling_coactivation: the same of all other pairs of features of the children's level.
         sibling_lift: the former over the latter; 1 if being siblings makes no difference.
-        n_unassigned_dead: unassigned features that never fired.
-        n_sibling_pairs: pairs of siblings that fire.
         mean_children: children per parent that has any, dead ones included; NaN if none has.
         max_children: children of the parent with most.
         several_children_share: of the parents with children, the share with at least two.
@@ -96,14 +87,11 @@ class BoundaryEvaluation(Record):
     n_parents_with_children: int
     n_unassigned: int
     unassigned_share: float
-    parent_given_child: torch.Tensor = field(repr=False, compare=False)
     coverage: float = math.nan
     dominance: float = math.nan
     sibling_coactivation: float = math.nan
     non_sibling_coactivation: float = math.nan
     sibling_lift: float = math.nan
-    n_unassigned_dead: int = 0
-    n_sibling_pairs: int = 0
     mean_children: float = math.nan
     max_children: int = 0
     several_children_share: float = math.nan
@@ -114,8 +102,6 @@ class BoundaryEvaluation(Record):
 def _plain(value: Any) -> Any:
     if isinstance(value, Record):
         return value.to_dict()
-    if isinstance(value, ForestShape):
-        value = asdict(value)
     if isinstance(value, Mapping):
         return {name: _plain(of_name) for name, of_name in value.items()}
     if isinstance(value, Interval) and math.isnan(value.low):

@@ -11,7 +11,6 @@ from typing import Any
 import pandas
 
 from sae_lens_hsae.evaluation.records import BoundaryEvaluation, LevelEvaluation, Record
-from sae_lens_hsae.evaluation.shape import ForestShape
 
 MISSING = "–"
 
@@ -25,7 +24,7 @@ class ForestEvaluation(Record):
         n_outlying: those further from the centre than three times the median distance, such as attention sinks.
         levels: one record per level, coarse to fine.
         boundaries: one record per level boundary, coarse to fine; one fewer than levels.
-        shape: depths of the trees.
+        trees_by_depth: as of `FeatureForest`.
         n_blocks: blocks of tokens that the intervals are made from; 0 if there are none.
         tokens_per_block: tokens of each block; the last may have fewer.
         confidence: of the intervals.
@@ -35,7 +34,7 @@ class ForestEvaluation(Record):
     n_tokens: int
     levels: tuple[LevelEvaluation, ...]
     boundaries: tuple[BoundaryEvaluation, ...]
-    shape: ForestShape | None = None
+    trees_by_depth: tuple[int, ...] = ()
     n_outlying: int = 0
     n_blocks: int = 0
     tokens_per_block: int = 0
@@ -54,7 +53,7 @@ class ForestEvaluation(Record):
         parts = [_title(self), _levels(self)]
         if self.boundaries:
             parts.append(_boundaries(self.boundaries))
-        parts.append("\n".join([*_shape(self), *_notes(self)]))
+        parts.append("\n".join([*_trees(self), *_notes(self)]))
         return "\n\n".join(part for part in parts if part)
 
     def _repr_html_(self) -> str:
@@ -64,7 +63,7 @@ class ForestEvaluation(Record):
 def _columns(record: LevelEvaluation | BoundaryEvaluation) -> dict[str, Any]:
     columns: dict[str, Any] = {}
     for f in fields(record):
-        if f.compare and f.name not in ("intervals", "undefined"):
+        if f.name not in ("intervals", "undefined"):
             columns[f.name] = getattr(record, f.name)
             if f.name in record.intervals:
                 columns[f"{f.name}_low"], columns[f"{f.name}_high"] = record.intervals[f.name]
@@ -118,11 +117,9 @@ def _boundaries(boundaries: Sequence[BoundaryEvaluation]) -> str:
     return _table(rows, left=1)
 
 
-def _shape(evaluation: ForestEvaluation) -> list[str]:
-    if evaluation.shape is None:
-        return []
-    trees = ", ".join(f"{n} of depth {depth}" for depth, n in enumerate(evaluation.shape.trees_by_depth, 1) if n)
-    return [f"trees: {trees}"]
+def _trees(evaluation: ForestEvaluation) -> list[str]:
+    trees = [f"{n} of depth {depth}" for depth, n in enumerate(evaluation.trees_by_depth, 1) if n]
+    return [f"trees: {', '.join(trees)}"] if trees else []
 
 
 def _notes(evaluation: ForestEvaluation) -> list[str]:

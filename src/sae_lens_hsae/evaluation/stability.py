@@ -35,6 +35,7 @@ class EdgeAgreement:
         n_edges: edges of the first forest with both ends matched.
         n_other_edges: the same of the other forest.
         n_common: edges that are in both.
+        n_children: children that are matched.
         n_children_in_both: children that have such an edge in either forest.
         kept: ``n_common / n_edges``. An edge also counts as lost if the other forest leaves the child unassigned.
         kept_adjusted: ``kept`` on a scale where 0 is chance, the other forest's parents dealt out at random among all
@@ -45,39 +46,10 @@ class EdgeAgreement:
     n_edges: int
     n_other_edges: int
     n_common: int
+    n_children: int
     n_children_in_both: int
     kept: float
     kept_adjusted: float
-
-
-@dataclass(frozen=True)
-class LevelMatch:
-    """Features of one level that another stack has as well.
-
-    Attributes:
-        level: which level.
-        width: features of the level, and of the other stack's.
-        n_matched: pairs of features taken for the same.
-        mean_cosine: of the matched pairs' decoder rows; NaN if there are none.
-    """
-
-    level: int
-    width: tuple[int, int]
-    n_matched: int
-    mean_cosine: float
-
-
-@dataclass(frozen=True)
-class SeedStability:
-    """Result of `seed_stability`.
-
-    Attributes:
-        levels: what was matched, coarse to fine.
-        boundaries: agreement of the edges with both ends matched, coarse to fine.
-    """
-
-    levels: tuple[LevelMatch, ...]
-    boundaries: tuple[EdgeAgreement, ...]
 
 
 @torch.no_grad()
@@ -88,8 +60,8 @@ def seed_stability(
     other_forest: FeatureForest,
     floor: float = FLOOR,
     method: Method | None = None,
-) -> SeedStability:
-    """Match two stacks' features level by level, and count the edges that they have in common.
+) -> tuple[EdgeAgreement, ...]:
+    """Match two stacks' features level by level, and count the edges that they have in common, by level boundary.
 
     Args:
         levels: one SAE per level, coarse to fine, or one object for all; the SAEs need a ``W_dec``.
@@ -101,19 +73,11 @@ def seed_stability(
     Raises:
         ValueError: if forests and levels do not fit, or the stacks have different d_in or numbers of levels.
     """
-    saes, other_saes = level_saes(levels), level_saes(other_levels)
-    matches, cosines = _matches(saes, forest, other_saes, other_forest, floor, method)
-    of_level = []
-    for level, (match, cosine) in enumerate(zip(matches, cosines, strict=True)):
-        matched = match != NO_MATCH
-        mean = cosine[matched].mean().item() if matched.any() else math.nan
-        widths = saes[level].cfg.d_sae, other_saes[level].cfg.d_sae
-        of_level.append(LevelMatch(level, widths, int(matched.sum()), mean))
-    boundaries = tuple(
-        _agreement(level, parent, other_parent, of_level[level + 1].n_matched)
+    matches = _matches(level_saes(levels), forest, level_saes(other_levels), other_forest, floor, method)
+    return tuple(
+        _agreement(level, parent, other_parent, int((matches[level + 1] != NO_MATCH).sum()))
         for level, (parent, other_parent) in enumerate(_matched_parents(matches, forest, other_forest))
     )
-    return SeedStability(tuple(of_level), boundaries)
 
 
 @torch.no_grad()
@@ -130,8 +94,7 @@ def shared_edges(
     Returns:
         (n_features,) bool: both ends have a match in the other stack, and there they are parent and child.
     """
-    saes, other_saes = level_saes(levels), level_saes(other_levels)
-    matches, _ = _matches(saes, forest, other_saes, other_forest, floor, method)
+    matches = _matches(level_saes(levels), forest, level_saes(other_levels), other_forest, floor, method)
     shared = torch.zeros(forest.n_features, dtype=torch.bool)
     for (_, below), (parent, other_parent) in zip(
         forest.levels.boundaries, _matched_parents(matches, forest, other_forest), strict=True
@@ -147,17 +110,16 @@ def _matches(
     other_forest: FeatureForest,
     floor: float,
     method: Method | None,
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+) -> list[torch.Tensor]:
     """`match_decoders` of every level."""
     check_fit(saes, forest)
     check_fit(other_saes, other_forest)
     if len(saes) != len(other_saes):
         raise ValueError(f"the stacks have {len(saes)} and {len(other_saes)} levels; levels are matched one to one")
-    found = [
+    return [
         match_decoders(_rows(sae, level), _rows(other, level), floor, method)
         for level, (sae, other) in enumerate(zip(saes, other_saes, strict=True))
     ]
-    return [match for match, _ in found], [cosine for _, cosine in found]
 
 
 def _matched_parents(
@@ -179,7 +141,7 @@ def _matched_parents(
 @torch.no_grad()
 def match_decoders(
     rows: torch.Tensor, other_rows: torch.Tensor, floor: float = FLOOR, method: Method | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor:
     """Pair the features of two SAEs by the cosine of their decoder rows, each with at most one of the other's.
 
     *hungarian* maximises the sum over pairs of at least ``floor``, as arXiv 2501.16615 compares seeds. It holds all
@@ -194,8 +156,7 @@ def match_decoders(
         method: None takes *hungarian* up to a width of `HUNGARIAN_MAX_WIDTH`, and *mutual* beyond.
 
     Returns:
-        match: (n,) each row's partner among the others, -1 for none.
-        cosine: (n,) float32, of each row with its partner; NaN without one.
+        (n,) each row's partner among the others, -1 for none.
 
     Raises:
         ValueError: if the rows differ in length, or ``floor`` or ``method`` is no valid choice.
@@ -216,9 +177,7 @@ def match_decoders(
     row, partner = (_hungarian if method == "hungarian" else _mutual)(rows, other_rows, floor)
     match = torch.full((len(rows),), NO_MATCH)
     match[row.cpu()] = partner.cpu()
-    cosine = torch.full((len(rows),), math.nan)
-    cosine[row.cpu()] = (rows[row] * other_rows[partner]).sum(1).cpu()
-    return match, cosine
+    return match
 
 
 def _hungarian(rows: torch.Tensor, others: torch.Tensor, floor: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -257,6 +216,7 @@ def _agreement(level: int, parent: torch.Tensor, other: torch.Tensor, n_children
         n_edges=n_edges,
         n_other_edges=int(other_has.sum()),
         n_common=n_common,
+        n_children=n_children,
         n_children_in_both=int(both.sum()),
         kept=kept,
         kept_adjusted=_adjusted(kept, _share(_chance(parent[has], other[other_has]), n_edges * n_children)),

@@ -15,15 +15,12 @@ from sae_lens_hsae.evaluation.boundary_metrics import (
     BoundaryCounts,
     Pairs,
     boundary_metrics,
-    float64,
     living_pairs,
-    n_sibling_pairs,
     why_undefined,
 )
 from sae_lens_hsae.evaluation.jackknife import Interval, jackknife_interval
 from sae_lens_hsae.evaluation.outliers import Outliers
 from sae_lens_hsae.evaluation.records import BoundaryEvaluation, LevelEvaluation
-from sae_lens_hsae.evaluation.shape import children_per_parent
 from sae_lens_hsae.evaluation.stacks import LevelSAE
 from sae_lens_hsae.evaluation.token_blocks import BlockTable, SpreadTally, TokenBlocks
 from sae_lens_hsae.forest import NO_PARENT, FeatureForest
@@ -106,7 +103,6 @@ class LevelTally:
             level=self.level,
             width=len(fires),
             n_dead=int((fires == 0).sum()),
-            firing_frequency=float64(fires).cpu() / n,
             variance_explained_ordinary=1 - self._error_of_ordinary / outliers.spread,
             l0_ordinary=self._fires_of_ordinary / outliers.n_ordinary if outliers.n_ordinary else math.nan,
             **values,
@@ -120,7 +116,7 @@ class BoundaryTally:
     def __init__(self, blocks: TokenBlocks, forest: FeatureForest, parents: LevelTally, children: LevelTally) -> None:
         self._blocks = blocks
         self._parents, self._children = parents, children
-        self._branching = children_per_parent(forest, parents.level)
+        self._branching = _branching(forest, parents.level)
         above, below = forest.levels[parents.level], forest.levels[children.level]
         n_parents, n_children = above.stop - above.start, below.stop - below.start
         device = parents.device
@@ -167,21 +163,14 @@ class BoundaryTally:
             if math.isnan(value)
         }
         living = living_pairs(self._pairs, counts)
-        given_child = torch.full((len(self._parent_of),), math.nan, dtype=torch.float64)
-        given_child[living.child.cpu()] = (
-            float64(counts.together[living.child]) / float64(counts.child_fires[living.child])
-        ).cpu()
-        no_parent = self._parent_of == NO_PARENT
+        n_unassigned = int((self._parent_of == NO_PARENT).sum())
         return BoundaryEvaluation(
             parent_level=self._parents.level,
             n_pairs=len(self._pairs.child),
             n_pairs_left_out=len(self._pairs.child) - len(living.child),
             n_parents_with_children=len(living.parent.unique()),
-            n_unassigned=int(no_parent.sum()),
-            unassigned_share=int(no_parent.sum()) / len(no_parent),
-            parent_given_child=given_child,
-            n_unassigned_dead=int((no_parent & (counts.child_fires == 0)).sum()),
-            n_sibling_pairs=n_sibling_pairs(self._pairs, counts),
+            n_unassigned=n_unassigned,
+            unassigned_share=n_unassigned / len(self._parent_of),
             **self._branching,
             **values,
             **_intervals(values, without, undefined, sizes, n_blocks, confidence),
@@ -203,6 +192,17 @@ class BoundaryTally:
             sibling_meetings=of(self._sibling_meetings),
             meetings=of(self._children.meetings),
         )
+
+
+def _branching(forest: FeatureForest, parent_level: int) -> dict[str, Any]:
+    """How the parents of one boundary branch, as fields of `BoundaryEvaluation`. Dead features count here."""
+    n_children = forest.n_children[forest.levels[parent_level]]
+    n_children = n_children[n_children > 0].double()
+    return {
+        "mean_children": n_children.mean().item(),
+        "max_children": int(n_children.max()) if len(n_children) else 0,
+        "several_children_share": (n_children > 1).double().mean().item(),
+    }
 
 
 def _intervals(

@@ -76,11 +76,6 @@ class Concepts:
         self._top, self._tree = top, tree
 
     @property
-    def of_feature(self) -> torch.Tensor:
-        """(n_features,) int64: the topmost feature of each feature's concept; a copy."""
-        return self._top.clone()
-
-    @property
     def top_of_tree(self) -> torch.Tensor:
         """(n_features,) int64: the topmost feature of the tree that each feature stands in; a copy."""
         return self._tree.clone()

@@ -189,13 +189,21 @@ class FeatureForest:
         return self.n_children > 0
 
     @cached_property
+    def trees_by_depth(self) -> tuple[int, ...]:
+        """How many trees have depth 1, 2, …: features on their longest path.
+
+        A tree begins in a feature without parent: a root, or an unassigned feature, which may stand alone.
+        """
+        height = torch.ones_like(self._parents)
+        for _, below in reversed(list(self._levels.boundaries)):
+            assigned = below.start + (self._parents[below] != NO_PARENT).nonzero().flatten()
+            height.scatter_reduce_(0, self._parents[assigned], height[assigned] + 1, "amax")
+        return tuple(torch.bincount(height[self._parents == NO_PARENT])[1:].tolist())
+
+    @property
     def depth(self) -> int:
         """Features on the longest path of the forest; 1 if there are no edges."""
-        depths = torch.ones_like(self._parents)
-        for _, children in self._levels.boundaries:
-            parents = self._parents[children]
-            depths[children] += torch.where(parents == NO_PARENT, 0, depths[parents.clamp(min=0)])
-        return int(depths.max())
+        return len(self.trees_by_depth)
 
     # Exchange with other formats.
 

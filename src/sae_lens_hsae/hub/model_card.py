@@ -8,7 +8,6 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from sae_lens_hsae.evaluation.shape import forest_shape
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.forest.html import level_rows
 from sae_lens_hsae.sae.inference import HierarchicalSAE
@@ -111,9 +110,7 @@ def _loading_lines(repo_id: str, path: str, level_paths: Sequence[str]) -> str:
 
 
 def _forest_table(forest: FeatureForest) -> str:
-    of_depth = ", ".join(
-        f"{n:,} of depth {depth}" for depth, n in enumerate(forest_shape(forest).trees_by_depth, 1) if n
-    )
+    of_depth = ", ".join(f"{n:,} of depth {depth}" for depth, n in enumerate(forest.trees_by_depth, 1) if n)
     header, *rows = level_rows(forest.levels, forest.parents)
     return f"{_table(header, rows)}\n\nTrees: {of_depth}."
 

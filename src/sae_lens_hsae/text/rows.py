@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import random
 import warnings
@@ -169,11 +168,6 @@ def _in_place_of_file(path: str | Path) -> str:
     """What to give where a data set is a file, which would be looked for on the hub."""
     as_text = "" if Path(path).suffix.lower() in OF_DATA_SETS else f"give it as text={str(path)!r}, or "
     return f"{as_text}give a folder that holds it alone"
-
-
-def digest(rows: Dataset) -> str:
-    """A short name for the rows' content."""
-    return hashlib.sha256(str(rows["tokens"][:]).encode()).hexdigest()[:12]
 
 
 class _Counted:

@@ -6,17 +6,13 @@ numbers per feature however long the stream. They are saved beside the model and
 
 from __future__ import annotations
 
-import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from sae_lens import SAE
-from safetensors import safe_open
-from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from sae_lens_hsae.evaluation import level_saes
@@ -25,11 +21,10 @@ from sae_lens_hsae.evaluation.stacks import check_fit
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.feature_cache.contexts import ContextSlots
 from sae_lens_hsae.interpret.feature_cache.directions import decoder_directions, promoted_tokens
-from sae_lens_hsae.interpret.feature_cache.format import FORMAT_VERSION, Dashboards, DashboardSettings, fingerprint
+from sae_lens_hsae.interpret.feature_cache.format import Dashboards, DashboardSettings, fingerprint
 from sae_lens_hsae.interpret.feature_cache.statistics import Firing, FiringStatistics
 from sae_lens_hsae.interpret.feature_cache.tokens import TokenMeans
 from sae_lens_hsae.sae.inference import LevelStack
-from sae_lens_hsae.storage.whole_files import file_written_whole
 
 MANY_OUTLYING = 0.1
 """Above this share of the tokens it is the order of the contexts that makes them outlying, not attention sinks."""
@@ -44,14 +39,12 @@ MAX_ELEMENTS_AT_ONCE = 2**24
 def collect_dashboards(
     levels: Sequence[SAE[Any]] | LevelStack,
     forest: FeatureForest,
-    batches: Iterable[Batch] | Callable[[int], Iterable[Batch]],
+    batches: Iterable[Batch],
     n_tokens: int | None = None,
     settings: DashboardSettings | None = None,
     exclude_tokens: Sequence[int] = (),
     unembedding: torch.Tensor | None = None,
     progress: bool = True,
-    progress_file: str | Path | None = None,
-    save_every: int = 100_000,
 ) -> Dashboards:
     """What every feature fires on, in one pass and memory that does not grow with the stream.
 
@@ -65,15 +58,11 @@ def collect_dashboards(
     Args:
         levels: one SAE per level, coarse to fine, or one object for all (``HierarchicalSAE``).
         batches: pairs of token ids (batch, context) and activations (batch, context, d_in), as the SAEs' ``encode``
-            takes them: fold an activation scale first. Or a function that takes a number of contexts to skip and
-            gives the rest, so that resuming need not compute what it skips.
+            takes them: fold an activation scale first.
         n_tokens: stop after the context that reaches this many tokens; None takes all.
         settings: how much is kept per feature.
         exclude_tokens: token ids on which features count as silent, such as padding; the model's special tokens.
         unembedding: (d_in, vocabulary) from the SAEs' activations to logits, for promoted and suppressed tokens.
-        progress_file: where the state is written while collecting, and read if it stands there from an interrupted call
-            with the same weights, forest and arguments; the stream must be the same too. Removed at the end.
-        save_every: tokens between two writes of it.
 
     Raises:
         ValueError: if levels and forest do not fit together, the stream is empty, or a batch has other shapes than
@@ -93,51 +82,37 @@ def collect_dashboards(
     device = saes[0].device
     excluded = torch.tensor(sorted(exclude_tokens), dtype=torch.int64, device=device)
     parents = forest.parents.to(device)
-    seen = Seen()
+    n_contexts, n_outlying = 0, 0
     contexts = ContextSlots(forest, settings, device)
     statistics = FiringStatistics(forest, device)
     token_means = TokenMeans(forest.n_features, settings, device)
-    ordinary = OrdinaryTokens(device)
-    parts = {"seen": seen, "ordinary": ordinary, "contexts": contexts, "statistics": statistics, "tokens": token_means}
-    same = fingerprint(levels, forest)
-    excluded_ids, version = excluded.tolist(), FORMAT_VERSION
-    about = {"fingerprint": same, "settings": asdict(settings), "excluded": excluded_ids, "version": version}
-    path = None if progress_file is None else Path(progress_file)
-    if path is not None:
-        _load_progress(path, parts, about)
-    saved_at = seen.tokens
+    ordinary = OrdinaryTokens()
 
-    with tqdm(total=n_tokens, initial=seen.tokens, desc="Dashboards", unit="tok", disable=not progress) as bar:
-        stream = batches(seen.contexts) if callable(batches) else _without_first(batches, seen.contexts)
-        for chunk in _chunks(stream, d_in, forest.n_features, n_tokens, seen.tokens):
+    with tqdm(total=n_tokens, desc="Dashboards", unit="tok", disable=not progress) as bar:
+        for chunk in _chunks(batches, d_in, forest.n_features, n_tokens):
             token_ids, x = (tensor.to(device) for tensor in chunk)
             acts = torch.cat([sae.encode(x.flatten(0, 1)).float().abs() for sae in saes], dim=1)
             kept = ~torch.isin(token_ids, excluded)
             n_before = int(kept.sum())
             kept &= ordinary(x, kept)
             n_kept = int(kept.sum())
-            seen.outlying += n_before - n_kept
+            n_outlying += n_before - n_kept
             acts[~kept.flatten()] = 0
             firing = Firing(acts, parents)
             statistics.add(firing, n_kept)
             token_means.add(firing, token_ids.flatten(), kept.flatten())
-            contexts.add(firing, token_ids, seen.contexts)
-            seen.contexts += len(token_ids)
-            seen.tokens += token_ids.numel()
+            contexts.add(firing, token_ids, n_contexts)
+            n_contexts += len(token_ids)
             bar.update(token_ids.numel())
-            if path is not None and seen.tokens - saved_at >= save_every:
-                token_means.compact()
-                _save_progress(path, parts, about)
-                saved_at = seen.tokens
 
     if not statistics.n_tokens:
         raise ValueError(
             "batches held no token to count; pass pairs of (batch, context) ids and (batch, context, d_in) "
             "activations, no iterator that is used up, and exclude_tokens that leave something"
         )
-    if seen.outlying > MANY_OUTLYING * (seen.outlying + statistics.n_tokens):
+    if n_outlying > MANY_OUTLYING * (n_outlying + statistics.n_tokens):
         warnings.warn(
-            f"{seen.outlying} tokens lie far from the first ones and count as silent; shuffle the contexts",
+            f"{n_outlying} tokens lie far from the first ones and count as silent; shuffle the contexts",
             stacklevel=2,
         )
     tensors: dict[str, Any] = {
@@ -147,48 +122,36 @@ def collect_dashboards(
         **decoder_directions(saes, forest, settings.n_nearest),
         **promoted_tokens(saes, unembedding, settings.n_strongest_tokens),
     }
-    if path is not None:
-        path.unlink(missing_ok=True)
     return Dashboards(
         settings=settings,
-        fingerprint=same,
+        fingerprint=fingerprint(levels, forest),
         level_widths=forest.level_widths,
         n_tokens=statistics.n_tokens,
-        n_contexts=seen.contexts,
+        n_contexts=n_contexts,
         parents=forest.parents,
         **tensors,
     )
 
 
-@dataclass
-class Seen:
-    """How far the stream has been read."""
-
-    contexts: int = 0
-    tokens: int = 0
-    outlying: int = 0
-
-
 class OrdinaryTokens:
     """Tells ordinary tokens from outlying ones by the distances that are usual in the first chunk."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._centre, self._limit = torch.zeros(0, device=device), torch.zeros(0, device=device)
+    def __init__(self) -> None:
+        self._usual: Usual | None = None
 
     def __call__(self, x: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
         """Which activations (batch, context, d_in) are ordinary, (batch, context) bool; ``kept`` says which count."""
-        if not len(self._centre):
+        if self._usual is None:
             if int(kept.sum()) < FEWEST_TOKENS:
                 return torch.ones_like(kept)
             centre, limit = usual(x[kept][:SEEN_FIRST].float())
-            self._centre, self._limit = centre, limit[None]
-        return Usual(self._centre, self._limit).holds(x.float())
+            self._usual = Usual(centre, limit[None])
+        return self._usual.holds(x.float())
 
 
-def _chunks(batches: Iterable[Batch], d_in: int, n_features: int, n_tokens: int | None, n_seen: int) -> Iterable[Batch]:
+def _chunks(batches: Iterable[Batch], d_in: int, n_features: int, n_tokens: int | None) -> Iterable[Batch]:
     """The checked batches, cut to this many contexts as may be encoded at once, until ``n_tokens``."""
-    if n_tokens is not None and n_seen >= n_tokens:
-        return
+    n_seen = 0
     for i, (token_ids, x) in enumerate(batches):
         if token_ids.ndim != 2 or x.shape != (*token_ids.shape, d_in):
             raise ValueError(
@@ -209,55 +172,6 @@ def _chunks(batches: Iterable[Batch], d_in: int, n_features: int, n_tokens: int 
             return
 
 
-def _without_first(batches: Iterable[Batch], n_contexts: int) -> Iterable[Batch]:
-    for token_ids, x in batches:
-        skipped = min(n_contexts, len(token_ids))
-        n_contexts -= skipped
-        if skipped < len(token_ids) or not skipped:
-            yield token_ids[skipped:], x[skipped:]
-
-
 def dashboards_folder(sae_folder: str | Path) -> Path:
     """Where the dashboards of a saved SAE stand: beside its weights."""
     return Path(sae_folder) / "dashboards"
-
-
-def _save_progress(path: Path, parts: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """Write all tensors, whole numbers and generators of accumulators, and what makes them fit, ``about``."""
-    tensors, numbers = {}, {}
-    for part, accumulator in parts.items():
-        for name, value in vars(accumulator).items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"{part}.{name}"] = value.detach().cpu().contiguous()
-            elif isinstance(value, torch.Generator):
-                tensors[f"{part}.{name}"] = value.get_state()
-            elif isinstance(value, int):
-                numbers[f"{part}.{name}"] = value
-    with file_written_whole(path) as aside:
-        save_file(tensors, aside, metadata={"about": json.dumps(about, sort_keys=True), "numbers": json.dumps(numbers)})
-
-
-def _load_progress(path: Path, parts: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """Restore what `_save_progress` wrote ``about`` the same; nothing changes if there is none, or it does not fit."""
-    if not path.is_file():
-        return
-    states: list[tuple[Any, str, Any]] = []
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if json.loads(metadata["about"]) != json.loads(json.dumps(about)):
-                return
-            numbers = json.loads(metadata["numbers"])
-            for part, accumulator in parts.items():
-                for name, value in vars(accumulator).items():
-                    key = f"{part}.{name}"
-                    if isinstance(value, torch.Tensor):
-                        states.append((accumulator, name, file.get_tensor(key).to(value.device)))
-                    elif isinstance(value, torch.Generator):
-                        states.append((accumulator, name, torch.Generator().set_state(file.get_tensor(key))))
-                    elif isinstance(value, int):
-                        states.append((accumulator, name, numbers[key]))
-    except Exception:  # a torn file, or one of an older layout: safetensors raises its own errors
-        return
-    for accumulator, name, value in states:
-        setattr(accumulator, name, value)

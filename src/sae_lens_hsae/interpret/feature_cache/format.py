@@ -119,7 +119,7 @@ class Dashboards:
         token_ids: the window's tokens.
         activations, parent_activations: of the feature and of its parent on the window.
         activations_on_parent: of the feature on the windows of its *parent's* slots.
-        strongest_tokens, strongest_token_means: tokens of highest mean activation over all their occurrences.
+        strongest_tokens: tokens of highest mean activation over all their occurrences.
         nearest, nearest_cosines: features of the same level by decoder cosine.
         parent_cosine, parent_projection: decoder cosine with the parent, and ⟨d_child, d_parent⟩ / ‖d_parent‖².
         promoted_tokens, promoted_logits, suppressed_tokens, suppressed_logits: None without an unembedding.
@@ -148,7 +148,6 @@ class Dashboards:
         repr=False, metadata=_is(torch.bfloat16, "features", "family_slots", "window")
     )
     strongest_tokens: torch.Tensor = field(repr=False, metadata=_is(torch.int32, "features", "strongest"))
-    strongest_token_means: torch.Tensor = field(repr=False, metadata=_is(torch.float32, "features", "strongest"))
     nearest: torch.Tensor = field(repr=False, metadata=_is(torch.int32, "features", "nearest"))
     nearest_cosines: torch.Tensor = field(repr=False, metadata=_is(torch.float32, "features", "nearest"))
     parent_cosine: torch.Tensor = field(repr=False, metadata=_is(torch.float32, "features"))

@@ -109,9 +109,7 @@ def _tokenizer_name(name: str) -> str:
         return official
 
 
-def tokens_and_activations(
-    sae: SAE[Any], model: Any, rows: Dataset, skipped: int = 0
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def tokens_and_activations(sae: SAE[Any], model: Any, rows: Dataset) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Token ids (batch, context) and the activations (batch, context, d_in) that the SAE reads, row by row.
 
     Of every row, all of one length, in a column ``tokens``, only the positions that were trained on (``seqpos_slice``).
@@ -143,7 +141,7 @@ def tokens_and_activations(
         dtype="float32",
         seqpos_slice=(read.start, read.stop, read.step),
     )
-    for start in range(skipped, len(rows), CONTEXTS_AT_ONCE):
+    for start in range(0, len(rows), CONTEXTS_AT_ONCE):
         token_ids = torch.as_tensor(rows[start : start + CONTEXTS_AT_ONCE]["tokens"], device=sae.device)
         # Not around the yield: whoever stops reading would be left without gradients.
         with torch.no_grad():

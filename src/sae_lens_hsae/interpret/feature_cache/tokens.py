@@ -40,11 +40,11 @@ class TokenMeans:
         self._pending.append(_summed(keys, firing.values))
         self._n_pending += len(self._pending[-1][0])
         if self._n_pending > self._max_pending:
-            self.compact()
+            self._compact()
 
     def result(self) -> dict[str, torch.Tensor]:
-        """``strongest_tokens`` (features, n) int32, −1 for none, and ``strongest_token_means``."""
-        self.compact()
+        """``strongest_tokens`` (features, n) int32, −1 for none."""
+        self._compact()
         features, tokens = self._split()
         count = self._count[tokens]
         means = self._sums / count
@@ -54,12 +54,10 @@ class TokenMeans:
         shape = (self._n_features, self._settings.n_strongest_tokens)
         strongest = torch.full(shape, -1, dtype=torch.int32, device=tokens.device)
         strongest[features[order], rank] = tokens[order].int()
-        of_strongest = torch.zeros(shape, device=tokens.device)
-        of_strongest[features[order], rank] = means[order]
-        return {"strongest_tokens": strongest.cpu(), "strongest_token_means": of_strongest.cpu()}
+        return {"strongest_tokens": strongest.cpu()}
 
-    def compact(self) -> None:
-        """Take the pending sums into the table; the tensors are then all of the state."""
+    def _compact(self) -> None:
+        """Take the pending sums into the table."""
         keys = torch.cat([self._keys, *(keys for keys, _ in self._pending)])
         sums = torch.cat([self._sums, *(sums for _, sums in self._pending)])
         self._keys, self._sums = _summed(keys, sums)

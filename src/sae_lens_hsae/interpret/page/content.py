@@ -67,7 +67,7 @@ class PageContent:
     ) -> None:
         self._data = dashboards
         self._forest = forest
-        self._text_of = text_of
+        self._text = text_of
         self._labels = labels
         self._others = list(found_again or {})
         self._found_again = torch.stack(list(found_again.values())).sum(0) if found_again else None
@@ -97,7 +97,6 @@ class PageContent:
             "title": title,
             "levelWidths": list(data.level_widths),
             "nTokens": data.n_tokens,
-            "nContexts": data.n_contexts,
             "kinds": self._kinds,
             "window": self._window,
             "perBlock": self._per_block,
@@ -107,7 +106,6 @@ class PageContent:
             "quantiles": list(QUANTILES),
             "binEdges": bin_edges()[::BINS_MERGED].tolist(),
             "labels": {str(feature): label for feature, label in self._labels.items()},
-            "fingerprint": data.fingerprint,
             "texts": list(texts),
             "separators": sorted(separators),
             "noDetection": REASONS,
@@ -194,7 +192,7 @@ class PageContent:
             self._local = torch.cat([self._local, torch.zeros(int(used[-1]) + 1 - len(self._local), dtype=torch.int64)])
         new = used[self._local[used] == 0]
         self._local[new] = torch.arange(len(self._texts), len(self._texts) + len(new))
-        self._texts.extend(self._text(int(id_)) for id_ in new)
+        self._texts.extend(map(self._text, new.tolist()))
         local = torch.where(ids >= 0, self._local[ids.clamp(min=0)] if len(self._local) else 0, 0)
         return _array(local, np.uint16 if len(self._texts) <= 2**16 else np.uint32)
 
@@ -215,12 +213,6 @@ class PageContent:
             self._wholes[text] = len(self._texts)
             self._texts.append(text)
         return self._wholes[text]
-
-    def _text(self, id_: int) -> str:
-        try:
-            return str(self._text_of(id_))
-        except Exception:  # one token that cannot be decoded must not cost the whole page
-            return f"⟨{id_}⟩"
 
 
 def explained_block(explanation: Explanation) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

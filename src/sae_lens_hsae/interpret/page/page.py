@@ -25,23 +25,7 @@ from sae_lens_hsae.interpret.labels.files import Labels, by_feature
 from sae_lens_hsae.interpret.page.content import MANY_FEATURES, PageContent, PageLimits, explained_block
 from sae_lens_hsae.storage.whole_files import file_written_whole
 
-SCRIPTS = (
-    "dom.js",
-    "data.js",
-    "tree.js",
-    "icicle.js",
-    "link.js",
-    "contexts.js",
-    "family.js",
-    "feature.js",
-    "compare.js",
-    "text.js",
-    "search.js",
-    "map.js",
-    "circuit.js",
-    "first.js",
-    "app.js",
-)
+ASSETS = files("sae_lens_hsae.interpret.page").joinpath("assets")
 ALIGNMENT = 8
 
 
@@ -161,7 +145,10 @@ def pack(plain: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def _html(title: str, blocks: Mapping[str, str]) -> str:
-    script = '"use strict";\n' + "\n".join(_asset(name) for name in SCRIPTS)
+    scripts = (file.name for file in ASSETS.iterdir() if file.name.endswith(".js"))
+    last = "app.js"  # only it runs when it is read
+    in_order = sorted(scripts, key=lambda name: (name == last, name))
+    script = '"use strict";\n' + "\n".join(map(_asset, in_order))
     style = _asset("page.css")
     policy = (
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
@@ -175,7 +162,7 @@ def _html(title: str, blocks: Mapping[str, str]) -> str:
 
 
 def _asset(name: str) -> str:
-    return files("sae_lens_hsae.interpret.page").joinpath("assets").joinpath(name).read_text(encoding="utf-8")
+    return ASSETS.joinpath(name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import plotly.graph_objects as go
 import torch
@@ -83,42 +81,40 @@ def forest_flow(forest: FeatureForest, n_trees: int = 10) -> go.Figure:
     kinds += [f"the {forest.level_widths[0] - len(largest)} other trees", "under unassigned features"]
     colours = [str(c) for c in sample_colorscale(COLOUR_SCALE, [i / max(1, other - 1) for i in range(other)])]
     colours += [REST, UNASSIGNED]
-    counts = torch.stack([torch.bincount(group[own], minlength=n_groups) for own in forest.levels])
-    source, target, value = [], [], []
-    for level, (_, below) in enumerate(forest.levels.boundaries):
-        assigned = forest.parents[below] != NO_PARENT
-        flows = torch.bincount(group[below][assigned], minlength=n_groups)
-        for each in flows.nonzero().flatten().tolist():
-            source.append(level * n_groups + each)
-            target.append((level + 1) * n_groups + each)
-            value.append(int(flows[each]))
-    used = sorted({*source, *target})
-    place = {node: i for i, node in enumerate(used)}
+    counts = torch.stack([torch.bincount(group[own], minlength=n_groups) for own in forest.levels]).flatten().tolist()
+    flows = torch.zeros(len(forest.levels) + 1, n_groups, dtype=torch.int64)  # into each level, and out of the last
+    for level, (_, below) in enumerate(forest.levels.boundaries, 1):
+        flows[level] = torch.bincount(group[below][forest.parents[below] != NO_PARENT], minlength=n_groups)
+    size = flows[:-1].maximum(flows[1:])  # what flows in or out, whichever is more
+    total = int(size.sum(1).max())
     # Left to itself Plotly puts whatever nothing flows into at the very left, whichever level it belongs to.
-    sizes_of = _through(used, source, target, value)
-    x, y, total = _places(sizes_of, n_groups, len(forest.levels))
+    y = (size.cumsum(1) - size.double() / 2) / max(1, total)
+    x = torch.arange(len(size)).double()[:, None].expand_as(y) / max(1, len(size) - 1)
+    used = size.flatten().nonzero().flatten()
+    source = flows[1:-1].flatten().nonzero().flatten()
     # Each group has its name once, where it has most room.
-    tallest = {node % n_groups: node for node in sorted(used, key=lambda node: (sizes_of[node], -node))}
-    named = {node for node in tallest.values() if sizes_of[node] >= MIN_NAMED * total}
+    is_named = torch.zeros_like(size, dtype=torch.bool).scatter_(0, size.argmax(0)[None], True)
+    named = (is_named & (size >= MIN_NAMED * total)).flatten().tolist()
+    nodes = used.tolist()
     sankey = go.Sankey(
         arrangement="snap",
         node={
-            "label": [kinds[node % n_groups] if node in named else "" for node in used],
-            "x": x,
-            "y": y,
+            "label": [kinds[node % n_groups] if named[node] else "" for node in nodes],
+            # Exactly 0 counts as not given.
+            "x": x.flatten()[used].clamp(1e-3, 1 - 1e-3).tolist(),
+            "y": y.flatten()[used].clamp(1e-3, 1 - 1e-3).tolist(),
             "customdata": [
-                f"level {node // n_groups}, {kinds[node % n_groups]}: {int(counts.flatten()[node])} features"
-                for node in used
+                f"level {node // n_groups}, {kinds[node % n_groups]}: {counts[node]} features" for node in nodes
             ],
             "hovertemplate": "%{customdata}<extra></extra>",
-            "color": [colours[node % n_groups] for node in used],
+            "color": [colours[node % n_groups] for node in nodes],
             "pad": 8,
         },
         link={
-            "source": [place[node] for node in source],
-            "target": [place[node] for node in target],
-            "value": value,
-            "color": [translucent(colours[node % n_groups], 0.4) for node in source],
+            "source": torch.searchsorted(used, source).tolist(),
+            "target": torch.searchsorted(used, source + n_groups).tolist(),
+            "value": flows[1:-1].flatten()[source].tolist(),
+            "color": [translucent(colours[node % n_groups], 0.4) for node in source.tolist()],
             "hovertemplate": "%{value} children<extra></extra>",
         },
     )
@@ -166,27 +162,3 @@ def edge_quality(dashboards: Dashboards) -> go.Figure:
     figure.update_layout(barmode="overlay")
     figure.update_yaxes(title_text="share of the edges", col=1)
     return finished(figure, f"Quality of the edges, on {dashboards.n_tokens:,} tokens", 420)
-
-
-def _through(nodes: list[int], source: list[int], target: list[int], value: list[int]) -> dict[int, int]:
-    """The size of each node: what flows in or out, whichever is more."""
-    through = (Counter[int](), Counter[int]())
-    for flows, ends in zip(through, (source, target), strict=True):
-        for node, n in zip(ends, value, strict=True):
-            flows[node] += n
-    return {node: max(flows[node] for flows in through) for node in nodes}
-
-
-def _places(size: dict[int, int], n_groups: int, n_levels: int) -> tuple[list[float], list[float], int]:
-    """Where each node stands, from 0 to 1, levels from left to right, groups from top to bottom; and the height."""
-    total = max(sum(n for node, n in size.items() if node // n_groups == level) for level in range(n_levels))
-    above: dict[int, int] = {}
-    x, y = [], []
-    for node in size:
-        level = node // n_groups
-        top = above.get(level, 0)
-        above[level] = top + size[node]
-        # Exactly 0 counts as not given.
-        x.append(min(max(level / max(1, n_levels - 1), 1e-3), 1 - 1e-3))
-        y.append(min(max((top + size[node] / 2) / max(1, total), 1e-3), 1 - 1e-3))
-    return x, y, total

@@ -96,11 +96,6 @@ class Forest {
   // As `path`, without hidden copies on the way.
   trail(feature) { return this.path(feature).filter((each) => each === feature || !(this.hideCopies && this.isCopy[each])); }
   isUnassigned(feature) { return this.levels[feature] > 0 && this.parents[feature] < 0; }
-  unassigned(level) {
-    const found = [];
-    for (let f = this.offsets[level]; f < this.offsets[level + 1]; f++) if (this.parents[f] < 0) found.push(f);
-    return found;
-  }
   strongestTokens(feature) {
     return Array.from(this.strongest.subarray(feature * this.nStrongest, (feature + 1) * this.nStrongest))
       .filter((token) => token > 0).map((token) => this.tokens[token]);

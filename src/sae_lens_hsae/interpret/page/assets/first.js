@@ -25,10 +25,9 @@ function cardSection(title, explanation, features, count, make) {
 // The counts are those of `hsae evaluate` on the same text, without outlying tokens.
 function levelRows(forest) {
   return forest.levelWidths.map((width, level) => {
-    const own = forest.frequency.subarray(forest.offsets[level], forest.offsets[level + 1]);
-    const dead = own.reduce((sum, each) => sum + (each === 0), 0), l0 = own.reduce((sum, each) => sum + each, 0);
-    const unassigned = level ? forest.unassigned(level).length : 0;
-    const copies = forest.isCopy.subarray(forest.offsets[level], forest.offsets[level + 1]).reduce((sum, each) => sum + each, 0);
+    const sum = (array, of = Number) => array.subarray(forest.offsets[level], forest.offsets[level + 1]).reduce((all, each) => all + of(each), 0);
+    const l0 = sum(forest.frequency), dead = sum(forest.frequency, (each) => each === 0);
+    const unassigned = sum(forest.parents, (each) => each < 0), copies = sum(forest.isCopy);
     const values = [level, width.toLocaleString("en"), l0.toFixed(2), dead.toLocaleString("en"),
       level ? `${unassigned.toLocaleString("en")} (${((100 * unassigned) / width).toFixed(1)} %)` : "–", level ? copies.toLocaleString("en") : "–"];
     return element("tr", {}, values.map((value) => element("td", { class: "value" }, String(value))));
