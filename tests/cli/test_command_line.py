@@ -69,8 +69,6 @@ def test_the_version_is_the_packages(capsys):
         (["evaluate", "--help"], 0),
         (["explore", "--debug", "-h"], 0),
         (["train"], 0),
-        (["train", "--preset", "gpt2", "--traning_tokens", "5"], 2),
-        (["sweep", "file.yaml", "--", "--traning_tokens=5"], 2),
         (["train", "--preset", "gpt2", "--help"], 0),
         (["contrast", "runs/demo", "a.txt"], 2),
         (["explain", "runs/demo", "--txet", "a"], 2),

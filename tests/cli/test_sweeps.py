@@ -24,6 +24,7 @@ from wandb_runs import records
 from sae_lens_hsae import HierarchicalTrainingSAEConfig, evaluate_forest
 from sae_lens_hsae.cli.flags import as_flags, command_line, parse_flags
 from sae_lens_hsae.cli.measured_runner import MeasuredTrainingRunner, summary
+from sae_lens_hsae.cli.outcome import CallError
 from sae_lens_hsae.cli.sweep import arguments_of, configurations, measured, read_sweep, run_sweep
 from sae_lens_hsae.cli.train import parse
 from sae_lens_hsae.hub.saved_model import load_evaluation, load_hierarchical_sae
@@ -111,6 +112,8 @@ def test_sweep_files_that_are_none(tmp_path, text, message):
 def test_no_flag_takes_the_place_of_what_the_sweep_sets(tmp_path, flag):
     with pytest.raises(ValueError, match=f"{flag.partition('=')[0]} after -- would take the place"):
         run_sweep(SWEEPS[0], tmp_path, further=["--d_in", "16", flag])
+    with pytest.raises(CallError, match="--traning_tokens is no flag; did you mean --training_tokens"):
+        run_sweep(SWEEPS[0], tmp_path, further=["--traning_tokens=5"])
 
 
 def test_two_configurations_run_to_the_end(tmp_path):

@@ -6,21 +6,23 @@ import argparse
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import fields
+from difflib import get_close_matches
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from datasets import Dataset
+from sae_lens.config import LanguageModelSAERunnerConfig, LoggingConfig
 from sae_lens.llm_sae_training_runner import _parse_cfg_args
 
-from hsae_command.train import EVERY_FLAG, at_home, beyond_saelens, help_parser, sources, unknown_flag
+from hsae_command.train import EVERY_FLAG, at_home, beyond_saelens, help_parser, sources
 from sae_lens_hsae.cli.flags import NONE, OF_JSON, Flags, command_line, parse_flags, preset_flags, read_flags
 from sae_lens_hsae.cli.measured_runner import MeasuredTrainingRunner
 from sae_lens_hsae.cli.outcome import CallError, Outcome, check_device
 from sae_lens_hsae.cli.training_plan import estimate, plan_text, warnings_of
-from sae_lens_hsae.config import ARCHITECTURE
+from sae_lens_hsae.config import ARCHITECTURE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.evaluation import ForestEvaluation
 from sae_lens_hsae.presets import LANGUAGE_MODELS
 from sae_lens_hsae.text.documents import documents, has_columns
@@ -35,6 +37,16 @@ PATHS = ("model_name", "text", "dataset_path", "output_path", "checkpoint_path",
          "from_pretrained_path", "cached_activations_path")  # fmt: skip
 OF_SAELENS = "python -m sae_lens.llm_sae_training_runner"
 """SAELens' own command, which trains the other architectures."""
+KNOWN = {
+    *(option.lstrip("-") for parser in (sources(), beyond_saelens()) for option in parser._option_string_actions),
+    *(
+        field.name
+        for config in (LanguageModelSAERunnerConfig, HierarchicalTrainingSAEConfig, LoggingConfig)
+        for field in fields(config)
+    ),
+    *("architecture", "help", EVERY_FLAG.lstrip("-")),
+} - {"sae", "logger"}  # themselves configs
+"""Every flag, without its dashes."""
 
 
 def print_every_flag() -> None:
@@ -73,13 +85,20 @@ def all_flags(arguments: Sequence[str]) -> Flags:
     return merged_flags(own.preset, own.config, parse_flags(given))
 
 
+def check_known(names: Iterable[str]) -> None:
+    """Refuse the first flag that does not exist, with one like it."""
+    for name in names:
+        if not {name, name.rpartition(".")[2], name.removeprefix("no")} & KNOWN:
+            near = get_close_matches(name, KNOWN, n=1)
+            meant = f"did you mean --{near[0]}? " if near else ""
+            raise CallError(f"--{name} is no flag; {meant}hsae train {EVERY_FLAG} lists them all")
+
+
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
     """Our own flags (``dry_run``, ``evaluation_tokens`` and so on) and SAELens' config."""
     own, _ = sources().parse_known_args(list(arguments))
     flags = all_flags(arguments)
-    wrong = unknown_flag(flags)
-    if wrong is not None:
-        raise CallError(wrong)
+    check_known(flags)
     several = {name: flags.pop(name) for name in OF_WHOLE_NUMBERS if _are_numbers(flags.get(name, []))}
     none = [name for name, values in flags.items() if values in NONE and name not in OF_JSON]
     flags = {name: values for name, values in flags.items() if name not in none}
