@@ -310,6 +310,8 @@ WRONG_VALUES = [
     ([*GPT2, "--n_checkpoints", "-1"], "n_checkpoints=-1 must be at least 0"),
     ([*GPT2, "--seqpos_slice", "300", "None"], "leaves none of .*context_size=256 positions"),
     ([*GPT2, "--lr", "-1"], "lr=-1.0 must be at least 0"),
+    ([*GPT2, "--evaluation_tokens", "-1"], "evaluation_tokens=-1 must be at least 1; 50000"),
+    ([*GPT2, "--variance_floor", "2"], "variance_floor=2.0 must be a share of the variance"),
     ([*GPT2, "--device", "nowhere"], "device='nowhere' cannot be used here"),
     ([*TO_PROC, *WIDTHS], "output_path='/proc/mine': '/proc' cannot be written to; give another path"),
     (["--config", "list.yaml"], "must map names of flags to values"),

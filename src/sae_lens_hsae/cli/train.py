@@ -19,7 +19,7 @@ from sae_lens.llm_sae_training_runner import _parse_cfg_args
 
 from hsae_command.train import EVERY_FLAG, at_home, beyond_saelens, help_parser, sources
 from sae_lens_hsae.cli.flags import NONE, OF_JSON, Flags, command_line, parse_flags, preset_flags, read_flags
-from sae_lens_hsae.cli.measured_runner import MeasuredTrainingRunner
+from sae_lens_hsae.cli.measure import measure
 from sae_lens_hsae.cli.outcome import CallError, Outcome, check_device
 from sae_lens_hsae.cli.training_plan import estimate, plan_text, warnings_of
 from sae_lens_hsae.config import ARCHITECTURE, HierarchicalTrainingSAEConfig
@@ -122,6 +122,10 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
     if several and not range(cfg.context_size)[slice(*cfg.seqpos_slice)]:
         raise ValueError(f"seqpos_slice={cfg.seqpos_slice} leaves none of context_size={cfg.context_size} positions")
     check_steps(cfg)
+    if own.evaluation_tokens < 0:
+        raise ValueError(f"evaluation_tokens={own.evaluation_tokens} must be at least 1; 50000 is a good number")
+    if not 0 <= own.variance_floor <= 1:
+        raise ValueError(f"variance_floor={own.variance_floor} must be a share of the variance, from 0 to 1")
     if "dtype" in flags and "sae.dtype" not in flags and cfg.dtype != cfg.sae.dtype and not cfg.use_cached_activations:
         raise ValueError(
             f"dtype={cfg.dtype!r} is the type of cached activations alone, and the SAE would be trained in "
@@ -209,11 +213,10 @@ def train(own: argparse.Namespace, cfg: Any) -> ForestEvaluation | None:
         warnings.filterwarnings("ignore", "Dataset is not tokenized", UserWarning)
         warnings.filterwarnings("ignore", "All samples in the training dataset have been exhausted", UserWarning)
     faults = {name: getattr(own, name) for name in ("max_bad_batches", "keep_checkpoints", "rank_timeout")}
-    if not own.evaluation_tokens:
-        HierarchicalSAETrainingRunner(cfg, override_dataset=rows, **faults).run()
-        return None
-    runner = MeasuredTrainingRunner(
-        cfg, evaluation_tokens=own.evaluation_tokens, variance_floor=own.variance_floor, override_dataset=rows, **faults
-    )
+    runner, measured = HierarchicalSAETrainingRunner(cfg, override_dataset=rows, **faults), []
+    if own.evaluation_tokens:
+        runner.after_training = lambda sae: measured.append(
+            measure(runner, sae, own.evaluation_tokens, own.variance_floor)
+        )
     runner.run()
-    return runner.evaluation
+    return measured[0] if measured else None
