@@ -26,7 +26,7 @@ from sae_lens_hsae.config import ARCHITECTURE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.evaluation import ForestEvaluation
 from sae_lens_hsae.presets import LANGUAGE_MODELS
 from sae_lens_hsae.text.documents import documents, has_columns
-from sae_lens_hsae.training.run_checks import check_steps
+from sae_lens_hsae.training.run_checks import check_steps, late_forest
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
 
 OF_WHOLE_NUMBERS: dict[str, Any] = {"seqpos_slice": tuple, "exclude_special_tokens": list}
@@ -178,7 +178,11 @@ def run_train(arguments: Sequence[str]) -> Outcome:
     own, cfg = parse(arguments)
     if own.dry_run:
         rows = own_text(own, cfg.context_size)
-        plan = {"config": cfg.to_dict(), "estimate": estimate(cfg), "warnings": warnings_of(cfg, rows)}
+        plan = {
+            "config": cfg.to_dict(),
+            "estimate": estimate(cfg),
+            "warnings": [*late_forest(cfg), *warnings_of(cfg, rows)],
+        }
         return Outcome(plan_text(cfg, plan["estimate"], plan["warnings"]), plan)
     check_device(cfg.device)
     evaluation = train(own, cfg)

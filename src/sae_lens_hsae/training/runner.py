@@ -29,6 +29,7 @@ from transformers import set_seed
 from typing_extensions import override
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
+from sae_lens_hsae.forest.levels import NO_PARENT
 from sae_lens_hsae.sae.model_files import check_architecture
 from sae_lens_hsae.sae.training import HierarchicalTrainingSAE
 from sae_lens_hsae.storage.json_files import check_storable, is_count, printable, read_json_object
@@ -39,7 +40,7 @@ from sae_lens_hsae.training.checkpoints import AUTO, check_checkpoint, resume_ne
 from sae_lens_hsae.training.distributed.data_parallel import DataParallelTrainer
 from sae_lens_hsae.training.distributed.ranks import join, n_launched, own_device
 from sae_lens_hsae.training.forest_log import ForestLog, ForestLogging
-from sae_lens_hsae.training.run_checks import check_places, check_steps
+from sae_lens_hsae.training.run_checks import check_places, check_steps, late_forest
 from sae_lens_hsae.training.store import ResumableActivationsStore
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 from sae_lens_hsae.training.uploads import uploads_follow
@@ -151,6 +152,9 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
                 f"override_sae={type(self.sae).__name__} is not a HierarchicalTrainingSAE; "
                 f"train other architectures with SAELens' LanguageModelSAETrainingRunner"
             )
+        if not (self.sae.parents != NO_PARENT).any():
+            for warning in late_forest(cfg, self.sae.forest_updater.steps_taken()):
+                logger.warning(warning)
         self._whole_dataset = self.activations_store.dataset
         self.activations_store: ActivationsStore = self._own_store()
         self.evaluator.activations_store = self.activations_store
