@@ -53,12 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Answer what needs no SAE; hand the rest to `sae_lens_hsae.cli.main`."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     from hsae_command.parsers import read_line
-    from hsae_command.train import unknown_flag
 
-    chosen = read_line(arguments)
-    wrong = unknown_flag(word[2:].partition("=")[0] for word in chosen.further if word.startswith("--"))
-    if wrong is not None:
-        root_parser().exit(2, f"hsae {chosen.command}: {wrong}\n")
+    read_line(arguments)
     from sae_lens_hsae.cli import main as cli
 
     cli.main(arguments)

@@ -7,12 +7,6 @@ where every flag is wanted.
 from __future__ import annotations
 
 import argparse
-import ast
-import re
-from collections.abc import Iterable
-from difflib import get_close_matches
-from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 
 from hsae_command import SUBCOMMANDS, add_json
@@ -30,8 +24,6 @@ PRESETS = (
 
 HELP = {"-h", "--help"}
 EVERY_FLAG = "--help-all"
-CONFIGS = re.compile(r"LanguageModelSAERunnerConfig|LoggingConfig|SAEConfig|\w*TrainingSAEConfig")
-"""Names of the classes whose fields SAELens' parser makes flags of."""
 USUAL = {
     "model_name": "the language model, such as gpt2; presets for language models set this and the next five",
     "hook_name": "where to read it, such as blocks.8.hook_resid_post",
@@ -55,33 +47,6 @@ def at_home(path: str) -> str:
 def asks_for_help(arguments: list[str]) -> bool:
     """Whether the flags ask for the short help: also where there are none."""
     return not arguments or (bool(HELP & set(arguments)) and EVERY_FLAG not in arguments)
-
-
-def unknown_flag(names: Iterable[str]) -> str | None:
-    """What to say of the first flag that does not exist; None where all do."""
-    for name in names:
-        if not {name, name.rpartition(".")[2], name.removeprefix("no")} & _known():
-            near = get_close_matches(name, _known(), n=1)
-            meant = f"did you mean --{near[0]}? " if near else ""
-            return f"--{name} is no flag; {meant}hsae train {EVERY_FLAG} lists them all"
-    return None
-
-
-@cache
-def _known() -> frozenset[str]:
-    """Every flag of ours, and of any architecture of SAELens, so that another one is refused by its name.
-
-    Importing the configs takes seconds, so their fields are read from their files.
-    """
-    options = (option for parser in (sources(), beyond_saelens()) for option in parser._option_string_actions)
-    known = {option.lstrip("-") for option in options} | {"architecture", EVERY_FLAG.lstrip("-"), "help"}
-    host, own = (Path(str(spec.origin)).parent for spec in map(find_spec, ("sae_lens", "sae_lens_hsae")) if spec)
-    for file in (host / "config.py", *(host / "saes").glob("*.py"), own / "config.py"):
-        for made in ast.parse(file.read_text(encoding="utf-8")).body:
-            if isinstance(made, ast.ClassDef) and CONFIGS.fullmatch(made.name):
-                fields = (each.target for each in made.body if isinstance(each, ast.AnnAssign))
-                known.update(field.id for field in fields if isinstance(field, ast.Name))
-    return frozenset(known - {"logger", "sae"})  # themselves configs: --architecture says which
 
 
 def sources() -> argparse.ArgumentParser:

@@ -63,9 +63,7 @@ class HierarchicalSAEConfig(SAEConfig):
             ValueError: naming the field that is wrong or missing, and the remedy.
         """
         check_dict(config_dict)
-        config = super().from_dict(config_dict)
-        assert isinstance(config, HierarchicalSAEConfig)
-        return config
+        return super().from_dict(config_dict)
 
 
 @dataclass(kw_only=True)
@@ -179,9 +177,7 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
                 "target_l0 is missing: this is the config of a model saved for inference, which holds no state of "
                 "training; give a checkpoint instead"
             )
-        config = super().from_dict(config_dict)
-        assert isinstance(config, HierarchicalTrainingSAEConfig)
-        return config
+        return super().from_dict(config_dict)
 
     @property
     def target_l0_per_level(self) -> tuple[float, ...]:

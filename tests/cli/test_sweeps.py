@@ -23,10 +23,12 @@ from wandb_runs import records
 
 from sae_lens_hsae import HierarchicalTrainingSAEConfig, evaluate_forest
 from sae_lens_hsae.cli.flags import as_flags, command_line, parse_flags
-from sae_lens_hsae.cli.measured_runner import MeasuredTrainingRunner, summary
+from sae_lens_hsae.cli.measure import measure, summary
+from sae_lens_hsae.cli.outcome import CallError
 from sae_lens_hsae.cli.sweep import arguments_of, configurations, measured, read_sweep, run_sweep
 from sae_lens_hsae.cli.train import parse
 from sae_lens_hsae.hub.saved_model import load_evaluation, load_hierarchical_sae
+from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
 
 ROOT = Path(__file__).parents[2]
 SWEEPS = sorted(path for path in (ROOT / "examples/sweeps").glob("*.yaml") if path.stem != "base")
@@ -111,6 +113,8 @@ def test_sweep_files_that_are_none(tmp_path, text, message):
 def test_no_flag_takes_the_place_of_what_the_sweep_sets(tmp_path, flag):
     with pytest.raises(ValueError, match=f"{flag.partition('=')[0]} after -- would take the place"):
         run_sweep(SWEEPS[0], tmp_path, further=["--d_in", "16", flag])
+    with pytest.raises(CallError, match="--traning_tokens is no flag; did you mean --training_tokens"):
+        run_sweep(SWEEPS[0], tmp_path, further=["--traning_tokens=5"])
 
 
 def test_two_configurations_run_to_the_end(tmp_path):
@@ -163,39 +167,33 @@ def test_the_metric_is_in_wandbs_summary(tmp_path, offline):
     cfg = runner_config(tmp_path, training_tokens=6 * 64)
     cfg.logger.log_to_wandb, cfg.logger.log_weights_to_wandb = True, False
     with restored_signal_handlers():
-        runner = MeasuredTrainingRunner(
-            cfg, evaluation_tokens=200, variance_floor=0.9, override_model=tiny_model(), override_dataset=tiny_dataset()
-        )
-        runner.run()
+        evaluation = _trained_and_measured(cfg)
     wandb.teardown()
-    assert runner.evaluation is not None
     [path] = offline.glob("wandb/offline-run-*/run-*.wandb")
     logged = {}
     for record in records(path):
         if record.WhichOneof("record_type") == "summary":
             logged |= {item.key: json.loads(item.value_json) for item in record.summary.update}
-    for name, value in summary(runner.evaluation, 0.9).items():
+    for name, value in summary(evaluation, 0.9).items():
         assert logged[name] == pytest.approx(value)
 
 
 def test_the_model_of_a_single_level_is_safe_before_it_is_measured(tmp_path, monkeypatch):
-    def measure(*_args):
+    def fail(*_args):
         raise RuntimeError("no more memory")
 
     one = {"level_widths": [8], "d_sae": 8}
     cfg = runner_config(tmp_path, sae=tiny_config(**one), training_tokens=6 * 64, output_path=str(tmp_path / "out"))
-    given = {"evaluation_tokens": 200, "override_model": tiny_model(), "override_dataset": tiny_dataset()}
     with restored_signal_handlers():
-        runner = MeasuredTrainingRunner(cfg, **given)
-        runner.run()
-    assert runner.evaluation is not None
-    found = summary(runner.evaluation, 0.5)
+        evaluation = _trained_and_measured(cfg)
+    found = summary(evaluation, 0.5)
     assert math.isnan(found["forest/hamming"])
-    assert found["forest/variance_explained"] == runner.evaluation.levels[0].variance_explained
+    assert found["forest/variance_explained"] == evaluation.levels[0].variance_explained
+    assert load_evaluation(load_hierarchical_sae(tmp_path / "out"), tmp_path / "out") == evaluation.to_dict()
     cfg = runner_config(tmp_path, sae=tiny_config(**one), training_tokens=6 * 64, output_path=str(tmp_path / "saved"))
-    monkeypatch.setattr("sae_lens_hsae.cli.measured_runner.evaluate_forest", measure)
+    monkeypatch.setattr("sae_lens_hsae.cli.measure.evaluate_forest", fail)
     with restored_signal_handlers(), pytest.raises(RuntimeError, match="no more memory"):
-        MeasuredTrainingRunner(cfg, **given).run()
+        _trained_and_measured(cfg)
     assert load_hierarchical_sae(tmp_path / "saved").cfg.level_widths == [8]
 
 
@@ -244,6 +242,15 @@ def test_a_sweep_runs_again_what_its_files_have_changed(tmp_path, monkeypatch):
     topk.write_text("{command: [hsae, train, '${args}'], parameters: {lr: {values: [0.1]}}}")
     with pytest.raises(ValueError, match="architecture='topk': hsae train is for 'hsae' alone"):
         run_sweep(topk, tmp_path / "out", seeds=1, further=["--architecture=topk"])
+
+
+def _trained_and_measured(cfg):
+    runner = HierarchicalSAETrainingRunner(cfg, override_model=tiny_model(), override_dataset=tiny_dataset())
+    measured = []
+    runner.after_training = lambda sae: measured.append(measure(runner, sae, 200, 0.9))
+    runner.run()
+    [evaluation] = measured
+    return evaluation
 
 
 def _evaluation():

@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from host_helpers import runner_config, tiny_config, tiny_dataset, tiny_model
 from short_trainings import batches, new_trainer
 from small_saes import WIDTHS, at_step
 
+from sae_lens_hsae import HierarchicalTrainingSAE
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.sae.sparsity_control import LOG_COEFFICIENT_BOUND, SparsityState
 from sae_lens_hsae.training import watch as training_watch
+from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 from sae_lens_hsae.training.watch import EVERY, FIRST_LOOK, TrainingWatch, is_look_due, variance_explained
 
@@ -101,19 +104,18 @@ def test_the_trainer_looks(monkeypatch, caplog):
     ("fields", "steps_before", "has_forest", "warned"),
     [
         ({}, 0, False, True),
-        ({}, 20, False, False),  # it went on from a checkpoint, and gets one
+        ({}, 20, False, False),  # it was trained before, and gets one
         ({}, 0, True, False),
-        ({"hierarchy_first_update": 39}, 0, False, False),
+        ({"hierarchy_first_update": 29}, 0, False, False),
         ({"structural_loss_coefficient": 0.0, "perturbation_rate": 0.0}, 0, False, False),
     ],
 )
-def test_a_training_that_ends_before_its_first_forest_is_warned_of(caplog, fields, steps_before, has_forest, warned):
-    trainer = new_trainer(HierarchicalSAETrainer, **{"hierarchy_first_update": 40} | fields)
-    at_step(trainer.sae, steps_before)
-    if not has_forest:
-        trainer.sae.parents.fill_(-1)
-    trainer.cfg.total_training_samples = 40 * trainer.cfg.train_batch_size_samples
-    for _ in range(2):
-        trainer.maybe_reset_sparsity()
-    said = r"the first forest would come at step hierarchy_first_update=40, but training ends at step 40: .* about 20$"
-    assert [bool(re.match(said, message)) for message in caplog.messages] == [True] * warned
+def test_a_training_that_ends_before_its_first_forest_is_warned_of(
+    tmp_path, caplog, fields, steps_before, has_forest, warned
+):
+    cfg = runner_config(tmp_path, sae=tiny_config(**{"hierarchy_first_update": 30} | fields))
+    sae = at_step(HierarchicalTrainingSAE(cfg.sae), steps_before)
+    sae.parents[-1] = 0 if has_forest else -1
+    HierarchicalSAETrainingRunner(cfg, tiny_dataset(), tiny_model(), sae)
+    said = r"the run ends after 30 steps, before its first forest \(hierarchy_first_update=30\): .* to about 15$"
+    assert [bool(re.match(said, message)) for message in caplog.messages if "forest" in message] == [True] * warned

@@ -14,13 +14,15 @@ from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.branching import branching
 from sae_lens_hsae.interpret.labels import LabelDetection, label_detection, token_labels
 from sae_lens_hsae.interpret.language_model.judging import JUDGEMENTS_FILENAME, parent_verdicts, read_judgements
-from sae_lens_hsae.storage.whole_files import write_whole
+from sae_lens_hsae.storage.whole_files import check_file_writable, write_whole
 
 CLARITY_FILENAME = "clarity.csv"
 
 
 def run_clarity(chosen: argparse.Namespace) -> Outcome:
     folder = Path(chosen.folder)
+    output = Path(chosen.output or folder / CLARITY_FILENAME)
+    check_file_writable("output", output)
     judgements = folder / JUDGEMENTS_FILENAME
     pairs = read_judgements(judgements) if judgements.is_file() else None
     dashboards, text_of = read_collected(folder)
@@ -29,7 +31,6 @@ def run_clarity(chosen: argparse.Namespace) -> Outcome:
 
     detection = label_detection(dashboards, text_of)
     frame = _table(forest, detection, token_labels(dashboards, text_of))
-    output = Path(chosen.output or folder / CLARITY_FILENAME)
     write_whole(output, frame.to_csv())
     levels = frame.groupby("level")["detection"].agg(["count", "mean", "median"])
     shown = levels.round(3).reset_index().to_string(index=False)

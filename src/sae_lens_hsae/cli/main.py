@@ -18,8 +18,7 @@ from hsae_command import DEBUG
 from hsae_command.parsers import read_line
 from hsae_command.train import EVERY_FLAG
 from sae_lens_hsae.cli.circuit import run_circuit
-from sae_lens_hsae.cli.clarity import CLARITY_FILENAME, run_clarity
-from sae_lens_hsae.cli.collected import PAGE_FILENAME
+from sae_lens_hsae.cli.clarity import run_clarity
 from sae_lens_hsae.cli.contrast import run_contrast
 from sae_lens_hsae.cli.demo import demo
 from sae_lens_hsae.cli.evaluate import run_evaluate
@@ -32,9 +31,6 @@ from sae_lens_hsae.cli.push import run_convert, run_push
 from sae_lens_hsae.cli.steer import run_steer
 from sae_lens_hsae.cli.sweep import run_sweep_command
 from sae_lens_hsae.cli.train import print_every_flag, run_train
-from sae_lens_hsae.hub.saved_model import EVALUATION_FILENAME
-from sae_lens_hsae.interpret.labels.files import LABELS_FILENAME
-from sae_lens_hsae.interpret.language_model.judging import JUDGEMENTS_FILENAME
 from sae_lens_hsae.storage.whole_files import check_file_writable
 from sae_lens_hsae.training.distributed.ranks import is_first_launched, n_launched
 from sae_lens_hsae.training.runner import Interrupted
@@ -55,14 +51,6 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Outcome]] = {
 }
 WRITE_FOLDERS = {"sweep", "convert"}
 """Commands whose ``--output`` may be a folder; they check it themselves."""
-BESIDE_THE_SAE = {
-    "evaluate": EVALUATION_FILENAME,
-    "clarity": CLARITY_FILENAME,
-    "explore": PAGE_FILENAME,
-    "label": LABELS_FILENAME,
-    "judge": JUDGEMENTS_FILENAME,
-}
-"""What commands without ``--output`` write in the SAE's folder."""
 CALL_ERROR = 2
 HEEDED = r"\s*This SAE has non-empty model_from_pretrained_kwargs"
 """How SAELens begins to say what the commands do anyway: they load the language model with these."""
@@ -107,21 +95,11 @@ def _run(chosen: argparse.Namespace) -> Outcome | None:
         print_every_flag()
     if hasattr(chosen, "device"):
         check_device(chosen.device)
-    output = output_file(chosen)
-    if output is not None:
-        check_file_writable("output", output)
+    writes = chosen.command not in WRITE_FOLDERS and not getattr(chosen, "estimate", False)
+    if writes and getattr(chosen, "output", None):  # files in the SAE's folder each command checks itself
+        check_file_writable("output", Path(chosen.output))
     with redirect_stdout(sys.stderr):  # what libraries print is no result
         return run_train(chosen.further) if chosen.command == "train" else COMMANDS[chosen.command](chosen)
-
-
-def output_file(chosen: argparse.Namespace) -> Path | None:
-    """The file that a command is to write; None if it writes none, or checks what it writes itself."""
-    if chosen.command in WRITE_FOLDERS or getattr(chosen, "estimate", False):
-        return None
-    if getattr(chosen, "output", None):
-        return Path(chosen.output)
-    beside = chosen.command in BESIDE_THE_SAE and Path(chosen.folder).is_dir()
-    return Path(chosen.folder, BESIDE_THE_SAE[chosen.command]) if beside else None
 
 
 def _code_after(error: BaseException) -> Any:

@@ -17,7 +17,7 @@ from hsae_command.parsers import EVALUATION_TOKENS
 from hsae_command.train import sources
 from sae_lens_hsae.cli.flags import as_flags, command_line, parse_flags
 from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
-from sae_lens_hsae.cli.measured_runner import summary
+from sae_lens_hsae.cli.measure import summary
 from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.cli.train import all_flags, parse, train
 from sae_lens_hsae.evaluation import ForestEvaluation

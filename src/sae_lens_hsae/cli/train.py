@@ -6,25 +6,27 @@ import argparse
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import fields
+from difflib import get_close_matches
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from datasets import Dataset
+from sae_lens.config import LanguageModelSAERunnerConfig, LoggingConfig
 from sae_lens.llm_sae_training_runner import _parse_cfg_args
 
-from hsae_command.train import EVERY_FLAG, at_home, beyond_saelens, help_parser, sources, unknown_flag
+from hsae_command.train import EVERY_FLAG, at_home, beyond_saelens, help_parser, sources
 from sae_lens_hsae.cli.flags import NONE, OF_JSON, Flags, command_line, parse_flags, preset_flags, read_flags
-from sae_lens_hsae.cli.measured_runner import MeasuredTrainingRunner
+from sae_lens_hsae.cli.measure import measure
 from sae_lens_hsae.cli.outcome import CallError, Outcome, check_device
 from sae_lens_hsae.cli.training_plan import estimate, plan_text, warnings_of
-from sae_lens_hsae.config import ARCHITECTURE
+from sae_lens_hsae.config import ARCHITECTURE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.evaluation import ForestEvaluation
 from sae_lens_hsae.presets import LANGUAGE_MODELS
 from sae_lens_hsae.text.documents import documents, has_columns
-from sae_lens_hsae.training.run_checks import check_steps
+from sae_lens_hsae.training.run_checks import check_steps, late_forest
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
 
 OF_WHOLE_NUMBERS: dict[str, Any] = {"seqpos_slice": tuple, "exclude_special_tokens": list}
@@ -35,6 +37,16 @@ PATHS = ("model_name", "text", "dataset_path", "output_path", "checkpoint_path",
          "from_pretrained_path", "cached_activations_path")  # fmt: skip
 OF_SAELENS = "python -m sae_lens.llm_sae_training_runner"
 """SAELens' own command, which trains the other architectures."""
+KNOWN = {
+    *(option.lstrip("-") for parser in (sources(), beyond_saelens()) for option in parser._option_string_actions),
+    *(
+        field.name
+        for config in (LanguageModelSAERunnerConfig, HierarchicalTrainingSAEConfig, LoggingConfig)
+        for field in fields(config)
+    ),
+    *("architecture", "help", EVERY_FLAG.lstrip("-")),
+} - {"sae", "logger"}  # themselves configs
+"""Every flag, without its dashes."""
 
 
 def print_every_flag() -> None:
@@ -73,13 +85,20 @@ def all_flags(arguments: Sequence[str]) -> Flags:
     return merged_flags(own.preset, own.config, parse_flags(given))
 
 
+def check_known(names: Iterable[str]) -> None:
+    """Refuse the first flag that does not exist, with one like it."""
+    for name in names:
+        if not {name, name.rpartition(".")[2], name.removeprefix("no")} & KNOWN:
+            near = get_close_matches(name, KNOWN, n=1)
+            meant = f"did you mean --{near[0]}? " if near else ""
+            raise CallError(f"--{name} is no flag; {meant}hsae train {EVERY_FLAG} lists them all")
+
+
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
     """Our own flags (``dry_run``, ``evaluation_tokens`` and so on) and SAELens' config."""
     own, _ = sources().parse_known_args(list(arguments))
     flags = all_flags(arguments)
-    wrong = unknown_flag(flags)
-    if wrong is not None:
-        raise CallError(wrong)
+    check_known(flags)
     several = {name: flags.pop(name) for name in OF_WHOLE_NUMBERS if _are_numbers(flags.get(name, []))}
     none = [name for name, values in flags.items() if values in NONE and name not in OF_JSON]
     flags = {name: values for name, values in flags.items() if name not in none}
@@ -103,6 +122,10 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
     if several and not range(cfg.context_size)[slice(*cfg.seqpos_slice)]:
         raise ValueError(f"seqpos_slice={cfg.seqpos_slice} leaves none of context_size={cfg.context_size} positions")
     check_steps(cfg)
+    if own.evaluation_tokens < 0:
+        raise ValueError(f"evaluation_tokens={own.evaluation_tokens} must be at least 1; 50000 is a good number")
+    if not 0 <= own.variance_floor <= 1:
+        raise ValueError(f"variance_floor={own.variance_floor} must be a share of the variance, from 0 to 1")
     if "dtype" in flags and "sae.dtype" not in flags and cfg.dtype != cfg.sae.dtype and not cfg.use_cached_activations:
         raise ValueError(
             f"dtype={cfg.dtype!r} is the type of cached activations alone, and the SAE would be trained in "
@@ -155,7 +178,11 @@ def run_train(arguments: Sequence[str]) -> Outcome:
     own, cfg = parse(arguments)
     if own.dry_run:
         rows = own_text(own, cfg.context_size)
-        plan = {"config": cfg.to_dict(), "estimate": estimate(cfg), "warnings": warnings_of(cfg, rows)}
+        plan = {
+            "config": cfg.to_dict(),
+            "estimate": estimate(cfg),
+            "warnings": [*late_forest(cfg), *warnings_of(cfg, rows)],
+        }
         return Outcome(plan_text(cfg, plan["estimate"], plan["warnings"]), plan)
     check_device(cfg.device)
     evaluation = train(own, cfg)
@@ -190,11 +217,10 @@ def train(own: argparse.Namespace, cfg: Any) -> ForestEvaluation | None:
         warnings.filterwarnings("ignore", "Dataset is not tokenized", UserWarning)
         warnings.filterwarnings("ignore", "All samples in the training dataset have been exhausted", UserWarning)
     faults = {name: getattr(own, name) for name in ("max_bad_batches", "keep_checkpoints", "rank_timeout")}
-    if not own.evaluation_tokens:
-        HierarchicalSAETrainingRunner(cfg, override_dataset=rows, **faults).run()
-        return None
-    runner = MeasuredTrainingRunner(
-        cfg, evaluation_tokens=own.evaluation_tokens, variance_floor=own.variance_floor, override_dataset=rows, **faults
-    )
+    runner, measured = HierarchicalSAETrainingRunner(cfg, override_dataset=rows, **faults), []
+    if own.evaluation_tokens:
+        runner.after_training = lambda sae: measured.append(
+            measure(runner, sae, own.evaluation_tokens, own.variance_floor)
+        )
     runner.run()
-    return runner.evaluation
+    return measured[0] if measured else None

@@ -60,12 +60,6 @@ def _bytes_of_firing(sae: Any, batch: int, device: str) -> float:
 def warnings_of(cfg: Any, rows: Dataset | None = None) -> list[str]:
     """What about a run is probably not meant, each with its remedy; ``rows`` are the texts where one's own are read."""
     found, steps = [], cfg.training_tokens // cfg.train_batch_size_tokens
-    sae = cfg.sae
-    if steps <= sae.hierarchy_first_update:
-        found.append(
-            f"the run ends after {steps:,} steps, before its first forest (hierarchy_first_update="
-            f"{sae.hierarchy_first_update}): levels are trained independently; train longer, or set it lower"
-        )
     if cfg.lr_warm_up_steps > steps:
         found.append(f"lr_warm_up_steps={cfg.lr_warm_up_steps} is more than all {steps:,} steps; set it lower")
     estimated = {"n_batches_in_buffer": cfg.n_batches_in_buffer * cfg.context_size}

@@ -28,6 +28,12 @@ MEASURED_ON_ACTIVATIONS = ("coactivation", "conditional")
 """Similarities that parameters alone do not give."""
 
 
+def check(settings: object, name: str, holds: bool, remedy: str) -> None:
+    """Refuse the value of a field that does not hold, with the remedy."""
+    if not holds:
+        raise ValueError(f"{name}={getattr(settings, name)!r}: {remedy}")
+
+
 @dataclass(frozen=True)
 class ParentRule:
     """Which feature of the level above is a child's parent; the defaults are those of training.
@@ -51,21 +57,18 @@ class ParentRule:
     def __post_init__(self) -> None:
         share, bar, most = self.unassigned_fraction, self.minimum_similarity, self.max_children
         known = get_args(Similarity)
-        self._check("similarity", self.similarity in known, f"choose one of {', '.join(map(repr, known))}")
+        check(self, "similarity", self.similarity in known, f"choose one of {', '.join(map(repr, known))}")
         fits = is_number(share) and 0 <= share < 1
-        self._check("unassigned_fraction", fits, "it is a share of the children, at least 0 and below 1")
+        check(self, "unassigned_fraction", fits, "it is a share of the children, at least 0 and below 1")
         fits = most is None or (is_count(most) and most >= 1)
-        self._check("max_children", fits, "use 1 or more, or None for no limit")
-        self._check("minimum_similarity", bar is None or is_number(bar), "give a number, or None for no bar")
-        self._check(
+        check(self, "max_children", fits, "use 1 or more, or None for no limit")
+        check(self, "minimum_similarity", bar is None or is_number(bar), "give a number, or None for no bar")
+        check(
+            self,
             "minimum_similarity",
             bar is None or bar < 0.1 or self.similarity != "coactivation",
             'of "coactivation" it is a share of all tokens, which hardly any pair exceeds; use None',
         )
-
-    def _check(self, name: str, holds: bool, remedy: str) -> None:
-        if not holds:
-            raise ValueError(f"{name}={getattr(self, name)!r}: {remedy}")
 
     @property
     def is_measured(self) -> bool:

@@ -38,16 +38,6 @@ class SparsityState(NamedTuple):
     l0_ema: torch.Tensor  # running mean of L0_l; 0 before the first step
 
 
-def initial_state(n_levels: int, threshold: float, device: torch.device | str) -> SparsityState:
-    """The controller before the first step.
-
-    A feature of activation a takes a² off the squared error and costs λ: λ starts at θ², where a threshold of θ breaks
-    even.
-    """
-    start = torch.full((n_levels,), max(threshold, MIN_THRESHOLD), device=device)
-    return SparsityState(2 * start.log(), torch.zeros(n_levels, device=device))
-
-
 def follow_l0(ema: torch.Tensor, l0: torch.Tensor, momentum: float) -> torch.Tensor:
     """The running mean of every level's L0 after one more batch, (n_levels,); it begins with the first batch."""
     return torch.where(ema == 0, l0, momentum * ema + (1 - momentum) * l0).clamp(min=MIN_L0)
@@ -82,14 +72,14 @@ class SparsityControl(nn.Module):
     def __init__(self, cfg: HierarchicalTrainingSAEConfig, device: torch.device) -> None:
         super().__init__()
         self._cfg = cfg
-        state = initial_state(len(cfg.levels), cfg.jumprelu_init_threshold, device)
-        self.register_buffer("l0_ema", state.l0_ema)
+        self._steers = cfg.level_activation != "batchtopk"
+        n_levels = len(cfg.levels)
+        self.register_buffer("l0_ema", torch.zeros(n_levels, device=device))
         if self._steers:
-            self.register_buffer("log_l0_coefficient", state.log_coefficient)
-
-    @property
-    def _steers(self) -> bool:
-        return self._cfg.level_activation != "batchtopk"
+            # A feature of activation a takes a² off the squared error and costs λ: λ starts at θ², where a threshold of
+            # θ breaks even.
+            start = torch.full((n_levels,), max(cfg.jumprelu_init_threshold, MIN_THRESHOLD), device=device)
+            self.register_buffer("log_l0_coefficient", 2 * start.log())
 
     @torch.compiler.disable()
     def state(self) -> SparsityState:

@@ -1,4 +1,4 @@
-"""What a run is refused for before anything is loaded: its sizes, and places that cannot be written to."""
+"""What a run is refused for, or warned of, before it begins: its sizes, and places that cannot be written to."""
 
 from __future__ import annotations
 
@@ -36,6 +36,19 @@ def check_steps(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
             f"training_tokens={cfg.training_tokens} is less than one step of train_batch_size_tokens="
             f"{cfg.train_batch_size_tokens}; give more, such as 30000000"
         )
+
+
+def late_forest(cfg: LanguageModelSAERunnerConfig[Any], steps_before: int = 0) -> list[str]:
+    """What to say of a run that ends before its first forest would shape it, of an SAE that took steps before."""
+    sae, steps = cfg.sae, steps_before + cfg.total_training_steps
+    is_shaped = sae.structural_loss_coefficient > 0 or sae.perturbation_rate > 0
+    if steps > sae.hierarchy_first_update or not is_shaped:
+        return []
+    return [
+        f"the run ends after {steps:,} steps, before its first forest (hierarchy_first_update="
+        f"{sae.hierarchy_first_update}): levels and forest will be those of training without hierarchy; train longer, "
+        f"or set hierarchy_first_update to about {max(1, steps // 2)}"
+    ]
 
 
 def check_places(cfg: LanguageModelSAERunnerConfig[Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import replace
@@ -28,6 +29,7 @@ from transformers import set_seed
 from typing_extensions import override
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
+from sae_lens_hsae.forest.levels import NO_PARENT
 from sae_lens_hsae.sae.model_files import check_architecture
 from sae_lens_hsae.sae.training import HierarchicalTrainingSAE
 from sae_lens_hsae.storage.json_files import check_storable, is_count, printable, read_json_object
@@ -38,7 +40,7 @@ from sae_lens_hsae.training.checkpoints import AUTO, check_checkpoint, resume_ne
 from sae_lens_hsae.training.distributed.data_parallel import DataParallelTrainer
 from sae_lens_hsae.training.distributed.ranks import join, n_launched, own_device
 from sae_lens_hsae.training.forest_log import ForestLog, ForestLogging
-from sae_lens_hsae.training.run_checks import check_places, check_steps
+from sae_lens_hsae.training.run_checks import check_places, check_steps, late_forest
 from sae_lens_hsae.training.store import ResumableActivationsStore
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 from sae_lens_hsae.training.uploads import uploads_follow
@@ -72,6 +74,9 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         keep_checkpoints: how many checkpoints of the run stay, the newest; None keeps all.
         rank_timeout: seconds for which one process waits for the others, where ``torchrun`` has started several.
 
+    Attributes:
+        after_training: called on rank 0 with the trained SAE, once it is saved if it is to be, before W&B's run ends.
+
     Raises:
         ValueError: if ``cfg.sae`` is of another architecture, prefetching is on while checkpoints are to be written,
             the checkpoint to resume is damaged or of another run, the forest cannot be logged as asked for, or the
@@ -81,6 +86,8 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
             if ``output_path`` does not take it in the end.
         Interrupted: from `run`, once the checkpoint is written, or could not be.
     """
+
+    after_training: Callable[[HierarchicalTrainingSAE], object] | None = None
 
     @override
     def __init__(
@@ -145,6 +152,9 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
                 f"override_sae={type(self.sae).__name__} is not a HierarchicalTrainingSAE; "
                 f"train other architectures with SAELens' LanguageModelSAETrainingRunner"
             )
+        if not (self.sae.parents != NO_PARENT).any():
+            for warning in late_forest(cfg, self.sae.forest_updater.steps_taken()):
+                logger.warning(warning)
         self._whole_dataset = self.activations_store.dataset
         self.activations_store: ActivationsStore = self._own_store()
         self.evaluator.activations_store = self.activations_store
@@ -210,7 +220,7 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
 
         before = {number: signal.signal(number, stop) for number in STOPPING}
         try:
-            return ours.fit()
+            sae = ours.fit()
         except InterruptedException as stopped:
             if ours.training_began:
                 self._save_interrupted(ours)
@@ -219,12 +229,15 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+        if self.cfg.output_path is None and self.after_training is not None and self.is_first:
+            self.after_training(sae)
+        return sae
 
     @override
     def save_final_sae(
         self, sae: TrainingSAE[Any], output_path: str, log_feature_sparsity: torch.Tensor | None = None
     ) -> None:
-        """SAELens', and the explorer page if ``forest_logging`` asks for it; by rank 0."""
+        """SAELens', the explorer page if ``forest_logging`` asks for it, and ``after_training``; by rank 0."""
         assert isinstance(sae, HierarchicalTrainingSAE)
         if self._trainer is not None:
             log_feature_sparsity = self._trainer.log_feature_sparsity  # the given one's trainer has not trained
@@ -240,6 +253,8 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
             ) from error
         if self.forest_logging.explorer:
             self._forest_log.explorer(output_path)
+        if self.after_training is not None:
+            self.after_training(sae)
 
     def _save_model(self, sae: TrainingSAE[Any], folder: Path, log_feature_sparsity: torch.Tensor | None) -> None:
         with uploads_follow(self.cfg.logger, folder), files_written_whole(folder, SAE_CFG_FILENAME) as aside:

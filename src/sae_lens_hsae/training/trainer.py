@@ -18,7 +18,6 @@ from safetensors import SafetensorError
 from typing_extensions import override
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
-from sae_lens_hsae.forest.levels import NO_PARENT
 from sae_lens_hsae.sae.bad_batches import BadBatchError, CheckedActivationScaler, check_parameters
 from sae_lens_hsae.sae.gpu_step.late_checks import LateChecks
 from sae_lens_hsae.sae.model_files import scale_beside
@@ -171,24 +170,10 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
         # SAELens calls this between steps, before it takes the next batch: whatever is saved now is consistent.
         if self._must_stop():
             raise InterruptedException
-        if not self.training_began:
-            if self.max_bad_batches > 0:
-                self._estimate_scale_again()
-            self._check_length()
+        if not self.training_began and self.max_bad_batches > 0:
+            self._estimate_scale_again()
         self.training_began = True
         return super().maybe_reset_sparsity()
-
-    def _check_length(self) -> None:
-        cfg, has_forest = self.sae.cfg, bool((self.sae.parents != NO_PARENT).any())
-        # An SAE that was trained before goes on counting.
-        steps = self.sae.forest_updater.steps_taken() + self.cfg.total_training_steps - self.n_training_steps
-        needs_one = cfg.structural_loss_coefficient > 0 or cfg.perturbation_rate > 0
-        if steps <= cfg.hierarchy_first_update and needs_one and not has_forest:
-            logger.warning(
-                f"the first forest would come at step hierarchy_first_update={cfg.hierarchy_first_update:,}, but "
-                f"training ends at step {steps:,}: levels and forest will be those of training without hierarchy. "
-                f"Train longer, or set hierarchy_first_update to about {max(1, steps // 2):,}"
-            )
 
     def _must_stop(self) -> bool:
         return self.stop_requested
