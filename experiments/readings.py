@@ -33,7 +33,7 @@ def tallied(rows: Sequence[Row], group_of: Callable[[Row], tuple[str, ...]]) -> 
         shares: dict[str, Any] = {"pairs": ", ".join(group), "read": len(own)}
         for verdict in VERDICTS:
             counts = [sum(row[reading] == verdict for row in own) for reading in READINGS]
-            shares[verdict] = ", ".join(f"{100 * count / len(own):.0f}" for count in counts)
+            shares[verdict] = ", ".join(str(int(100 * count / len(own) + 0.5)) for count in counts)
         found.append(shares)
     return found
 
