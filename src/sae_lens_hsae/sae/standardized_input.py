@@ -77,6 +77,13 @@ class StandardizedInput(nn.Module):
         self.register_buffer("moments_weight", torch.zeros((), **kind))
         self.register_buffer("moments_first", torch.zeros(cfg.d_in, **kind))
 
+    def running_means(self) -> list[torch.Tensor]:
+        """The moments of x, as far as they are followed."""
+        return [*self._moments()] if self.is_on else []
+
+    def _moments(self) -> Moments:
+        return Moments(self.moments_centre, self.moments_distance, self.moments_weight, self.moments_first)
+
     @property
     def n_observed(self) -> int:
         return OBSERVED_STEPS if self.is_on else 0
@@ -93,8 +100,7 @@ class StandardizedInput(nn.Module):
     def observe(self, x: torch.Tensor, step: int) -> None:
         """Take a batch (batch, d_in) into the moments."""
         assert self._cfg.outlier_limit is not None
-        moments = Moments(self.moments_centre, self.moments_distance, self.moments_weight, self.moments_first)
-        follow_moments(moments, x, self._cfg.outlier_limit, step)
+        follow_moments(self._moments(), x, self._cfg.outlier_limit, step)
 
     @torch.no_grad()
     def begin(self, b_dec: torch.Tensor) -> None:

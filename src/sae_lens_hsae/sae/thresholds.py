@@ -28,7 +28,6 @@ class LearnedThresholds(nn.Module):
         """Take a batch into the thresholds: nothing, as the optimizer moves them."""
 
     def running_means(self) -> list[torch.Tensor]:
-        """What follows each process's own activations, to be averaged where several share a batch: nothing."""
         return []
 
 
@@ -59,7 +58,6 @@ class RunningThresholds(nn.Module):
         follow_threshold(self.threshold, smallest, self._cfg.levels, n_before)
 
     def running_means(self) -> list[torch.Tensor]:
-        """What follows each process's own activations, to be averaged where several share a batch."""
         return [self.threshold]
 
 

@@ -260,6 +260,15 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         if freeze is None or self.forest_updater.steps_taken() <= freeze:
             self.update_hierarchy()
 
+    def running_means(self) -> list[torch.Tensor]:
+        """The buffers that follow the activations, linear in them: means over batches, of which means may be taken."""
+        return [*self.standardization.running_means(), *self.activation.running_means()]
+
+    def running_means_are_due(self) -> bool:
+        """Whether the next training step begins by reading the running means."""
+        step = self.forest_updater.steps_taken()
+        return self.forest_updater.is_due(step) or self.standardization.is_due(step)
+
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
         """None for SAELens to schedule: λ is steered here, ρ is constant."""

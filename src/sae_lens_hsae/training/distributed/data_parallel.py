@@ -113,11 +113,11 @@ class DataParallelTrainer(HierarchicalSAETrainer):
             # Already equal, but for rounding where ranks have GPUs of different kinds.
             self.ranks.take_from_first([sae.parents, sae.forest_updater.reparented_share])
             sae.forest_updater.forget()
-        if sae.forest_updater.is_due(sae.forest_updater.steps_taken()):
+        if sae.running_means_are_due():
             self._share_what_was_counted()
 
     def _share_what_was_counted(self) -> None:
-        self.ranks.average(self.sae.activation.running_means())
+        self.ranks.average(self.sae.running_means())
         if self.sae.forest_updater.recent is not None:
             self.sae.forest_updater.recent.share(self.ranks.told_by_all, self.ranks.n_ranks)
 
