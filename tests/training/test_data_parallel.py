@@ -166,6 +166,13 @@ def test_all_stop_together_and_any_number_of_ranks_goes_on_without_reading_text_
                 torch.testing.assert_close(tensor, undisturbed[0]["state"][name], rtol=1e-4, atol=1e-7)
 
 
+def test_processes_stay_alike_with_the_default_loss_of_silent_features(tmp_path):
+    sae = tiny_config(outlier_limit=3.0, dead_feature_loss="auxiliary", jumprelu_init_threshold=2.5)
+    ranks = on_ranks(2, tmp_path, lambda _: watched_run(tmp_path / "several", sae=sae, training_tokens=30 * 128))
+    assert_all_ended(ranks)
+    assert any(step.losses["auxiliary_loss"] > 0 for step in ranks[1]["steps"] if step.losses)
+
+
 def test_a_bad_batch_of_one_rank_is_skipped_by_all_or_ends_all(tmp_path):
     def poison(tensor):
         return tensor * float("nan")

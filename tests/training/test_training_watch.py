@@ -117,5 +117,5 @@ def test_a_training_that_ends_before_its_first_forest_is_warned_of(
     sae = at_step(HierarchicalTrainingSAE(cfg.sae), steps_before)
     sae.parents[-1] = 0 if has_forest else -1
     HierarchicalSAETrainingRunner(cfg, tiny_dataset(), tiny_model(), sae)
-    said = r"the run ends after 30 steps, before its first forest \(hierarchy_first_update=30\): .* to about 15$"
+    said = r"training ends at step 30, before its first forest \(hierarchy_first_update=30\): .* to about 15$"
     assert [bool(re.match(said, message)) for message in caplog.messages if "forest" in message] == [True] * warned

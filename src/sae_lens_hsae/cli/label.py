@@ -15,7 +15,7 @@ from sae_lens_hsae.interpret.language_model import Endpoint, Replies, Request, j
 from sae_lens_hsae.interpret.language_model.endpoint import Parse
 from sae_lens_hsae.interpret.language_model.judging import JUDGEMENTS_FILENAME, judge_requests, parse_judgement
 from sae_lens_hsae.interpret.language_model.naming import firing_by_level, label_requests, parse_label
-from sae_lens_hsae.storage.whole_files import check_writable, write_whole
+from sae_lens_hsae.storage.whole_files import check_file_writable, check_writable, write_whole
 
 JUDGE_TEMPERATURE = 0.7
 
@@ -32,6 +32,8 @@ def run_label_or_judge(chosen: argparse.Namespace) -> Outcome:
     if not chosen.estimate:
         endpoint.check_can_ask()
         check_writable("folder", folder, ELSEWHERE)
+        of_command = LABELS_FILENAME if chosen.command == "label" else JUDGEMENTS_FILENAME
+        check_file_writable("output", Path(chosen.output or folder / of_command))
     dashboards, text_of = read_collected(folder)
     return (_label if chosen.command == "label" else _judge)(chosen, folder, endpoint, dashboards, text_of)
 

@@ -123,7 +123,9 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
         raise ValueError(f"seqpos_slice={cfg.seqpos_slice} leaves none of context_size={cfg.context_size} positions")
     check_steps(cfg)
     if own.evaluation_tokens < 0:
-        raise ValueError(f"evaluation_tokens={own.evaluation_tokens} must be at least 1; 50000 is a good number")
+        raise ValueError(
+            f"evaluation_tokens={own.evaluation_tokens} must be 0 for none, or more; 50000 is a good number"
+        )
     if not 0 <= own.variance_floor <= 1:
         raise ValueError(f"variance_floor={own.variance_floor} must be a share of the variance, from 0 to 1")
     if "dtype" in flags and "sae.dtype" not in flags and cfg.dtype != cfg.sae.dtype and not cfg.use_cached_activations:
@@ -181,7 +183,8 @@ def run_train(arguments: Sequence[str]) -> Outcome:
         plan = {
             "config": cfg.to_dict(),
             "estimate": estimate(cfg),
-            "warnings": [*late_forest(cfg), *warnings_of(cfg, rows)],
+            # An SAE that was trained before may have a forest.
+            "warnings": [*([] if cfg.from_pretrained_path else late_forest(cfg)), *warnings_of(cfg, rows)],
         }
         return Outcome(plan_text(cfg, plan["estimate"], plan["warnings"]), plan)
     check_device(cfg.device)

@@ -6,12 +6,12 @@ unexplained, e = x − x̂, held constant:
     L_aux = ‖ a_S W_dec,S − e ‖².
 
 There the silent features with the largest pre-activations on a token are active. Here a feature is active where *its*
-pre-activation is largest: on as many tokens of the batch as an average feature of its level fires on. If these are
-below 0, it is read as if its bias were higher. With q the largest of the pre-activations on the other tokens,
+pre-activation is largest: on as many tokens of the batch as an average feature of its level fires on. Where those
+pre-activations are below 0, they are raised, as by a higher bias. With q the largest one on the other tokens,
 
     a = max(0, pre − min(0, q))  where pre > q,  else 0.
 
-By its own bias a silent feature ends below 0 on every token, where it has no gradient, and stays dead.
+Otherwise a silent feature sinks below 0 on every token, where it has no gradient, and stays dead.
 """
 
 from __future__ import annotations

@@ -45,9 +45,9 @@ def late_forest(cfg: LanguageModelSAERunnerConfig[Any], steps_before: int = 0) -
     if steps > sae.hierarchy_first_update or not is_shaped:
         return []
     return [
-        f"the run ends after {steps:,} steps, before its first forest (hierarchy_first_update="
-        f"{sae.hierarchy_first_update}): levels and forest will be those of training without hierarchy; train longer, "
-        f"or set hierarchy_first_update to about {max(1, steps // 2)}"
+        f"training ends at step {steps:,}, before its first forest "
+        f"(hierarchy_first_update={sae.hierarchy_first_update:,}): levels and forest will be those of training without "
+        f"hierarchy; train longer, or set hierarchy_first_update to about {max(1, steps // 2)}"
     ]
 
 

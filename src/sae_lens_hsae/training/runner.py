@@ -152,7 +152,7 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
                 f"override_sae={type(self.sae).__name__} is not a HierarchicalTrainingSAE; "
                 f"train other architectures with SAELens' LanguageModelSAETrainingRunner"
             )
-        if not (self.sae.parents != NO_PARENT).any():
+        if self.is_first and not (self.sae.parents != NO_PARENT).any():
             for warning in late_forest(cfg, self.sae.forest_updater.steps_taken()):
                 logger.warning(warning)
         self._whole_dataset = self.activations_store.dataset

@@ -146,7 +146,8 @@ def pack(plain: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
 
 def _html(title: str, blocks: Mapping[str, str]) -> str:
     scripts = (file.name for file in ASSETS.iterdir() if file.name.endswith(".js"))
-    last = "app.js"  # only it runs when it is read
+    # Only this one does anything, or uses another's names, while it is read.
+    last = "app.js"
     in_order = sorted(scripts, key=lambda name: (name == last, name))
     script = '"use strict";\n' + "\n".join(map(_asset, in_order))
     style = _asset("page.css")

@@ -2,7 +2,8 @@
 
 With equal parts of the batch, gradients and L0 of the whole batch are the means over ranks of those of the parts, and
 firing counts their sums. (Where outlying tokens count less in L0, each part's is over its own weights: exact if these
-are spread evenly.) So parameters, λ, dead features and forest stay the same on all ranks without being sent.
+are spread evenly. In the auxiliary loss silent features are active on tokens of each part.) So parameters, λ, dead
+features and forest stay the same on all ranks without being sent.
 What fired on a rank's tokens, and its running means, the others take in only where they are read.
 """
 
