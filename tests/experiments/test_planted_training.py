@@ -29,7 +29,7 @@ TINY = PlantedSetting(
     level_widths=(8, 24),
     target_l0=(0.8, 0.8),
     learning_rate=3e-2,
-    n_steps=300,
+    n_steps=400,
     sae_fields={"unassigned_fraction": 0.0, "sparsity_rate": 0.02},
 )
 
@@ -68,8 +68,7 @@ def test_training_recovers_much_of_a_tiny_forest(tiny_results):
         assert result.recovery.direct.recall > 0.2
         assert result.recovery.concepts_found > 0.5
         assert result.evaluation.n_tokens == 20_000
-        # Hundreds of steps are few for the control of L0.
-        assert [level.l0 for level in result.evaluation.levels] == pytest.approx([0.8, 0.8], rel=0.25)
+        assert [level.l0 for level in result.evaluation.levels] == pytest.approx([0.8, 0.8], rel=0.2)
         assert result.evaluation.levels[1].variance_explained > 0.8
 
 

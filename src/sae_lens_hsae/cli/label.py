@@ -23,6 +23,7 @@ JUDGE_TEMPERATURE = 0.7
 def run_label_or_judge(chosen: argparse.Namespace) -> Outcome:
     """Say what it takes, then ask and write the answers; only the former with ``--estimate``."""
     folder = Path(chosen.folder)
+    output = Path(chosen.output or folder / (LABELS_FILENAME if chosen.command == "label" else JUDGEMENTS_FILENAME))
     endpoint = Endpoint(
         chosen.model,
         folder / "answers.sqlite",
@@ -32,19 +33,18 @@ def run_label_or_judge(chosen: argparse.Namespace) -> Outcome:
     if not chosen.estimate:
         endpoint.check_can_ask()
         check_writable("folder", folder, ELSEWHERE)
-        of_command = LABELS_FILENAME if chosen.command == "label" else JUDGEMENTS_FILENAME
-        check_file_writable("output", Path(chosen.output or folder / of_command))
+        check_file_writable("output", output)
     dashboards, text_of = read_collected(folder)
-    return (_label if chosen.command == "label" else _judge)(chosen, folder, endpoint, dashboards, text_of)
+    return (_label if chosen.command == "label" else _judge)(chosen, output, endpoint, dashboards, text_of)
 
 
 def _label(
-    chosen: argparse.Namespace, folder: Path, endpoint: Endpoint, dashboards: Dashboards, text_of: Callable[[int], str]
+    chosen: argparse.Namespace, output: Path, endpoint: Endpoint, dashboards: Dashboards, text_of: Callable[[int], str]
 ) -> Outcome:
     by_tokens = token_labels(dashboards, text_of)
     features = [feature for level in firing_by_level(dashboards) for feature in level]
     # The parents' new labels are not known yet; those of before stand in for them, or their tokens.
-    output = Path(chosen.output or folder / LABELS_FILENAME)
+    folder = Path(chosen.folder)
     named = labels_beside(folder, dashboards.forest, output, lambda: dashboards.fingerprint) if output.is_file() else {}
     requests = label_requests(dashboards, features, text_of, named, by_tokens)
     estimated = _estimate(chosen, endpoint, requests, parse_label)
@@ -65,7 +65,7 @@ def _label(
 
 
 def _judge(
-    chosen: argparse.Namespace, folder: Path, endpoint: Endpoint, dashboards: Dashboards, text_of: Callable[[int], str]
+    chosen: argparse.Namespace, output: Path, endpoint: Endpoint, dashboards: Dashboards, text_of: Callable[[int], str]
 ) -> Outcome:
     if chosen.repetitions < 1:
         raise ValueError(f"repetitions={chosen.repetitions} must be at least 1")
@@ -77,7 +77,6 @@ def _judge(
     print(estimated.text, flush=True)
     found = judge_pairs(dashboards, pairs, text_of, endpoint, chosen.repetitions)
     _check_answered(found.replies)
-    output = Path(chosen.output or folder / JUDGEMENTS_FILENAME)
     write_whole(output, found.pairs.to_csv(index=False))
     rates = found.rates()
     lines = [f"Judged a special case, with 95 % intervals; every pair in {output}\n{rates.round(3)}"]

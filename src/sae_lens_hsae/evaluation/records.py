@@ -10,12 +10,13 @@ from typing import Any
 from sae_lens_hsae.evaluation.jackknife import Interval
 
 
+@dataclass(frozen=True, eq=False)
 class Record:
     """Equality of records that may hold NaN: equal where `to_dict` is."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, ready for JSON; NaN becomes None."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
 
     def __eq__(self, other: object) -> bool:
         return self.to_dict() == other.to_dict() if isinstance(other, type(self)) else NotImplemented
