@@ -1,12 +1,17 @@
 """The explorer page's list of trees: links, keyboard, filters, order."""
 
 import re
+from dataclasses import replace
 
 import pytest
+import torch
 from hostile_page import HOSTILE, leaf_of_all_levels, name_of
 from small_saes import WIDTHS
 
+from sae_lens_hsae import FeatureForest
+from sae_lens_hsae.forest.concepts import COPY_COSINE
 from sae_lens_hsae.interpret.labels import label_detection
+from sae_lens_hsae.interpret.page import write_page
 
 pytestmark = pytest.mark.browser
 
@@ -143,6 +148,35 @@ def test_keys_scroll_what_was_opened(opened):
     opened.run("document.getElementById('filter-text').focus()")
     opened.go("#/f/0/2")
     assert opened.run("return document.activeElement.id") == "filter-text"
+
+
+def test_weak_edges_can_be_left_out(opened, hostile_dashboards, tmp_path):
+    dashboards = replace(hostile_dashboards, n_tokens=20 * hostile_dashboards.n_tokens)  # parents fire less often
+    forest = dashboards.forest
+    parents = forest.parents
+    opened.open(write_page(dashboards, forest, tmp_path / "page.html", HOSTILE.__getitem__))
+    similarity = dashboards.parent_given_child - 2 * dashboards.frequency[parents.clamp(min=0)]
+    is_copy = dashboards.parent_cosine > COPY_COSINE
+    cut = (parents >= 0) & ~is_copy & ~(similarity >= 0.5)
+    whole = opened.run("return document.getElementById('count').textContent")
+    weak, kept = int(cut.nonzero()[0]), int(((parents >= 0) & ~cut).nonzero()[0])
+    opened.choose("edges", "not-weak")
+    assert opened.fragment() == "#/?edges=not-weak"
+    expected = FeatureForest(torch.where(cut, -1, parents), forest.level_widths)
+    n_trees = sum(len(expected.subtree(f)) > 1 for f in range(len(forest)) if expected.parent(f) is None)
+    assert opened.run("return document.getElementById('count').textContent").startswith(f"{n_trees} trees, ")
+    opened.go(f"#/f/{name_of(forest, weak)}?edges=not-weak")
+    assert f"Hidden: {name_of(forest, int(parents[weak]))}" in opened.text().replace("\n", " ")
+    assert opened.texts(".path .id") == [name_of(forest, weak)]
+    opened.go(f"#/f/{name_of(forest, int(parents[weak]))}?edges=not-weak")
+    assert " hidden)" in opened.texts(".lead")[0], "the sentence counts all children"
+    opened.go(f"#/f/{name_of(forest, kept)}?edges=not-weak")
+    assert name_of(forest, int(parents[kept])) in opened.texts(".path .id")
+    opened.choose("edges", "")
+    assert opened.run("return document.getElementById('count').textContent") == whole
+    opened.go(f"#/f/{name_of(forest, weak)}")
+    assert opened.texts(".path .id")[-2] == name_of(forest, int(parents[weak]))
+    assert opened.errors() == []
 
 
 def test_a_link_holds_the_filter_the_order_and_the_colours(opened, hostile_page):

@@ -33,7 +33,7 @@ async function compareView(forest, parent) {
   const title = `${forest.id(parent)} and its children`;
   const parts = [
     ...pathNode(forest, parent),
-    element("h1", { tabindex: "-1" }, element("span", { class: "id" }, forest.id(parent)), " ", element("bdi", {}, forest.name(parent)), ` and its ${children.length} ${children.length === 1 ? "child" : "children"}${hiddenPhrase(forest, parent)}`),
+    element("h1", { tabindex: "-1" }, element("span", { class: "id" }, forest.id(parent)), " ", element("bdi", {}, forest.name(parent)), ` and its ${forest.nChildren[parent]} ${forest.nChildren[parent] === 1 ? "child" : "children"}${hiddenPhrase(forest, parent)}`),
     element("p", {}, element("a", { class: "action", href: `#/f/${forest.id(parent)}` }, "Back to the feature")),
   ];
   if (!children.length) return { title, parts: [...parts, element("p", { class: "notice" }, "This feature has no children.")] };

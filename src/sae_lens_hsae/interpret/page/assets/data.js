@@ -33,32 +33,44 @@ class Forest {
     this.tokens = tokens;
     const parting = new Set(this.separators);
     this.isSeparator = tokens.map((text) => parting.has(text)); // tokens that part texts, such as [SEP]
+    this.allParents = this.parents;
     this.n = this.parents.length;
+    this.nChildren = new Uint32Array(this.n); // with those whose edges are left out
+    for (const parent of this.parents) if (parent >= 0) this.nChildren[parent]++;
     this.offsets = [0];
     for (const width of this.levelWidths) this.offsets.push(this.offsets.at(-1) + width);
     this.levels = new Uint8Array(this.n);
     this.levelWidths.forEach((_, level) => this.levels.fill(level, this.offsets[level], this.offsets[level + 1]));
+    this.maxFrequency = this.frequency.reduce((most, each) => Math.max(most, each), 0);
+    // One firing is the least there can be; below a ten-thousandth of the most frequent all look alike.
+    this.minFrequency = Math.max(this.frequency.reduce((least, each) => (each > 0 ? Math.min(least, each) : least), 1), this.maxFrequency / 10000) * 0.8;
+    this.hideCopies = false;
+    this.names = new Array(this.n);
+    this.said = new Array(this.n);
+    this.blocks = new Map();
+    this.keepEdges(-Infinity);
+  }
+
+  // Leave out edges below a similarity, but for those to copies; and what follows from the parents that are left.
+  keepEdges(least) {
+    this.least = least;
+    this.parents = this.allParents.map((parent, f) => (parent < 0 || least === -Infinity || this.isCopy[f] || this.similarity(f) >= least ? parent : -1));
     this.childStart = new Uint32Array(this.n + 1);
     for (const parent of this.parents) if (parent >= 0) this.childStart[parent + 1]++;
     for (let i = 0; i < this.n; i++) this.childStart[i + 1] += this.childStart[i];
     this.childList = new Uint32Array(this.childStart[this.n]);
     const next = this.childStart.slice();
     this.parents.forEach((parent, child) => { if (parent >= 0) this.childList[next[parent]++] = child; });
-    this.size = new Uint32Array(this.n).fill(1);
-    for (let i = this.n - 1; i >= 0; i--) if (this.parents[i] >= 0) this.size[this.parents[i]] += this.size[i];
-    this.maxFrequency = this.frequency.reduce((most, each) => Math.max(most, each), 0);
-    // One firing is the least there can be; below a ten-thousandth of the most frequent all look alike.
-    this.minFrequency = Math.max(this.frequency.reduce((least, each) => (each > 0 ? Math.min(least, each) : least), 1), this.maxFrequency / 10000) * 0.8;
     this.tops = Array.from(this.parents.keys()).filter((f) => this.parents[f] < 0);
+    this.size = new Uint32Array(this.n).fill(1);
     this.concepts = new Uint32Array(this.n); // distinct features in the tree below each one
     for (let i = this.n - 1; i >= 0; i--) {
       this.concepts[i] += 1 - this.isCopy[i];
-      if (this.parents[i] >= 0) this.concepts[this.parents[i]] += this.concepts[i];
+      if (this.parents[i] < 0) continue;
+      this.size[this.parents[i]] += this.size[i];
+      this.concepts[this.parents[i]] += this.concepts[i];
     }
-    this.hideCopies = false;
-    this.names = new Array(this.n);
-    this.said = new Array(this.n);
-    this.blocks = new Map();
+    this.worth = Array.from(this.families).filter((f) => this.concepts[f] >= 3);
   }
 
   children(feature) { return this.childList.subarray(this.childStart[feature], this.childStart[feature + 1]); }
@@ -81,7 +93,7 @@ class Forest {
     return shown;
   }
   // P(parent | child) − 2 P(parent) of a feature's edge to its own parent, by which parents are chosen by default.
-  similarity(feature) { return this.parentGivenChild[feature] - 2 * this.frequency[this.parents[feature]]; }
+  similarity(feature) { return this.parentGivenChild[feature] - 2 * this.frequency[this.allParents[feature]]; }
   treeSize(feature) { return (this.hideCopies ? this.concepts : this.size)[feature]; }
   flat(level, index) {
     const feature = this.offsets[level] + index;
@@ -95,7 +107,7 @@ class Forest {
   }
   // As `path`, without hidden copies on the way.
   trail(feature) { return this.path(feature).filter((each) => each === feature || !(this.hideCopies && this.isCopy[each])); }
-  isUnassigned(feature) { return this.levels[feature] > 0 && this.parents[feature] < 0; }
+  isUnassigned(feature) { return this.levels[feature] > 0 && this.allParents[feature] < 0; }
   strongestTokens(feature) {
     return Array.from(this.strongest.subarray(feature * this.nStrongest, (feature + 1) * this.nStrongest))
       .filter((token) => token > 0).map((token) => this.tokens[token]);

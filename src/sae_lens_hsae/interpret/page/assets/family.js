@@ -3,6 +3,7 @@
 const SNIPPET_LENGTH = 40; // characters on either side of the peak
 const MANY_CHILDREN = 8;
 const WEAK = 0.5; // edges below this similarity were more often unrelated than not, to a reader
+const CLEAR = 0.65; // from here on one in eight was unrelated
 
 function copyBadge(forest, feature) {
   return forest.isCopy[feature] ? element("span", { class: "badge", title: "Its decoder direction is nearly its parent's: the same thing once more, at a finer level." }, "copy") : null;
@@ -17,7 +18,7 @@ function againBadge(forest, feature, text = "found again") {
 }
 
 function weakBadge(forest, feature) {
-  if (forest.isCopy[feature]) return null; // none was read
+  if (forest.isCopy[feature] || forest.parents[feature] < 0) return null; // copies were not read
   const similarity = forest.similarity(feature);
   return similarity < WEAK ? element("span", { class: "badge weak", title: `P(parent | child) − 2 P(parent) is ${number(similarity)} for its edge to ${forest.id(forest.parents[feature])}. Below ${WEAK}, read the contexts of both before you believe it.` }, "weak") : null;
 }
@@ -77,7 +78,7 @@ function treeCard(forest, top, pending, most = 9) {
     generation.slice(0, most - kept.size).forEach((f) => kept.add(f));
   }
   const line = (f) => {
-    const row = element("div", { class: "leaf" }, element("a", { href: `#/f/${forest.id(f)}` }, element("bdi", {}, forest.name(f))), againBadge(forest, f));
+    const row = element("div", { class: "leaf" }, element("a", { href: `#/f/${forest.id(f)}` }, element("bdi", {}, forest.name(f))), againBadge(forest, f), weakBadge(forest, f));
     pending.push(withSnippets(forest, f, row));
     const children = order(forest.below(f, true)).filter((child) => kept.has(child));
     return element("li", {}, row, children.length ? element("ul", {}, children.map(line)) : null);
@@ -105,10 +106,18 @@ function parentPhrase(forest, feature) {
 
 // What is to be said beside the number of children that the numbers are about.
 function hiddenPhrase(forest, feature) {
-  const children = forest.children(feature);
-  const hidden = forest.hideCopies ? children.filter((child) => forest.isCopy[child]).length : 0;
-  if (!hidden) return "";
-  return children.length === 1 ? " (a hidden copy)" : ` (${hidden} of them ${hidden === 1 ? "a hidden copy" : "hidden copies"})`;
+  const all = forest.nChildren[feature], weak = all - forest.children(feature).length;
+  const copies = forest.hideCopies ? forest.children(feature).filter((child) => forest.isCopy[child]).length : 0;
+  if (!weak && !copies) return "";
+  if (weak) return all === 1 ? " (hidden)" : ` (${weak + copies} of them hidden)`;
+  return all === 1 ? " (a hidden copy)" : ` (${copies} of them ${copies === 1 ? "a hidden copy" : "hidden copies"})`;
+}
+
+// Why no parent is shown.
+function noParentNode(forest, feature) {
+  const hidden = forest.allParents[feature], level = forest.level(feature);
+  if (hidden >= 0) return element("p", { class: "muted" }, "Hidden: ", featureLink(forest, hidden), `, with a similarity of ${number(forest.similarity(feature))}.`);
+  return element("p", { class: "muted" }, level ? `None: unassigned. No feature of level ${level - 1} is alike enough.` : "None: features of level 0 are roots.");
 }
 
 // Parent, feature and children in three columns.
@@ -118,7 +127,7 @@ function familyNode(forest, feature, data, pending) {
   const above = parent >= 0
     ? column("Parent", element("p", {}, featureLink(forest, parent), copyBadge(forest, parent), againBadge(forest, feature), weakBadge(forest, feature)), parent === forest.parents[feature] ? null
       : element("p", { class: "muted" }, "through its hidden copy ", featureLink(forest, forest.parents[feature]), ", which the numbers and contexts below are about"), wordsNode(forest, parent))
-    : column("Parent", element("p", { class: "muted" }, forest.level(feature) ? `None: unassigned. No feature of level ${forest.level(feature) - 1} is alike enough.` : "None: features of level 0 are roots."));
+    : column("Parent", noParentNode(forest, feature));
   if (parent >= 0) pending.push(withSnippets(forest, parent, above, 3));
   const own = column("This feature", wordsNode(forest, feature), data.top.slice(0, 4).map((context) => snippetNode(forest, feature, context)));
   const list = element("ul", { class: "plain children" });

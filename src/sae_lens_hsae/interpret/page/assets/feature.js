@@ -122,7 +122,7 @@ function logitsNode(pairs) {
 
 // What one wants to know first, as a sentence.
 function leadNode(forest, feature) {
-  const parent = forest.parents[feature], nChildren = forest.children(feature).length;
+  const parent = forest.parents[feature], nChildren = forest.nChildren[feature];
   const words = ["Fires on ", share(forest.frequency[feature]), " of tokens."];
   if (parent >= 0) words.push(` Where it fires, ${parentPhrase(forest, feature)} fires too in `, share(forest.parentGivenChild[feature]), " of cases; it covers ", share(forest.childGivenParent[feature]), " of its parent's tokens.");
   if (nChildren) words.push(nChildren === 1 ? " Its child" : ` At least one of its ${nChildren} children`, hiddenPhrase(forest, feature), " fires on ", share(forest.anyChildGivenParent[feature]), " of its tokens.");

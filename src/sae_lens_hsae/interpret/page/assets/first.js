@@ -27,7 +27,7 @@ function levelRows(forest) {
   return forest.levelWidths.map((width, level) => {
     const sum = (array, of = Number) => array.subarray(forest.offsets[level], forest.offsets[level + 1]).reduce((all, each) => all + of(each), 0);
     const l0 = sum(forest.frequency), dead = sum(forest.frequency, (each) => each === 0);
-    const unassigned = sum(forest.parents, (each) => each < 0), copies = sum(forest.isCopy);
+    const unassigned = sum(forest.allParents, (each) => each < 0), copies = sum(forest.isCopy);
     const values = [level, width.toLocaleString("en"), l0.toFixed(2), dead.toLocaleString("en"),
       level ? `${unassigned.toLocaleString("en")} (${((100 * unassigned) / width).toFixed(1)} %)` : "–", level ? copies.toLocaleString("en") : "–"];
     return element("tr", {}, values.map((value) => element("td", { class: "value" }, String(value))));
@@ -38,15 +38,18 @@ function summary(forest) {
   const n = (count) => count.toLocaleString("en");
   const alone = forest.tops.filter((f) => forest.size[f] === 1).length, trees = forest.tops.length - alone;
   const copies = forest.isCopy.reduce((sum, each) => sum + each, 0);
+  const edges = ownEdges(forest), weak = edges.filter((f) => !(forest.similarity(f) >= WEAK)).length;
   return element("p", {}, `${n(forest.n)} features in ${forest.levelWidths.length} levels, read on ${n(forest.nTokens)} tokens. `,
     trees ? `${n(forest.n - alone)} of them form ${n(trees)} trees; ${n(alone)} stand alone. ` : "No feature has a parent. ",
-    copies ? `${n(copies)} children are copies of their parents. ` : "", repeated(forest), element("a", { href: "#/map" }, "See the trees on a map."));
+    copies ? `${n(copies)} children are copies of their parents. ` : "", weak ? `Of the other ${n(edges.length)} edges ${n(weak)} are weak. ` : "", repeated(forest), element("a", { href: "#/map" }, "See the trees on a map."));
 }
+
+// The children whose edges are shown and that are no copies.
+function ownEdges(forest) { return Array.from(forest.parents.keys()).filter((f) => forest.parents[f] >= 0 && !forest.isCopy[f]); }
 
 // How many edges that are no copies other trainings have, too.
 function repeated(forest) {
-  const others = forest.otherTrainings;
-  const edges = Array.from(forest.parents.keys()).filter((f) => forest.parents[f] >= 0 && !forest.isCopy[f]);
+  const others = forest.otherTrainings, edges = ownEdges(forest);
   if (!others.length || !edges.length) return "";
   const count = (least) => edges.filter((f) => forest.foundAgain[f] >= least).length.toLocaleString("en");
   const of = `Of the ${edges.length.toLocaleString("en")} edges that are no copies`, all = others.length;
@@ -70,7 +73,7 @@ function firstView(forest) {
   if (start.length) add(cardSection("Start here", "Trees that were chosen for this page.", start, FAMILIES, tree));
   forest.sections.forEach(({ title, lines, graph }) => parts.push(section(title, graph ? circuitGraph(forest, graph) : sectionLines(forest, lines))));
   if (forest.texts.length) parts.push(section("Texts", element("ul", { class: "plain" }, forest.texts.map((text, i) => element("li", {}, element("a", { href: `#/text/${i}` }, element("bdi", {}, clipped(text, 100))))))));
-  const families = Array.from(forest.families).filter((f) => !start.includes(f));
+  const families = forest.worth.filter((f) => !start.includes(f));
   if (families.length) add(cardSection(`Trees that branch (${families.length.toLocaleString("en")})`,
     `First those whose children are narrower than their parents${forest.otherTrainings.length ? ", whose edges are found again," : ""} and whose names hold. Shaded: where the feature fires.`, families, FAMILIES, tree));
   const alone = Array.from(forest.alone).filter((f) => !start.includes(f));

@@ -1,7 +1,7 @@
 // A link: the view, and after a question mark how the list is filtered and sorted and the overview coloured. What it
 // leaves out is as it always is at first, so that it shows what its sender saw.
 
-const LINK_STATE = ["text", "level", "fires", "sort", "copies", "colour"];
+const LINK_STATE = ["text", "level", "fires", "sort", "edges", "copies", "colour"];
 
 function readLink(asked) {
   // Other pages may know a feature by its name alone: #feature=2/313.

@@ -3,7 +3,7 @@
 const LEAF_WIDTH = 52; // pixels that a leaf has at first, so that names fit
 
 function mapOf(forest) {
-  const worth = new Set(forest.families);
+  const worth = new Set(forest.worth);
   const others = forest.tops.filter((f) => forest.size[f] > 1 && !worth.has(f)).sort((a, b) => forest.concepts[b] - forest.concepts[a] || forest.size[b] - forest.size[a] || a - b);
   const tops = [...worth, ...others];
   return { tops, ...layout(forest, tops) };

@@ -12,11 +12,11 @@ const FREQUENCIES = [
 ];
 
 class Tree {
-  constructor(forest, open, changed, copiesChanged) {
+  constructor(forest, open, changed, edgesChanged) {
     this.forest = forest;
     this.open = open;
     this.changed = changed;
-    this.copiesChanged = copiesChanged;
+    this.edgesChanged = edgesChanged;
     this.box = document.getElementById("tree");
     this.holder = document.getElementById("rows");
     this.expanded = new Set();
@@ -31,6 +31,8 @@ class Tree {
       ["agreement", "agreement with children", (f) => orLast(forest.agreement[f]), (f) => percent(forest.agreement[f])],
       ["number", "level and number", (f) => -f, () => ""],
     ];
+    // Key in links, name, and the least similarity of the edges that are shown.
+    this.cuts = [["", "all", -Infinity], ["not-weak", `copies, and similarity from ${WEAK} on`, WEAK], ["clear", `copies, and similarity from ${CLEAR} on`, CLEAR]];
     this.controls();
     this.box.addEventListener("keydown", (event) => this.key(event));
     this.box.addEventListener("scroll", () => this.draw());
@@ -43,37 +45,46 @@ class Tree {
       this.rebuild();
       this.changed();
     };
-    const fill = (id, choices) => {
+    const changeEdges = () => {
+      this.setEdges();
+      change();
+      this.edgesChanged();
+    };
+    const fill = (id, choices, then = change) => {
       const select = document.getElementById(id);
       select.replaceChildren(...choices.map(([key, name]) => element("option", { value: key }, name)));
-      select.addEventListener("change", change);
+      select.addEventListener("change", then);
       return select;
     };
     this.levelFilter = fill("filter-level", [["", "all"], ...this.forest.levelWidths.map((_, level) => [`${level}`, `${level}`])]);
     this.frequencyFilter = fill("filter-frequency", FREQUENCIES);
     this.sort = fill("sort", this.sorts);
+    this.edges = fill("edges", this.cuts, changeEdges);
     this.textFilter = document.getElementById("filter-text");
     this.textFilter.addEventListener("input", change);
     this.hideCopies = document.getElementById("hide-copies");
-    this.hideCopies.addEventListener("change", () => {
-      this.forest.hideCopies = this.hideCopies.checked;
-      change();
-      this.copiesChanged();
-    });
+    this.hideCopies.addEventListener("change", changeEdges);
+  }
+
+  setEdges() {
+    this.forest.hideCopies = this.hideCopies.checked;
+    const [, , least] = this.cuts[this.edges.selectedIndex];
+    if (least !== this.forest.least) this.forest.keepEdges(least);
   }
 
   // How the list is filtered and sorted, for links.
   state() {
-    return { text: this.textFilter.value.trim(), level: this.levelFilter.value, fires: this.frequencyFilter.value, sort: this.sort.value, copies: this.hideCopies.checked ? "hidden" : "" };
+    return { text: this.textFilter.value.trim(), level: this.levelFilter.value, fires: this.frequencyFilter.value, sort: this.sort.value, edges: this.edges.value, copies: this.hideCopies.checked ? "hidden" : "" };
   }
 
   restore(state) {
     this.textFilter.value = state.text ?? "";
-    for (const [select, value] of [[this.levelFilter, state.level], [this.frequencyFilter, state.fires], [this.sort, state.sort]]) {
+    for (const [select, value] of [[this.levelFilter, state.level], [this.frequencyFilter, state.fires], [this.sort, state.sort], [this.edges, state.edges]]) {
       select.value = value ?? "";
       if (select.selectedIndex < 0) select.value = ""; // a link may say anything
     }
-    this.hideCopies.checked = this.forest.hideCopies = state.copies === "hidden";
+    this.hideCopies.checked = state.copies === "hidden";
+    this.setEdges();
     this.rebuild();
   }
 
@@ -184,6 +195,7 @@ class Tree {
         element("span", { class: "name", dir: "auto" }, forest.name(row.feature)),
         copyBadge(forest, row.feature) ?? "",
         againBadge(forest, row.feature, "✓") ?? "",
+        weakBadge(forest, row.feature) ?? "",
         element("span", { class: "share" }, this.sorts[this.sort.selectedIndex][3](row.feature)),
       );
     }
