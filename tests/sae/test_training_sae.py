@@ -411,3 +411,20 @@ def test_compilation_settles_whatever_the_forest_the_draw_and_the_dead_features(
             losses = [forward(step_input(x, dead=dead)).loss for forward in (compiled, plain.training_forward_pass)]
             torch.testing.assert_close(losses[0], losses[1])
             losses[0].backward()
+
+
+def test_what_fires_on_outlying_tokens_is_not_counted(batch):
+    sae = make_sae(outlier_limit=2.0, hierarchy_similarity="conditional", hierarchy_first_update=1000)
+    batch[::7] *= 20
+    sae.standardization.observe(batch, 0)
+    sae.standardization.begin(sae.b_dec.data)
+    sae.threshold.data[::4] = 8.0
+    sae.silent_features.tokens_since_fired.fill_(500)
+    output = at_step(sae, 20).training_forward_pass(step_input(batch))
+    weights = sae.standardization.token_weights(sae.standardization.scaled(batch))
+    fires, ordinary = output.feature_acts > 0, weights >= 1
+    assert (fires[~ordinary].any(0) & ~fires[ordinary].any(0)).any(), "some fire there alone"
+    (counted,) = sae.forest_updater.recent.unpacked()
+    assert counted.times.tolist() == fires[ordinary].sum(0).tolist()
+    silent_for = torch.where(fires[ordinary].any(0), 0, 500 + len(batch))
+    assert sae.silent_features.tokens_since_fired.equal(silent_for)

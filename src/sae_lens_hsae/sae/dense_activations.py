@@ -23,12 +23,16 @@ class DenseActivations:
         self.values, self.hidden_pre, self.levels = values, hidden_pre, levels
         self._fired = fired
 
-    def times_fired(self) -> torch.Tensor:
-        """Tokens on which each feature is active, (n_features,)."""
-        return (self.values.detach() != 0).sum(0)
+    def times_fired(self, counted: torch.Tensor | None = None) -> torch.Tensor:
+        """Tokens on which each feature is active, (n_features,), of those that are counted, (batch,) bool, or all."""
+        return self._active(counted).sum(0)
 
-    def firing(self, step: int) -> Firing:
-        return Firing.of(self.values.detach().T > 0, step)
+    def firing(self, step: int, counted: torch.Tensor | None = None) -> Firing:
+        return Firing.of(self._active(counted).T, step)
+
+    def _active(self, counted: torch.Tensor | None) -> torch.Tensor:
+        active = self.values.detach() != 0
+        return active if counted is None else active & counted[:, None]
 
     def l0(self, weights: torch.Tensor | None = None) -> torch.Tensor:
         """Mean L0 of every level, (L,), of tokens with weights (batch,), with the gradient that the rule gives it."""

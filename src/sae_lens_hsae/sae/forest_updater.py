@@ -83,12 +83,17 @@ class ForestUpdater(nn.Module):
         self.n_updates += 1
 
     @torch.no_grad()
-    def count(self, acts: Activations, step: int, good: torch.Tensor | None = None) -> None:
-        """Take in what fires on a batch, if a forest is to be made of it; nothing where ``good`` is 0, ()."""
+    def count(
+        self, acts: Activations, step: int, good: torch.Tensor | None = None, counted: torch.Tensor | None = None
+    ) -> None:
+        """Take in what fires on a batch, if a forest is to be made of it; nothing where ``good`` is 0, ().
+
+        Only tokens that are ``counted``, (batch,) bool, tell what fires together; None counts all.
+        """
         freeze = self._cfg.freeze_hierarchy_after
         if self.recent is None or step % COUNT_EVERY or (freeze is not None and step > freeze):
             return
-        firing = acts.firing(step)
+        firing = acts.firing(step, counted)
         if isinstance(firing, PackedFiring):
             firing = firing._replace(good=None if good is None else good.clone())
         elif good is not None and not good:

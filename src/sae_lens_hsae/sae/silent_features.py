@@ -92,13 +92,19 @@ class SilentFeatures(nn.Module):
         cfg = self._cfg
         return [l0 / width for l0, width in zip(cfg.target_l0_per_level, cfg.level_widths, strict=True)]
 
-    def count(self, acts: Activations, batch: int, good: torch.Tensor | None = None) -> None:
-        """Take a batch of this many tokens into the count; nothing where ``good`` is 0, ()."""
+    def count(
+        self, acts: Activations, batch: int, good: torch.Tensor | None = None, counted: torch.Tensor | None = None
+    ) -> None:
+        """Take a batch of this many tokens into the count; nothing where ``good`` is 0, ().
+
+        Only those ``counted``, (batch,) bool, end a silence; None counts all.
+        """
+        fired = acts.times_fired(counted) > 0
         if good is None:
-            self.tokens_since_fired.add_(batch).masked_fill_(acts.times_fired() > 0, 0)
+            self.tokens_since_fired.add_(batch).masked_fill_(fired, 0)
         else:
             is_good = good != 0
-            self.tokens_since_fired.add_(batch * is_good).masked_fill_((acts.times_fired() > 0) & is_good, 0)
+            self.tokens_since_fired.add_(batch * is_good).masked_fill_(fired & is_good, 0)
 
     # Which features are silent changes shapes from step to step: a compiled graph would be compiled again and again.
     @torch.compiler.disable()

@@ -135,7 +135,7 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
             metrics = level_metrics(self.levels, x, clean, l0.detach(), sparsity, self.parents, dead)
             metrics["reparented_share"] = self.forest_updater.reparented_share
         if self.training:
-            self._end_step(step_input, acts, l0, losses, squared_errors, x)
+            self._end_step(step_input, acts, l0, losses, squared_errors, x, weights)
         sae_out = self.hook_sae_recons(self.standardization.in_units_of_x(clean[self.cfg.output_level]))
         return output_of(acts, self.standardization.in_units_of_x, step_input.sae_in, sae_out, losses, metrics)
 
@@ -219,8 +219,12 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         losses: dict[str, torch.Tensor],
         squared_errors: torch.Tensor,
         x: torch.Tensor,
+        weights: torch.Tensor | None,
     ) -> None:
-        """Check the losses, count the step and what fires, alone and together, and steer λ for the next one."""
+        """Check the losses, count the step and what fires, alone and together, and steer λ for the next one.
+
+        Many features fire on an outlying token that have nothing to do with each other, so none is counted there.
+        """
         step, dead, batch = self.forest_updater.steps_taken(), step_input.dead_neuron_mask, len(x)
         in_time = self._must_check_in_time(step)
         good = self.checks.after(losses, squared_errors, x, dead, step, self, self.levels, in_time=in_time)
@@ -228,9 +232,10 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         if self.whole_batch_l0 is not None:
             # Of a part that is bad elsewhere a process learns here; until then it has counted nothing.
             l0 = self.whole_batch_l0(l0)
-        self.forest_updater.count(acts, step, good)
+        counted = None if weights is None else weights >= 1
+        self.forest_updater.count(acts, step, good, counted)
         self.forest_updater.count_step()
-        self.silent_features.count(acts, batch, good)
+        self.silent_features.count(acts, batch, good, counted)
         self.activation.follow(acts, step - self.standardization.n_observed, good)
         self.sparsity.follow(l0, good)
 

@@ -71,14 +71,18 @@ class ActiveEntries:
         values = self.values.detach()
         return values.new_zeros(self._found.numel()).index_copy_(0, self._places, values).view(self._found.shape).T
 
-    def times_fired(self) -> torch.Tensor:
-        """Tokens on which each feature is active, (n_features,)."""
-        return torch.zeros(len(self._found)).index_add_(0, self.features, (self.values.detach() != 0).float())
+    def times_fired(self, counted: torch.Tensor | None = None) -> torch.Tensor:
+        """Tokens on which each feature is active, (n_features,), of those that are counted, (batch,) bool, or all."""
+        return torch.zeros(len(self._found)).index_add_(0, self.features, self._active(counted).float())
 
-    def firing(self, step: int) -> Firing:
-        active = torch.nonzero(self.values.detach()).squeeze(1)
+    def firing(self, step: int, counted: torch.Tensor | None = None) -> Firing:
+        active = torch.nonzero(self._active(counted)).squeeze(1)
         features, tokens = self.features.index_select(0, active), self.tokens.index_select(0, active)
         return Firing.of_entries(features, tokens, self._found.shape, step)
+
+    def _active(self, counted: torch.Tensor | None) -> torch.Tensor:
+        active = self.values.detach() != 0
+        return active if counted is None else active & counted.index_select(0, self.tokens)
 
     def l0(self, weights: torch.Tensor | None = None) -> torch.Tensor:
         """Mean L0 of every level, (L,), of tokens with weights (batch,), with the gradient that the rule gives it."""

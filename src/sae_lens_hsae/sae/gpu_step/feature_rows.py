@@ -52,15 +52,19 @@ class FeatureRows:
         """(batch, n_features), in the parameters' dtype, outside of the gradient's graph."""
         return self.rows.detach().T.to(self._read_as)
 
-    def times_fired(self) -> torch.Tensor:
-        """Tokens on which each feature is active, (n_features,)."""
-        if self._weights is None:
+    def times_fired(self, counted: torch.Tensor | None = None) -> torch.Tensor:
+        """Tokens on which each feature is active, (n_features,), of those that are counted, (batch,) bool, or all."""
+        if self._weights is None and counted is None:
             return self._times.detach()
-        return (self.rows.detach() > 0).sum(1).to(self._times.dtype)  # a bad batch has NaN
+        return self._active(counted).sum(1).to(self._times.dtype)
 
-    def firing(self, step: int) -> PackedFiring:
+    def firing(self, step: int, counted: torch.Tensor | None = None) -> PackedFiring:
         """Which features fire on which tokens."""
-        return PackedFiring.of(self.rows.detach() > 0, step)
+        return PackedFiring.of(self._active(counted), step)
+
+    def _active(self, counted: torch.Tensor | None) -> torch.Tensor:
+        active = self.rows.detach() > 0  # a bad batch has NaN
+        return active if counted is None else active & counted
 
     def l0(self, weights: torch.Tensor | None = None) -> torch.Tensor:
         """Mean L0 of every level, (L,), of tokens with the weights of the rows; with the rule's gradient."""
