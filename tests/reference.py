@@ -114,3 +114,10 @@ def ghost_gradient_loss(error, pre, W_dec, dead):
         ghost = (output**2).sum().item() - 2 * (output * residual).sum() + (residual**2).sum()
         total = total + ghost * ((residual**2).sum().item() / (ghost.item() + 1e-6))
     return total / error.shape[0]
+
+
+def lower_end(share: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
+    """The lower end of a 95 % confidence interval of a share seen in n cases, by Wilson's score."""
+    z = 1.96
+    half = z * (share * (1 - share) / n + z**2 / (4 * n**2)).sqrt()
+    return (share + z**2 / (2 * n) - half) / (1 + z**2 / n)

@@ -20,7 +20,7 @@ from experiments.planted.tree_recovery import score_recovery
 from experiments.planted.trees import N_SAMPLES, PlantedSetting
 from sae_lens_hsae.evaluation.stacks import level_saes
 from sae_lens_hsae.forest import NO_PARENT, FeatureForest
-from sae_lens_hsae.forest.parents import BREADTH_PENALTY
+from sae_lens_hsae.forest.parents import BREADTH_PENALTY, lower_end
 from sae_lens_hsae.sae.training import HierarchicalTrainingSAE
 
 SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -94,7 +94,9 @@ def similarities(parents: torch.Tensor, children: torch.Tensor, cosine: torch.Te
     x, y = parents - parents.mean(0), children - children.mean(0)
     correlation = x.T @ y / (x.norm(dim=0)[:, None] * y.norm(dim=0)).clamp(min=1e-9)
     implied = given_child - BREADTH_PENALTY * p
+    surely = lower_end(given_child, (c * n).clamp(min=1)) - BREADTH_PENALTY * p
     found = {
+        "the default: P(parent | child)'s lower end − 2 P(parent)": surely,
         "P(parent | child) − 2 P(parent)": implied,
         "the same, tokens weighted by the child's activation": weighted - BREADTH_PENALTY * p,
         "φ": phi,

@@ -21,8 +21,9 @@ def test_similarities_against_loops_and_the_packages_own():
         ((parents > 0).double().T @ (children > 0).double()) / 60,
         (parents > 0).double().mean(0),
         (children > 0).double().mean(0),
+        60,
     )(slice(0, 5), torch.arange(7))
-    assert torch.allclose(found["P(parent | child) − 2 P(parent)"].float(), own.float())
+    assert torch.allclose(found["the default: P(parent | child)'s lower end − 2 P(parent)"].float(), own.float())
     for p in range(5):
         for c in range(7):
             a, b = parents[:, p].numpy(), children[:, c].numpy()
@@ -31,6 +32,7 @@ def test_similarities_against_loops_and_the_packages_own():
                 assert all(each[p, c] == -math.inf for each in found.values())
                 continue
             expected = {
+                "P(parent | child) − 2 P(parent)": both / (b > 0).mean() - 2 * likely,
                 "the same, tokens weighted by the child's activation": b[a > 0].sum() / b.sum() - 2 * likely,
                 "φ": np.corrcoef(a > 0, b > 0)[0, 1],
                 "correlation of activations": np.corrcoef(a, b)[0, 1],

@@ -7,6 +7,7 @@ import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from small_saes import LargestTensor
 
 from sae_lens_hsae.forest import parents as hierarchy_update
@@ -20,6 +21,10 @@ from sae_lens_hsae.forest.parents import (
     is_update_due,
     parent_table,
 )
+
+
+MANY = 10**12
+"""Tokens that leave no doubt about a share."""
 
 
 def given_matrix(matrix):
@@ -88,15 +93,25 @@ def test_features_never_active_together_are_no_pair():
 def test_conditional_takes_the_parent_that_a_child_makes_likeliest():
     # The first parent fires nearly always, so that its share of the second child's tokens says nothing.
     together = torch.tensor([[0.10, 0.09, 0.0], [0.01, 0.08, 0.0]])
-    similarity = conditional_similarity(together, torch.tensor([0.9, 0.1]), torch.tensor([0.1, 0.1, 0.1]))
+    similarity = conditional_similarity(together, torch.tensor([0.9, 0.1]), torch.tensor([0.1, 0.1, 0.1]), MANY)
     torch.testing.assert_close(similarity(slice(0, 2), torch.arange(2)), torch.tensor([[-0.8, -0.9], [-0.1, 0.6]]))
     assert choose_parents(similarity, 2, 3, 0.0).tolist() == [1, 1, -1]
+
+
+@pytest.mark.parametrize(("both", "child"), [(1, 1), (2, 3), (40, 40), (37, 90)])
+def test_a_child_of_few_firings_needs_clearer_company(both, child):
+    n_tokens, parent = 1000, 100
+    counts = torch.tensor([[both]]), torch.tensor([parent]), torch.tensor([child])
+    similarity = conditional_similarity(*(each / n_tokens for each in counts), n_tokens)
+    low = binomtest(both, child).proportion_ci(0.95, method="wilson").low
+    expected = torch.tensor([[low - 2 * parent / n_tokens]]).float()
+    torch.testing.assert_close(similarity(slice(0, 1), torch.arange(1)), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_a_parent_fires_at_least_as_often_as_its_child():
     together = torch.tensor([[0.08], [0.05]])
     for child, chosen in ((0.081, 1), (0.08, 0)):
-        similarity = conditional_similarity(together, torch.tensor([0.08, 0.11]), torch.tensor([child]))
+        similarity = conditional_similarity(together, torch.tensor([0.08, 0.11]), torch.tensor([child]), MANY)
         assert choose_parents(similarity, 2, 1, 0.0).tolist() == [chosen]
     assert choose_parents(similarity, 2, 1, 0.0, minimum_similarity=0.85).tolist() == [-1]
 

@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+import reference
 import torch
 from sae_lens import (
     GatedSAE,
@@ -49,7 +50,8 @@ def similarities(kind, coarse, fine, x):
         return parents @ children.T
     parents, children = ((sae.encode(x) > 0).double() for sae in (coarse, fine))
     together, fires = parents.T @ children / len(x), parents.mean(0)[:, None]
-    found = together if kind == "coactivation" else together / children.mean(0) - 2 * fires
+    sure = reference.lower_end(together / children.mean(0), children.sum(0))
+    found = together if kind == "coactivation" else sure - 2 * fires
     rarer = (kind == "conditional") & (fires < children.mean(0))
     return torch.where((together > 0) & ~rarer, found, -torch.inf)
 

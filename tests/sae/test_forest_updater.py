@@ -35,7 +35,8 @@ def most_similar(sae, similarity):
             matrix = torch.where(together > 0, together, -torch.inf)
         elif similarity == "conditional":
             together, fires = shares_of_tokens(sae, above, below)
-            raised = together / fires[below] - 2 * fires[above, None]
+            n_firings = fires[below] * recent_of(sae).counts().n_tokens
+            raised = reference.lower_end(together / fires[below], n_firings) - 2 * fires[above, None]
             matrix = torch.where((together > 0) & (fires[above, None] >= fires[below]), raised, -torch.inf)
         else:
             unit = torch.nn.functional.normalize(rows[similarity], dim=1)

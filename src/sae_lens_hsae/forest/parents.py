@@ -20,6 +20,9 @@ from sae_lens_hsae.storage.json_files import is_count, is_number
 BLOCK = 512
 """Parents and children of a block: 1 MiB in float32, which a processor's cache still holds when it is read."""
 
+Z = 1.96
+"""Standard deviations on each side of a 95 % confidence interval."""
+
 BREADTH_PENALTY = 2.0
 """How many times its own frequency a parent must make up for; 1 would be chance alone."""
 
@@ -124,26 +127,34 @@ def coactivation_similarity(coactivation: PairTable) -> SimilarityBlock:
 
 
 def conditional_similarity(
-    coactivation: PairTable, parent_frequency: torch.Tensor, child_frequency: torch.Tensor
+    coactivation: PairTable, parent_frequency: torch.Tensor, child_frequency: torch.Tensor, n_tokens: int
 ) -> SimilarityBlock:
     """P(parent | child) − 2 P(parent): how much likelier the parent is where the child fires (not in the paper).
 
-    Unlike co-activation it does not favour the parents that fire most. Once P(parent) is what chance alone would give.
-    Taken off once more, it keeps a broad parent, of which a child is but a small part, from all children that it does
-    not accompany nearly always. A parent is the more general of the two, or as general: it fires at least as often as
-    the child. Features that were never active together, or whose parent would be the rarer, cannot be a pair (−inf).
+    Of P(parent | child) it takes the lower end of the 95 % confidence interval (Wilson's): a child that fired once had
+    some parent's company by chance. Unlike co-activation it does not favour the parents that fire most. Once P(parent)
+    is what chance alone would give. Taken off once more, it keeps a broad parent, of which a child is but a small part,
+    from all children that it does not accompany nearly always. A parent is the more general of the two, or as general:
+    it fires at least as often as the child. Features that were never active together, or whose parent would be the
+    rarer, cannot be a pair (−inf).
 
-    Takes the shares of tokens on which both are active, (n_parents, n_children), and on which each one is:
+    Takes the shares of ``n_tokens`` tokens on which both are active, (n_parents, n_children), and on which each one is:
     (n_parents,), (n_children,).
     """
 
     def block(above: slice, below: torch.Tensor) -> torch.Tensor:
         together = coactivation[above, below].float()
         of_parents, of_children = parent_frequency[above, None], child_frequency[below]
-        raised = together / of_children - BREADTH_PENALTY * of_parents
+        raised = lower_end(together / of_children, of_children * n_tokens) - BREADTH_PENALTY * of_parents
         return raised.masked_fill_((together == 0) | (of_parents < of_children), -torch.inf)
 
     return block
+
+
+def lower_end(share: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
+    """The lower end of Wilson's 95 % confidence interval of a share that was seen in ``n`` cases."""
+    doubt = Z**2 / n
+    return (share + doubt / 2 - (doubt * share * (1 - share) + doubt**2 / 4).clamp_(min=0).sqrt_()) / (1 + doubt)
 
 
 def measured_similarities(
@@ -156,7 +167,7 @@ def measured_similarities(
         if similarity == "coactivation":
             yield coactivation_similarity(together)
         else:
-            yield conditional_similarity(together, frequency[above], frequency[below])
+            yield conditional_similarity(together, frequency[above], frequency[below], counts.n_tokens)
 
 
 def parent_table(
