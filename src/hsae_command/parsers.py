@@ -220,9 +220,9 @@ def _label(parser: argparse.ArgumentParser) -> None:
 
 
 def _judge(parser: argparse.ArgumentParser) -> None:
-    """Have a language model behind an OpenAI-compatible endpoint say for pairs of features whether one is a special
-    case of the other: edges of the forest, and controls that are none (HSAE App. C). Answers are kept; a later call
-    asks the rest.
+    """Have a language model behind an OpenAI-compatible endpoint say for pairs of features whether one refines the
+    other (HSAE App. C), both are about one thing, or neither: edges of the forest that are no copies, and controls.
+    Answers are kept; a later call asks the rest.
     """
     _add_endpoint(parser, "judgements.csv")
     parser.add_argument("--edges", type=int, dest="n_edges", default=5000, help="edges to judge")

@@ -70,24 +70,26 @@ def test_bad_input_is_refused(arguments, message):
 
 
 ROWS = [
-    ("edge", 0, 4, 0, True, 0.9),
-    ("edge", 0, 5, 0, False, 0.9),
-    ("edge", 0, 4, 1, True, 0.5),
+    ("edge", 0, 4, 0, "refines", 0.9),
+    ("edge", 0, 5, 0, "none", 0.9),
+    ("edge", 0, 4, 1, "same", 0.5),
+    ("edge", 0, 4, 2, "refines", 0.5),
     ("edge", 0, 5, 1, None, None),
-    ("swapped", 4, 0, 0, True, 0.9),
+    ("swapped", 4, 0, 0, "refines", 0.9),
     ("edge", 1, 6, 0, None, None),
 ]
 
 
 @pytest.mark.parametrize("from_disk", [False, True])
-def test_a_parents_score_is_the_share_of_its_edges_judged_real(tmp_path, from_disk):
-    pairs = pd.DataFrame(ROWS, columns=list(COLUMNS)).astype({"special_case": object})
+def test_a_parents_score_is_the_share_of_its_edges_with_a_verdict(tmp_path, from_disk):
+    pairs = pd.DataFrame(ROWS, columns=list(COLUMNS)).astype({"relation": object})
     if from_disk:
         pairs.to_csv(tmp_path / "judgements.csv", index=False)
         pairs = read_judgements(tmp_path / "judgements.csv")
     forest = FeatureForest([-1, -1, -1, -1, 0, 0, 1, -1, -1], [4, 5])
     verdicts = parent_verdicts(pairs, forest)
-    assert verdicts[0].item() == pytest.approx(2 / 3)
+    assert verdicts[0].item() == pytest.approx(2 / 4)
+    assert parent_verdicts(pairs, forest, "none")[0].item() == pytest.approx(1 / 4)
     assert verdicts[1:].isnan().all()
     for parents in ([0, 1, 1, -1, -1], [0, 0, -1, -1, -1]):  # the latter lacks the edge that got no answer
         with pytest.raises(ValueError, match=r"no edge of this forest, .*judge again with hsae judge"):
@@ -96,12 +98,15 @@ def test_a_parents_score_is_the_share_of_its_edges_judged_real(tmp_path, from_di
         parent_verdicts(pairs, FeatureForest([-1, -1, -1], [1, 2]))
 
 
+TABLE = ",".join(COLUMNS) + "\nedge,0,1,0,True,0.5\n"
+
+
 @pytest.mark.parametrize(
-    "text", ["", "a,b\n1,2\n", ",".join(COLUMNS) + "\nedge,0,1,0,maybe,0.5\n", "kind,broad\nedge,x\n"]
+    "text", ["", "a,b\n1,2\n", TABLE, TABLE.replace("relation", "special_case"), "kind,broad\nedge,x\n"]
 )
 def test_a_file_of_something_else_is_refused(tmp_path, text):
     (tmp_path / "judgements.csv").write_text(text)
-    with pytest.raises(ValueError, match="is not what hsae judge writes"):
+    with pytest.raises(ValueError, match=r"is not what hsae judge writes.*; delete it, or judge again"):
         read_judgements(tmp_path / "judgements.csv")
 
 
@@ -119,18 +124,20 @@ def test_the_command_writes_every_feature_and_compares_roots(saved, capsys):
     texts = TokenTexts(tokenizer)
     detection = label_detection(dashboards, texts.__getitem__)
     assert str(branching(forest, detection.score)) in out
-    assert "judged real" not in out
+    assert "judged" not in out
     table = pd.read_csv(saved / "clarity.csv", index_col="feature")
     assert table["detection"].tolist() == pytest.approx(detection.score.tolist(), nan_ok=True)
     assert table["n_children"].tolist() == forest.n_children.tolist()
     assert table.loc[5, "name"] == "1/1"
     assert table["label"].dropna().to_dict() == token_labels(dashboards, texts.__getitem__)
 
-    rows = [("edge", p, c, 0, c % 2 == 0, 0.9) for p, c in forest.edges().tolist()]
+    rows = [("edge", p, c, 0, ("refines", "none", "same")[c % 3], 0.9) for p, c in forest.edges().tolist()]
     pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(saved / "judgements.csv", index=False)
     cli.main(["clarity", str(saved), "--output", str(saved / "again.csv")])
-    verdicts = parent_verdicts(pd.read_csv(saved / "judgements.csv"), forest)
-    assert str(branching(forest, verdicts)) in capsys.readouterr().out.split("judged real\n")[1]
+    out = capsys.readouterr().out
+    for relation in ("refines", "none"):
+        verdicts = parent_verdicts(pd.read_csv(saved / "judgements.csv"), forest, relation)
+        assert f'judged "{relation}"\n{branching(forest, verdicts)}' in out
     assert (saved / "again.csv").read_text() == (saved / "clarity.csv").read_text()
     (saved / "judgements.csv").write_text("x")
     with pytest.raises(SystemExit, match="is not what hsae judge writes"):

@@ -1,8 +1,10 @@
 """Features named and edges judged by the real client, from a loopback server."""
 
 import json
+import re
 import shutil
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,7 +28,9 @@ TEXTS = ["", " Science", " biology", " physics", " Iron", "", "", ""]
 
 @pytest.fixture(scope="module")
 def dashboards():
-    return planted_dashboards({0: (1, 2, 3), 4: (2,), 5: (3,), 1: (4,)}, {4: 0, 5: 0})
+    """Feature 6 is a copy of its parent."""
+    found = planted_dashboards({0: (1, 2, 3), 4: (2,), 5: (3,), 6: (1, 2, 3), 1: (4,)}, {4: 0, 5: 0, 6: 0})
+    return replace(found, parent_cosine=found.parent_cosine.index_fill(0, torch.tensor(6), 0.81))
 
 
 def test_features_are_named_from_the_top_down(server, tmp_path, dashboards):
@@ -35,7 +39,7 @@ def test_features_are_named_from_the_top_down(server, tmp_path, dashboards):
 
     server.answer = answer
     labels, replies = label_features(dashboards, TEXTS.__getitem__, Endpoint("m", tmp_path / "answers"))
-    assert labels == {0: "knowledge", 1: "knowledge", 4: "life", 5: "knowledge"}
+    assert labels == {0: "knowledge", 1: "knowledge", 4: "life", 5: "knowledge", 6: "knowledge"}
     assert len(replies) == 3
     of_child = next(user for user in server.asked if "«biology»" in user and "«Science" not in user)
     assert "The broader feature: knowledge" in of_child
@@ -54,19 +58,21 @@ def test_edges_and_controls_are_judged(server, tmp_path, dashboards):
         broad, narrow = user.split("Feature B")
         asked[user] += 1
         changes_its_mind = "«Iron»" in broad and asked[user] == 2
-        verdict = ("«Science" in broad and "«Science" not in narrow) or changes_its_mind
-        return json.dumps({"special_case": verdict, "confidence": 0.9})
+        is_part = ("«Science" in broad and "«Science" not in narrow) or changes_its_mind
+        relation = "refines" if is_part else "same" if "«Science" in narrow else "none"
+        return json.dumps({"relation": relation, "confidence": 0.9})
 
     server.answer = answer
     found = judge_pairs(dashboards, pairs, TEXTS.__getitem__, Endpoint("m", tmp_path / "answers"), 2)
     rates = found.rates()
-    assert rates.loc["edge", ["n", "rate"]].tolist() == [2, 1]
-    assert 0.3 < rates.loc["edge", "low"] < 0.4  # Wilson: 2 of 2
-    assert rates.loc["sibling", "rate"] == rates.loc["swapped", "rate"] == 0
+    shares = rates.loc[["edge", "sibling", "swapped"], ["refines", "same", "none"]].map(lambda share: share.value)
+    assert shares.values.tolist() == [[1, 0, 0], [0, 0, 1], [0, 1, 0]]
+    assert rates.n.tolist() == [2, 2, 2, 2]
+    assert str(rates.loc["edge", "none"]) == "0.000 [0.000, 0.658]", "Wilson, 0 of 2"
     assert found.agreement() == pytest.approx(6 / 8)
     assert len(found.pairs) == 16
 
-    server.answer = lambda *_: '{"special_case": "yes", "confidence": 1}'
+    server.answer = lambda _, times: f'{{"{("relation", "special_case")[times % 2]}": true, "confidence": 1}}'
     silent = judge_pairs(dashboards, pairs, TEXTS.__getitem__, Endpoint("other", tmp_path / "answers"))
     assert silent.rates().n.tolist() == [0, 0, 0, 0]
     assert len(silent.replies.errors) == 8
@@ -105,7 +111,7 @@ def test_pairs_are_drawn_without_a_loop_over_the_level(monkeypatch):
     """Reading a level's features one by one took 40 s for 5,000 edges."""
     forest = make_sae(level_widths=[1000, 1500]).forest
     n_firing = torch.randint(1, 500, (2500,), generator=torch.Generator().manual_seed(0))
-    dashboards: Any = SimpleNamespace(forest=forest, n_firing=n_firing)
+    dashboards: Any = SimpleNamespace(forest=forest, n_firing=n_firing, is_copy=n_firing < 0)
     read = []
     monkeypatch.setattr(torch.Tensor, "__bool__", lambda tensor: bool(read.append(1) or tensor.item()))
     pairs = sample_pairs(dashboards)
@@ -157,13 +163,13 @@ def test_the_commands_estimate_and_then_write(server, saved, capsys, monkeypatch
     assert set(written.values()) == {"a name"}
     assert f"{n_fired} of {n_fired} features named" in capsys.readouterr().out
 
-    server.answer = lambda *_: '{"special_case": true, "confidence": 1}'
+    server.answer = lambda *_: '{"relation": "none", "confidence": 1}'
     cli.main(["judge", str(saved), "--model", "m", "--edges", "3", "--repetitions", "2"])
     out = capsys.readouterr().out
-    assert "edge     3" in out
-    assert "agree: 100.0%" in out
+    assert "edge     3  0.000 [0.000, 0.561]  0.000 [0.000, 0.561]  1.000 [0.439, 1.000]" in out
+    assert re.search(r"copies of their parents: the children of 1 of \d+ edges\n.* agree: 100.0%", out)
     rows = (saved / "judgements.csv").read_text().splitlines()
-    assert rows[0] == "kind,broad,narrow,repetition,special_case,confidence"
+    assert rows[0] == "kind,broad,narrow,repetition,relation,confidence"
     assert sum(row.startswith("swapped,") for row in rows) == 6
 
 

@@ -27,7 +27,7 @@ def run_clarity(chosen: argparse.Namespace) -> Outcome:
     pairs = read_judgements(judgements) if judgements.is_file() else None
     dashboards, text_of = read_collected(folder)
     forest = dashboards.forest
-    verdicts = None if pairs is None else parent_verdicts(pairs, forest)
+    verdicts = {} if pairs is None else {name: parent_verdicts(pairs, forest, name) for name in ("refines", "none")}
 
     detection = label_detection(dashboards, text_of)
     frame = _table(forest, detection, token_labels(dashboards, text_of))
@@ -40,10 +40,10 @@ def run_clarity(chosen: argparse.Namespace) -> Outcome:
         f"Mean detection of the roots, with 95 % intervals over roots\n{roots}",
     ]
     data = {"output": str(output), "levels": levels.reset_index().to_dict("records"), "roots": asdict(roots)}
-    if verdicts is not None:
-        roots_judged = branching(forest, verdicts)
-        lines.append(f"Mean share of their edges that were judged real\n{roots_judged}")
-        data["roots_judged"] = asdict(roots_judged)
+    for relation, shares in verdicts.items():
+        roots_judged = branching(forest, shares)
+        lines.append(f'Mean share of their edges that were judged "{relation}"\n{roots_judged}')
+        data[f"roots_judged_{relation}"] = asdict(roots_judged)
     return Outcome("\n\n".join(lines), data)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from sae_lens_hsae.cli.collected import ELSEWHERE, read_collected
@@ -79,8 +80,15 @@ def _judge(
     _check_answered(found.replies)
     write_whole(output, found.pairs.to_csv(index=False))
     rates = found.rates()
-    lines = [f"Judged a special case, with 95 % intervals; every pair in {output}\n{rates.round(3)}"]
-    data = {"output": str(output), "rates": rates.to_dict("index"), "replies": _counts(found.replies)}
+    n_copies, n_edges = int(dashboards.is_copy.sum()), len(dashboards.forest.edges())
+    lines = [
+        f"Share of each verdict, with 95 % intervals; every pair in {output}\n{rates.to_string()}",
+        "refines: the child (B) is a part, kind or aspect of the parent (A); same: both are about one thing",
+        "Controls: in A's place another feature of its level (random) or another child (sibling), or both swapped",
+        f"Left out as copies of their parents: the children of {n_copies:,} of {n_edges:,} edges",
+    ]
+    plain = rates.drop(columns="n").map(asdict).assign(n=rates["n"]).to_dict("index")
+    data = {"output": str(output), "rates": plain, "copies_left_out": n_copies, "replies": _counts(found.replies)}
     if chosen.repetitions > 1:
         agreement = found.agreement()
         lines.append(f"Repeated judgements that agree: {agreement:.1%}")

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from sae_lens_hsae.evaluation import level_saes
 from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.forest.concepts import COPY_COSINE
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.interpret.feature_cache.statistics import N_BINS
 from sae_lens_hsae.sae.inference import LevelStack
@@ -166,6 +167,11 @@ class Dashboards:
     def forest(self) -> FeatureForest:
         """Who is whose parent."""
         return FeatureForest(self.parents, self.level_widths)
+
+    @property
+    def is_copy(self) -> torch.Tensor:
+        """(features,) bool: which features are copies of their parents, as `copies_of_parents` has it."""
+        return self.parent_cosine > COPY_COSINE
 
     @property
     def frequency(self) -> torch.Tensor:

@@ -1,5 +1,6 @@
-"""Is an edge real? A language model judges pairs of features (HSAE App. C), edges beside controls.
+"""Is an edge real? A language model judges pairs of features, edges that are no copies beside controls.
 
+HSAE App. C asks whether B is a special case of A. Here the question has three answers, `RELATIONS`; the first is that.
 Controls, drawn for every edge: *random*, the child with a feature of the parent's level that fires about as often as
 the parent; *sibling*, two children of one parent; *swapped*, the edge with parent and child exchanged.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,16 @@ import pandas as pd
 import torch
 from scipy.stats import binomtest
 
+from sae_lens_hsae.evaluation.cluster_bootstrap import Estimate
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.feature_cache import Dashboards
 from sae_lens_hsae.interpret.language_model.endpoint import Endpoint, Replies, Request
 from sae_lens_hsae.interpret.language_model.prompts import JUDGE, contexts, listed
 
 KINDS = ("edge", "random", "sibling", "swapped")
-COLUMNS = ("kind", "broad", "narrow", "repetition", "special_case", "confidence")
+RELATIONS = ("refines", "same", "none")
+"""Of B to A: a part, a kind or an aspect of it, and narrower; about the same thing, but not narrower; no relation."""
+COLUMNS = ("kind", "broad", "narrow", "repetition", "relation", "confidence")
 JUDGEMENTS_FILENAME = "judgements.csv"
 N_NEAR = 5
 """Features that a random control is drawn from."""
@@ -33,8 +38,8 @@ class Judgements:
     """What was judged.
 
     Attributes:
-        pairs: one row per pair and repetition: kind, broad, narrow, repetition, special_case (None without an answer),
-            confidence.
+        pairs: one row per pair and repetition: kind, broad, narrow, repetition, relation (of `RELATIONS`; None without
+            an answer), confidence.
         replies: what it took.
     """
 
@@ -42,19 +47,18 @@ class Judgements:
     replies: Replies
 
     def rates(self) -> pd.DataFrame:
-        """Per kind of pair: share judged a special case in the first repetition, with Wilson's 95 % interval."""
+        """Per kind of pair, in the first repetition: n judged, and each relation's share with Wilson's interval."""
         rows = {}
         first = self.pairs["repetition"] == 0
         for kind in KINDS:
-            judged = self.pairs.loc[first & (self.pairs["kind"] == kind), "special_case"].dropna()
-            n, n_yes = len(judged), int(judged.astype(bool).sum())
-            low, high = binomtest(n_yes, n).proportion_ci(method="wilson") if n else (float("nan"),) * 2
-            rows[kind] = {"n": n, "rate": n_yes / n if n else float("nan"), "low": low, "high": high}
+            judged = self.pairs.loc[first & (self.pairs["kind"] == kind), "relation"].dropna()
+            shares = {relation: _share(int((judged == relation).sum()), len(judged)) for relation in RELATIONS}
+            rows[kind] = {"n": len(judged), **shares}
         return pd.DataFrame.from_dict(rows, orient="index")
 
     def agreement(self) -> float:
         """Share of the pairs with several answers whose answers are all the same; NaN if there are none."""
-        by_pair = self.pairs.dropna(subset="special_case").groupby(["kind", "broad", "narrow"])["special_case"]
+        by_pair = self.pairs.dropna(subset="relation").groupby(["kind", "broad", "narrow"])["relation"]
         repeated = by_pair.nunique()[by_pair.size() > 1]
         return float((repeated == 1).mean()) if len(repeated) else float("nan")
 
@@ -62,17 +66,20 @@ class Judgements:
 def sample_pairs(dashboards: Dashboards, n_edges: int = 5000) -> list[tuple[str, int, int]]:
     """Pairs (kind, broad, narrow): edges between features that fired, drawn without repetition, and their controls.
 
+    Copies of parents (``dashboards.is_copy``) are left out, as children and as siblings.
+
     Raises:
-        ValueError: if ``n_edges`` is not positive, or no parent and child ever fired.
+        ValueError: if ``n_edges`` is not positive, or no parent and child that is no copy ever fired.
     """
     if n_edges < 1:
         raise ValueError(f"n_edges={n_edges} must be at least 1")
     forest = dashboards.forest
     fired = dashboards.n_firing > 0
     edges = forest.edges()
-    edges = edges[fired[edges].all(1)]
+    distinct = fired & ~dashboards.is_copy
+    edges = edges[fired[edges[:, 0]] & distinct[edges[:, 1]]]
     if not len(edges):
-        raise ValueError("no parent fired together with a child of its own; collect the dashboards on more text")
+        raise ValueError("no parent fired together with a child that is no copy; collect the dashboards on more text")
     generator = torch.Generator().manual_seed(0)
     drawn = edges[torch.randperm(len(edges), generator=generator)[:n_edges]]
     by_level = [own.start + fired[own].nonzero().flatten() for own in forest.levels]
@@ -92,7 +99,7 @@ def sample_pairs(dashboards: Dashboards, n_edges: int = 5000) -> list[tuple[str,
     @cache
     def fired_children(parent: int) -> list[int]:
         children = torch.tensor(forest.children(parent))
-        return children[fired[children]].tolist()
+        return children[distinct[children]].tolist()
 
     def one_of(features: list[int]) -> int:
         return features[int(torch.randint(len(features), (), generator=generator))]
@@ -140,7 +147,7 @@ def judge_pairs(
             ((repetition, pair) for repetition in range(n_repetitions) for pair in pairs), replies.answers, strict=True
         )
     ]
-    return Judgements(pd.DataFrame(rows, columns=list(COLUMNS)).astype({"special_case": object}), replies)
+    return Judgements(pd.DataFrame(rows, columns=list(COLUMNS)).astype({"relation": object}), replies)
 
 
 def read_judgements(path: str | Path) -> pd.DataFrame:
@@ -149,14 +156,13 @@ def read_judgements(path: str | Path) -> pd.DataFrame:
         pairs = pd.read_csv(path, dtype={"broad": "int64", "narrow": "int64", "repetition": "int64"})
     except ValueError as error:  # also a file that pandas cannot take apart
         raise ValueError(f"{path} is not what hsae judge writes ({error}); delete it, or judge again") from error
-    verdicts = set(pairs["special_case"].dropna()) if "special_case" in pairs else None
-    if tuple(pairs.columns) != COLUMNS or verdicts is None or not verdicts <= {True, False}:
+    if tuple(pairs.columns) != COLUMNS or not set(pairs["relation"].dropna()) <= set(RELATIONS):
         raise ValueError(f"{path} is not what hsae judge writes; delete it, or judge again")
     return pairs
 
 
-def parent_verdicts(pairs: pd.DataFrame, forest: FeatureForest) -> torch.Tensor:
-    """(n_features,) share of a parent's judged edges that were judged real; NaN for features without such an edge.
+def parent_verdicts(pairs: pd.DataFrame, forest: FeatureForest, relation: str = "refines") -> torch.Tensor:
+    """(n_features,) share of a parent's judged edges with this relation; NaN for features without a judged edge.
 
     A ValueError if ``pairs``, as in `Judgements`, have an edge that is none of the forest's.
     """
@@ -168,18 +174,23 @@ def parent_verdicts(pairs: pd.DataFrame, forest: FeatureForest) -> torch.Tensor:
                 f"pairs: {edge[0]} → {edge[1]} is no edge of this forest, so another forest was judged, perhaps of an "
                 f"earlier training; delete {JUDGEMENTS_FILENAME}, or judge again with hsae judge"
             )
-    edges = judged[["broad", "special_case"]].dropna(subset="special_case")
-    shares = edges.astype({"special_case": float}).groupby("broad")["special_case"].mean()
+    edges = judged.dropna(subset="relation")
+    shares = (edges["relation"] == relation).astype(float).groupby(edges["broad"]).mean()
     verdicts = torch.full((len(forest),), torch.nan, dtype=torch.float64)
     verdicts[torch.tensor(shares.index.to_numpy(), dtype=torch.int64)] = torch.tensor(shares.to_numpy())
     return verdicts
 
 
-def parse_judgement(answer: dict[str, Any]) -> tuple[bool, float]:
-    """Verdict and confidence of an answer; a ValueError if it is none."""
-    verdict, confidence = answer["special_case"], answer["confidence"]
-    if not isinstance(verdict, bool):
-        raise ValueError("special_case must be true or false")
+def parse_judgement(answer: dict[str, Any]) -> tuple[str, float]:
+    """Relation and confidence of an answer; a ValueError if it is none."""
+    relation, confidence = answer["relation"], answer["confidence"]
+    if relation not in RELATIONS:
+        raise ValueError(f"relation must be one of {', '.join(RELATIONS)}")
     if isinstance(confidence, bool) or not isinstance(confidence, (int, float)) or not 0 <= confidence <= 1:
         raise ValueError("confidence must be a number from 0 to 1")
-    return verdict, float(confidence)
+    return relation, float(confidence)
+
+
+def _share(count: int, n: int) -> Estimate:
+    interval = binomtest(count, n).proportion_ci(method="wilson") if n else (nan, nan)
+    return Estimate(count / n if n else nan, *interval)

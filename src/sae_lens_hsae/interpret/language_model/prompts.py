@@ -19,9 +19,10 @@ common. If a broader feature is given, name what is particular to this one withi
 siblings. Answer with a JSON object and nothing else: {"label": "..."}"""
 
 JUDGE = """You compare two features of a neural network. For each you are shown pieces of text on which it is active; \
-the tokens on which it is active stand in «these marks». Decide whether what feature B stands for is a special case, a \
-part or an aspect of what feature A stands for. That both are merely related, or are the same, is not enough. Answer \
-with a JSON object and nothing else: {"special_case": true or false, "confidence": a number from 0 to 1}"""
+the tokens on which it is active stand in «these marks». Say how what feature B stands for relates to what feature A \
+stands for. "refines": B is a part, a kind or an aspect of A, and narrower. "same": both are about one thing, but B \
+repeats A, stands beside it or is broader. "none": no relation that one can name without inventing a story. Answer \
+with a JSON object and nothing else: {"relation": "refines", "same" or "none", "confidence": a number from 0 to 1}"""
 
 
 def contexts(dashboards: Dashboards, feature: int, text_of: Callable[[int], str]) -> list[str]:

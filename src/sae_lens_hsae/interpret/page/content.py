@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sae_lens_hsae.forest import FeatureForest
-from sae_lens_hsae.forest.concepts import COPY_COSINE, Concepts
+from sae_lens_hsae.forest.concepts import Concepts
 from sae_lens_hsae.interpret.explain import Explanation
 from sae_lens_hsae.interpret.feature_cache import Dashboards
 from sae_lens_hsae.interpret.feature_cache.statistics import bin_edges, quantiles
@@ -89,7 +89,7 @@ class PageContent:
         """Everything the tree, the overview and the search by token need, about all features; and the texts."""
         data = self._data
         detection = label_detection(data, self._text)
-        concepts = Concepts(self._forest, data.parent_cosine.nan_to_num(nan=-1.0) > COPY_COSINE)
+        concepts = Concepts(self._forest, data.is_copy)
         counts = self._found_again
         shares = None if counts is None else counts.double() / len(self._others)
         first = first_view(data, self._forest, concepts, detection.score, self._text, self._labels, shares)
