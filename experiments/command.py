@@ -19,6 +19,7 @@ from experiments.gloss_stream import GlossActivations
 from experiments.in_the_model import reproduce_in_the_model
 from experiments.l0_control import reproduce_l0
 from experiments.meaning import EntryWords, reproduce_meaning
+from experiments.mixing import reproduce_mixing
 from experiments.paper_tables import FULL, QUICK, Size, reproduce, reproduce_sinks
 from experiments.planted.bars import reproduce_bars
 from experiments.planted.copies import reproduce_copies
@@ -46,7 +47,7 @@ from sae_lens_hsae.storage.whole_files import file_written_whole
 QUICK_GLOSSES = 2_000
 OF_GEMMA = (
     *("in-the-model", "pushes", "circuits", "steering", "shift"),
-    *("gemma-forests", "gemma-wide-forests", "gemma-widths", "gemma-bars", "gemma-probes"),
+    *("gemma-forests", "gemma-wide-forests", "gemma-widths", "gemma-bars", "gemma-probes", "gemma-mixing"),
     *("gemma-edges", "gemma-edges-of-rivals", "gemma-edges-of-wide-rivals"),
 )
 OF_PLANTED = {
@@ -81,6 +82,7 @@ ABOUT = {
     "gemma-wide-forests": "the same with levels that grow by four",
     "gemma-widths": "levels that grow by two, four or eight, counted and read",
     "gemma-bars": "how clear a parent must be: trees, copies and edges that another seed has, under several bars",
+    "gemma-mixing": "SAELens' mixing buffer of several sizes",
     "gemma-edges": "for a reader: edges that another seed has and others, shuffled",
     "gemma-edges-of-rivals": "for a reader: edges of HSAE and of independent SAEs, shuffled",
     "gemma-edges-of-wide-rivals": "the same with levels that grow by four, every seed",
@@ -204,6 +206,7 @@ def _of_gemma(chosen: argparse.Namespace, activations: GemmaActivations, size: S
         "gemma-widths": gemma_widths,
         "gemma-bars": gemma_bars,
         "gemma-probes": gemma_probes,
+        "gemma-mixing": reproduce_mixing,
         "gemma-edges": edges_to_read,
         "gemma-edges-of-rivals": rivals_to_read,
         "gemma-edges-of-wide-rivals": wide_rivals_to_read,
