@@ -32,6 +32,7 @@ def config() -> LanguageModelSAERunnerConfig[Any]:
         dataset_path="JeanKaddour/minipile",
         is_dataset_tokenized=False,
         context_size=1024,
+        n_batches_in_buffer=128,  # contexts that batches are mixed from
         exclude_special_tokens=True,
         training_tokens=STEPS * BATCH_SIZE,
         train_batch_size_tokens=BATCH_SIZE,

@@ -42,7 +42,7 @@ def config(
         training_tokens=steps * BATCH_SIZE,
         train_batch_size_tokens=BATCH_SIZE,
         store_batch_size_prompts=8,
-        n_batches_in_buffer=32,
+        n_batches_in_buffer=512,  # contexts that batches are mixed from
         n_batches_for_norm_estimate=20,
         dead_feature_window=100,
         device="cuda" if torch.cuda.is_available() else "cpu",

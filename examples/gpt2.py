@@ -32,6 +32,7 @@ def config() -> LanguageModelSAERunnerConfig[Any]:
         exclude_special_tokens=True,
         training_tokens=STEPS * BATCH_SIZE,
         train_batch_size_tokens=BATCH_SIZE,
+        n_batches_in_buffer=512,  # contexts that batches are mixed from
         n_batches_for_norm_estimate=100,
         device="cuda" if torch.cuda.is_available() else "cpu",
         output_path="runs/gpt2",

@@ -141,7 +141,7 @@ def _contrast(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top", type=int, default=5, help="causes to show in each direction, the strongest")
     parser.add_argument("--output", type=at_home, help="also write every feature's numbers, as CSV, to this file")
     parser.add_argument("--labels", type=at_home, help=LABELS_HELP)
-    parser.add_argument("--max-tokens", type=int, default=128, help="of a text, the first")
+    parser.add_argument("--max-tokens", type=int, default=128, help="read at most this many of each text")
     parser.add_argument("--alpha", type=float, default=0.05, help="rate of false discoveries")
     parser.add_argument(
         "--localising-share",
@@ -206,7 +206,7 @@ def _steer(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--n-tokens", type=int, default=40, help="to write")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.add_argument("--seed", type=int, default=0, help="random seed for sampling")
     parser.add_argument("--max-tokens", type=int, default=128, help="of an example, the first")
     parser.add_argument("--labels", type=at_home, help=LABELS_HELP)
     _add_device(parser)

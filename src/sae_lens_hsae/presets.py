@@ -26,6 +26,10 @@ INDEPENDENT: dict[str, Any] = AS_PUBLISHED | {"structural_loss_coefficient": 0.0
 """Exactly as many independent SAEs as there are levels; the last update is then the post-hoc assignment (App. F.2)."""
 
 
+MIXED_TOKENS = 2**17
+"""SAELens' buffer from which batches are drawn: about as many tokens as its ``n_batches_in_buffer`` contexts have."""
+
+
 def _language_model(
     model_name: str, layer: int, d_in: int, level_widths: list[int], context_size: int, target_l0: int
 ) -> dict[str, Any]:
@@ -40,6 +44,7 @@ def _language_model(
         "is_dataset_tokenized": False,
         "exclude_special_tokens": True,
         "train_batch_size_tokens": 1024,
+        "n_batches_in_buffer": MIXED_TOKENS // context_size,
         "n_batches_for_norm_estimate": 100,
         "lr": 6e-3,
         "lr_scheduler_name": "cosineannealing",

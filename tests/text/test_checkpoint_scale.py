@@ -12,6 +12,7 @@ from texts_of_words import explain_text, save_model, text_folder, trained
 
 from sae_lens_hsae import HierarchicalSAE
 from sae_lens_hsae.cli.evaluate import evaluate
+from sae_lens_hsae.hub.push import stage
 from sae_lens_hsae.hub.saved_model import load_evaluation, load_hierarchical_sae
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model, tokens_and_activations
 from sae_lens_hsae.text.rows import TextSource, text_rows
@@ -67,7 +68,13 @@ def test_a_scale_that_is_not_known_or_damaged_is_refused(checkpoint, tmp_path):
     folder, text = checkpoint
     unknown: Any = SAE.load_from_disk(folder)
     unknown.save_model(tmp_path / "unknown")
-    for call in (lambda: evaluate(tmp_path / "unknown", 64, text), lambda: explain_text(tmp_path / "unknown", "w1")):
+    with pytest.warns(UserWarning, match="reads activations times a factor"):
+        HierarchicalSAE.load_from_disk(tmp_path / "unknown")
+    for call in (
+        lambda: evaluate(tmp_path / "unknown", 64, text),
+        lambda: explain_text(tmp_path / "unknown", "w1"),
+        lambda: stage(tmp_path / "unknown", tmp_path / "staged", "me/it", "model"),
+    ):
         with pytest.raises(ValueError, match="reads activations times a factor, which is not known here"):
             call()
     wrong = [(factor, False) for factor in (0, -1.0, 10**400, "1", True, math.nan)]

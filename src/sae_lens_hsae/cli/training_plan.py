@@ -15,6 +15,9 @@ from sae_lens_hsae.sae.recent_firing import MOST_PACKED, tokens_kept
 CHARACTERS_PER_TOKEN = 4
 """Rough, in English."""
 
+WELL_MIXED = 100
+"""Contexts in SAELens' buffer below which a batch has many tokens of each text (`experiments/mixing.py`)."""
+
 FLOPS_PER_WEIGHT = 6
 """Per token: two in the forward pass, four in the backward pass."""
 
@@ -72,6 +75,11 @@ def warnings_of(cfg: Any, rows: Dataset | None = None) -> list[str]:
                 f"{name}={getattr(cfg, name)} has it read {n_tokens:,} tokens before the first step, more than it "
                 f"trains on ({cfg.training_tokens:,}); set it lower"
             )
+    if cfg.n_batches_in_buffer < WELL_MIXED:
+        found.append(
+            f"n_batches_in_buffer={cfg.n_batches_in_buffer} mixes batches from as many contexts, often of a few "
+            f"texts; features of rare subjects may fall silent. Set it to {WELL_MIXED} or more, as memory allows"
+        )
     if rows is not None:
         n_tokens = max(1, sum(map(len, rows["text"])) // CHARACTERS_PER_TOKEN)
         if n_tokens < cfg.training_tokens:

@@ -16,6 +16,7 @@ from huggingface_hub.utils import validate_repo_id
 from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME
 from sae_lens.saes.sae import SAEMetadata
 
+from sae_lens_hsae.evaluation.stacks import check_scale
 from sae_lens_hsae.forest.files import write_forest
 from sae_lens_hsae.hub.model_card import is_local, model_card, public_name
 from sae_lens_hsae.hub.picture import forest_svg
@@ -157,6 +158,7 @@ def stage(folder: str | Path, into: Path, repo_id: str, path: str, *, levels: bo
     """Write everything that is to be pushed below ``into / path``; arguments as of `push`."""
     folder, target = Path(folder), into / path
     sae = load_hierarchical_sae(folder)
+    check_scale([sae])
     evaluation = load_evaluation(sae, folder)
     training = _training_config(folder)
     left_out = refused_options(sae.cfg.metadata[OPTIONS])

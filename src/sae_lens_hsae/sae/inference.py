@@ -322,12 +322,13 @@ class HierarchicalSAE(LevelStack, SAE[HierarchicalSAEConfig]):
             ValueError: naming the file, or the field or tensor, that is damaged.
 
         Warns:
-            UserWarning: if a factor was folded in.
+            UserWarning: if a factor was folded in, or is missing.
         """
         check_model_files(Path(path))
         scale = scale_beside(Path(path))
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", UNFOLDED)
+            if scale is not None:
+                warnings.filterwarnings("ignore", UNFOLDED)
             sae = super().load_from_disk(path, *args, **kwargs)
         if scale is not None and sae.cfg.normalize_activations == "expected_average_only_in":
             sae.fold_activation_norm_scaling_factor(scale)
