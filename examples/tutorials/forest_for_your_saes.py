@@ -3,7 +3,8 @@
 #
 # Any SAEs of growing width that read the same activations can get a forest afterwards, by the rules that HSAE uses in
 # training. It is the baseline against which a trained forest has to show what it is worth, and the way to look at Gemma
-# Scope's widths as one forest (`examples/gemma_scope.py`). Here SAELens trains two small SAEs of its own first.
+# Scope's widths as one forest. `examples/gemma_scope.py` does that with a language model; here SAELens trains two small
+# SAEs on made-up activations first.
 
 # %%
 from collections.abc import Iterator
@@ -15,9 +16,8 @@ from sae_lens.config import SAETrainerConfig
 from sae_lens.synthetic import HierarchyConfig, SyntheticModel, SyntheticModelConfig, ZipfianFiringProbabilityConfig
 from sae_lens.training.sae_trainer import SAETrainer
 
-from sae_lens_hsae import FeatureForest, evaluate_forest
+from sae_lens_hsae import FeatureForest, HierarchicalSAE, evaluate_forest
 from sae_lens_hsae.forest import PAPER_RULE
-from sae_lens_hsae.forest.files import write_forest
 
 D_IN, BATCH, STEPS = 64, 1024, 200
 torch.manual_seed(0)
@@ -59,21 +59,24 @@ saes = [train(32), train(128)]
 # %% [markdown]
 # ## Assign
 #
-# One call. By the paper's rule every fine feature takes the coarse one whose encoder direction is most similar; the
-# fifth of them that is least similar to any stays unassigned.
+# One call, which counts on activations what fires together. A fine feature takes, of the coarse ones that fire at least
+# as often, that with the highest P(parent | child) − 2 P(parent), and none if that is below 0.3. With a language model
+# count on 50,000 tokens, as the package's own experiments do.
 
 # %%
-forest = FeatureForest.from_saes(saes, PAPER_RULE)
+stream = activations()
+measured = [next(stream) for _ in range(20)]
+forest = FeatureForest.from_saes(saes, activations=measured)
 print(forest)
 
 # %% [markdown]
 # ## Measure, and compare similarities
 #
-# What "similar" means is a choice. Directions need no data; the other two count on activations.
+# What "similar" means is a choice. The paper's rule compares encoder directions and leaves the fifth of the features
+# without a parent that is least similar to any. It needs no data, but on Gemma 3 270M 81 of a hundred of its edges over
+# JumpReLU SAEs read as unrelated. Here is its quota with every similarity.
 
 # %%
-stream = activations()
-measured = [next(stream) for _ in range(20)]
 print(evaluate_forest(saes, forest, measured))
 
 for similarity in ("encoder", "decoder", "coactivation", "conditional"):
@@ -86,16 +89,20 @@ for similarity in ("encoder", "decoder", "coactivation", "conditional"):
     )
 
 # %% [markdown]
-# Look at the last column before you choose by the others. Here it is the same for all, but on a language model parents
-# by co-activation were a few frequent features that took most children
+# Look at the last column before you choose by the others. Here it differs little, but on a language model parents by
+# co-activation were a few frequent features that took most children
 # ([results](../results.md#what-makes-a-parent-and-shapes-of-the-trees)),
 # and a parent that is nearly always active agrees with any child.
 #
 # ## Keep it
 #
-# A post-hoc forest is a table of parents, so it is stored beside the SAEs, not in them.
+# `HierarchicalSAE.from_saes` makes one HSAE of JumpReLU or ReLU SAEs and their forest; level i encodes and decodes as
+# `saes[i]` does. Every command takes the folder that it is saved to: `hsae convert` writes the forest as a file, and
+# where the SAEs name their language model, `hsae explore`, `label`, `judge`, `steer` and the others read text with it.
+# For SAEs of other architectures keep the table of parents: `write_forest(forest, "forest.json")`, from
+# `sae_lens_hsae.forest.files`.
 
 # %%
-write_forest(forest, "runs/forest.json")  # or .graphml, .csv
+HierarchicalSAE.from_saes(saes, forest).save_model("runs/own")
 frame = evaluate_forest(saes, forest, measured).to_dataframe()
 print(frame[["level", "width", "l0", "variance_explained", "p_parent_given_child"]])

@@ -4,12 +4,14 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from host_helpers import restored_signal_handlers
+from host_helpers import restored_signal_handlers, sae_at
 from page_blocks import blocks_of
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 from sae_lens.saes.sae import TrainingSAE
 
-from sae_lens_hsae import HierarchicalTrainingSAE
+from sae_lens_hsae import FeatureForest, HierarchicalSAE, HierarchicalTrainingSAE
+from sae_lens_hsae.cli import main as cli
+from sae_lens_hsae.cli.collected import activations_of_text
 from sae_lens_hsae.cli.showcase import train_and_show
 
 FOLDER = Path(__file__).parents[2] / "examples"
@@ -81,3 +83,25 @@ def test_gemma_scopes_saes_are_those_that_saelens_knows():
     release = get_pretrained_saes_directory()[example.RELEASE]
     assert set(example.LEVELS) <= set(release.saes_map)
     assert len({level.split("/")[0] for level in example.LEVELS}) == 1, "all read one hook point"
+
+
+def test_pretrained_saes_become_a_folder_that_the_commands_read(gpt2, tmp_path, capsys):
+    """As `gemma_scope` makes it, of small SAEs."""
+    stack = sae_at("transformer.h.0", model=gpt2, context_size=16, prepend_bos=False)
+    roots, children = slice(0, 4), slice(4, 8)
+    for tensor in (stack.W_enc.data.T, stack.b_enc.data, stack.threshold.data):
+        tensor[children] = tensor[roots]
+    stack.threshold.data.mul_(30)  # so that they fire seldom
+    stack.b_dec.data[1] = stack.b_dec[0]
+    saes, text, folder = [stack.level_sae(level) for level in range(3)], tmp_path / "words.txt", tmp_path / "stack"
+    text.write_text(" ".join(f"w{1 + i * 37 % 98}" for i in range(400)))
+    load(FOLDER / "gemma_scope.py").main(saes, text, folder)
+    line = capsys.readouterr().out.splitlines()[-1].removeprefix("Now run: hsae ")
+    cli.main(line.split())
+    cli.main(["evaluate", str(folder), "--text", str(text)])
+    cli.main(["push", str(folder), "someone/forest", "--levels", "--dry-run"])
+    first = blocks_of(folder / "explorer.html")["forest"][0]["plain"]
+    forest = HierarchicalSAE.load_from_disk(folder).forest
+    assert forest == FeatureForest.from_saes(saes, activations=activations_of_text(saes[0], text, 400))
+    assert forest.edges()[0].tolist() in [[feature, feature + 4] for feature in range(4)]
+    assert first["nTokens"] == 400

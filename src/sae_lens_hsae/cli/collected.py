@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
+from sae_lens import SAE
 
 from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
 from sae_lens_hsae.interpret.feature_cache import Dashboards, dashboards_folder, fingerprint
-from sae_lens_hsae.interpret.feature_cache.text import load_tokenizer
+from sae_lens_hsae.interpret.feature_cache.text import load_language_model, load_tokenizer, tokens_and_activations
 from sae_lens_hsae.interpret.labels import token_labels
 from sae_lens_hsae.interpret.labels.files import labels_beside
 from sae_lens_hsae.sae.inference import HierarchicalSAE
+from sae_lens_hsae.text.as_trained import excluded_tokens
 from sae_lens_hsae.text.documents import has_columns
 from sae_lens_hsae.text.hook_point import most_tokens
 from sae_lens_hsae.text.rows import TextSource, text_rows
@@ -83,7 +86,7 @@ def as_source(text: TextSource | str | Path | None) -> TextSource:
     return text if isinstance(text, TextSource) else TextSource(text)
 
 
-def read_rows(text: TextSource | str | Path | None, sae: HierarchicalSAE, model: Any, n_tokens: int) -> Dataset:
+def read_rows(text: TextSource | str | Path | None, sae: SAE[Any], model: Any, n_tokens: int) -> Dataset:
     """The rows of a text; on stderr what it is, whether the SAE was trained on it, and whether it is short."""
     text = as_source(text)
     print(text.said(sae.cfg.metadata), file=sys.stderr, flush=True)
@@ -93,3 +96,21 @@ def read_rows(text: TextSource | str | Path | None, sae: HierarchicalSAE, model:
         short = f"It fills contexts of {held:,} tokens in all, fewer than the {n_tokens:,} to read"
         print(short, file=sys.stderr, flush=True)
     return rows
+
+
+def activations_of_text(
+    sae: SAE[Any],
+    text: TextSource | str | Path | None,
+    n_tokens: int,
+    model: Any = None,
+    rows: Dataset | None = None,
+) -> Iterator[torch.Tensor]:
+    """Activations (tokens, d_in) of a text where an SAE reads its model, batch by batch, about ``n_tokens`` in all.
+
+    Tokens that training left out are left out. ``model`` and ``rows`` are as of ``evaluate``.
+    """
+    model = load_language_model(sae) if model is None else model
+    excluded = torch.tensor(excluded_tokens(sae, model.tokenizer), dtype=torch.long, device=sae.device)
+    rows = read_rows(text, sae, model, n_tokens) if rows is None else rows
+    for token_ids, x in tokens_and_activations(sae, model, rows):
+        yield x[~torch.isin(token_ids, excluded)]

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 
 from hsae_command.parsers import EVALUATION_TOKENS
-from sae_lens_hsae.cli.collected import read_rows, text_source
+from sae_lens_hsae.cli.collected import activations_of_text, text_source
 from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.evaluation import ForestEvaluation, evaluate_forest
 from sae_lens_hsae.hub.saved_model import (
@@ -22,10 +20,7 @@ from sae_lens_hsae.hub.saved_model import (
     save_evaluation,
     tokens_measured,
 )
-from sae_lens_hsae.interpret.feature_cache.text import load_language_model, tokens_and_activations
-from sae_lens_hsae.sae.inference import HierarchicalSAE
 from sae_lens_hsae.storage.whole_files import check_file_writable
-from sae_lens_hsae.text.as_trained import excluded_tokens
 from sae_lens_hsae.text.rows import TextSource
 
 
@@ -70,7 +65,7 @@ def evaluate(
         check_evaluation_can_stand(sae, folder, n_tokens)
     else:
         check_file_writable("output", Path(output))
-    evaluation = evaluate_forest(sae, sae.forest, _activations(sae, model, n_tokens, text, rows), n_tokens)
+    evaluation = evaluate_forest(sae, sae.forest, activations_of_text(sae, text, n_tokens, model, rows), n_tokens)
     before = tokens_measured(sae, folder) if output is None else 0
     if evaluation.n_tokens < before:
         warnings.warn(
@@ -81,13 +76,3 @@ def evaluate(
     else:
         save_evaluation(evaluation, sae, folder, output)
     return evaluation
-
-
-def _activations(
-    sae: HierarchicalSAE, model: Any, n_tokens: int, text: TextSource | str | Path | None, rows: Dataset | None
-) -> Iterator[torch.Tensor]:
-    model = load_language_model(sae) if model is None else model
-    excluded = torch.tensor(excluded_tokens(sae, model.tokenizer), dtype=torch.long, device=sae.device)
-    rows = read_rows(text, sae, model, n_tokens) if rows is None else rows
-    for token_ids, x in tokens_and_activations(sae, model, rows):
-        yield x[~torch.isin(token_ids, excluded)]

@@ -9,7 +9,7 @@ import torch
 from sae_lens.saes.transcoder import Transcoder
 
 from sae_lens_hsae.forest import FeatureForest
-from sae_lens_hsae.forest.stack_checks import check_flat, check_one_token, check_same_input
+from sae_lens_hsae.forest.stack_checks import check_flat, check_one_token, check_same_input, check_widths
 
 
 class LevelSAE(Protocol):
@@ -68,12 +68,7 @@ def check_fit(saes: Sequence[LevelSAE], forest: FeatureForest) -> None:
             f"forest is a {type(forest).__name__}, not a FeatureForest; take a HierarchicalSAE's .forest, "
             "or FeatureForest(parents, level_widths)"
         )
-    widths = [sae.cfg.d_sae for sae in saes]
-    if widths != list(forest.level_widths):
-        raise ValueError(
-            f"levels have the widths {widths}, but the forest has level_widths={list(forest.level_widths)}; "
-            "give the SAEs coarse to fine, one per level of the forest"
-        )
+    check_widths(saes, forest.level_widths)
     check_same_input(saes)
     check_flat(saes)
 

@@ -18,17 +18,28 @@ def check_one_token(saes: Sequence[Any]) -> None:
             )
 
 
+def check_widths(saes: Sequence[Any], level_widths: Sequence[int]) -> None:
+    """Check that the SAEs are as wide as the levels of a forest; a ValueError if they are not."""
+    widths = [sae.cfg.d_sae for sae in saes]
+    if widths != list(level_widths):
+        raise ValueError(
+            f"levels have the widths {widths}, but the forest has level_widths={list(level_widths)}; "
+            "give the SAEs coarse to fine, one per level of the forest"
+        )
+
+
 def check_same_input(saes: Sequence[Any]) -> None:
     """Check that all levels read the same activations, as far as their configs say; a ValueError if they do not."""
     d_ins = [sae.cfg.d_in for sae in saes]
     if len(set(d_ins)) > 1:
         raise ValueError(f"levels have different d_in {d_ins}; all levels must read the same activations")
-    for field in ("hook_name", "hook_head_index"):
+    for field in ("model_name", "hook_name", "hook_head_index"):
         named = {level: value for level, sae in enumerate(saes) if (value := metadata(sae, field)) is not None}
         if len(set(named.values())) > 1:
             listed = ", ".join(f"level {level} {value!r}" for level, value in named.items())
             raise ValueError(
-                f"levels have different cfg.metadata.{field}: {listed}; all levels must read the same activations"
+                f"levels have different cfg.metadata.{field}: {listed}; all levels must read the same activations, "
+                "and call them alike"
             )
 
 

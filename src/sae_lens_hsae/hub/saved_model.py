@@ -26,8 +26,8 @@ def load_hierarchical_sae(folder: str | Path, device: str = "cpu") -> Hierarchic
     architecture = read_json_object(folder / SAE_CFG_FILENAME).get("architecture")
     if architecture != ARCHITECTURE:
         raise ValueError(
-            f"{folder} holds an SAE of architecture={architecture!r}, which has no forest; give an HSAE's, or make a "
-            "FeatureForest of several such SAEs and call evaluate_forest(), or collect_dashboards() and write_page()"
+            f"{folder} holds an SAE of architecture={architecture!r}, which has no forest; give an HSAE's, or make one "
+            "of several such SAEs with FeatureForest.from_saes() and HierarchicalSAE.from_saes()"
         )
     return HierarchicalSAE.load_from_disk(folder, device=device)
 

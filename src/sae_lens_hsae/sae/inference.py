@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from sae_lens_hsae.forest import Concepts, FeatureForest, copies_of_parents, val
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.sae.model_files import check_model_files, scale_beside
 from sae_lens_hsae.sae.recent_firing import STATE
+from sae_lens_hsae.sae.stacked import check_stackable, stacked_config, stacked_tensors
 from sae_lens_hsae.sae.standardized_input import INPUT_SCALE
 from sae_lens_hsae.storage.exact_storage import SUFFIX, as_bytes, from_bytes
 from sae_lens_hsae.storage.whole_files import files_written_whole
@@ -308,6 +309,29 @@ class HierarchicalSAE(LevelStack, SAE[HierarchicalSAEConfig]):
     ``SAE.from_pretrained`` once ``sae_lens_hsae`` is imported. ``HierarchicalSAE.load_from_disk`` also checks the files
     before anything of them is read into memory: use it for files of unknown origin.
     """
+
+    @classmethod
+    def from_saes(cls, saes: Sequence[SAE[Any]], forest: FeatureForest) -> HierarchicalSAE:
+        """SAEs that were trained without a forest and one made for them, as a stack that can be saved for ``hsae``.
+
+        Level i encodes and decodes as ``saes[i]`` does; `level_sae` gives it back, with decoder rows of unit norm.
+        Metadata, dtype and device are those of the first. The tensors are copies.
+
+        Args:
+            saes: SAELens' JumpReLU or standard (ReLU) SAEs of one hook point, coarse to fine. A BatchTopK SAE is
+                JumpReLU once it is saved and loaded.
+            forest: theirs, such as ``FeatureForest.from_saes(saes, activations=batches)``.
+
+        Raises:
+            ValueError: if the SAEs and the forest do not fit together, or an SAE is of another architecture, or scales
+                its activations.
+        """
+        check_stackable(saes, forest)
+        sae = cls(stacked_config(saes))
+        tensors = stacked_tensors(saes, sae.cfg.apply_b_dec_to_input)
+        sae.load_state_dict(tensors | {"parents": forest.parents}, assign=True)
+        sae.turn_off_forward_pass_hook_z_reshaping()  # as that of the SAEs is, which `check_stackable` asks for
+        return sae.to(saes[0].W_dec)
 
     @override
     @classmethod
