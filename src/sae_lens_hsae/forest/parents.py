@@ -23,6 +23,9 @@ BLOCK = 512
 BREADTH_PENALTY = 2.0
 """How many times its own frequency a parent must make up for; 1 would be chance alone."""
 
+WEAK_SIMILARITY = 0.5
+"""Edges of a lower P(parent | child) − 2 P(parent) were more often unrelated than not, to a reader (docs/edges.md)."""
+
 Similarity = Literal["encoder", "decoder", "coactivation", "conditional"]
 MEASURED_ON_ACTIVATIONS = ("coactivation", "conditional")
 """Similarities that parameters alone do not give."""
