@@ -87,17 +87,29 @@ def slow_evaluation(levels: list[JumpReLUSAE], forest: FeatureForest, x: torch.T
                 "l0_ordinary": sum(s > 0 for t in ordinary for s in strengths[i][t]) / len(ordinary),
             }
         )
+    fires = [any(token[f] > 0 for token in own) for own in strengths for f in range(len(own[0]))]
+    decoder = torch.cat([sae.W_dec for sae in levels])
+    root, copy = list(range(forest.n_features)), [False] * forest.n_features
+    for parent, child in forest.edges().tolist():  # parents come first
+        if fires[parent] and fires[child]:
+            root[child] = root[parent]
+            copy[child] = float(torch.cosine_similarity(decoder[parent], decoder[child], dim=0)) > 0.8
+    concepts = {top: sum(r == top and not c for r, c in zip(root, copy, strict=True)) for top in root}
+    result["in_trees_share"] = mean([concepts[top] >= 3 for top in root])
     for i, (above, below) in enumerate(pairwise(strengths)):
         parent_of = []
         for child in range(forest.level_widths[i + 1]):
             parent = forest.parent(forest.levels.flat(i + 1, child))
             parent_of.append(None if parent is None else parent - forest.levels[i].start)
-        result["boundaries"].append({"parent_level": i, **slow_boundary(above, below, parent_of)})
+        own = copy[forest.levels[i + 1]]
+        result["boundaries"].append({"parent_level": i, **slow_boundary(above, below, parent_of, own)})
     return result
 
 
-def slow_boundary(above: list[list[float]], below: list[list[float]], parent_of: list[int | None]) -> dict[str, Any]:
-    """One boundary: activations of parents and children per token, and each child's parent."""
+def slow_boundary(
+    above: list[list[float]], below: list[list[float]], parent_of: list[int | None], copy: list[bool]
+) -> dict[str, Any]:
+    """One boundary: activations of parents and children per token, each child's parent, and whether it is a copy."""
     n, n_parents, n_children = len(above), len(above[0]), len(below[0])
     parent_fires = [sum(token[p] > 0 for token in above) for p in range(n_parents)]
     child_fires = [sum(token[c] > 0 for token in below) for c in range(n_children)]
@@ -125,6 +137,7 @@ def slow_boundary(above: list[list[float]], below: list[list[float]], parent_of:
     lift: dict[bool, Any] = {
         siblings: observed[siblings] / expected[siblings] if n_pairs[siblings] else None for siblings in n_pairs
     }
+    similar = [together[p, c] / child_fires[c] - 2 * parent_fires[p] / n for p, c in living if not copy[c]]
     n_unassigned = parent_of.count(None)
     n_branches = [sum(q == p for q, _ in pairs) for p in range(n_parents)]
     n_branches = [n for n in n_branches if n]
@@ -145,6 +158,9 @@ def slow_boundary(above: list[list[float]], below: list[list[float]], parent_of:
         "mean_children": mean(n_branches),
         "max_children": max(n_branches, default=0),
         "several_children_share": mean([n > 1 for n in n_branches]),
+        "copy_share": mean([copy[c] for _, c in living]),
+        "weak_share": mean([each < 0.5 for each in similar]),
+        "clear_share": mean([each >= 0.65 for each in similar]),
     }
 
 

@@ -20,7 +20,8 @@ from sae_lens_hsae.forest import FeatureForest, activations
 
 def assert_close(actual: dict[str, Any], expected: dict[str, Any]) -> None:
     """All that ``expected`` holds is found; ``actual`` may hold more."""
-    assert actual["n_tokens"] == expected["n_tokens"]
+    for name in ("n_tokens", "in_trees_share"):
+        assert actual[name] == expected[name]
     for part in ("levels", "boundaries"):
         assert len(actual[part]) == len(expected[part])
         for a, e in zip(actual[part], expected[part], strict=True):
@@ -59,6 +60,27 @@ class TestByHand:
         assert (upper.mean_children, upper.max_children, upper.several_children_share) == (2, 2, 1)
         assert (lower.mean_children, lower.max_children) == (2, 3)
         assert lower.several_children_share == pytest.approx(2 / 3)
+
+    def test_kinds_of_edges(self):
+        # Parent 0 fires on 4 of 16 tokens, with its child 3 always: 1 − 2 · 4 / 16. Parent 1 on two, with 4 always, and
+        # with 5 on half of 5's. Parent 2 has the copy 6; 7, below it, never fires and counts nowhere.
+        forest = FeatureForest([-1, -1, -1, 0, 1, 1, 2, 2], WIDTHS)
+        levels: list[Any] = readout_levels(WIDTHS)
+        levels[1].W_dec.data[3] = -3 * levels[0].W_dec.data[2]
+        x = tokens(8, [0, 3], *[[0]] * 3, [1, 4, 5], [1], [5], [2, 6], *[[]] * 8)
+        unlike = evaluate_forest(levels, forest, [x])
+        levels[1].W_dec.data[3] *= -1
+        result = evaluate_forest(levels, forest, [x])
+        (boundary,) = result.boundaries
+        assert (boundary.copy_share, unlike.boundaries[0].copy_share) == (1 / 4, 0)
+        assert (boundary.weak_share, boundary.clear_share) == (1 / 3, 1 / 3)
+        assert result.in_trees_share == 3 / 8
+        levels[0] = SimpleNamespace(cfg=levels[0].cfg, device="cpu", encode=levels[0].encode, decode=levels[0].decode)
+        result = evaluate_forest(levels, forest, [x])
+        (boundary,) = result.boundaries
+        assert math.isnan(boundary.copy_share + boundary.weak_share + boundary.clear_share + result.in_trees_share)
+        reasons = {boundary.undefined["weak_share"], result.undefined["in_trees_share"]}
+        assert reasons == {"a level has no decoder rows W_dec, (width, d_in), which tell copies"}
 
     def test_what_is_undefined_has_a_reason(self):
         result = evaluate_forest(readout_levels(WIDTHS), FeatureForest([-1] * 8, WIDTHS), [X])
@@ -106,16 +128,27 @@ class TestByHand:
 
 class TestAgainstPlainLoops:
     @pytest.mark.parametrize("seed", range(4))
+    @torch.no_grad()
     def test_random_stack(self, seed: int):
         widths, d_in = (6, 11, 23), 7
         levels, forest = random_levels(widths, d_in, seed), random_forest(widths, seed)
         x = 2 * torch.randn(90, d_in, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        with torch.no_grad():
-            expected = slow_evaluation(levels, forest, x)
+        weights = [(sae.W_dec, sae.W_enc.T, sae.b_enc.sub_(1.5), sae.threshold) for sae in levels]
+        features = [feature for of_level in weights for feature in zip(*of_level, strict=True)]
+        for number, (parent, child) in enumerate(forest.edges().tolist()):
+            if number % 3 == 0:  # a copy
+                features[child][0].copy_(2 * features[parent][0])
+            elif number % 3 == 1:  # fires as its parent does
+                for own, above in zip(features[child][1:], features[parent][1:], strict=True):
+                    own.copy_(above)
+        expected = slow_evaluation(levels, forest, x)
         assert_close(evaluate_forest(levels, forest, x.split(32)).to_dict(), expected)
         # The case is worth its name only if something is dead, unassigned and imperfect.
         assert all(level["n_dead"] for level in expected["levels"])
         assert all(b["n_pairs_left_out"] and b["n_unassigned"] for b in expected["boundaries"])
+        assert all(0 < b["copy_share"] < 1 for b in expected["boundaries"])
+        assert all(0 < expected["boundaries"][1][f"{kind}_share"] < 1 for kind in ("weak", "clear"))
+        assert 0 < expected["in_trees_share"] < 1
 
     @pytest.mark.parametrize("sizes", [[90], [1] * 90, [50, 0, 3, 37], [64, 26]])
     def test_batch_sizes_do_not_matter(self, sizes: list[int], monkeypatch: pytest.MonkeyPatch):
@@ -244,12 +277,14 @@ class TestOutput:
             ["1", "5", "1.167", "0.265", "1", "1 (20.0%)"],
         ]
         shown = dict(re.split(" {2,}", line.strip()) for line in boundaries)
-        assert len(shown) == 13
+        assert len(shown) == 16
         expected = {"levels": "0 → 1", "Hamming": "0.333", "P(parent | child)": "0.889"}
-        expected |= {"pairs (left out)": "4 (1)", "children per parent (most)": "2.000 (2)"}
+        expected |= {"pairs (left out)": "4 (1)", "children per parent (most)": "2.000 (2)", "copies": "0.0%"}
+        expected |= {"weak edges (similarity below 0.5)": "100.0%", "clear edges (0.65 and more)": "0.0%"}
         assert expected.items() <= shown.items()
         assert rest == [
             "trees: 2 of depth 1, 2 of depth 2",
+            "38% of the features stand in trees of at least three concepts",
             "no intervals: 6 tokens are fewer than the 20 blocks that they need",
         ]
 

@@ -95,6 +95,9 @@ WITHOUT_INTERVAL = (
     "unassigned_share",
     "mean_children",
     "several_children_share",
+    "copy_share",
+    "weak_share",
+    "clear_share",
     "variance_explained_ordinary",
     "l0_ordinary",
 )

@@ -20,6 +20,9 @@ Of arXiv 2606.22994 ("Do Sparse Autoencoders Learn Meaningful Concept Hierarchie
   pairs of siblings, Σ P(both) / Σ P(one) P(other): a ratio of sums, as the mean of ratios would be ruled by
   pairs of rare features that met once. The pairs of the level that are no siblings are measured likewise, all of them
   and not a sample, and the *lift* is the first over the second: 1 if being siblings makes no difference.
+
+Of the pairs that are no copies (`copies_of_parents`), those are *weak* whose similarity, P(parent | child) −
+2 P(parent), is below 0.5, and *clear* from 0.65 on. Their shares have no intervals: a threshold suits no jackknife.
 """
 
 from __future__ import annotations
@@ -28,6 +31,10 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+
+from sae_lens_hsae.forest.parents import BREADTH_PENALTY, CLEAR_SIMILARITY, WEAK_SIMILARITY
+
+WITHOUT_DECODERS = "a level has no decoder rows W_dec, (width, d_in), which tell copies"
 
 
 class Pairs(NamedTuple):
@@ -79,6 +86,22 @@ def boundary_metrics(pairs: Pairs, counts: BoundaryCounts) -> dict[str, float]:
     }
 
 
+def edge_shares(pairs: Pairs, counts: BoundaryCounts, is_copy: torch.Tensor | None) -> dict[str, float]:
+    """The kinds of living pairs, given which children are copies, (n_children,) on the CPU; NaN if that is unknown."""
+    if is_copy is None:
+        return dict.fromkeys(("copy_share", "weak_share", "clear_share"), math.nan)
+    parent, child = living_pairs(pairs, counts)
+    given_child = float64(counts.together[child]) / float64(counts.child_fires[child])
+    similarity = given_child - BREADTH_PENALTY * float64(counts.parent_fires[parent]) / counts.n_tokens
+    copies = is_copy[child.cpu()]
+    others = similarity.cpu()[~copies]
+    return {
+        "copy_share": _mean(copies.double()),
+        "weak_share": _mean((others < WEAK_SIMILARITY).double()),
+        "clear_share": _mean((others >= CLEAR_SIMILARITY).double()),
+    }
+
+
 def _sibling_metrics(pairs: Pairs, counts: BoundaryCounts) -> dict[str, float]:
     fires = float64(counts.child_fires)
     # Expected of features that fire independently: of all pairs, (Σ p)² − Σ p² counts each twice.
@@ -124,6 +147,9 @@ def why_undefined(metric: str, counts: BoundaryCounts, parent_level: int) -> str
         "sibling_coactivation": "no parent has two children that fire",
         "non_sibling_coactivation": "all features that fire are siblings",
         "sibling_lift": "there are no two siblings that fire, or no two other features are ever active together",
+        "copy_share": "no parent that fires has a child that fires",
+        "weak_share": "there is no edge but copies between features that fire",
+        "clear_share": "there is no edge but copies between features that fire",
     }[metric]
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
 from tqdm.auto import tqdm
 
+from sae_lens_hsae.evaluation.boundary_metrics import WITHOUT_DECODERS
 from sae_lens_hsae.evaluation.outliers import Outliers, begun
 from sae_lens_hsae.evaluation.results import ForestEvaluation
 from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack, check_fit, check_reconstruct, level_saes
 from sae_lens_hsae.evaluation.tallies import BoundaryTally, Firing, LevelTally, at_least_float32
 from sae_lens_hsae.evaluation.token_blocks import SpreadTally, TokenBlocks
-from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.forest import NO_PARENT, Concepts, FeatureForest, copies_of_parents
 from sae_lens_hsae.forest.activations import token_chunks, tokens_at_once
+from sae_lens_hsae.forest.post_hoc import have_either_sign
 
 
 @torch.no_grad()
@@ -29,9 +32,9 @@ def evaluate_forest(
 ) -> ForestEvaluation:
     """Measure a stack of levels and its forest on a stream of activations (HSAE §4.2 and arXiv 2606.22994).
 
-    One pass, and memory that does not grow with the stream: at the defaults about 1 KB per feature. The activations are
-    taken as the SAEs' ``encode`` takes them: if the SAEs expect scaled inputs
-    (``normalize_activations="expected_average_only_in"``), scale them or fold the factor first.
+    One pass, and memory that does not grow with the stream: at the defaults about 1 KB per feature, and at the end
+    copies of the decoder rows on the CPU. The activations are taken as the SAEs' ``encode`` takes them: if the SAEs
+    expect scaled inputs (``normalize_activations="expected_average_only_in"``), scale them or fold the factor first.
 
     The metrics are defined in `sae_lens_hsae.evaluation.boundary_metrics`. Each has a confidence interval, by leaving
     out one block of the stream at a time (`jackknife`). So the order of the tokens matters to the intervals, not to
@@ -91,15 +94,32 @@ def evaluate_forest(
             bar.update(len(x))
 
     enough = len(blocks.sizes) >= n_blocks
-    too_few = f"{blocks.n_tokens} tokens are fewer than the {n_blocks} blocks that they need"
+    undefined = {}
+    if not enough:
+        undefined["intervals"] = f"{blocks.n_tokens} tokens are fewer than the {n_blocks} blocks that they need"
+    concepts = _living_concepts(saes, forest, torch.cat([tally.fires.total.cpu() for tally in of_level]) > 0)
+    if concepts is None:
+        undefined["in_trees_share"] = WITHOUT_DECODERS
     return ForestEvaluation(
         n_tokens=blocks.n_tokens,
         n_outlying=blocks.n_tokens - outliers.n_ordinary,
         levels=tuple(tally.result(spread, outliers, n_blocks, confidence) for tally in of_level),
-        boundaries=tuple(tally.result(n_blocks, confidence) for tally in of_boundary),
+        boundaries=tuple(tally.result(concepts, n_blocks, confidence) for tally in of_boundary),
         trees_by_depth=forest.trees_by_depth,
+        in_trees_share=math.nan if concepts is None else concepts.in_trees_share(3),
         n_blocks=len(blocks.sizes) if enough else 0,
         tokens_per_block=blocks.length if enough else 0,
         confidence=confidence,
-        undefined={} if enough else {"intervals": too_few},
+        undefined=undefined,
     )
+
+
+def _living_concepts(saes: Sequence[LevelSAE], forest: FeatureForest, fires: torch.Tensor) -> Concepts | None:
+    """Copies joined, no edges of features that never fired, by (n_features,) bool; None if a level has no W_dec."""
+    decoders = [rows.cpu() for sae in saes if isinstance(rows := getattr(sae, "W_dec", None), torch.Tensor)]
+    if len(decoders) < len(saes):
+        return None
+    parents = forest.parents
+    parents[~(fires & fires[parents])] = NO_PARENT  # who has none, −1, has none after it either
+    living = FeatureForest(parents, forest.level_widths)
+    return Concepts(living, copies_of_parents(living, torch.cat(decoders), have_either_sign(saes)))

@@ -75,6 +75,10 @@ class BoundaryEvaluation(Record):
         mean_children: children per parent that has any, dead ones included; NaN if none has.
         max_children: children of the parent with most.
         several_children_share: of the parents with children, the share with at least two.
+        copy_share: of the evaluated pairs, the share whose child is a copy of its parent (`copies_of_parents`).
+        weak_share: of those that are no copies, the share whose similarity, P(parent | child) − 2 P(parent) on these
+            tokens, is below 0.5; the explorer page marks such edges.
+        clear_share: the same from a similarity of 0.65 on.
         intervals: confidence intervals of the metrics from ``hamming`` to ``sibling_lift``.
         undefined: why a metric, or ``"interval of …"`` it, is NaN.
     """
@@ -96,6 +100,9 @@ class BoundaryEvaluation(Record):
     mean_children: float = math.nan
     max_children: int = 0
     several_children_share: float = math.nan
+    copy_share: float = math.nan
+    weak_share: float = math.nan
+    clear_share: float = math.nan
     intervals: Mapping[str, Interval] = field(default_factory=dict, repr=False)
     undefined: Mapping[str, str] = field(default_factory=dict)
 

@@ -11,6 +11,7 @@ from typing import Any
 import pandas
 
 from sae_lens_hsae.evaluation.records import BoundaryEvaluation, LevelEvaluation, Record
+from sae_lens_hsae.forest.parents import CLEAR_SIMILARITY, WEAK_SIMILARITY
 
 MISSING = "–"
 
@@ -25,16 +26,19 @@ class ForestEvaluation(Record):
         levels: one record per level, coarse to fine.
         boundaries: one record per level boundary, coarse to fine; one fewer than levels.
         trees_by_depth: as of `FeatureForest`.
+        in_trees_share: share of all features that stand in trees of at least three distinct concepts, copies counted
+            with their parents; features that never fired stand in none.
         n_blocks: blocks of tokens that the intervals are made from; 0 if there are none.
         tokens_per_block: tokens of each block; the last may have fewer.
         confidence: of the intervals.
-        undefined: ``{"intervals": why}`` if there are none at all.
+        undefined: why ``"intervals"`` or ``"in_trees_share"`` are not there.
     """
 
     n_tokens: int
     levels: tuple[LevelEvaluation, ...]
     boundaries: tuple[BoundaryEvaluation, ...]
     trees_by_depth: tuple[int, ...] = ()
+    in_trees_share: float = math.nan
     n_outlying: int = 0
     n_blocks: int = 0
     tokens_per_block: int = 0
@@ -113,13 +117,19 @@ def _boundaries(boundaries: Sequence[BoundaryEvaluation]) -> str:
         ["parents with children", *(str(b.n_parents_with_children) for b in boundaries)],
         ["children per parent (most)", *(f"{_number(b.mean_children)} ({b.max_children})" for b in boundaries)],
         ["parents with several children", *(_share(b.several_children_share) for b in boundaries)],
+        ["copies", *(_share(b.copy_share) for b in boundaries)],
+        [f"weak edges (similarity below {WEAK_SIMILARITY})", *(_share(b.weak_share) for b in boundaries)],
+        [f"clear edges ({CLEAR_SIMILARITY} and more)", *(_share(b.clear_share) for b in boundaries)],
     ]
     return _table(rows, left=1)
 
 
 def _trees(evaluation: ForestEvaluation) -> list[str]:
     trees = [f"{n} of depth {depth}" for depth, n in enumerate(evaluation.trees_by_depth, 1) if n]
-    return [f"trees: {', '.join(trees)}"] if trees else []
+    lines = [f"trees: {', '.join(trees)}"] if trees else []
+    if evaluation.boundaries and not math.isnan(evaluation.in_trees_share):
+        lines.append(f"{evaluation.in_trees_share:.0%} of the features stand in trees of at least three concepts")
+    return lines
 
 
 def _notes(evaluation: ForestEvaluation) -> list[str]:

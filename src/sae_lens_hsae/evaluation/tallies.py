@@ -12,9 +12,11 @@ from typing import Any
 import torch
 
 from sae_lens_hsae.evaluation.boundary_metrics import (
+    WITHOUT_DECODERS,
     BoundaryCounts,
     Pairs,
     boundary_metrics,
+    edge_shares,
     living_pairs,
     why_undefined,
 )
@@ -23,7 +25,7 @@ from sae_lens_hsae.evaluation.outliers import Outliers
 from sae_lens_hsae.evaluation.records import BoundaryEvaluation, LevelEvaluation
 from sae_lens_hsae.evaluation.stacks import LevelSAE
 from sae_lens_hsae.evaluation.token_blocks import BlockTable, SpreadTally, TokenBlocks
-from sae_lens_hsae.forest import NO_PARENT, FeatureForest
+from sae_lens_hsae.forest import NO_PARENT, Concepts, FeatureForest
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
@@ -119,6 +121,7 @@ class BoundaryTally:
         self._branching = _branching(forest, parents.level)
         above, below = forest.levels[parents.level], forest.levels[children.level]
         n_parents, n_children = above.stop - above.start, below.stop - below.start
+        self._below = below
         device = parents.device
         flat = forest.parents[below].to(device)
         self._parent_of = torch.where(flat == NO_PARENT, NO_PARENT, flat - above.start)
@@ -149,9 +152,10 @@ class BoundaryTally:
         dominated = (of_parent > strength).nonzero().flatten()
         self._dominated.count(token[dominated], child[dominated])
 
-    def result(self, n_blocks: int, confidence: float) -> BoundaryEvaluation:
+    def result(self, concepts: Concepts | None, n_blocks: int, confidence: float) -> BoundaryEvaluation:
         sizes, counts = self._blocks.sizes, self._counts()
         values = boundary_metrics(self._pairs, counts)
+        shares = edge_shares(self._pairs, counts, None if concepts is None else concepts.is_copy[self._below])
         without: dict[str, list[float]] = {name: [] for name in values}
         if len(sizes) >= n_blocks:
             for block in range(len(sizes)):
@@ -159,9 +163,11 @@ class BoundaryTally:
                     without[name].append(value)
         undefined = {
             name: why_undefined(name, counts, self._parents.level)
-            for name, value in values.items()
+            for name, value in (values | shares).items()
             if math.isnan(value)
         }
+        if concepts is None:
+            undefined |= dict.fromkeys(shares, WITHOUT_DECODERS)
         living = living_pairs(self._pairs, counts)
         n_unassigned = int((self._parent_of == NO_PARENT).sum())
         return BoundaryEvaluation(
@@ -173,6 +179,7 @@ class BoundaryTally:
             unassigned_share=n_unassigned / len(self._parent_of),
             **self._branching,
             **values,
+            **shares,
             **_intervals(values, without, undefined, sizes, n_blocks, confidence),
         )
 

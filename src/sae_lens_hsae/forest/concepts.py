@@ -21,12 +21,13 @@ such; 0.9 misses half of them.
 """
 
 
-def copies_of_parents(forest: FeatureForest, decoder: torch.Tensor) -> torch.Tensor:
+def copies_of_parents(forest: FeatureForest, decoder: torch.Tensor, either_sign: bool = False) -> torch.Tensor:
     """Which features are copies of their parents: the cosine of their decoder rows is above 0.8.
 
     Args:
         forest: who is whose parent.
         decoder: (n_features, d_in) decoder rows of all levels, coarse to fine, of any norm.
+        either_sign: whether features fire with either sign, so that opposite directions are one.
 
     Returns:
         (n_features,) bool, False where there is no parent.
@@ -42,7 +43,8 @@ def copies_of_parents(forest: FeatureForest, decoder: torch.Tensor) -> torch.Ten
     parent, child = forest.edges().T
     rows = torch.nn.functional.normalize(decoder.detach().float().cpu(), dim=1)
     found = torch.zeros(forest.n_features, dtype=torch.bool)
-    found[child] = (rows[parent] * rows[child]).sum(1) > COPY_COSINE
+    cosine = (rows[parent] * rows[child]).sum(1)
+    found[child] = (cosine.abs() if either_sign else cosine) > COPY_COSINE
     return found
 
 

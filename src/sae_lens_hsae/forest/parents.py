@@ -26,6 +26,12 @@ Z = 1.96
 BREADTH_PENALTY = 2.0
 """How many times its own frequency a parent must make up for; 1 would be chance alone."""
 
+WEAK_SIMILARITY = 0.5
+"""Edges of a lower P(parent | child) − 2 P(parent) were more often unrelated than not, to a reader (docs/edges.md)."""
+
+CLEAR_SIMILARITY = 0.65
+"""Edges from this one on were seldom unrelated."""
+
 Similarity = Literal["encoder", "decoder", "coactivation", "conditional"]
 MEASURED_ON_ACTIVATIONS = ("coactivation", "conditional")
 """Similarities that parameters alone do not give."""

@@ -11,6 +11,7 @@ import torch
 
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.forest.concepts import Concepts
+from sae_lens_hsae.forest.parents import CLEAR_SIMILARITY, WEAK_SIMILARITY
 from sae_lens_hsae.interpret.explain import Explanation
 from sae_lens_hsae.interpret.feature_cache import Dashboards
 from sae_lens_hsae.interpret.feature_cache.statistics import bin_edges, quantiles
@@ -110,6 +111,8 @@ class PageContent:
             "separators": sorted(separators),
             "noDetection": REASONS,
             "otherTrainings": self._others,
+            "weak": WEAK_SIMILARITY,
+            "clear": CLEAR_SIMILARITY,
         }
         arrays = {
             "parents": _array(data.parents, np.int32),

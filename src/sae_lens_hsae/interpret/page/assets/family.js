@@ -2,8 +2,6 @@
 
 const SNIPPET_LENGTH = 40; // characters on either side of the peak
 const MANY_CHILDREN = 8;
-const WEAK = 0.5; // edges below this similarity were more often unrelated than not, to a reader
-const CLEAR = 0.65; // from here on one in eight was unrelated
 
 function copyBadge(forest, feature) {
   return forest.isCopy[feature] ? element("span", { class: "badge", title: "Its decoder direction is nearly its parent's: the same thing once more, at a finer level." }, "copy") : null;
@@ -20,7 +18,7 @@ function againBadge(forest, feature, text = "found again") {
 function weakBadge(forest, feature) {
   if (forest.isCopy[feature] || forest.parents[feature] < 0) return null; // copies were not read
   const similarity = forest.similarity(feature);
-  return similarity < WEAK ? element("span", { class: "badge weak", title: `P(parent | child) − 2 P(parent) is ${number(similarity)} for its edge to ${forest.id(forest.parents[feature])}. Below ${WEAK}, read the contexts of both before you believe it.` }, "weak") : null;
+  return similarity < forest.weak ? element("span", { class: "badge weak", title: `P(parent | child) − 2 P(parent) is ${number(similarity)} for its edge to ${forest.id(forest.parents[feature])}. Below ${forest.weak}, read the contexts of both before you believe it.` }, "weak") : null;
 }
 
 function badges(forest, feature) { return [copyBadge(forest, feature), againBadge(forest, feature), weakBadge(forest, feature)]; }

@@ -38,7 +38,7 @@ function summary(forest) {
   const n = (count) => count.toLocaleString("en");
   const alone = forest.tops.filter((f) => forest.size[f] === 1).length, trees = forest.tops.length - alone;
   const copies = forest.isCopy.reduce((sum, each) => sum + each, 0);
-  const edges = ownEdges(forest), weak = edges.filter((f) => !(forest.similarity(f) >= WEAK)).length;
+  const edges = ownEdges(forest), weak = edges.filter((f) => !(forest.similarity(f) >= forest.weak)).length;
   return element("p", {}, `${n(forest.n)} features in ${forest.levelWidths.length} levels, read on ${n(forest.nTokens)} tokens. `,
     trees ? `${n(forest.n - alone)} of them form ${n(trees)} trees; ${n(alone)} stand alone. ` : "No feature has a parent. ",
     copies ? `${n(copies)} children are copies of their parents. ` : "", weak ? `Of the other ${n(edges.length)} edges ${n(weak)} are weak. ` : "", repeated(forest), element("a", { href: "#/map" }, "See the trees on a map."));

@@ -32,7 +32,7 @@ class Tree {
       ["number", "level and number", (f) => -f, () => ""],
     ];
     // Key in links, name, and the least similarity of the edges that are shown.
-    this.cuts = [["", "all", -Infinity], ["not-weak", `copies, and similarity from ${WEAK} on`, WEAK], ["clear", `copies, and similarity from ${CLEAR} on`, CLEAR]];
+    this.cuts = [["", "all", -Infinity], ["not-weak", `copies, and similarity from ${forest.weak} on`, forest.weak], ["clear", `copies, and similarity from ${forest.clear} on`, forest.clear]];
     this.controls();
     this.box.addEventListener("keydown", (event) => this.key(event));
     this.box.addEventListener("scroll", () => this.draw());
