@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 import hsae_command
 import sae_lens_hsae
 from hsae_command import parsers
-from sae_lens_hsae import FeatureForest, HierarchicalSAE, HierarchicalSAETrainingRunner
+from sae_lens_hsae import FeatureForest, HierarchicalSAE
 from sae_lens_hsae.cli import demo
 from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.cli.clarity import CLARITY_FILENAME
@@ -141,12 +141,11 @@ def test_errors_have_no_traceback_unless_asked_for(monkeypatch, capsys, error, c
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("runner", [LanguageModelSAETrainingRunner, HierarchicalSAETrainingRunner])
-def test_a_stopped_run_ends_with_the_code_of_the_signal(monkeypatch, capsys, tmp_path, runner, number):
+def test_a_stopped_run_of_saelens_own_ends_with_the_code_of_the_signal(monkeypatch, capsys, tmp_path, number):
     def stopped(*_):
         model = hooked_model(signalling(number), at=11)
         cfg = runner_config(tmp_path, checkpoint_path=None)
-        train(runner, cfg, override_model=model, override_dataset=tiny_dataset())
+        train(LanguageModelSAETrainingRunner, cfg, override_model=model, override_dataset=tiny_dataset())
 
     monkeypatch.setattr(cli, "demo", stopped)
     with pytest.raises(SystemExit) as end:
