@@ -115,22 +115,25 @@ def effect(saes: Any, model: Any) -> Any:
 
 
 SAMPLES = [(X, torch.cat([PLAIN[0].encode(X) != 0, PLAIN[1].encode(X)[:, 6:8] != 0], dim=1))]
-READERS: dict[str, Any] = {
-    name: lambda saes, _, name=name: FeatureForest.from_saes(saes, ParentRule(name, None), [X]).parents
-    for name in ("encoder", "decoder", "coactivation", "conditional")
-} | {
-    "measures": lambda saes, _: fields(evaluate_forest(saes, FOREST, [X]).boundaries[0], "hamming dominance"),
-    "dashboards": lambda saes, _: fields(dashboards_of(saes), "n_firing n_with_parent histogram strongest_tokens"),
-    "concepts": lambda saes, _: match_features(saes, SAMPLES).concept_of,
-    "absorption": lambda saes, _: fields(
-        measure_absorption(saes, match_features(PLAIN, SAMPLES), torch.tensor([-1] * 6 + [0, 1]), SAMPLES),
-        "n_within within_level across_levels",
-    ),
-    "explanation": lambda saes, model: fields(explain(saes, model, "w1 w2 w3 w4 w5", FOREST), "features shares"),
-    "effect": lambda saes, model: fields(effect(saes, model), "n_on kl_on"),
-    "circuit": circuit_effects,
-    "contrast": lambda saes, _: fields(contrast(saes, FOREST, X[:40] + 1, X[40:80]), "p_value share_of_parent"),
-}
+READERS: dict[str, Any] = (
+    {
+        name: lambda saes, _, name=name: FeatureForest.from_saes(saes, ParentRule(name, None), [X]).parents  # type: ignore[arg-type]
+        for name in ("encoder", "decoder", "coactivation", "conditional")
+    }
+    | {
+        "measures": lambda saes, _: fields(evaluate_forest(saes, FOREST, [X]).boundaries[0], "hamming dominance"),
+        "dashboards": lambda saes, _: fields(dashboards_of(saes), "n_firing n_with_parent histogram strongest_tokens"),
+        "concepts": lambda saes, _: match_features(saes, SAMPLES).concept_of,
+        "absorption": lambda saes, _: fields(
+            measure_absorption(saes, match_features(PLAIN, SAMPLES), torch.tensor([-1] * 6 + [0, 1]), SAMPLES),
+            "n_within within_level across_levels",
+        ),
+        "explanation": lambda saes, model: fields(explain(saes, model, "w1 w2 w3 w4 w5", FOREST), "features shares"),
+        "effect": lambda saes, model: fields(effect(saes, model), "n_on kl_on"),
+        "circuit": circuit_effects,
+        "contrast": lambda saes, _: fields(contrast(saes, FOREST, X[:40] + 1, X[40:80]), "p_value share_of_parent"),
+    }
+)
 
 
 @pytest.fixture(scope="module")

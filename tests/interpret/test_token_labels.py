@@ -190,7 +190,8 @@ def test_labels_are_read_by_index_in_numbers_or_words_and_by_name(tmp_path):
         path.write_text(json.dumps({key: "x"}))
         with pytest.raises(ValueError, match=rf"labels\.json' is not a JSON object .*{message}"):
             read_labels(path, forest)
-    wrong: Any = {None: "None is no feature", 1: "7 of feature 1 is no text", 33: "feature 33 does not exist"}
-    for feature, message in wrong.items():
+    wrong: Any = ((None, "None is no feature"), (1, "7 of feature 1 is no text"), (33, "feature 33 does not exist"))
+    label: Any = 7
+    for feature, message in wrong:
         with pytest.raises(ValueError, match=f"^labels: {message}"):
-            by_feature({feature: 7}, forest.index)
+            by_feature({feature: label}, forest.index)
