@@ -17,6 +17,8 @@ TOO_LARGE = 10**400
     [
         ("level_widths", [], "is empty; give the levels coarse to fine"),
         ("level_widths", [8, 8], "not strictly increasing"),
+        ("d_in", "8", "it is the width"),
+        ("device", "/dev/zero", "give the name of one"),
         ("d_sae", 34, "level_widths=[4, 9, 20] add up to 33, so set d_sae=33"),
         ("output_level", 3, "choose a level from -3 to 2"),
         ("normalize_activations", "layer_norm", 'use "none" or "expected_average_only_in"'),

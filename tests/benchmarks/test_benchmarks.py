@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import largest_update
 from benchmarks.command import main
 from benchmarks.contestants import (
     CONTESTANTS,
@@ -170,9 +169,3 @@ def test_peak_memory_is_that_of_the_action_alone():
     allocated, nothing = in_fresh_process(peak_of_an_allocation)
     assert 63 * MEGABYTE < allocated < 72 * MEGABYTE
     assert 0 <= nothing < 8 * MEGABYTE
-
-
-def test_the_largest_update_runs_in_small(capsys):
-    largest_update.main(["--d-in", "4", "--parents", "600", "--children", "1300"])
-    assert "600 × 1,300 features, d 4" in (told := capsys.readouterr().out)
-    assert "1,040 children have a parent" in told

@@ -1,9 +1,7 @@
 """The GPU's run in small, on a CPU: that it writes what it measured after every row, and keeps to its time."""
 
 import json
-import re
 
-from benchmarks import gpu
 from benchmarks.gpu import COMPARED, main
 from benchmarks.gpu_report import markdown
 from benchmarks.plan import Size
@@ -31,21 +29,3 @@ def test_a_run_writes_what_it_measured(tmp_path, monkeypatch, capsys):
     assert text in capsys.readouterr().out
     assert all(f"| {name} |" in text for name in COMPARED)
     assert "activations per second at least 270,000" in text
-
-
-def test_what_there_is_no_time_for_is_named_and_rows_before_it_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "ONE_SIZE", 60.0)
-    now = iter([0.0, 100.0, 410.0, 1000.0])
-    monkeypatch.setattr(gpu.time, "monotonic", lambda: next(now))
-    monkeypatch.setattr(gpu, "measure_step", lambda size, *_: {"size": str(size), "contestants": {}})
-    monkeypatch.setattr(gpu, "markdown", lambda record: str(len(record["steps"])))
-    main([*ON_CPU, "--minutes", "7", "--out", str(tmp_path)], TINY, (64,))
-    record = json.loads((tmp_path / "results.json").read_text())
-    assert [row["size"] for row in record["steps"]] == [str(TINY[0])]
-    assert record["left_out"] == [str(TINY[1]), "decoding from 64 features"]
-
-
-def test_the_tests_are_found_and_their_last_line_is_told():
-    tests = gpu.run_tests(120)
-    assert tests["passed"]
-    assert re.search(r"\d+ (skipped|passed)", tests["told"])

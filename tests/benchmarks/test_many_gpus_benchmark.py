@@ -24,8 +24,8 @@ def test_a_sharded_dictionary_sends_the_same_at_every_width_and_other_layouts_in
 @pytest.mark.skipif(
     not Path("/proc/net/dev").exists(), reason="the bytes of the loopback interface are Linux's to tell"
 )
-@pytest.mark.parametrize("layout", sharding.LAYOUTS)
-def test_sharded_layouts_compute_the_same_and_send_what_the_formula_says(layout, monkeypatch):
+def test_a_sharded_layout_computes_the_same_and_sends_what_the_formula_says(monkeypatch):
+    layout = "dictionary sharded"
     sent, loss = sharding.bytes_sent(layout, SMALL)
     levels = sharding.Levels([sharding.Level(SMALL.d_in, width) for width in SMALL.widths])
     alone = sum(levels(sharding.batch_of(rank, SMALL)) for rank in range(sharding.N_RANKS))

@@ -213,7 +213,6 @@ def path_of(forests: Any, node: Any) -> list[int]:
         (["run0", "other"], "pairs", "read different models: .*run0 reads .*, .*other reads 'another model'"),
         (["run0", "twin"], "pairs", "run0 and .*twin both read transformer.h.0"),
         (["run0", "nowhere"], "pairs", "hook_name='transformer.h.9' is no hook point of the model"),
-        (["run0", "empty"], "pairs", "empty holds no cfg.json, so no saved SAE"),
         (["run0"], "unequal", "pair 1: clean='w1 w2 w3' has 3 tokens and patch='w1' has 1"),
         (["run0"], "missing", "missing.jsonl"),
     ],

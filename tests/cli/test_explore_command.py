@@ -102,7 +102,6 @@ def written(name: str, text: str) -> Any:
     [
         (lambda folder: (folder / "dashboards").mkdir(), "holds no manifest.json, so no complete dashboards"),
         (written("labels.json", "[1]"), "is not a JSON object from flat feature index"),
-        (written("labels.json", '{"2/99": "x"}'), "feature 99 is not in level 2, which has 20 features"),
         (written("text.txt", "too short"), "holds too little: 2 of 16 tokens that fill a context"),
         (data_set(text=["short"]), "holds too little: 1 of 16"),
         (data_set(prose=["x"], n=[1]), "column='text' holds neither text nor token ids in dataset="),

@@ -117,37 +117,3 @@ def test_modules_are_what_correlates_from_token_to_token(tokenizer, most_frequen
     assert sorted(map(sorted, as_sets)) == sorted(map(sorted, joined))
     assert [len(each) for each in as_sets] == sorted((len(each) for each in joined), reverse=True)
     assert all(set(module) == set(HOOKS) for module in found)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"texts": []}, "texts is empty"),
-        ({"texts": ["w1", ""]}, "texts: number 1 has no token"),
-        ({"texts": ["w1", "w1 " * 16]}, "texts: number 1 has 16 tokens, but the model takes at most 15"),
-        ({"strongest": 0}, "strongest=0"),
-        ({"correlation": 0}, "correlation=0 must be above 0"),
-        ({"most_frequent": 2}, "most_frequent=2"),
-        ({"forests": FIRST}, "forests has one hook point"),
-    ],
-)
-def test_wrong_arguments_of_modules_are_named(tokenizer, options, message):
-    forests = stacks()
-    arguments: dict[str, Any] = {"forests": forests, "texts": ["w1 w2"]} | options
-    if arguments["forests"] == FIRST:
-        arguments["forests"] = {FIRST: forests[FIRST]}
-    model = tiny(tokenizer)
-    model.forward = lambda *_: pytest.fail("the model ran")
-    with pytest.raises(ValueError, match=message):
-        coactivation_modules(model, **arguments)
-    with pytest.raises(IndexError, match=r"resid_post: level 3 does not exist; choose one from 0 to 2"):
-        coactivation_modules(tiny(tokenizer), forests, ["w1 w2"], level=3)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"penalty": 0}, "penalty=0 must be above 0"), ({"penalty": 2}, "penalty=2"), ({"threshold": -1}, "threshold=-1")],
-)
-def test_wrong_arguments_of_the_lasso_are_named(tokenizer, options, message):
-    with pytest.raises(ValueError, match=message):
-        lasso_circuit(tiny(tokenizer), stacks(), PAIRS, **options)

@@ -5,8 +5,7 @@ import math
 import numpy as np
 import torch
 
-from experiments.planted.parent_rules import SHARES, _forest, rules_scored, similarities
-from experiments.planted.trees import EASY
+from experiments.planted.parent_rules import _forest, similarities
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.forest.parents import conditional_similarity
 
@@ -41,13 +40,6 @@ def test_similarities_against_loops_and_the_packages_own():
             }
             for name, value in expected.items():
                 assert math.isclose(found[name][p, c], value, abs_tol=1e-5), name
-
-
-def test_a_short_training_is_scored():
-    rows = rules_scored(EASY, seed=0, steps=30, n_samples=2_000)["rows"]
-    for scores in rows.values():
-        assert len(scores) == len(SHARES)
-        assert all(0 <= row["F1"] <= 1 for row in scores)
 
 
 def test_the_bar_is_one_for_all_boundaries_and_leaves_a_share_of_the_children_a_parent():

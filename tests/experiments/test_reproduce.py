@@ -30,7 +30,7 @@ from experiments.models import (
     new_sae,
 )
 from experiments.paper_tables import TABLES, Size, Stream, Table, measure, reproduce, reproduce_sinks
-from experiments.planted import copies, training, trees
+from experiments.planted import copies, training
 from experiments.planted.trees import STANDARD
 from experiments.planted_tables import reproduce_planted
 from experiments.sinks import Sinks
@@ -126,24 +126,56 @@ TABLES_WITH_CELLS = {
     "l0": lambda size, folder: l0_control.reproduce_l0("main", activations, folder, size),
     "circuits": lambda size, folder: circuits.reproduce_circuits(GemmaActivations(folder), folder, size),
     "steering": lambda size, folder: steering.reproduce_steering(GemmaActivations(folder), folder, size),
+    "judged": lambda size, folder: meaning.reproduce_meaning(activations, glosses(size.places), folder, size),
+    "planted": lambda size, folder: reproduce_planted("standard", folder, 1, 2, n_samples=size.tokens),
+    "copies": lambda size, folder: copies.reproduce_copies(STANDARD, folder, range(1), 2, size.tokens),
+}
+OTHER_STANDARD = replace(STANDARD, learning_rate=1e-3)
+CONSTANTS = {
+    "LEARNING_RATE": (models, 1e-3),
+    "BATCH_SIZE": (models, 32),
+    "WIDTHS": (models, (20, 31, 45)),
+    "IDEAS": (planted_tables, {HSAE: {"perturbation_rate": 0.1}}),
+    "SETTINGS": (planted_tables, {"standard": OTHER_STANDARD}),
+    "STANDARD": (l0_control, OTHER_STANDARD),
+    "COSINES": (copies, (0.7,)),
 }
 
 
-@pytest.mark.parametrize("table", TABLES_WITH_CELLS)
-@pytest.mark.parametrize("setting", ["tokens", "held_out", "LEARNING_RATE", "BATCH_SIZE", "WIDTHS"])
-def test_names_of_cells_tell_of_all_that_decides_them(table, setting, tmp_path, monkeypatch):
+def glosses(n: int) -> Any:
+    """So many of them, none of which is read."""
+    return type("Glosses", (), {"n_glosses": n, "__call__": lambda *_: iter([None])})()
+
+
+@pytest.mark.parametrize(
+    ("table", "settings"),
+    [
+        *((table, "tokens held_out LEARNING_RATE BATCH_SIZE WIDTHS") for table in list(TABLES_WITH_CELLS)[:6]),
+        ("l0", "STANDARD"),
+        ("judged", "places tokens"),
+        ("planted", "tokens IDEAS SETTINGS"),
+        ("copies", "tokens COSINES"),
+    ],
+)
+def test_names_of_cells_tell_of_all_that_decides_them(table, settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(meaning, "read_wordnet", lambda: None)
     size = Size(steps=3, seeds=1, held_out=500, places=1, tokens=2000)
+    drawn = torch.get_rng_state()
     before = names_of(lambda: TABLES_WITH_CELLS[table](size, tmp_path), monkeypatch)
     assert before == names_of(lambda: TABLES_WITH_CELLS[table](size, tmp_path), monkeypatch)
-    if setting in ("tokens", "held_out"):
-        size = replace(size, **{setting: getattr(size, setting) + 1})
-    else:
-        other = {"LEARNING_RATE": 1e-3, "BATCH_SIZE": 32, "WIDTHS": (20, 31, 45)}[setting]
-        monkeypatch.setattr(models, setting, other)
-    after = names_of(lambda: TABLES_WITH_CELLS[table](size, tmp_path), monkeypatch)
-    others = [name for name in before if not name.startswith("l0-planted")]
-    assert others
-    assert not set(others) & set(after)
+    assert torch.equal(torch.get_rng_state(), drawn), "a name draws no random numbers"
+    for setting in settings.split():
+        with monkeypatch.context() as patch:
+            other = size
+            if setting in CONSTANTS:
+                module, value = CONSTANTS[setting]
+                patch.setattr(module, setting, value)
+            else:
+                other = replace(size, **{setting: getattr(size, setting) + 1})
+            after = names_of(lambda other=other: TABLES_WITH_CELLS[table](other, tmp_path), patch)
+        assert set(before) - set(after)
+        for name in set(before) & set(after):  # the table of L0 has cells of both
+            assert name.startswith("l0-planted") != (setting == "STANDARD"), setting
 
 
 def test_a_kept_model_is_not_taken_for_one_of_other_settings(tmp_path, monkeypatch):
@@ -171,59 +203,6 @@ def test_a_model_at_another_rate_is_the_model_trained_at_that_rate(model, tmp_pa
     expected = decoders(model, tmp_path)
     assert all(map(torch.equal, at_rate, expected))
     assert not any(map(torch.equal, at_rate, usual))
-
-
-def test_names_draw_no_random_numbers():
-    torch.manual_seed(0)
-    expected = torch.rand(1)
-    torch.manual_seed(0)
-    for model in (*MODELS, SNMF):
-        models.settings_of(model, 16, 3)
-    assert torch.rand(1) == expected
-
-
-def test_names_of_planted_cells_tell_of_samples_and_models(tmp_path, monkeypatch):
-    def planted(n_samples=100):
-        return reproduce_planted("standard", tmp_path, 1, 2, n_samples=n_samples)
-
-    def of_copies(n_samples=100):
-        return copies.reproduce_copies(STANDARD, tmp_path, range(1), 2, n_samples)
-
-    def of_l0():
-        return l0_control.reproduce_l0("main", activations, tmp_path, SMALL)
-
-    first = [names_of(compute, monkeypatch)[-1] for compute in (planted, of_copies, of_l0)]
-    assert first[0].startswith("planted-standard-v1-2steps-100samples-seed0-")
-    assert first[1].startswith("copies-standard-v1-2steps-100samples-seed0-")
-    assert names_of(lambda: planted(200), monkeypatch)[-1] != first[0]
-    assert names_of(lambda: of_copies(200), monkeypatch)[-1] != first[1]
-    with monkeypatch.context() as patch:
-        patch.setitem(IDEAS, HSAE, {"perturbation_rate": 0.1})
-        assert names_of(planted, patch)[-1] != first[0]
-    with monkeypatch.context() as patch:
-        patch.setattr(copies, "COSINES", (0.7,))
-        assert names_of(of_copies, patch)[-1] != first[1]
-    monkeypatch.setattr(trees, "STANDARD", replace(STANDARD, learning_rate=1e-3))
-    for module in (l0_control, planted_tables):
-        monkeypatch.setattr(module, "STANDARD", trees.STANDARD, raising=False)
-    monkeypatch.setitem(planted_tables.SETTINGS, "standard", trees.STANDARD)
-    assert names_of(planted, monkeypatch)[-1] != first[0]
-    assert names_of(of_l0, monkeypatch)[-1] != first[2]
-
-
-def test_names_of_judged_cells_tell_of_the_glosses(tmp_path, monkeypatch):
-    class Words(meaning.EntryWords):
-        def __call__(self, *_: Any) -> Any:
-            yield None
-
-    monkeypatch.setattr(meaning, "read_wordnet", lambda: None)
-
-    def names(n_glosses):
-        words = Words(tmp_path, n_glosses)
-        return names_of(lambda: meaning.reproduce_meaning(activations, words, tmp_path, SMALL), monkeypatch)
-
-    assert names(None)[0].startswith("judge-allglosses-layer3-")
-    assert names(2000)[0].startswith("judge-2000glosses-layer3-")
 
 
 def test_the_seed_decides_all(tmp_path):

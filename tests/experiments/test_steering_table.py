@@ -1,5 +1,6 @@
 """The table "steering" on a tiny model: texts fall apart into three, ways choose as they say, rows add up."""
 
+import json
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from experiments import steering
 from experiments.french import french_documents
 from experiments.gemma_stream import GemmaActivations
 from experiments.paper_tables import Size
-from experiments.steering import Subject, over_tasks, reproduce_steering, steering_rows
+from experiments.steering import Subject, over_tasks, reproduce_steering
 from experiments.steering_methods import METHODS
 from experiments.steering_tasks import N_WORDS, Judge, Task, chunks, split
 from sae_lens_hsae.interpret.contrast import text_activations
@@ -46,9 +47,6 @@ def test_no_french_sentence_stands_in_two_documents():
     documents = french_documents()
     assert documents[0][0].startswith("Ce matin mon frère a trouvé une lettre")
     assert len({text for document in documents for text in document}) == sum(map(len, documents))
-    judge = Judge(split(documents, 0), split([["I do not know where he is.", "She said it was in the house."]] * 9, 0))
-    assert judge.accuracy == 1
-    assert judge.share(["Je ne sais pas où il est.", "He said she was not in it."]) == 0.5
 
 
 def test_success_is_that_of_what_was_written_not_of_the_prompt(model):
@@ -100,25 +98,15 @@ def test_cells_become_rows(model, sae, tmp_path, monkeypatch):
     assert by_way["srps", "flat finest"]["looked at"] == 20
     assert 4 < by_way["srps", "coarse to fine"]["looked at"] < 33
     assert all(0.9 < row["judge's accuracy"] <= 1 for row in rows)
+    cells = [json.loads(path.read_text()) for path in tmp_path.glob("steering-toy-seed*.json")]
+    written = [
+        each for cell in cells if cell["method"] == "srps" for each in cell["written"] if each["way"] == "coarse"
+    ]
+    of_seeds = [each["perplexity"] for each in written if each["strength"] == 0.5]
+    row = by_way["srps", "coarse"]
+    assert len(of_seeds) == 2
+    assert row["perplexity at 0.5"] == pytest.approx(sum(of_seeds) / 2)
+    (mean,) = over_tasks([row, row | {"task": "other", "features": row["features"] + 1}])
+    assert mean["features"] == row["features"] + 0.5
     monkeypatch.setattr(steering, "gemma_model", None)
     assert reproduce_steering(source, tmp_path, Size(seeds=2)) == rows
-
-
-def test_rows_are_means_over_seeds():
-    written = {"way": "coarse", "n_features": 3, "n_visited": 4, "perplexity": 8.0}
-    results = [
-        {
-            "task": "toy",
-            "seed": seed,
-            "method": "sta",
-            "judge_accuracy": 0.9,
-            "written": [written | {"strength": s, "success": seed + s / 10} for s in steering.STRENGTHS],
-        }
-        for seed in (0, 1)
-    ]
-    (row,) = steering_rows(results)
-    assert (row["success at 0.25"], row["success at 0.5"]) == (pytest.approx(0.525), pytest.approx(0.55))
-    assert (row["seeds"], row["features"], row["perplexity at 0.5"]) == (2, 3, 8.0)
-    (mean,) = over_tasks([row, row | {"task": "other", "success at 0.5": 0.75}])
-    assert mean["success at 0.5"] == pytest.approx((0.55 + 0.75) / 2)
-    assert "task" not in mean

@@ -64,17 +64,8 @@ def test_debians_wordnet_is_read_as_it_is():
         "n": 82_115, "v": 13_767, "a": 7_463, "s": 10_693, "r": 3_621,
     }  # fmt: skip
     assert real.n_concepts - len(real) == 4
-    for below, above, expected in (
-        ("dog.n.01", "domestic_animal.n.01", True),
-        ("dog.n.01", "dog.n.01", False),
-        ("animal.n.01", "dog.n.01", False),
-        ("paris.n.01", "city.n.01", True),
-        ("sprint.v.01", "run.v.01", True),
-        ("huge.s.01", "(adjective)", True),
-    ):
-        assert bool(real.is_under(numbers(real, below), numbers(real, above))[0]) is expected
-    rows = torch.stack([numbers(real, "dog cat wolf"), numbers(real, "oak.n.02 elm tulip")])
-    assert [real.name(i) for i in real.common_hypernyms(rows).tolist()] == ["carnivore.n.01", "vascular_plant.n.01"]
+    rows = numbers(real, "dog cat wolf")[None]
+    assert [real.name(i) for i in real.common_hypernyms(rows).tolist()] == ["carnivore.n.01"]
     dog = real.synsets[real.index("dog.n.01")]
     assert dog.lemmas == ("dog", "domestic_dog", "Canis_familiaris")
     assert entry_text(dog)[1].startswith("dog: a member of the genus Canis (probably descended from the common wolf)")

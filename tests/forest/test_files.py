@@ -58,7 +58,6 @@ def test_the_table_says_what_the_forest_says():
 @pytest.mark.parametrize(
     ("source", "target", "message"),
     [
-        ("nothing", "x.json", "no saved SAE"),
         ("list.json", "x.csv", "no JSON object"),
         ("level", "x.xml", "which has no forest"),
     ],

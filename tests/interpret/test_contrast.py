@@ -9,7 +9,6 @@ from planted import planted_sae
 from sae_lens.load_model import load_model
 from small_saes import D_IN, make_sae
 
-from sae_lens_hsae import FeatureForest
 from sae_lens_hsae.cli.demo import minilm_folder
 from sae_lens_hsae.interpret.contrast import Finding, contrast, text_activations
 from sae_lens_hsae.interpret.contrast.findings import join_alike
@@ -105,11 +104,8 @@ def test_measures_equal_plain_counting(planted):
     assert result.mean_a[0].item() == pytest.approx(mean["a"].mean().item())
     spread = ((8 * mean["a"].var() + 10 * mean["b"].var()) / 18).sqrt()
     assert result.effect[0].item() == pytest.approx(((mean["a"].mean() - mean["b"].mean()) / spread).item())
-    for labels in ({4: "biology"}, {"4": "biology", "weights": "w"}, {"1/0": "biology"}):
-        frame = result.to_frame(labels)
-        assert frame.loc[4, ["level", "parent", "label"]].tolist() == [1, 0, "biology"]
-    with pytest.raises(ValueError, match="labels: feature 99 does not exist"):
-        result.to_frame({"99": "x"})
+    frame = result.to_frame({"1/0": "biology"})
+    assert frame.loc[4, ["level", "parent", "label"]].tolist() == [1, 0, "biology"]
     assert frame.loc[0, "auc"] == result.auc[0]
     assert result.auc[3] == 0.5  # never fires
     assert result.p_value[3] == 1
@@ -140,7 +136,6 @@ def test_it_is_silent_at_the_stated_rate_when_there_is_nothing():
         ({"b": [torch.full((2, D_IN), torch.nan)]}, "b: text 0 holds NaN"),
         ({"a": torch.ones(9, D_IN), "b": torch.ones(9, D_IN)}, "the same texts"),
         ({"alpha": 0}, "alpha=0 must lie between"),
-        ({"forest": FeatureForest([-1, -1], [2])}, "level_widths"),
     ],
 )
 def test_bad_input_is_refused(planted, changes, message):

@@ -293,8 +293,6 @@ def test_bad_input_is_refused_with_the_remedy(sae):
         collect_dashboards(sae, forest, [(tokens, x.flatten(0, 1))], progress=False)
     with pytest.raises(ValueError, match="number 1 holds NaN"):
         collect_dashboards(sae, forest, [(tokens, x), (tokens, x / 0)], progress=False)
-    with pytest.raises(ValueError, match="but the forest has level_widths"):
-        collect_dashboards([sae.level_sae(0)], forest, [(tokens, x)], progress=False)
     with pytest.raises(ValueError, match=r"unembedding has shape \(3, 30\)"):
         collect_dashboards(sae, forest, stream(), unembedding=torch.zeros(3, 30), progress=False)
     with pytest.raises(ValueError, match="n_tokens=0 must be at least 1"):

@@ -392,12 +392,6 @@ def test_edges_found_again_are_marked(browser, dashboards, forest, tmp_path, n_o
 
 
 @pytest.mark.browser
-def test_without_another_training_nothing_is_marked(opened):
-    assert "found again" not in opened.text()
-    assert opened.run("return document.querySelectorAll('.again').length") == 0
-
-
-@pytest.mark.browser
 def test_edges_of_low_similarity_are_marked_as_weak(browser, dashboards, forest, tmp_path):
     dashboards = replace(dashboards, n_tokens=5 * dashboards.n_tokens)  # else all parents fire too often
     opened = browser.anew(write_page(dashboards, forest, tmp_path / "p.html", TEXTS.__getitem__))

@@ -3,7 +3,6 @@
 import html
 import re
 
-import pytest
 import torch
 from hostile_page import HOSTILE
 from small_saes import D_IN, WIDTHS
@@ -59,10 +58,6 @@ def test_a_feature_shows_its_numbers_and_contexts(hostile_sae, hostile_dashboard
     assert "rgba(255, 164, 61, 1.00)" in shown
 
 
-def test_a_feature_that_never_fired_or_does_not_exist_says_so(hostile_dashboards):
+def test_a_feature_that_never_fired_says_so_and_may_be_given_by_name(hostile_dashboards):
     assert "fires on: 0.00% of 1,200 tokens" in str(FeatureCard(hostile_dashboards, 32, str))
     assert str(FeatureCard(hostile_dashboards, "2/19", str)) == str(FeatureCard(hostile_dashboards, 32, str))
-    with pytest.raises(IndexError, match="feature 33 does not exist"):
-        FeatureCard(hostile_dashboards, 33, str)
-    with pytest.raises(ValueError, match="feature 'dates' is no name"):
-        FeatureCard(hostile_dashboards, "dates", str)

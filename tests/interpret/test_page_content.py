@@ -96,15 +96,10 @@ def test_labels_may_be_as_json_has_them(hostile_dashboards, hostile_sae, tmp_pat
     assert blocks_of(page)["forest"][0]["plain"]["labels"] == {"3": "dates", str(WIDTHS[0] + WIDTHS[1]): "rivers"}
 
 
-def test_what_is_of_another_forest_and_unknown_labels_are_refused(
-    hostile_dashboards, hostile_text, hostile_sae, tmp_path
-):
+def test_what_is_of_another_forest_is_refused(hostile_dashboards, hostile_text, hostile_sae, tmp_path):
     other = FeatureForest(torch.full((sum(WIDTHS),), -1), WIDTHS)
     with pytest.raises(ValueError, match="collect them for this forest"):
         write_page(hostile_dashboards, other, tmp_path / "p.html", str)
-    for feature in (99, "99"):
-        with pytest.raises(ValueError, match="labels: feature 99 does not exist"):
-            write_page(hostile_dashboards, hostile_sae.forest, tmp_path / "p.html", str, {feature: "x"})
     of_another = replace(hostile_text, forest=other)
     with pytest.raises(ValueError, match="explanations: number 0 is of another forest"):
         write_page(hostile_dashboards, hostile_sae.forest, tmp_path / "p.html", str, explanations=[of_another])

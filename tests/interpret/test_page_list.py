@@ -233,12 +233,4 @@ def test_a_link_without_filters_shows_none(opened, hostile_sae):
         opened.go(pasted)
         assert opened.run(level) == ""
         assert "level" not in opened.fragment()
-
-    opened.choose("filter-level", "1")
-    opened.run("document.getElementById('query').focus()")
-    opened.keys("plain", "\ue007")
-    opened.wait("#/search/plain?level=1")
-    opened.driver.find_element("css selector", ".row .name").click()
-    opened.until(lambda: opened.fragment().startswith("#/f/"), "the row's feature")
-    assert opened.fragment().endswith("?level=1")
     assert opened.errors() == []

@@ -84,12 +84,8 @@ def test_a_trees_picture_has_its_features_under_their_parents(sae):
     assert list(icicle.parents) == ["" if p is None else forest.levels.name(p) for p in parents]
     assert icicle.labels[0] == f"0/{root}  &lt;script>"
     assert set(icicle.marker.line.width) == {1}
-    for names in ({str(root): "<script>", "weights": "w"}, {f"0/{root}": "<script>"}):
-        assert plots.tree_picture(forest, f"0/{root}", names) == plots.tree_picture(forest, root, {root: "<script>"})
-    with pytest.raises(ValueError, match="labels: feature 99 does not exist"):
-        plots.tree_picture(forest, root, {99: "x"})
-    with pytest.raises(IndexError, match="feature 99 does not exist"):
-        plots.tree_picture(forest, 99)
+    by_name = plots.tree_picture(forest, f"0/{root}", {f"0/{root}": "<script>"})
+    assert by_name == plots.tree_picture(forest, root, {root: "<script>"})
 
 
 def test_boxes_below_a_pixel_are_no_outlines():
@@ -163,5 +159,3 @@ def test_without_siblings_there_is_nothing_to_compare(sae, x):
     silent.threshold.data.fill_(1e9)
     with pytest.raises(ValueError, match="0 fire on these 700 tokens: no two siblings"):
         plots.sibling_distances(silent, silent.forest, x, progress=False)
-    with pytest.raises(IndexError, match="level 3 does not exist"):
-        plots.sibling_distances(sae, sae.forest, x, level=3, progress=False)

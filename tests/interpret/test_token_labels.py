@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections import Counter
 from importlib import import_module
 from itertools import pairwise
@@ -12,8 +11,7 @@ import pytest
 import torch
 from planted import planted_dashboards, planted_sae
 from small_saes import D_IN, make_sae
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from tokenizer_kinds import KINDS
 
 from sae_lens_hsae import FeatureForest
 from sae_lens_hsae.interpret.feature_cache import Dashboards, DashboardSettings, collect_dashboards
@@ -150,63 +148,22 @@ def test_words_that_look_alike_count_once_and_space_not_at_all():
     assert token_labels(data, ["", " Cat", " cat", " \n", *[""] * 4].__getitem__) == {0: "Cat"}
 
 
-SENTENCES = [
-    " The biologist examined unbelievable crystallographers, naïve ones.",
-    " Overfitting (regularisation) helps photosynthesis in 1987: eukaryotes!",
-    " Photosynthesis unbelievably examines the crystallography of 19876 naïvety.",
-]
-
-
-def wordpiece() -> Tokenizer:
-    made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    made.normalizer, made.pre_tokenizer = (
-        normalizers.BertNormalizer(strip_accents=False),
-        pre_tokenizers.BertPreTokenizer(),
-    )
-    made.decoder = decoders.WordPiece()
-    made.train_from_iterator(SENTENCES, trainers.WordPieceTrainer(vocab_size=70, special_tokens=["[UNK]"]))
-    return made
-
-
-def byte_level() -> Tokenizer:
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    made.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=290, initial_alphabet=alphabet))
-    return made
-
-
-def sentencepiece() -> Tokenizer:
-    made = Tokenizer(models.Unigram())
-    made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    made.train_from_iterator(
-        SENTENCES, trainers.UnigramTrainer(vocab_size=60, unk_token="<unk>", special_tokens=["<unk>"])
-    )
-    return made
-
-
-@pytest.mark.parametrize("make", [wordpiece, byte_level, sentencepiece])
-def test_a_word_in_pieces_is_shown_whole(make):
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=make())
-    rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in SENTENCES]
+@pytest.mark.parametrize(
+    ("kind", "ids", "expected"),
+    [
+        ("WordPiece", [3, 1, 2, 4], ["a", "walking", "."]),
+        ("byte-level with ##", [2, 9, 7, 3, 9, 5, 2], ["isa", "naïve", "##", "a", "", "is"]),
+        ("Unigram", [1, 2, 1], ["walking", "walk"]),
+        ("byte fallback", [1, 2, 5, 1], ["walkinga", "walk"]),
+    ],
+)
+def test_a_word_in_pieces_is_shown_whole(kind, ids, expected):
     sae, _ = planted_sae({0: (0,)})
-    places = [torch.arange(1.0, len(row) + 1) for row in rows]
-    batches = [
-        (torch.tensor([row]), place[None, :, None] * torch.eye(D_IN)[0])
-        for row, place in zip(rows, places, strict=True)
-    ]
+    x = torch.arange(1.0, len(ids) + 1)[None, :, None] * torch.eye(D_IN)[0]
     settings = DashboardSettings(window=80)
-    data = collect_dashboards(sae, sae.forest, batches, settings=settings, progress=False)
-    words = words_of(data, TokenTexts(tokenizer).__getitem__)
-    found = {
-        int(data.context_numbers[0, slot]): [
-            words.texts[n].casefold() for n in words.numbers[0, slot].tolist() if n > 0
-        ]
-        for slot in range(3)
-    }
-    assert sum(map(len, rows)) > 1.5 * sum(map(len, found.values())), "words are in pieces"
-    for number, text in enumerate(SENTENCES):
-        assert found[number] == re.findall(r"\w+|[^\w\s]", text.casefold())
+    data = collect_dashboards(sae, sae.forest, [(torch.tensor([ids]), x)], settings=settings, progress=False)
+    words = words_of(data, TokenTexts(KINDS[kind][0]).__getitem__)
+    assert [words.texts[n] for n in words.numbers[0, 0].tolist() if n >= 0] == expected
 
 
 def test_where_no_space_is_known_a_token_is_a_word():
@@ -233,7 +190,8 @@ def test_labels_are_read_by_index_in_numbers_or_words_and_by_name(tmp_path):
         path.write_text(json.dumps({key: "x"}))
         with pytest.raises(ValueError, match=rf"labels\.json' is not a JSON object .*{message}"):
             read_labels(path, forest)
-    wrong: Any = (({None: "x"}, "labels: None is no feature"), ({1: 7}, "labels: 7 of feature 1 is no text"))
-    for labels, message in wrong:
-        with pytest.raises(ValueError, match=message):
-            by_feature(labels, forest.index)
+    wrong: Any = ((None, "None is no feature"), (1, "7 of feature 1 is no text"), (33, "feature 33 does not exist"))
+    label: Any = 7
+    for feature, message in wrong:
+        with pytest.raises(ValueError, match=f"^labels: {message}"):
+            by_feature({feature: label}, forest.index)

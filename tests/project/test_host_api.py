@@ -4,9 +4,7 @@ import inspect
 from typing import Any
 
 import pytest
-import torch
 from sae_lens.llm_sae_training_runner import LanguageModelSAETrainingRunner
-from sae_lens.training import _interruption
 from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import nn
@@ -27,14 +25,3 @@ def test_a_private_method_is_as_it_was(owner: Any, name: str, parameters: list[s
     changed = f"{owner.__module__}.{owner.__name__}.{name} is private and has changed; {use} must follow"
     assert hasattr(owner, name), changed
     assert list(inspect.signature(getattr(owner, name)).parameters) == parameters, changed
-
-
-def test_saelens_interruption_is_where_it_was() -> None:
-    assert hasattr(_interruption, "InterruptedException"), (
-        "sae_lens.training._interruption.InterruptedException has moved; trainer, runner and command line must follow"
-    )
-
-
-def test_torch_has_the_gradient_of_a_gather() -> None:
-    operation = "_embedding_bag_per_sample_weights_backward"
-    assert hasattr(torch.ops.aten, operation), f"torch.ops.aten.{operation} is gone; cpu_step/row_products must follow"

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from short_trainings import new_trainer
 from small_saes import D_IN, make_config, make_sae
 
-from sae_lens_hsae import FeatureForest, HierarchicalSAE, HierarchicalTrainingSAEConfig
+from sae_lens_hsae import HierarchicalSAE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.forest.files import read_forest, write_forest
 from sae_lens_hsae.hub.push import stage
 from sae_lens_hsae.hub.saved_model import load_evaluation
@@ -87,31 +87,20 @@ def test_activations_of_another_width_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("config", "message"),
     [
-        ({"architecture": "topk"}, "architecture='topk' is not 'hsae'"),
-        ({"d_in": "8"}, "d_in='8': it is the width"),
-        ({"device": "/dev/zero"}, "device='/dev/zero': give the name of one"),
-        ({"level_widths": 33}, "level_widths=33: give a list"),
+        (make_config().to_dict() | {"architecture": "topk"}, "architecture='topk' is not 'hsae'"),
+        (make_config().to_dict() | {"level_widths": 33}, "level_widths=33: give a list"),
+        ({"architecture": "hsae"}, "d_sae missing"),
     ],
 )
-def test_a_configuration_that_no_training_wrote_is_refused(change, message):
+def test_a_configuration_of_another_kind_is_refused(config, message):
     with pytest.raises(ValueError, match=message):
-        HierarchicalTrainingSAEConfig.from_dict(make_config().to_dict() | change)
+        HierarchicalTrainingSAEConfig.from_dict(config)
 
 
-def test_what_no_dictionary_of_ours_holds_is_refused():
-    with pytest.raises(ValueError, match="must be lists"):
-        FeatureForest.from_dict(make_sae().forest.to_dict() | {"parents": 1})
-    with pytest.raises(ValueError, match="d_sae missing"):
-        HierarchicalTrainingSAEConfig.from_dict({"architecture": "hsae"})
-
-
-def test_parts_of_a_checkpoint_that_no_training_wrote_are_refused(checkpoint, tmp_path):
+def test_weights_of_another_width_than_the_configurations_are_refused(checkpoint, tmp_path):
     folder = Path(shutil.copytree(checkpoint, tmp_path / "0"))
-    (folder / "activation_scaler.json").write_text('{"scaling_factor": -1, "has_whitening": false}')
-    with pytest.raises(ValueError, match=r"activation_scaler\.json' is damaged: scaling_factor=-1 must be a positive"):
-        HierarchicalSAE.load_from_disk(folder)
     cfg = json.loads((folder / "cfg.json").read_text())
     (folder / "activation_scaler.json").unlink()
     (folder / "cfg.json").write_text(json.dumps(cfg | {"d_in": 9}))

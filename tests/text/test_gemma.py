@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from importlib.metadata import files
-from itertools import islice, permutations
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,6 @@ from transformers import AutoTokenizer
 from sae_lens_hsae import HierarchicalSAE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.evaluation.cross_entropy import cross_entropy_recovered
-from sae_lens_hsae.interpret.circuits import read_circuit
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
 from sae_lens_hsae.text.gemma import FILES, PACKAGE, gemma_folder
 from sae_lens_hsae.text.installed import installed_text
@@ -202,9 +201,7 @@ def test_from_hook_point_to_explorer(gemma, tmp_path, capsys, route):
     printed = capsys.readouterr().out
     assert "var. explained" in printed
     assert all(f"\n{word}  level 0" in printed for word in WORDS)
-    _check_circuit(out, hook, tmp_path, capsys)
     page = blocks_of(tmp_path / "out" / "explorer.html")
-    assert page["forest"][0]["plain"]["sections"][0]["title"].startswith("Circuit capitals")
     assert tuple(page["text-0"][0]["plain"]["tokens"]) == WORDS
     assert {" the", " of"} <= set(page["vocabulary"][0]["plain"]["tokens"])
 
@@ -220,29 +217,6 @@ def test_from_hook_point_to_explorer(gemma, tmp_path, capsys, route):
 def _route(name: str, folder: Path, layer: int) -> tuple[str, str, str, None, str]:
     kind, hook = ROUTES[name]
     return kind, str(folder), "cpu", None, hook.format(layer)
-
-
-def _check_circuit(out: str, hook: str, folder: Path, capsys) -> None:
-    """``hsae circuit`` on a behaviour that the model has, and the page with it, from dashboards that stand there."""
-    capitals = {"France": " Paris", "Germany": " Berlin", "Italy": " Rome"}
-    asked = {country: f"The capital of {country} is" for country in capitals}
-    pairs = [
-        {"clean": asked[one], "patch": asked[other], "answer": capitals[one], "foil": capitals[other]}
-        for one, other in permutations(capitals, 2)
-    ]
-    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
-    output = folder / "capitals.json"
-    cli.main(["circuit", out, "--pairs", str(folder / "pairs.jsonl"), "--threshold", "0.02", "--output", str(output)])
-    printed, circuit = capsys.readouterr().out, read_circuit(output)
-    assert circuit.accuracy == 1
-    assert circuit.patched == pytest.approx(-circuit.clean, rel=1e-3), "each prompt is once clean and once the other"
-    features = [node for node in circuit.nodes if node.feature is not None]
-    assert features
-    assert {node.hook for node in circuit.nodes} == {hook}
-    assert all(f"{node.effect:+.2f}  {node.name}" in printed for node in features)
-    level_0 = [node.effect for node in circuit.nodes if node.level == 0]
-    assert sum(level_0) > 0.2 * circuit.clean, "features and error of a level carry what the country's name does"
-    cli.main(["explore", out, "--circuit", str(output), "--explain", CHINESE])
 
 
 def _check_steer_command(out: str, folder: Path, capsys) -> None:

@@ -1,6 +1,5 @@
 """Models from folders for TransformerLens, hook points that a model lacks, and what an SAE's metadata may ask for."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -11,14 +10,12 @@ from host_helpers import (
     CONTEXT,
     VOCABULARY,
     WIDTHS,
-    restored_signal_handlers,
     runner_config,
     save_tiny_gpt2,
     tiny_config,
     tiny_dataset,
     tiny_model,
     train,
-    write_train_flags,
 )
 from huggingface_hub import constants
 from sae_lens import SAE, LanguageModelSAETrainingRunner
@@ -27,7 +24,6 @@ from small_saes import make_sae
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from sae_lens_hsae import HierarchicalSAETrainingRunner, HierarchicalTrainingSAEConfig
-from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.evaluation.hook_names import no_hook_point
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
 from sae_lens_hsae.text.load_model import load_model, model_of_run
@@ -87,26 +83,6 @@ def test_saelens_own_runner_takes_the_folder_and_what_it_saves_finds_it_again(sm
     again = load_language_model(SAE.load_from_disk(cfg.output_path or ""))
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], tensor, rtol=0, atol=0)
-
-
-def flags_for(model: Path, folder: Path, **more: str) -> Path:
-    """Flags of ``hsae train`` in a file, for `small_gemma` by way of TransformerLens."""
-    options = json.dumps(TWO_LAYERS)
-    of_model = {"model_name": str(model), "model_class_name": "HookedTransformer"}
-    return write_train_flags(folder, d_in=D_IN, model_from_pretrained_kwargs=options, **of_model, **more)
-
-
-def test_every_command_takes_the_folder(small_gemma, tmp_path, capsys):
-    flags = flags_for(small_gemma, tmp_path, hook_name="blocks.1.hook_resid_post")
-    (tmp_path / "text.txt").write_text(" ".join(f"w{1 + 7 * i % 97}" for i in range(400)))
-    out = str(tmp_path / "out")
-    with restored_signal_handlers():
-        cli.main(["train", "--config", str(flags)])
-    cli.main(["evaluate", out, "--n-tokens", "300", "--text", str(tmp_path / "text.txt")])
-    cli.main(["explore", out, "--n-tokens", "300", "--text", str(tmp_path / "text.txt"), "--explain", "w5 w6"])
-    cli.main(["explain", out, "--text", "w5 w6"])
-    assert "level 2" in capsys.readouterr().out
-    assert (tmp_path / "out" / "explorer.html").is_file()
 
 
 def test_a_folder_that_transformer_lens_has_no_name_for_is_refused(tmp_path):
