@@ -81,8 +81,8 @@ def test_the_command_goes_from_a_saved_sae_to_its_page(saved, tmp_path, capsys):
         cli.main(named)
     with pytest.raises(SystemExit, match=r"n_tokens=9: .* already holds what was collected on \d+ tokens"):
         cli.main(["explore", str(saved), "--n-tokens", "9"])
-    with pytest.raises(SystemExit, match=r"n_tokens=0 must be at least 1"):
-        cli.main(["explore", str(saved), "--n-tokens", "0", "--renew"])
+    with pytest.raises(ValueError, match="n_tokens=0 must be at least 1"):
+        explore(saved, n_tokens=0, renew=True)
     cli.main([*named, "--renew"])
     words = set(blocks_of(page)["vocabulary"][0]["plain"]["tokens"])
     assert words == {"", " the", " cat", " sat", " on", " mat", "."}

@@ -105,7 +105,7 @@ def test_what_is_written_is_the_likeliest_or_drawn_by_the_seed(saved):
         (["--strength", "nan"], "strength=nan must be"),
         (["--level", "3"], "hsae steer: level=3: level 3 does not exist; choose one from 0 to 2"),
         (["--prompt", " "], "prompt=' ' is empty"),
-        (["--n-tokens", "0"], "n_tokens=0 must be at least 1"),
+        (["--n-tokens", "0"], "argument --n-tokens: 0 must be at least 1"),
         (["--temperature", "-1"], "temperature=-1.0 must be 0 or more"),
         (["--negative", "{}/turned.txt"], "hold the same texts, so there is no contrast"),
         (["--negative", "{}/none.txt"], "none.txt"),

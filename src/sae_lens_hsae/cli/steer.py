@@ -77,8 +77,6 @@ def run_steer(chosen: argparse.Namespace) -> Outcome:
 def _check(chosen: argparse.Namespace) -> None:
     if not math.isfinite(chosen.strength) or chosen.strength == 0:
         raise ValueError(f"strength={chosen.strength} must be a finite number other than 0")
-    if chosen.n_tokens < 1:
-        raise ValueError(f"n_tokens={chosen.n_tokens} must be at least 1")
     if not 0 <= chosen.temperature < math.inf:
         raise ValueError(f"temperature={chosen.temperature} must be 0 or more")
     if not chosen.prompt.strip():
