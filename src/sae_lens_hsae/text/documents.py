@@ -15,12 +15,6 @@ OF_DATA_SETS = (".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".bz2", ".
 """Endings of files that hold no plain text, and that `datasets` reads."""
 
 
-def has_columns(path: str | Path) -> bool:
-    """Whether `documents` reads a column at a path: of JSON lines, or of a folder, which may hold some."""
-    path = Path(path)
-    return path.is_dir() or path.suffix.lower() in JSON_LINES
-
-
 def documents(path: str | Path, column: str = "text") -> Iterator[str]:
     """The texts at a path, none of them empty: a file is one, and so is each line of a ``.jsonl`` file.
 
