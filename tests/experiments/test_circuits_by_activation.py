@@ -124,7 +124,7 @@ def test_modules_are_what_correlates_from_token_to_token(tokenizer, most_frequen
     [
         ({"texts": []}, "texts is empty"),
         ({"texts": ["w1", ""]}, "texts: number 1 has no token"),
-        ({"texts": ["w1", "w1 " * 16]}, "texts: number 1 has 16 tokens, but the model takes at most 15"),
+        ({"texts": ["w1", "w1 " * 16]}, "texts: number 1: 17 tokens, but the model takes at most 16"),
         ({"strongest": 0}, "strongest=0"),
         ({"correlation": 0}, "correlation=0 must be above 0"),
         ({"most_frequent": 2}, "most_frequent=2"),

@@ -230,7 +230,7 @@ def test_the_terminal_shows_paths_coarse_to_fine_and_hostile_labels_as_text(prox
         ({"text": "我们 在"}, ValueError, "'我们 在' is all <unk> to the model's tokenizer.*; give a text"),
         ({"text": "w1 \udcff"}, ValueError, "is no proper Unicode"),
         ({"text": ["w1"]}, TypeError, "text is a list; give one text"),
-        ({"text": "w1 " * (CONTEXT + 1)}, ValueError, f"text has {CONTEXT + 1} tokens, but the model takes at most"),
+        ({"text": "w1 " * (CONTEXT + 1)}, ValueError, f"text: {CONTEXT + 1} tokens, but the model takes at most"),
         ({"labels": {33: "x"}}, ValueError, "labels: feature 33 does not exist"),
         ({"forest": FeatureForest([-1], [1])}, ValueError, "level_widths"),
         ({"levels": sae_at("transformer.h.9")}, ValueError, r"'transformer\.h\.9' is no hook point .*it has transf"),

@@ -161,7 +161,7 @@ def test_contexts_that_are_longer_than_the_model_takes_are_refused(gpt2, tmp_pat
     )
     model = tiny_model() if kind == "HookedTransformer" else None
     rows = Dataset.from_dict({"text": [" ".join(f"w{i}" for i in range(1, 90))] * 40})
-    with pytest.raises(ValueError, match="context_size=40, but the model takes at most 32 tokens; set 32 or less"):
+    with pytest.raises(ValueError, match="context_size: 40 tokens, but the model takes at most 32; give fewer"):
         HierarchicalSAETrainingRunner(cfg, override_dataset=rows, override_model=model)
 
 

@@ -130,7 +130,7 @@ def _ids(model: Any, sae: Any, text: str) -> tuple[list[int], list[int]]:
             f"the text {text!r} is all {model.tokenizer.unk_token} to the model's tokenizer, which knows nothing of "
             "it, as of another script; give a text in one that it knows"
         )
-    check_length(model, start, ids, "text")
+    check_length(model, len(start) + len(ids), "text")
     return start, ids
 
 
