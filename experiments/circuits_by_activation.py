@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from sae_lens_hsae.forest.descent import candidates_below
+from sae_lens_hsae.forest.feature_forest import candidates_below
 from sae_lens_hsae.interpret.circuits import Circuit, Node, Pair
 from sae_lens_hsae.interpret.circuits.pairs import Batch, batches_of
 from sae_lens_hsae.interpret.circuits.places import Place, in_order, places_of, total_features

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,7 +50,7 @@ def explain(
 
     Raises:
         TypeError: if ``text`` is no text.
-        ValueError: if the text has no token that the tokenizer knows, or too many, the model has no tokenizer or no
+        ValueError: if the text has no token, or too many, the model has no tokenizer or no
             such hook point, what stands there is of another width or holds NaN or infinity, or levels, forest and
             labels do not fit.
     """
@@ -108,16 +106,11 @@ def _outlying(x: torch.Tensor) -> torch.Tensor:
 
 
 def check_text(text: str, name: str = "text") -> None:
-    """Refuse, without a model, what is no text (TypeError) or empty (ValueError), and warn of the path of a file."""
+    """Refuse, without a model, what is no text (TypeError) or empty (ValueError)."""
     if not isinstance(text, str):
         raise TypeError(f"{name} is a {type(text).__name__}; give one text, and call explain() for each of several")
     if not text:
         raise ValueError(f"{name}='' has no token; give a text with words")
-    if os.path.isfile(text):  # noqa: PTH113  # unlike Path, it takes any text
-        warnings.warn(
-            f"{name}={text!r} is the path of a file, but is explained as a text itself; give what the file holds",
-            stacklevel=1,  # once, however often it is checked
-        )
 
 
 def _ids(model: Any, sae: Any, text: str) -> tuple[list[int], list[int]]:
@@ -125,11 +118,6 @@ def _ids(model: Any, sae: Any, text: str) -> tuple[list[int], list[int]]:
     start, ids = ids_of_text(model, sae, text)
     if not ids:
         raise ValueError(f"the text {text!r} has no token; give a text with words")
-    if set(ids) == {getattr(model.tokenizer, "unk_token_id", None)}:
-        raise ValueError(
-            f"the text {text!r} is all {model.tokenizer.unk_token} to the model's tokenizer, which knows nothing of "
-            "it, as of another script; give a text in one that it knows"
-        )
     check_length(model, len(start) + len(ids), "text")
     return start, ids
 

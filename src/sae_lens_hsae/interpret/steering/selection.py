@@ -11,7 +11,7 @@ import torch
 from sae_lens import SAE
 
 from sae_lens_hsae.forest import FeatureForest
-from sae_lens_hsae.forest.descent import candidates_below
+from sae_lens_hsae.forest.feature_forest import candidates_below
 from sae_lens_hsae.interpret.steering.edits import Edit, add, at_least, take
 from sae_lens_hsae.interpret.steering.examples import Examples
 from sae_lens_hsae.interpret.steering.steer import steer

@@ -1,8 +1,6 @@
-"""Steering target atoms (Wang et al. 2025, arXiv 2505.20322): features that differ in strength and in frequency."""
+"""Selectors of features to steer by, from two sets of texts."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 
@@ -12,22 +10,20 @@ from sae_lens_hsae.interpret.steering.selection import Selection, selected
 SHARE = 0.35
 
 
-def sta(
-    examples: Examples, level: int = -1, among: Sequence[int | str] | torch.Tensor | None = None, share: float = SHARE
-) -> Selection:
+def sta(examples: Examples, level: int = -1, among: torch.Tensor | None = None, share: float = SHARE) -> Selection:
     """The features in the top ``share`` by |Δ activation| and by |Δ frequency|, where both have the same sign.
 
-    v = Σ Δ activation · d, over the features kept.
+    v = Σ Δ activation · d, over the features kept: steering target atoms (Wang et al. 2025, arXiv 2505.20322).
 
     Args:
         examples: from `examples_of`.
         level: of the features.
-        among: flat indices or names to choose from; None takes all of the level.
+        among: flat indices to choose from; None takes all of the level.
         share: of the features that differ at all.
 
     Raises:
-        IndexError: if there is no such level or feature.
-        ValueError: if ``share`` is not above 0 and at most 1, or ``among`` is wrong.
+        IndexError: if there is no such level.
+        ValueError: if ``share`` is not above 0 and at most 1.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share={share} must be above 0 and at most 1")
@@ -43,3 +39,17 @@ def _top(values: torch.Tensor, share: float) -> torch.Tensor:
     sizes = values.abs()
     n = max(1, round(share * int((sizes > 0).sum())))
     return (sizes > 0) & (sizes >= sizes.sort(descending=True).values[n - 1])
+
+
+def difference_of_means(examples: Examples, level: int = -1, among: torch.Tensor | None = None) -> Selection:
+    """All features by their Δ activation; and, as `Selection.rest`, what they leave of the difference of the mean x.
+
+    Together they are mean x of the positive texts less mean x of the negative ones, whatever the level: the baseline
+    that needs no SAE, as a level sees it.
+
+    Arguments and errors as of `sta`; what ``among`` leaves out goes into the rest.
+    """
+    features = examples.of_level(level, among)
+    weights = examples.difference[features]
+    rest = examples.positive.x.mean(0) - examples.negative.x.mean(0) - weights @ examples.decoder[features]
+    return selected(features, weights, level, examples.forest, rest=rest)
