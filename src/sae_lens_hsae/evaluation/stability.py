@@ -134,7 +134,7 @@ def _matched_parents(
 def match_decoders(
     rows: torch.Tensor, other_rows: torch.Tensor, floor: float = FLOOR, method: Method | None = None
 ) -> torch.Tensor:
-    """Pair the features of two SAEs by the cosine of their decoder rows, each with at most one of the other's.
+    """(n,) each decoder row's partner among those of another SAE by cosine, each at most once; −1 for none.
 
     *hungarian* maximises the sum over pairs of at least ``floor``, as arXiv 2501.16615 compares seeds. It holds all
     cosines at once, and its time grows with the cube of the width at worst: a second or two at 4,096 features, minutes
@@ -147,11 +147,7 @@ def match_decoders(
         floor: cosine, above 0 and at most 1, that a pair needs.
         method: None takes *hungarian* up to a width of `HUNGARIAN_MAX_WIDTH`, and *mutual* beyond.
 
-    Returns:
-        (n,) each row's partner among the others, -1 for none.
-
-    Raises:
-        ValueError: if the rows differ in length, or ``floor`` or ``method`` is no valid choice.
+    A ValueError if the rows differ in length, or ``floor`` or ``method`` is no valid choice.
     """
     if rows.ndim != 2 or other_rows.ndim != 2 or rows.shape[1] != other_rows.shape[1]:
         raise ValueError(

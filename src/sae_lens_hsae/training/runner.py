@@ -78,9 +78,7 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         after_training: called on rank 0 with the trained SAE, once it is saved if it is to be, before W&B's run ends.
 
     Raises:
-        ValueError: if ``cfg.sae`` is of another architecture, prefetching is on while checkpoints are to be written,
-            the checkpoint to resume is damaged or of another run, the forest cannot be logged as asked for, or the
-            batch, the text or the GPUs cannot be divided among the processes.
+        ValueError: naming the field of ``cfg`` or the argument that does not do, or the checkpoint.
         OSError: if ``output_path`` or ``checkpoint_path`` cannot be written to; from `run`, saying where the model is
             if ``output_path`` does not take it in the end.
         Interrupted: from `run`, once the checkpoint is written, or could not be.

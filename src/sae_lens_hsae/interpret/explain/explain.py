@@ -38,21 +38,17 @@ def explain(
     of a feature that makes the reconstruction worse is below 0.
 
     Args:
-        levels: one SAE per level, coarse to fine, or one object for all (``HierarchicalSAE``), with a hook name.
-        model: ``HookedSAETransformer``, ``SAETransformerBridge``, or what ``load_language_model`` gives, with a
-            tokenizer and without an SAE attached at the hook point.
+        levels: as of `steer`, like ``forest`` and ``model``, which has a tokenizer.
         text: at most as long as the model takes. The token that stood before texts in training is put before it and
             not explained, and neither are tokens at positions that training left out (``seqpos_slice``), nor outlying
             ones, such as attention sinks and a first position with nothing before it: what fires there is about the
             place, not about the word.
-        forest: of the features; None takes ``levels.forest``.
         labels: text for some of the features, by flat index or name.
 
     Raises:
         TypeError: if ``text`` is no text.
-        ValueError: if the text has no token, or too many, the model has no tokenizer or no
-            such hook point, what stands there is of another width or holds NaN or infinity, or levels, forest and
-            labels do not fit.
+        ValueError: as `steer`, or if the text has no token, or too many, the model has no tokenizer, what stands at the
+            hook point is of another width or holds NaN or infinity, or labels do not fit.
     """
     saes, forest = stack_of(levels, forest)
     name = hook_point(model, saes)

@@ -54,19 +54,12 @@ def effect_of(
     """Run the model on ``tokens`` with and without the edits and compare, on and off the target.
 
     To compare a coarse with a fine intervention, give both the same ``target`` and, for pushes, the same amount:
-    decoder directions have norm 1, so both changes of x have the same ``norm``.
+    decoder directions have norm 1, so both changes of x have the same ``norm``. Arguments and errors are as of `steer`,
+    but no push may be spread over children, and:
 
     Args:
-        model: as for `steer`, like the other arguments that both have.
-        levels: one SAE per level, or one object for all.
-        edits: what to do; no push that is spread over children.
-        tokens: (batch, context).
+        tokens: (batch, context); a ValueError if there are none.
         target: the feature, by flat index or name, that says which tokens are on target.
-        forest: of their features; None takes ``levels.forest``.
-
-    Raises:
-        IndexError: if ``target`` does not exist.
-        ValueError: as `steer`, or if there are no tokens.
     """
     saes, forest = stack_of(levels, forest)
     target = forest.index(target)

@@ -58,18 +58,13 @@ def examples_of(
     negative: Iterable[torch.Tensor],
     forest: FeatureForest | None = None,
 ) -> Examples:
-    """Two sets of texts, read by all levels.
+    """Two sets of texts, what is wanted and the other set, read by all levels; ``levels`` and ``forest`` as of `steer`.
 
-    Args:
-        levels: one SAE per level, coarse to fine, or one object for all (``HierarchicalSAE``).
-        positive: what is wanted; each item holds the activations of one text, (tokens, d_in), as `text_activations`
-            gives them.
-        negative: the other set.
-        forest: of their features; None takes ``levels.forest``.
+    Each item of a set holds the activations of one text, (tokens, d_in), as `text_activations` gives them.
 
     Raises:
-        ValueError: if levels and forest do not fit, a set has fewer than two texts, both sets are the same, a text is
-            empty, of another width or holds NaN or infinity, or features fire with either sign (AbsTopK).
+        ValueError: as `steer`, or if a set has fewer than two texts, both sets are the same, a text is empty, of
+            another width or holds NaN or infinity, or features fire with either sign (AbsTopK).
     """
     saes, forest = stack_of(levels, forest)
     if have_either_sign(saes):

@@ -17,13 +17,9 @@ def sta(examples: Examples, level: int = -1, among: torch.Tensor | None = None, 
 
     Args:
         examples: from `examples_of`.
-        level: of the features.
+        level: of the features; an IndexError if it does not exist.
         among: flat indices to choose from; None takes all of the level.
-        share: of the features that differ at all.
-
-    Raises:
-        IndexError: if there is no such level.
-        ValueError: if ``share`` is not above 0 and at most 1.
+        share: of the features that differ at all; a ValueError if it is not above 0 and at most 1.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share={share} must be above 0 and at most 1")
