@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from sae_lens_hsae.forest.descent import candidates_below
+from sae_lens_hsae.forest.feature_forest import candidates_below
 from sae_lens_hsae.interpret.circuits import Circuit, Node, Pair
 from sae_lens_hsae.interpret.circuits.pairs import Batch, batches_of
 from sae_lens_hsae.interpret.circuits.places import Place, in_order, places_of, total_features
@@ -216,7 +216,7 @@ def coactivation_modules(
     for i, (before, ids) in enumerate(prompts):
         if not ids:
             raise ValueError(f"texts: number {i} has no token; give texts with words")
-        check_length(model, before, ids, f"texts: number {i}")
+        check_length(model, len(before) + len(ids), f"texts: number {i}")
     for before, ids in prompts:
         tokens = torch.tensor([before + ids], device=places[0].saes[0].device)
         _, kept = run_and_keep(model, tokens, [place.own for place in places])

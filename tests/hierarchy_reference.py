@@ -99,7 +99,7 @@ def slow_evaluation(levels: list[JumpReLUSAE], forest: FeatureForest, x: torch.T
     for i, (above, below) in enumerate(pairwise(strengths)):
         parent_of = []
         for child in range(forest.level_widths[i + 1]):
-            parent = forest.parent(forest.levels.flat(i + 1, child))
+            parent = forest.parent(f"{i + 1}/{child}")
             parent_of.append(None if parent is None else parent - forest.levels[i].start)
         own = copy[forest.levels[i + 1]]
         result["boundaries"].append({"parent_level": i, **slow_boundary(above, below, parent_of, own)})

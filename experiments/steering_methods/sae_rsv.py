@@ -6,7 +6,7 @@ texts do not bear out, or what is named; near are the siblings in the forest.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import torch
 
@@ -20,7 +20,7 @@ STANDARD_ERRORS = 2.0
 def sae_rsv(
     examples: Examples,
     level: int = -1,
-    among: Sequence[int | str] | torch.Tensor | None = None,
+    among: torch.Tensor | None = None,
     n_features: int = N_FEATURES,
     noise: Collection[int | str] = (),
 ) -> Selection:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 
@@ -15,9 +14,7 @@ N_BINS = 3
 """Bins of a feature's activations where it is not 0, of equally many texts."""
 
 
-def spare(
-    examples: Examples, level: int = -1, among: Sequence[int | str] | torch.Tensor | None = None, share: float = SHARE
-) -> Selection:
+def spare(examples: Examples, level: int = -1, among: torch.Tensor | None = None, share: float = SHARE) -> Selection:
     """The features of most mutual information with the set, up to ``share`` of the sum over all.
 
     x ← x − dec(min(z, z⁻)) + dec(max(z⁺ − z, 0)): features that are stronger on negative texts lose up to their mean

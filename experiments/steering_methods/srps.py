@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 
@@ -21,7 +20,7 @@ The paper has an activation of 0.1; activations of a level have no fixed scale."
 def srps(
     examples: Examples,
     level: int = -1,
-    among: Sequence[int | str] | torch.Tensor | None = None,
+    among: torch.Tensor | None = None,
     n_features: int = N_FEATURES,
     beta: float = BETA,
 ) -> Selection:

@@ -25,6 +25,14 @@ LABELS_HELP = (
 )
 
 
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} must be at least 1")
+    return number
+
+
 def read_line(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line read: ``command``, its own flags, ``debug``, and in ``further`` what goes to hsae train.
 
@@ -103,7 +111,7 @@ def _explain(parser: argparse.ArgumentParser) -> None:
     """
     _add_folder(parser)
     parser.add_argument("--text", required=True, help="the text itself")
-    parser.add_argument("--paths", type=int, default=3, help="most paths per token")
+    parser.add_argument("--paths", type=count, default=3, help="most paths per token")
     parser.add_argument("--labels", type=at_home, help=LABELS_HELP)
     parser.add_argument("--output", type=at_home, help="also write every feature on every token to this CSV file")
     _add_device(parser)
@@ -138,7 +146,7 @@ def _contrast(parser: argparse.ArgumentParser) -> None:
     _add_folder(parser)
     parser.add_argument("a", help="a text file with one text per line, at least 8")
     parser.add_argument("b", help="the other set, in the same form")
-    parser.add_argument("--top", type=int, default=5, help="causes to show in each direction, the strongest")
+    parser.add_argument("--top", type=count, default=5, help="causes to show in each direction, the strongest")
     parser.add_argument("--output", type=at_home, help="also write every feature's numbers, as CSV, to this file")
     parser.add_argument("--labels", type=at_home, help=LABELS_HELP)
     parser.add_argument("--max-tokens", type=int, default=128, help="read at most this many of each text")
@@ -204,7 +212,7 @@ def _steer(parser: argparse.ArgumentParser) -> None:
         default=2.0,
         help="1 is as much as the two sets differ by in the features; below 0 steers away",
     )
-    parser.add_argument("--n-tokens", type=int, default=40, help="to write")
+    parser.add_argument("--n-tokens", type=count, default=40, help="to write")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest")
     parser.add_argument("--seed", type=int, default=0, help="random seed for sampling")
     parser.add_argument("--max-tokens", type=int, default=128, help="of an example, the first")
@@ -225,8 +233,8 @@ def _judge(parser: argparse.ArgumentParser) -> None:
     Answers are kept; a later call asks the rest.
     """
     _add_endpoint(parser, "judgements.csv")
-    parser.add_argument("--edges", type=int, dest="n_edges", default=5000, help="edges to judge")
-    parser.add_argument("--repetitions", type=int, default=1, help="times each pair is judged")
+    parser.add_argument("--edges", type=count, dest="n_edges", default=5000, help="edges to judge")
+    parser.add_argument("--repetitions", type=count, default=1, help="times each pair is judged")
 
 
 def _sweep(parser: argparse.ArgumentParser) -> None:
@@ -241,9 +249,9 @@ def _sweep(parser: argparse.ArgumentParser) -> None:
         default=Path("runs/sweep"),
         help="the folder of models and table",
     )
-    parser.add_argument("--seeds", type=int, default=3, help="of each configuration")
-    parser.add_argument("--runs", type=int, help="this many configurations, drawn at random (default: all)")
-    parser.add_argument("--workers", type=int, default=1, help="processes that share the cores")
+    parser.add_argument("--seeds", type=count, default=3, help="of each configuration")
+    parser.add_argument("--runs", type=count, help="this many configurations, drawn at random (default: all)")
+    parser.add_argument("--workers", type=count, default=1, help="processes that share the cores")
 
 
 def _push(parser: argparse.ArgumentParser) -> None:
@@ -284,7 +292,7 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
 def _add_text(parser: argparse.ArgumentParser, n_tokens: int, *, fill_in: bool = True) -> None:
     """Add the flags of a `TextSource`, and of how much is read; ``fill_in`` gives a number where none is given."""
     about = "tokens to read" if fill_in else f"tokens to read (default: {n_tokens})"
-    parser.add_argument("--n-tokens", type=int, default=n_tokens if fill_in else None, help=about)
+    parser.add_argument("--n-tokens", type=count, default=n_tokens if fill_in else None, help=about)
     parser.add_argument(
         "--text",
         type=at_home,
@@ -304,6 +312,6 @@ def _add_endpoint(parser: argparse.ArgumentParser, output: str) -> None:
         "--model", required=True, help="the language model's name at OPENAI_BASE_URL; the key is OPENAI_API_KEY"
     )
     parser.add_argument("--output", type=at_home, help=f"what to write (default: {output} in the folder)")
-    parser.add_argument("--concurrency", type=int, default=8, help="questions at once")
+    parser.add_argument("--concurrency", type=count, default=8, help="questions at once")
     parser.add_argument("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="cost of a million tokens")
     parser.add_argument("--estimate", action="store_true", help="say what it would take, and stop")

@@ -11,10 +11,8 @@ from page_blocks import array_of, blocks_of
 from sae_lens import SAE
 from transformers import GPT2LMHeadModel
 
-from hsae_command.parsers import read_line
 from sae_lens_hsae.cli import explore as explore_command
 from sae_lens_hsae.cli import main as cli
-from sae_lens_hsae.cli.collected import text_source
 from sae_lens_hsae.cli.demo import minilm_folder
 from sae_lens_hsae.cli.explore import explore
 from sae_lens_hsae.interpret.explain import explain
@@ -81,8 +79,8 @@ def test_the_command_goes_from_a_saved_sae_to_its_page(saved, tmp_path, capsys):
         cli.main(named)
     with pytest.raises(SystemExit, match=r"n_tokens=9: .* already holds what was collected on \d+ tokens"):
         cli.main(["explore", str(saved), "--n-tokens", "9"])
-    with pytest.raises(SystemExit, match=r"n_tokens=0 must be at least 1"):
-        cli.main(["explore", str(saved), "--n-tokens", "0", "--renew"])
+    with pytest.raises(ValueError, match="n_tokens=0 must be at least 1"):
+        explore(saved, n_tokens=0, renew=True)
     cli.main([*named, "--renew"])
     words = set(blocks_of(page)["vocabulary"][0]["plain"]["tokens"])
     assert words == {"", " the", " cat", " sat", " on", " mat", "."}
@@ -119,26 +117,6 @@ def test_the_command_says_what_is_wrong(saved, change, message):
     with pytest.raises(SystemExit) as end:
         cli.main(["explore", str(saved), *arguments])
     assert message in str(end.value.code)
-
-
-@pytest.mark.parametrize("command", ["evaluate", "explore"])
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--text", "my.jsonl", "--split", "test"], "split='test' is for a data set, but .*text='my.jsonl'"),
-        (["--text", "my.txt", "--column", "prose"], r"column='prose' is for a data set or .jsonl, but .*my.txt"),
-        (["--column", "prose"], "what is read is definitions of the English dictionary"),
-    ],
-)
-def test_a_flag_that_would_be_ignored_is_refused(command, flags, message):
-    with pytest.raises(SystemExit, match=message):
-        cli.main([command, "nowhere", *flags])
-
-
-@pytest.mark.parametrize("source", [["--dataset", "x", "--split", "test"], ["--text", "x.jsonl"], ["--text", "."]])
-def test_a_column_is_heeded_where_there_are_any(source):
-    chosen = read_line(["evaluate", "nowhere", *source, "--column", "prose"])
-    assert text_source(chosen).column == "prose"
 
 
 def test_a_text_that_cannot_be_explained_costs_no_collection(saved):

@@ -94,7 +94,7 @@ def test_what_is_written_is_the_likeliest_or_drawn_by_the_seed(saved):
     drawn = [continued(model, prompt, 4, temperature=3.0, seed=seed) for seed in (1, 1, 2)]
     assert drawn[0].equal(drawn[1])
     assert not drawn[0].equal(drawn[2])
-    with pytest.raises(ValueError, match="more than the model takes, 32"):
+    with pytest.raises(ValueError, match="n_tokens=40 after the text: 42 tokens, but the model takes at most 32"):
         continued(model, prompt, 40)
 
 
@@ -105,7 +105,7 @@ def test_what_is_written_is_the_likeliest_or_drawn_by_the_seed(saved):
         (["--strength", "nan"], "strength=nan must be"),
         (["--level", "3"], "hsae steer: level=3: level 3 does not exist; choose one from 0 to 2"),
         (["--prompt", " "], "prompt=' ' is empty"),
-        (["--n-tokens", "0"], "n_tokens=0 must be at least 1"),
+        (["--n-tokens", "0"], "argument --n-tokens: 0 must be at least 1"),
         (["--temperature", "-1"], "temperature=-1.0 must be 0 or more"),
         (["--negative", "{}/turned.txt"], "hold the same texts, so there is no contrast"),
         (["--negative", "{}/none.txt"], "none.txt"),
@@ -123,6 +123,6 @@ def test_bad_input_is_refused_before_the_model_is_loaded(saved, more, message, m
 
 @pytest.mark.parametrize("n_words", [CONTEXT - 1, 3 * CONTEXT])
 def test_a_prompt_longer_than_the_model_takes_is_refused(saved, n_words):
-    message = f"n_tokens=5 after {n_words + 1} tokens is more than the model takes, {CONTEXT}"
+    message = f"n_tokens=5 after the prompt: {n_words + 6} tokens, but the model takes at most {CONTEXT}"
     with pytest.raises(SystemExit, match=message):
         cli.main(arguments(saved, "--prompt", "w1 " * n_words))

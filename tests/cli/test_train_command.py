@@ -293,7 +293,6 @@ WRONG_VALUES = [
     ([*GPT2, "--text", "no.txt"], "text='no.txt' does not exist"),
     ([*GPT2, "--text", "body.jsonl", "--dry-run"], "no text under column='text'; it has body"),
     ([*GPT2, "--column", "body"], "column='body' is only for a text of JSON lines; .*rename the data set's column"),
-    ([*GPT2, "--column", "body", "--text", "my.txt"], "column='body' is only for a text of JSON lines"),
     ([*GPT2, "--text", "short.txt", "--dry-run"], "'short.txt' holds 9 characters, too few for context_size=256"),
     (["--config", "missing.yaml"], "config='missing.yaml' does not exist, seen from '/"),
     (["--config", "binary.yaml"], "'binary.yaml' is no text in UTF-8"),

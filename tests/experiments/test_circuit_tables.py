@@ -6,7 +6,7 @@ import torch
 from experiments.behaviours import BEHAVIOURS
 from experiments.circuits import parents_and_children, reached_at
 from sae_lens_hsae import FeatureForest
-from sae_lens_hsae.forest.descent import candidates_below
+from sae_lens_hsae.forest.feature_forest import candidates_below
 
 
 @pytest.mark.parametrize("name", BEHAVIOURS)

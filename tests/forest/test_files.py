@@ -50,7 +50,7 @@ def test_the_table_says_what_the_forest_says():
         row = table.loc[feature]
         parent = None if pandas.isna(row.parent) else row.parent
         assert (parent, row.n_children) == (forest.parent(feature), len(forest.children(feature)))
-        assert forest.levels.flat(int(row.level), int(row.number)) == feature
+        assert forest.index(f"{row.level}/{row.number}") == feature
     with pytest.raises(ValueError, match=r"'.xml'; choose one of .json"):
         write_forest(forest, "x.xml")
 

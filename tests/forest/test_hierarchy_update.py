@@ -22,7 +22,6 @@ from sae_lens_hsae.forest.parents import (
     parent_table,
 )
 
-
 MANY = 10**12
 """Tokens that leave no doubt about a share."""
 

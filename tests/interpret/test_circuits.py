@@ -326,7 +326,7 @@ def of_another_model(saes: Any) -> Any:
         ([PAIRS[0], Pair("w1", "w3", "w3", "w2")], None, "pair 2: answer and foil are the same tokens"),
         ([Pair("w1", "w3", "w4", "w1")], None, "pair 1: clean and patch are the same tokens"),
         ([Pair("", "w3", "w4", "w1")], None, "pair 1: a prompt is empty"),
-        ([Pair("w1 " * 16, "w3", "w4")], None, "pair 1: clean has .* tokens, but the model takes at most"),
+        ([Pair("w1 " * 16, "w3", "w4")], None, "pair 1: clean: 17 tokens, but the model takes at most 16"),
         ([PAIRS[0], ZERO[1]], None, "some pairs have a patch and some have none"),
         (PAIRS, of_another_model, "read different models: .* reads 'a', .* reads 'b'"),
         (PAIRS, lambda saes: {FIRST: saes[SECOND]}, f"given for '{FIRST}' was trained at '{SECOND}'"),

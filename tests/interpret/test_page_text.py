@@ -43,8 +43,7 @@ def test_a_text_shows_its_paths_and_what_each_level_explains(opened, hostile_sae
         assert set(shown) == {tuple(path[: i + 1]) for path in names for i in range(len(path))}
         assert next(path for path, _ in rows if path in names) == names[0]
         for path, text in shown.items():
-            level, number = map(int, path[-1].split("/"))
-            feature = hostile_sae.forest.levels.flat(level, number)
+            feature = hostile_sae.forest.index(path[-1])
             assert text.endswith(" silent") == (feature not in firing)
             if feature in firing:
                 share = hostile_text.shares[firing[feature]].item()

@@ -138,7 +138,7 @@ def test_without_a_context_size_contexts_are_as_long_as_the_model_takes(tmp_path
     assert len(x) == CONTEXT - 1
     sae.cfg.metadata.context_size = None
     rows = Dataset.from_dict({"tokens": [[1] * 128] * 2})
-    with pytest.raises(ValueError, match=f"contexts of 128 tokens are longer than the {CONTEXT} that .*context_size"):
+    with pytest.raises(ValueError, match=f"context_size .* 128 tokens, but the model takes at most {CONTEXT}"):
         next(tokens_and_activations(sae, model, rows))
 
 

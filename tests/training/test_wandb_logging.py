@@ -244,11 +244,3 @@ def test_a_log_that_could_hold_nothing_is_refused(tmp_path, overrides, message):
 def test_a_sample_of_no_tokens_is_refused():
     with pytest.raises(ValueError, match="n_tokens=0 must be at least 1"):
         ForestLogging(n_tokens=0)
-
-
-@pytest.mark.parametrize("name", ["folder/" * 30 + "model", "/models/of:me"])
-def test_a_name_that_wandb_would_refuse_at_the_first_checkpoint_is_refused_before(tmp_path, offline, name):
-    with recorded_steps() as steps, pytest.raises(ValueError, match=rf"model_name={name!r}: W&B cannot .* short path"):
-        run(tmp_path, model_name=name)
-    assert not steps
-    assert not list(offline.glob("wandb/*"))

@@ -19,7 +19,6 @@ from sae_lens_hsae.interpret.labels import token_labels
 from sae_lens_hsae.interpret.labels.files import labels_beside
 from sae_lens_hsae.sae.inference import HierarchicalSAE
 from sae_lens_hsae.text.as_trained import excluded_tokens
-from sae_lens_hsae.text.documents import has_columns
 from sae_lens_hsae.text.hook_point import most_tokens
 from sae_lens_hsae.text.rows import TextSource, text_rows
 from sae_lens_hsae.text.token_text import TokenTexts
@@ -70,15 +69,8 @@ def open_labelled(
 
 
 def text_source(chosen: argparse.Namespace) -> TextSource:
-    """The text that the flags name; a ValueError if there are two, or a flag is for another kind of text."""
-    source = TextSource(chosen.text, chosen.dataset, chosen.split, chosen.column)
-    is_data_set = chosen.dataset is not None
-    of_column = is_data_set or (chosen.text is not None and has_columns(chosen.text))
-    for name, of, heeded in (("split", "a data set", is_data_set), ("column", "a data set or .jsonl", of_column)):
-        value = getattr(source, name)
-        if value != getattr(TextSource, name) and not heeded:
-            raise ValueError(f"{name}={value!r} is for {of}, but what is read is {source}; leave it out")
-    return source
+    """The text that the flags name; a ValueError if there are two."""
+    return TextSource(chosen.text, chosen.dataset, chosen.split, chosen.column)
 
 
 def as_source(text: TextSource | str | Path | None) -> TextSource:

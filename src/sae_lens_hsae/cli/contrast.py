@@ -23,8 +23,6 @@ from sae_lens_hsae.text.token_text import TokenTexts
 
 
 def run_contrast(chosen: argparse.Namespace) -> Outcome:
-    if chosen.top < 1:
-        raise ValueError(f"top={chosen.top} must be at least 1")
     texts = read_sets(chosen, ("a", "b"), MIN_TEXTS)
     sae, labels_of = open_labelled(chosen.folder, chosen.device, chosen.labels)
     model = load_language_model(sae)

@@ -14,8 +14,6 @@ from sae_lens_hsae.storage.whole_files import write_whole
 
 
 def run_explain(chosen: argparse.Namespace) -> Outcome:
-    if chosen.paths < 1:
-        raise ValueError(f"paths={chosen.paths} must be at least 1")
     check_text(chosen.text)
     sae, labels_of = open_labelled(chosen.folder, chosen.device, chosen.labels)
     model = load_language_model(sae)

@@ -75,9 +75,7 @@ def explore(
             there. Other features are named by their distinctive tokens.
         renew: collect the dashboards again even where they stand.
         explained: texts to show token by token; for these the language model is loaded in any case.
-        device: where the SAE and its language model run.
-        model: the language model, from SAELens' ``load_model``; None loads the one that the SAE's metadata name.
-        rows: tokenised rows, in a column ``tokens``, to read instead of ``text``.
+        device: as of `evaluate`, like ``model`` and ``rows``.
         circuits: files that ``hsae circuit`` wrote; a section for each.
         other_seeds: folders of other trainings, as with another seed; edges that they have, too, are marked
             (`shared_edges`).
@@ -87,10 +85,8 @@ def explore(
 
     Raises:
         FileNotFoundError: if the folder holds no SAE, or there is no such text.
-        ValueError: if it holds another architecture, the dashboards there are of other weights, or are there and a text
-            is named without ``renew``, the labels are no such object or for other weights, the text is too short, one
-            to explain is empty or longer than the model takes, a file holds no circuit, or one of other SAEs, or one of
-            ``other_seeds`` has the same features, another number of levels, another hook point or another model.
+        ValueError: if dashboards, labels, a circuit or one of ``other_seeds`` are not of these SAEs, the text or one to
+            explain does not do, or a text is named without ``renew`` where dashboards stand.
     """
     if n_tokens is not None and n_tokens < 1:
         raise ValueError(f"n_tokens={n_tokens} must be at least 1; {DASHBOARD_TOKENS} is a good number")

@@ -68,8 +68,6 @@ def _label(
 def _judge(
     chosen: argparse.Namespace, output: Path, endpoint: Endpoint, dashboards: Dashboards, text_of: Callable[[int], str]
 ) -> Outcome:
-    if chosen.repetitions < 1:
-        raise ValueError(f"repetitions={chosen.repetitions} must be at least 1")
     pairs = sample_pairs(dashboards, chosen.n_edges)
     requests = judge_requests(dashboards, pairs, text_of, chosen.repetitions)
     estimated = _estimate(chosen, endpoint, requests, parse_judgement)

@@ -16,9 +16,9 @@ from sae_lens_hsae.interpret.contrast import text_activations
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model
 from sae_lens_hsae.interpret.steering import METHODS, Selection, descend, examples_of, steer_by
 from sae_lens_hsae.interpret.steering.examples import FEWEST
-from sae_lens_hsae.interpret.steering.writing import check_room, continued, perplexity
+from sae_lens_hsae.interpret.steering.writing import continued, perplexity
 from sae_lens_hsae.storage.json_files import printable
-from sae_lens_hsae.text.hook_point import check_causal, ids_of_text
+from sae_lens_hsae.text.hook_point import check_causal, check_length, ids_of_text
 
 SHOWN = 8
 """Features printed, the strongest."""
@@ -43,7 +43,7 @@ def run_steer(chosen: argparse.Namespace) -> Outcome:
         raise ValueError(f"prompt={chosen.prompt!r} has no token; give a text to go on from")
     prompt = torch.tensor([[*start, *ids]], device=sae.device)
 
-    check_room(model, prompt, chosen.n_tokens)
+    check_length(model, prompt.shape[1] + chosen.n_tokens, f"n_tokens={chosen.n_tokens} after the prompt")
     check_causal(model, prompt)
     before = continued(model, prompt, chosen.n_tokens, chosen.temperature, chosen.seed)
     with_it, without = (text_activations(sae, model, texts, chosen.max_tokens) for texts in sets)
@@ -77,8 +77,6 @@ def run_steer(chosen: argparse.Namespace) -> Outcome:
 def _check(chosen: argparse.Namespace) -> None:
     if not math.isfinite(chosen.strength) or chosen.strength == 0:
         raise ValueError(f"strength={chosen.strength} must be a finite number other than 0")
-    if chosen.n_tokens < 1:
-        raise ValueError(f"n_tokens={chosen.n_tokens} must be at least 1")
     if not 0 <= chosen.temperature < math.inf:
         raise ValueError(f"temperature={chosen.temperature} must be 0 or more")
     if not chosen.prompt.strip():

@@ -83,9 +83,6 @@ def run_sweep(
     `summary` over the seeds, and ``…_spread``, half its range; NaN if it is NaN for any seed. A file without ``metric``
     keeps its own order.
     """
-    for name, count in (("seeds", seeds), ("runs", runs)):
-        if count is not None and count < 1:
-            raise ValueError(f"{name}={count} must be at least 1")
     check_writable("output", output)
     sweep = read_sweep(path)
     for name in parse_flags(sources().parse_known_args(list(further))[1]):

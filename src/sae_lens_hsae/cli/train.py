@@ -25,7 +25,7 @@ from sae_lens_hsae.cli.training_plan import estimate, plan_text, warnings_of
 from sae_lens_hsae.config import ARCHITECTURE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.evaluation import ForestEvaluation
 from sae_lens_hsae.presets import LANGUAGE_MODELS
-from sae_lens_hsae.text.documents import documents, has_columns
+from sae_lens_hsae.text.documents import documents
 from sae_lens_hsae.training.run_checks import check_steps, late_forest
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
 
@@ -134,7 +134,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
             f"{cfg.sae.dtype}: give --autocast True to compute in bfloat16, or --sae.dtype {cfg.dtype} to hold the "
             "SAE's parameters in that type"
         )
-    if own.column != beyond_saelens().get_default("column") and not (own.text and has_columns(own.text)):
+    if own.column != beyond_saelens().get_default("column") and not own.text:
         raise ValueError(
             f"column={own.column!r} is only for a text of JSON lines; of a data set SAELens reads the column 'text' or "
             "'tokens', so leave it out and rename the data set's column"

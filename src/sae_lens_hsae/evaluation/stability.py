@@ -58,8 +58,6 @@ def seed_stability(
     forest: FeatureForest,
     other_levels: Sequence[LevelSAE] | SAEStack,
     other_forest: FeatureForest,
-    floor: float = FLOOR,
-    method: Method | None = None,
 ) -> tuple[EdgeAgreement, ...]:
     """Match two stacks' features level by level, and count the edges that they have in common, by level boundary.
 
@@ -67,13 +65,11 @@ def seed_stability(
         levels: one SAE per level, coarse to fine, or one object for all; the SAEs need a ``W_dec``.
         other_levels: the same of the other stack, which needs as many levels, not the same widths.
         other_forest: who is whose parent there.
-        floor: see `match_decoders`.
-        method: see `match_decoders`.
 
     Raises:
         ValueError: if forests and levels do not fit, or the stacks have different d_in or numbers of levels.
     """
-    matches = _matches(level_saes(levels), forest, level_saes(other_levels), other_forest, floor, method)
+    matches = _matches(level_saes(levels), forest, level_saes(other_levels), other_forest)
     return tuple(
         _agreement(level, parent, other_parent, int((matches[level + 1] != NO_MATCH).sum()))
         for level, (parent, other_parent) in enumerate(_matched_parents(matches, forest, other_forest))
@@ -86,15 +82,13 @@ def shared_edges(
     forest: FeatureForest,
     other_levels: Sequence[LevelSAE] | SAEStack,
     other_forest: FeatureForest,
-    floor: float = FLOOR,
-    method: Method | None = None,
 ) -> torch.Tensor:
     """Of which children the other stack has the edge to their parent, too; arguments and errors as `seed_stability`.
 
     Returns:
         (n_features,) bool: both ends have a match in the other stack, and there they are parent and child.
     """
-    matches = _matches(level_saes(levels), forest, level_saes(other_levels), other_forest, floor, method)
+    matches = _matches(level_saes(levels), forest, level_saes(other_levels), other_forest)
     shared = torch.zeros(forest.n_features, dtype=torch.bool)
     for (_, below), (parent, other_parent) in zip(
         forest.levels.boundaries, _matched_parents(matches, forest, other_forest), strict=True
@@ -108,8 +102,6 @@ def _matches(
     forest: FeatureForest,
     other_saes: Sequence[LevelSAE],
     other_forest: FeatureForest,
-    floor: float,
-    method: Method | None,
 ) -> list[torch.Tensor]:
     """`match_decoders` of every level."""
     check_fit(saes, forest)
@@ -117,7 +109,7 @@ def _matches(
     if len(saes) != len(other_saes):
         raise ValueError(f"the stacks have {len(saes)} and {len(other_saes)} levels; levels are matched one to one")
     return [
-        match_decoders(_rows(sae, level), _rows(other, level), floor, method)
+        match_decoders(_rows(sae, level), _rows(other, level))
         for level, (sae, other) in enumerate(zip(saes, other_saes, strict=True))
     ]
 
@@ -142,7 +134,7 @@ def _matched_parents(
 def match_decoders(
     rows: torch.Tensor, other_rows: torch.Tensor, floor: float = FLOOR, method: Method | None = None
 ) -> torch.Tensor:
-    """Pair the features of two SAEs by the cosine of their decoder rows, each with at most one of the other's.
+    """(n,) each decoder row's partner among those of another SAE by cosine, each at most once; −1 for none.
 
     *hungarian* maximises the sum over pairs of at least ``floor``, as arXiv 2501.16615 compares seeds. It holds all
     cosines at once, and its time grows with the cube of the width at worst: a second or two at 4,096 features, minutes
@@ -155,11 +147,7 @@ def match_decoders(
         floor: cosine, above 0 and at most 1, that a pair needs.
         method: None takes *hungarian* up to a width of `HUNGARIAN_MAX_WIDTH`, and *mutual* beyond.
 
-    Returns:
-        (n,) each row's partner among the others, -1 for none.
-
-    Raises:
-        ValueError: if the rows differ in length, or ``floor`` or ``method`` is no valid choice.
+    A ValueError if the rows differ in length, or ``floor`` or ``method`` is no valid choice.
     """
     if rows.ndim != 2 or other_rows.ndim != 2 or rows.shape[1] != other_rows.shape[1]:
         raise ValueError(

@@ -269,6 +269,15 @@ class FeatureForest:
         return hash((self.level_widths, self._parents.numpy().tobytes()))
 
 
+def candidates_below(forest: FeatureForest, level: int, chosen: torch.Tensor, unassigned: bool = True) -> torch.Tensor:
+    """Numbers within a level of the children of ``chosen`` (n_features,), and of features without a parent, ascending.
+
+    Nothing coarser stands for the latter; of a finer level they are left out unless ``unassigned``.
+    """
+    parents = forest.parents[forest.levels[level]]
+    return torch.where(parents == NO_PARENT, unassigned or level == 0, chosen[parents]).nonzero().flatten()
+
+
 def validate_parents(parents: torch.Tensor, levels: Levels) -> None:
     """Check that ``parents`` describes a forest: one entry per feature, -1 or a feature exactly one level up.
 
@@ -291,23 +300,15 @@ def validate_parents(parents: torch.Tensor, levels: Levels) -> None:
         )
     parents = parents.detach().to("cpu", torch.int64)
     level = levels.level_of(torch.arange(n))
-    outside = (parents != NO_PARENT) & ((parents < 0) | (parents >= n))
-    parent_level = levels.level_of(parents.clamp(0, n - 1))
-    wrong = outside | ((parents != NO_PARENT) & (parent_level != level - 1))
+    starts = torch.tensor((0, *levels.offsets))
+    wrong = (parents != NO_PARENT) & ((parents < starts[level]) | (parents >= starts[level + 1]))
     if wrong.any():
         feature = int(wrong.int().argmax())
-        raise ValueError(_what_is_wrong(parents, feature, int(level[feature]), int(parent_level[feature]), levels))
-
-
-def _what_is_wrong(parents: torch.Tensor, feature: int, level: int, parent_level: int, levels: Levels) -> str:
-    parent = int(parents[feature])
-    if level == 0:
+        own = int(level[feature])
         remedy = f"a feature of level 0 is a root, set parents[{feature}] = {NO_PARENT}"
-    else:
-        above = levels[level - 1]
-        remedy = f"take a parent from level {level - 1} ({above.start} … {above.stop - 1}), or {NO_PARENT} for none"
-    if not 0 <= parent < levels.n_features:
-        fault = f"which is no feature (there are {levels.n_features})"
-    else:
-        fault = f"a feature of level {parent_level}"
-    return f"parents[{feature}] = {parent}, {fault}, but feature {feature} is in level {level}; {remedy}"
+        if own:
+            above = levels[own - 1]
+            remedy = f"take a parent from level {own - 1} ({above.start} … {above.stop - 1}), or {NO_PARENT} for none"
+        raise ValueError(
+            f"parents[{feature}] = {int(parents[feature])}, but feature {feature} is in level {own}; {remedy}"
+        )

@@ -84,18 +84,6 @@ class Levels:
         level = bisect_right(self.offsets[1:], feature)
         return f"{level}/{feature - self.offsets[level]}"
 
-    def flat(self, level: int, feature: int) -> int:
-        """Flat index of ``feature`` within ``level``.
-
-        Raises:
-            IndexError: if the level or the feature does not exist; neither is counted from the end.
-        """
-        if not 0 <= level < len(self):
-            raise IndexError(f"level {level} does not exist; the levels are 0 … {len(self) - 1}, coarse to fine")
-        if not 0 <= feature < self.widths[level]:
-            raise IndexError(f"feature {feature} is not in level {level}, which has {self.widths[level]} features")
-        return self.offsets[level] + feature
-
     def named(self, name: str) -> int:
         """Flat index of the feature that `name` calls so.
 
@@ -103,7 +91,10 @@ class Levels:
             IndexError: if there is no such feature.
             ValueError: if it is no name.
         """
-        return self.flat(*named_parts(name))
+        level, feature = named_parts(name)
+        if feature >= self.widths[self.number(level)]:
+            raise IndexError(f"feature {feature} is not in level {level}, which has {self.widths[level]} features")
+        return self.offsets[level] + feature
 
     def split(self, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Views of the last dimension, one per level: (…, n_features) → L of (…, n_l)."""

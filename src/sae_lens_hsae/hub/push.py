@@ -67,9 +67,8 @@ def push(
         Address of the commit.
 
     Raises:
-        FileNotFoundError: if the folder holds no SAE.
-        ValueError: if it holds another architecture, the evaluation belongs to other weights, a name cannot be one, or
-            the repository is there and public, but ``private`` was asked for.
+        ValueError: as `load_hierarchical_sae`, which has a FileNotFoundError, too, and `load_evaluation`; if a name
+            cannot be one, or the repository is there and public, but ``private`` was asked for.
         OSError: if the hub cannot be reached or refuses.
 
     Warns:

@@ -42,13 +42,10 @@ def check_storable(name: str, value: Any) -> None:
     try:
         json.dumps(value)
     except (TypeError, ValueError) as error:
-        if isinstance(value, (dict, list, tuple)):  # what else it holds may be secret
-            for key, each in value.items() if isinstance(value, dict) else enumerate(value):
-                check_storable(f"{name}[{key!r}]", each)
-            value = type(value).__name__
+        # The error tells a type, never a value, which may be secret.
         raise ValueError(
-            f"{name}={value!r} could not be saved with the SAE ({error}); write data types as strings ('bfloat16') and "
-            "other objects as dictionaries, such as quantization_config.to_dict()"
+            f"{name} could not be saved with the SAE ({error}); write data types as strings ('bfloat16') and other "
+            "objects as dictionaries, such as quantization_config.to_dict()"
         ) from error
 
 

@@ -15,12 +15,6 @@ OF_DATA_SETS = (".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".bz2", ".
 """Endings of files that hold no plain text, and that `datasets` reads."""
 
 
-def has_columns(path: str | Path) -> bool:
-    """Whether `documents` reads a column at a path: of JSON lines, or of a folder, which may hold some."""
-    path = Path(path)
-    return path.is_dir() or path.suffix.lower() in JSON_LINES
-
-
 def documents(path: str | Path, column: str = "text") -> Iterator[str]:
     """The texts at a path, none of them empty: a file is one, and so is each line of a ``.jsonl`` file.
 
@@ -39,24 +33,15 @@ def documents(path: str | Path, column: str = "text") -> Iterator[str]:
         raise FileNotFoundError(f"text={str(path)!r} does not exist; give a text file, JSON lines or a folder of them")
     files = [path]
     if path.is_dir():
-        inside = sorted(each for each in path.rglob("*") if each.is_file())
-        files = [each for each in inside if each.suffix.lower() in IN_FOLDERS]
-        if not files:
-            of_data_sets = any(each.suffix.lower() in OF_DATA_SETS for each in inside)
-            remedy = f"; read it as a data set: {_as_data_set(path)}" if of_data_sets else ""
-            raise FileNotFoundError(f"text={str(path)!r} holds no file that ends in {', '.join(IN_FOLDERS)}{remedy}")
-    elif path.suffix.lower() in OF_DATA_SETS:
+        files = sorted(each for each in path.rglob("*") if each.is_file() and each.suffix.lower() in IN_FOLDERS)
+    if not files or files[0].suffix.lower() in OF_DATA_SETS:
         raise ValueError(
-            f"text={str(path)!r} ends in {path.suffix}, so it is no plain text; put it alone in a folder, and read "
-            f"that as a data set: {_as_data_set('FOLDER')}. JSON lines must end in {JSON_LINES[0]}"
+            f"text={str(path)!r} is no plain text, nor a folder of files that end in {', '.join(IN_FOLDERS)}; a folder "
+            "of other files is read as a data set: dataset='FOLDER' (to train dataset_path='FOLDER')"
         )
     for file in files:
         found = _of_lines(file, column) if file.suffix.lower() in JSON_LINES else text_pieces(file)
         yield from (text for text in found if text.strip())
-
-
-def _as_data_set(folder: Path | str) -> str:
-    return f"dataset={str(folder)!r} (to train dataset_path={str(folder)!r})"
 
 
 def _of_lines(path: Path, column: str) -> Iterator[str]:

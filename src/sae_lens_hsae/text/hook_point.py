@@ -91,25 +91,14 @@ def most_tokens(model: Any) -> int | None:
     return next((limit for limit in limits if limit), None)
 
 
-def check_context(model: Any, context_size: int) -> None:
-    """Check that a model takes contexts of this many tokens; its own error is an IndexError that names nothing."""
-    limit = most_tokens(model)
-    if limit is not None and context_size > limit:
-        raise ValueError(
-            f"context_size={context_size}, but the model takes at most {limit} tokens; set {limit} or less"
-        )
+def check_length(model: Any, n_tokens: int, what: str) -> None:
+    """Refuse, with a ValueError, more tokens at once than a model takes; its own error is an IndexError without a name.
 
-
-def check_length(model: Any, start: Sequence[int], ids: Sequence[int], what: str) -> None:
-    """Refuse, with a ValueError, a text that is too long for a model; its own IndexError names nothing.
-
-    The tokens are those of `ids_of_text`; ``what`` is how to call the text.
+    The tokens are counted with what goes before a text; ``what`` is how to call them.
     """
     limit = most_tokens(model)
-    if limit is not None and len(start) + len(ids) > limit:
-        raise ValueError(
-            f"{what} has {len(ids)} tokens, but the model takes at most {limit - len(start)}; give it in shorter pieces"
-        )
+    if limit is not None and n_tokens > limit:
+        raise ValueError(f"{what}: {n_tokens} tokens, but the model takes at most {limit}; give fewer")
 
 
 def check_several(name: str, texts: object) -> None:

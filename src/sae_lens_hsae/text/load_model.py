@@ -15,7 +15,7 @@ from sae_lens.load_model import load_model as load_by_name
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sae_lens_hsae.evaluation.hook_names import no_hook_point
-from sae_lens_hsae.text.hook_point import check_context
+from sae_lens_hsae.text.hook_point import check_length
 
 TRANSFORMER_LENS = "HookedTransformer"
 NO_MODULE = "hook_names not found"
@@ -88,14 +88,14 @@ def model_of_run(
         ValueError: as `load_model`, or if the contexts are longer than the model takes.
     """
     if override_model is not None:
-        check_context(override_model, cfg.context_size)
+        check_length(override_model, cfg.context_size, "context_size")
         yield override_model
         return
     several = isinstance(cfg, MultiSAETrainingRunnerConfig)
     hooks = dict.fromkeys(cfg.hook_names_per_sae.values()) if several else [cfg.hook_name]
     model = load_model(cfg.model_class_name, cfg.model_name, cfg.llm_device, cfg.model_from_pretrained_kwargs, *hooks)
 
-    check_context(model, cfg.context_size)
+    check_length(model, cfg.context_size, "context_size")
 
     def wanted(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith(OVERRIDDEN)

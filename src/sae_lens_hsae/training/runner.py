@@ -78,10 +78,7 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         after_training: called on rank 0 with the trained SAE, once it is saved if it is to be, before W&B's run ends.
 
     Raises:
-        ValueError: if ``cfg.sae`` is of another architecture, prefetching is on while checkpoints are to be written,
-            the checkpoint to resume is damaged or of another run, the forest cannot be logged as asked for, or the
-            batch, the text or the GPUs cannot be divided among the processes; from `run`, if W&B would refuse the
-            name of the artifacts.
+        ValueError: naming the field of ``cfg`` or the argument that does not do, or the checkpoint.
         OSError: if ``output_path`` or ``checkpoint_path`` cannot be written to; from `run`, saying where the model is
             if ``output_path`` does not take it in the end.
         Interrupted: from `run`, once the checkpoint is written, or could not be.
@@ -179,8 +176,6 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
 
     @override
     def run(self) -> TrainingSAE[Any]:
-        if self.cfg.logger.log_to_wandb:
-            self._check_artifact_name()
         self._checkpoint = self.cfg.resume_from_checkpoint
         if self._checkpoint is not None:
             # SAELens' trainer would refuse the state of another schedule, and hold Adam's moments beside ours.
@@ -237,7 +232,7 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
     def save_final_sae(
         self, sae: TrainingSAE[Any], output_path: str, log_feature_sparsity: torch.Tensor | None = None
     ) -> None:
-        """SAELens', the explorer page if ``forest_logging`` asks for it, and ``after_training``; by rank 0."""
+        """SAELens', ``after_training``, and the explorer page if ``forest_logging`` asks for it; by rank 0."""
         assert isinstance(sae, HierarchicalTrainingSAE)
         if self._trainer is not None:
             log_feature_sparsity = self._trainer.log_feature_sparsity  # the given one's trainer has not trained
@@ -251,10 +246,10 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
                 f"the model could not be written to {output_path!r} ({error}); what stood there is as it was. "
                 f"{self._save_elsewhere(sae, log_feature_sparsity)}"
             ) from error
-        if self.forest_logging.explorer:
-            self._forest_log.explorer(output_path)
         if self.after_training is not None:
             self.after_training(sae)
+        if self.forest_logging.explorer:
+            self._forest_log.explorer(output_path)
 
     def _save_model(self, sae: TrainingSAE[Any], folder: Path, log_feature_sparsity: torch.Tensor | None) -> None:
         with uploads_follow(self.cfg.logger, folder), files_written_whole(folder, SAE_CFG_FILENAME) as aside:
@@ -299,18 +294,6 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         """While this holds, the thread that fetches batches ahead leaves the model and the store to others."""
         provider = None if self._trainer is None else self._trainer.data_provider
         return provider.paused() if isinstance(provider, PrefetchingIterator) else nullcontext()
-
-    def _check_artifact_name(self) -> None:
-        """Refuse a name that W&B would refuse at the first checkpoint, and end the run there."""
-        self._set_sae_metadata()  # as SAELens does; the name is made of it
-        name = self.sae.get_name().replace("/", "__")
-        try:
-            wandb.Artifact(f"{name}_log_feature_sparsity", type="log_feature_sparsity")
-        except ValueError as error:
-            raise ValueError(
-                f"model_name={self.cfg.model_name!r}: W&B cannot take the artifacts that SAELens names after it "
-                f"({error}); link the model's folder to a short path, or set log_to_wandb=False"
-            ) from error
 
     def _save_interrupted(self, trainer: HierarchicalSAETrainer) -> None:
         if self.cfg.checkpoint_path is None:

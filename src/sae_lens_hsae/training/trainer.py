@@ -43,7 +43,6 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
     - A checkpoint appears whole or not at all, with a manifest of its files, and never with NaN or infinite parameters.
       A resumed run does not write again those that it has passed.
     - What a file holds is checked before anything is changed by it.
-    - Batches that cannot be trained on may be skipped, up to ``max_bad_batches``.
     - Training that goes wrong without failing is warned of, see ``training_watch``.
 
     Attributes:
@@ -87,9 +86,7 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
     def load_trainer_state(self, checkpoint_path: Path | str) -> None:
         """SAELens', but the schedule is that of this run's configuration, as if it had held from the start.
 
-        Raises:
-            FileNotFoundError: if a file is missing.
-            ValueError: if a file is damaged.
+        A FileNotFoundError if a file is missing, a ValueError if one is damaged.
         """
         folder = Path(checkpoint_path)
         read_trainer_state(folder / TRAINER_STATE_FILENAME)

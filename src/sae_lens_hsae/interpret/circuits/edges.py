@@ -24,13 +24,8 @@ def with_edges(
     nodes d of a level the edges from u add up to the effect of u by attribution patching, if everything from u passes
     the next hook point, as in a residual stream.
 
-    Args:
-        model: as for `find_circuit`, like ``forests`` and ``pairs``: the circuit's.
-        circuit: by any method.
-        threshold: in logits; least effect of an edge, either sign.
-
-    Raises:
-        ValueError: if the threshold is negative, or the circuit is of other hook points; as `find_circuit`.
+    Model, forests and pairs are the circuit's, and errors as of `find_circuit`, as where the circuit is of other hook
+    points; ``threshold`` is the least effect of an edge, in logits, either sign.
     """
     if not threshold >= 0:
         raise ValueError(f"threshold={threshold} must be 0 or more, in logits")

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import torch
 
-from sae_lens_hsae.forest.descent import candidates_below
+from sae_lens_hsae.forest.feature_forest import candidates_below
 from sae_lens_hsae.interpret.circuits.attribution import Attribution
 from sae_lens_hsae.interpret.circuits.circuit import Circuit, Method, Node
 from sae_lens_hsae.interpret.circuits.pairs import Pair, batches_of

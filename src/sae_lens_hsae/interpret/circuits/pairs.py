@@ -85,7 +85,7 @@ def batches_of(pairs: Sequence[Pair], model: Any, sae: Any) -> list[Batch]:
         patch = [] if pair.patch is None else ids_of_text(model, sae, pair.patch)[1]
         if not clean or (pair.patch is not None and not patch):
             raise ValueError(f"pair {number}: a prompt is empty; give text")
-        check_length(model, before, clean, f"pair {number}: clean")
+        check_length(model, len(before) + len(clean), f"pair {number}: clean")
         if patch and len(patch) != len(clean):
             raise ValueError(
                 f"pair {number}: clean={pair.clean!r} has {len(clean)} tokens and patch={pair.patch!r} has "

@@ -94,10 +94,8 @@ def contrast(
     are drawn from the same source, at most about a share ``alpha`` of comparisons find anything at all.
 
     Args:
-        levels: one SAE per level, coarse to fine, or one object for all (``HierarchicalSAE``).
         a: the one set; each item holds the activations of one text, (tokens, d_in) or (d_in,), as
             `text_activations` gives them. A tensor (n, d_in) is n texts of one token.
-        b: the other set.
         alpha: rate of false discoveries among the significant features.
         localising_share: least share of a parent's difference for which a child alone stands for it.
 
@@ -150,14 +148,8 @@ def contrast(
 def text_activations(sae: SAE[Any], model: Any, texts: Iterable[str], max_tokens: int = 128) -> Iterator[torch.Tensor]:
     """Activations of each text (tokens, d_in) at the hook point that the SAE names, where training read positions.
 
-    Args:
-        sae: with metadata that name the hook point.
-        model: from ``load_language_model``, or any model that SAELens hooks into, with a tokenizer.
-        texts: not empty; each is cut to ``max_tokens``, or to what the model takes.
-
-    Raises:
-        ValueError: at once, if ``texts`` is a single text; then, if a text has no token that training would have read,
-            or the model no tokenizer.
+    Each text is cut to ``max_tokens``, or to what the model takes; the model has a tokenizer. A ValueError at once, if
+    ``texts`` is a single text; then, if a text has no token that training would have read.
     """
     check_several("texts", texts)
     return _text_activations(sae, model, texts, max_tokens)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,21 +38,17 @@ def explain(
     of a feature that makes the reconstruction worse is below 0.
 
     Args:
-        levels: one SAE per level, coarse to fine, or one object for all (``HierarchicalSAE``), with a hook name.
-        model: ``HookedSAETransformer``, ``SAETransformerBridge``, or what ``load_language_model`` gives, with a
-            tokenizer and without an SAE attached at the hook point.
+        levels: as of `steer`, like ``forest`` and ``model``, which has a tokenizer.
         text: at most as long as the model takes. The token that stood before texts in training is put before it and
             not explained, and neither are tokens at positions that training left out (``seqpos_slice``), nor outlying
             ones, such as attention sinks and a first position with nothing before it: what fires there is about the
             place, not about the word.
-        forest: of the features; None takes ``levels.forest``.
         labels: text for some of the features, by flat index or name.
 
     Raises:
         TypeError: if ``text`` is no text.
-        ValueError: if the text has no token that the tokenizer knows, or too many, the model has no tokenizer or no
-            such hook point, what stands there is of another width or holds NaN or infinity, or levels, forest and
-            labels do not fit.
+        ValueError: as `steer`, or if the text has no token, or too many, the model has no tokenizer, what stands at the
+            hook point is of another width or holds NaN or infinity, or labels do not fit.
     """
     saes, forest = stack_of(levels, forest)
     name = hook_point(model, saes)
@@ -108,16 +102,11 @@ def _outlying(x: torch.Tensor) -> torch.Tensor:
 
 
 def check_text(text: str, name: str = "text") -> None:
-    """Refuse, without a model, what is no text (TypeError) or empty (ValueError), and warn of the path of a file."""
+    """Refuse, without a model, what is no text (TypeError) or empty (ValueError)."""
     if not isinstance(text, str):
         raise TypeError(f"{name} is a {type(text).__name__}; give one text, and call explain() for each of several")
     if not text:
         raise ValueError(f"{name}='' has no token; give a text with words")
-    if os.path.isfile(text):  # noqa: PTH113  # unlike Path, it takes any text
-        warnings.warn(
-            f"{name}={text!r} is the path of a file, but is explained as a text itself; give what the file holds",
-            stacklevel=1,  # once, however often it is checked
-        )
 
 
 def _ids(model: Any, sae: Any, text: str) -> tuple[list[int], list[int]]:
@@ -125,12 +114,7 @@ def _ids(model: Any, sae: Any, text: str) -> tuple[list[int], list[int]]:
     start, ids = ids_of_text(model, sae, text)
     if not ids:
         raise ValueError(f"the text {text!r} has no token; give a text with words")
-    if set(ids) == {getattr(model.tokenizer, "unk_token_id", None)}:
-        raise ValueError(
-            f"the text {text!r} is all {model.tokenizer.unk_token} to the model's tokenizer, which knows nothing of "
-            "it, as of another script; give a text in one that it knows"
-        )
-    check_length(model, start, ids, "text")
+    check_length(model, len(start) + len(ids), "text")
     return start, ids
 
 

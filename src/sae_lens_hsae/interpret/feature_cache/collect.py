@@ -56,11 +56,9 @@ def collect_dashboards(
     whatever it stands for.
 
     Args:
-        levels: one SAE per level, coarse to fine, or one object for all (``HierarchicalSAE``).
         batches: pairs of token ids (batch, context) and activations (batch, context, d_in), as the SAEs' ``encode``
             takes them: fold an activation scale first.
         n_tokens: stop after the context that reaches this many tokens; None takes all.
-        settings: how much is kept per feature.
         exclude_tokens: token ids on which features count as silent, such as padding; the model's special tokens.
         unembedding: (d_in, vocabulary) from the SAEs' activations to logits, for promoted and suppressed tokens.
 

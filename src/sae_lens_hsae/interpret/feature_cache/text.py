@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from sae_lens_hsae.evaluation.hook_names import known_name
 from sae_lens_hsae.evaluation.stacks import check_scale
 from sae_lens_hsae.text.as_trained import positions
-from sae_lens_hsae.text.hook_point import device_of, most_tokens
+from sae_lens_hsae.text.hook_point import check_length, device_of
 from sae_lens_hsae.text.load_model import TRANSFORMER_LENS, load_model
 
 CONTEXTS_AT_ONCE = 16
@@ -117,12 +117,7 @@ def tokens_and_activations(sae: SAE[Any], model: Any, rows: Dataset) -> Iterator
     check_scale([sae])
     metadata = sae.cfg.metadata
     length, read = len(rows[0]["tokens"]), positions(metadata)
-    limit = most_tokens(model)
-    if limit is not None and length > limit:
-        raise ValueError(
-            f"contexts of {length} tokens are longer than the {limit} that {metadata.model_name} takes; "
-            f"set the SAE's metadata.context_size to {limit} or less"
-        )
+    check_length(model, length, "context_size in the SAE's metadata")
     store = ActivationsStore(
         model=model,
         dataset=rows,

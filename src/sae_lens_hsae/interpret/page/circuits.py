@@ -33,16 +33,11 @@ def circuit_section(
     for node in circuit.nodes:
         if node.hook != hook or node.feature is None:
             continue
-        if not node.feature < len(forest) or forest.levels.name(node.feature) != node.name:
+        exists = node.feature < len(forest) and forest.levels.name(node.feature) == node.name
+        if not exists or forest.parent(node.feature) != node.parent:
             raise ValueError(
-                f"circuit {name!r} is of another forest: its node {node.name} is number {node.feature}, which this "
-                f"forest with level_widths={list(forest.level_widths)} does not have; find it again with these SAEs"
-            )
-        if forest.parent(node.feature) != node.parent:
-            own, here = ("none" if each is None else each for each in (node.parent, forest.parent(node.feature)))
-            raise ValueError(
-                f"circuit {name!r} is of another forest, as of an earlier training: there the parent of {node.name} is "
-                f"{own}, here {here}; find it again with these SAEs"
+                f"circuit {name!r} is of another forest, as of an earlier training: its node {node.name}, number "
+                f"{node.feature}, does not exist here, or has another parent; find it again with these SAEs"
             )
         lines.append(("; ".join([f"{node.effect:+.2f} logits", *_edges(circuit, node)]), [node.feature]))
     title = f"Circuit {name}: the answer leads its foil by {circuit.clean:.2f} logits"

@@ -69,7 +69,6 @@ def write_page(
         path: the file to write; replaced if it exists.
         text_of: text of a token id, with its leading space; see ``TokenTexts``.
         labels: text for some of the features, by flat index or name.
-        title: of the page.
         limits: how much the page takes; None chooses by the number of features.
         explanations: texts to show token by token, from ``explain``.
         start: features whose trees the page opens on, by flat index or by name, such as ``"2/313"``; below them stand
@@ -84,8 +83,7 @@ def write_page(
         The file's path.
 
     Raises:
-        ValueError: if the dashboards or an explanation are of another forest, or a label is of a feature that does not
-            exist.
+        ValueError: if the dashboards or an explanation are of another forest, or a label of a feature not there.
         IndexError: if ``start`` or a section names a feature that does not exist.
     """
     if dashboards.level_widths != forest.level_widths or not dashboards.parents.equal(forest.parents):

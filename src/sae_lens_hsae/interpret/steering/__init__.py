@@ -4,12 +4,11 @@ What to push, `sta` and `difference_of_means` choose from two sets of texts; `de
 `steer_by` acts, and `continued` writes text for a look at what it does.
 """
 
-from sae_lens_hsae.interpret.steering.difference_of_means import difference_of_means
 from sae_lens_hsae.interpret.steering.edits import Edit, ablate, add, at_least, clamp, scale, take
 from sae_lens_hsae.interpret.steering.effects import Effect, effect_of
 from sae_lens_hsae.interpret.steering.examples import Examples, examples_of
 from sae_lens_hsae.interpret.steering.selection import Selection, descend, steer_by
-from sae_lens_hsae.interpret.steering.sta import sta
+from sae_lens_hsae.interpret.steering.selectors import difference_of_means, sta
 from sae_lens_hsae.interpret.steering.steer import steer
 from sae_lens_hsae.interpret.steering.writing import continued
 

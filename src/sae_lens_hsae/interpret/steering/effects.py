@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from sae_lens import SAE
 
-from sae_lens_hsae.evaluation.hook_names import own_name
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.steering.edits import Edit, steps_of
 from sae_lens_hsae.interpret.steering.steer import edited, steer
@@ -24,9 +23,9 @@ class Effect:
     Attributes:
         n_on, n_off: tokens.
         norm: length of the change of x at the hook point.
-        change_on, change_off: relative change of what is read: ‖after − before‖ / ‖before‖.
-        kl_on, kl_off: KL divergence of the predictions, without from with the edits, in nats; NaN with ``read_at``.
-        loss_on, loss_off: rise of the cross-entropy of the next token, in nats; NaN with ``read_at``.
+        change_on, change_off: relative change of the logits: ‖after − before‖ / ‖before‖.
+        kl_on, kl_off: KL divergence of the predictions, without from with the edits, in nats.
+        loss_on, loss_off: rise of the cross-entropy of the next token, in nats.
         family_share: of the change of all features' activations at the hook point, the share in the target's
             ancestors and subtree.
     """
@@ -51,25 +50,16 @@ def effect_of(
     tokens: torch.Tensor,
     target: int | str,
     forest: FeatureForest | None = None,
-    read_at: str | None = None,
 ) -> Effect:
     """Run the model on ``tokens`` with and without the edits and compare, on and off the target.
 
     To compare a coarse with a fine intervention, give both the same ``target`` and, for pushes, the same amount:
-    decoder directions have norm 1, so both changes of x have the same ``norm``.
+    decoder directions have norm 1, so both changes of x have the same ``norm``. Arguments and errors are as of `steer`,
+    but no push may be spread over children, and:
 
     Args:
-        model: as for `steer`, like the other arguments that both have.
-        levels: one SAE per level, or one object for all.
-        edits: what to do; no push that is spread over children.
-        tokens: (batch, context).
+        tokens: (batch, context); a ValueError if there are none.
         target: the feature, by flat index or name, that says which tokens are on target.
-        forest: of their features; None takes ``levels.forest``.
-        read_at: a hook point to read instead of the logits, such as the last layer of a model of embeddings.
-
-    Raises:
-        IndexError: if ``target`` does not exist.
-        ValueError: as `steer`; if there are no tokens, or the model has no hook point ``read_at``.
     """
     saes, forest = stack_of(levels, forest)
     target = forest.index(target)
@@ -78,15 +68,10 @@ def effect_of(
     at = hook_point(model, saes)
     if not tokens.numel():
         raise ValueError(f"tokens of shape {tuple(tokens.shape)} are none; give (batch, context)")
-    read_at = None if read_at is None else own_name(model, read_at)
-    if read_at is not None and read_at not in model.hook_dict:
-        raise ValueError(f"read_at={read_at!r} is no hook point of the model")
 
-    names = [at] if read_at is None else [at, read_at]
-    logits, kept = run_and_keep(model, tokens, names)
+    before, kept = run_and_keep(model, tokens, [at])
     with steer(model, saes, edits, forest):
-        logits_after, kept_after = run_and_keep(model, tokens, names)
-    before, after = (logits, logits_after) if read_at is None else (kept[read_at], kept_after[read_at])
+        after = model(tokens)
 
     x = kept[at]
     x_after = edited(x, saes, steps)
@@ -96,13 +81,11 @@ def effect_of(
     moved = (acts_after - acts).abs().flatten(0, 1).double().sum(0)
     on = (acts[..., target] != 0).cpu()
     change = ((after - before).norm(dim=-1) / before.norm(dim=-1).clamp(min=1e-12)).cpu()
-    kl = loss = torch.full(on.shape, math.nan)
-    if read_at is None:
-        log_p, log_q = (each.float().log_softmax(-1) for each in (before, after))
-        kl = (log_p.exp() * (log_p - log_q)).sum(-1).cpu()
-        loss = torch.full(on.shape, math.nan)
-        following = tokens[:, 1:, None].to(log_p.device)
-        loss[:, :-1] = (log_p - log_q)[:, :-1].gather(-1, following)[..., 0].cpu()
+    log_p, log_q = (each.float().log_softmax(-1) for each in (before, after))
+    kl = (log_p.exp() * (log_p - log_q)).sum(-1).cpu()
+    loss = torch.full(on.shape, math.nan)
+    following = tokens[:, 1:, None].to(log_p.device)
+    loss[:, :-1] = (log_p - log_q)[:, :-1].gather(-1, following)[..., 0].cpu()
     return Effect(
         n_on=int(on.sum()),
         n_off=int((~on).sum()),

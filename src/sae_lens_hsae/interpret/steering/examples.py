@@ -45,29 +45,10 @@ class Examples:
         """(n_features,) mean activation on the positive texts less that on the negative."""
         return self.positive.acts.mean(0) - self.negative.acts.mean(0)
 
-    def of_level(self, level: int, among: Sequence[int | str] | torch.Tensor | None = None) -> torch.Tensor:
-        """The features to choose from: flat indices of one level, or those of ``among``.
-
-        Args:
-            level: from 0, the coarsest; negative levels count from the finest.
-            among: flat indices or names; None takes all of the level.
-
-        Raises:
-            IndexError: if there is no such level or feature.
-            ValueError: if ``among`` is empty or holds a feature of another level.
-        """
-        level = self.forest.levels.number(level)
+    def of_level(self, level: int, among: torch.Tensor | None = None) -> torch.Tensor:
+        """Flat indices of the features to choose from: those of ``among``, or all of the level, else an IndexError."""
         own = self.forest.levels[level]
-        if among is None:
-            return torch.arange(own.start, own.stop)
-        given = among.tolist() if isinstance(among, torch.Tensor) else among
-        chosen = torch.tensor([self.forest.index(feature) for feature in given], dtype=torch.int64)
-        if not len(chosen):
-            raise ValueError(f"among is empty; give features of level {level}")
-        outside = chosen[(chosen < own.start) | (chosen >= own.stop)]
-        if len(outside):
-            raise ValueError(f"among holds {outside[0].item()}, which is no feature of level {level}; leave it out")
-        return chosen
+        return torch.arange(own.start, own.stop) if among is None else among
 
 
 @torch.no_grad()
@@ -77,18 +58,13 @@ def examples_of(
     negative: Iterable[torch.Tensor],
     forest: FeatureForest | None = None,
 ) -> Examples:
-    """Two sets of texts, read by all levels.
+    """Two sets of texts, what is wanted and the other set, read by all levels; ``levels`` and ``forest`` as of `steer`.
 
-    Args:
-        levels: one SAE per level, coarse to fine, or one object for all (``HierarchicalSAE``).
-        positive: what is wanted; each item holds the activations of one text, (tokens, d_in), as `text_activations`
-            gives them.
-        negative: the other set.
-        forest: of their features; None takes ``levels.forest``.
+    Each item of a set holds the activations of one text, (tokens, d_in), as `text_activations` gives them.
 
     Raises:
-        ValueError: if levels and forest do not fit, a set has fewer than two texts, both sets are the same, a text is
-            empty, of another width or holds NaN or infinity, or features fire with either sign (AbsTopK).
+        ValueError: as `steer`, or if a set has fewer than two texts, both sets are the same, a text is empty, of
+            another width or holds NaN or infinity, or features fire with either sign (AbsTopK).
     """
     saes, forest = stack_of(levels, forest)
     if have_either_sign(saes):

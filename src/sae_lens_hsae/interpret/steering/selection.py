@@ -11,7 +11,7 @@ import torch
 from sae_lens import SAE
 
 from sae_lens_hsae.forest import FeatureForest
-from sae_lens_hsae.forest.descent import candidates_below
+from sae_lens_hsae.forest.feature_forest import candidates_below
 from sae_lens_hsae.interpret.steering.edits import Edit, add, at_least, take
 from sae_lens_hsae.interpret.steering.examples import Examples
 from sae_lens_hsae.interpret.steering.steer import steer
@@ -70,15 +70,9 @@ def steer_by(
     strength: float = 1.0,
     forest: FeatureForest | None = None,
 ) -> Iterator[None]:
-    """`steer` by a selection.
+    """`steer` by what a selector gave; other arguments and errors are as there, and nothing selected is a ValueError.
 
-    Args:
-        model: as for `steer`, like ``levels`` and ``forest``.
-        selection: from one of the selectors.
-        strength: 1 makes as large a change as the two sets of texts differ by, in the features selected.
-
-    Raises:
-        ValueError: as `steer`, or if nothing was selected.
+    ``strength`` 1 makes as large a change as the two sets of texts differ by, in the features selected.
     """
     rest = None if selection.rest is None else strength * selection.rest
     with steer(model, levels, selection.edits(strength), forest, keep_norm=selection.keep_norm, rest=rest):
@@ -91,16 +85,8 @@ Selector = Callable[..., Selection]
 def descend(selector: Selector, examples: Examples, level: int = -1, **options: Any) -> Selection:
     """Select level by level from the coarsest, each time only among the children of what was selected above.
 
-    Features without a parent are among the candidates everywhere, since nothing coarser stands for them.
-
-    Args:
-        selector: such as `sta` or `difference_of_means`.
-        examples: from `examples_of`.
-        level: where to end.
-        options: of the selector.
-
-    Raises:
-        IndexError: if there is no such level.
+    It ends at ``level``; ``options`` and errors are the selector's, such as `sta` or `difference_of_means`. Features
+    without a parent are among the candidates everywhere, since nothing coarser stands for them.
     """
     found = selector(examples, 0, **options)
     for below in range(1, examples.forest.levels.number(level) + 1):

@@ -6,26 +6,17 @@ from typing import Any
 
 import torch
 
-from sae_lens_hsae.text.hook_point import most_tokens
+from sae_lens_hsae.text.hook_point import check_length
 
 
 @torch.no_grad()
 def continued(model: Any, tokens: torch.Tensor, n_tokens: int, temperature: float = 0.0, seed: int = 0) -> torch.Tensor:
-    """Token ids (batch, context + n_tokens): each row, and what the model writes after it.
+    """Token ids (batch, context + n_tokens): each row, and what a causal model writes after it.
 
-    Plain: the model reads the whole text for every new token, so it works with whatever hooks stand in it.
-
-    Args:
-        model: causal; any that `steer` takes.
-        tokens: (batch, context).
-        n_tokens: how many to write.
-        temperature: 0 takes the most likely token.
-        seed: of the draws.
-
-    Raises:
-        ValueError: if the text would be longer than the model takes.
+    Temperature 0 takes the most likely token. A ValueError if the text would be longer than the model takes. Plain: the
+    model reads the whole text for every new token, so it works with whatever hooks stand in it.
     """
-    check_room(model, tokens, n_tokens)
+    check_length(model, tokens.shape[1] + n_tokens, f"n_tokens={n_tokens} after the text")
     generator = torch.Generator().manual_seed(seed)
     for _ in range(n_tokens):
         logits = model(tokens)[:, -1].float().cpu()
@@ -35,15 +26,6 @@ def continued(model: Any, tokens: torch.Tensor, n_tokens: int, temperature: floa
             following = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
         tokens = torch.cat([tokens, following.to(tokens.device)], dim=1)
     return tokens
-
-
-def check_room(model: Any, tokens: torch.Tensor, n_tokens: int) -> None:
-    """Check that this many tokens can be written after these (batch, context)."""
-    limit = most_tokens(model)
-    if limit is not None and tokens.shape[1] + n_tokens > limit:
-        raise ValueError(
-            f"n_tokens={n_tokens} after {tokens.shape[1]} tokens is more than the model takes, {limit}; write fewer"
-        )
 
 
 @torch.no_grad()
