@@ -39,6 +39,9 @@ def test_a_bad_batch_too_many_ends_training(bad):
     trainer.data_provider = data = with_bad_batches(bad, {4, 6})
     with pytest.raises(BadBatchError, match=r"training step 6 .*max_bad_batches=1 batches were skipped"):
         take_steps(trainer, data, 9)
+    with pytest.raises(ValueError, match="d_in"):
+        trainer.step(next(data)[:, 1:])
+    assert trainer.n_training_samples == 32 * trainer.n_training_steps
 
 
 def test_the_step_the_level_and_the_cause_are_named():

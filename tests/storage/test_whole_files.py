@@ -14,9 +14,10 @@ from host_helpers import hooked_model, runner_config, signalling, tiny_dataset, 
 from own_runs import file_size_limited_to, run_ours
 from sae_lens import SAE
 from safetensors import SafetensorError
-from short_trainings import batches, new_trainer, take_steps
+from short_trainings import batches, new_trainer, poisoned, take_steps
 from small_saes import D_IN, make_sae
 
+from sae_lens_hsae.sae.bad_batches import BadBatchError
 from sae_lens_hsae.storage.whole_files import (
     check_writable,
     file_written_whole,
@@ -84,14 +85,14 @@ def test_a_model_that_its_place_does_not_take_is_saved_beside_the_checkpoints(tm
             runner.save_final_sae(runner.sae, str(cfg.output_path))
 
 
-def test_a_run_that_is_stopped_ends_so_even_if_its_checkpoint_cannot_be_written(tmp_path, caplog):
+@pytest.mark.parametrize("fault", [signalling(signal.SIGTERM), poisoned(torch.nan)])
+def test_a_run_that_is_stopped_ends_so_even_if_its_checkpoint_cannot_be_written(tmp_path, caplog, fault):
     def stop(tensor: torch.Tensor) -> torch.Tensor:
         (tmp_path / "checkpoints").write_text("a file")
-        return signalling(signal.SIGTERM)(tensor)
+        return fault(tensor)
 
-    with pytest.raises(Interrupted) as stopped:
+    with pytest.raises((Interrupted, BadBatchError), match=r"stopped by SIGTERM|in part NaN"):
         run_ours(tmp_path, "", model=hooked_model(stop, at=11))
-    assert stopped.value.code == 143
     assert "could not be written" in caplog.text
     assert "train again: there is no checkpoint" in caplog.text
 
@@ -174,6 +175,17 @@ def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
         aside.touch()
     assert error.value.filename == str(tmp_path / "name")
     assert ".unfinished" not in str(error.value)
+
+
+def test_files_that_cannot_all_take_their_places_leave_those_before(tmp_path):
+    (tmp_path / "b").write_text("old")
+    (tmp_path / "key").write_text("old")
+    (tmp_path / "c").mkdir()
+    with pytest.raises(OSError, match="cannot be replaced"), files_written_whole(tmp_path, "key") as new:  # noqa: PT012 – the block is what is tested
+        for name in ("key", "a", "b", "c"):  # a is put in place before c fails, and there was none
+            (new / name).write_text("new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "c", "key"]
+    assert (tmp_path / "b").read_text() == (tmp_path / "key").read_text() == "old"
 
 
 def test_files_appear_whole_or_not_at_all(tmp_path):

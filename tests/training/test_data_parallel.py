@@ -191,6 +191,8 @@ def test_a_bad_batch_of_one_rank_is_skipped_by_all_or_ends_all(tmp_path):
     assert isinstance(other, ValueError)
     assert "a part of this batch is bad, that of rank 1, which says why" in str(one)
     assert "activations of training step" in str(other)
+    [manifest] = tmp_path.glob("0/checkpoints/*/*/manifest.json")
+    verify(manifest.parent)
 
 
 def test_a_rank_that_hangs_is_named_in_time(tmp_path, monkeypatch):

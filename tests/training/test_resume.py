@@ -1,6 +1,7 @@
 """Stop and go on: the resumed run is the uninterrupted one, to the bit on a CPU."""
 
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -23,20 +24,24 @@ from own_runs import begun, checkpoints_of, run_ours
 from sae_lens import (
     JumpReLUTrainingSAEConfig,
     LanguageModelSAETrainingRunner,
+    LoggingConfig,
     StandardTrainingSAE,
     StandardTrainingSAEConfig,
 )
+from sae_lens.constants import TRAINER_STATE_FILENAME
 from sae_lens.training._interruption import InterruptedException
 from sae_lens.training.mixing_buffer import mixing_buffer
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors.torch import load_file
-from short_trainings import assert_equal_states, batches, new_trainer, take_steps
+from short_trainings import assert_equal_states, batches, new_trainer, poisoned, take_steps
 from small_saes import make_sae
 
+from sae_lens_hsae.sae.bad_batches import BadBatchError
 from sae_lens_hsae.training.distributed.shards import shard_of
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
 from sae_lens_hsae.training.store import STATE_FILENAME, MixingBuffer, ResumableActivationsStore
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
+from sae_lens_hsae.training.trainer_state import read_trainer_state
 
 SIMILARITIES = ["encoder", "coactivation", "conditional"]
 
@@ -82,6 +87,12 @@ def test_a_buffer_that_cannot_be_is_refused(tmp_path):
     message = r"n_batches_in_buffer=4 .* buffer of 48 .* of 12 positions .* train_batch_size_tokens=64; .* least 6"
     with pytest.raises(ValueError, match=message):  # before the model, of which there is none by this name
         HierarchicalSAETrainingRunner(runner_config(tmp_path, seqpos_slice=(5, -15)))
+
+
+def test_an_evaluation_of_nothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"n_eval_batches=0 must be at least 1 .* raise eval_every_n_wandb_logs"):
+        HierarchicalSAETrainingRunner(runner_config(tmp_path, n_eval_batches=0, logger=LoggingConfig()))
+    run_ours(tmp_path, n_eval_batches=0, training_tokens=128)
 
 
 @pytest.mark.parametrize(
@@ -155,6 +166,47 @@ def test_a_run_stopped_by_a_signal_resumes_where_it_was(tmp_path, number, n_rows
     assert (int(load_file(checkpoint / STATE_FILENAME)["n_passes"]) > 1) == (n_rows == 45)
     _, resumed = run_ours(tmp_path, "resumed", dataset=rows, resume_from_checkpoint=str(checkpoint))
     assert_equal_states(resumed, whole)
+
+
+def failing(error: Exception, n_rows: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """An action for `hooked_model` that raises at a batch of so many contexts: 4 for a step, 2 for an evaluation."""
+
+    def action(tensor: torch.Tensor) -> torch.Tensor:
+        if len(tensor) == n_rows:
+            raise error
+        return tensor
+
+    return action
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(
+    ("fault", "at", "error"),
+    [
+        (poisoned(torch.nan), 7, BadBatchError),
+        (failing(ConnectionError("the stream has ended"), 4), 7, ConnectionError),
+        (failing(KeyError("an evaluation"), 2), None, KeyError),
+    ],
+)
+def test_a_run_that_an_error_ends_goes_on_after_its_last_step(tmp_path, caplog, fault, at, error):
+    logger = LoggingConfig(log_to_wandb=True, wandb_log_frequency=14, eval_every_n_wandb_logs=1)
+    flags = {"n_eval_batches": 1, "eval_batch_size_prompts": 2, "resume_from_checkpoint": "auto"}
+    with recorded_steps() as steps:
+        with pytest.raises(error, match=r"in part NaN|the stream has ended|an evaluation"):
+            run_ours(tmp_path, model=hooked_model(fault, at), logger=logger, **flags)
+        (checkpoint,) = tmp_path.glob("run/checkpoints/*/*")
+        assert f"ended by {error.__name__}, the batch in flight may be lost; resume with" in caplog.text
+        state = read_trainer_state(checkpoint / TRAINER_STATE_FILENAME)
+        assert 0 < state["n_training_steps"] * 64 == state["n_training_samples"] == len(steps) * 64
+        run_ours(tmp_path, **flags)
+    assert len(steps) == 30
+
+
+def test_an_error_before_the_first_step_leaves_nothing_to_go_on_from(tmp_path):
+    sae = tiny_config(normalize_activations="none")
+    with pytest.raises(ConnectionError):
+        run_ours(tmp_path, sae=sae, model=hooked_model(failing(ConnectionError(), 4)))
+    assert not list(tmp_path.glob("run/checkpoints/*/*"))
 
 
 @pytest.mark.parametrize("concatenated", [True, False])

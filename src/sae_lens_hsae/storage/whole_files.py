@@ -60,15 +60,28 @@ def files_written_whole(folder: Path, key: str) -> Iterator[Path]:
     """A new folder to write to, whose files take their places in ``folder``, beside what else is there.
 
     Several files cannot be exchanged at once. So the one without which the others mean nothing, ``key``, goes first and
-    comes last: at no moment is there an old one with new ones.
+    comes last: at no moment is there an old one with new ones. If one cannot be put in place, the old ones come back.
     """
     with _aside(folder) as aside:
-        yield aside
-        flush(aside)
-        if (aside / key).exists():
-            (folder / key).unlink(missing_ok=True)
-        for file in sorted(aside.iterdir(), key=lambda file: file.name == key):
-            _replace(file, folder / file.name)
+        new, replaced = aside / "new", aside / "replaced"
+        new.mkdir()
+        replaced.mkdir()
+        yield new
+        flush(new)
+        names = sorted((file.name for file in new.iterdir()), key=lambda name: (name == key, name))
+        try:
+            for name in reversed(names):
+                if (folder / name).is_file():
+                    (folder / name).rename(replaced / name)
+            for name in names:
+                _replace(new / name, folder / name)
+        except OSError:
+            for name in names:
+                if (replaced / name).exists():
+                    (replaced / name).replace(folder / name)
+                elif not (new / name).exists():
+                    (folder / name).unlink()
+            raise
         _flush_entries(folder)
 
 

@@ -21,6 +21,11 @@ def check_steps(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
             raise ValueError(f"{name}={getattr(cfg, name)} must be at least {least}")
     if not (is_count(cfg.seed) and cfg.seed < 2**32):
         raise ValueError(f"seed={cfg.seed!r} must be a whole number from 0 to {2**32 - 1}")
+    if cfg.logger.log_to_wandb and cfg.n_eval_batches < 1:
+        raise ValueError(
+            f"n_eval_batches={cfg.n_eval_batches} must be at least 1 where log_to_wandb is on; to evaluate less, raise "
+            "eval_every_n_wandb_logs"
+        )
     n_positions = len(range(cfg.context_size)[slice(*cfg.seqpos_slice)])
     n_ranks = n_launched()  # each has a buffer of its own, and its part of the batch
     if cfg.n_batches_in_buffer * n_positions < cfg.train_batch_size_tokens // n_ranks:

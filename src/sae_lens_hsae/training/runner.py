@@ -30,6 +30,7 @@ from typing_extensions import override
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.forest.levels import NO_PARENT
+from sae_lens_hsae.sae.bad_batches import BadBatchError
 from sae_lens_hsae.sae.model_files import check_architecture
 from sae_lens_hsae.sae.training import HierarchicalTrainingSAE
 from sae_lens_hsae.storage.json_files import check_storable, is_count, printable, read_json_object
@@ -118,6 +119,8 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         if keep_checkpoints is not None and not (is_count(keep_checkpoints) and keep_checkpoints > 0):
             raise ValueError(f"keep_checkpoints={keep_checkpoints!r} must be 1 or more, or None to keep all")
         self.max_bad_batches, self.keep_checkpoints = max_bad_batches, keep_checkpoints
+        self._received: list[int] = []  # signals while the run was not to be ended at once
+        self._handlers: dict[int, Any] = {}  # what they did before
         n_ranks = n_launched()
         if cfg.train_batch_size_tokens % n_ranks:
             raise ValueError(
@@ -186,6 +189,7 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         try:
             sae = super().run()
         except BaseException:
+            self._put_back_handlers()
             if wandb.run is not None and wandb.run is not before:
                 wandb.finish(exit_code=1)  # else the next run of this process would log into this one
             raise
@@ -203,7 +207,7 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         if self.forest_logging.trees and self.is_first:
             ours.after_update = self._forest_log.after_update
         ours.max_bad_batches, ours.keep_checkpoints = self.max_bad_batches, self.keep_checkpoints
-        received: list[int] = []
+        self._received = received = []
 
         def stop(signal_number: int, _frame: Any) -> None:
             for number in STOPPING:
@@ -213,20 +217,36 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
             if not ours.training_began:
                 raise Interrupted(signal_number)
 
-        before = {number: signal.signal(number, stop) for number in STOPPING}
+        self._handlers = {number: signal.signal(number, stop) for number in STOPPING}
         try:
             sae = ours.fit()
         except InterruptedException as stopped:
             if ours.training_began:
-                self._save_interrupted(ours)
+                self._save_unfinished(ours, "interrupted")
             # Of several ranks, one may have been stopped by what another was sent.
             raise Interrupted(received[0] if received else signal.SIGTERM) from stopped
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        if self.cfg.output_path is None and self.after_training is not None and self.is_first:
-            self.after_training(sae)
+        except Exception as error:
+            # A bad batch ends all ranks together; anything else ends one alone, for which the others would wait.
+            if ours.can_go_on and (self.ranks is None or isinstance(error, BadBatchError)):
+                ours.n_training_steps = ours.lr_scheduler.last_epoch  # SAELens counts a step after its evaluation
+                self._save_unfinished(ours, f"ended by {type(error).__name__}, the batch in flight may be lost")
+            raise
+        if self.cfg.output_path is None:
+            self._put_back_handlers()
+            if self.after_training is not None and self.is_first:
+                self.after_training(sae)
         return sae
+
+    def _put_back_handlers(self) -> None:
+        while self._handlers:
+            signal.signal(*self._handlers.popitem())
+
+    def _end_if_stopped(self) -> None:
+        """End the run if a signal came when there was only the model to save; from here on one ends it at once."""
+        self._put_back_handlers()
+        if self._received:
+            logger.warning(f"interrupted; the trained model is in {self.cfg.output_path!r}")
+            raise Interrupted(self._received[0])
 
     @override
     def save_final_sae(
@@ -238,6 +258,7 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
             log_feature_sparsity = self._trainer.log_feature_sparsity  # the given one's trainer has not trained
         if not self.is_first:
             sae.finish_training()  # as saving does, so that all ranks return the SAE that is saved
+            self._end_if_stopped()
             return
         try:
             self._save_model(sae, Path(output_path), log_feature_sparsity)
@@ -246,6 +267,7 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
                 f"the model could not be written to {output_path!r} ({error}); what stood there is as it was. "
                 f"{self._save_elsewhere(sae, log_feature_sparsity)}"
             ) from error
+        self._end_if_stopped()
         if self.after_training is not None:
             self.after_training(sae)
         if self.forest_logging.explorer:
@@ -295,20 +317,20 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         provider = None if self._trainer is None else self._trainer.data_provider
         return provider.paused() if isinstance(provider, PrefetchingIterator) else nullcontext()
 
-    def _save_interrupted(self, trainer: HierarchicalSAETrainer) -> None:
+    def _save_unfinished(self, trainer: HierarchicalSAETrainer, end: str) -> None:
         if self.cfg.checkpoint_path is None:
-            logger.warning("interrupted; nothing is saved, because checkpoint_path is None")
+            logger.warning(f"{end}; nothing is saved, because checkpoint_path is None")
         elif isinstance(trainer.data_provider, PrefetchingIterator):
-            logger.warning("interrupted; nothing is saved, because prefetch_llm_batches is on")
+            logger.warning(f"{end}; nothing is saved, because prefetch_llm_batches is on")
         else:
             name = str(trainer.n_training_samples)
             checkpoint = Path(self.cfg.checkpoint_path) / name
             try:
                 trainer.save_checkpoint(checkpoint_name=name)
-            except Exception:  # whatever it is, the run was stopped, and ends so
-                logger.exception(f"interrupted; {str(checkpoint)!r} could not be written")
+            except Exception as fault:  # whatever it is, the run ends as it would have
+                logger.warning(f"{end}; {str(checkpoint)!r} could not be written: {printable(fault)}")
                 return
-            logger.warning(f"interrupted; resume with resume_from_checkpoint={str(checkpoint)!r}, or {AUTO!r}")
+            logger.warning(f"{end}; resume with resume_from_checkpoint={str(checkpoint)!r}, or {AUTO!r}")
 
 
 class Interrupted(InterruptedException, SystemExit):

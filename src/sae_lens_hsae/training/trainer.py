@@ -139,11 +139,18 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
         while True:
             try:
                 return super().step(batch)
-            except BadBatchError as error:
+            except Exception as error:
                 self.n_training_samples = n_training_samples
+                if not isinstance(error, BadBatchError):
+                    raise
                 self._skip(error)
                 if not error.of_last_step:
                     batch = next(self.data_provider)
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether there are steps to go on from, and training is not over."""
+        return self.training_began and self.n_training_samples > 0 and not self._finished
 
     def _skip(self, error: BadBatchError) -> None:
         """Count a batch as skipped, or raise the error if no more may be."""
