@@ -100,8 +100,8 @@ def test_conditional_takes_the_parent_that_a_child_makes_likeliest():
 @pytest.mark.parametrize(("both", "child"), [(1, 1), (2, 3), (40, 40), (37, 90)])
 def test_a_child_of_few_firings_needs_clearer_company(both, child):
     n_tokens, parent = 1000, 100
-    counts = torch.tensor([[both]]), torch.tensor([parent]), torch.tensor([child])
-    similarity = conditional_similarity(*(each / n_tokens for each in counts), n_tokens)
+    shares = [torch.tensor(count) / n_tokens for count in ([[both]], [parent], [child])]
+    similarity = conditional_similarity(shares[0], shares[1], shares[2], n_tokens)
     low = binomtest(both, child).proportion_ci(0.95, method="wilson").low
     expected = torch.tensor([[low - 2 * parent / n_tokens]]).float()
     torch.testing.assert_close(similarity(slice(0, 1), torch.arange(1)), expected, rtol=1e-3, atol=1e-3)

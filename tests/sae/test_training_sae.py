@@ -421,10 +421,12 @@ def test_what_fires_on_outlying_tokens_is_not_counted(batch):
     sae.threshold.data[::4] = 8.0
     sae.silent_features.tokens_since_fired.fill_(500)
     output = at_step(sae, 20).training_forward_pass(step_input(batch))
-    weights = sae.standardization.token_weights(sae.standardization.scaled(batch))
+    weights, recent = sae.standardization.token_weights(sae.standardization.scaled(batch)), sae.forest_updater.recent
+    assert weights is not None
+    assert recent is not None
     fires, ordinary = output.feature_acts > 0, weights >= 1
     assert (fires[~ordinary].any(0) & ~fires[ordinary].any(0)).any(), "some fire there alone"
-    (counted,) = sae.forest_updater.recent.unpacked()
+    (counted,) = recent.unpacked()
     assert counted.times.tolist() == fires[ordinary].sum(0).tolist()
     silent_for = torch.where(fires[ordinary].any(0), 0, 500 + len(batch))
     assert sae.silent_features.tokens_since_fired.equal(silent_for)
