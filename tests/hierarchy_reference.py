@@ -75,18 +75,19 @@ def slow_evaluation(levels: list[JumpReLUSAE], forest: FeatureForest, x: torch.T
     for i, sae in enumerate(levels):
         errors = [float((sae.decode(sae.encode(row)) - row).square().sum()) for row in x]
         error, error_ordinary = sum(errors), sum(errors[i] for i in ordinary)
-        fires = [sum(token[f] > 0 for token in strengths[i]) for f in range(forest.level_widths[i])]
+        fires = [sum(strengths[i][t][f] > 0 for t in ordinary) for f in range(forest.level_widths[i])]
         result["levels"].append(
             {
                 "level": i,
                 "width": forest.level_widths[i],
-                "l0": sum(fires) / n,
+                "l0": sum(s > 0 for token in strengths[i] for s in token) / n,
                 "variance_explained": 1 - error / spread,
                 "n_dead": fires.count(0),
                 "variance_explained_ordinary": 1 - error_ordinary / spread_ordinary,
                 "l0_ordinary": sum(s > 0 for t in ordinary for s in strengths[i][t]) / len(ordinary),
             }
         )
+    strengths = [[own[t] for t in ordinary] for own in strengths]
     fires = [any(token[f] > 0 for token in own) for own in strengths for f in range(len(own[0]))]
     decoder = torch.cat([sae.W_dec for sae in levels])
     root, copy = list(range(forest.n_features)), [False] * forest.n_features

@@ -377,3 +377,7 @@ def test_a_few_outlying_tokens_do_not_decide_what_ordinary_ones_are_explained():
     for before, after in zip(clean.levels, spoilt.levels, strict=True):
         assert after.variance_explained_ordinary == pytest.approx(before.variance_explained_ordinary, rel=1e-3)
         assert abs(after.variance_explained - before.variance_explained) > 0.1
+    ordinary = evaluate_forest(levels, forest, [x[[i for i in range(3000) if i not in (5, 1500, 2999)]]])
+    for of_ordinary, of_all in zip(ordinary.boundaries, spoilt.boundaries, strict=True):
+        assert of_all.to_dict() | {"intervals": None} == of_ordinary.to_dict() | {"intervals": None}
+    assert [level.n_dead for level in spoilt.levels] == [level.n_dead for level in ordinary.levels]

@@ -60,7 +60,7 @@ class BoundaryCounts(NamedTuple):
     def less(self, part: BoundaryCounts) -> BoundaryCounts:
         """The counts over the tokens that are not in ``part``."""
         left: list[Any] = [own - of_part for own, of_part in zip(self, part, strict=True)]
-        return BoundaryCounts(*left)
+        return BoundaryCounts(*left)._replace(n_tokens=max(1, self.n_tokens - part.n_tokens))
 
 
 def living_pairs(pairs: Pairs, counts: BoundaryCounts) -> Pairs:

@@ -36,7 +36,8 @@ def evaluate_forest(
     copies of the decoder rows on the CPU. The activations are taken as the SAEs' ``encode`` takes them: if the SAEs
     expect scaled inputs (``normalize_activations="expected_average_only_in"``), scale them or fold the factor first.
 
-    The metrics are defined in `sae_lens_hsae.evaluation.boundary_metrics`. Each has a confidence interval, by leaving
+    The metrics are defined in `sae_lens_hsae.evaluation.boundary_metrics`, of ordinary tokens: on outlying ones much
+    fires that has nothing to do with each other. Each has a confidence interval, by leaving
     out one block of the stream at a time (`jackknife`). So the order of the tokens matters to the intervals, not to
     the metrics: give texts one after the other, and so many that a block holds several.
 
@@ -72,7 +73,8 @@ def evaluate_forest(
     blocks = TokenBlocks(n_blocks)
     spread = SpreadTally(blocks, d_in)
     of_level = [LevelTally(blocks, level, sae) for level, sae in enumerate(saes)]
-    of_boundary = [BoundaryTally(blocks, forest, *of_level[i : i + 2]) for i in range(len(saes) - 1)]
+    n_ordinary = blocks.table(dtype=torch.int64)
+    of_boundary = [BoundaryTally(blocks, forest, *of_level[i : i + 2], n_ordinary) for i in range(len(saes) - 1)]
     at_once = tokens_at_once(forest.level_widths[-1])
 
     first, chunks = begun(token_chunks(activations, d_in, at_once, n_tokens))
@@ -85,6 +87,7 @@ def evaluate_forest(
             blocks.extend(len(x))
             spread.add(at_least_float32(x))
             ordinary = outliers.ordinary(at_least_float32(x))
+            n_ordinary.add_chunk(ordinary)
             above: Firing | None = None
             for i, tally in enumerate(of_level):
                 firing = tally.add(x, ordinary)

@@ -62,7 +62,7 @@ def decoder_norms(sae: LevelSAE) -> torch.Tensor | None:
 
 
 class LevelTally:
-    """What is counted of one level."""
+    """What is counted of one level. ``fires`` and ``meetings`` are of ordinary tokens: on an outlying one much fires."""
 
     def __init__(self, blocks: TokenBlocks, level: int, sae: LevelSAE) -> None:
         self._blocks = blocks
@@ -72,19 +72,22 @@ class LevelTally:
         self.device = sae.device
         self.fires = blocks.table(sae.cfg.d_sae, dtype=torch.int32, device=sae.device)
         self.meetings = blocks.table(dtype=torch.int64)
+        self._n_active = blocks.table(dtype=torch.int64)
         self._squared_error = blocks.table(dtype=torch.float64)
         self._error_of_ordinary, self._fires_of_ordinary = 0.0, 0
 
     def add(self, x: torch.Tensor, ordinary: torch.Tensor) -> Firing:
+        """Count a chunk (n, d_in); what fires on the tokens of it that are ``ordinary``, (n,) bool."""
         acts = self._sae.encode(x)
-        firing = Firing(acts, self._norms)
+        firing = Firing(acts if ordinary.all() else acts * ordinary[:, None], self._norms)
         error = at_least_float32(x) - at_least_float32(self._sae.decode(acts))
         squared_error = error.square_().sum(1)
         self._squared_error.add_chunk(squared_error)
+        self._n_active.add_chunk((acts != 0).sum(1))
         self.fires.count(firing.tokens, firing.features)
         n_active = torch.bincount(firing.tokens, minlength=len(x))
         self._error_of_ordinary += float(squared_error[ordinary].sum(dtype=torch.float64))
-        self._fires_of_ordinary += int(n_active[ordinary].sum())
+        self._fires_of_ordinary += len(firing.tokens)
         self.meetings.add_chunk(n_active * (n_active - 1) // 2)
         return firing
 
@@ -92,8 +95,7 @@ class LevelTally:
         error, n = self._squared_error, self._blocks.n_tokens
         if not math.isfinite(error.total.item()):
             raise ValueError(f"level {self.level} reconstructs NaN or infinity; check its weights and its dtype")
-        fires, per_block = self.fires.total, self.fires.per_block.sum(1, dtype=torch.int64).cpu()
-        n_fired = int(fires.sum())
+        fires, n_fired, per_block = self.fires.total, self._n_active.total.item(), self._n_active.per_block.cpu()
         variance_explained = 1 - error.total.item() / spread.total if spread.total else math.nan
         without = {
             "variance_explained": 1 - (error.total - error.per_block) / spread.without,
@@ -115,8 +117,15 @@ class LevelTally:
 class BoundaryTally:
     """Counts per parent and per child; who is dead is known, and left out, only at the end."""
 
-    def __init__(self, blocks: TokenBlocks, forest: FeatureForest, parents: LevelTally, children: LevelTally) -> None:
-        self._blocks = blocks
+    def __init__(
+        self,
+        blocks: TokenBlocks,
+        forest: FeatureForest,
+        parents: LevelTally,
+        children: LevelTally,
+        n_ordinary: BlockTable,
+    ) -> None:
+        self._blocks, self._n_ordinary = blocks, n_ordinary
         self._parents, self._children = parents, children
         self._branching = _branching(forest, parents.level)
         above, below = forest.levels[parents.level], forest.levels[children.level]
@@ -189,7 +198,7 @@ class BoundaryTally:
             return table.total if block is None else table.per_block[block]
 
         return BoundaryCounts(
-            n_tokens=self._blocks.n_tokens if block is None else int(self._blocks.sizes[block]),
+            n_tokens=int(of(self._n_ordinary)),
             parent_fires=of(self._parents.fires),
             child_fires=of(self._children.fires),
             predicted=of(self._predicted),
