@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import torch
 from tqdm.auto import tqdm
@@ -74,7 +75,7 @@ def evaluate_forest(
     spread = SpreadTally(blocks, d_in)
     of_level = [LevelTally(blocks, level, sae) for level, sae in enumerate(saes)]
     n_ordinary = blocks.table(dtype=torch.int64)
-    of_boundary = [BoundaryTally(blocks, forest, *of_level[i : i + 2], n_ordinary) for i in range(len(saes) - 1)]
+    of_boundary = [BoundaryTally(blocks, forest, above, below, n_ordinary) for above, below in pairwise(of_level)]
     at_once = tokens_at_once(forest.level_widths[-1])
 
     first, chunks = begun(token_chunks(activations, d_in, at_once, n_tokens))

@@ -62,7 +62,7 @@ def decoder_norms(sae: LevelSAE) -> torch.Tensor | None:
 
 
 class LevelTally:
-    """What is counted of one level. ``fires`` and ``meetings`` are of ordinary tokens: on an outlying one much fires."""
+    """What is counted of one level; ``fires`` and ``meetings`` on ordinary tokens, as much fires on an outlying one."""
 
     def __init__(self, blocks: TokenBlocks, level: int, sae: LevelSAE) -> None:
         self._blocks = blocks
