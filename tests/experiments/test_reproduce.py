@@ -325,8 +325,9 @@ def test_every_model_is_judged_by_planted_trees(tmp_path):
 @pytest.mark.skipif(not (DEBIAN_FOLDER / "data.noun").is_file(), reason="wordnet-base is not installed")
 def test_the_quick_form_on_the_real_model(tmp_path, monkeypatch):
     monkeypatch.undo()  # the real sizes
+    monkeypatch.setattr(command, "QUICK_GLOSSES", 500)
     for table in ("main", "wordnet"):
-        command.main([table, "--quick", "--output", str(tmp_path)])
+        command.main([table, "--quick", "--steps", "110", "--tokens", "80000", "--output", str(tmp_path)])
     main = (tmp_path / "main.md").read_text(encoding="utf-8").splitlines()
     assert [line.split(" | ")[2] for line in main[2:]] == list(TABLES["main"].models)
     assert "| HSAE | 1 |" in (tmp_path / "wordnet.md").read_text(encoding="utf-8")

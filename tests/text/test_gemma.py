@@ -195,8 +195,8 @@ def test_from_hook_point_to_explorer(gemma, tmp_path, capsys, route):
     out = str(cfg.output_path)
     sae = SAE.load_from_disk(out)
     assert isinstance(sae, HierarchicalSAE)
-    cli.main(["evaluate", out, "--n-tokens", "2000"])
-    cli.main(["explore", out, "--n-tokens", "3000", "--explain", CHINESE])
+    cli.main(["evaluate", out, "--n-tokens", "1000"])
+    cli.main(["explore", out, "--n-tokens", "1500", "--explain", CHINESE])
     cli.main(["explain", out, "--text", CHINESE])
     printed = capsys.readouterr().out
     assert "var. explained" in printed

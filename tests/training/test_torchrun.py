@@ -19,8 +19,8 @@ SCRIPT = Path(__file__).parents[1] / "elastic_run.py"
 SECONDS = 280
 
 
-def torchrun(*arguments, n_ranks=2, **surroundings):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_ranks)]
+def torchrun(*arguments, **surroundings):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     paths = os.pathsep.join([*sys.path, os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **surroundings}
     return subprocess.run(
@@ -43,17 +43,13 @@ def test_the_command_trains_in_two_processes(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n_ranks", [2, 4])
-def test_a_killed_process_costs_a_restart_and_nothing_else(tmp_path, n_ranks):
-    whole = torchrun(SCRIPT, tmp_path / "whole", n_ranks=n_ranks)
+def test_a_killed_process_costs_a_restart_and_nothing_else(tmp_path):
+    whole = torchrun(SCRIPT, tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr[-3000:]
-    killed = torchrun("--max-restarts", "1", SCRIPT, tmp_path / "killed", "--kill", n_ranks=n_ranks)
+    killed = torchrun("--max-restarts", "1", SCRIPT, tmp_path / "killed", "--kill")
     assert killed.returncode == 0, killed.stderr[-3000:]
     assert (tmp_path / "killed" / "was-killed").exists()
     ended, expected = (load_file(tmp_path / name / "out" / "sae_weights.safetensors") for name in ("killed", "whole"))
     assert ended.keys() == expected.keys()
     for name, tensor in ended.items():
-        if n_ranks == 2:
-            assert torch.equal(tensor, expected[name]), name
-        else:  # torch adds up the first gradients after a start in another order
-            torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-7)
+        assert torch.equal(tensor, expected[name]), name
