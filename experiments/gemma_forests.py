@@ -12,13 +12,12 @@ import torch
 
 from experiments.gemma_stream import GemmaActivations, gemma_store, hook_of
 from experiments.models import (
-    CLEAR_BAR,
-    CLEAR_FAMILIES,
     HSAE,
     MATRYOSHKA,
     SAELENS_BATCH_TOPK,
     SHAPES,
     WIDE_BATCH_TOPK,
+    WIDE_FAMILIES,
     WIDE_POST_HOC,
     stack_of,
 )
@@ -37,16 +36,14 @@ WITHOUT_LOSS = "ρ = 0"
 """HSAE trained without the structural loss."""
 SAME_RULE = ", HSAE's rule"
 """After a model's name: its SAEs with parents by the rule that HSAE trains with."""
-CLEAR_RULE = f"{SAME_RULE} with a bar of {CLEAR_BAR}"
-"""The same with a higher bar."""
 NEAREST_ROWS = ", nearest decoder row"
 """After a model's name: its SAEs with the feature of the nearest decoder row as parent, whatever fires."""
 DOUBLING = (HSAE, WITHOUT_LOSS, POST_HOC + SAME_RULE, SAELENS_BATCH_TOPK + SAME_RULE, POST_HOC, SAELENS_BATCH_TOPK)
 """HSAE and its rivals with levels that double, and below those that grow by four."""
-WIDE = (CLEAR_FAMILIES, WIDE_POST_HOC + CLEAR_RULE, WIDE_BATCH_TOPK + CLEAR_RULE, WIDE_POST_HOC, WIDE_BATCH_TOPK)
+WIDE = (WIDE_FAMILIES, WIDE_POST_HOC + SAME_RULE, WIDE_BATCH_TOPK + SAME_RULE, WIDE_POST_HOC, WIDE_BATCH_TOPK)
 COUNTED_ON = 50_000
 """Activations on which `SAME_RULE` counts what fires together."""
-BARS = (0.3, 0.4, 0.5, 0.6)
+BARS = (0.2, 0.25, 0.3, 0.4, 0.5)
 """Least similarities of a parent (`minimum_similarity`)."""
 PROBED_ON = 50_000
 """Activations that the probes learn from."""
@@ -173,13 +170,12 @@ def gemma_probes(
 
 def stack_with_parents(model: str, stream: Stream, activations: GemmaActivations, size: Size, folder: Path) -> Any:
     """The levels of a trained model and its forest, by the rule after the model's name."""
-    name = model.removesuffix(SAME_RULE).removesuffix(CLEAR_RULE).removesuffix(NEAREST_ROWS)
+    name = model.removesuffix(SAME_RULE).removesuffix(NEAREST_ROWS)
     levels, forest = stack_of(trained(name, stream, activations, size, folder))
     saes: list[Any] = list(level_saes(levels))
-    if model.endswith((SAME_RULE, CLEAR_RULE)):
+    if model.endswith(SAME_RULE):
         x = activations(stream.layer, n_tokens(size))[:COUNTED_ON].split(4096)
-        rule = ParentRule(minimum_similarity=CLEAR_BAR) if model.endswith(CLEAR_RULE) else ParentRule()
-        forest = FeatureForest.from_saes(saes, rule, activations=x)
+        forest = FeatureForest.from_saes(saes, activations=x)
     if model.endswith(NEAREST_ROWS):
         everyone = ParentRule("decoder", minimum_similarity=None, unassigned_fraction=0.0)
         forest = FeatureForest.from_saes(saes, everyone)

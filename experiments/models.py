@@ -109,10 +109,6 @@ def _shape(*widths: int) -> dict[str, Any]:
 
 WIDE_WIDTHS = (128, 512, 2048)
 WIDE_FAMILIES = "HSAE, widths 128 512 2048"
-CLEAR_BAR = 0.4
-"""A higher `minimum_similarity` than the default's."""
-CLEAR_FAMILIES = f"HSAE, widths 128 512 2048, bar {CLEAR_BAR}"
-"""The same with parents that must be clearer."""
 WIDE_POST_HOC = "post hoc, widths 128 512 2048"
 SHAPES = {
     "HSAE, widths 64 256 1024": _shape(64, 256, 1024),
@@ -127,7 +123,6 @@ MODELS: dict[str, dict[str, Any]] = {
     "paper, ρ = 0.1 and r = 0": PAPER | {"structural_loss_coefficient": 0.1, "perturbation_rate": 0.0},
     "HSAE (paper)": PAPER,
     "post hoc": INDEPENDENT,
-    CLEAR_FAMILIES: _shape(*WIDE_WIDTHS) | {"minimum_similarity": CLEAR_BAR},
     WIDE_POST_HOC: INDEPENDENT | _shape(*WIDE_WIDTHS),
     "no constraint": PAPER | {"structural_loss_coefficient": 0.0},
     "no perturbation": PAPER | {"perturbation_rate": 0.0},

@@ -1,7 +1,7 @@
 """How clear must a parent be? The same trained levels under several bars (`minimum_similarity`), against the truth.
 
-Expected before the reporting seeds were run, of two tuning seeds: from 0.3 to 0.4 F1 stays within 0.005, and the
-ancestors' precision rises by more than 0.01.
+Expected before the reporting seeds were run, of three tuning seeds: from 0.25, the default, to 0.3 F1 stays within
+0.005 and the ancestors' precision rises by more than 0.005; at 0.4 F1 is lower by more than 0.01.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sae_lens_hsae.evaluation.stacks import level_saes
 from sae_lens_hsae.forest import FeatureForest, ParentRule
 from sae_lens_hsae.sae.training import HierarchicalTrainingSAE
 
-BARS = (0.2, 0.3, 0.4, 0.5, 0.6)
+BARS = (0.2, 0.25, 0.3, 0.4, 0.5)
 
 
 def reproduce_bars(

@@ -16,7 +16,6 @@ from experiments import circuits, command, l0_control, meaning, models, paper_ta
 from experiments.command import ABOUT, L0_OF, OF_A_RUN, OF_GEMMA, OF_PLANTED
 from experiments.gemma_stream import GemmaActivations
 from experiments.models import (
-    CLEAR_FAMILIES,
     HSAE,
     IDEAS,
     MATRYOSHKA,
@@ -40,7 +39,7 @@ from experiments.wordnet.database import DEBIAN_FOLDER
 from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
 
 SMALL = Size(steps=3, seeds=2, held_out=500)
-OF_OTHER_WIDTHS = {*SHAPES, CLEAR_FAMILIES, WIDE_POST_HOC}
+OF_OTHER_WIDTHS = {*SHAPES, WIDE_POST_HOC}
 
 
 @pytest.fixture(autouse=True)

@@ -148,7 +148,7 @@ def test_saes_that_do_not_fit_are_refused(saes, rule, message):
     ("fields", "message"),
     [
         ({"similarity": "cosine"}, "similarity='cosine': choose one of 'encoder'"),
-        ({"similarity": "coactivation"}, 'minimum_similarity=0.3: of "coactivation" it is a share of all tokens'),
+        ({"similarity": "coactivation"}, 'minimum_similarity=0.25: of "coactivation" it is a share of all tokens'),
         ({"minimum_similarity": float("nan")}, "minimum_similarity=nan: give a number"),
         ({"unassigned_fraction": 1.0}, "unassigned_fraction=1.0"),
         ({"max_children": 0}, "max_children=0"),

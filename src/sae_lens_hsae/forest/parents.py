@@ -59,7 +59,7 @@ class ParentRule:
     """
 
     similarity: Similarity = "conditional"
-    minimum_similarity: float | None = 0.3
+    minimum_similarity: float | None = 0.25
     unassigned_fraction: float = 0.0
     max_children: int | None = None
 
