@@ -60,7 +60,7 @@ saes = [train(32), train(128)]
 # ## Assign
 #
 # One call, which counts on activations what fires together. A fine feature takes, of the coarse ones that fire at least
-# as often, that with the highest P(parent | child) − 2 P(parent), and none if that is below 0.3. With a language model
+# as often, that with the highest P(parent | child) − 2 P(parent), and none if that is below 0.25. With a language model
 # count on 50,000 tokens, as the package's own experiments do.
 
 # %%

@@ -16,7 +16,7 @@ from sae_lens_hsae.hub.saved_model import save_evaluation
 def saved(tmp_path, request):
     """In ``tmp_path / "model"``, with SAELens' config of its training, an evaluation and a sparsity beside it."""
     folder, widths = tmp_path / "model", getattr(request, "param", [4, 8, 16])
-    training = make_sae(level_widths=widths)
+    training = make_sae(level_widths=widths, normalize_activations="none")
     training.cfg.metadata.model_name, training.cfg.metadata.hook_name = "gpt2", "blocks.8.hook_resid_post"
     training.save_inference_model(str(folder))
     runner = {"model_name": "gpt2", "lr": 3e-4, "output_path": "/home/me/runs", "sae": training.cfg.to_dict()}

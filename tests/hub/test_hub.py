@@ -107,7 +107,7 @@ def test_another_models_card_stays_and_ones_own_is_renewed(tmp_path):
 
 @pytest.mark.usefixtures("saved")
 def test_a_second_push_leaves_nothing_of_the_first_and_all_else(tmp_path):
-    make_sae(level_widths=[4, 8]).save_inference_model(str(tmp_path / "second"))
+    make_sae(level_widths=[4, 8], normalize_activations="none").save_inference_model(str(tmp_path / "second"))
     own = tmp_path / "hub" / REPOSITORY / "small"
     others = ["notes.txt", "level_2/notes.txt", "levels/cfg.json", "layer_1/cfg.json", "../smaller/evaluation.json"]
     for name in others:
@@ -125,7 +125,7 @@ def test_a_second_push_leaves_nothing_of_the_first_and_all_else(tmp_path):
 
 
 def test_private_is_refused_where_everybody_would_see_it(tmp_path):
-    make_sae().save_inference_model(str(tmp_path / "model"))
+    make_sae(normalize_activations="none").save_inference_model(str(tmp_path / "model"))
     call = (tmp_path / "model", REPOSITORY, "--private")
     with running_hub(tmp_path / "hub") as hub:
         (tmp_path / "hub" / REPOSITORY).mkdir(parents=True)
@@ -139,7 +139,7 @@ def test_private_is_refused_where_everybody_would_see_it(tmp_path):
 
 
 def test_a_refused_push_leaves_the_repository_as_it_was(tmp_path):
-    make_sae().save_inference_model(str(tmp_path / "model"))
+    make_sae(normalize_activations="none").save_inference_model(str(tmp_path / "model"))
     with running_hub(tmp_path / "hub") as hub:
         hub.refuses_commits = True
         said = push(hub, tmp_path, [tmp_path / "model", REPOSITORY])
@@ -221,7 +221,9 @@ def test_a_dry_run_says_what_would_be_pushed_and_needs_no_hub(tmp_path, staged, 
 
 @pytest.mark.usefixtures("saved")
 def test_an_evaluation_of_other_weights_is_refused(tmp_path, staged):
-    make_sae(seed=1, level_widths=[4, 8, 16]).save_inference_model(str(tmp_path / "model"))
+    make_sae(seed=1, level_widths=[4, 8, 16], normalize_activations="none").save_inference_model(
+        str(tmp_path / "model")
+    )
     with pytest.raises(ValueError, match=r"other weights.*hsae evaluate"):
         staged()
     (tmp_path / "model/evaluation.json").write_text("{}")

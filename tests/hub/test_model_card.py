@@ -39,7 +39,7 @@ def test_the_card_says_what_is_true(tmp_path, saved, staged):
 
 
 def test_a_card_without_what_is_unknown(tmp_path, staged):
-    make_sae().save_inference_model(str(tmp_path / "model"))
+    make_sae(normalize_activations="none").save_inference_model(str(tmp_path / "model"))
     card = (staged() / "small/README.md").read_text()
     assert "## Measured" not in card
     assert "## Training" not in card

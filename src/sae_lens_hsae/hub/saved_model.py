@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from sae_lens.constants import SAE_CFG_FILENAME
 from sae_lens_hsae.config import ARCHITECTURE
 from sae_lens_hsae.evaluation import ForestEvaluation
 from sae_lens_hsae.interpret.feature_cache import fingerprint
-from sae_lens_hsae.sae.inference import HierarchicalSAE, LevelStack
+from sae_lens_hsae.sae.inference import UNFOLDED, HierarchicalSAE, LevelStack
 from sae_lens_hsae.storage.json_files import read_json_object
 from sae_lens_hsae.storage.whole_files import check_file_writable, write_whole
 
@@ -29,7 +30,9 @@ def load_hierarchical_sae(folder: str | Path, device: str = "cpu") -> Hierarchic
             f"{folder} holds an SAE of architecture={architecture!r}, which has no forest; give an HSAE's, or make one "
             "of several such SAEs with FeatureForest.from_saes() and HierarchicalSAE.from_saes()"
         )
-    return HierarchicalSAE.load_from_disk(folder, device=device)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", UNFOLDED)  # who reads activations with it checks the scale
+        return HierarchicalSAE.load_from_disk(folder, device=device)
 
 
 def save_evaluation(

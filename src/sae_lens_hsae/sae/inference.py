@@ -301,6 +301,14 @@ def own_name(name: str) -> str:
     return name.rpartition(".")[2]
 
 
+def _where_it_is(normalize_activations: str) -> str:
+    return (
+        f"as checkpoints of the training do (normalize_activations={normalize_activations!r}): HierarchicalSAE."
+        f"load_from_disk folds it in where {ACTIVATION_SCALER_CFG_FILENAME} is beside it; else call "
+        "fold_activation_norm_scaling_factor"
+    )
+
+
 class HierarchicalSAE(LevelStack, SAE[HierarchicalSAEConfig]):
     """A stack of JumpReLU levels and the forest of their features, for inference (HSAE §3).
 
@@ -351,8 +359,7 @@ class HierarchicalSAE(LevelStack, SAE[HierarchicalSAEConfig]):
         check_model_files(Path(path))
         scale = scale_beside(Path(path))
         with warnings.catch_warnings():
-            if scale is not None:
-                warnings.filterwarnings("ignore", UNFOLDED)
+            warnings.filterwarnings("ignore", UNFOLDED)
             sae = super().load_from_disk(path, *args, **kwargs)
         if scale is not None and sae.cfg.normalize_activations == "expected_average_only_in":
             sae.fold_activation_norm_scaling_factor(scale)
@@ -361,6 +368,8 @@ class HierarchicalSAE(LevelStack, SAE[HierarchicalSAEConfig]):
                 f"({ACTIVATION_SCALER_CFG_FILENAME}), is folded into the SAE",
                 stacklevel=2,
             )
+        elif sae.cfg.normalize_activations != "none":
+            warnings.warn(f"{UNFOLDED}, {_where_it_is(sae.cfg.normalize_activations)}", stacklevel=2)
         return sae
 
     @override
@@ -384,12 +393,8 @@ class HierarchicalSAE(LevelStack, SAE[HierarchicalSAEConfig]):
         """
         super().process_state_dict_for_loading(state_dict)
         if self.cfg.normalize_activations != "none":
-            warnings.warn(
-                f"{UNFOLDED} (normalize_activations={self.cfg.normalize_activations!r}), as checkpoints of the "
-                f"training do: HierarchicalSAE.load_from_disk folds it in where {ACTIVATION_SCALER_CFG_FILENAME} is "
-                "beside it; else call fold_activation_norm_scaling_factor",
-                stacklevel=3,  # SAELens' loader is between
-            )
+            what = _where_it_is(self.cfg.normalize_activations)
+            warnings.warn(f"{UNFOLDED}, {what}", stacklevel=3)  # SAELens' loader is between
         if INPUT_SCALE in state_dict:
             for name in ("b_enc", "b_dec", "threshold"):
                 state_dict[name] = (state_dict[name] / state_dict[INPUT_SCALE]).to(self.dtype)
