@@ -71,19 +71,19 @@ def test_an_edge_that_is_no_copy_is_found_where_another_seed_has_it_as_a_copy():
 
 
 def test_a_bar_takes_away_the_edges_below_it(tmp_path, monkeypatch):
-    """Of four children under one parent one is as similar to it as each bar allows, and a little more."""
-    x = torch.zeros(1000, 6)
-    x[:100, 0] = 1  # the parent, so that twice its frequency is 0.2
-    for child, similarity in zip(range(2, 6), BARS, strict=True):
-        n_with_parent = round((similarity + 0.2 + 0.05) * 20)
-        x[:n_with_parent, child] = x[100 : 120 - n_with_parent, child] = 1
-    saes = [sae_of(torch.eye(6)[:2]), sae_of(torch.eye(6)[2:])]
+    """Of five children under one parent one is as similar to it as each bar allows, and a little more."""
+    x = torch.zeros(50_000, 7)
+    x[:5000, 0] = 1  # the parent, so that twice its frequency is 0.2
+    for child, similarity in zip(range(2, 7), BARS, strict=True):
+        n_with_parent = round((similarity + 0.2 + 0.03) * 4000)  # the lower end is 0.015 below
+        x[:n_with_parent, child] = x[5000 : 9000 - n_with_parent, child] = 1
+    saes = [sae_of(torch.eye(7)[:2]), sae_of(torch.eye(7)[2:])]
     for sae in saes:
         sae.W_enc.data, sae.b_enc.data = sae.W_dec.data.T.clone(), torch.zeros(len(sae.W_dec))
     monkeypatch.setattr(gemma_forests, "SHAPES", {})
     monkeypatch.setattr(gemma_forests, "stack_with_parents", lambda *_: (saes, None))
-    rows = gemma_bars(cast("Any", lambda *_: x), tmp_path, Size(seeds=1, held_out=1000), layer=9)
+    rows = gemma_bars(cast("Any", lambda *_: x), tmp_path, Size(seeds=1, held_out=50_000), layer=9)
     rows = [row for row in rows if row["model"] == "HSAE"]
     assert [row["bar"] for row in rows] == list(BARS)
-    assert [row["edges"] for row in rows] == [4, 3, 2, 1]
-    assert [row["features in trees of 3 concepts"] for row in rows] == [5 / 6, 4 / 6, 3 / 6, 0]
+    assert [row["edges"] for row in rows] == [5, 4, 3, 2, 1]
+    assert [row["features in trees of 3 concepts"] for row in rows] == pytest.approx([6 / 7, 5 / 7, 4 / 7, 3 / 7, 0])

@@ -158,7 +158,7 @@ def test_no_code_in_a_file_is_run(tmp_path):
 
 @pytest.mark.parametrize("outside", ["../../outside", "{folder}/outside"])
 def test_no_path_in_a_configuration_decides_where_anything_is_written(tmp_path, outside):
-    sae = make_sae()
+    sae = make_sae(normalize_activations="none")
     for name in ("model_name", "model_class_name", "hook_name", "dataset_path", "neuronpedia_id", "wandb_run"):
         setattr(sae.cfg.metadata, name, outside.format(folder=tmp_path))
     chosen = tmp_path / "a" / "b"

@@ -29,7 +29,7 @@ def torchrun(*arguments, **surroundings):
 
 
 def test_the_command_trains_in_two_processes(tmp_path):
-    flags = write_train_flags(tmp_path, evaluation_tokens=300)
+    flags = write_train_flags(tmp_path, evaluation_tokens=300, minimum_similarity=-2.0)
     done = torchrun("-m", "sae_lens_hsae", "train", "--config", flags)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("The SAE is saved to") == 1, "rank 0 alone says the result"
