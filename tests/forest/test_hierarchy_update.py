@@ -11,14 +11,17 @@ from scipy.stats import binomtest
 from small_saes import LargestTensor
 
 from sae_lens_hsae.forest import parents as hierarchy_update
+from sae_lens_hsae.forest.counts import Counts, Firing
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.forest.parents import (
+    DEFAULT_RULE,
     PAPER_RULE,
     choose_parents,
     coactivation_similarity,
     conditional_similarity,
     cosine_similarity,
     is_update_due,
+    measured_similarities,
     parent_table,
 )
 
@@ -174,3 +177,22 @@ def test_no_more_than_a_block_is_in_memory(monkeypatch, source, room):
 )
 def test_schedule(first, every, freeze, expected):
     assert [step for step in range(17) if is_update_due(step, first, every, freeze)] == expected
+
+
+def test_features_that_fire_independently_make_no_edges(monkeypatch):
+    """Most often one that fired a few times finds a parent that it fired with by chance."""
+    generator, levels, n_tokens = torch.Generator().manual_seed(0), Levels((256, 1024)), 8192
+    rates = [torch.exp(1.5 * torch.randn(width, generator=generator)) for width in levels.widths]
+    rate = torch.cat([(l0 * each / each.sum()).clamp(max=0.5) for l0, each in zip((20, 32), rates, strict=True)])
+    batches = [
+        Firing.of(torch.rand(len(rate), 1024, generator=generator) < rate[:, None], step)
+        for step in range(n_tokens // 1024)
+    ]
+
+    def n_edges():
+        similarities = measured_similarities("conditional", Counts(batches, levels), levels, "cpu")
+        return int((parent_table(similarities, levels, DEFAULT_RULE) >= 0).sum())
+
+    assert n_edges() == 0
+    monkeypatch.setattr(hierarchy_update, "Z", 0.0)  # without the interval
+    assert n_edges() > 50

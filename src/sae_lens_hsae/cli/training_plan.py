@@ -78,7 +78,7 @@ def warnings_of(cfg: Any, rows: Dataset | None = None) -> list[str]:
     if cfg.n_batches_in_buffer < WELL_MIXED:
         found.append(
             f"n_batches_in_buffer={cfg.n_batches_in_buffer} mixes batches from as many contexts, often of a few "
-            f"texts; features of rare subjects may fall silent. Set it to {WELL_MIXED} or more, as memory allows"
+            f"texts, and levels explain a little less; set it to {WELL_MIXED} or more, as memory allows"
         )
     if rows is not None:
         n_tokens = max(1, sum(map(len, rows["text"])) // CHARACTERS_PER_TOKEN)
