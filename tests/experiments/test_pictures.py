@@ -60,7 +60,7 @@ def make_run(folder: Path) -> None:
     from sae_lens_hsae.interpret.feature_cache import collect_dashboards
     from sae_lens_hsae.interpret.page import write_page
 
-    sae = make_sae(seed=3)
+    sae = make_sae(seed=3, normalize_activations="none")
     sae.save_inference_model(folder)
     data = collect_dashboards(sae, sae.forest, stream(), progress=False)
     write_page(data, sae.forest, folder / "explorer.html", HOSTILE.__getitem__, LABELS)
