@@ -22,7 +22,6 @@ from experiments.paper_tables import Size, Stream, n_tokens, trained
 from experiments.readability import stranger
 from sae_lens_hsae.evaluation import level_saes, shared_edges
 from sae_lens_hsae.forest import FeatureForest
-from sae_lens_hsae.forest.concepts import COPY_COSINE
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.forest.parents import BREADTH_PENALTY
 from sae_lens_hsae.interpret.family_text import context_of
@@ -112,7 +111,7 @@ def drawable(data: Dashboards, forest: FeatureForest, generator: torch.Generator
     edges = forest.edges()
     parent, child = edges.T
     fires = (data.n_firing[parent] > 0) & (data.n_firing[child] > 0)
-    edges = edges[fires & (data.parent_cosine[child] <= COPY_COSINE)]
+    edges = edges[fires & ~data.is_copy[child]]
     return edges[torch.randperm(len(edges), generator=generator)]
 
 

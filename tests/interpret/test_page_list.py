@@ -9,7 +9,6 @@ from hostile_page import HOSTILE, leaf_of_all_levels, name_of
 from small_saes import WIDTHS
 
 from sae_lens_hsae import FeatureForest
-from sae_lens_hsae.forest.concepts import COPY_COSINE
 from sae_lens_hsae.interpret.labels import label_detection
 from sae_lens_hsae.interpret.page import write_page
 
@@ -156,8 +155,7 @@ def test_weak_edges_can_be_left_out(opened, hostile_dashboards, tmp_path):
     parents = forest.parents
     opened.open(write_page(dashboards, forest, tmp_path / "page.html", HOSTILE.__getitem__))
     similarity = dashboards.parent_given_child - 2 * dashboards.frequency[parents.clamp(min=0)]
-    is_copy = dashboards.parent_cosine > COPY_COSINE
-    cut = (parents >= 0) & ~is_copy & ~(similarity >= 0.5)
+    cut = (parents >= 0) & ~dashboards.is_copy & ~(similarity >= 0.5)
     whole = opened.run("return document.getElementById('count').textContent")
     weak, kept = int(cut.nonzero()[0]), int(((parents >= 0) & ~cut).nonzero()[0])
     opened.choose("edges", "not-weak")
