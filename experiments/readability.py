@@ -17,7 +17,6 @@ from experiments.wordnet.database import DEBIAN_FOLDER, WordNet, read_wordnet
 from sae_lens_hsae.cli.collected import read_collected
 from sae_lens_hsae.cli.showcase import trees
 from sae_lens_hsae.forest import Concepts, FeatureForest
-from sae_lens_hsae.forest.concepts import COPY_COSINE
 from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
 from sae_lens_hsae.interpret.family_text import context_of
 from sae_lens_hsae.interpret.feature_cache import Dashboards
@@ -73,7 +72,7 @@ def measures(
     """The rows of `readability`, without WordNet where there is none."""
     forest = FeatureForest(dashboards.parents, dashboards.level_widths)
     edges: list[Edge] = [(parent, child) for parent, child in forest.edges().tolist()]
-    copies = [edge for edge in edges if dashboards.parent_cosine[edge[1]] > COPY_COSINE]
+    copies = [edge for edge in edges if dashboards.is_copy[edge[1]]]
     others = sorted(set(edges) - set(copies))
     labels = {feature: label.split(SEPARATOR) for feature, label in token_labels(dashboards, text_of).items()}
     generator = torch.Generator().manual_seed(seed)
@@ -124,7 +123,7 @@ def listed(dashboards: Dashboards, text_of: Callable[[int], str], n: int, seed: 
         for name, feature in (("parent", parent), ("child", child)):
             row[name] = f"{forest.levels.name(feature)} {labels.get(feature, '–')}"
             row[f"{name} in context"] = context_of(dashboards, feature, text_of)
-        rows.append(row | {"copy": "copy" if dashboards.parent_cosine[child] > COPY_COSINE else ""})
+        rows.append(row | {"copy": "copy" if dashboards.is_copy[child] else ""})
     return rows
 
 

@@ -4,7 +4,6 @@ import torch
 from small_saes import D_IN, make_sae
 
 from experiments.shared_edges import drawable, strangers
-from sae_lens_hsae.forest.concepts import COPY_COSINE
 from sae_lens_hsae.interpret.feature_cache import DashboardSettings, collect_dashboards
 
 
@@ -23,7 +22,7 @@ def test_edges_that_fire_are_drawn_without_copies_and_strangers_are_no_edges():
     assert 5 < len(drawn) == len(set(drawn)) < len(edges)
     assert edges.issuperset(drawn)
     assert not {int(copy), int(silent)} & {child for _, child in drawn}
-    assert all(data.parent_cosine[child] <= COPY_COSINE for _, child in drawn)
+    assert not any(data.is_copy[child] for _, child in drawn)
     others = strangers(sae.forest, torch.tensor(drawn), generator).tolist()
     assert sorted(parent for parent, _ in others) == sorted(parent for parent, _ in drawn)
     assert not edges & {tuple(pair) for pair in others}
