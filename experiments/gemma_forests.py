@@ -15,6 +15,7 @@ from experiments.models import (
     HSAE,
     MATRYOSHKA,
     SAELENS_BATCH_TOPK,
+    SAME_RULE,
     SHAPES,
     WIDE_BATCH_TOPK,
     WIDE_FAMILIES,
@@ -34,8 +35,6 @@ from sae_lens_hsae.text.token_text import TokenTexts
 POST_HOC = "post hoc"
 WITHOUT_LOSS = "ρ = 0"
 """HSAE trained without the structural loss."""
-SAME_RULE = ", HSAE's rule"
-"""After a model's name: its SAEs with parents by the rule that HSAE trains with."""
 NEAREST_ROWS = ", nearest decoder row"
 """After a model's name: its SAEs with the feature of the nearest decoder row as parent, whatever fires."""
 DOUBLING = (HSAE, WITHOUT_LOSS, POST_HOC + SAME_RULE, SAELENS_BATCH_TOPK + SAME_RULE, POST_HOC, SAELENS_BATCH_TOPK)

@@ -48,6 +48,9 @@ MATRYOSHKA = "matryoshka, post hoc"
 SAELENS_BATCH_TOPK = "SAELens BatchTopK"
 """SAELens' BatchTopK SAE of each level's width by itself, with a forest made afterwards."""
 
+SAME_RULE = ", HSAE's rule"
+"""After a model's name: its SAEs with parents by the rule that HSAE trains with."""
+
 SAELENS_JUMPRELU = "SAELens JumpReLU"
 """SAELens' JumpReLU SAE of each level's width by itself, at the level's L0."""
 

@@ -30,6 +30,9 @@ from sae_lens_hsae.forest import PAPER_RULE, FeatureForest
 from sae_lens_hsae.forest.levels import Levels
 from sae_lens_hsae.presets import INDEPENDENT, PAPER
 
+SAME_RULE_OF = ["post hoc", SAELENS_BATCH_TOPK]
+"""Models that are also measured under HSAE's rule for parents."""
+
 SETTINGS = {setting.name: setting for setting in (STANDARD, UNKNOWN_L0, EASY, SYNTH_SAE_BENCH_16K)}
 
 
@@ -64,7 +67,12 @@ def reproduce_planted(
     rivals = {
         model: [settings_of_config(sae.cfg) for sae in rival.saes] for model, rival in _rivals(chosen, 0, "cpu").items()
     }
-    settings = {**settings_of(chosen, _models(chosen)), "rivals": rivals, "snmf": SNMF_SETTINGS}
+    settings = {
+        **settings_of(chosen, _models(chosen)),
+        "rivals": rivals,
+        "snmf": SNMF_SETTINGS,
+        "same rule of": SAME_RULE_OF,
+    }
     cells = [
         Cell(named_by(f"{name}-seed{seed}", settings), recovered, (setting, seed, steps, n_samples, device))
         for seed in range(seeds)
@@ -77,7 +85,7 @@ def recovered(setting: str, seed: int, steps: int, n_samples: int, device: str) 
     """All models on one seed, side by side on the same stream."""
     chosen = SETTINGS[setting]
     models, others = _models(chosen), _rivals(chosen, seed, device)
-    results = compare(chosen, seed, models, others, steps, n_samples, device, true_parents_of=[HSAE])
+    results = compare(chosen, seed, models, others, steps, n_samples, device, [HSAE], SAME_RULE_OF)
     return {"models": [result.to_dict() for result in results.values()]}
 
 

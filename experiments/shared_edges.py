@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from experiments.gemma_forests import POST_HOC, SAME_RULE, WITHOUT_LOSS, gemma_batches, stack_with_parents
+from experiments.gemma_forests import POST_HOC, WITHOUT_LOSS, gemma_batches, stack_with_parents
 from experiments.gemma_stream import GemmaActivations
-from experiments.models import HSAE, SAELENS_BATCH_TOPK, WIDE_BATCH_TOPK, WIDE_FAMILIES, WIDE_POST_HOC
+from experiments.models import HSAE, SAELENS_BATCH_TOPK, SAME_RULE, WIDE_BATCH_TOPK, WIDE_FAMILIES, WIDE_POST_HOC
 from experiments.paper_tables import Size, Stream, n_tokens, trained
 from experiments.readability import stranger
 from sae_lens_hsae.evaluation import level_saes, shared_edges

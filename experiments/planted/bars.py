@@ -15,8 +15,7 @@ import torch
 
 from experiments.models import HSAE
 from experiments.planted.concept_matching import match_features
-from experiments.planted.parent_rules import COUNTED_ON
-from experiments.planted.training import new_saes, of_every_seed, train
+from experiments.planted.training import COUNTED_ON, new_saes, of_every_seed, train
 from experiments.planted.tree_recovery import score_recovery
 from experiments.planted.trees import N_SAMPLES, PlantedSetting
 from sae_lens_hsae.evaluation.stacks import level_saes

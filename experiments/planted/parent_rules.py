@@ -15,7 +15,7 @@ import torch
 
 from experiments.models import HSAE
 from experiments.planted.concept_matching import match_features
-from experiments.planted.training import new_saes, of_every_seed, train
+from experiments.planted.training import COUNTED_ON, new_saes, of_every_seed, train
 from experiments.planted.tree_recovery import score_recovery
 from experiments.planted.trees import N_SAMPLES, PlantedSetting
 from sae_lens_hsae.evaluation.stacks import level_saes
@@ -25,8 +25,6 @@ from sae_lens_hsae.sae.training import HierarchicalTrainingSAE
 
 SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Of all children that may have a parent: those that are most similar to one do."""
-COUNTED_ON = 60
-"""Batches."""
 
 
 def reproduce_rules(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sae_lens.util import temporary_seed
 
 from experiments.kept_names import named_by, settings_of_config
 from experiments.matryoshka import evaluate_groups
+from experiments.models import SAME_RULE
 from experiments.planted.concept_matching import match_features
 from experiments.planted.tree_recovery import TreeRecovery
 from experiments.planted.trees import BATCH_SIZE, N_SAMPLES, PlantedSetting, PlantedTrees, recover
@@ -29,6 +31,9 @@ from sae_lens_hsae.sae.training import HierarchicalTrainingSAE
 
 MODELS: dict[str, dict[str, Any]] = {"HSAE": {}, "post hoc": INDEPENDENT}
 """What `compare` trains unless told otherwise: fields of HSAE's config, by name of the model."""
+
+COUNTED_ON = 60
+"""Batches on which a rule for parents counts what fires together, where training did not."""
 
 Stack = tuple[Sequence[LevelSAE] | SAEStack, FeatureForest]
 
@@ -92,6 +97,7 @@ def compare(
     n_samples: int = N_SAMPLES,
     device: str = "cpu",
     true_parents_of: Sequence[str] = (),
+    same_rule_of: Sequence[str] = (),
 ) -> dict[str, PlantedResult]:
     """Train models on one setting and seed, side by side on the same stream, and measure them all.
 
@@ -104,6 +110,7 @@ def compare(
         n_samples: to measure on.
         device: where everything happens.
         true_parents_of: names of models whose levels are also measured under `true_forest`, as "…, true parents".
+        same_rule_of: the same under HSAE's rule for parents, as "…, HSAE's rule".
 
     Returns:
         One result per model, by name.
@@ -155,6 +162,11 @@ def compare(
             named = f"{name}, true parents"
             matches = match_features(level_saes(levels), trees.samples(n_samples))
             results[named] = measured(named, levels, true_forest(matches, trees.true_parents))
+        if name in same_rule_of:
+            named = name + SAME_RULE
+            counted = islice(trees.training_batches(), COUNTED_ON)
+            same_rule = FeatureForest.from_saes(list(level_saes(levels)), activations=counted)
+            results[named] = measured(named, levels, same_rule)
     return results
 
 

@@ -54,15 +54,21 @@ def tiny_results() -> dict[str, Any]:
         others={"twins": Rival(twins, one_level_of_each), "factors": Rival([], lambda _: factors(trees))},
         n_samples=20_000,
         true_parents_of=["HSAE"],
+        same_rule_of=["HSAE", "twins"],
     )
 
 
 def test_training_recovers_much_of_a_tiny_forest(tiny_results):
-    assert list(tiny_results) == ["HSAE", "HSAE, true parents", "post hoc", "twins", "factors"]
+    assert list(tiny_results) == [
+        *("HSAE", "HSAE, true parents", "HSAE, HSAE's rule"),
+        *("post hoc", "twins", "twins, HSAE's rule", "factors"),
+    ]
     with_true_parents = tiny_results["HSAE, true parents"]
     assert with_true_parents.recovery.direct.precision == 1
     assert with_true_parents.recovery.direct.f1 >= tiny_results["HSAE"].recovery.direct.f1
     assert with_true_parents.evaluation.levels == tiny_results["HSAE"].evaluation.levels
+    counted_anew = tiny_results["HSAE, HSAE's rule"].recovery.direct.f1
+    assert counted_anew == pytest.approx(tiny_results["HSAE"].recovery.direct.f1, abs=0.1)
     assert tiny_results["factors"].recovery.n_edges == 24
     for name in ("HSAE", "HSAE, true parents", "post hoc", "twins"):
         result = tiny_results[name]

@@ -311,7 +311,8 @@ def test_meaning_is_shown_beside_shuffled_pairs_and_with_its_interval():
 def test_every_model_is_judged_by_planted_trees(tmp_path):
     results = reproduce_planted("standard", tmp_path, seeds=1, steps=2, n_samples=2000)
     ideas = [idea for idea in IDEAS if idea != HSAE]
-    others = ["HSAE (paper)", "post hoc", MATRYOSHKA, SAELENS_BATCH_TOPK, SNMF]
+    others = ["HSAE (paper)", "post hoc", "post hoc, HSAE's rule"]
+    others += [MATRYOSHKA, SAELENS_BATCH_TOPK, f"{SAELENS_BATCH_TOPK}, HSAE's rule", SNMF]
     assert [result["model"] for result in results] == [HSAE, f"{HSAE}, true parents", *ideas, *others]
     text = planted_table(results).markdown().splitlines()
     assert text[0].startswith("| model | seeds | precision | recall | F1 |")
