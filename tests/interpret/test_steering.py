@@ -306,7 +306,8 @@ def test_the_example_steers_a_causal_model(gpt2, tmp_path, capsys, monkeypatch):
     sae.cfg.metadata.model_class_name = "AutoModelForCausalLM"
     sae.save_inference_model(tmp_path / "sae")
     example = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "steer.py"))
-    arguments = ["steer.py", str(tmp_path / "sae"), "13", "--amount", "50", "--prompt", "w1 w2 w3", "--n-tokens", "4"]
+    name = sae.forest.levels.name(13)
+    arguments = ["steer.py", str(tmp_path / "sae"), name, "--amount", "50", "--prompt", "w1 w2 w3", "--n-tokens", "4"]
     monkeypatch.setattr("sys.argv", arguments)
     example["main"]()
     lines = capsys.readouterr().out.splitlines()
@@ -317,4 +318,5 @@ def test_the_example_steers_a_causal_model(gpt2, tmp_path, capsys, monkeypatch):
     loaded: Any = SAE.load_from_disk(tmp_path / "sae")
     path = loaded.forest.path(13)
     assert len(path) > 1
-    assert [int(line.split()[1]) for line in lines[3:]] == path, "coarse to fine"
+    named = [loaded.forest.levels.named(line.split()[0]) for line in lines[3:]]
+    assert named == path, "coarse to fine"
