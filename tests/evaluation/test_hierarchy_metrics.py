@@ -107,7 +107,7 @@ class TestByHand:
         levels = readout_levels(WIDTHS)
         levels[dead].b_enc.data -= 100
         result = evaluate_forest(levels, FOREST, [X])
-        reason = f"level {dead} is dead: none of its {WIDTHS[dead]} features fires"
+        reason = f"level {dead} is dead: none of its {WIDTHS[dead]} features fires on an ordinary token"
         (boundary,) = result.boundaries
         assert (result.levels[dead].l0, result.levels[dead].n_dead) == (0, WIDTHS[dead])
         for name in ("hamming", "p_parent_given_child", "coverage", "dominance"):

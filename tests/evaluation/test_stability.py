@@ -124,10 +124,10 @@ class TestMatching:
         cosine = torch.nn.functional.cosine_similarity(a[:, None], b[None], dim=2)
         worth = torch.where(cosine >= floor, cosine, 0)
         best = max(sum(worth[i, j].item() for i, j in enumerate(chosen)) for chosen in permutations(range(6), 4))
-        match = match_decoders(torch.nn.Parameter(a), b, floor, "hungarian")
+        match = match_decoders(torch.nn.Parameter(a), b, floor)
         assert cosine[match >= 0, match[match >= 0]].sum().item() == pytest.approx(best, abs=1e-5)
         assert len(set(match[match >= 0].tolist())) == int((match >= 0).sum()) > 0
-        back = match_decoders(b, a, floor, "hungarian")
+        back = match_decoders(b, a, floor)
         assert [(i, j) for i, j in enumerate(match.tolist()) if j >= 0] == sorted(
             (j, i) for i, j in enumerate(back.tolist()) if j >= 0
         )
@@ -141,9 +141,10 @@ class TestMatching:
         ]
         mutual = [cosine[:, row.argmax()].argmax() == i for i, row in enumerate(cosine)]
         assert 0 < 30 - expected.count(-1) < sum(mutual) < 30
+        monkeypatch.setattr(stability, "HUNGARIAN_MAX_WIDTH", 1)
         for block in (2**24, 70):
             monkeypatch.setattr(stability, "BLOCK_ELEMENTS", block)
-            assert match_decoders(a, b, 0.97, "mutual").tolist() == expected
+            assert match_decoders(a, b, 0.97).tolist() == expected
 
     def test_wide_levels_are_matched_mutually(self, monkeypatch: pytest.MonkeyPatch):
         # b0 is nearest to both a0 and a1; only the Hungarian algorithm finds that a0 could do with b1.
@@ -152,15 +153,13 @@ class TestMatching:
         monkeypatch.setattr(stability, "HUNGARIAN_MAX_WIDTH", 1)
         assert match_decoders(a, b).tolist() == [-1, 0]
 
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [({"floor": 0}, "floor=0 must be above 0"), ({"method": "greedy"}, "method='greedy' is not 'hungarian'")],
-    )
-    def test_arguments(self, arguments: dict[str, Any], message: str):
-        with pytest.raises(ValueError, match=message):
-            match_decoders(torch.eye(2), torch.eye(2), **arguments)
-
-    def test_a_zero_row_matches_nothing(self):
-        for method in ("hungarian", "mutual"):
-            match = match_decoders(torch.tensor([[0.0, 0], [1, 0]]), torch.eye(2), method=method)
-            assert match.tolist() == [-1, 0]
+    @pytest.mark.parametrize("widest", [8, 1])
+    def test_zero_rows_match_nothing_and_opposite_ones_only_where_features_have_either_sign(
+        self, monkeypatch: pytest.MonkeyPatch, widest: int
+    ):
+        monkeypatch.setattr(stability, "HUNGARIAN_MAX_WIDTH", widest)
+        rows = torch.tensor([[0.0, 0], [1, 0], [0, -1]])
+        assert match_decoders(rows, torch.eye(2)).tolist() == [-1, 0, -1]
+        assert match_decoders(rows, torch.eye(2), either_sign=True).tolist() == [-1, 0, 1]
+        with pytest.raises(ValueError, match="floor=0 must be above 0"):
+            match_decoders(rows, rows, floor=0)

@@ -36,7 +36,7 @@ def run_contrast(chosen: argparse.Namespace) -> Outcome:
     labels = labels_of(model.tokenizer)
     if chosen.output:
         write_whole(chosen.output, found.to_frame(labels).to_csv())
-    examples = [_example(each, texts, sae, model) for each in found.findings]
+    examples = [_example(each, texts, sae, model) if each.example else "" for each in found.findings]
     names = (Path(chosen.a).name, Path(chosen.b).name)
     return Outcome(_text(found, labels, examples, names, chosen.top), _data(found, labels, examples))
 
@@ -87,7 +87,7 @@ def _text(found: Contrast, labels: Mapping[int, str], examples: Sequence[str], n
             lines.append(
                 f"{found.effect[each.coarsest]:>6.2f}  {found.auc[each.coarsest]:>5.3f}  {each.n_features:>8}  {path}"
             )
-            lines.append(f"{'':25}{example}")
+            lines += [f"{'':25}{example}"] if example else []
         if len(own) > top:
             lines.append(f"… {len(own) - top} more: --top {len(own)}")
     return "\n".join(lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,13 @@ def explore(
     path = Path(output or folder / PAGE_FILENAME)
     sae = load_hierarchical_sae(folder, device)
     check_file_writable("output", path)
-    names = labels_beside(folder, sae.forest, labels, lambda: fingerprint(sae, sae.forest))
+    try:
+        names = labels_beside(folder, sae.forest, labels, lambda: fingerprint(sae, sae.forest))
+    except ValueError as error:
+        if labels is not None or not renew:
+            raise
+        warnings.warn(f"{error}; the page is written without them", stacklevel=2)  # after a training, all else is new
+        names = {}
     hook = str(sae.cfg.metadata.hook_name)
     circuit_sections = [_circuit_section(Path(file), hook, sae, path) for file in circuits]
     found_again = _found_again(sae, other_seeds, device)

@@ -137,7 +137,7 @@ def why_undefined(metric: str, counts: BoundaryCounts, parent_level: int) -> str
     for level, fires in ((parent_level, counts.parent_fires), (parent_level + 1, counts.child_fires)):
         concerned = level > parent_level or "sibling" not in metric
         if concerned and not fires.any():
-            return f"level {level} is dead: none of its {len(fires)} features fires"
+            return f"level {level} is dead: none of its {len(fires)} features fires on an ordinary token"
     return {
         "hamming": "no parent that fires has a child that fires",
         "p_parent_given_child": "of no pair do both members fire",

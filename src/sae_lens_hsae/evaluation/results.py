@@ -27,7 +27,7 @@ class ForestEvaluation(Record):
         boundaries: one record per level boundary, coarse to fine; one fewer than levels.
         trees_by_depth: as of `FeatureForest`.
         in_trees_share: share of all features that stand in trees of at least three distinct concepts, copies counted
-            with their parents; features that never fired stand in none.
+            with their parents; features that fired on no ordinary token stand in none.
         n_blocks: blocks of tokens that the intervals are made from; 0 if there are none.
         tokens_per_block: tokens of each block; the last may have fewer.
         confidence: of the intervals.
@@ -136,7 +136,7 @@ def _notes(evaluation: ForestEvaluation) -> list[str]:
     notes = [f"no {name}: {why}" for name, why in evaluation.undefined.items()]
     for level in evaluation.levels:
         if level.n_dead == level.width:
-            notes.append(f"level {level.level} is dead: none of its {level.width} features fires")
+            notes.append(f"level {level.level} is dead: none of its {level.width} features fires on an ordinary token")
         notes += _reasons(f"level {level.level}", level)
     for boundary in evaluation.boundaries:
         notes += _reasons(f"levels {boundary.parent_level} → {boundary.parent_level + 1}", boundary)

@@ -6,24 +6,23 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from scipy.optimize import linear_sum_assignment
 
 from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack, check_fit, level_saes
 from sae_lens_hsae.forest import NO_PARENT, FeatureForest
+from sae_lens_hsae.forest.post_hoc import have_either_sign
 
 FLOOR = 0.7
 """Cosine below which two features are not the same."""
 
 HUNGARIAN_MAX_WIDTH = 8192
-"""Widest level that is matched by the Hungarian algorithm unless asked for."""
+"""Widest level that is matched by the Hungarian algorithm."""
 
 BLOCK_ELEMENTS = 2**24
 NO_MATCH = -1
-
-Method = Literal["hungarian", "mutual"]
 
 
 @dataclass(frozen=True)
@@ -108,8 +107,9 @@ def _matches(
     check_fit(other_saes, other_forest)
     if len(saes) != len(other_saes):
         raise ValueError(f"the stacks have {len(saes)} and {len(other_saes)} levels; levels are matched one to one")
+    signed = have_either_sign([*saes, *other_saes])
     return [
-        match_decoders(_rows(sae, level), _rows(other, level))
+        match_decoders(_rows(sae, level), _rows(other, level), either_sign=signed)
         for level, (sae, other) in enumerate(zip(saes, other_saes, strict=True))
     ]
 
@@ -132,22 +132,22 @@ def _matched_parents(
 
 @torch.no_grad()
 def match_decoders(
-    rows: torch.Tensor, other_rows: torch.Tensor, floor: float = FLOOR, method: Method | None = None
+    rows: torch.Tensor, other_rows: torch.Tensor, floor: float = FLOOR, either_sign: bool = False
 ) -> torch.Tensor:
     """(n,) each decoder row's partner among those of another SAE by cosine, each at most once; −1 for none.
 
-    *hungarian* maximises the sum over pairs of at least ``floor``, as arXiv 2501.16615 compares seeds. It holds all
-    cosines at once, and its time grows with the cube of the width at worst: a second or two at 4,096 features, minutes
-    and gigabytes at 16,384. *mutual* takes the pairs that are each other's nearest, in blocks: it may miss pairs, but
-    finds none that either side would not choose.
+    Up to a width of `HUNGARIAN_MAX_WIDTH` the Hungarian algorithm maximises the sum over pairs of at least ``floor``,
+    as arXiv 2501.16615 compares seeds. It holds all cosines at once, and its time grows with the cube of the width at
+    worst: a second or two at 4,096 features. Wider levels take the pairs that are each other's nearest, in blocks:
+    this may miss pairs, but finds none that either side would not choose.
 
     Args:
         rows: (n, d_in).
         other_rows: (m, d_in).
         floor: cosine, above 0 and at most 1, that a pair needs.
-        method: None takes *hungarian* up to a width of `HUNGARIAN_MAX_WIDTH`, and *mutual* beyond.
+        either_sign: whether features fire with either sign, so that opposite rows are one.
 
-    A ValueError if the rows differ in length, or ``floor`` or ``method`` is no valid choice.
+    A ValueError if the rows differ in length, or ``floor`` is out of range.
     """
     if rows.ndim != 2 or other_rows.ndim != 2 or rows.shape[1] != other_rows.shape[1]:
         raise ValueError(
@@ -156,20 +156,19 @@ def match_decoders(
         )
     if not 0 < floor <= 1:
         raise ValueError(f"floor={floor} must be above 0 and at most 1: it is a cosine")
-    if method not in (None, "hungarian", "mutual"):
-        raise ValueError(f"method={method!r} is not 'hungarian', 'mutual' or None")
     rows = torch.nn.functional.normalize(rows.float(), dim=1)
     other_rows = torch.nn.functional.normalize(other_rows.float().to(rows.device), dim=1)
-    if method is None:
-        method = "hungarian" if max(len(rows), len(other_rows)) <= HUNGARIAN_MAX_WIDTH else "mutual"
-    row, partner = (_hungarian if method == "hungarian" else _mutual)(rows, other_rows, floor)
+    search = _hungarian if max(len(rows), len(other_rows)) <= HUNGARIAN_MAX_WIDTH else _mutual
+    row, partner = search(rows, other_rows, floor, either_sign)
     match = torch.full((len(rows),), NO_MATCH)
     match[row.cpu()] = partner.cpu()
     return match
 
 
-def _hungarian(rows: torch.Tensor, others: torch.Tensor, floor: float) -> tuple[torch.Tensor, torch.Tensor]:
-    cosine = rows @ others.T
+def _hungarian(
+    rows: torch.Tensor, others: torch.Tensor, floor: float, either_sign: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    cosine = (rows @ others.T).abs() if either_sign else rows @ others.T
     # Before and not after the assignment: a pair below the floor must not cost another one its partner.
     cosine[cosine < floor] = 0
     row, partner = (torch.from_numpy(index) for index in linear_sum_assignment(cosine.cpu().numpy(), maximize=True))
@@ -178,17 +177,20 @@ def _hungarian(rows: torch.Tensor, others: torch.Tensor, floor: float) -> tuple[
     return row[kept], partner[kept]
 
 
-def _mutual(rows: torch.Tensor, others: torch.Tensor, floor: float) -> tuple[torch.Tensor, torch.Tensor]:
-    nearest, cosine = _nearest(rows, others)
-    back, _ = _nearest(others, rows)
+def _mutual(
+    rows: torch.Tensor, others: torch.Tensor, floor: float, either_sign: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    nearest, cosine = _nearest(rows, others, either_sign)
+    back, _ = _nearest(others, rows, either_sign)
     row = torch.arange(len(rows), device=rows.device)
     kept = (back[nearest] == row) & (cosine >= floor)
     return row[kept], nearest[kept]
 
 
-def _nearest(rows: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _nearest(rows: torch.Tensor, others: torch.Tensor, either_sign: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """The nearest other row of each row, the first of equals, and its cosine."""
-    best = [(block @ others.T).max(dim=1) for block in rows.split(max(1, BLOCK_ELEMENTS // len(others)))]
+    blocks = (block @ others.T for block in rows.split(max(1, BLOCK_ELEMENTS // len(others))))
+    best = [(cosine.abs() if either_sign else cosine).max(dim=1) for cosine in blocks]
     return torch.cat([block.indices for block in best]), torch.cat([block.values for block in best])
 
 

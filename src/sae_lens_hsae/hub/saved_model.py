@@ -78,6 +78,8 @@ def load_evaluation(sae: HierarchicalSAE, folder: str | Path) -> dict[str, Any] 
         raise ValueError(f"{error}; {remedy}") from error
     except KeyError as error:
         raise ValueError(f"{path} is not what hsae evaluate writes: it has no {error}; {remedy}") from error
+    if not isinstance(evaluation, dict):
+        raise ValueError(f"{path} is not what hsae evaluate writes: its evaluation is no object; {remedy}")
     if weights != fingerprint(sae, sae.forest):
         raise ValueError(f"{path} belongs to other weights than those beside it; {remedy}")
     return evaluation

@@ -18,8 +18,10 @@ ANOTHER_PATH = "give another path"
 def file_written_whole(path: Path) -> Iterator[Path]:
     """Where to write a file, which takes the place of ``path`` if the block ends well; its folder is made if missing.
 
-    Whatever ends the block otherwise, be it a kill, ``path`` is what it was before.
+    Whatever ends the block otherwise, be it a kill, ``path`` is what it was before. Of a link the file that it names is
+    replaced.
     """
+    path = path.resolve()
     with _aside(path.parent) as aside:
         yield aside / path.name
         flush(aside)
@@ -116,7 +118,9 @@ def check_file_writable(name: str, path: Path) -> None:
     """Check that a file can be written, before the work that it is for; nothing is left there."""
     if path.is_dir():
         raise IsADirectoryError(f"{name}={str(path)!r} is a folder; give a file")
-    _check_in(name, path, path.parent, ANOTHER_PATH)
+    if path.exists() and not path.is_file():  # a device, which a file would take the place of
+        raise ValueError(f"{name}={str(path)!r} is no ordinary file; give a path for one")
+    _check_in(name, path, path.resolve().parent, ANOTHER_PATH)
 
 
 def _check_in(name: str, path: Path, folder: Path, remedy: str) -> None:

@@ -32,10 +32,11 @@ def before_text(metadata: Any, tokenizer: Any) -> int | None:
     """The token that goes before a single text, so that the text's own first token is read as most were in training.
 
     The first position of a context is an artefact of many models: what fires there is about the position, not about the
-    token. So a model that was trained without a first token, on texts one after another, gets their separator.
+    token. So where training put no first token, since none was asked for or the tokenizer has none, and texts came one
+    after another, the text gets their separator.
     """
     first = first_token(metadata, tokenizer)
-    if first is None and metadata.prepend_bos is False and not metadata.disable_concat_sequences:
+    if first is None and metadata.prepend_bos is not None and not metadata.disable_concat_sequences:
         return separator(metadata, tokenizer)
     return first
 

@@ -40,7 +40,7 @@ class TextSource:
             column ``text`` is read as SAELens trains on it: from ``tokens``, or else ``input_ids``.
 
     Raises:
-        ValueError: if both a file and a data set are given, or the data set is a file.
+        ValueError: if both a file and a data set are given, the data set is a file, or a split or column is of none.
     """
 
     file: str | Path | None = None
@@ -53,6 +53,10 @@ class TextSource:
             raise ValueError(f"text={str(self.file)!r} and dataset={str(self.dataset)!r}: give one of them")
         if self.dataset is not None and Path(self.dataset).is_file():
             raise ValueError(f"dataset={str(self.dataset)!r} is a file; {_in_place_of_file(self.dataset)}")
+        if self.split != "train" and self.dataset is None:
+            raise ValueError(f"split={self.split!r} is of a data set, and there is none; give dataset")
+        if self.column != "text" and self.is_installed:
+            raise ValueError(f"column={self.column!r} is of a file or a data set, and there is none; give one")
 
     def __str__(self) -> str:
         if self.is_installed:

@@ -194,9 +194,11 @@ def _per_text(
 
 
 def _with_example(finding: Finding, texts: list[csr_array]) -> Finding:
-    """A finding with the text and the token on which its finest feature is strongest."""
+    """A finding with the text and the token on which its finest feature is strongest, if it fires on one of these."""
     strongest = [text[:, [finding.finest]].toarray().ravel() for text in texts]
     text = int(np.argmax([each.max() for each in strongest]))
+    if not strongest[text].max():
+        return finding
     return replace(finding, example=(text, int(strongest[text].argmax())))
 
 

@@ -72,7 +72,7 @@ def explain(
     read = range(len(start) + len(ids))[trained_positions(saes[0].cfg.metadata)]
     unread = [position for position in range(len(ids)) if position + len(start) not in read]
     outlying = _outlying(x)
-    if not start and saes[0].cfg.metadata.prepend_bos is False:
+    if not start and saes[0].cfg.metadata.prepend_bos is not None:
         outlying[0] = True
     level_shares[unread], acts[unread] = torch.nan, 0
     level_shares[outlying], acts[outlying] = torch.nan, 0

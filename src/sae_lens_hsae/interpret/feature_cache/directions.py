@@ -9,20 +9,25 @@ from typing import Any
 import torch
 
 from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.forest.post_hoc import have_either_sign
 
 MAX_ELEMENTS_AT_ONCE = 2**24
 
 
 def decoder_directions(saes: Sequence[Any], forest: FeatureForest, n_nearest: int) -> dict[str, torch.Tensor]:
-    """Nearest features of the same level, and how each lies to its parent, as fields of `Dashboards`."""
+    """Nearest features of the same level, and how each lies to its parent, as fields of `Dashboards`.
+
+    Cosines of features that fire with either sign have none themselves: opposite directions are one.
+    """
     directions = [sae.W_dec.detach().float() for sae in saes]
+    signed = have_either_sign(saes)
     n = forest.n_features
     nearest = torch.full((n, n_nearest), -1, dtype=torch.int32)
     nearest_cosines = torch.zeros(n, n_nearest)
     for own, weights in zip(forest.levels, directions, strict=True):
         k = min(n_nearest, len(weights) - 1)
         if k:
-            cosines, features = _nearest(weights, k)
+            cosines, features = _nearest(weights, k, signed)
             nearest[own, :k] = (features + own.start).int().cpu()
             nearest_cosines[own, :k] = cosines.cpu()
 
@@ -34,7 +39,7 @@ def decoder_directions(saes: Sequence[Any], forest: FeatureForest, n_nearest: in
         product = (of_parent * of_child).sum(1)
         projection[below.start + children] = (product / of_parent.square().sum(1).clamp(min=1e-12)).cpu()
         norms = (of_parent.norm(dim=1) * of_child.norm(dim=1)).clamp(min=1e-12)
-        cosine[below.start + children] = (product / norms).cpu()
+        cosine[below.start + children] = ((product.abs() if signed else product) / norms).cpu()
     return {
         "nearest": nearest,
         "nearest_cosines": nearest_cosines,
@@ -61,13 +66,14 @@ def promoted_tokens(saes: Sequence[Any], unembedding: torch.Tensor | None, n: in
     return {name: torch.cat(part) for name, part in parts.items()}
 
 
-def _nearest(weights: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _nearest(weights: torch.Tensor, k: int, either_sign: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and indices of the ``k`` rows nearest to each row, itself left out, in blocks of bounded size."""
     unit = torch.nn.functional.normalize(weights, dim=1)
     at_once = max(1, MAX_ELEMENTS_AT_ONCE // len(unit))
     found = []
     for start in range(0, len(unit), at_once):
         cosines = unit[start : start + at_once] @ unit.T
+        cosines = cosines.abs() if either_sign else cosines
         cosines.diagonal(start).fill_(-torch.inf)
         found.append(cosines.topk(k, dim=1))
     return torch.cat([values for values, _ in found]), torch.cat([features for _, features in found])

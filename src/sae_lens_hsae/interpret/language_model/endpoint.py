@@ -310,10 +310,11 @@ def _said(error: Any) -> str:
 
 
 def _object(text: str) -> dict[str, Any]:
-    """The JSON object that an answer is, with or without a code fence around it."""
-    data = json.loads(text.strip().removeprefix("```json").removeprefix("```").removesuffix("```"))
-    if not isinstance(data, dict):
+    """The first JSON object of an answer; thoughts, words and a code fence around it do not count."""
+    answer = text.rpartition("</think>")[2]
+    if "{" not in answer:
         raise ValueError("no JSON object")
+    data, _ = json.JSONDecoder().raw_decode(answer[answer.index("{") :])
     try:
         json.dumps(data, ensure_ascii=False).encode()
     except UnicodeEncodeError:

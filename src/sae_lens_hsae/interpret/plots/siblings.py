@@ -9,6 +9,7 @@ import torch
 from tqdm.auto import tqdm
 
 from sae_lens_hsae.evaluation.cluster_bootstrap import Estimate, resampled_means
+from sae_lens_hsae.evaluation.outliers import begun, usual
 from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack, check_fit, level_saes
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.forest.activations import token_chunks
@@ -64,7 +65,8 @@ def sibling_distances(
 
     From the 16 strongest tokens of each feature in 100 families drawn at random, of large ones some siblings. A pair of
     features is compared over all pairs of their tokens but those that are one and the same token, which would make
-    features that fire together look alike. Memory does not grow with the stream.
+    features that fire together look alike. Outlying tokens are left out: an attention sink is among the strongest of
+    nearly every feature. Memory does not grow with the stream.
 
     Args:
         levels: one SAE per level, coarse to fine, or one object for all (``HierarchicalSAE``).
@@ -73,7 +75,8 @@ def sibling_distances(
 
     Raises:
         IndexError: if there is no such level.
-        ValueError: if levels and forest do not fit together, the level has no siblings, or too few of them fire.
+        ValueError: if levels and forest do not fit together, there is no token, the level has no siblings, or too few
+            of them fire.
     """
     saes = level_saes(levels)
     check_fit(saes, forest)
@@ -85,7 +88,12 @@ def sibling_distances(
     numbers = torch.full((len(features), N_STRONGEST), -1)
     x = torch.zeros(len(features), N_STRONGEST, sae.cfg.d_in)
     total, seen = torch.zeros(sae.cfg.d_in, dtype=torch.float64), 0
-    for chunk in tqdm(token_chunks(activations, sae.cfg.d_in, TOKENS_AT_ONCE), desc="Siblings", disable=not progress):
+    first, chunks = begun(token_chunks(activations, sae.cfg.d_in, TOKENS_AT_ONCE))
+    if not len(first):
+        raise ValueError("activations held no token; pass (batch, d_in) tensors, and no iterator that is used up")
+    ordinary = usual(first.float())
+    for everything in tqdm(chunks, desc="Siblings", disable=not progress):
+        chunk = everything[ordinary.holds(everything.float())]
         acts = sae.encode(chunk.to(sae.device)).float()[:, own.to(sae.device)].abs().T.cpu()
         vectors = chunk.float().cpu()
         values, at = acts.topk(min(N_STRONGEST, len(chunk)), dim=1)
@@ -105,8 +113,8 @@ def sibling_distances(
     apart = trees[:, None] != trees
     if not alike.any() or not apart.any():
         raise ValueError(
-            f"of the {len(alive)} features drawn from level {level}, {len(features)} fire on these {seen} tokens: no "
-            "two siblings, or none of two trees; give more activations"
+            f"of the {len(alive)} features drawn from level {level}, {len(features)} fire on these {seen} ordinary "
+            "tokens: no two siblings, or none of two trees; give more activations"
         )
     distance = _distances(x, numbers.masked_fill(~fires, -1))
     values = torch.stack([distance.masked_fill(~which, torch.nan).nanmean(1) for which in (alike, apart)], dim=1)
