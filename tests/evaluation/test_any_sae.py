@@ -16,7 +16,7 @@ from experiments.circuits import flat_effects
 from experiments.planted.absorption import measure_absorption
 from experiments.planted.concept_matching import match_features
 from sae_lens_hsae import FeatureForest, ParentRule, evaluate_forest
-from sae_lens_hsae.evaluation import cross_entropy_recovered
+from sae_lens_hsae.evaluation import cross_entropy_recovered, shared_edges
 from sae_lens_hsae.interpret.circuits import Pair
 from sae_lens_hsae.interpret.contrast import contrast
 from sae_lens_hsae.interpret.explain import explain
@@ -122,7 +122,10 @@ READERS: dict[str, Any] = (
     }
     | {
         "measures": lambda saes, _: fields(evaluate_forest(saes, FOREST, [X]).boundaries[0], "hamming dominance"),
-        "dashboards": lambda saes, _: fields(dashboards_of(saes), "n_firing n_with_parent histogram strongest_tokens"),
+        "dashboards": lambda saes, _: fields(
+            dashboards_of(saes), "n_firing n_with_parent histogram strongest_tokens is_copy nearest_cosines"
+        ),
+        "another seed": lambda saes, _: shared_edges(PLAIN, FOREST, saes, FOREST),
         "concepts": lambda saes, _: match_features(saes, SAMPLES).concept_of,
         "absorption": lambda saes, _: fields(
             measure_absorption(saes, match_features(PLAIN, SAMPLES), torch.tensor([-1] * 6 + [0, 1]), SAMPLES),

@@ -10,7 +10,7 @@ from sae_lens.load_model import load_model
 from small_saes import D_IN, make_sae
 
 from sae_lens_hsae.cli.demo import minilm_folder
-from sae_lens_hsae.interpret.contrast import Finding, contrast, text_activations
+from sae_lens_hsae.interpret.contrast import Finding, compare, contrast, text_activations
 from sae_lens_hsae.interpret.contrast.findings import join_alike
 
 # Feature 0 fires on concepts 0 and 1, its children 4 and 5 on one each; 13 repeats 4. Concept 7 has no feature.
@@ -48,6 +48,14 @@ def test_a_difference_of_one_child_is_followed_down_to_it(planted):
     assert result.findings[0].example is not None
     text, token = result.findings[0].example
     assert strengths[text][token] == max(each.max() for each in strengths), "where the finest feature is strongest"
+
+
+def test_a_finding_of_texts_that_are_not_kept_has_no_example(planted, monkeypatch):
+    monkeypatch.setattr(compare, "TEXTS_KEPT", 10)
+    late = [*texts(20, {2: 0.1}, 1), *texts(20, {0: 0.9, 2: 0.1}, 1)]
+    (finding,) = contrast(*planted, late, list(texts(40, {2: 0.1}, 2))).findings
+    assert finding.more_in_a
+    assert finding.example is None
 
 
 def test_a_difference_of_all_children_stays_with_the_parent(planted):

@@ -72,6 +72,13 @@ def test_what_always_misbehaves_is_reported_and_never_guessed(server, tmp_path, 
     assert again.n_cached == 1
 
 
+@pytest.mark.parametrize("form", ["<think>\n{{hm}}\n</think>\n\n{}", "Here it is:\n```json\n{}\n```\nRight?"])
+def test_thoughts_and_words_around_an_answer_do_not_count(server, tmp_path, form):
+    server.answer = lambda *_: form.format(label("fine"))
+    replies = Endpoint("m", tmp_path / "answers").ask(requests("good"), parse_label)
+    assert (replies.answers, replies.n_malformed) == (["fine"], 0)
+
+
 def test_an_interrupted_run_goes_on_and_a_repeated_one_costs_nothing(server, tmp_path):
     users = [f"text {i}" for i in range(12)]
     server.answer = lambda user, _: 401 if user == "text 7" else label(user)

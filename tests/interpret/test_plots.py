@@ -149,6 +149,9 @@ def test_sibling_distances_equal_plain_loops(sae, x, monkeypatch):
     assert found.siblings.low < found.siblings.value < found.siblings.high
     counts = found.families.unique(return_counts=True)[1]
     assert counts.max() <= MAX_PER_FAMILY
+    sinks = torch.cat([x, 1000 * x[:7]])
+    with_sinks = plots.sibling_distances(sae, sae.forest, sinks.split(97), progress=False)
+    assert with_sinks.difference == found.difference, "outlying tokens decide nothing"
 
 
 def test_without_siblings_there_is_nothing_to_compare(sae, x):
@@ -157,5 +160,5 @@ def test_without_siblings_there_is_nothing_to_compare(sae, x):
         plots.sibling_distances(sae, bare, x, progress=False)
     silent = make_sae(seed=3)
     silent.threshold.data.fill_(1e9)
-    with pytest.raises(ValueError, match="0 fire on these 700 tokens: no two siblings"):
+    with pytest.raises(ValueError, match="0 fire on these 700 ordinary tokens: no two siblings"):
         plots.sibling_distances(silent, silent.forest, x, progress=False)

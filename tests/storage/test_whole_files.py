@@ -19,10 +19,12 @@ from small_saes import D_IN, make_sae
 
 from sae_lens_hsae.sae.bad_batches import BadBatchError
 from sae_lens_hsae.storage.whole_files import (
+    check_file_writable,
     check_writable,
     file_written_whole,
     files_written_whole,
     folder_written_whole,
+    write_whole,
 )
 from sae_lens_hsae.training.checkpoints import verify
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner, Interrupted
@@ -175,6 +177,16 @@ def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
         aside.touch()
     assert error.value.filename == str(tmp_path / "name")
     assert ".unfinished" not in str(error.value)
+
+
+def test_a_link_stays_one_and_a_device_is_refused(tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to("file")
+    write_whole(link, "new")
+    assert link.is_symlink()
+    assert (tmp_path / "file").read_text() == "new"
+    with pytest.raises(ValueError, match="output='/dev/null' is no ordinary file"):
+        check_file_writable("output", Path("/dev/null"))
 
 
 def test_files_that_cannot_all_take_their_places_leave_those_before(tmp_path):

@@ -35,6 +35,7 @@ from sae_lens_hsae.cli.explore import explore
 from sae_lens_hsae.evaluation.cross_entropy import cross_entropy_recovered
 from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
 from sae_lens_hsae.interpret.contrast import text_activations
+from sae_lens_hsae.interpret.explain import explain
 from sae_lens_hsae.interpret.feature_cache.text import load_tokenizer, tokens_and_activations
 from sae_lens_hsae.text.as_trained import excluded_tokens, positions
 from sae_lens_hsae.text.rows import TextSource, text_rows
@@ -228,7 +229,14 @@ def test_a_model_without_a_first_token_is_read_without_one(tmp_path):
     assert evaluate(folder, 320, str(text)).n_tokens == 320
     explore(folder, n_tokens=320, text=text)
     assert [token.strip() for token in explain_text(folder, "w1 w2").tokens] == ["w1", "w2"]
-    assert [len(x) for x in text_activations(*read_back(folder), ["w1 w2", "w3"])] == [2, 1]
+    sae, loaded = read_back(folder)
+    assert [len(x) for x in text_activations(sae, loaded, ["w1 w2", "w3"])] == [2, 1]
+    sae.cfg.metadata.sequence_separator_token = "eos"
+    read = [explain(sae, loaded, "w1 w2")]
+    sae.cfg.metadata.prepend_bos = False
+    read.append(explain(sae, loaded, "w1 w2"))
+    assert read[0].level_shares.equal(read[1].level_shares), "without BOS, asking for it changes nothing"
+    assert read[0].outlying == ()
 
 
 ALIAS, OFFICIAL = "pythia-70m", "EleutherAI/pythia-70m"
