@@ -100,6 +100,14 @@ def test_texts_that_are_all_too_short_alone_are_told(tmp_path):
         text_rows(source, metadata, tokenizer_of_words(), 100)
 
 
+@pytest.mark.parametrize(
+    ("given", "of"), [({"file": "x.txt", "split": "test"}, "split"), ({"column": "ids"}, "column")]
+)
+def test_a_split_or_a_column_of_nothing_is_refused(given, of):
+    with pytest.raises(ValueError, match=f"{of}='.*' is of a .*data set, and there is none"):
+        TextSource(**given)
+
+
 def test_a_text_that_the_tokenizer_hardly_knows_is_told(tmp_path, recwarn):
     read = {"metadata": SAEMetadata(context_size=5), "tokenizer": tokenizer_of_words(), "n_tokens": 10}
     text_rows(TextSource(dataset=text_folder(tmp_path / "known", ["w1 w2 Ω"] * 5)), **read)
@@ -227,7 +235,10 @@ def test_a_model_without_a_first_token_is_read_without_one(tmp_path):
     assert load_hierarchical_sae(folder).cfg.metadata.prepend_bos
     assert evaluate(folder, 320, TextSource(dataset=text)).n_tokens == 320
     assert evaluate(folder, 320, str(text)).n_tokens == 320
-    explore(folder, n_tokens=320, text=text)
+    (folder / "labels.json").write_text('{"weights": "of an earlier training", "0": "x"}')
+    with pytest.warns(UserWarning, match="are for other weights .*; the page is written without them"):
+        explore(folder, n_tokens=320, text=text, renew=True)
+    (folder / "labels.json").unlink()
     assert [token.strip() for token in explain_text(folder, "w1 w2").tokens] == ["w1", "w2"]
     sae, loaded = read_back(folder)
     assert [len(x) for x in text_activations(sae, loaded, ["w1 w2", "w3"])] == [2, 1]
