@@ -413,10 +413,10 @@ def test_edges_found_again_are_marked(browser, dashboards, forest, tmp_path, n_o
 
 @pytest.mark.browser
 def test_a_single_edge_is_spoken_of_in_the_singular(browser, tmp_path):
-    data = planted_dashboards({0: (0,), 1: (0,)}, {1: 0}, widths=[1, 2])
+    data = planted_dashboards({0: (0,), 2: (0,)}, {2: 0}, widths=[2, 3])
     browser.anew(write_page(data, data.forest, tmp_path / "p.html", " abcdefgh".__getitem__))
     assert browser.run("return document.querySelector('.summary').innerText") == (
-        "3 features in 2 levels, read on 320 tokens. 2 form 1 tree; 1 stands alone. Its 1 edge is clear enough."
+        "5 features in 2 levels, read on 320 tokens. 2 form 1 tree; 3 stand alone. Its 1 edge is clear enough."
     )
 
 
