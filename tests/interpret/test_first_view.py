@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from page_blocks import array_of, blocks_of
+from planted import planted_dashboards
 from small_saes import D_IN, make_sae
 
 from sae_lens_hsae import FeatureForest, evaluate_forest
@@ -363,14 +364,33 @@ def test_a_table_too_wide_for_a_phone_says_that_it_scrolls(opened):
 def test_edges_found_again_are_marked(browser, dashboards, forest, tmp_path, n_others):
     one, two = torch.zeros(2, len(forest), dtype=torch.bool)
     one[[5, 8, 9]], two[9] = True, True  # 5 is a copy
+    dashboards = replace(dashboards, n_tokens=5 * dashboards.n_tokens)  # else all edges are weak
     others = dict(list({"<b>runs/1": one, "runs/2": two}.items())[:n_others])
     page = write_page(dashboards, forest, tmp_path / "p.html", TEXTS.__getitem__, found_again=others)
     opened = browser.anew(page)
     mark = "found again 1/2" if n_others == 2 else "found again"
+    parents = forest.parents
+    own = (parents >= 0) & ~torch.tensor([f in COPIES for f in range(len(forest))])
+    clear = own & (dashboards.parent_given_child - 2 * dashboards.frequency[parents.clamp(min=0)] >= 0.5)
+    kinds = {"copies": (parents >= 0) & ~own, "clear enough": clear, "weak": own & ~clear}
+    shares = [
+        ", ".join(
+            f"{int(100 * each[kind].double().mean() + 0.5)} % of the {name}"
+            for name, kind in kinds.items()
+            if kind.any()
+        )
+        for each in (one, one & two)
+    ]
     said = (
-        "at least one of 2 other trainings (found again, ✓), 1 in all" if n_others == 2 else "2 are also in <b>runs/1"
+        f"in at least one of 2 other trainings (✓): {shares[0]}. In all of them: {shares[1]}."
+        if n_others == 2
+        else f"in <b>runs/1 (✓): {shares[0]}."
     )
-    assert said in opened.text()
+    text = opened.run("return document.querySelector('.summary').innerText")
+    assert text.startswith(
+        "16 features in 3 levels, read on 3,200 tokens. 13 form 3 trees; 3 stand alone. Of their 10 edges 2 lead "
+    )
+    assert text.endswith(f"Found again {said}")
     marks = """return Object.fromEntries([...document.querySelectorAll("#main .leaf")].map((leaf) =>
         [leaf.querySelector("a").hash, leaf.querySelector(".again")?.textContent ?? ""]))"""
     shown = opened.run(marks)
@@ -389,6 +409,56 @@ def test_edges_found_again_are_marked(browser, dashboards, forest, tmp_path, n_o
     browser.go("#/f/1/1")
     assert opened.run("return document.querySelector('.relative .again')?.textContent ?? ''") == ""
     assert opened.errors() == []
+
+
+@pytest.mark.browser
+def test_a_single_edge_is_spoken_of_in_the_singular(browser, tmp_path):
+    data = planted_dashboards({0: (0,), 2: (0,)}, {2: 0}, widths=[2, 3])
+    browser.anew(write_page(data, data.forest, tmp_path / "p.html", " abcdefgh".__getitem__))
+    assert browser.run("return document.querySelector('.summary').innerText") == (
+        "5 features in 2 levels, read on 320 tokens. 2 form 1 tree; 3 stand alone. Its 1 edge is clear enough."
+    )
+
+
+# Of each row of the map the features from left to right, with their colours.
+SCAN = """const canvas = document.querySelector("canvas"), box = canvas.getBoundingClientRect(), rows = [];
+    const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    const hint = document.querySelector(".hint");
+    const colour = (x, y) => data.slice(4 * (y * canvas.width + x)).slice(0, 3).join(" ");
+    for (let y = 3; y < box.height; y += box.height / 3) {
+        const row = [];
+        for (let x = 3; x < box.width; x += 6) {
+            canvas.dispatchEvent(new MouseEvent("mousemove", { clientX: box.left + x, clientY: box.top + y }));
+            const [, id] = /^(\\d\\/\\d+) /.exec(hint.textContent) ?? [];
+            if (id && id !== row.at(-1)?.[0]) row.push([id, colour(x, Math.round(y))]);
+        }
+        rows.push(row);
+    }
+    return rows"""
+
+
+@pytest.mark.browser
+def test_the_map_leaves_out_hidden_copies_and_is_coloured_by_the_edges(browser, dashboards, forest, tmp_path):
+    again = torch.zeros(len(forest), dtype=torch.bool)
+    again[[5, 8]] = True
+    page = write_page(dashboards, forest, tmp_path / "p.html", TEXTS.__getitem__, found_again={"seed 1": again})
+    browser.anew(page)
+    trees = {f for f in range(len(forest)) if forest.parent(f) is not None or forest.children(f)}
+    browser.go("#/map?copies=hidden&colour=again")
+    rows = browser.run(SCAN)
+    assert {forest.index(id_) for row in rows for id_, _ in row} == trees - COPIES
+    grey, low, high = "201 201 201", "219 228 240", "11 74 143"
+    for id_, colour in (each for row in rows for each in row):
+        feature = forest.index(id_)
+        assert colour == (grey if forest.parent(feature) is None else high if again[feature] else low), id_
+    browser.go("#/map?colour=similarity")
+    rows = [[forest.index(id_) for id_, _ in row] for row in browser.run(SCAN)]
+    assert {f for row in rows for f in row} == trees
+    narrowing = dashboards.narrowing.nan_to_num(0).tolist()
+    for parent in {forest.parent(f) for f in trees} - {None}:
+        siblings = [f for row in rows for f in row if forest.parent(f) == parent]
+        assert siblings == sorted(siblings, key=lambda f: (-narrowing[f], f)), "as on the cards"
+    assert browser.errors() == []
 
 
 @pytest.mark.browser

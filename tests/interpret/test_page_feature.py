@@ -204,6 +204,25 @@ def test_every_word_of_a_name_is_searched_for(browser, tmp_path):
         browser.choose("filter-text", "")
 
 
+def test_search_shows_first_what_is_called_so(browser, tmp_path):
+    names = {0: "some · many", 1: "woman", 2: "men · man", 3: "man · men", 4: "man", 5: "man", 6: "old man", 7: "house"}
+    tokens = [" horse", " man", " manor", *(f" {letter}" for letter in "abcde")]
+    data = planted_dashboards({5: (0,), 7: (2,), 8: (1, 3)})
+    browser.anew(write_page(data, data.forest, tmp_path / "p.html", tokens.__getitem__, names | {8: "house"}))
+    browser.go("#/search/man")
+    shown = browser.texts("section:first-of-type .plain > li")
+    order = [5, 4, 3, 2, 6, 8, 1, 0, 7]
+    assert [each.split(" ")[0] for each in shown] == [name_of(data.forest, f) for f in order], "5 fires, 4 does not"
+    found_on = [each.partition(" of tokens")[2] for each in shown]
+    assert [" · on " in each for each in found_on] == [f in (7, 8) for f in order]
+    assert found_on[-1].startswith(" · on manor")
+    assert browser.run("return document.getElementById('query').value") == "man"
+    browser.run("document.getElementById('query').value = ' 1/2 '; document.getElementById('search').requestSubmit()")
+    browser.wait("#/f/1/2")
+    assert browser.run("return document.getElementById('query').value") == ""
+    assert browser.errors() == []
+
+
 def test_siblings_and_the_parent_are_a_key_away(opened, hostile_sae, hostile_dashboards):
     forest = hostile_sae.forest
     parent = next(f for f in range(WIDTHS[0]) if len(forest.children(f)) > 2)
@@ -218,7 +237,7 @@ def test_siblings_and_the_parent_are_a_key_away(opened, hostile_sae, hostile_das
     opened.wait(f"#/f/{name_of(forest, parent)}")
     opened.keys("c")
     opened.wait(f"#/compare/{name_of(forest, parent)}")
-    opened.keys("c", "u", "k")
+    opened.keys("c", "u")
     opened.wait(f"#/f/{name_of(forest, parent)}")
     opened.run("document.getElementById('query').focus()")
     opened.keys("jukc")

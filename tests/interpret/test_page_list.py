@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from hostile_page import HOSTILE, leaf_of_all_levels, name_of
+from planted import planted_dashboards
 from small_saes import WIDTHS
 
 from sae_lens_hsae import FeatureForest
@@ -136,11 +137,43 @@ def test_back_leads_to_where_one_was(opened, hostile_sae):
     assert opened.errors() == []
 
 
+def test_back_leads_to_the_card_one_left(browser, tmp_path):
+    words = [" alpha", " beta", " gamma", " delta", " epsilon", " zeta", " theta", " kappa"]
+    data = planted_dashboards({feature: (feature % 8,) for feature in range(2, 32)}, widths=[2, 30])
+    browser.anew(write_page(data, data.forest, tmp_path / "p.html", words.__getitem__))
+    for _ in range(2):
+        browser.run("document.querySelector('.more').click()")
+    assert len(browser.texts(".card")) == 18
+    browser.run("document.getElementById('main').scrollTop = 1200")
+    browser.until(lambda: (browser.run("return history.state") or {}).get("scroll") == 1200, "the place")
+    browser.driver.find_element("css selector", ".row .name").click()
+    browser.keys("\ue014", "\ue015", "\ue007")
+    browser.until(lambda: browser.fragment().startswith("#/f/"), "the feature")
+    browser.wait(browser.fragment())
+    browser.run("history.back()")
+    browser.wait("#/")
+    assert len(browser.texts(".card")) == 18
+    assert browser.run("return document.getElementById('main').scrollTop") == 1200
+    assert browser.errors() == []
+
+
+def test_the_tops_of_trees_are_stepped_through_in_the_order_of_the_first_view(opened):
+    trees = opened.run(
+        "return [...document.querySelectorAll('.card.tree')].map((each) => each.querySelector('a').hash)"
+    )
+    assert len(trees) > 1
+    opened.go(trees[0])
+    for key, tree in (("j", trees[1]), ("k", trees[0]), ("k", trees[0])):
+        opened.keys(key)
+        opened.wait(tree)
+
+
 def test_keys_scroll_what_was_opened(opened):
     at = "return document.getElementById('main').scrollTop"
     assert opened.run("return document.activeElement === document.body"), "Tab begins at the top"
     for fragment in ("#/f/0/2", "#/f/1/3"):
         opened.go(fragment)
+        assert opened.run("return document.activeElement.tagName") == "H1"
         assert opened.run(at) == 0
         opened.keys("\ue00f")
         opened.until(lambda: (opened.run("return history.state") or {}).get("scroll", 0) > 0, "what is further down")
@@ -160,6 +193,10 @@ def test_weak_edges_can_be_left_out(opened, hostile_dashboards, tmp_path):
     weak, kept = int(cut.nonzero()[0]), int(((parents >= 0) & ~cut).nonzero()[0])
     opened.choose("edges", "not-weak")
     assert opened.fragment() == "#/?edges=not-weak"
+    n_own = int(((parents >= 0) & ~dashboards.is_copy).sum())
+    said = f"Edges below similarity 0.5 are left out: {int(cut.sum())} of {n_own}, copies aside. "
+    assert opened.texts(".notice") == [said + "Show all edges"]
+    assert opened.texts("#menu") == ["Forest (filtered)"]
     expected = FeatureForest(torch.where(cut, -1, parents), forest.level_widths)
     n_trees = sum(len(expected.subtree(f)) > 1 for f in range(len(forest)) if expected.parent(f) is None)
     assert opened.run("return document.getElementById('count').textContent").startswith(f"{n_trees} trees, ")
@@ -170,7 +207,10 @@ def test_weak_edges_can_be_left_out(opened, hostile_dashboards, tmp_path):
     assert " hidden)" in opened.texts(".lead")[0], "the sentence counts all children"
     opened.go(f"#/f/{name_of(forest, kept)}?edges=not-weak")
     assert name_of(forest, int(parents[kept])) in opened.texts(".path .id")
-    opened.choose("edges", "")
+    opened.go("#/?edges=not-weak")
+    opened.run("document.querySelector('.notice button').click()")
+    assert opened.fragment() == "#/"
+    assert opened.texts("#menu") == ["Forest"]
     assert opened.run("return document.getElementById('count').textContent") == whole
     opened.go(f"#/f/{name_of(forest, weak)}")
     assert opened.texts(".path .id")[-2] == name_of(forest, int(parents[weak]))

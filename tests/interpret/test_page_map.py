@@ -38,8 +38,14 @@ def test_a_click_in_the_map_zooms_in_and_then_opens(opened, hostile_page, hostil
     )  # leaves of trees; what stands alone is not drawn
     opened.wait(f"#/part/0/{n_all}")
     assert "Inside" not in opened.text()
-    opened.go("#/part/9/2")
-    assert "Map of the forest" in opened.text(), "a part that is none is the first one"
+    for wrong, shown in (
+        ("#/part/9/2", "#/map"),
+        ("#/part/1/999", f"#/part/0/{n_all}"),
+        (f"#/part/{n_all}/{n_all + 2}", f"#/part/{n_all - 2}/{n_all}"),
+    ):
+        opened.go(wrong)
+        assert opened.fragment() == shown
+    assert opened.run("return document.querySelector('canvas').clientHeight / main.clientHeight") > 0.4
     assert opened.errors() == []
 
 
@@ -50,7 +56,7 @@ def test_where_features_are_too_narrow_a_click_zooms_in(browser, tmp_path):
     settings = DashboardSettings(window=2, n_top=1, n_sampled=0, n_counterexamples=0)
     data = collect_dashboards(wide, forest, stream(2), settings=settings, progress=False)
     browser.open(write_page(data, forest, tmp_path / "p.html", HOSTILE.__getitem__), "#/part/0/3000")
-    browser.run(CLICK, 0.5, 50)
+    browser.run(CLICK, 0.5, 200)
     browser.until(lambda: browser.fragment() != "#/part/0/3000", "the part")
     first, last = map(int, browser.fragment().split("/")[2:])
     assert last - first == pytest.approx(3000 / 8, abs=1)
@@ -60,7 +66,7 @@ def test_where_features_are_too_narrow_a_click_zooms_in(browser, tmp_path):
     browser.run(follow, "Zoom in")
     browser.until(lambda: len(browser.text()) and browser.fragment() != f"#/part/{first}/{last}", "the nearer part")
     browser.wait(browser.fragment())
-    browser.run(CLICK, 0.5, 50)
+    browser.run(CLICK, 0.5, 200)
     browser.until(lambda: browser.fragment().startswith("#/f/1/"), "the feature")
     for root, middle in ((0, 750), (1, 2250)):
         browser.go(f"#/f/0/{root}")

@@ -138,6 +138,9 @@ def test_text_from_right_to_left_is_read_from_right_to_left(page_of_scripts):
             kind,
         )
         assert places[0] == "rtl", kind
+        if kind == ".snippet":
+            mask = "return getComputedStyle(document.querySelector('.before')).maskImage"
+            assert "to left" in page.run(mask), "it fades where it is cut"
         assert places[1][0] > places[1][1], kind
         assert places[2][:5] == [False, False, True, False, False], "only a mark keeps its token apart"
     mixed = """return [...document.querySelectorAll(arguments[0])].map((line) => [...line.querySelectorAll(".token")])
@@ -172,6 +175,7 @@ def test_a_forest_without_edges_works(browser, hostile_sae, tmp_path):
     page = write_page(bare, forest, tmp_path / "p.html", HOSTILE.__getitem__)
     browser.errors()
     browser.open(page)
+    assert "read on 100 tokens. No feature has a parent." in browser.text()
     for view in ("#/map", "#/f/0/0", "#/compare/0/0", "#/f/1/0"):
         browser.go(view)
     assert "unassigned" in browser.text()

@@ -2,6 +2,7 @@
 
 const main = document.getElementById("main");
 let follow = (path) => { location.hash = path; }; // until there is a list whose filters a link could keep
+let pathOfQuery = (query) => `#/search/${encodeQuery(query)}`;
 const KEYS = { u: "a[rel=up]", j: "a[rel=next]", k: "a[rel=prev]", c: "a.action" }; // the links they follow
 const SETTLED = 150; // ms without scrolling, after which the place is kept
 
@@ -12,7 +13,7 @@ async function start() {
   const linkTo = (path) => writeLink(path, { ...tree.state(), colour });
   // How far down one was, for the way back; as long as the address is still that of the view.
   const keepPlace = () => {
-    if (location.hash === shownLink && history.state?.scroll !== main.scrollTop) history.replaceState({ scroll: main.scrollTop }, "");
+    if (location.hash === shownLink && history.state?.scroll !== main.scrollTop) history.replaceState({ ...history.state, scroll: main.scrollTop }, "");
   };
   main.addEventListener("scroll", () => {
     clearTimeout(scrolling);
@@ -24,6 +25,7 @@ async function start() {
     location.hash = linkTo(path);
   };
   const open = (feature) => follow(`#/f/${forest.id(feature)}`);
+  pathOfQuery = (query) => (forest.withId(plainQuery(query)) < 0 ? `#/search/${encodeQuery(query)}` : `#/f/${plainQuery(query)}`);
   // Links of the page's own keep what is set.
   for (const kind of ["pointerdown", "focusin", "click"]) document.addEventListener(kind, (event) => {
     const link = event.target.closest?.('a[href^="#/"]');
@@ -33,8 +35,8 @@ async function start() {
     if (kind === "click") menu(false);
   });
   // The link that stands in the address bar says what is shown; filtering makes no new entry to go back to.
-  const note = () => {
-    const link = linkTo(readLink(location.hash).path);
+  const note = (path = readLink(location.hash).path) => {
+    const link = linkTo(path);
     if (link !== location.hash) history.replaceState(history.state, "", link);
     shownLink = link;
   };
@@ -42,15 +44,16 @@ async function start() {
     colour = key;
     note();
   };
-  const tree = new Tree(forest, open, note, () => guarded());
+  const tree = new Tree(forest, open, () => note(), () => guarded());
 
   const show = async () => {
     const mine = ++current;
     const isCurrent = () => mine === current;
-    const asked = location.hash, place = history.state?.scroll ?? 0;
+    const asked = location.hash, place = history.state?.scroll ?? 0, box = document.getElementById("query");
+    if (mine > 1 && asked !== main.dataset.view) box.value = ""; // the word of a search that was left
     const { path, state } = readLink(asked);
     if (writeLink("", state) !== linkTo("")) {
-      colour = COLOURINGS.some(([key]) => key === state.colour) ? state.colour : "";
+      colour = colouringsOf(forest).some(([key]) => key === state.colour) ? state.colour : "";
       tree.restore(state);
     }
     note();
@@ -64,13 +67,16 @@ async function start() {
     else if (view === "search") {
       let query = [first, ...rest].join("/");
       try { query = decodeURIComponent(query); } catch { /* a link with a stray %: search for it as it stands */ }
-      document.getElementById("query").value = query;
+      box.value = query;
       shown = searchView(forest, query, isCurrent);
     } else if (view === "map") shown = mapView(forest, open, follow, [], forest.withId(`${first}/${rest[0]}`), colour, recolour);
     else if (view === "part") shown = mapView(forest, open, follow, [first, rest[0] ?? ""], -1, colour, recolour);
     else shown = firstView(forest);
     if (!isCurrent()) return;
     main.replaceChildren(...shown.parts);
+    if (shown.path) note(shown.path);
+    if (view === "f" && forest.parents[feature] < 0) addTreesBeside(forest, feature);
+    if (mine > 1 && !/^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement.tagName) && document.activeElement.id !== "tree") main.querySelector("h1")?.focus({ preventScroll: true });
     main.scrollTop = place;
     window.scrollTo(0, 0);
     document.title = shown.title ? `${shown.title} – ${forest.title}` : forest.title;
@@ -121,7 +127,7 @@ document.getElementById("theme").addEventListener("click", () => {
 for (const media of ["(prefers-color-scheme: dark)", "print"]) matchMedia(media).addEventListener("change", () => theme());
 document.getElementById("search").addEventListener("submit", (event) => {
   event.preventDefault();
-  follow(`#/search/${encodeQuery(document.getElementById("query").value)}`);
+  follow(pathOfQuery(document.getElementById("query").value));
 });
 document.getElementById("menu").addEventListener("click", () => menu(!document.getElementById("side").classList.contains("open")));
 const SCROLLING = new Set(["PageDown", "PageUp", " ", "ArrowDown", "ArrowUp", "Home", "End"]);

@@ -26,6 +26,18 @@ async function decodeBlock(name) {
   return { ...header.plain, ...arrays };
 }
 
+function queryWords(text) {
+  const words = text.split(/[\s·]+/).filter(Boolean);
+  return words.length ? words : [text];
+}
+
+// Whether a text stands in another with no letter or digit on either side.
+function holdsWord(whole, text) {
+  const ends = (character = "") => !/[\p{L}\p{N}]/u.test(character);
+  for (let at = whole.indexOf(text); at >= 0; at = whole.indexOf(text, at + 1)) if (ends(whole[at - 1]) && ends(whole[at + text.length])) return true;
+  return false;
+}
+
 // The forest: the first block's arrays, and what follows from the parents.
 class Forest {
   constructor(block, tokens) {
@@ -117,26 +129,35 @@ class Forest {
     const [, level, index] = /^(\d+)\/(\d+)$/.exec(text) ?? [];
     return level === undefined ? -1 : this.flat(Number(level), Number(index));
   }
-  // How well each feature fits a query: 0 unless every word is in its label or strongest tokens, more if they stand there
+  // How well each feature fits a query: 0 unless every word is in its name or strongest tokens, more if they stand there
   // as in the query, and most for its own number.
   finder(text) {
-    const apart = text.split(/[\s·]+/).filter(Boolean), words = apart.length ? apart : [text];
-    const said = (f) => (this.said[f] ??= this.nameParts(f).join(" · ").toLowerCase());
+    const words = queryWords(text), exact = this.withId(text);
     const scored = (part) => {
       const hits = this.tokensWith(part);
       return (f) => {
-        let score = part.trim() && this.labels[f] && said(f).includes(part) ? 20 : 0;
-        for (let i = 0; i < this.nStrongest; i++) score = Math.max(score, hits[this.strongest[f * this.nStrongest + i]] * (this.nStrongest - i));
+        let score = part.trim() ? this.nameScore(f, part) : 0;
+        for (let i = 0; i < this.nStrongest; i++) {
+          const hit = hits[this.strongest[f * this.nStrongest + i]];
+          if (hit) score = Math.max(score, (hit === 2 ? 200 : 0) + this.nStrongest - i);
+        }
         return score;
       };
     };
-    const whole = scored(text), each = words.length > 1 ? words.map(scored) : [whole], exact = this.withId(text);
+    const whole = scored(text), each = words.length > 1 ? words.map(scored) : [whole];
     return (f) => {
       if (f === exact) return Infinity;
-      const asOne = whole(f) || (words.length > 1 && said(f).includes(text) ? 20 : 0);
-      const scores = asOne ? [1000 + asOne] : each.map((score) => score(f));
+      const asOne = whole(f) || (words.length > 1 && this.nameParts(f).join(" · ").toLowerCase().includes(text));
+      const scores = asOne ? [1e6 + asOne] : each.map((score) => score(f));
       return scores.every(Boolean) ? scores.reduce((a, b) => a + b) : 0;
     };
+  }
+  // The most for a part of the name, the earlier and the fewer the better; then a word of it; then a piece of a word,
+  // which is less than a strongest token.
+  nameScore(feature, text) {
+    const parts = (this.said[feature] ??= this.nameParts(feature).map((part) => part.toLowerCase()));
+    const few = (count) => Math.min(count, 9);
+    return Math.max(0, ...parts.map((part, i) => (part === text ? 400 - 10 * few(i) - few(parts.length) : holdsWord(part, text) ? 300 - few(i) : part.includes(text) ? 100 - few(i) : 0)));
   }
   // Of each token 2 if it is the text, 1 if it holds it, and 0 otherwise.
   tokensWith(text) {

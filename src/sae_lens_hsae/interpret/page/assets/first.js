@@ -2,23 +2,26 @@
 
 const FAMILIES = 8, ALONE = 6;
 
-// A list of cards that grows by as many again.
+// A list of cards that grows by as many again. How many there are is kept for the way back.
 function cardSection(title, explanation, features, count, make) {
   const list = element("ul", { class: "cards wide" });
   const status = element("div");
   let shown = 0;
-  const grow = () => {
+  const grow = (by = count) => {
     const pending = [];
-    const cards = Array.from(features.slice(shown, shown + count), (f) => make(f, pending));
+    const cards = Array.from(features.slice(shown, shown + by), (f) => make(f, pending));
     list.append(...cards);
-    const next = cards[0]?.querySelector("a");
-    if (shown) next?.focus();
     shown += cards.length;
     const more = features.length - shown;
-    status.replaceChildren(more > 0 ? element("button", { type: "button", class: "more", onclick: grow }, `Show ${Math.min(count, more)} more of ${more.toLocaleString("en")}`) : "");
+    status.replaceChildren(more > 0 ? element("button", { type: "button", class: "more", onclick: () => {
+      const from = shown;
+      grow();
+      list.children[from].querySelector("a").focus();
+      history.replaceState({ ...history.state, shown: { ...history.state?.shown, [title]: shown } }, "");
+    } }, `Show ${Math.min(count, more)} more of ${more.toLocaleString("en")}`) : "");
     return Promise.all(pending);
   };
-  const finished = grow();
+  const finished = grow(history.state?.shown?.[title]);
   return { part: section(title, element("p", { class: "muted" }, explanation), list, status), finished };
 }
 
@@ -34,42 +37,58 @@ function levelRows(forest) {
   });
 }
 
+function counted(count, one, more = `${one}s`) { return `${count.toLocaleString("en")} ${count === 1 ? one : more}`; }
+
+// How much there is, how far its edges can be believed, and how much of them other trainings have, too.
 function summary(forest) {
-  const n = (count) => count.toLocaleString("en");
   const alone = forest.tops.filter((f) => forest.size[f] === 1).length, trees = forest.tops.length - alone;
-  const copies = forest.isCopy.reduce((sum, each) => sum + each, 0);
-  const edges = ownEdges(forest), weak = edges.filter((f) => !(forest.similarity(f) >= forest.weak)).length;
-  return element("p", {}, `${n(forest.n)} features in ${forest.levelWidths.length} levels, read on ${n(forest.nTokens)} tokens. `,
-    trees ? `${n(forest.n - alone)} of them form ${n(trees)} trees; ${n(alone)} stand alone. ` : "No feature has a parent. ",
-    copies ? `${n(copies)} children are copies of their parents. ` : "", weak ? `Of the other ${n(edges.length)} edges ${n(weak)} are weak. ` : "", repeated(forest), element("a", { href: "#/map" }, "See the trees on a map."));
+  const said = [`${counted(forest.n, "feature")} in ${counted(forest.levelWidths.length, "level")}, read on ${counted(forest.nTokens, "token")}. `];
+  if (!trees) return element("p", {}, said, "No feature has a parent.");
+  said.push(`${(forest.n - alone).toLocaleString("en")} form ${counted(trees, "tree")}; `, alone ? `${counted(alone, "stands", "stand")} alone. ` : "none stands alone. ");
+  const edges = Array.from(forest.parents.keys()).filter((f) => forest.parents[f] >= 0), others = forest.otherTrainings;
+  const isCopy = (f) => forest.isCopy[f], isClear = (f) => forest.similarity(f) >= forest.weak;
+  const copies = edges.filter(isCopy), clear = edges.filter((f) => !isCopy(f) && isClear(f)), weak = edges.filter((f) => !isCopy(f) && !isClear(f));
+  const are = (of) => (of.length === 1 ? "is " : "are ");
+  const kinds = [
+    [copies, "copies", [copies.length === 1 ? "leads to a " : "lead to ", explained(copies.length === 1 ? "copy" : "copies", "A copy's decoder direction is nearly its parent's: the same thing once more, at a finer level.")]],
+    [clear, "clear enough", [are(clear), "clear enough"]],
+    [weak, "weak", [clear.length && are(clear) === are(weak) ? "" : are(weak), explained("weak", `The similarity of a weak edge, P(parent | child) − 2 P(parent), is below ${forest.weak}; from there on it is clear enough.`)]],
+  ].filter(([of]) => of.length);
+  const whose = trees === 1 ? "its" : "their";
+  if (kinds.length === 1) said.push(`${whose === "its" ? "Its" : "Their"} ${counted(edges.length, "edge")} `, ...kinds[0][2], ".");
+  else said.push(`Of ${whose} ${counted(edges.length, "edge")} `, ...kinds.flatMap(([of, , verb], i) => [i ? (i === kinds.length - 1 ? " and " : ", ") : "", `${of.length.toLocaleString("en")} `, ...verb]), ".");
+  const shares = (least) => kinds.map(([of, name]) => `${percent(of.filter((f) => forest.foundAgain[f] >= least).length / of.length)} of the ${name}`).join(", ");
+  if (others.length) said.push(" ", explained("Found again", "Another training has the edge, too: both its ends have partners there, with much the same decoder directions, that are parent and child."),
+    others.length === 1 ? ` in ${others[0]} (✓): ${shares(1)}.` : ` in at least one of ${others.length} other trainings (✓): ${shares(1)}. In all of them: ${shares(others.length)}.`);
+  return element("p", { class: "summary" }, said);
 }
 
-// The children whose edges are shown and that are no copies.
-function ownEdges(forest) { return Array.from(forest.parents.keys()).filter((f) => forest.parents[f] >= 0 && !forest.isCopy[f]); }
-
-// How many edges that are no copies other trainings have, too.
-function repeated(forest) {
-  const others = forest.otherTrainings, edges = ownEdges(forest);
-  if (!others.length || !edges.length) return "";
-  const count = (least) => edges.filter((f) => forest.foundAgain[f] >= least).length.toLocaleString("en");
-  const of = `Of the ${edges.length.toLocaleString("en")} edges that are no copies`, all = others.length;
-  return all === 1 ? `${of} ${count(1)} are also in ${others[0]} (found again, ✓). ` : `${of} ${count(1)} are also in at least one of ${all} other trainings (found again, ✓), ${count(all)} in all of them. `;
+// What the choice of edges leaves out, with the way back.
+function leftOut(forest) {
+  if (forest.least === -Infinity) return "";
+  const edges = Array.from(forest.allParents.keys()).filter((f) => forest.allParents[f] >= 0 && !forest.isCopy[f]);
+  const choice = document.getElementById("edges"), n = edges.filter((f) => forest.parents[f] < 0).length;
+  return element("p", { class: "notice" }, `Edges below similarity ${forest.least} are left out: ${n.toLocaleString("en")} of ${edges.length.toLocaleString("en")}, copies aside. `, element("button", { type: "button", onclick: () => {
+    choice.value = "";
+    choice.dispatchEvent(new Event("change"));
+  } }, "Show all edges"));
 }
 
 function sectionLines(forest, lines) {
   return element("ul", { class: "plain" }, lines.map(([text, features]) => element("li", {}, element("bdi", {}, clipped(text, 400)), features.map((f) => [" · ", featureLink(forest, f)]).flat())));
 }
 
+function chosenTrees(forest) { return [...new Set(forest.start.map((f) => forest.path(f)[0]))]; }
+
 function firstView(forest) {
-  const parts = [element("h1", { tabindex: "-1" }, forest.title), forest.n ? summary(forest) : element("p", { class: "notice" }, "The forest is empty.")];
+  const parts = [element("h1", { tabindex: "-1" }, forest.title), leftOut(forest), forest.n ? summary(forest) : element("p", { class: "notice" }, "The forest is empty.")];
   const pending = [];
   const add = ({ part, finished }) => {
     parts.push(part);
     pending.push(finished);
   };
   const tree = (f, waiting) => treeCard(forest, f, waiting);
-  const topOf = (f) => forest.path(f)[0];
-  const start = [...new Set(forest.start.map(topOf))];
+  const start = chosenTrees(forest);
   if (start.length) add(cardSection("Start here", "Trees that were chosen for this page.", start, FAMILIES, tree));
   forest.sections.forEach(({ title, lines, graph }) => parts.push(section(title, graph ? circuitGraph(forest, graph) : sectionLines(forest, lines))));
   if (forest.texts.length) parts.push(section("Texts", element("ul", { class: "plain" }, forest.texts.map((text, i) => element("li", {}, element("a", { href: `#/text/${i}` }, element("bdi", {}, clipped(text, 100))))))));
@@ -81,6 +100,6 @@ function firstView(forest) {
   parts.push(
     section("Levels", scrolling("Levels",
       element("thead", {}, element("tr", {}, ["Level", "Features", "L0", "Dead", "Unassigned", "Copies"].map((name) => element("th", { scope: "col", class: "value" }, name)))), element("tbody", {}, levelRows(forest)))),
-    section("Keys", element("p", {}, element("kbd", {}, "/"), " search; in the list ", element("kbd", {}, "↑"), " ", element("kbd", {}, "↓"), " move, ", element("kbd", {}, "→"), " ", element("kbd", {}, "←"), " open and close, ", element("kbd", {}, "Enter"), " shows the feature. On a feature ", element("kbd", {}, "u"), " goes up to its parent, ", element("kbd", {}, "j"), " ", element("kbd", {}, "k"), " to its next and its previous sibling, ", element("kbd", {}, "c"), " to its comparison and back.")));
+    section("Keys", element("p", {}, element("kbd", {}, "/"), " search; in the list ", element("kbd", {}, "↑"), " ", element("kbd", {}, "↓"), " move, ", element("kbd", {}, "→"), " ", element("kbd", {}, "←"), " open and close, ", element("kbd", {}, "Enter"), " shows the feature. On a feature ", element("kbd", {}, "u"), " goes up to its parent, ", element("kbd", {}, "j"), " ", element("kbd", {}, "k"), " to its next and its previous sibling, on the top of a tree to the next and the previous tree, ", element("kbd", {}, "c"), " to its comparison and back.")));
   return { title: "", parts, finished: Promise.all(pending) };
 }

@@ -1,6 +1,7 @@
 // The picture of a forest: one band per level, every feature above its children, as wide as the leaves below it.
 
-const BAND_HEIGHT = 46;
+const HIGH = 46; // pixels; from here on a band has room for numbers, and the parts of a name below each other
+const LINE_HEIGHT = 16;
 const TO_HIT = 6; // pixels; narrower features are not opened by a click, which zooms in instead
 const TO_NAME = 30;
 const NEARER = 8;
@@ -10,21 +11,26 @@ const COLOURINGS = [
   ["agreement", "agreement with children", (forest, f) => forest.agreement[f]],
   ["parent", "how often its parent fires too", (forest, f) => forest.parentGivenChild[f]],
   ["child", "its share of its parent", (forest, f) => forest.childGivenParent[f]],
+  ["similarity", "similarity to its parent", (forest, f) => (forest.parents[f] < 0 ? NaN : forest.similarity(f))],
+  ["again", "found again", (forest, f) => (forest.parents[f] < 0 ? NaN : forest.foundAgain[f] / forest.otherTrainings.length)],
 ];
 
-// Features with their place: x and width in leaves.
+function colouringsOf(forest) { return COLOURINGS.filter(([key]) => key !== "again" || forest.otherTrainings.length); }
+
+// Features with their place: x and width in leaves. Children stand in the order of the cards.
 function layout(forest, tops) {
-  const leaves = new Map();
+  const leaves = new Map(), children = new Map();
   const count = (f) => {
     let sum = 0;
-    for (const child of forest.children(f)) sum += count(child);
+    children.set(f, forest.below(f).sort((a, b) => narrowing(forest, b) - narrowing(forest, a) || a - b));
+    for (const child of children.get(f)) sum += count(child);
     leaves.set(f, Math.max(1, sum));
     return Math.max(1, sum);
   };
   const places = forest.levelWidths.map(() => []);
   const put = (f, x) => {
     places[forest.level(f)].push([f, x, leaves.get(f)]);
-    for (const child of forest.children(f)) {
+    for (const child of children.get(f)) {
       put(child, x);
       x += leaves.get(child);
     }
@@ -60,7 +66,7 @@ function fitting(pen, text, width) {
 
 // `part` is what of the width is shown, in leaves. `zoom` is told what a click zooms to, `atOnce` only where features are
 // too narrow to be opened.
-function icicle(forest, { places, width }, { open, selected = -1, colouring = COLOURINGS[0], bandHeight = BAND_HEIGHT, label, part = [0, width], zoom, atOnce = false }) {
+function icicle(forest, { places, width }, { open, selected = -1, colouring = COLOURINGS[0], bandHeight, label, part = [0, width], zoom, atOnce = false }) {
   const first = places.findIndex((band) => band.length);
   const bands = places.slice(first).filter((band) => band.length);
   const height = bands.length * bandHeight;
@@ -107,10 +113,10 @@ function icicle(forest, { places, width }, { open, selected = -1, colouring = CO
           pen.rect(left, top, size - gap - 3, bandHeight - 1);
           pen.clip();
           pen.fillStyle = inkOn(under.map((c, i) => c + strength * (over[i] - c)), ink, paper);
-          const room = size - gap - 8, id = `${forest.id(f)}${forest.isCopy[f] ? " copy" : ""}`;
-          const hasId = bandHeight >= BAND_HEIGHT && pen.measureText(id).width <= room;
-          pen.fillText(fitting(pen, forest.name(f), room), left + 4, top + bandHeight / (hasId ? 3 : 2));
-          if (hasId) pen.fillText(id, left + 4, top + (2 * bandHeight) / 3 + 2);
+          const room = size - gap - 8, ends = bandHeight < HIGH ? [] : forest.isCopy[f] ? [forest.id(f), "copy"] : [forest.id(f)];
+          const name = forest.name(f), parts = bandHeight >= HIGH && pen.measureText(name).width > room ? forest.nameParts(f) : [];
+          const lines = [...(parts.length ? parts : [name]).slice(0, Math.max(1, Math.floor(bandHeight / LINE_HEIGHT) - ends.length)), ...ends];
+          lines.forEach((line, i) => pen.fillText(fitting(pen, line, room), left + 4, top + bandHeight / 2 + (i - (lines.length - 1) / 2) * LINE_HEIGHT));
           pen.restore();
         }
         if (f === selected) {

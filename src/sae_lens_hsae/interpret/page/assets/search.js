@@ -19,7 +19,16 @@ function featuresByText(forest, text) {
     const score = fit(f);
     if (score) found.push([score, f]);
   }
-  return found.sort(([a, f], [b, g]) => (a === b ? f - g : b - a)).map(([, f]) => f);
+  const clear = (f) => forest.detection[f] || 0;
+  return found.sort(([a, f], [b, g]) => (a === b ? clear(g) - clear(f) || f - g : b - a)).map(([, f]) => f);
+}
+
+// The tokens that a feature was found by, of the words that its name lacks.
+function foundOn(forest, feature, text) {
+  const name = forest.nameParts(feature).join(" · ").toLowerCase(), tokens = forest.strongestTokens(feature);
+  const lacking = text.trim() ? queryWords(text).filter((word) => !name.includes(word)) : [];
+  const on = new Set(lacking.map((word) => tokens.find((token) => token.trim().toLowerCase() === word) ?? tokens.find((token) => token.toLowerCase().includes(word))).filter(Boolean));
+  return Array.from(on, (token) => [" · on ", element("strong", {}, element("bdi", {}, clipped(token.trim(), 24)))]).flat();
 }
 
 // Where a feature stands: the names above it, and how much is below.
@@ -90,14 +99,14 @@ function searchView(forest, query, isCurrent) {
   if (!text) return { title: "Search", parts: [...parts, element("p", {}, "Type a token, a label or a piece of text.")] };
   const features = featuresByText(forest, text);
   parts.push(section(`Features whose label or strongest tokens match (${features.length.toLocaleString("en")})`,
-    ...(features.length ? longList("plain", features, (f) => element("li", {}, featureLink(forest, f), " ", element("span", { class: "muted" }, `fires on ${percent(forest.frequency[f])} of tokens`), placeNode(forest, f))) : [element("p", { class: "muted" }, "None.")])));
+    ...(features.length ? longList("plain", features, (f) => element("li", {}, featureLink(forest, f), badges(forest, f), " ", element("span", { class: "muted" }, `fires on ${percent(forest.frequency[f])} of tokens`, foundOn(forest, f, text)), placeNode(forest, f))) : [element("p", { class: "muted" }, "None.")])));
   const status = element("p", { role: "status", class: "muted" }, "Searching …");
   const list = element("ul", { class: "found" });
   parts.push(section("Contexts", status, list));
   const written = (count) => count.toLocaleString("en");
   const finished = contextsByText(forest, text, isCurrent, (done, found) => { status.textContent = `Searched ${percent(done)} of the features: ${written(found)} found`; }).then(({ best, n, nFiring }) => {
     status.textContent = !n ? "0 found." : `${written(n)} ${n === 1 ? "feature has" : "features have"} a context with it; ${written(nFiring)} of them ${nFiring === 1 ? "fires" : "fire"} on it, outlined. ${best.length < n ? `Shown: ${best.length} of ${written(n)}, the` : "The"} strongest on it first.`;
-    list.append(...best.map(({ f, hits, context }) => element("li", {}, element("p", {}, featureLink(forest, f), placeNode(forest, f)), element("ol", { class: "contexts" }, contextNode(forest, f, context, hits)))));
+    list.append(...best.map(({ f, hits, context }) => element("li", {}, element("p", {}, featureLink(forest, f), badges(forest, f), placeNode(forest, f)), element("ol", { class: "contexts" }, contextNode(forest, f, context, hits)))));
   });
   return { title: `Search: ${clipped(query, 40)}`, parts, finished };
 }

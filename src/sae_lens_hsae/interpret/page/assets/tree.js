@@ -151,6 +151,8 @@ class Tree {
     document.getElementById("count").textContent = this.matches
       ? `${n(this.matches.size)} of ${n(nShown)} features`
       : `${n(trees.length)} trees, ${n(nShown)} features`;
+    const { sort, ...filters } = this.state();
+    document.getElementById("menu").textContent = Object.values(filters).some(Boolean) ? "Forest (filtered)" : "Forest";
     const [key, name] = this.sorts[this.sort.selectedIndex];
     document.getElementById("column").textContent = key === "number" ? "" : name;
     this.draw();
