@@ -67,14 +67,15 @@ function significant(value) {
 
 // A term whose explanation shows when it is pointed at or has the focus.
 let explanations = 0;
-function explained(term, explanation) {
+function explained(term, explanation, kind = "term") {
   const id = `explanation-${explanations++}`;
-  return element(
-    "span",
-    { class: "explained" },
-    element("button", { type: "button", class: "term", "aria-describedby": id }, term),
-    element("span", { class: "explanation", role: "tooltip", id }, explanation),
-  );
+  const box = element("span", { class: "explanation", role: "tooltip", id }, explanation);
+  // No further to the right than one sees.
+  const place = () => {
+    box.style.left = "0";
+    box.style.left = `${Math.min(0, document.documentElement.clientWidth - 24 - box.getBoundingClientRect().right)}px`;
+  };
+  return element("span", { class: "explained", onpointerover: place, onfocusin: place }, element("button", { type: "button", class: kind, "aria-describedby": id }, term), box);
 }
 
 // A table that scrolls sideways where it is too wide, and says so as long as there is more to the right.
