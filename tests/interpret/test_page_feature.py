@@ -267,6 +267,14 @@ def test_marks_and_percentages_say_how_little_they_rest_on(page_of_parts):
     page.run("document.querySelector('.family .more').click()")
     said = "on 9.6 % of this feature's tokens; 100 % of its own lie within them · similarity 0.17"
     assert said in page.texts(".children p.muted")
+    page.go("#/")
+    assert page.texts(".tree > p") == ["0/0 · 10 concepts (11 features with copies) · see all 11 on the map"]
+    assert page.run("return document.querySelector('.tree > p a').hash") == "#/map/0/0"
+
+
+SEEN = """const room = document.getElementById("main").getBoundingClientRect();
+    const box = document.activeElement.nextSibling.getBoundingClientRect();
+    return box.left >= room.left && box.right <= room.right && box.top >= room.top && box.bottom <= room.bottom"""
 
 
 def test_badges_explain_themselves_to_the_keyboard_within_the_page(page_of_parts):
@@ -277,6 +285,7 @@ def test_badges_explain_themselves_to_the_keyboard_within_the_page(page_of_parts
             page_of_parts.run("document.querySelectorAll('.children .badge')[arguments[0]].focus()", i)
             assert page_of_parts.run("return document.activeElement.nextSibling.checkVisibility()")
             assert page_of_parts.overflow("#main") <= 0
+            assert page_of_parts.run(SEEN), (width, i)
         assert "cosine 0.80 with its parent's" in page_of_parts.texts(".children .explanation")[0]
 
 

@@ -70,10 +70,12 @@ let explanations = 0;
 function explained(term, explanation, kind = "term") {
   const id = `explanation-${explanations++}`;
   const box = element("span", { class: "explanation", role: "tooltip", id }, explanation);
-  // No further to the right than one sees.
+  // Below the term, or above it, so that one sees all of it.
   const place = () => {
-    box.style.left = "0";
-    box.style.left = `${Math.min(0, document.documentElement.clientWidth - 24 - box.getBoundingClientRect().right)}px`;
+    box.style.left = box.style.top = "";
+    const { right, bottom, height } = box.getBoundingClientRect(), room = main.getBoundingClientRect();
+    box.style.left = `${Math.min(0, room.right - 24 - right)}px`;
+    if (bottom > room.bottom) box.style.top = `${-height}px`;
   };
   return element("span", { class: "explained", onpointerover: place, onfocusin: place }, element("button", { type: "button", class: kind, "aria-describedby": id }, term), box);
 }
