@@ -290,7 +290,7 @@ def test_hidden_copies_leave_list_path_and_family(opened):
     opened.go("#/f/2/0?copies=hidden")
     assert opened.run("return document.querySelector('.path').textContent").startswith("0/1")
     assert opened.texts(".family .relative:first-child a .id") == ["0/1", "1/2"]
-    for said in ("its parent 1/2 (a hidden copy) fires too in", "Where it and its parent 1/2 (a hidden copy) disagree"):
+    for said in ("its parent 1/2 (a hidden copy) fires too;", "Where it and its parent 1/2 (a hidden copy) disagree"):
         assert said in opened.text()
     assert "its parent 1/2 (a hidden copy)" in opened.texts(".legend .above")
     assert "1/2" not in opened.run("return document.querySelector('.path').textContent")

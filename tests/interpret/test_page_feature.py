@@ -1,5 +1,7 @@
 """The explorer page's views of a feature, of a parent beside its children, and of a search."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hostile_page import HOSTILE, name_of
@@ -17,7 +19,8 @@ def test_a_feature_shows_its_numbers(opened, hostile_sae, hostile_dashboards):
     child = next(f for f in range(WIDTHS[0], forest.n_features) if forest.parent(f) is not None)
     opened.go(f"#/f/{name_of(forest, child)}")
     text = opened.text()
-    assert f"{hostile_dashboards.parent_given_child[child] * 100:.0f} %" in text
+    n, both = hostile_dashboards.n_firing[child], hostile_dashboards.n_with_parent[child]
+    assert f"Fires on {n} of 1,200 tokens ({n / 12:.0f} %). On {both} of them ({both / n * 100:.0f} %)" in text
     assert f"{hostile_dashboards.parent_cosine[child]:.2f}" in text
     detection = label_detection(hostile_dashboards, HOSTILE.__getitem__)
     counts = f"on {detection.n_firing[child]} firing and {detection.n_silent[child]} silent tokens"
@@ -44,7 +47,7 @@ def test_a_feature_shows_its_numbers(opened, hostile_sae, hostile_dashboards):
     assert all("above" in each and "own" not in each for each in parent_alone)
     assert child_alone
     assert all("own" in each and "above" not in each for each in child_alone)
-    opened.run("document.querySelector('.term').focus()")
+    opened.run("document.querySelector('.metrics .term').focus()")
     assert "Share of all tokens" in opened.text()
 
 
@@ -243,3 +246,71 @@ def test_siblings_and_the_parent_are_a_key_away(opened, hostile_sae, hostile_das
     opened.keys("jukc")
     assert opened.fragment() == f"#/f/{name_of(forest, parent)}"
     assert opened.run("return document.getElementById('query').value") == "jukc"
+
+
+def test_from_a_root_keys_step_through_the_trees(opened, hostile_sae):
+    forest = hostile_sae.forest
+    trees = {name_of(forest, f) for f in range(forest.n_features) if forest.parent(f) is None and forest.children(f)}
+    opened.go("#/f/0/2")
+    for key, relation in (("k", "prev"), ("j", "next")):
+        seen = {opened.fragment()}
+        while there := opened.run(f"return document.querySelector('a[rel={relation}]')?.hash"):
+            opened.keys(key)
+            opened.wait(there)
+            seen.add(there)
+    assert seen == {f"#/f/{name}" for name in trees}
+    assert "Siblings" not in opened.text()
+
+
+@pytest.fixture
+def page_of_parts(browser, tmp_path):
+    """Of a root that fires on 146 of 352 tokens, a copy that fires on 44 of them, a child on 14, and eight more."""
+    contexts = [[0, 1, 2, 3, 4, 5, 6, 6]] * 30 + [[0, 1, 2, 3, 4, 5, 6, 7]] * 14
+    fires_on = {0: (0, 1, 2, 7), 2: (0,), 3: (7,)} | dict.fromkeys(range(4, 12), (1,))
+    data = planted_dashboards(fires_on, dict.fromkeys(range(2, 12), 0), contexts, widths=[2, 12])
+    data = replace(data, parent_cosine=torch.zeros(14).index_fill(0, torch.tensor([2]), 0.801))
+    return browser.anew(write_page(data, data.forest, tmp_path / "p.html", " abcdefgh".__getitem__))
+
+
+def test_marks_and_percentages_say_how_little_they_rest_on(page_of_parts):
+    page = page_of_parts
+    page.go("#/f/1/0")
+    assert page.texts("h1 .badge") == ["copy 30 %"]
+    assert page.texts(".relative:first-child p")[1].startswith("The edge:copy 30 %")
+    assert page.texts(".relative:first-child p:first-of-type .badge") == [], "the edge is not the parent"
+    page.go("#/f/1/1")
+    assert page.texts("h1 .badge") == ["few", "weak"]
+    lead = "Fires on 14 of 352 tokens (4.0 %). On 14 of them (100 %) its parent fires too; these are 9.6 %"
+    assert page.texts(".lead")[0].startswith(lead)
+    page.go("#/f/0/0")
+    page.run("document.querySelector('.family .more').click()")
+    said = "on 9.6 % of this feature's tokens; 100 % of its own lie within them · similarity 0.17"
+    assert said in page.texts(".children p.muted")
+    page.go("#/")
+    assert page.texts(".tree > p") == ["0/0 · 10 concepts (11 features with copies) · see all 11 on the map"]
+    assert page.run("return document.querySelector('.tree > p a').hash") == "#/map/0/0"
+
+
+SEEN = """const room = document.getElementById("main").getBoundingClientRect();
+    const box = document.activeElement.nextSibling.getBoundingClientRect();
+    return box.left >= room.left && box.right <= room.right && box.top >= room.top && box.bottom <= room.bottom"""
+
+
+def test_badges_explain_themselves_to_the_keyboard_within_the_page(page_of_parts):
+    for width in (1280, 390):
+        page_of_parts.size(width, 900)
+        page_of_parts.go(f"#/f/0/0?colour={width}")
+        for i in range(page_of_parts.run("return document.querySelectorAll('.children .badge').length")):
+            page_of_parts.run("document.querySelectorAll('.children .badge')[arguments[0]].focus()", i)
+            assert page_of_parts.run("return document.activeElement.nextSibling.checkVisibility()")
+            assert page_of_parts.overflow("#main") <= 0
+            assert page_of_parts.run(SEEN), (width, i)
+        assert "cosine 0.80 with its parent's" in page_of_parts.texts(".children .explanation")[0]
+
+
+def test_the_focus_goes_to_the_first_of_what_is_shown_in_addition(page_of_parts):
+    page_of_parts.go("#/f/0/0")
+    page_of_parts.run("document.querySelector('.family .more').click()")
+    focused = "return [...document.querySelectorAll('.children > li')].indexOf(document.activeElement.closest('li'))"
+    assert page_of_parts.run(focused) == 8
+    assert page_of_parts.errors() == []

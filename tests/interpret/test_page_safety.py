@@ -65,6 +65,20 @@ def test_hostile_text_is_shown_as_text(opened, hostile_sae):
     assert opened.run("return window.ran") is None
 
 
+def test_what_the_page_is_of_stands_at_its_foot_as_text(browser, hostile_sae, hostile_dashboards, tmp_path):
+    about = {f"<b>{i}": text for i, text in enumerate(HOSTILE)}
+    page = write_page(hostile_dashboards, hostile_sae.forest, tmp_path / "p.html", HOSTILE.__getitem__, about=about)
+    opened = browser.anew(page)
+    assert opened.texts("#about dt") == list(about)
+    assert opened.texts("#about dd")[:3] == HOSTILE[:3]
+    assert opened.texts("#about dd")[3:5] == [" \ufffdright\ufffd to left", " \ufffd\ufffd\ufffd[31m"]
+    opened.run("document.querySelector('#about summary').click()")
+    assert opened.overflow("html") <= 0
+    assert opened.run("return document.getElementById('main').clientHeight") > 300
+    assert opened.run("return window.ran") is None
+    assert opened.errors() == []
+
+
 def test_a_long_token_opens_and_breaks_no_layout(opened, hostile_sae):
     for feature in range(hostile_sae.forest.n_features):
         opened.go(f"#/f/{name_of(hostile_sae.forest, feature)}")

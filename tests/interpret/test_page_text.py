@@ -29,6 +29,8 @@ def test_a_text_shows_its_paths_and_what_each_level_explains(opened, hostile_sae
             continue
         if len(paths) > 8:
             opened.run("document.querySelector('button.more').click()")
+            focused = opened.run("return document.activeElement.querySelector('.id').textContent")
+            assert focused == name_of(hostile_sae.forest, paths[8][-1])
         rows = opened.run("""return Array.from(document.querySelectorAll(".paths li"), (item) => {
             let path = [], node = item;
             while (node) {

@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 
 from hsae_command.parsers import DASHBOARD_TOKENS
+from sae_lens_hsae.cli.about_page import about_page, as_command
 from sae_lens_hsae.cli.collected import ELSEWHERE, PAGE_FILENAME, as_source, dashboards_beside, read_rows, text_source
 from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.evaluation import shared_edges
@@ -112,6 +113,7 @@ def explore(
     found_again = _found_again(sae, other_seeds, device)
     where = dashboards_folder(folder)
     dashboards = None if renew else dashboards_beside(folder, sae)
+    collected = dashboards is None
     if dashboards is None:
         check_writable("folder", folder, ELSEWHERE)
     elif rows is not None or n_tokens is not None or not source.is_installed:
@@ -139,6 +141,10 @@ def explore(
         dashboards.save(where)
     texts = TokenTexts(tokenizer)
     names = token_labels(dashboards, texts.__getitem__) | names
+    about = about_page(sae, dashboards, source if collected and rows is None else None)
+    if rows is None:
+        flags = {"--n-tokens": n_tokens, "--labels": labels, "--explain": explained, "--circuit": circuits}
+        about["Command"] = as_command(folder, source, flags | {"--other-seed": other_seeds}, renew)
     title = f"{folder.resolve().name}: {sae.cfg.metadata.hook_name}"
     return write_page(
         dashboards,
@@ -151,6 +157,7 @@ def explore(
         sections=circuit_sections,
         separators=parting_tokens(tokenizer),
         found_again=found_again,
+        about=about,
     )
 
 

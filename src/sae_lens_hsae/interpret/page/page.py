@@ -62,6 +62,7 @@ def write_page(
     sections: Sequence[PageSection] = (),
     separators: Collection[str] = (),
     found_again: Mapping[str, torch.Tensor] | None = None,
+    about: Mapping[str, str] | None = None,
 ) -> Path:
     """Write the explorer page: one file that opens from disk and fetches nothing.
 
@@ -78,6 +79,7 @@ def write_page(
             mark, unless the feature fires on the token.
         found_again: by the name of another training, the children whose edge it has, too, (n_features,) bool, from
             ``shared_edges``; the page marks them and ranks its trees by them.
+        about: what the page is of, by name, such as the model and the text; plain text, at the foot of every view.
 
     Returns:
         The file's path.
@@ -119,7 +121,7 @@ def write_page(
 
     path = Path(path)
     with file_written_whole(path) as aside:
-        aside.write_text(_html(title, blocks), encoding="utf-8")
+        aside.write_text(_html(title, blocks, about), encoding="utf-8")
     return path
 
 
@@ -142,7 +144,7 @@ def pack(plain: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
     return base64.b64encode(gzip.compress(raw, compresslevel=9, mtime=0)).decode("ascii")
 
 
-def _html(title: str, blocks: Mapping[str, str]) -> str:
+def _html(title: str, blocks: Mapping[str, str], about: Mapping[str, str] | None = None) -> str:
     scripts = (file.name for file in ASSETS.iterdir() if file.name.endswith(".js"))
     # Only this one does anything, or uses another's names, while it is read.
     last = "app.js"
@@ -154,10 +156,21 @@ def _html(title: str, blocks: Mapping[str, str]) -> str:
         "base-uri 'none'; form-action 'none'"
     )
     data = "\n".join(f'<script type="text/plain" id="block-{name}">{block}</script>' for name, block in blocks.items())
-    parts = {"TITLE": html.escape(title), "POLICY": policy, "STYLE": style, "SCRIPT": script, "DATA": data}
+    parts = {"TITLE": html.escape(title), "POLICY": policy, "STYLE": style, "SCRIPT": script}
+    parts["DATA"] = (_footer(about) if about else "") + data
     page = _asset("page.html")
     pieces = page.split("%%")
     return "".join(parts[piece] if i % 2 else piece for i, piece in enumerate(pieces))
+
+
+def _footer(about: Mapping[str, str]) -> str:
+    """What the page is of, as HTML; a � stands for each character that is not printed, such as a direction mark."""
+
+    def shown(text: str) -> str:
+        return html.escape("".join(each if each.isprintable() else "\ufffd" for each in text))
+
+    rows = "".join(f"<dt>{shown(name)}</dt><dd>{shown(text)}</dd>" for name, text in about.items())
+    return f'<footer id="about"><details><summary>About this page</summary><dl>{rows}</dl></details></footer>\n'
 
 
 def _asset(name: str) -> str:

@@ -75,7 +75,6 @@ async function start() {
     if (!isCurrent()) return;
     main.replaceChildren(...shown.parts);
     if (shown.path) note(shown.path);
-    if (view === "f" && forest.parents[feature] < 0) addTreesBeside(forest, feature);
     if (mine > 1 && !/^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement.tagName) && document.activeElement.id !== "tree") main.querySelector("h1")?.focus({ preventScroll: true });
     main.scrollTop = place;
     window.scrollTo(0, 0);

@@ -67,14 +67,17 @@ function significant(value) {
 
 // A term whose explanation shows when it is pointed at or has the focus.
 let explanations = 0;
-function explained(term, explanation) {
+function explained(term, explanation, kind = "term") {
   const id = `explanation-${explanations++}`;
-  return element(
-    "span",
-    { class: "explained" },
-    element("button", { type: "button", class: "term", "aria-describedby": id }, term),
-    element("span", { class: "explanation", role: "tooltip", id }, explanation),
-  );
+  const box = element("span", { class: "explanation", role: "tooltip", id }, explanation);
+  // Below the term, or above it, so that one sees all of it.
+  const place = () => {
+    box.style.left = box.style.top = "";
+    const { right, bottom, height } = box.getBoundingClientRect(), room = main.getBoundingClientRect();
+    box.style.left = `${Math.min(0, room.right - 24 - right)}px`;
+    if (bottom > room.bottom) box.style.top = `${-height}px`;
+  };
+  return element("span", { class: "explained", onpointerover: place, onfocusin: place }, element("button", { type: "button", class: kind, "aria-describedby": id }, term), box);
 }
 
 // A table that scrolls sideways where it is too wide, and says so as long as there is more to the right.

@@ -3,25 +3,44 @@
 const SNIPPET_LENGTH = 40; // characters on either side of the peak
 const MANY_CHILDREN = 8;
 
-function copyBadge(forest, feature) {
-  return forest.isCopy[feature] ? element("span", { class: "badge", title: "Its decoder direction is nearly its parent's: the same thing once more, at a finer level." }, "copy") : null;
+const FEW = 20; // firings, below which percentages say little
+
+function firings(forest, feature) { return Math.round(forest.frequency[feature] * forest.nTokens); }
+
+// A badge of the list and the cards; and one of a feature's page, which keyboard and touch can ask what it means.
+function badge(kind, text, explanation) { return element("span", { class: `badge ${kind}`, title: explanation }, text); }
+function badgeButton(kind, text, explanation) { return explained(text, explanation, `term badge ${kind}`); }
+
+function copyBadge(forest, feature, make = badge) {
+  if (!forest.isCopy[feature]) return null;
+  const covered = forest.childGivenParent[feature];
+  return make("copy", covered < 0.5 ? `copy ${percent(covered)}` : "copy", `Copy: cosine ${number(forest.parentCosine[feature])} with its parent's decoder direction (above 0.8). It fires on ${percent(covered)} of its parent's tokens. Near 100 %, it says the same thing once more; well below, it is a part of its parent, or something beside it.`);
 }
 
 // Its edge to its parent is in other trainings, too; in the list, where there is little room, only a mark.
-function againBadge(forest, feature, text = "found again") {
+function againBadge(forest, feature, text = "found again", make = badge) {
   const count = forest.foundAgain[feature], others = forest.otherTrainings;
   if (!count) return null;
-  return element("span", { class: "badge again", title: `Found again: its edge to ${forest.id(forest.parents[feature])} is also in ${count === others.length ? others.join(", ") : `${count} of ${others.length} other trainings`}.` },
-    others.length === 1 ? text : `${text} ${count}/${others.length}`);
+  return make("again", others.length === 1 ? text : `${text} ${count}/${others.length}`,
+    `Found again: its edge to ${forest.id(forest.parents[feature])} is also in ${count === others.length ? others.join(", ") : `${count} of ${others.length} other trainings`}.`);
 }
 
-function weakBadge(forest, feature) {
+function weakBadge(forest, feature, make = badge) {
   if (forest.isCopy[feature] || forest.parents[feature] < 0) return null; // copies were not read
   const similarity = forest.similarity(feature);
-  return similarity < forest.weak ? element("span", { class: "badge weak", title: `P(parent | child) − 2 P(parent) is ${number(similarity)} for its edge to ${forest.id(forest.parents[feature])}. Below ${forest.weak}, read the contexts of both before you believe it.` }, "weak") : null;
+  return similarity < forest.weak ? make("weak", "weak", `P(parent | child) − 2 P(parent) is ${number(similarity)} for its edge to ${forest.id(forest.parents[feature])}. Below ${forest.weak}, read the contexts of both before you believe it.`) : null;
 }
 
-function badges(forest, feature) { return [copyBadge(forest, feature), againBadge(forest, feature), weakBadge(forest, feature)]; }
+function fewBadge(forest, feature) {
+  const count = firings(forest, feature);
+  return count > 0 && count < FEW ? badgeButton("few", "few", `Fires on only ${count} ${count === 1 ? "token" : "tokens"} of this text; read its percentages as such. More text: hsae explore … --n-tokens ${10 * forest.nTokens} --renew`) : null;
+}
+
+function edgeBadges(forest, feature) {
+  return [copyBadge(forest, feature, badgeButton), againBadge(forest, feature, "found again", badgeButton), weakBadge(forest, feature, badgeButton)].filter(Boolean);
+}
+
+function badges(forest, feature) { return [fewBadge(forest, feature), ...edgeBadges(forest, feature)]; }
 
 // The tokens around the peak of a context, as in a concordance: what comes before ends where the peak begins. No
 // further than to a token that parts texts.
@@ -82,9 +101,10 @@ function treeCard(forest, top, pending, most = 9) {
     return element("li", {}, row, children.length ? element("ul", {}, children.map(line)) : null);
   };
   const count = (f) => 1 + order(forest.below(f, true)).reduce((sum, child) => sum + count(child), 0);
-  const concepts = count(top), more = concepts - kept.size;
+  const concepts = count(top), all = forest.size[top], distinct = forest.concepts[top];
+  const others = [all > distinct ? "copies" : "", distinct > concepts ? "silent ones" : ""].filter(Boolean).join(" and ");
   return element("li", { class: "card tree" }, element("ul", { class: "branches" }, line(top)),
-    element("p", { class: "muted" }, `${forest.id(top)} · ${concepts} ${concepts === 1 ? "concept" : "concepts"}`, more > 0 ? ` · ${more} more: ` : "", more > 0 ? element("a", { href: `#/f/${forest.id(top)}` }, "open the tree") : null));
+    element("p", { class: "muted" }, `${forest.id(top)} · ${concepts} ${concepts === 1 ? "concept" : "concepts"}${others ? ` (${all} features with ${others})` : ""}`, concepts > kept.size ? [" · ", element("a", { href: `#/map/${forest.id(top)}` }, `see all ${all} on the map`)] : null));
 }
 
 // A feature that stands alone, with two contexts.
@@ -94,7 +114,7 @@ function aloneCard(forest, feature, pending) {
   return card;
 }
 
-function share(value) { return element("strong", {}, percent(value)); }
+function strong(text) { return element("strong", {}, text); }
 
 // The parent that the numbers are about, by its name where it is a copy that is hidden.
 function parentPhrase(forest, feature) {
@@ -120,11 +140,12 @@ function noParentNode(forest, feature) {
 
 // Parent, feature and children in three columns.
 function familyNode(forest, feature, data, pending) {
-  const parent = forest.above(feature), children = forest.below(feature).sort(byShare(forest));
+  const parent = forest.above(feature), children = forest.below(feature).sort(byShare(forest)), ofEdge = edgeBadges(forest, feature);
   const column = (title, ...content) => element("div", { class: "relative" }, element("h3", {}, title), ...content);
   const above = parent >= 0
-    ? column("Parent", element("p", {}, featureLink(forest, parent), copyBadge(forest, parent), againBadge(forest, feature), weakBadge(forest, feature)), parent === forest.parents[feature] ? null
-      : element("p", { class: "muted" }, "through its hidden copy ", featureLink(forest, forest.parents[feature]), ", which the numbers and contexts below are about"), wordsNode(forest, parent))
+    ? column("Parent", element("p", {}, featureLink(forest, parent), fewBadge(forest, parent), copyBadge(forest, parent, badgeButton)), parent === forest.parents[feature] ? null
+      : element("p", { class: "muted" }, "through its hidden copy ", featureLink(forest, forest.parents[feature]), ", which the numbers and contexts below are about"),
+    ofEdge.length ? element("p", { class: "muted" }, "The edge:", ofEdge) : null, wordsNode(forest, parent))
     : column("Parent", noParentNode(forest, feature));
   if (parent >= 0) pending.push(withSnippets(forest, parent, above, 3));
   const own = column("This feature", wordsNode(forest, feature), data.top.slice(0, 4).map((context) => snippetNode(forest, feature, context)));
@@ -132,13 +153,18 @@ function familyNode(forest, feature, data, pending) {
   const add = (child) => {
     const direct = forest.parents[child] === feature;
     const item = element("li", {}, element("p", {}, featureLink(forest, child), badges(forest, child)), wordsNode(forest, child),
-      element("p", { class: "muted" }, direct ? ["on ", share(forest.childGivenParent[child]), " of this feature's tokens"] : ["through the hidden copy ", featureLink(forest, forest.parents[child])]));
+      element("p", { class: "muted" }, !direct ? ["through the hidden copy ", featureLink(forest, forest.parents[child])] : !firings(forest, child) ? "never fires"
+        : ["on ", strong(percent(forest.childGivenParent[child])), " of this feature's tokens; ", strong(percent(forest.parentGivenChild[child])), ` of its own lie within them · similarity ${number(forest.similarity(child))}`]));
     pending.push(withSnippets(forest, child, item));
     list.append(item);
   };
   children.slice(0, MANY_CHILDREN).forEach(add);
   const more = children.length > MANY_CHILDREN ? element("button", { type: "button", class: "more" }, `Show all ${children.length}`) : null;
-  more?.addEventListener("click", () => { children.slice(MANY_CHILDREN).forEach(add); more.remove(); });
+  more?.addEventListener("click", () => {
+    children.slice(MANY_CHILDREN).forEach(add);
+    more.remove();
+    list.children[MANY_CHILDREN].querySelector("a").focus();
+  });
   const compare = forest.children(feature).length ? element("p", {}, element("a", { class: "action", href: `#/compare/${forest.id(feature)}` }, "Compare on the same contexts")) : null;
   const below = column(`Children (${children.length})`, children.length ? list : element("p", { class: "muted" }, "None."), more, compare);
   return element("div", { class: "family" }, above, own, below);

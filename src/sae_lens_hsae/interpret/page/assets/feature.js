@@ -30,6 +30,11 @@ function familyOf(forest, feature) {
   return forest.parents[feature] < 0 ? [] : forest.below(forest.above(feature)).sort(byShare(forest));
 }
 
+// What the keys j and k step through: the children of its parent; from the top of a tree the tops of all, as on the map.
+function neighbours(forest, feature) {
+  return forest.parents[feature] >= 0 ? familyOf(forest, feature) : forest.size[feature] > 1 ? treesOf(forest) : [];
+}
+
 function related(relation, link, title) {
   link.rel = relation; // keys follow it
   link.title = title;
@@ -37,15 +42,16 @@ function related(relation, link, title) {
 }
 
 function pathNode(forest, feature) {
-  const path = forest.trail(feature), family = familyOf(forest, feature), at = family.indexOf(feature);
+  const path = forest.trail(feature), family = neighbours(forest, feature), at = family.indexOf(feature);
+  const kind = forest.parents[feature] >= 0 ? "sibling" : "tree";
   const beside = [];
-  if (at > 0) beside.push(["‹ ", related("prev", featureLink(forest, family[at - 1]), "Previous sibling (k)")]);
-  if (at >= 0 && at < family.length - 1) beside.push([related("next", featureLink(forest, family[at + 1]), "Next sibling (j)"), " ›"]);
+  if (at > 0) beside.push(["‹ ", related("prev", featureLink(forest, family[at - 1]), `Previous ${kind} (k)`)]);
+  if (at >= 0 && at < family.length - 1) beside.push([related("next", featureLink(forest, family[at + 1]), `Next ${kind} (j)`), " ›"]);
   if (forest.size[path[0]] > 1) beside.push(element("a", { href: `#/map/${forest.id(feature)}` }, "on the map"));
   const start = forest.isUnassigned(path[0]) ? [element("li", { class: "muted" }, "unassigned")] : [];
   return [element("nav", { "aria-label": "Path from the root" }, element("ol", { class: "path" }, start, path.map((each) =>
     element("li", {}, each === feature ? element("span", { class: "here", "aria-current": "page" }, element("span", { class: "id" }, forest.id(each)), " ", element("bdi", {}, forest.name(each))) : each === path.at(-2) ? related("up", featureLink(forest, each), "Parent (u)") : featureLink(forest, each))))),
-    beside.length ? element("nav", { "aria-label": "Siblings and map" }, element("ul", { class: "beside" }, beside.map((each) => element("li", {}, each)))) : ""];
+    beside.length ? element("nav", { "aria-label": `Beside this ${kind === "tree" ? "tree" : "feature"}, and map` }, element("ul", { class: "beside" }, beside.map((each) => element("li", {}, each)))) : ""];
 }
 
 function metricsNode(forest, feature, data) {
@@ -103,7 +109,11 @@ function longList(kind, items, make) {
   const list = element("ul", { class: kind }, items.slice(0, MANY).map(make));
   if (items.length <= MANY) return [list];
   const more = element("button", { type: "button", class: "more" }, `Show all ${items.length}`);
-  more.addEventListener("click", () => { list.append(...items.slice(MANY).map(make)); more.remove(); });
+  more.addEventListener("click", () => { 
+    list.append(...items.slice(MANY).map(make));
+    more.remove();
+    list.children[MANY].querySelector("a, summary")?.focus();
+  });
   return [list, more];
 }
 
@@ -123,9 +133,10 @@ function logitsNode(pairs) {
 // What one wants to know first, as a sentence.
 function leadNode(forest, feature) {
   const parent = forest.parents[feature], nChildren = forest.nChildren[feature];
-  const words = ["Fires on ", share(forest.frequency[feature]), " of tokens."];
-  if (parent >= 0) words.push(` Where it fires, ${parentPhrase(forest, feature)} fires too in `, share(forest.parentGivenChild[feature]), " of cases; it covers ", share(forest.childGivenParent[feature]), " of its parent's tokens.");
-  if (nChildren) words.push(nChildren === 1 ? " Its child" : ` At least one of its ${nChildren} children`, hiddenPhrase(forest, feature), " fires on ", share(forest.anyChildGivenParent[feature]), " of its tokens.");
+  const count = firings(forest, feature), of = (share, whose) => [strong(Math.round(share * count).toLocaleString("en")), ` of ${whose} (${percent(share)})`];
+  const words = ["Fires on ", strong(count.toLocaleString("en")), ` of ${forest.nTokens.toLocaleString("en")} tokens (${percent(forest.frequency[feature])}).`];
+  if (parent >= 0) words.push(" On ", ...of(forest.parentGivenChild[feature], "them"), ` ${parentPhrase(forest, feature)} fires too; these are ${percent(forest.childGivenParent[feature])} of its parent's tokens.`);
+  if (nChildren) words.push(nChildren === 1 ? " Its child" : ` At least one of its ${nChildren} children`, hiddenPhrase(forest, feature), " fires on ", ...of(forest.anyChildGivenParent[feature], "its tokens"), ".");
   return element("p", { class: "lead" }, words);
 }
 
@@ -142,6 +153,12 @@ async function featureView(forest, feature, open) {
     never ? element("p", { class: "notice" }, `This feature fired on none of the ${forest.nTokens.toLocaleString("en")} tokens read. There is nothing to show of what it means; its decoder direction still has neighbours.`) : leadNode(forest, feature),
     familyNode(forest, feature, data, pending),
   ];
+  // Drawn without the rest of the map, and followed there.
+  const zoom = (a, b) => {
+    const [start] = placeOnMap(mapOf(forest), forest, root);
+    follow(`#/part/${start + a}/${start + b}`);
+  };
+  if (forest.size[root] > 1) parts.push(section("Its tree", icicle(forest, layout(forest, [root]), { open, zoom, atOnce: true, selected: feature, bandHeight: 30, label: `Tree of ${forest.id(root)}: ${forest.size[root]} features. The list of features shows the same.` })));
   for (const { title, lines } of forest.sections) {
     const here = lines.filter(([, features]) => features.includes(feature));
     if (here.length) parts.push(section(title, sectionLines(forest, here)));
@@ -161,11 +178,5 @@ async function featureView(forest, feature, open) {
   if (siblings.length) parts.push(section(`Siblings (${siblings.length})`, ...longList("plain", siblings, (each) => element("li", {}, featureLink(forest, each), badges(forest, each)))));
   if (data.nearest.length) parts.push(section(`Nearest features of level ${forest.level(feature)}`, element("p", { class: "muted" }, "By cosine of the decoder directions."),
     element("ul", { class: "plain" }, data.nearest.map((other, i) => element("li", {}, element("span", { class: "cosine" }, number(data.nearestCosines[i])), " ", featureLink(forest, other))))));
-  // Drawn without the rest of the map, and followed there.
-  const zoom = (a, b) => {
-    const [start] = placeOnMap(mapOf(forest), forest, root);
-    follow(`#/part/${start + a}/${start + b}`);
-  };
-  if (forest.size[root] > 1) parts.push(section("Its tree", icicle(forest, layout(forest, [root]), { open, zoom, atOnce: true, selected: feature, bandHeight: 30, label: `Tree of ${forest.id(root)}: ${forest.size[root]} features. The list of features shows the same.` })));
   return { title: `${forest.id(feature)} ${forest.name(feature)}`, parts, finished: Promise.all(pending) };
 }

@@ -14,16 +14,6 @@ function mapOf(forest) {
   return { tops, ...layout(forest, tops) };
 }
 
-// On the view of a tree's top, links to the trees before and after it.
-function addTreesBeside(forest, feature) {
-  const trees = treesOf(forest), at = trees.indexOf(feature);
-  if (at < 0) return;
-  const links = [];
-  if (at > 0) links.push(["‹ ", related("prev", featureLink(forest, trees[at - 1]), "Previous tree (k)")]);
-  if (at < trees.length - 1) links.push([related("next", featureLink(forest, trees[at + 1]), "Next tree (j)"), " ›"]);
-  main.querySelector(".beside")?.prepend(...links.map((link) => element("li", {}, link)));
-}
-
 // Where a feature of a tree stands on the map, in leaves.
 function placeOnMap({ places }, forest, feature) {
   return places[forest.level(feature)].find(([f]) => f === feature)?.slice(1);

@@ -96,7 +96,11 @@ async function textView(forest, indexText, positionText) {
   parts[3].querySelector("h2").append(element("bdi", {}, chipText(data.tokens[position])));
   if (ends.length > MANY_PATHS) {
     const more = element("button", { type: "button", class: "more" }, `Show all ${ends.length}`);
-    more.addEventListener("click", () => { holder.replaceChildren(pathTree(forest, data, firing[position], ends)); more.remove(); });
+    more.addEventListener("click", () => {
+      holder.replaceChildren(pathTree(forest, data, firing[position], ends));
+      more.remove();
+      holder.querySelector(`a[href="#/f/${forest.id(ends[MANY_PATHS])}"]`).focus();
+    });
     parts.push(more);
   }
   return { title: `Text ${index}: ${clipped(forest.texts[index], 40)}`, parts };
