@@ -66,6 +66,8 @@ def test_what_is_told_of_a_step_waits_for_the_next_training_step(on_cpu: None) -
     trainer.sae.train()
     with pytest.raises(BadBatchError, match=f"training step {LATE} "):
         trainer.step(next(data))
+    with pytest.raises(BadBatchError, match=f"training step {LATE + 1} holds no token"):
+        trainer.step(next(data)[:0])
 
 
 @pytest.mark.usefixtures("on_cpu")

@@ -185,6 +185,10 @@ def test_outputs_are_in_the_units_of_the_activations(x):
     torch.testing.assert_close(output.sae_out, sae.decode(sae.encode(x)), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(output.feature_acts, sae.encode(x), rtol=1e-6, atol=1e-6)
     assert torch.equal(output.sae_in, x)
+    scale = sae.standardization.input_scale.double()
+    for name, values in sae.log_histograms().items():
+        own = tensors_of(sae)[name.removeprefix("weights/")]
+        torch.testing.assert_close(torch.tensor(values) * scale, own.double())
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,8 @@ def test_saes_of_attention_heads_are_measured_and_explored(tmp_path):
     sae = saved_and_loaded(tmp_path, hook, reshape_activations="hook_z")
     x = torch.randn(6, 8, D_MODEL)
     assert evaluate_forest(sae, sae.forest, [x.flatten(0, 1)]).n_tokens == 48
+    with pytest.raises(ValueError, match=r"shape \(48, 16\) .* call turn_off_forward_pass_hook_z_reshaping\(\)"):
+        sae(x.flatten(0, 1))
     tokens = torch.zeros(6, 8, dtype=torch.int64)
     assert collect_dashboards(sae, sae.forest, [(tokens, x)], progress=False).n_tokens == 48
     assert sae.reshape_fn_in(torch.zeros(1, 2, D_MODEL // 2))[0].shape[-1] == D_MODEL, "and keep their own setting"

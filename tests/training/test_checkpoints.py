@@ -105,6 +105,7 @@ def test_auto_passes_over_other_runs_and_finished_ones(tmp_path, caplog):
     root = Path(str(cfg.checkpoint_path)).parent
     same = runner_config(tmp_path / "run", sae=tiny_config(), device="cpu", verbose=True)
     assert newest_valid(root, same.to_dict()) == checkpoint
+    assert f"{str(final)!r} is passed over: its run is finished; the model is trained" in caplog.text
     other = runner_config(tmp_path / "run", lr=1e-3, sae=tiny_config(target_l0=4))
     assert newest_valid(root, other.to_dict()) is None
     assert "its run has another lr, lr_end, sae.target_l0" in caplog.text

@@ -79,6 +79,11 @@ def sae_with(similarity):
     return tiny_config(hierarchy_similarity=similarity, dtype="float64", **more)
 
 
+def model_with_sinks():
+    """The tiny model with one far outlying token in every context, so as many in each part of a batch."""
+    return hooked_model(lambda x: torch.cat([1000 * x[:, :1], x[:, 1:]], dim=1))
+
+
 @pytest.mark.parametrize(
     ("n_ranks", "similarity"), [(2, "encoder"), (2, "conditional"), pytest.param(4, "encoder", marks=pytest.mark.slow)]
 )
@@ -93,9 +98,10 @@ def test_several_processes_take_the_steps_of_one(tmp_path, n_ranks, similarity):
         "feature_sampling_window": 13,
         "dtype": "float64",
     }
-    one = watched_run(tmp_path / "one", sae=sae_with(similarity), **settings)
+    model = model_with_sinks if similarity == "conditional" else tiny_model
+    one = watched_run(tmp_path / "one", model(), sae=sae_with(similarity), **settings)
     ranks = on_ranks(
-        n_ranks, tmp_path, lambda _: watched_run(tmp_path / "several", sae=sae_with(similarity), **settings)
+        n_ranks, tmp_path, lambda _: watched_run(tmp_path / "several", model(), sae=sae_with(similarity), **settings)
     )
     assert_all_ended(ranks)
     for i, step in enumerate(one["steps"]):

@@ -147,6 +147,7 @@ def test_auto_finds_the_checkpoints_of_a_run_that_goes_on_from_a_trained_sae(tmp
     # Its scale is folded, and its configuration another than ours.
     flags = {"from_pretrained_path": str(source), "n_checkpoints": 2}
     on, _ = run_ours(tmp_path, "on", **flags)
+    assert caplog.text.count("if a scale was folded into it, as at the end of a training") == 1  # of two runs
     again = runner_config(tmp_path / "on", resume_from_checkpoint="auto", **flags)
     caplog.clear()
     HierarchicalSAETrainingRunner(again, override_model=tiny_model(), override_dataset=tiny_dataset())

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from sae_lens.training.sae_trainer import SAETrainer
-from short_trainings import batches, new_trainer, take_steps
+from short_trainings import BATCH, batches, new_trainer, take_steps
 
+from sae_lens_hsae.config_checks import OBSERVED_STEPS
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 
 
@@ -24,3 +25,16 @@ def test_a_step_counts_and_moves_as_saelens_does(monkeypatch, density):
     theirs.sae.project_parameters()
     for name, parameter in ours.sae.named_parameters():
         torch.testing.assert_close(parameter, theirs.sae.get_parameter(name), rtol=1e-4, atol=1e-5)
+
+
+def test_steps_that_only_observe_count_no_tokens():
+    ours, theirs = (new_trainer(trainer, outlier_limit=3.0) for trainer in (HierarchicalSAETrainer, SAETrainer))
+    data = batches()
+    take_steps(ours, data, 3)
+    assert ours.log_feature_sparsity.isfinite().all()
+    take_steps(ours, data, OBSERVED_STEPS + 1)
+    take_steps(theirs, batches(), OBSERVED_STEPS + 4)
+    assert torch.equal(ours.n_forward_passes_since_fired, theirs.n_forward_passes_since_fired)
+    assert ours.n_frac_active_samples == 4 * BATCH
+    ours.set_final_sae_metadata()
+    assert ours.sae.cfg.metadata.l0 == pytest.approx(theirs.act_freq_scores.sum().item() / (4 * BATCH))

@@ -82,13 +82,19 @@ class LevelStack(_Base):
         Raises:
             ValueError: if the activations are not ``d_in`` wide.
         """
-        sae_in = self.hook_sae_input(self.reshape_fn_in(sae_in.to(self.dtype)))
         self.check_width(sae_in)
+        sae_in = self.hook_sae_input(self.reshape_fn_in(sae_in.to(self.dtype)))
         return self.run_time_activation_norm_fn_in(sae_in)
 
     def check_width(self, x: torch.Tensor) -> None:
-        """Raise a ValueError if activations are not ``d_in`` wide."""
-        if x.shape[-1] != self.cfg.d_in:
+        """Raise a ValueError if activations are not ``d_in`` wide, those of attention heads together."""
+        if self.hook_z_reshaping_mode:
+            if x.ndim < 2 or math.prod(x.shape[-2:]) != self.cfg.d_in:
+                raise ValueError(
+                    f"activations of shape {tuple(x.shape)} are no (…, n_heads, d_head) that make up d_in="
+                    f"{self.cfg.d_in}; for flat ones call turn_off_forward_pass_hook_z_reshaping() first"
+                )
+        elif x.shape[-1] != self.cfg.d_in:
             raise ValueError(
                 f"activations of shape {tuple(x.shape)} are {x.shape[-1]} wide, but d_in={self.cfg.d_in}; "
                 f"read them from the hook point the SAE was made for ({self.cfg.metadata.hook_name})"

@@ -40,7 +40,7 @@ class StepChecks:
         if self.late is not None and (told := self.late.receive()) is not None:
             self.n_dead = told.n_dead
             check_told(told, sae.named_parameters(), levels)
-        if self.late is None or in_time:
+        if self.late is None or in_time or not len(x):
             check_activations(x, step)
 
     def after(

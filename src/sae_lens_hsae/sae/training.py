@@ -37,6 +37,8 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
     """Trains all levels and their forest together (HSAE §3); any SAELens trainer or runner drives it.
 
     It has the tensors of `LevelStack`. What else training needs and a checkpoint must hold its parts keep.
+    ``hook_sae_acts_pre`` and ``hook_sae_acts_post`` have the numbers of x̃ (`StandardizedInput`), the latter those of x
+    in ``encode``; in the inference SAE both have those of x.
 
     Attributes:
         standardization: from activations as they are to those that parameters and losses read.
@@ -96,7 +98,7 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
             (batch, d_sae) are those of all levels.
 
         Raises:
-            BadBatchError: if activations are NaN, infinite or all zero, or losses overflow; the next batch can follow.
+            BadBatchError: if activations are none, NaN, infinite or all zero, or losses overflow; the next can follow.
             ValueError: if activations are not ``d_in`` wide, or parameters are NaN or infinite.
         """
         # What depends on the forest, the draw or the silent features changes shape from step to step. It stays out of
@@ -287,14 +289,13 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
 
     @override
     def log_histograms(self) -> dict[str, NDArray[Any]]:
-        """What SAELens logs with its evaluations: thresholds and encoder biases.
+        """What SAELens logs with its evaluations: thresholds and encoder biases, in the units of x.
 
         Not the decoder's norms, as for other architectures: they are all 1. In float64, because a histogram cannot be
         made of numbers that differ in the last bits alone, and one that fails ends the training.
         """
-        return {
-            f"weights/{name}": getattr(self, name).detach().cpu().double().numpy() for name in ("threshold", "b_enc")
-        }
+        logged = {"threshold": self.thresholds(), "b_enc": self.encoder()[1]}
+        return {f"weights/{name}": values.detach().cpu().double().numpy() for name, values in logged.items()}
 
     @override
     def encode_with_hidden_pre(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -338,7 +339,8 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
     def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
         """Finish training and save the `HierarchicalSAE`: the saved forest belongs to the saved weights.
 
-        Its files appear whole or not at all.
+        Its files appear whole or not at all. A training that goes on afterwards has had an update off its schedule; to
+        leave it as it was, save a copy: ``copy.deepcopy(sae).save_inference_model(path)``.
         """
         self.finish_training()
         with files_written_whole(Path(path), SAE_CFG_FILENAME) as aside:

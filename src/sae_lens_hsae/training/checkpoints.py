@@ -104,7 +104,9 @@ def newest_valid(root: Path, config: dict[str, Any]) -> Path | None:
             continue
         if other:
             _pass_over(checkpoint, f"its run has another {', '.join(other)}")
-        elif not manifest.finished:
+        elif manifest.finished:
+            _pass_over(checkpoint, "its run is finished; the model is trained")
+        else:
             found.append((manifest.n_training_samples, checkpoint))
     for _, checkpoint in sorted(found, reverse=True):  # every file is read, so none in vain
         try:
@@ -206,7 +208,7 @@ def resume_newest(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
     newest = newest_valid(root, cfg.to_dict())
     cfg.resume_from_checkpoint = None
     if newest is None:
-        logger.warning(f"no checkpoint of this configuration in {str(root)!r}; training begins")
+        logger.warning(f"no checkpoint of this configuration to go on from in {str(root)!r}; training begins")
         return
     delete_unfinished(newest.parent)
     cfg.resume_from_checkpoint, cfg.checkpoint_path = str(newest), str(newest.parent)

@@ -7,6 +7,7 @@ from typing import Any
 
 from sae_lens.config import LanguageModelSAERunnerConfig
 
+from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.storage.json_files import is_count
 from sae_lens_hsae.storage.whole_files import ANOTHER_PATH, check_writable
 from sae_lens_hsae.training.distributed.ranks import n_launched
@@ -53,6 +54,18 @@ def late_forest(cfg: LanguageModelSAERunnerConfig[Any], steps_before: int = 0) -
         f"training ends at step {steps:,}, before its first forest "
         f"(hierarchy_first_update={sae.hierarchy_first_update:,}): levels and forest will be those of training without "
         f"hierarchy; train longer, or set hierarchy_first_update to about {max(1, steps // 2)}"
+    ]
+
+
+def folded_scale(own: HierarchicalTrainingSAEConfig) -> list[str]:
+    """What to say of an SAE with this configuration that took steps before, if its scale may be folded in."""
+    if own.outlier_limit is not None or own.normalize_activations != "none":
+        return []
+    return [
+        "the SAE was trained before, with outlier_limit=None, and has normalize_activations='none': if a scale was "
+        "folded into it, as at the end of a training, θ and biases are in other units than λ, jumprelu_bandwidth and "
+        "lr, and levels may collapse; go on from a checkpoint before the last, or train a new one with "
+        "outlier_limit=3.0, which keeps the scale apart"
     ]
 
 

@@ -41,7 +41,7 @@ from sae_lens_hsae.training.checkpoints import AUTO, check_checkpoint, resume_ne
 from sae_lens_hsae.training.distributed.data_parallel import DataParallelTrainer
 from sae_lens_hsae.training.distributed.ranks import join, n_launched, own_device
 from sae_lens_hsae.training.forest_log import ForestLog, ForestLogging
-from sae_lens_hsae.training.run_checks import check_places, check_steps, late_forest
+from sae_lens_hsae.training.run_checks import check_places, check_steps, folded_scale, late_forest
 from sae_lens_hsae.training.store import ResumableActivationsStore
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 from sae_lens_hsae.training.uploads import uploads_follow
@@ -152,9 +152,12 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
                 f"override_sae={type(self.sae).__name__} is not a HierarchicalTrainingSAE; "
                 f"train other architectures with SAELens' LanguageModelSAETrainingRunner"
             )
-        if self.is_first and not (self.sae.parents != NO_PARENT).any():
-            for warning in late_forest(cfg, self.sae.forest_updater.steps_taken()):
-                logger.warning(warning)
+        steps_before = self.sae.forest_updater.steps_taken()
+        warnings = folded_scale(self.sae.cfg) if steps_before else []
+        if not (self.sae.parents != NO_PARENT).any():
+            warnings += late_forest(cfg, steps_before)
+        for warning in warnings if self.is_first else []:
+            logger.warning(warning)
         self._whole_dataset = self.activations_store.dataset
         self.activations_store: ActivationsStore = self._own_store()
         self.evaluator.activations_store = self.activations_store

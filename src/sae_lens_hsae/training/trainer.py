@@ -37,6 +37,7 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
 
     - Adam runs fused, one kernel for all parameters, on the devices that have one.
     - Decoder rows are of unit norm after each step, not only before the next: checkpoints and logs see them so.
+    - Steps that only observe do not count in firing frequencies and their L0.
     - The last hierarchy update comes before the final checkpoint, not only when the inference model is saved.
     - Training can be asked to stop between two steps, by ``stop_requested``.
     - ``after_update`` is called whenever the forest has been updated.
@@ -216,7 +217,7 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
                     is_logging_step=self._is_logging_step(),
                 )
             )
-        self._count_firing(output)
+        self._count_firing(output, observes)
         if sae.checks.late is not None:
             # Fused Adam does nothing where this is 1, as under a gradient scaler.
             self.optimizer.found_inf = sae.checks.late.bad  # pyright: ignore[reportAttributeAccessIssue]
@@ -228,19 +229,23 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.lr_scheduler.step()
-        for scheduler in self.coefficient_schedulers.values():
-            scheduler.step()
         return output
 
     @torch.no_grad()
-    def _count_firing(self, output: TrainStepOutput) -> None:
+    def _count_firing(self, output: TrainStepOutput, observes: bool) -> None:
         if isinstance(output, LazyStepOutput):
             times = output.times_fired()
         else:
             times = output.feature_acts.count_nonzero(0).float()
         self.n_forward_passes_since_fired.add_(1).masked_fill_(times > 0, 0)
         self.act_freq_scores += times
-        self.n_frac_active_samples += self.cfg.train_batch_size_samples
+        if not observes:  # else nothing can fire, and L0 and frequencies would come out too low
+            self.n_frac_active_samples += self.cfg.train_batch_size_samples
+
+    @property
+    @override
+    def feature_sparsity(self) -> torch.Tensor:
+        return super().feature_sparsity if self.n_frac_active_samples else torch.zeros_like(self.act_freq_scores)
 
     def _after_step(self, *, forest_is_new: bool) -> None:
         """What follows a step before anyone looks at it; here nothing."""

@@ -103,13 +103,14 @@ class DataParallelTrainer(HierarchicalSAETrainer):
     @override
     def _after_step(self, *, forest_is_new: bool) -> None:
         sae = self.sae
-        self.ranks.add_up([self.act_freq_scores])
-        fired = self.act_freq_scores > 0
-        self.n_forward_passes_since_fired[fired] = 0
+        # Not on outlying tokens, on which a feature may be active and yet be silent.
+        ended_silence = (sae.silent_features.tokens_since_fired == 0).float()
+        self.ranks.add_up([self.act_freq_scores, ended_silence])
+        self.n_forward_passes_since_fired[self.act_freq_scores > 0] = 0
         if not sae.standardization.is_observing(sae.forest_updater.steps_taken() - 1):
             # Each rank counts its own part of the batch.
             of_others = self.cfg.train_batch_size_samples * (self.ranks.n_ranks - 1) // self.ranks.n_ranks
-            sae.silent_features.tokens_since_fired.add_(of_others).masked_fill_(fired, 0)
+            sae.silent_features.tokens_since_fired.add_(of_others).masked_fill_(ended_silence > 0, 0)
         if forest_is_new:
             # Already equal, but for rounding where ranks have GPUs of different kinds.
             self.ranks.take_from_first([sae.parents, sae.forest_updater.reparented_share])
