@@ -75,6 +75,7 @@ ABOUT = {
     "gemma-ideas": "beyond the paper, ablated",
     "gemma-rates": "other learning rates",
     "gemma-long": "longer trainings, by --steps",
+    "gemma-ordinary": "beside rivals that are trained without outlying tokens",
     "gemma-wide": "HSAE and its rivals with levels that grow by four",
     "gemma-jumprelu": "SAELens' own JumpReLU class, with λ searched for",
     "gemma-whitened": "beside SAELens' covariance whitening",

@@ -144,16 +144,22 @@ AT_OTHER_RATES: dict[str, tuple[str, float]] = {
 }
 """Models with another peak learning rate than `LEARNING_RATE`."""
 
-BY_SAELENS_OPTIMIZER = "HSAE, SAELens' optimizer"
-"""HSAE with the optimizer and schedule that SAELens' runner has by default."""
+SAELENS_OPTIMIZER = ", SAELens' optimizer"
+"""After a model's name: with the optimizer and schedule that SAELens' runner has by default."""
+
+ORDINARY = ", ordinary tokens"
+"""After a model's name: trained on the tokens that are not outlying, such as attention sinks."""
 
 
 def model_and_optimizer(model: str, steps: int) -> tuple[str, dict[str, Any]]:
     """A model's name in ``MODELS``, and optimizer and schedule as fields of SAELens' config, by its name in a table."""
-    if model == BY_SAELENS_OPTIMIZER:
+    model = model.removesuffix(ORDINARY)
+    if model.endswith(SAELENS_OPTIMIZER):
         defaults = {field.name: field.default for field in fields(LanguageModelSAERunnerConfig)}
         names = ("lr", "lr_scheduler_name", "lr_warm_up_steps", "adam_beta1", "adam_beta2")
-        return HSAE, {name: defaults[name] for name in names} | {"lr_end": defaults["lr"]}
+        return model.removesuffix(SAELENS_OPTIMIZER), {name: defaults[name] for name in names} | {
+            "lr_end": defaults["lr"]
+        }
     model, rate = AT_OTHER_RATES.get(model, (model, LEARNING_RATE))
     return model, paper_optimizer(steps, rate)
 

@@ -20,14 +20,15 @@ from experiments.models import (
     AT_OTHER_RATES,
     BATCH_SIZE,
     BATCH_TOPK,
-    BY_SAELENS_OPTIMIZER,
     HSAE,
     IDEAS,
     LEVEL_BY_LEVEL,
     MATRYOSHKA,
     NORMALIZED_BATCH_TOPK,
+    ORDINARY,
     SAELENS_BATCH_TOPK,
     SAELENS_JUMPRELU,
+    SAELENS_OPTIMIZER,
     WHITENED_BATCH_TOPK,
     WIDE_BATCH_TOPK,
     WIDE_FAMILIES,
@@ -45,6 +46,7 @@ from experiments.saelens_jumprelu import train_to_l0
 from experiments.sinks import SINKS, WithSinks
 from sae_lens_hsae.cli.kept_cells import Cell, file_name, finish_cells, missing
 from sae_lens_hsae.evaluation import evaluate_forest
+from sae_lens_hsae.evaluation.outliers import SEEN_FIRST, usual
 from sae_lens_hsae.storage.whole_files import folder_written_whole
 
 Activations = Callable[[int, int], torch.Tensor]
@@ -109,7 +111,16 @@ TABLES = {
     "gemma": Table((HSAE, "HSAE (paper)", "post hoc", SAELENS_BATCH_TOPK), ((9, 16), (12, 16), (5, 16))),
     "gemma-jumprelu": Table((HSAE, "post hoc", SAELENS_JUMPRELU), ((9, 16),)),
     "gemma-rates": Table((HSAE, "post hoc", SAELENS_BATCH_TOPK, *AT_OTHER_RATES), ((9, 16),)),
-    "gemma-long": Table((HSAE, "ρ = 0", "post hoc", SAELENS_BATCH_TOPK, BY_SAELENS_OPTIMIZER), ((9, 16),)),
+    "gemma-long": Table(
+        (
+            *(HSAE, "ρ = 0", "post hoc", SAELENS_BATCH_TOPK, "post hoc" + ORDINARY, SAELENS_BATCH_TOPK + ORDINARY),
+            *(HSAE + SAELENS_OPTIMIZER, SAELENS_BATCH_TOPK + SAELENS_OPTIMIZER),
+        ),
+        ((9, 16),),
+    ),
+    "gemma-ordinary": Table(
+        (HSAE, "post hoc", SAELENS_BATCH_TOPK, "post hoc" + ORDINARY, SAELENS_BATCH_TOPK + ORDINARY), ((9, 16),)
+    ),
     "gemma-wide": Table((WIDE_FAMILIES, WIDE_POST_HOC, WIDE_BATCH_TOPK), ((9, 16),)),
     "gemma-ideas": Table((*IDEAS, "post hoc"), ((9, 16),)),
     "gemma-whitened": Table((HSAE, SAELENS_BATCH_TOPK, WHITENED_BATCH_TOPK), ((9, 16),)),
@@ -208,20 +219,23 @@ def trained(
         An SAE, or one for each level where they are trained by themselves.
     """
     path = folder / kept_name(model, stream, size)
-    model, optimizer = model_and_optimizer(model, size.steps)
+    name, (model, optimizer) = model, model_and_optimizer(model, size.steps)
     if not path.exists():
         x, at_first = activations(stream.layer, n_tokens(size)), None
+        seen = x[: -size.held_out]
+        if name.endswith(ORDINARY):
+            seen = seen[usual(seen[:SEEN_FIRST]).holds(seen)]
         if isinstance(activations, WithSinks):
             at_first = activations.before_sinks(stream.layer, n_tokens(size))
         torch.manual_seed(stream.seed)
 
         def train_one(sae: TrainingSAE[Any]) -> None:
-            train(sae, x[: -size.held_out], size.steps, stream.seed, at_first, optimizer)
+            train(sae, seen, size.steps, stream.seed, at_first, optimizer)
 
         saes: dict[int | None, TrainingSAE[Any]]
         if model == SAELENS_JUMPRELU:
             goals = widths_and_targets(stream.target_l0)
-            found = [train_to_l0(width, l0, x[: -size.held_out], train_one, stream.seed) for width, l0 in goals]
+            found = [train_to_l0(width, l0, seen, train_one, stream.seed) for width, l0 in goals]
             saes = dict(enumerate(found))
         else:
             if model in NORMALIZED_BATCH_TOPK:
