@@ -10,14 +10,11 @@ from benchmarks.command import main
 from benchmarks.contestants import (
     CONTESTANTS,
     DEFAULTS,
-    ENCODER,
     HSAE,
-    MATRYOSHKA,
     NAIVE,
     NO_HIERARCHY,
     PLAIN,
     SAELENS,
-    STOCK,
     Trained,
 )
 from benchmarks.goals import outcomes
@@ -25,9 +22,6 @@ from benchmarks.memory import in_fresh_process, peak_bytes
 from benchmarks.plan import MEDIUM, Plan, Size
 from benchmarks.planted import plant
 from benchmarks.report import markdown
-from benchmarks.steps import unavoidable_bytes
-from sae_lens_hsae.sae.cpu_step.active_entries import ActiveEntries
-from sae_lens_hsae.sae.dense_activations import DenseActivations
 
 TINY = Size(16, (16, 64, 256), 64, 2)  # sparse enough for the fast form
 MEGABYTE = 2**20
@@ -104,35 +98,6 @@ def test_contestants_begin_with_the_same_weights_and_losses():
     torch.testing.assert_close(losses[PLAIN], losses[HSAE])
     torch.testing.assert_close(losses[NAIVE], losses[HSAE])
     assert losses[HSAE].item() != pytest.approx(losses[NO_HIERARCHY].item(), rel=1e-4)
-
-
-def test_contestants_are_what_their_names_say():
-    planted = plant(TINY, "cpu")
-    built = {name: build(TINY, planted) for name, build in CONTESTANTS.items()}
-    trained = {name: each for name, each in built.items() if isinstance(each, Trained)}
-    assert set(built) - set(trained) == {ENCODER}
-    kinds = {
-        name: {(type(trainer).__name__, type(trainer.sae).__name__) for trainer in each.trainers}
-        for name, each in trained.items()
-    }
-    assert kinds[SAELENS] == {("SAETrainer", "JumpReLUTrainingSAE")}
-    assert kinds[MATRYOSHKA] == {("SAETrainer", "MatryoshkaBatchTopKTrainingSAE")}
-    assert kinds[HSAE] == {("HierarchicalSAETrainer", "HierarchicalTrainingSAE")}
-    assert kinds[STOCK] == {("SAETrainer", "HierarchicalTrainingSAE")}
-    forms = {
-        name: type(trained[name].trainers[0].sae._activations(planted.batches[0])) for name in (HSAE, PLAIN, NAIVE)
-    }
-    assert forms == {HSAE: ActiveEntries, PLAIN: DenseActivations, NAIVE: DenseActivations}
-    settings = [
-        (group["lr"], group["betas"], group["eps"], group["weight_decay"])
-        for each in trained.values()
-        for trainer in each.trainers
-        for group in trainer.optimizer.param_groups
-    ]
-    assert len(set(settings)) == 1
-    parameters = trained[HSAE].trainers[0].sae.parameters()
-    n_parameters = sum(parameter.numel() for parameter in parameters)
-    assert unavoidable_bytes(TINY) == 4 * (8 * n_parameters + TINY.batch * TINY.d_in)
 
 
 def test_a_goal_is_missed_by_its_slowest_round_and_by_peak_memory():

@@ -11,9 +11,8 @@ from host_helpers import restored_signal_handlers, tiny_dataset
 from page_blocks import array_of, blocks_of
 from sae_lens import SAE
 
-from hsae_command.parsers import read_line
 from sae_lens_hsae import HierarchicalSAE
-from sae_lens_hsae.cli import demo, explore, showcase
+from sae_lens_hsae.cli import demo, showcase
 from sae_lens_hsae.cli import main as cli
 from sae_lens_hsae.cli import train as train_command
 
@@ -69,12 +68,6 @@ def test_the_main_job_from_text_to_trees(monkeypatch, tmp_path, capsys):
     before = (tmp_path / "demo" / "explorer.html").read_bytes()
     cli.main(["explore", short["output_path"], "--n-tokens", "6000", "--renew"])
     assert (tmp_path / "demo" / "explorer.html").read_bytes() == before, "the same page"
-
-
-def test_the_demo_reads_as_much_as_the_commands():
-    assert read_line(["evaluate", "runs/demo"]).n_tokens == showcase.EVALUATION_TOKENS
-    assert read_line(["explore", "runs/demo"]).n_tokens is None
-    assert explore.DASHBOARD_TOKENS == showcase.DASHBOARD_TOKENS
 
 
 def test_a_run_that_saves_nothing_is_refused_before_it_starts(monkeypatch):

@@ -22,7 +22,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args, load_sweep_
 from wandb_runs import records
 
 from sae_lens_hsae import HierarchicalTrainingSAEConfig, evaluate_forest
-from sae_lens_hsae.cli.flags import as_flags, command_line, parse_flags
+from sae_lens_hsae.cli.flags import parse_flags
 from sae_lens_hsae.cli.measure import measure, summary
 from sae_lens_hsae.cli.outcome import CallError
 from sae_lens_hsae.cli.sweep import arguments_of, configurations, measured, read_sweep, run_sweep
@@ -267,18 +267,3 @@ def test_missing_variance_costs_and_more_than_enough_does_not_pay():
         assert found["forest/hamming_at_matched_variance"] == pytest.approx(hamming + price)
         assert found["forest/hamming"] == pytest.approx(hamming)
         assert found["forest/variance_explained"] == pytest.approx(variance)
-
-
-def test_a_line_of_flags_reads_as_it_was_written():
-    flags = {"level_widths": ["8", "16"], "target_l0": ["[2, 3]"], "output_level": ["-1"], "streaming": ["False"]}
-    assert parse_flags(command_line(flags)) == flags
-    assert parse_flags(["--level_widths=[8, 16]", "--target_l0=[2, 3]"]) == {
-        "level_widths": ["8", "16"],
-        "target_l0": ["[2, 3]"],
-    }
-    assert as_flags({"level_widths": [8, 16], "target_l0": [2, 3]}) == {
-        "level_widths": ["8", "16"],
-        "target_l0": ["[2, 3]"],
-    }
-    with pytest.raises(ValueError, match="belongs to no flag"):
-        parse_flags(["8", "--d_in", "4"])

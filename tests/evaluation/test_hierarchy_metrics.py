@@ -14,7 +14,6 @@ from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
 from small_saes import D_IN, make_sae
 
 from sae_lens_hsae.evaluation import ForestEvaluation, evaluate_forest, level_saes
-from sae_lens_hsae.evaluation.tallies import decoder_norms
 from sae_lens_hsae.forest import FeatureForest, activations
 
 
@@ -167,17 +166,6 @@ class TestAgainstPlainLoops:
         result = evaluate_forest(levels, FeatureForest([-1] * 3, (3,)), x.split(7))
         expected = 1 - float((1e-9 * x).square().sum() / (x - x.mean(0)).square().sum())
         assert result.levels[0].variance_explained == pytest.approx(expected, abs=1e-6)
-
-
-def test_strengths_are_by_the_norms_of_decoder_rows_unless_all_are_1():
-    (sae,) = random_levels((40,), 6, 0)
-    sae.W_dec.data.mul_(torch.linspace(0.5, 2, 40, dtype=torch.float64)[:, None])
-    norms = decoder_norms(sae)
-    assert norms is not None
-    torch.testing.assert_close(norms, sae.W_dec.norm(dim=1).detach())
-    sae.fold_W_dec_norm()
-    assert decoder_norms(sae) is None
-    assert decoder_norms(object()) is None  # type: ignore[arg-type]
 
 
 class TestMemory:

@@ -26,31 +26,6 @@ class TestTokenBlocks:
         assert (blocks.length, len(blocks.sizes), int(blocks.sizes.sum())) == (length, n_blocks, n_tokens)
         assert set(blocks.sizes[:-1].tolist()) <= {length}
 
-    @pytest.mark.parametrize("chunks", [[97], [1] * 97, [3, 50, 1, 43], [40, 57]])
-    def test_sums(self, chunks: list[int]):
-        generator = torch.Generator().manual_seed(0)
-        items = torch.randint(5, (97,), generator=generator)
-        values = torch.randint(100, (97, 2), generator=generator)
-        blocks = TokenBlocks(4)
-        counts, some, every = (blocks.table(n, dtype=torch.int64) for n in (5, 2, 2))
-        start = 0
-        for size in chunks:
-            blocks.extend(size)
-            token = torch.arange(size)
-            assert torch.equal(blocks.block_of(token), (token + start) // blocks.length)
-            counts.count(token, items[start:][:size])
-            some.add(token[::2], values[start:][:size][::2])
-            every.add_chunk(values[start:][:size])
-            start += size
-        # Blocks of 16 tokens, the last of one.
-        assert blocks.sizes.tolist() == [16] * 6 + [1]
-        for block, (own_items, own_values) in enumerate(zip(items.split(16), values.split(16), strict=True)):
-            assert torch.equal(counts.per_block[block], torch.bincount(own_items, minlength=5))
-            assert torch.equal(every.per_block[block], own_values.sum(0))
-        assert torch.equal(counts.total, torch.bincount(items, minlength=5))
-        if len(chunks) == 1:
-            assert torch.equal(some.total, values[::2].sum(0))
-
     def test_memory_does_not_grow(self):
         blocks = TokenBlocks(3)
         table = blocks.table(dtype=torch.int64)

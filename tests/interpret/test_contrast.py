@@ -10,8 +10,7 @@ from sae_lens.load_model import load_model
 from small_saes import D_IN, make_sae
 
 from sae_lens_hsae.cli.demo import minilm_folder
-from sae_lens_hsae.interpret.contrast import Finding, compare, contrast, text_activations
-from sae_lens_hsae.interpret.contrast.findings import join_alike
+from sae_lens_hsae.interpret.contrast import compare, contrast, text_activations
 
 # Feature 0 fires on concepts 0 and 1, its children 4 and 5 on one each; 13 repeats 4. Concept 7 has no feature.
 PARENTS = {4: 0, 5: 0, 13: 4, 6: 1}
@@ -80,26 +79,6 @@ def test_a_repetition_without_an_edge_is_the_same_cause(planted):
     assert result.significant[[1, 6, 14, 15]].all()
     found = {each.coarsest: (each.n_features, each.more_in_a) for each in result.findings}
     assert found == {1: (3, True), 15: (1, False)}
-
-
-def test_join_alike_equals_plain_loops():
-    generator = torch.Generator().manual_seed(0)
-    acts = torch.rand(30, 12, generator=generator) * (torch.rand(30, 12, generator=generator) < 0.6)
-    findings = [Finding(i, i, (i,), 1 + i, i % 3 > 0) for i in range(12)]
-    expected: list[list[int]] = []
-    for i in range(12):
-        for group in expected:
-            x, y = acts[:, group[0]], acts[:, i]
-            if findings[group[0]].more_in_a == findings[i].more_in_a and x @ y >= 0.5 * x.norm() * y.norm():
-                group.append(i)
-                break
-        else:
-            expected.append([i])
-    assert 2 < len(expected) < 12
-    joined = join_alike(findings, acts)
-    assert [(each.coarsest, each.n_features) for each in joined] == [
-        (group[0], sum(1 + i for i in group)) for group in expected
-    ]
 
 
 def test_measures_equal_plain_counting(planted):

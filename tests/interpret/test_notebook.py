@@ -4,12 +4,9 @@ import html
 import re
 
 import torch
-from hostile_page import HOSTILE
 from small_saes import D_IN, WIDTHS
 
 from sae_lens_hsae import FeatureForest, evaluate_forest
-from sae_lens_hsae.interpret.feature_cache import FeatureCard
-from sae_lens_hsae.interpret.feature_cache.card import CONTEXTS_SHOWN
 
 
 def test_a_forest_shows_its_levels_and_largest_trees(hostile_sae):
@@ -40,24 +37,3 @@ def test_a_large_tree_is_cut_and_says_so():
 def test_an_evaluation_shows_the_tables_that_it_prints(hostile_sae):
     evaluation = evaluate_forest(hostile_sae, hostile_sae.forest, torch.randn(200, D_IN))
     assert html.unescape(evaluation._repr_html_()) == f"<pre>{evaluation}</pre>"
-
-
-def test_a_feature_shows_its_numbers_and_contexts(hostile_sae, hostile_dashboards):
-    data, forest = hostile_dashboards, hostile_sae.forest
-    peaks = [HOSTILE[int(data.token_ids[f, 0, data.peak_positions[f, 0]])] for f in range(32)]
-    feature = next(f for f in range(WIDTHS[0], 32) if forest.parent(f) is not None and "\u202e" in peaks[f])
-    card = FeatureCard(data, feature, HOSTILE.__getitem__)
-    text = str(card)
-    assert text.startswith(f"feature {' › '.join(map(forest.levels.name, forest.path(feature)))}\n")
-    assert f"fires on: {data.frequency[feature]:.2%} of 1,200 tokens" in text
-    assert f"P(parent | it): {data.parent_given_child[feature]:.0%}" in text
-    assert r"[ \u202eright\u202c to left]" in text
-    shown = card._repr_html_()
-    assert shown.count("<p dir") == CONTEXTS_SHOWN
-    assert not any(hostile in shown for hostile in ("<script", "<img", "\u202e", "\x1b"))
-    assert "rgba(255, 164, 61, 1.00)" in shown
-
-
-def test_a_feature_that_never_fired_says_so_and_may_be_given_by_name(hostile_dashboards):
-    assert "fires on: 0.00% of 1,200 tokens" in str(FeatureCard(hostile_dashboards, 32, str))
-    assert str(FeatureCard(hostile_dashboards, "2/19", str)) == str(FeatureCard(hostile_dashboards, 32, str))

@@ -5,7 +5,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 import sae_lens
 import torch
 from host_helpers import restored_signal_handlers, tiny_dataset
@@ -73,8 +72,3 @@ def test_the_table_lists_every_field_with_its_default():
             continue
         shown = table[field.name].strip('"')
         assert shown == str(field.default) or float(shown) == field.default, field.name
-
-
-@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!http)([^)#]+)\)", README))))
-def test_links_lead_somewhere(link):
-    assert (Path(__file__).parents[2] / link).exists()
