@@ -17,11 +17,10 @@ from experiments.gemma_stream import GemmaActivations, gemma_model, typical_dist
 from experiments.kept_names import named_by
 from experiments.models import HSAE
 from experiments.paper_tables import Size, Stream, kept_name
-from experiments.steering_methods import METHODS
 from experiments.steering_tasks import TASKS, Judge, split
 from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
 from sae_lens_hsae.interpret.contrast import text_activations
-from sae_lens_hsae.interpret.steering import Examples, Selection, descend, examples_of, steer_by
+from sae_lens_hsae.interpret.steering import METHODS, Examples, Selection, descend, examples_of, steer_by
 from sae_lens_hsae.interpret.steering.writing import perplexity
 
 LAYER = 9
@@ -181,7 +180,7 @@ def steer_task(task: str, seed: int, method: str, subject: Subject) -> dict[str,
 
 
 def direction(selection: Selection, examples: Examples) -> torch.Tensor:
-    """(d_in,) the change of x at strength 1, where no feature is bounded by what it is."""
+    """(d_in,) the change of x at strength 1."""
     pushed = torch.tensor(selection.weights) @ examples.decoder[list(selection.features)]
     return pushed if selection.rest is None else pushed + selection.rest
 

@@ -13,10 +13,9 @@ from experiments.french import french_documents
 from experiments.gemma_stream import GemmaActivations
 from experiments.paper_tables import Size
 from experiments.steering import Subject, over_tasks, reproduce_steering
-from experiments.steering_methods import METHODS
 from experiments.steering_tasks import N_WORDS, Judge, Task, chunks, split
 from sae_lens_hsae.interpret.contrast import text_activations
-from sae_lens_hsae.interpret.steering import examples_of, steer_by
+from sae_lens_hsae.interpret.steering import METHODS, examples_of, steer_by
 from sae_lens_hsae.interpret.steering.writing import continued
 
 POSITIVE = [[f"w{i} w{i + j} w3 w{4 + j}" for j in range(3)] for i in range(5, 35)]
@@ -90,20 +89,18 @@ def test_cells_become_rows(model, sae, tmp_path, monkeypatch):
     monkeypatch.setattr(steering, "N_WRITTEN", 5)
     source = GemmaActivations(tmp_path)
     rows = reproduce_steering(source, tmp_path, Size(seeds=2))
-    assert len(list(tmp_path.glob("steering-toy-seed*.json"))) == 2 * 6
+    assert len(list(tmp_path.glob("steering-toy-seed*.json"))) == 2 * 3
     by_way = {(row["method"], row["features chosen"]): row for row in rows}
     assert by_way["not steered", ""]["success at 0.25"] == by_way["not steered", ""]["success at 0.5"]
     assert by_way["means", "x itself"]["seeds"] == 2
-    assert by_way["srps", "coarse"]["looked at"] == 4
-    assert by_way["srps", "flat finest"]["looked at"] == 20
-    assert 4 < by_way["srps", "coarse to fine"]["looked at"] < 33
+    assert by_way["sta", "coarse"]["looked at"] == 4
+    assert by_way["sta", "flat finest"]["looked at"] == 20
+    assert 4 < by_way["sta", "coarse to fine"]["looked at"] < 33
     assert all(0.9 < row["judge's accuracy"] <= 1 for row in rows)
     cells = [json.loads(path.read_text()) for path in tmp_path.glob("steering-toy-seed*.json")]
-    written = [
-        each for cell in cells if cell["method"] == "srps" for each in cell["written"] if each["way"] == "coarse"
-    ]
+    written = [each for cell in cells if cell["method"] == "sta" for each in cell["written"] if each["way"] == "coarse"]
     of_seeds = [each["perplexity"] for each in written if each["strength"] == 0.5]
-    row = by_way["srps", "coarse"]
+    row = by_way["sta", "coarse"]
     assert len(of_seeds) == 2
     assert row["perplexity at 0.5"] == pytest.approx(sum(of_seeds) / 2)
     (mean,) = over_tasks([row, row | {"task": "other", "features": row["features"] + 1}])

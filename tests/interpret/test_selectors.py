@@ -1,43 +1,63 @@
 """Selectors of features to steer by: each against a slow loop over features written from its formula."""
 
+from statistics import fmean
 from typing import Any
 
 import pytest
 import torch
-from host_helpers import HOOK, activations_at, tiny_sae_transformer
-from text_sets import by_feature, drawn_examples, flat, mean, read_examples, steered_sae, texts
+from host_helpers import D_MODEL, HOOK, activations_at, tiny_sae_transformer
+from small_saes import make_sae
 
 from experiments.steering import direction
-from experiments.steering_methods import METHODS
 from sae_lens_hsae.forest.feature_forest import candidates_below
 from sae_lens_hsae.interpret.steering import (
+    METHODS,
     Examples,
     Selection,
-    at_least,
     descend,
     difference_of_means,
     examples_of,
     sta,
     steer,
     steer_by,
-    take,
 )
 from sae_lens_hsae.interpret.steering.edits import add, scale, steps_of
+from sae_lens_hsae.interpret.steering.examples import Texts
+
+
+def texts(seed: int, shift: float) -> list[torch.Tensor]:
+    """Ten texts of 3 to 7 tokens whose first coordinates are shifted."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for i in range(10):
+        x = torch.randn(3 + i % 5, D_MODEL, generator=generator)
+        x[:, :4] += shift
+        found.append(x)
+    return found
 
 
 @pytest.fixture(scope="module")
 def sae() -> Any:
-    return steered_sae()
+    sae = make_sae(d_in=D_MODEL, level_widths=[4, 9, 20], normalize_activations="none")
+    sae.cfg.metadata.hook_name = HOOK
+    return sae
 
 
 @pytest.fixture(scope="module")
 def examples(sae) -> Examples:
-    return read_examples(sae)
+    return examples_of(sae, texts(0, 0.7), texts(1, -0.7))
 
 
 @pytest.fixture(scope="module")
 def drawn(sae) -> Examples:
-    return drawn_examples(sae)
+    """Activations and frequencies that do not go together, so that every part of a formula matters."""
+    generator = torch.Generator().manual_seed(3)
+    sets: list[Texts] = []
+    for _ in range(2):
+        centre = 2 * torch.rand(33, generator=generator)
+        acts = (torch.randn(10, 33, generator=generator) + centre).relu() * (1 + torch.arange(33) % 4)
+        sets.append(Texts(torch.randn(10, D_MODEL, generator=generator), acts, torch.rand(10, 33, generator=generator)))
+    return Examples(sae.forest, sets[0], sets[1], sae.W_dec.detach())
 
 
 def test_a_text_counts_once(sae, examples):
@@ -51,18 +71,22 @@ def test_a_text_counts_once(sae, examples):
     assert torch.equal(examples.decoder, sae.W_dec)
 
 
-def test_sta(sae, drawn):
+def test_sta(drawn):
     positive, negative = (each.acts.double() for each in (drawn.positive, drawn.negative))
     on, off = (each.firing.double() for each in (drawn.positive, drawn.negative))
-    strength = {f: mean(positive[:, f].tolist()) - mean(negative[:, f].tolist()) for f in flat(sae)}
-    frequency = {f: mean(on[:, f].tolist()) - mean(off[:, f].tolist()) for f in flat(sae)}
+    finest = range(13, 33)
+    strength = {f: fmean(positive[:, f].tolist()) - fmean(negative[:, f].tolist()) for f in finest}
+    frequency = {f: fmean(on[:, f].tolist()) - fmean(off[:, f].tolist()) for f in finest}
     strongest, most_frequent = (
         set(sorted(each, key=lambda f: -abs(each[f]))[: round(0.6 * sum(v != 0 for v in each.values()))])
         for each in (strength, frequency)
     )
     expected = {f: strength[f] for f in strongest & most_frequent if strength[f] * frequency[f] > 0}
     assert 1 < len(expected) < len(strongest & most_frequent)
-    assert by_feature(sta(drawn, share=0.6)) == pytest.approx(expected, rel=1e-4)
+    selection = sta(drawn, share=0.6)
+    assert dict(zip(selection.features, selection.weights, strict=True)) == pytest.approx(expected, rel=1e-4)
+    assert list(map(abs, selection.weights)) == sorted(map(abs, selection.weights), reverse=True)
+    assert selection.level == 2
 
 
 @pytest.mark.parametrize("level", [0, 1, 2, -1])
@@ -100,39 +124,14 @@ def test_descending_goes_on_where_a_level_has_no_candidates(examples, monkeypatc
     assert found.features
 
 
-def moved(sae: Any, *arguments: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """x at the hook point before and after."""
-    model: Any = tiny_sae_transformer()
-    before = activations_at(model, HOOK)
-    with arguments[0](model, sae, *arguments[1:], **options):
-        return before, activations_at(model, HOOK)
-
-
-def test_raising_and_taking_change_x_as_spare_writes_it(sae):
-    """x − dec(min(z, z⁻)) + dec(max(z⁺ − z, 0))"""
-    before, after = moved(sae, steer, [at_least(13, 0.8), take(14, 0.3), at_least(15, 0.1)])
-    with torch.no_grad():
-        z = sae.level_sae(2).encode(before)
-        expected = before - torch.minimum(z[..., 1:2], torch.tensor(0.3)) * sae.W_dec[14]
-        for k, value in ((0, 0.8), (2, 0.1)):
-            expected += (value - z[..., k, None]).clamp(min=0) * sae.W_dec[13 + k]
-    torch.testing.assert_close(after, expected, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="at_least each feature by itself"):
-        type(take(1, 1.0))(1, "at_least", 1.0, "children")
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_steering_by_a_selection_moves_x_along_its_direction(sae, examples, name):
     selection = METHODS[name](examples)
-    before, after = moved(sae, steer_by, selection, 3.0)
-    if selection.bounds:
-        assert not torch.allclose(before, after)
-        return
-    expected = before + 3 * direction(selection, examples)
-    if selection.keep_norm:
-        expected = expected * before.norm(dim=-1, keepdim=True) / expected.norm(dim=-1, keepdim=True)
-        torch.testing.assert_close(after.norm(dim=-1), before.norm(dim=-1), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(after, expected, rtol=1e-3, atol=1e-4)
+    model: Any = tiny_sae_transformer()
+    before = activations_at(model, HOOK)
+    with steer_by(model, sae, selection, 3.0):
+        after = activations_at(model, HOOK)
+    torch.testing.assert_close(after, before + 3 * direction(selection, examples), rtol=1e-3, atol=1e-4)
 
 
 def test_many_edits_of_one_kind_are_one_step_and_repeated_features_two(sae):
@@ -174,4 +173,4 @@ def test_sets_without_a_contrast_are_refused(sae, positive, negative, message):
 
 def test_a_rest_of_another_width_is_refused(sae):
     with pytest.raises(ValueError, match=r"rest has shape \(3,\); give one number for each of d_in=16"):
-        moved(sae, steer, [take(13, 1.0)], rest=torch.zeros(3))
+        steer(tiny_sae_transformer(), sae, [add(13, 1.0)], rest=torch.zeros(3)).__enter__()

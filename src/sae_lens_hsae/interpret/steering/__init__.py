@@ -4,7 +4,7 @@ What to push, `sta` and `difference_of_means` choose from two sets of texts; `de
 `steer_by` acts, and `continued` writes text for a look at what it does.
 """
 
-from sae_lens_hsae.interpret.steering.edits import Edit, ablate, add, at_least, clamp, scale, take
+from sae_lens_hsae.interpret.steering.edits import Edit, ablate, add, clamp, scale
 from sae_lens_hsae.interpret.steering.effects import Effect, effect_of
 from sae_lens_hsae.interpret.steering.examples import Examples, examples_of
 from sae_lens_hsae.interpret.steering.selection import Selection, descend, steer_by
@@ -23,7 +23,6 @@ __all__ = [
     "Selection",
     "ablate",
     "add",
-    "at_least",
     "clamp",
     "continued",
     "descend",
@@ -34,5 +33,4 @@ __all__ = [
     "sta",
     "steer",
     "steer_by",
-    "take",
 ]

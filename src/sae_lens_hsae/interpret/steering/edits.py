@@ -17,14 +17,12 @@ from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.forest.post_hoc import have_either_sign
 
 On = Literal["feature", "children", "subtree"]
-Kind = Literal["add", "scale", "clamp", "at_least", "take"]
-ONE_BY_ONE = ("clamp", "at_least", "take")
-"""Kinds whose value is an activation, which the features of a family do not share."""
+Kind = Literal["add", "scale", "clamp"]
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One change of a feature, by flat index or name; see `add`, `scale`, `clamp`, `at_least`, `take` and `ablate`.
+    """One change of a feature, by flat index or name; see `add`, `scale`, `clamp` and `ablate`.
 
     Raises:
         ValueError: if a field has an unknown or infinite value, or an activation is meant for several features.
@@ -40,10 +38,8 @@ class Edit:
             raise ValueError(f"on={self.on!r} must be 'feature', 'children' or 'subtree'")
         if not math.isfinite(self.value):
             raise ValueError(f"{self.kind} of feature {self.feature}: value={self.value} must be a finite number")
-        if self.kind in ONE_BY_ONE and self.on != "feature":
-            raise ValueError(
-                f"{self.kind} of feature {self.feature}: on={self.on!r}; {self.kind} each feature by itself"
-            )
+        if self.kind == "clamp" and self.on != "feature":
+            raise ValueError(f"clamp of feature {self.feature}: on={self.on!r}; clamp each feature by itself")
 
 
 def add(feature: int | str, amount: float, on: On = "feature") -> Edit:
@@ -63,16 +59,6 @@ def scale(feature: int | str, factor: float, on: On = "feature") -> Edit:
 def clamp(feature: int | str, value: float) -> Edit:
     """Set the feature's activation to ``value`` on every token."""
     return Edit(feature, "clamp", value)
-
-
-def at_least(feature: int | str, value: float) -> Edit:
-    """Raise the feature's activation to ``value`` where it is lower."""
-    return Edit(feature, "at_least", value)
-
-
-def take(feature: int | str, amount: float) -> Edit:
-    """Lower the feature's activation by ``amount`` where it is above 0, but not below 0."""
-    return Edit(feature, "take", amount)
 
 
 def ablate(feature: int | str, on: On = "feature") -> Edit:
@@ -96,10 +82,6 @@ class Step:
             return acts + values
         if self.kind == "scale":
             return acts * values
-        if self.kind == "at_least":
-            return torch.maximum(acts, values)
-        if self.kind == "take":
-            return acts - torch.minimum(acts.clamp(min=0), values)
         return values.expand_as(acts)
 
 

@@ -12,7 +12,7 @@ from sae_lens import SAE
 
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.forest.feature_forest import candidates_below
-from sae_lens_hsae.interpret.steering.edits import Edit, add, at_least, take
+from sae_lens_hsae.interpret.steering.edits import Edit, add
 from sae_lens_hsae.interpret.steering.examples import Examples
 from sae_lens_hsae.interpret.steering.steer import steer
 
@@ -24,19 +24,13 @@ class Selection:
     Attributes:
         features: flat indices.
         weights: of each, in units of its activation. At strength s a feature's activation changes by s times this.
-            With ``bounds`` it is raised to at least s times a weight above 0, and of a weight below 0 s times the size
-            is taken away from it, as far as it is there.
         level: of the features, from the coarsest.
-        bounds: see ``weights``.
-        keep_norm: whether x gets its length back after the change.
         rest: (d_in,) what is added to x beside the features, times the strength; None for nothing.
     """
 
     features: tuple[int, ...]
     weights: tuple[float, ...]
     level: int
-    bounds: bool = False
-    keep_norm: bool = False
     rest: torch.Tensor | None = field(default=None, repr=False)
 
     def edits(self, strength: float) -> list[Edit]:
@@ -47,19 +41,16 @@ class Selection:
         """
         if not self.features:
             raise ValueError("nothing was selected, so there is nothing to steer by; give texts that differ more")
-        amounts = [(feature, strength * weight) for feature, weight in zip(self.features, self.weights, strict=True)]
-        if not self.bounds:
-            return [add(feature, amount) for feature, amount in amounts]
-        return [at_least(f, amount) if amount > 0 else take(f, -amount) for f, amount in amounts]
+        return [add(f, strength * weight) for f, weight in zip(self.features, self.weights, strict=True)]
 
 
-def selected(features: torch.Tensor, weights: torch.Tensor, level: int, forest: FeatureForest, **how: Any) -> Selection:
+def selected(
+    features: torch.Tensor, weights: torch.Tensor, level: int, forest: FeatureForest, rest: torch.Tensor | None = None
+) -> Selection:
     """A selection of these features (k,), by falling size of their weights (k,); features of weight 0 are left out."""
     order = weights.abs().argsort(descending=True, stable=True)
     order = order[weights[order] != 0]
-    return Selection(
-        tuple(features[order].tolist()), tuple(weights[order].tolist()), forest.levels.number(level), **how
-    )
+    return Selection(tuple(features[order].tolist()), tuple(weights[order].tolist()), forest.levels.number(level), rest)
 
 
 @contextmanager
@@ -75,7 +66,7 @@ def steer_by(
     ``strength`` 1 makes as large a change as the two sets of texts differ by, in the features selected.
     """
     rest = None if selection.rest is None else strength * selection.rest
-    with steer(model, levels, selection.edits(strength), forest, keep_norm=selection.keep_norm, rest=rest):
+    with steer(model, levels, selection.edits(strength), forest, rest=rest):
         yield
 
 

@@ -48,4 +48,4 @@ def difference_of_means(examples: Examples, level: int = -1, among: torch.Tensor
     features = examples.of_level(level, among)
     weights = examples.difference[features]
     rest = examples.positive.x.mean(0) - examples.negative.x.mean(0) - weights @ examples.decoder[features]
-    return selected(features, weights, level, examples.forest, rest=rest)
+    return selected(features, weights, level, examples.forest, rest)

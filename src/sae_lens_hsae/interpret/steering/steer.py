@@ -24,7 +24,6 @@ def steer(
     forest: FeatureForest | None = None,
     typical: torch.Tensor | None = None,
     *,
-    keep_norm: bool = False,
     rest: torch.Tensor | None = None,
 ) -> Iterator[None]:
     """While this is open, the model runs with edited features; whatever happens inside, its hooks are then removed.
@@ -40,7 +39,6 @@ def steer(
         edits: what to do.
         forest: of their features; None takes ``levels.forest``.
         typical: (n_features,) typical activations, for a push that is spread over children.
-        keep_norm: whether x gets its length back after the change.
         rest: (d_in,) what is added to x besides.
 
     Raises:
@@ -60,7 +58,7 @@ def steer(
 
     def change(x: torch.Tensor, hook: Any) -> torch.Tensor:
         came_by.append(hook.name)
-        return edited(x, saes, steps, keep_norm, rest)
+        return edited(x, saes, steps, rest)
 
     with model.hooks(fwd_hooks=[(name, change)]):
         yield
@@ -78,11 +76,7 @@ def scales_by_itself(sae: Any) -> bool:
 
 
 def edited(
-    x: torch.Tensor,
-    saes: Sequence[Any],
-    steps: Sequence[Step],
-    keep_norm: bool = False,
-    rest: torch.Tensor | None = None,
+    x: torch.Tensor, saes: Sequence[Any], steps: Sequence[Step], rest: torch.Tensor | None = None
 ) -> torch.Tensor:
     """x, (…, d_in) or (…, heads, d_head), else a ValueError, with the steps' changes and ``rest`` (d_in,)."""
     d_in = saes[0].cfg.d_in
@@ -106,7 +100,4 @@ def edited(
         change += ((after - before)[..., touched] @ sae.W_dec[touched]).to(change)
     if rest is not None:
         change += rest.to(change)
-    moved = flat + change
-    if keep_norm:
-        moved *= flat.norm(dim=-1, keepdim=True) / moved.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-    return moved.view_as(x)
+    return (flat + change).view_as(x)
