@@ -89,8 +89,8 @@ class HierarchicalTrainingSAEConfig(TrainingSAEConfig):
         hierarchy_similarity: what makes a parent similar to a child: cosine of their "encoder" or "decoder"
             directions, or "coactivation", the share of tokens on which both are active (§3.3), or "conditional",
             P(parent | child) − 2 P(parent) of parents that fire at least as often as the child; of P(parent | child)
-            the lower end of its confidence interval. The default minimum_similarity=0.25 is in
-            units of "conditional"; with another one set that, too, as ``presets.PAPER`` does with "encoder".
+            the lower end of its confidence interval. The default minimum_similarity=0.25 is in units of "conditional";
+            with another similarity set minimum_similarity as well, as ``presets.PAPER`` does with "encoder".
         unassigned_fraction: share of each level's children, those least similar to any parent, that stay
             without one (§3.3, partial tree).
         minimum_similarity: a child whose best similarity is not above it stays without a parent, too; None sets no bar.

@@ -198,7 +198,7 @@ def test_edges_are_printed_where_asked_for(saved, tmp_path, capsys):
         assert f"  {edge.effect:+.2f}  {HOOKS[0]} {edge.source} → {HOOKS[1]} {edge.target}\n" in text
     with pytest.raises(SystemExit, match=r"edges=-1.0 must be 0 or more"):
         cli.main([*arguments, "-1"])
-    with pytest.raises(SystemExit, match=r"edges=0.01 join hook points; give several folders"):
+    with pytest.raises(SystemExit, match=r"edges=0.01 asks for edges between hook points; give several folders"):
         cli.main(["circuit", arguments[1], *arguments[3:], "0.01"])
 
 

@@ -1,7 +1,9 @@
 """``hsae train`` and ``hsae evaluate``: where flags come from, what is refused, what is printed."""
 
 import json
+import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -32,7 +34,9 @@ from sae_lens_hsae.config import ARCHITECTURE
 from sae_lens_hsae.forest.counts import Firing
 from sae_lens_hsae.hub.saved_model import load_evaluation, load_hierarchical_sae
 from sae_lens_hsae.presets import LANGUAGE_MODELS
+from sae_lens_hsae.training.checkpoints import verify
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
+from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 
 
 def test_later_sources_win_and_d_sae_follows_from_the_widths(tmp_path):
@@ -364,6 +368,29 @@ def test_what_the_short_help_of_train_says_is_so(capsys):
     check_known(every - {"sae"})
     assert all(f"--{name} " in short for name in USUAL)
     assert len(short.splitlines()) < 60
+
+
+def test_a_run_that_is_stopped_ends_with_the_conventional_code_and_can_go_on(tmp_path, monkeypatch, capsys):
+    flags = str(write_train_flags(tmp_path))
+    original, n_steps = HierarchicalSAETrainer._train_step, []
+
+    def step(trainer, *args, **kwargs):
+        n_steps.append(trainer.n_training_steps)
+        if len(n_steps) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(HierarchicalSAETrainer, "_train_step", step)
+    with restored_signal_handlers(), pytest.raises(SystemExit) as end:
+        cli.main(["train", "--config", flags])
+    assert end.value.code == 143
+    assert "Traceback" not in capsys.readouterr().err
+    (manifest,) = tmp_path.glob("checkpoints/*/*/manifest.json")
+    assert verify(manifest.parent).n_training_samples == 5 * 64
+    with restored_signal_handlers():
+        cli.main(["train", "--config", flags, "--resume_from_checkpoint", "auto"])
+    assert n_steps == list(range(20))
+    assert load_hierarchical_sae(tmp_path / "out").cfg.level_widths
 
 
 @pytest.fixture

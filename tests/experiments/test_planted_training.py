@@ -69,6 +69,9 @@ def test_training_recovers_much_of_a_tiny_forest(tiny_results):
     assert with_true_parents.evaluation.levels == tiny_results["HSAE"].evaluation.levels
     counted_anew = tiny_results["HSAE, HSAE's rule"].recovery.direct.f1
     assert counted_anew == pytest.approx(tiny_results["HSAE"].recovery.direct.f1, abs=0.1)
+    by_both_rules = tiny_results["twins"], tiny_results["twins, HSAE's rule"]
+    assert by_both_rules[0].evaluation.levels == by_both_rules[1].evaluation.levels
+    assert by_both_rules[0].recovery.n_edges != by_both_rules[1].recovery.n_edges
     assert tiny_results["factors"].recovery.n_edges == 24
     for name in ("HSAE", "HSAE, true parents", "post hoc", "twins"):
         result = tiny_results[name]

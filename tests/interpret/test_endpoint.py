@@ -47,6 +47,7 @@ def test_what_misbehaves_once_is_asked_again(server, tmp_path, monkeypatch):
         ("slow", "APITimeoutError", 2),
         ("garbage", "unreadable|malformed", 3),
         ("prose", "malformed", 3),
+        ('<think>maybe {"label": "a draft"}', "ends within its thoughts", 3),
         ('{"label": 3}', "label must be", 3),
         ('{"label": ""}', "label must be", 3),
         ("[" * 100_000, "malformed", 3),

@@ -193,7 +193,7 @@ def test_names_that_stand_are_not_lost_where_none_is_answered(server, saved, cap
     partly = json.loads((saved / "labels.json").read_text())
     assert partly.pop("weights") == written.pop("weights")
     assert sorted(partly.values()) == ["a name"] * (len(written) - 1) + ["new"]
-    assert "1 labels are others than before" in capsys.readouterr().out
+    assert "1 of the earlier labels were replaced or left out" in capsys.readouterr().out
     assert json.loads((saved / "former-labels.json").read_text())["0"] == "a name", "it may have been written by hand"
 
 

@@ -1,4 +1,4 @@
-"""One version everywhere, what wheel and sdist are checked for, and the notices of what is not ours."""
+"""One version everywhere, and nothing of others in the package."""
 
 import re
 from pathlib import Path

@@ -29,9 +29,10 @@ def about_page(sae: HierarchicalSAE, dashboards: Dashboards, source: TextSource 
 
 def as_command(folder: Path, source: TextSource, flags: Mapping[str, object], renew: bool) -> str:
     """The call of ``hsae explore`` as one line; a flag that was given several values is repeated."""
-    of_data_set = {"--split": source.split, "--column": source.column} if source.dataset is not None else {}
+    other = {"--split": (source.split, "train"), "--column": (source.column, "text")}
+    of_source = {flag: given if given != usual else None for flag, (given, usual) in other.items()}
     words = ["hsae", "explore", folder.resolve().name]
-    for flag, given in ({"--text": source.file, "--dataset": source.dataset} | of_data_set | dict(flags)).items():
+    for flag, given in ({"--text": source.file, "--dataset": source.dataset} | of_source | dict(flags)).items():
         several = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
         for each in several:
             words += [] if each is None else [flag, str(each) if flag == "--explain" else _name(each)]

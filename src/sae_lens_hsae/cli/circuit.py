@@ -25,7 +25,7 @@ def run_circuit(chosen: argparse.Namespace) -> Outcome:
     if chosen.edges is not None and not chosen.edges >= 0:
         raise ValueError(f"edges={chosen.edges} must be 0 or more, in logits")
     if chosen.edges is not None and len(chosen.folders) < 2:
-        raise ValueError(f"edges={chosen.edges} join hook points; give several folders, or leave it out")
+        raise ValueError(f"edges={chosen.edges} asks for edges between hook points; give several folders")
     pairs = read_pairs(chosen.pairs)
     output = Path(chosen.output)
     opened = {folder: open_labelled(folder, chosen.device) for folder in chosen.folders}

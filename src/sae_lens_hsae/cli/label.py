@@ -58,12 +58,13 @@ def _label(
     labels = {feature: label for feature, label in named.items() if feature in firing} | labels
     n_replaced = sum(label != labels.get(feature) for feature, label in named.items())
     former = output.with_name(f"former-{output.name}")
-    if n_replaced:
-        output.replace(former)  # somebody may have written some by hand
+    if n_replaced and not former.exists():  # the first ones, as somebody may have written some by hand
+        write_whole(former, output.read_text(encoding="utf-8"))
     write_labels(output, labels, dashboards.fingerprint)
     shown_by = f"hsae explore {folder}" + (f" --labels {output}" if chosen.output else "")
     said = f"{len(labels)} of {len(features)} features named in {output}; {shown_by} shows them"
-    said += f"\n{n_replaced} labels are others than before; those are in {former}" if n_replaced else ""
+    if n_replaced:
+        said += f"\n{n_replaced} of the earlier labels were replaced or left out; {former} keeps the first ones"
     return Outcome(
         "\n".join([said, *map(_report, replies)]),
         {"output": str(output), "n_named": len(labels), "n_features": len(features), "replies": _counts(*replies)},

@@ -33,7 +33,7 @@ class LevelEvaluation(Record):
         width: features of the level.
         l0: active features per token.
         variance_explained: 1 − Σ‖x − x̂‖² / Σ‖x − mean‖², over all evaluated tokens; NaN if x never varies.
-        n_dead: features that fired on none of the evaluated tokens that are not outlying.
+        n_dead: features that fired on no ordinary token.
         variance_explained_ordinary: the same of all but outlying tokens (`outliers`).
         l0_ordinary: active features per token that is not outlying.
         intervals: confidence intervals of ``l0`` and ``variance_explained``.

@@ -52,7 +52,7 @@ class CheckedActivationScaler(ActivationScaler):
 def check_activations(x: torch.Tensor, step: int) -> None:
     """Raise a BadBatchError if activations (batch, d_in) are NaN, infinite or all zero, or there are none."""
     if not len(x):
-        raise BadBatchError(f"the batch of training step {step} holds no token; have the data leave such batches out")
+        raise BadBatchError(f"the batch of training step {step} holds no token; drop such batches from the data")
     peak = float(x.detach().abs().amax())
     if 0 < peak < math.inf:
         return

@@ -89,7 +89,7 @@ class LevelStack(_Base):
     def check_width(self, x: torch.Tensor) -> None:
         """Raise a ValueError if activations are not ``d_in`` wide, those of attention heads together."""
         if self.hook_z_reshaping_mode:
-            if x.ndim < 2 or math.prod(x.shape[-2:]) != self.cfg.d_in:
+            if x.ndim < 3 or math.prod(x.shape[-2:]) != self.cfg.d_in:
                 raise ValueError(
                     f"activations of shape {tuple(x.shape)} are no (…, n_heads, d_head) that make up d_in="
                     f"{self.cfg.d_in}; for flat ones call turn_off_forward_pass_hook_z_reshaping() first"

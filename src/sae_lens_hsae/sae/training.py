@@ -37,8 +37,8 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
     """Trains all levels and their forest together (HSAE §3); any SAELens trainer or runner drives it.
 
     It has the tensors of `LevelStack`. What else training needs and a checkpoint must hold its parts keep.
-    ``hook_sae_acts_pre`` and ``hook_sae_acts_post`` have the numbers of x̃ (`StandardizedInput`), the latter those of x
-    in ``encode``; in the inference SAE both have those of x.
+    During training ``hook_sae_acts_pre`` and ``hook_sae_acts_post`` are in the units of x̃ (`StandardizedInput`);
+    ``encode`` gives the latter in those of x. In the inference SAE both are in those of x.
 
     Attributes:
         standardization: from activations as they are to those that parameters and losses read.
@@ -98,7 +98,8 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
             (batch, d_sae) are those of all levels.
 
         Raises:
-            BadBatchError: if activations are none, NaN, infinite or all zero, or losses overflow; the next can follow.
+            BadBatchError: if there are no activations, they are NaN, infinite or all zero, or losses overflow; training
+                can go on with the next batch.
             ValueError: if activations are not ``d_in`` wide, or parameters are NaN or infinite.
         """
         # What depends on the forest, the draw or the silent features changes shape from step to step. It stays out of

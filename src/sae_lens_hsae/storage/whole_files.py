@@ -18,8 +18,8 @@ ANOTHER_PATH = "give another path"
 def file_written_whole(path: Path) -> Iterator[Path]:
     """Where to write a file, which takes the place of ``path`` if the block ends well; its folder is made if missing.
 
-    Whatever ends the block otherwise, be it a kill, ``path`` is what it was before. Of a link the file that it names is
-    replaced.
+    Whatever ends the block otherwise, be it a kill, ``path`` is what it was before. If ``path`` is a link, the file
+    it points to is replaced.
     """
     path = path.resolve()
     with _aside(path.parent) as aside:

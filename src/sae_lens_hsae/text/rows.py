@@ -54,9 +54,9 @@ class TextSource:
         if self.dataset is not None and Path(self.dataset).is_file():
             raise ValueError(f"dataset={str(self.dataset)!r} is a file; {_in_place_of_file(self.dataset)}")
         if self.split != "train" and self.dataset is None:
-            raise ValueError(f"split={self.split!r} is of a data set, and there is none; give dataset")
+            raise ValueError(f"split={self.split!r} names a split of a data set, but none is given; add dataset")
         if self.column != "text" and self.is_installed:
-            raise ValueError(f"column={self.column!r} is of a file or a data set, and there is none; give one")
+            raise ValueError(f"column={self.column!r} names a column, but no file or data set is given")
 
     def __str__(self) -> str:
         if self.is_installed:

@@ -312,6 +312,8 @@ def _said(error: Any) -> str:
 def _object(text: str) -> dict[str, Any]:
     """The first JSON object of an answer; thoughts, words and a code fence around it do not count."""
     answer = text.rpartition("</think>")[2]
+    if "<think>" in answer:
+        raise ValueError("it ends within its thoughts")
     if "{" not in answer:
         raise ValueError("no JSON object")
     data, _ = json.JSONDecoder().raw_decode(answer[answer.index("{") :])

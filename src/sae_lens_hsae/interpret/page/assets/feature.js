@@ -109,7 +109,7 @@ function longList(kind, items, make) {
   const list = element("ul", { class: kind }, items.slice(0, MANY).map(make));
   if (items.length <= MANY) return [list];
   const more = element("button", { type: "button", class: "more" }, `Show all ${items.length}`);
-  more.addEventListener("click", () => { 
+  more.addEventListener("click", () => {
     list.append(...items.slice(MANY).map(make));
     more.remove();
     list.children[MANY].querySelector("a, summary")?.focus();

@@ -50,7 +50,7 @@ function summary(forest) {
   const copies = edges.filter(isCopy), clear = edges.filter((f) => !isCopy(f) && isClear(f)), weak = edges.filter((f) => !isCopy(f) && !isClear(f));
   const are = (of) => (of.length === 1 ? "is " : "are ");
   const kinds = [
-    [copies, "copies", [copies.length === 1 ? "leads to a " : "lead to ", explained(copies.length === 1 ? "copy" : "copies", "A copy's decoder direction is nearly its parent's: the same thing once more, at a finer level.")]],
+    [copies, "copies", [copies.length === 1 ? "leads to a " : "lead to ", explained(copies.length === 1 ? "copy" : "copies", "A copy's decoder direction is nearly its parent's: the same thing once more, or a part of it; its badge says on how many of the parent's tokens it fires.")]],
     [clear, "clear enough", [are(clear), "clear enough"]],
     [weak, "weak", [clear.length && are(clear) === are(weak) ? "" : are(weak), explained("weak", `The similarity of a weak edge, P(parent | child) − 2 P(parent), is below ${forest.weak}; from there on it is clear enough.`)]],
   ].filter(([of]) => of.length);
