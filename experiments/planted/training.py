@@ -165,7 +165,8 @@ def compare(
         if name in same_rule_of:
             named = name + SAME_RULE
             counted = islice(trees.training_batches(), COUNTED_ON)
-            same_rule = FeatureForest.from_saes(list(level_saes(levels)), activations=counted)
+            own: list[Any] = list(level_saes(levels))
+            same_rule = FeatureForest.from_saes(own, activations=counted)
             results[named] = measured(named, levels, same_rule)
     return results
 

@@ -52,7 +52,8 @@ def test_a_difference_of_one_child_is_followed_down_to_it(planted):
 def test_a_finding_of_texts_that_are_not_kept_has_no_example(planted, monkeypatch):
     monkeypatch.setattr(compare, "TEXTS_KEPT", 10)
     late = [*texts(20, {2: 0.1}, 1), *texts(20, {0: 0.9, 2: 0.1}, 1)]
-    (finding,) = contrast(*planted, late, list(texts(40, {2: 0.1}, 2))).findings
+    sae, forest = planted
+    (finding,) = contrast(sae, forest, late, list(texts(40, {2: 0.1}, 2))).findings
     assert finding.more_in_a
     assert finding.example is None
 
