@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from datasets import Dataset
 
 from hsae_command.parsers import DASHBOARD_TOKENS
-from sae_lens_hsae.cli.about_page import about_page, as_command
+from sae_lens_hsae.cli.about_page import about_page, text_read
 from sae_lens_hsae.cli.collected import ELSEWHERE, PAGE_FILENAME, as_source, dashboards_beside, read_rows, text_source
 from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.evaluation import shared_edges
@@ -113,7 +114,6 @@ def explore(
     found_again = _found_again(sae, other_seeds, device)
     where = dashboards_folder(folder)
     dashboards = None if renew else dashboards_beside(folder, sae)
-    collected = dashboards is None
     if dashboards is None:
         check_writable("folder", folder, ELSEWHERE)
     elif rows is not None or n_tokens is not None or not source.is_installed:
@@ -138,13 +138,10 @@ def explore(
             exclude_tokens=excluded_tokens(sae, tokenizer),
             unembedding=unembedding_of(sae, model),
         )
+        dashboards = replace(dashboards, text=text_read(source) if rows is None else "")
         dashboards.save(where)
     texts = TokenTexts(tokenizer)
     names = token_labels(dashboards, texts.__getitem__) | names
-    about = about_page(sae, dashboards, source if collected and rows is None else None)
-    if rows is None:
-        flags = {"--n-tokens": n_tokens, "--labels": labels, "--explain": explained, "--circuit": circuits}
-        about["Command"] = as_command(folder, source, flags | {"--other-seed": other_seeds}, renew)
     title = f"{folder.resolve().name}: {sae.cfg.metadata.hook_name}"
     return write_page(
         dashboards,
@@ -157,7 +154,7 @@ def explore(
         sections=circuit_sections,
         separators=parting_tokens(tokenizer),
         found_again=found_again,
-        about=about,
+        about=about_page(sae, dashboards),
     )
 
 

@@ -124,6 +124,7 @@ class Dashboards:
         nearest, nearest_cosines: features of the same level by decoder cosine.
         parent_cosine, parent_projection: decoder cosine with the parent, and ⟨d_child, d_parent⟩ / ‖d_parent‖².
         promoted_tokens, promoted_logits, suppressed_tokens, suppressed_logits: None without an unembedding.
+        text: what was read, in words; empty where that is not recorded.
     """
 
     settings: DashboardSettings
@@ -157,6 +158,7 @@ class Dashboards:
     promoted_logits: torch.Tensor | None = field(default=None, repr=False, metadata=_PROMOTED_LOGITS)
     suppressed_tokens: torch.Tensor | None = field(default=None, repr=False, metadata=_PROMOTED_TOKENS)
     suppressed_logits: torch.Tensor | None = field(default=None, repr=False, metadata=_PROMOTED_LOGITS)
+    text: str = ""
 
     @property
     def n_features(self) -> int:
@@ -242,7 +244,7 @@ class Dashboards:
         for name in (MANIFEST, TENSORS):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} holds no {name}, so no complete dashboards; collect them again")
-        manifest = read_json_object(folder / MANIFEST)
+        manifest = {"text": ""} | read_json_object(folder / MANIFEST)
         if manifest.get("format") != FORMAT:
             raise ValueError(f"{folder / MANIFEST} does not describe dashboards (format {FORMAT!r})")
         if manifest.get("format_version") != FORMAT_VERSION:
@@ -270,6 +272,7 @@ class Dashboards:
         try:
             values["settings"] = DashboardSettings(**values["settings"])
             values["level_widths"] = Levels(tuple(values["level_widths"])).widths
+            values["text"] = printable(values["text"])
         except (TypeError, ValueError) as error:
             raise ValueError(f"{folder / MANIFEST} is damaged ({printable(error)}); {AGAIN}") from error
         values |= {name: tensors.get(name) for name in _tensor_fields()}
