@@ -27,7 +27,7 @@ BREADTH_PENALTY = 2.0
 """How many times its own frequency a parent must make up for; 1 would be chance alone."""
 
 WEAK_SIMILARITY = 0.5
-"""Edges of a lower P(parent | child) − 2 P(parent) were more often unrelated than not, to a reader (docs/edges.md)."""
+"""Half of the edges of a lower P(parent | child) − 2 P(parent) were unrelated to a reader (docs/edges.md)."""
 
 CLEAR_SIMILARITY = 0.65
 """Edges from this one on were seldom unrelated."""
