@@ -157,9 +157,8 @@ def model_and_optimizer(model: str, steps: int) -> tuple[str, dict[str, Any]]:
     if model.endswith(SAELENS_OPTIMIZER):
         defaults = {field.name: field.default for field in fields(LanguageModelSAERunnerConfig)}
         names = ("lr", "lr_scheduler_name", "lr_warm_up_steps", "adam_beta1", "adam_beta2")
-        return model.removesuffix(SAELENS_OPTIMIZER), {name: defaults[name] for name in names} | {
-            "lr_end": defaults["lr"]
-        }
+        optimizer = {name: defaults[name] for name in names} | {"lr_end": defaults["lr"]}
+        return model.removesuffix(SAELENS_OPTIMIZER), optimizer
     model, rate = AT_OTHER_RATES.get(model, (model, LEARNING_RATE))
     return model, paper_optimizer(steps, rate)
 

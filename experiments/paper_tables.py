@@ -111,13 +111,7 @@ TABLES = {
     "gemma": Table((HSAE, "HSAE (paper)", "post hoc", SAELENS_BATCH_TOPK), ((9, 16), (12, 16), (5, 16))),
     "gemma-jumprelu": Table((HSAE, "post hoc", SAELENS_JUMPRELU), ((9, 16),)),
     "gemma-rates": Table((HSAE, "post hoc", SAELENS_BATCH_TOPK, *AT_OTHER_RATES), ((9, 16),)),
-    "gemma-long": Table(
-        (
-            *(HSAE, "ρ = 0", "post hoc", SAELENS_BATCH_TOPK, "post hoc" + ORDINARY, SAELENS_BATCH_TOPK + ORDINARY),
-            *(HSAE + SAELENS_OPTIMIZER, SAELENS_BATCH_TOPK + SAELENS_OPTIMIZER),
-        ),
-        ((9, 16),),
-    ),
+    "gemma-long": Table((HSAE, "ρ = 0", "post hoc", SAELENS_BATCH_TOPK, HSAE + SAELENS_OPTIMIZER), ((9, 16),)),
     "gemma-ordinary": Table(
         (HSAE, "post hoc", SAELENS_BATCH_TOPK, "post hoc" + ORDINARY, SAELENS_BATCH_TOPK + ORDINARY), ((9, 16),)
     ),

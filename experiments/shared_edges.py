@@ -4,8 +4,8 @@ Expected before the first list was read: of the edges that another seed has twic
 the others, and at most half as many unrelated. Of rivals: at least 0.1 more of the edges of SAEs that were trained one
 by one are unrelated than of HSAE's, and the structural loss changes less than that. Of levels that grow by four, with a
 bar of 0.4 and without the lower end of P(parent | child): at most 0.35 of HSAE's, and 0.1 fewer than of SAELens'
-BatchTopK; later, with the lower end and a bar of 0.25, of HSAE alone: at most 0.38; and
-at last, of all three by that rule: BatchTopK's are within 0.1 of HSAE's, and the JumpReLU SAEs' at least 0.15 above.
+BatchTopK; later, with the lower end and a bar of 0.25, of HSAE alone: at most 0.38; and last, of all three by that
+rule: BatchTopK's are within 0.1 of HSAE's, and the JumpReLU SAEs' at least 0.15 above.
 """
 
 from __future__ import annotations

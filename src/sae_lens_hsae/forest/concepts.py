@@ -1,8 +1,8 @@
 """Concepts: features and their copies taken together, so that one thing the levels say several times counts once.
 
 A level of twice as many features repeats much of the level above. Such a *copy* is a feature whose decoder direction is
-nearly its parent's. It may be the same thing once more or a part of it: the direction
-does not say on how many of its parent's tokens it fires. A chain of copies is counted as one concept.
+nearly its parent's. It may be the same thing once more or a part of it: the direction does not say on how many of its
+parent's tokens it fires. A chain of copies is counted as one concept.
 """
 
 from __future__ import annotations
