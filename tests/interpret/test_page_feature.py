@@ -248,20 +248,6 @@ def test_siblings_and_the_parent_are_a_key_away(opened, hostile_sae, hostile_das
     assert opened.run("return document.getElementById('query').value") == "jukc"
 
 
-def test_from_a_root_keys_step_through_the_trees(opened, hostile_sae):
-    forest = hostile_sae.forest
-    trees = {name_of(forest, f) for f in range(forest.n_features) if forest.parent(f) is None and forest.children(f)}
-    opened.go("#/f/0/2")
-    for key, relation in (("k", "prev"), ("j", "next")):
-        seen = {opened.fragment()}
-        while there := opened.run(f"return document.querySelector('a[rel={relation}]')?.hash"):
-            opened.keys(key)
-            opened.wait(there)
-            seen.add(there)
-    assert seen == {f"#/f/{name}" for name in trees}
-    assert opened.run("return document.querySelector('.beside a').title").startswith(("Next tree", "Previous tree"))
-
-
 @pytest.fixture
 def page_of_parts(browser, tmp_path):
     """Of a root that fires on 146 of 352 tokens, a copy that fires on 44 of them, a child on 14, and eight more."""
