@@ -145,10 +145,16 @@ def ways_out(
     return {
         "nothing": NOTHING,
         "coarse features": tops,
-        "finest features below them": below,
+        "as many random coarse ones": coarse.start + _some(coarse, N_COARSE, generator),
+        "as many of the finest": finest.start + strength[finest].topk(N_COARSE).indices,
+        "finest features below the coarse": below,
         "as many finest features": finest.start + strength[finest].topk(n).indices,
-        "as many random ones": finest.start + torch.randperm(finest.stop - finest.start, generator=generator)[:n],
+        "as many random ones": finest.start + _some(finest, n, generator),
     }
+
+
+def _some(level: slice, n: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.randperm(level.stop - level.start, generator=generator)[:n]
 
 
 def _tells_length(others: Sequence[tuple[Texts, Texts]]) -> torch.Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -29,8 +30,8 @@ N_WRITTEN = 16
 EXAMPLE_TOKENS = 48
 STRENGTHS = (0.25, 0.5)
 """Length of the push, in median distances of the activations from their centre."""
-WAYS = {"coarse": 0, "coarse to fine": -1, "flat finest": -1}
-"""How features are chosen, and at which level it ends."""
+WAYS = {"coarse": 0, "coarse to fine": -1, "flat finest": -1, "random finest": -1}
+"""How features are chosen, and at which level it ends; random ones get the weights of the flat finest."""
 BASELINE = "means"
 """Needs no level."""
 NONE = "not steered"
@@ -101,7 +102,7 @@ def reproduce_steering(activations: GemmaActivations, folder: Path, size: Size) 
     """
     subject = Subject(activations, folder, size)
     forest = kept_name(HSAE, Stream(LAYER, 16.0, 0), size)
-    settings = (forest, N_WRITTEN, EXAMPLE_TOKENS, STRENGTHS)
+    settings = (forest, N_WRITTEN, EXAMPLE_TOKENS, STRENGTHS, tuple(WAYS))
     cells = [
         Cell(
             named_by(f"steering-{task}-seed{seed}-{method}-{size.name}", settings),
@@ -161,7 +162,7 @@ def steer_task(task: str, seed: int, method: str, subject: Subject) -> dict[str,
         if method == NONE:
             found.append(Written(way, 0, 0, 0.0, *_judged(subject.model, judge, write(subject.model, prompts, seed))))
             continue
-        selection, n_visited = choose(method, way, examples)
+        selection, n_visited = choose(method, way, examples, seed)
         if not selection.features:
             continue
         length = direction(selection, examples).norm().item()
@@ -185,8 +186,8 @@ def direction(selection: Selection, examples: Examples) -> torch.Tensor:
     return pushed if selection.rest is None else pushed + selection.rest
 
 
-def choose(method: str, way: str, examples: Examples) -> tuple[Selection, int]:
-    """The features by a method, and how many it looked at."""
+def choose(method: str, way: str, examples: Examples, seed: int) -> tuple[Selection, int]:
+    """The features by a method, and how many it looked at; the seed draws random ones."""
     seen: list[int] = []
 
     def selector(examples: Examples, level: int, among: Any = None) -> Selection:
@@ -195,6 +196,9 @@ def choose(method: str, way: str, examples: Examples) -> tuple[Selection, int]:
 
     level = WAYS.get(way, -1)
     selection = descend(selector, examples, level) if way == "coarse to fine" else selector(examples, level)
+    if way == "random finest":
+        drawn = random.Random(seed).sample(examples.of_level(level).tolist(), len(selection.features))
+        selection = replace(selection, features=tuple(drawn))
     return selection, sum(seen)
 
 

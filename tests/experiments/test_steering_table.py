@@ -96,6 +96,8 @@ def test_cells_become_rows(model, sae, tmp_path, monkeypatch):
     assert by_way["sta", "coarse"]["looked at"] == 4
     assert by_way["sta", "flat finest"]["looked at"] == 20
     assert 4 < by_way["sta", "coarse to fine"]["looked at"] < 33
+    assert by_way["sta", "random finest"]["features"] == by_way["sta", "flat finest"]["features"]
+    assert by_way["sta", "random finest"]["perplexity at 0.5"] != by_way["sta", "flat finest"]["perplexity at 0.5"]
     assert all(0.9 < row["judge's accuracy"] <= 1 for row in rows)
     cells = [json.loads(path.read_text()) for path in tmp_path.glob("steering-toy-seed*.json")]
     written = [each for cell in cells if cell["method"] == "sta" for each in cell["written"] if each["way"] == "coarse"]
