@@ -45,12 +45,8 @@ def test_the_probe_sorts_by_length_until_its_features_are_taken_out(planted):
     rows = {(row["taken out"], row["probe"]): row for row in shift_rows(topics, others, sae, 0)}
     assert rows["nothing", "as trained"]["length"] > 0.85
     assert rows["nothing", "trained on balanced texts"]["topic"] > 0.95
-    for way in (
-        "coarse features",
-        "as many of the finest",
-        "finest features below the coarse",
-        "as many finest features",
-    ):
+    coarse, fine = "coarse features", "as many of the finest"
+    for way in (coarse, fine, "finest features below the coarse", "as many finest features"):
         assert rows[way, "trained again"]["topic"] > 0.95, way
         assert rows[way, "trained again"]["length"] < 0.6, way
     assert rows[fine, "trained again"]["features"] == rows[coarse, "trained again"]["features"] == 8
