@@ -28,7 +28,7 @@ from experiments.planted.shared_truth import reproduce_shared
 from experiments.planted_tables import SETTINGS, reproduce_planted
 from experiments.pushes import reproduce_pushes
 from experiments.readability import drawn_trees, readability
-from experiments.shared_edges import edges_to_read, rivals_to_read, wide_rivals_to_read
+from experiments.shared_edges import edges_to_read, next_best_to_read, rivals_to_read, wide_rivals_to_read
 from experiments.shift import reproduce_shift
 from experiments.steering import STRENGTHS, reproduce_steering
 from experiments.tables import (
@@ -48,7 +48,7 @@ QUICK_GLOSSES = 2_000
 OF_GEMMA = (
     *("in-the-model", "pushes", "circuits", "steering", "shift"),
     *("gemma-forests", "gemma-wide-forests", "gemma-widths", "gemma-bars", "gemma-probes", "gemma-mixing"),
-    *("gemma-edges", "gemma-edges-of-rivals", "gemma-edges-of-wide-rivals"),
+    *("gemma-edges", "gemma-edges-of-rivals", "gemma-edges-of-wide-rivals", "gemma-edges-next-best"),
 )
 OF_PLANTED = {
     "planted-bars": reproduce_bars,
@@ -87,6 +87,7 @@ ABOUT = {
     "gemma-edges": "for a reader: edges that another seed has and others, shuffled",
     "gemma-edges-of-rivals": "for a reader: edges of HSAE and of independent SAEs, shuffled",
     "gemma-edges-of-wide-rivals": "the same with levels that grow by four, every seed",
+    "gemma-edges-next-best": "for a reader: children with their parents, and with the next best, shuffled",
     "gemma-probes": "Tree SAE's hierarchy score",
     "in-the-model": "the cross-entropy that levels recover",
     "pushes": "what steering changes on and off target, coarse against fine",
@@ -211,6 +212,7 @@ def _of_gemma(chosen: argparse.Namespace, activations: GemmaActivations, size: S
         "gemma-edges": edges_to_read,
         "gemma-edges-of-rivals": rivals_to_read,
         "gemma-edges-of-wide-rivals": wide_rivals_to_read,
+        "gemma-edges-next-best": next_best_to_read,
         "in-the-model": reproduce_in_the_model,
         "pushes": reproduce_pushes,
     }

@@ -5,19 +5,20 @@ the others, and at most half as many unrelated. Of rivals: at least 0.1 more of 
 by one are unrelated than of HSAE's, and the structural loss changes less than that. Of levels that grow by four, with a
 bar of 0.4 and without the lower end of P(parent | child): at most 0.35 of HSAE's, and 0.1 fewer than of SAELens'
 BatchTopK; later, with the lower end and a bar of 0.25, of HSAE alone: at most 0.38; and last, of all three by that
-rule: BatchTopK's are within 0.1 of HSAE's, and the JumpReLU SAEs' at least 0.15 above.
+rule: BatchTopK's are within 0.1 of HSAE's, and the JumpReLU SAEs' at least 0.15 above. Of the same children with the
+next best parent: at least 0.15 more are unrelated, and at most two thirds as many are refinements.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import permutations, product
+from itertools import pairwise, permutations, product
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from experiments.gemma_forests import POST_HOC, WITHOUT_LOSS, gemma_batches, stack_with_parents
+from experiments.gemma_forests import COUNTED_ON, POST_HOC, WITHOUT_LOSS, gemma_batches, stack_with_parents
 from experiments.gemma_stream import GemmaActivations
 from experiments.models import HSAE, SAELENS_BATCH_TOPK, SAME_RULE, WIDE_BATCH_TOPK, WIDE_FAMILIES, WIDE_POST_HOC
 from experiments.paper_tables import Size, Stream, n_tokens, trained
@@ -90,6 +91,52 @@ def wide_rivals_to_read(
     """The same of each of `WIDE_RIVALS` and every seed."""
     streams = [Stream(layer, finest_l0, seed) for seed in range(size.seeds)]
     return _edges_of(WIDE_RIVALS, streams, activations, size, folder)
+
+
+def next_best_to_read(
+    activations: GemmaActivations, folder: Path, size: Size, layer: int, finest_l0: float = 16.0
+) -> list[dict[str, Any]]:
+    """Random children of HSAE's with their parents, and the same children with the next best parents, shuffled.
+
+    Of every seed; each pair's ``similarity`` is counted on the activations that `COUNTED_ON` says.
+    """
+    reader = _Reader(activations.text, layer)
+    rows = []
+    for seed in range(size.seeds):
+        saes, forest = stack_with_parents(WIDE_FAMILIES, Stream(layer, finest_l0, seed), activations, size, folder)
+        found = next_best(saes, forest, activations(layer, n_tokens(size))[:COUNTED_ON])
+        activations.for_the_model(saes, layer, n_tokens(size))
+        data = reader.dashboards(saes, forest)
+        edges = drawable(data, forest, reader.generator)[: 2 * N_EDGES]
+        others = torch.tensor([(found[child][0], child) for _, child in edges.tolist()])
+        of_seed = reader.rows("its parent", data, edges)
+        of_seed += [
+            row | {"similarity": found[child][1]}
+            for row, (_, child) in zip(reader.rows("the next best", data, others), others.tolist(), strict=True)
+        ]
+        of_seed += reader.rows("stranger", data, strangers(forest, edges, reader.generator)[:N_STRANGERS])
+        rows += [row | {"seed": seed} for row in of_seed]
+    return reader.shuffled(rows)
+
+
+@torch.no_grad()
+def next_best(saes: Sequence[Any], forest: FeatureForest, x: torch.Tensor) -> dict[int, tuple[int, float]]:
+    """For each child the most similar feature of the level above but its parent, and that similarity, on x (n, d_in).
+
+    The similarity is P(parent | child) − 2 P(parent).
+    """
+    fires = torch.cat([torch.cat([sae.encode(part) != 0 for sae in saes], dim=1) for part in x.split(4096)]).float()
+    often = fires.mean(0)
+    found = {}
+    for above, own in pairwise(forest.levels):
+        together = fires[:, own].T @ fires[:, above] / len(x)
+        similarity = together / often[own, None] - BREADTH_PENALTY * often[above]
+        for row, child in zip(similarity, range(own.start, own.stop), strict=True):
+            parent = forest.parent(child)
+            if parent is not None and often[child] > 0:
+                row[parent - above.start] = float("-inf")
+                found[child] = (above.start + int(row.argmax()), row.max().item())
+    return found
 
 
 def _edges_of(

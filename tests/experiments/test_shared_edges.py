@@ -1,9 +1,11 @@
 """Which edges a reader is shown."""
 
+import pytest
 import torch
 from small_saes import D_IN, make_sae
 
-from experiments.shared_edges import drawable, strangers
+from experiments.shared_edges import drawable, next_best, strangers
+from sae_lens_hsae.evaluation import level_saes
 from sae_lens_hsae.interpret.feature_cache import DashboardSettings, collect_dashboards
 
 
@@ -26,3 +28,21 @@ def test_edges_that_fire_are_drawn_without_copies_and_strangers_are_no_edges():
     others = strangers(sae.forest, torch.tensor(drawn), generator).tolist()
     assert sorted(parent for parent, _ in others) == sorted(parent for parent, _ in drawn)
     assert not edges & {tuple(pair) for pair in others}
+
+
+def test_the_next_best_parent_is_the_most_similar_of_the_others():
+    sae = make_sae(seed=3, level_widths=[6, 20, 60])
+    x = torch.randn(500, D_IN, generator=torch.Generator().manual_seed(0))
+    fires = torch.cat([level.encode(x) != 0 for level in level_saes(sae)], dim=1).double()
+    found = next_best(level_saes(sae), sae.forest, x)
+    assert found.keys() == {child for _, child in sae.forest.edges().tolist() if fires[:, child].any()}
+    for child, (other, similarity) in found.items():
+        slow = {
+            above: (
+                (fires[:, above] * fires[:, child]).sum() / fires[:, child].sum() - 2 * fires[:, above].mean()
+            ).item()
+            for above in (range(6) if child < 26 else range(6, 26))
+            if above != sae.forest.parent(child)
+        }
+        assert slow[other] == pytest.approx(max(slow.values()), abs=1e-6)
+        assert similarity == pytest.approx(slow[other], abs=1e-5)
