@@ -258,10 +258,14 @@ def test_promoted_and_suppressed_tokens_need_an_unembedding(sae, dashboards):
 def test_how_the_stream_is_cut_changes_nothing(sae, dashboards, monkeypatch, at_once):
     monkeypatch.setattr(module, "MAX_ELEMENTS_AT_ONCE", at_once)
     levels = [sae.level_sae(level) for level in range(len(WIDTHS))]
-    again = collect_dashboards(
-        levels, sae.forest, stream(batch_size=12), settings=SETTINGS, exclude_tokens=[PADDING], progress=False
-    )
-    assert_same(again, dashboards)
+    settings: dict[str, Any] = {"settings": SETTINGS, "exclude_tokens": [PADDING], "progress": False}
+    assert_same(collect_dashboards(levels, sae.forest, stream(batch_size=12), **settings), dashboards)
+    # Nor does it change which tokens are outlying: by the first contexts alone most would be.
+    contexts = [(ids, x * (1.0 if i < 5 else 40.0)) for i, (ids, x) in enumerate(stream(batch_size=1))]
+    together = [(torch.cat([ids for ids, _ in contexts]), torch.cat([x for _, x in contexts]))]
+    by_context, whole = (collect_dashboards(levels, sae.forest, each, **settings) for each in (contexts, together))
+    assert by_context.n_tokens == dashboards.n_tokens
+    assert_same(by_context, whole)
 
 
 def assert_same(first: Dashboards, second: Dashboards) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from itertools import tee
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from sae_lens import SAE
 from tqdm.auto import tqdm
 
 from sae_lens_hsae.evaluation import level_saes
-from sae_lens_hsae.evaluation.outliers import FEWEST_TOKENS, SEEN_FIRST, Usual, usual
+from sae_lens_hsae.evaluation.outliers import FEWEST_TOKENS, Usual, begun, usual
 from sae_lens_hsae.evaluation.stacks import check_fit
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.feature_cache.contexts import ContextSlots
@@ -84,24 +85,26 @@ def collect_dashboards(
     contexts = ContextSlots(forest, settings, device)
     statistics = FiringStatistics(forest, device)
     token_means = TokenMeans(forest.n_features, settings, device)
-    ordinary = OrdinaryTokens()
+    ordinary, batches = _begun(_checked(batches, d_in, n_tokens), excluded)
 
     with tqdm(total=n_tokens, desc="Dashboards", unit="tok", disable=not progress) as bar:
-        for chunk in _chunks(batches, d_in, forest.n_features, n_tokens):
-            token_ids, x = (tensor.to(device) for tensor in chunk)
-            acts = torch.cat([sae.encode(x.flatten(0, 1)).float().abs() for sae in saes], dim=1)
-            kept = ~torch.isin(token_ids, excluded)
-            n_before = int(kept.sum())
-            kept &= ordinary(x, kept)
-            n_kept = int(kept.sum())
-            n_outlying += n_before - n_kept
-            acts[~kept.flatten()] = 0
-            firing = Firing(acts, parents)
-            statistics.add(firing, n_kept)
-            token_means.add(firing, token_ids.flatten(), kept.flatten())
-            contexts.add(firing, token_ids, n_contexts)
-            n_contexts += len(token_ids)
-            bar.update(token_ids.numel())
+        for token_ids, x in batches:
+            kept = ~torch.isin(token_ids, excluded.to(token_ids.device))
+            if ordinary is not None:
+                n_before = int(kept.sum())
+                kept &= ordinary.holds(x.float())
+                n_outlying += n_before - int(kept.sum())
+            at_once = max(1, MAX_ELEMENTS_AT_ONCE // (token_ids.shape[1] * forest.n_features))
+            for chunk in zip(token_ids.split(at_once), x.split(at_once), kept.split(at_once), strict=True):
+                own_ids, own_x, own_kept = (tensor.to(device) for tensor in chunk)
+                acts = torch.cat([sae.encode(own_x.flatten(0, 1)).float().abs() for sae in saes], dim=1)
+                acts[~own_kept.flatten()] = 0
+                firing = Firing(acts, parents)
+                statistics.add(firing, int(own_kept.sum()))
+                token_means.add(firing, own_ids.flatten(), own_kept.flatten())
+                contexts.add(firing, own_ids, n_contexts)
+                n_contexts += len(own_ids)
+                bar.update(own_ids.numel())
 
     if not statistics.n_tokens:
         raise ValueError(
@@ -131,24 +134,15 @@ def collect_dashboards(
     )
 
 
-class OrdinaryTokens:
-    """Tells ordinary tokens from outlying ones by the distances that are usual in the first chunk."""
-
-    def __init__(self) -> None:
-        self._usual: Usual | None = None
-
-    def __call__(self, x: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-        """Which activations (batch, context, d_in) are ordinary, (batch, context) bool; ``kept`` says which count."""
-        if self._usual is None:
-            if int(kept.sum()) < FEWEST_TOKENS:
-                return torch.ones_like(kept)
-            centre, limit = usual(x[kept][:SEEN_FIRST].float())
-            self._usual = Usual(centre, limit[None])
-        return self._usual.holds(x.float())
+def _begun(batches: Iterable[Batch], excluded: torch.Tensor) -> tuple[Usual | None, Iterable[Batch]]:
+    """What is usual of the first tokens that count, None if these are too few; and the whole stream again."""
+    ahead, batches = tee(batches)
+    first, _ = begun(x[~torch.isin(token_ids, excluded.to(token_ids.device))].float() for token_ids, x in ahead)
+    return (None if len(first) < FEWEST_TOKENS else usual(first)), batches
 
 
-def _chunks(batches: Iterable[Batch], d_in: int, n_features: int, n_tokens: int | None) -> Iterable[Batch]:
-    """The checked batches, cut to this many contexts as may be encoded at once, until ``n_tokens``."""
+def _checked(batches: Iterable[Batch], d_in: int, n_tokens: int | None) -> Iterable[Batch]:
+    """The checked batches that hold a token, until ``n_tokens``."""
     n_seen = 0
     for i, (token_ids, x) in enumerate(batches):
         if token_ids.ndim != 2 or x.shape != (*token_ids.shape, d_in):
@@ -162,9 +156,8 @@ def _chunks(batches: Iterable[Batch], d_in: int, n_features: int, n_tokens: int 
         if n_tokens is not None and length:
             left = -(-(n_tokens - n_seen) // length)
             token_ids, x = token_ids[:left], x[:left]
-        at_once = max(1, MAX_ELEMENTS_AT_ONCE // max(1, length * n_features))
         if token_ids.numel():
-            yield from zip(token_ids.split(at_once), x.split(at_once), strict=True)
+            yield token_ids, x
         n_seen += token_ids.numel()
         if n_tokens is not None and n_seen >= n_tokens:
             return
