@@ -240,7 +240,9 @@ def test_a_model_without_a_first_token_is_read_without_one(tmp_path):
     (folder / "labels.json").unlink()
     assert [token.strip() for token in explain_text(folder, "w1 w2").tokens] == ["w1", "w2"]
     sae, loaded = read_back(folder)
-    assert [len(x) for x in text_activations(sae, loaded, ["w1 w2", "w3"])] == [2, 1]
+    assert [len(x) for x in text_activations(sae, loaded, ["w1 w2", "w1 w2 w3"])] == [1, 2], "no first token"
+    with pytest.raises(ValueError, match=r"texts: number 0 \('w3'\) has no token"):
+        list(text_activations(sae, loaded, ["w3"]))
     sae.cfg.metadata.sequence_separator_token = "eos"
     read = [explain(sae, loaded, "w1 w2")]
     sae.cfg.metadata.prepend_bos = False

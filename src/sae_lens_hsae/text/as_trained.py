@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sae_lens import SAE
@@ -39,6 +40,11 @@ def before_text(metadata: Any, tokenizer: Any) -> int | None:
     if first is None and metadata.prepend_bos is not None and not metadata.disable_concat_sequences:
         return separator(metadata, tokenizer)
     return first
+
+
+def begins_bare(metadata: Any, start: Sequence[int]) -> bool:
+    """Whether a text's own first token stands where `before_text` gave nothing to go before it."""
+    return not start and metadata.prepend_bos is not None
 
 
 def excluded_tokens(sae: SAE[Any], tokenizer: Any) -> list[int]:

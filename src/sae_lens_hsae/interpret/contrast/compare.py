@@ -20,7 +20,7 @@ from sae_lens_hsae.forest import NO_PARENT, FeatureForest
 from sae_lens_hsae.interpret.contrast.findings import Finding, join_alike, roll_up
 from sae_lens_hsae.interpret.feature_cache.text import tokens_and_activations
 from sae_lens_hsae.interpret.labels.files import Labels, by_feature
-from sae_lens_hsae.text.as_trained import positions
+from sae_lens_hsae.text.as_trained import begins_bare, positions
 from sae_lens_hsae.text.hook_point import check_several, checked_texts, ids_of_text, most_tokens
 
 MIN_TEXTS = 8
@@ -148,8 +148,9 @@ def contrast(
 def text_activations(sae: SAE[Any], model: Any, texts: Iterable[str], max_tokens: int = 128) -> Iterator[torch.Tensor]:
     """Activations of each text (tokens, d_in) at the hook point that the SAE names, where training read positions.
 
-    Each text is cut to ``max_tokens``, or to what the model takes; the model has a tokenizer. A ValueError at once, if
-    ``texts`` is a single text; then, if a text has no token that training would have read.
+    Each text is cut to ``max_tokens``, or to what the model takes; the model has a tokenizer. Where it has no token to
+    put before a text, the text's first is left out. A ValueError at once, if ``texts`` is a single text; then, if a
+    text has no token that is read.
     """
     check_several("texts", texts)
     return _text_activations(sae, model, texts, max_tokens)
@@ -166,13 +167,14 @@ def _text_activations(sae: SAE[Any], model: Any, texts: Iterable[str], max_token
             raise ValueError(f"texts: number {i} ({text!r}) has no token; leave it out")
         rows = Dataset.from_dict({"tokens": [[*start, *ids]]})
         read = range(len(start) + len(ids))[positions(sae.cfg.metadata)]
-        if not any(position >= len(start) for position in read):
+        n_before = len(start) + begins_bare(sae.cfg.metadata, start)
+        if not any(position >= n_before for position in read):
             raise ValueError(
                 f"texts: number {i} ({text!r}) has no token at a position that was trained on (the SAE's metadata have "
-                f"seqpos_slice={sae.cfg.metadata.seqpos_slice!r}); leave it out"
+                f"seqpos_slice={sae.cfg.metadata.seqpos_slice!r}), without a context's first; leave it out"
             )
         for _, x in tokens_and_activations(sae, model, rows):
-            yield x[0, torch.tensor(read) >= len(start)]
+            yield x[0, torch.tensor(read) >= n_before]
 
 
 def _per_text(

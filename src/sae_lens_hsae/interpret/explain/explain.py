@@ -12,6 +12,7 @@ from sae_lens_hsae.evaluation.outliers import FEWEST_TOKENS, usual
 from sae_lens_hsae.forest import NO_PARENT, FeatureForest
 from sae_lens_hsae.interpret.explain.explanation import Explanation
 from sae_lens_hsae.interpret.labels.files import Labels, by_feature
+from sae_lens_hsae.text.as_trained import begins_bare
 from sae_lens_hsae.text.as_trained import positions as trained_positions
 from sae_lens_hsae.text.hook_point import check_length, device_of, hook_point, ids_of_text, run_and_keep, stack_of
 from sae_lens_hsae.text.token_text import TokenTexts, whole_characters
@@ -72,7 +73,7 @@ def explain(
     read = range(len(start) + len(ids))[trained_positions(saes[0].cfg.metadata)]
     unread = [position for position in range(len(ids)) if position + len(start) not in read]
     outlying = _outlying(x)
-    if not start and saes[0].cfg.metadata.prepend_bos is not None:
+    if begins_bare(saes[0].cfg.metadata, start):
         outlying[0] = True
     level_shares[unread], acts[unread] = torch.nan, 0
     level_shares[outlying], acts[outlying] = torch.nan, 0
