@@ -100,6 +100,7 @@ def test_what_the_parsers_say_of_files_and_choices_is_so():
     ("error", "code", "said"),
     [
         (ValueError("n=0 must be 1"), "hsae push: n=0 must be 1", ""),
+        (ValueError("dry_run=0 is odd"), "hsae push: --dry-run=0 is odd", ""),
         (OSError("no space"), "hsae push: no space", ""),
         (FileNotFoundError(2, "No such file", "a.yaml"), "hsae push: 'a.yaml': No such file", ""),
         (KeyError("hsae"), "hsae push: KeyError: 'hsae' (--debug shows where)", ""),
@@ -307,7 +308,7 @@ def test_contrast_says_so_where_nothing_is_clear(saved, capsys):
         (["{0}/out", "{0}/none.txt", "{0}/b.txt"], "none.txt"),
         (["{0}/out", "{0}/few.txt", "{0}/b.txt"], "few.txt' holds 1 texts, one a line; give at least 8"),
         (["{0}/out", "{0}/a.txt", "{0}/b.txt", "--alpha", "2"], "alpha=2.0 must lie between 0 and 1"),
-        (["{0}/out", "{0}/a.txt", "{0}/b.txt", "--max-tokens", "0"], "max_tokens=0 must be at least 2"),
+        (["{0}/out", "{0}/a.txt", "{0}/b.txt", "--max-tokens", "0"], "--max-tokens=0 must be at least 2"),
     ],
 )
 def test_contrast_refuses(saved, changes, message):

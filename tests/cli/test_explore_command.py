@@ -89,7 +89,7 @@ def test_the_command_goes_from_a_saved_sae_to_its_page(saved, tmp_path, capsys):
     named = ["explore", str(saved), "--text", str(tmp_path / "text.txt")]
     with pytest.raises(SystemExit, match=r"text='.*text\.txt': .* already holds what was collected.*--renew"):
         cli.main(named)
-    with pytest.raises(SystemExit, match=r"n_tokens=9: .* already holds what was collected on \d+ tokens"):
+    with pytest.raises(SystemExit, match=r"--n-tokens=9: .* already holds what was collected on \d+ tokens"):
         cli.main(["explore", str(saved), "--n-tokens", "9"])
     with pytest.raises(ValueError, match="n_tokens=0 must be at least 1"):
         explore(saved, n_tokens=0, renew=True)
@@ -178,6 +178,7 @@ def test_other_trainings_are_loaded_where_the_sae_is(causal, monkeypatch):
     [
         ({}, "has the same features as the SAE itself; give each training once"),
         ({"level_widths": [4, 20], "seed": 1}, "has another number of levels, 2 and not 3"),
+        ({"model": "gpt2-medium", "seed": 1}, "has another model, gpt2-medium and not "),
         ({"d_in": D_MODEL + 1, "seed": 1}, rf"has another d_in, {D_MODEL + 1} and not {D_MODEL}"),
         ({"hook": "transformer.h.1"}, r"has another hook point, transformer\.h\.1 and not transformer\.h\.0"),
     ],
@@ -185,7 +186,7 @@ def test_other_trainings_are_loaded_where_the_sae_is(causal, monkeypatch):
 def test_another_training_that_cannot_be_compared_is_refused_before_anything_is_read(causal, gpt2, other, message):
     sae_at(**{"hook": "transformer.h.0", "model": gpt2, **CUT, **other}).save_inference_model(causal / "other")
     named = ["explore", str(causal / "causal"), "--text", str(causal / "words.txt")]
-    with pytest.raises(SystemExit, match=rf"other_seeds: '.*other' {message}"):
+    with pytest.raises(SystemExit, match=rf"--other-seed: '.*other' {message}"):
         cli.main([*named, "--other-seed", str(causal / "other")])
     assert not (causal / "causal" / "dashboards").exists()
 

@@ -314,6 +314,9 @@ def test_saving_and_loading_keeps_everything_and_replaces_what_was_there(dashboa
     dashboards.save(folder)
     assert sorted(path.name for path in folder.parent.iterdir()) == ["dashboards"], "nothing is left beside it"
     assert sorted(path.name for path in folder.iterdir()) == ["dashboards.safetensors", "manifest.json"]
+    (folder / "manifest.json").unlink()
+    dashboards.save(folder)  # as --renew does where it is missing
+    assert_same(Dashboards.load(folder), dashboards)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("…")
     with pytest.raises(FileExistsError, match="holds something else than dashboards"):

@@ -8,6 +8,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from language_model_server import label
@@ -21,6 +22,8 @@ from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
 from sae_lens_hsae.interpret.feature_cache import Dashboards, collect_dashboards, dashboards_folder, fingerprint
 from sae_lens_hsae.interpret.labels.files import labels_beside
 from sae_lens_hsae.interpret.language_model import Endpoint, judge_pairs, label_features, sample_pairs
+from sae_lens_hsae.interpret.language_model.endpoint import Replies
+from sae_lens_hsae.interpret.language_model.judging import COLUMNS, RELATIONS, Judgements
 from sae_lens_hsae.interpret.language_model.prompts import marked
 
 TEXTS = ["", " Science", " biology", " physics", " Iron", "", "", ""]
@@ -68,7 +71,7 @@ def test_edges_and_controls_are_judged(server, tmp_path, dashboards):
     shares = rates.loc[["edge", "sibling", "swapped"], ["refines", "same", "none"]].map(lambda share: share.value)
     assert shares.values.tolist() == [[1, 0, 0], [0, 0, 1], [0, 1, 0]]
     assert rates.n.tolist() == [2, 2, 2, 2]
-    assert str(rates.loc["edge", "none"]) == "0.000 [0.000, 0.658]", "Wilson, 0 of 2"
+    assert str(rates.loc["edge", "none"]) == "0.000 [nan, nan]", "of one parent"
     assert found.agreement() == pytest.approx(6 / 8)
     assert len(found.pairs) == 16
 
@@ -76,6 +79,15 @@ def test_edges_and_controls_are_judged(server, tmp_path, dashboards):
     silent = judge_pairs(dashboards, pairs, TEXTS.__getitem__, Endpoint("other", tmp_path / "answers"))
     assert silent.rates().n.tolist() == [0, 0, 0, 0]
     assert len(silent.replies.errors) == 8
+
+
+def test_the_pairs_of_a_parent_are_no_independent_draws():
+    verdicts = [("edge", parent, child, 0, RELATIONS[parent % 2], 0.9) for parent in range(20) for child in range(5)]
+    rates = Judgements(pd.DataFrame(verdicts, columns=pd.Index(COLUMNS)), Replies([])).rates()
+    refines, none = rates.loc["edge", ["refines", "none"]]
+    assert refines.value == 0.5
+    assert 0.35 < refines.high - refines.low < 0.5, "as of 20 draws; of 100 it would be 0.2"
+    assert (none.low, round(none.high, 3)) == (0.0, 0.161), "Wilson, 0 of 20"
 
 
 def test_random_controls_are_of_the_parents_level_and_fire_about_as_often():
@@ -195,6 +207,11 @@ def test_names_that_stand_are_not_lost_where_none_is_answered(server, saved, cap
     assert sorted(partly.values()) == ["a name"] * (len(written) - 1) + ["new"]
     assert "1 of the earlier labels were replaced or left out" in capsys.readouterr().out
     assert json.loads((saved / "former-labels.json").read_text())["0"] == "a name", "it may have been written by hand"
+    (saved / "labels.json").write_text(json.dumps(written | partly | {"0": "by hand"}))
+    server.answer = lambda *_: label("fourth")
+    cli.main(["label", str(saved), "--model", "fourth"])
+    assert json.loads((saved / "former-labels-2.json").read_text())["0"] == "by hand"
+    assert json.loads((saved / "former-labels.json").read_text())["0"] == "a name"
 
 
 def test_names_of_weights_that_have_changed_since_are_neither_shown_nor_kept(server, saved):

@@ -343,3 +343,10 @@ def test_rows_of_token_ids_are_cut_as_training_cuts_them(tmp_path, capsys, colum
     foreign = TextSource(dataset=tmp_path / "foreign", column=source.column)
     with pytest.raises(ValueError, match=r"has the token 100 in row 0, and the model's tokenizer has 100;"):
         text_rows(foreign, sae.cfg.metadata, tokenizer, 100)
+
+
+def test_a_folder_called_as_an_alias_has_its_own_tokenizer(tmp_path, monkeypatch):
+    save_model(tmp_path / ALIAS)
+    monkeypatch.chdir(tmp_path)
+    sae = sae_at("blocks.0.hook_resid_post", model_name=ALIAS, context_size=16, prepend_bos=True)
+    assert load_tokenizer(sae).name_or_path == ALIAS

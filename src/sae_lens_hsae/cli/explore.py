@@ -6,8 +6,9 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from operator import eq
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from sae_lens_hsae.cli.about_page import about_page, text_read
 from sae_lens_hsae.cli.collected import ELSEWHERE, PAGE_FILENAME, as_source, dashboards_beside, read_rows, text_source
 from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.evaluation import shared_edges
+from sae_lens_hsae.forest.model_names import same_model
 from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
 from sae_lens_hsae.interpret.circuits import read_circuit
 from sae_lens_hsae.interpret.explain import explain
 from sae_lens_hsae.interpret.explain.explain import check_text
-from sae_lens_hsae.interpret.feature_cache import collect_dashboards, dashboards_folder, fingerprint
+from sae_lens_hsae.interpret.feature_cache import Dashboards, collect_dashboards, dashboards_folder, fingerprint
 from sae_lens_hsae.interpret.feature_cache.text import load_language_model, load_tokenizer, tokens_and_activations
 from sae_lens_hsae.interpret.feature_cache.unembedding import unembedding_of
 from sae_lens_hsae.interpret.labels import token_labels
@@ -116,6 +118,7 @@ def explore(
     dashboards = None if renew else dashboards_beside(folder, sae)
     if dashboards is None:
         check_writable("folder", folder, ELSEWHERE)
+        Dashboards.check_replaceable(where)
     elif rows is not None or n_tokens is not None or not source.is_installed:
         n_read = dashboards.n_tokens
         named = "rows" if rows is not None else f"n_tokens={n_tokens}" if n_tokens is not None else source
@@ -165,13 +168,14 @@ def _found_again(sae: HierarchicalSAE, other_seeds: Sequence[str | Path], device
     root = Path(os.path.commonpath([path.parent for path in paths])) if paths else Path()
     for folder, path in zip(other_seeds, paths, strict=True):
         other = load_hierarchical_sae(folder, device)
-        for what, own, its in (
-            ("hook point", sae.cfg.metadata.hook_name, other.cfg.metadata.hook_name),
-            ("model", *(Path(str(each.cfg.metadata.model_name)).name for each in (sae, other))),
-            ("number of levels", len(sae.forest.levels), len(other.forest.levels)),
-            ("d_in", sae.cfg.d_in, other.cfg.d_in),
-        ):
-            if own != its:
+        compared: list[tuple[str, Any, Any, Callable[[Any, Any], bool]]] = [
+            ("hook point", sae.cfg.metadata.hook_name, other.cfg.metadata.hook_name, eq),
+            ("model", str(sae.cfg.metadata.model_name), str(other.cfg.metadata.model_name), same_model),
+            ("number of levels", len(sae.forest.levels), len(other.forest.levels), eq),
+            ("d_in", sae.cfg.d_in, other.cfg.d_in, eq),
+        ]
+        for what, own, its, same in compared:
+            if not same(own, its):
                 raise ValueError(
                     f"other_seeds: {str(folder)!r} has another {what}, {its} and not {own}; give a training of the "
                     "same activations with another seed"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 
 from sae_lens_hsae.cli.collected import ELSEWHERE, read_collected
@@ -57,14 +58,15 @@ def _label(
     firing = set(features)
     labels = {feature: label for feature, label in named.items() if feature in firing} | labels
     n_replaced = sum(label != labels.get(feature) for feature, label in named.items())
-    former = output.with_name(f"former-{output.name}")
-    if n_replaced and not former.exists():  # the first ones, as somebody may have written some by hand
+    numbered = (output.with_name(f"former-{output.stem}{'-' * (n > 1)}{n if n > 1 else ''}.json") for n in count(1))
+    former = next(path for path in numbered if not path.exists())
+    if n_replaced:  # somebody may have written some by hand
         write_whole(former, output.read_text(encoding="utf-8"))
     write_labels(output, labels, dashboards.fingerprint)
     shown_by = f"hsae explore {folder}" + (f" --labels {output}" if chosen.output else "")
     said = f"{len(labels)} of {len(features)} features named in {output}; {shown_by} shows them"
     if n_replaced:
-        said += f"\n{n_replaced} of the earlier labels were replaced or left out; {former} keeps the first ones"
+        said += f"\n{n_replaced} of the earlier labels were replaced or left out; {former} keeps them"
     return Outcome(
         "\n".join([said, *map(_report, replies)]),
         {"output": str(output), "n_named": len(labels), "n_features": len(features), "replies": _counts(*replies)},

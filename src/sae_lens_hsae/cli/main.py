@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import sys
 import traceback
@@ -51,6 +52,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Outcome]] = {
 }
 WRITE_FOLDERS = {"sweep", "convert"}
 """Commands whose ``--output`` may be a folder; they check it themselves."""
+FLAG_OF = {"explained": "--explain", "n_edges": "--edges", "other_seeds": "--other-seed"}
+"""What sets an argument that is called otherwise, for an error that begins with it; others differ by hyphens."""
 CALL_ERROR = 2
 HEEDED = r"\s*This SAE has non-empty model_from_pretrained_kwargs"
 """How SAELens begins to say what the commands do anyway: they load the language model with these."""
@@ -76,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if chosen.debug:
             raise
-        said = f"hsae {chosen.command}: {_message(error)}"
+        said = f"hsae {chosen.command}: {_message(error, chosen)}"
         if not isinstance(error, CallError):
             sys.exit(said)
         print(said, file=sys.stderr)
@@ -113,8 +116,11 @@ def _code_after(error: BaseException) -> Any:
     return 128 + number
 
 
-def _message(error: Exception) -> str:
+def _message(error: Exception, chosen: argparse.Namespace) -> str:
     line = " ".join(str(error).split())
+    name = (re.match(r"\w*", line) or [""])[0]
+    if name in vars(chosen) and (name in FLAG_OF or "_" in name):
+        line = FLAG_OF.get(name, f"--{name.replace('_', '-')}") + line[len(name) :]
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{str(error.filename)!r}: {error.strerror}"
     if isinstance(error, (OSError, ValueError, ImportError)):

@@ -47,7 +47,7 @@ def summary(evaluation: ForestEvaluation, variance_floor: float) -> dict[str, fl
     hamming = mean(of_boundaries) if of_boundaries else nan
     variance = sum(level.variance_explained for level in evaluation.levels) / len(evaluation.levels)
     return {
-        "forest/hamming_at_matched_variance": hamming + HAMMING_PER_VARIANCE * max(0.0, variance_floor - variance),
+        "forest/hamming_at_matched_variance": hamming + HAMMING_PER_VARIANCE * max(variance_floor - variance, 0.0),
         "forest/hamming": hamming,
         "forest/variance_explained": variance,
     }

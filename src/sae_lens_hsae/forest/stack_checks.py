@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import eq
 from typing import Any
 
 from sae_lens.saes.temporal_sae import TemporalSAE
+
+from sae_lens_hsae.forest.model_names import same_model
 
 
 def check_one_token(saes: Sequence[Any]) -> None:
@@ -35,7 +38,8 @@ def check_same_input(saes: Sequence[Any]) -> None:
         raise ValueError(f"levels have different d_in {d_ins}; all levels must read the same activations")
     for field in ("model_name", "hook_name", "hook_head_index"):
         named = {level: value for level, sae in enumerate(saes) if (value := metadata(sae, field)) is not None}
-        if len(set(named.values())) > 1:
+        values, same = list(named.values()), same_model if field == "model_name" else eq
+        if not all(same(values[0], value) for value in values[1:]):
             listed = ", ".join(f"level {level} {value!r}" for level, value in named.items())
             raise ValueError(
                 f"levels have different cfg.metadata.{field}: {listed}; all levels must read the same activations, "

@@ -69,7 +69,8 @@ def branching(forest: FeatureForest, scores: torch.Tensor | ArrayLike) -> Branch
     kinds = torch.stack([n_children >= 2, n_children == 1, n_children == 0], dim=1)
     values = scores[roots].double()[:, None].masked_fill(~kinds, torch.nan)
     means = resampled_means(values, torch.arange(len(roots)), N_RESAMPLES, torch.Generator().manual_seed(0))
-    several, one, none = (means.estimate(column) for column in range(3))
+    are_shares = bool(((values >= 0) & (values <= 1) | values.isnan()).all())
+    several, one, none = (means.estimate(column, are_shares) for column in range(3))
     n_several, n_one, n_none = means.n_clusters.tolist()
     return Branching(
         several, one, none, n_several, n_one, n_none, means.difference(0, 1), means.relative_difference(0, 1)

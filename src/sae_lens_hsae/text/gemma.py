@@ -54,7 +54,7 @@ def gemma_folder(cache: str | Path | None = None) -> Path:
     if _is_whole(folder):
         return folder
     parts = _parts_package()
-    check_writable("cache", parent)
+    check_writable("cache", parent, "give another path, or set HF_ASSETS_CACHE")
     parent.mkdir(parents=True, exist_ok=True)
     with FileLock(parent / f"{NAME}.lock"):
         if not _is_whole(folder):  # else another process has made it in the meantime

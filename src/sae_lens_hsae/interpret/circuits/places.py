@@ -11,6 +11,7 @@ import torch
 
 from sae_lens_hsae.evaluation.hook_names import own_name
 from sae_lens_hsae.forest import FeatureForest
+from sae_lens_hsae.forest.model_names import same_model
 from sae_lens_hsae.forest.stack_checks import metadata
 from sae_lens_hsae.interpret.circuits.circuit import Node
 from sae_lens_hsae.text.as_trained import positions
@@ -101,6 +102,7 @@ def check_one_model(forests: Mapping[str, Any]) -> None:
                 "have one, such as a HierarchicalSAE"
             )
     trained = {own: metadata(levels, "model_name") for own, levels in forests.items()}
-    if len({name for name in trained.values() if name is not None}) > 1:
+    names = [name for name in trained.values() if name is not None]
+    if not all(same_model(names[0], name) for name in names[1:]):
         listed = ", ".join(f"{own} reads {name!r}" for own, name in trained.items())
         raise ValueError(f"the forests read different models: {listed}; give forests of one model")

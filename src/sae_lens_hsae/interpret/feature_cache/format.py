@@ -215,11 +215,16 @@ class Dashboards:
         earlier = torch.ones(numbers.shape[1], numbers.shape[1], dtype=torch.bool).tril(-1)
         return (numbers >= 0) & ~((numbers[:, :, None] == numbers[:, None, :]) & earlier).any(2)
 
+    @staticmethod
+    def check_replaceable(folder: Path) -> None:
+        """Check that `save` would replace nothing but dashboards, even incomplete ones; a FileExistsError if not."""
+        if folder.exists() and (others := sorted({path.name for path in folder.iterdir()} - {MANIFEST, TENSORS})):
+            raise FileExistsError(f"{folder} holds something else than dashboards, {others[0]!r}; move or delete it")
+
     def save(self, folder: str | Path) -> None:
         """Write ``manifest.json`` and ``dashboards.safetensors`` to a new folder, then put it in the target's place."""
         folder = Path(folder)
-        if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
-            raise FileExistsError(f"{folder} holds something else than dashboards; give an empty or a new folder")
+        self.check_replaceable(folder)
         with folder_written_whole(folder) as new:
             tensors = {name: getattr(self, name) for name in _tensor_fields()}
             save_file({name: t.contiguous() for name, t in tensors.items() if t is not None}, new / TENSORS)

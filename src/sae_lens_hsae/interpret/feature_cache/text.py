@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,6 +98,8 @@ def load_tokenizer(sae: SAE[Any]) -> Any:
 
 
 def _tokenizer_name(name: str) -> str:
+    if (Path(name) / "config.json").is_file():
+        return name
     from transformer_lens.loading_from_pretrained import get_official_model_name, get_pretrained_model_config
 
     try:

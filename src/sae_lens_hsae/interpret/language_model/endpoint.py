@@ -262,7 +262,7 @@ class Endpoint:
             stored.execute("SELECT answer FROM answers LIMIT 0")
         except sqlite3.DatabaseError as error:
             stored.close()
-            raise ValueError(f"cache={str(self.cache)!r} is no cache of answers ({error}); give another file") from None
+            raise ValueError(f"cache={str(self.cache)!r} is no cache of answers ({error}); move or delete it") from None
         return stored
 
     def _stored(self, stored: sqlite3.Connection, request: Request, parse: Parse) -> Any:

@@ -10,15 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from math import nan
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from scipy.stats import binomtest
 
-from sae_lens_hsae.evaluation.cluster_bootstrap import Estimate
+from sae_lens_hsae.evaluation.cluster_bootstrap import resampled_means
 from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.feature_cache import Dashboards
 from sae_lens_hsae.interpret.language_model.endpoint import Endpoint, Replies, Request
@@ -29,6 +27,7 @@ RELATIONS = ("refines", "same", "none")
 """Of B to A: a part, a kind or an aspect of it, and narrower; about the same thing, but not narrower; no relation."""
 COLUMNS = ("kind", "broad", "narrow", "repetition", "relation", "confidence")
 JUDGEMENTS_FILENAME = "judgements.csv"
+N_RESAMPLES = 2000
 N_NEAR = 5
 """Features that a random control is drawn from."""
 
@@ -47,12 +46,19 @@ class Judgements:
     replies: Replies
 
     def rates(self) -> pd.DataFrame:
-        """Per kind of pair, in the first repetition: n judged, and each relation's share with Wilson's interval."""
+        """Per kind of pair, in the first repetition: n judged, and each relation's share and its interval.
+
+        The pairs of one broad feature are resampled together, as its edges are no independent draws.
+        """
         rows = {}
         first = self.pairs["repetition"] == 0
         for kind in KINDS:
-            judged = self.pairs.loc[first & (self.pairs["kind"] == kind), "relation"].dropna()
-            shares = {relation: _share(int((judged == relation).sum()), len(judged)) for relation in RELATIONS}
+            judged = self.pairs.loc[first & (self.pairs["kind"] == kind) & self.pairs["relation"].notna()]
+            said = torch.tensor([[each == relation for relation in RELATIONS] for each in judged["relation"]])
+            broad = torch.tensor(judged["broad"].to_numpy(dtype="int64"))
+            generator = torch.Generator().manual_seed(0)
+            means = resampled_means(said.reshape(len(judged), len(RELATIONS)), broad, N_RESAMPLES, generator)
+            shares = {relation: means.estimate(i, is_share=True) for i, relation in enumerate(RELATIONS)}
             rows[kind] = {"n": len(judged), **shares}
         return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -189,8 +195,3 @@ def parse_judgement(answer: dict[str, Any]) -> tuple[str, float]:
     if isinstance(confidence, bool) or not isinstance(confidence, (int, float)) or not 0 <= confidence <= 1:
         raise ValueError("confidence must be a number from 0 to 1")
     return relation, float(confidence)
-
-
-def _share(count: int, n: int) -> Estimate:
-    interval = binomtest(count, n).proportion_ci(method="wilson") if n else (nan, nan)
-    return Estimate(count / n if n else nan, *interval)
