@@ -408,6 +408,9 @@ def test_edges_found_again_are_marked(browser, dashboards, forest, tmp_path, n_o
     assert opened.run("return document.querySelector('.relative .again').textContent") == mark
     browser.go("#/f/1/1")
     assert opened.run("return document.querySelector('.relative .again')?.textContent ?? ''") == ""
+    for child in (own & ~clear).nonzero().flatten().tolist():  # whose edge is then left out
+        browser.go(f"#/f/{forest.levels.name(child)}?edges=not-weak")
+        assert not opened.run("return document.querySelector('h1 .again')"), child
     assert opened.errors() == []
 
 

@@ -8,6 +8,7 @@ from hostile_page import HOSTILE, name_of
 from planted import planted_dashboards
 from small_saes import WIDTHS
 
+from sae_lens_hsae.forest import FeatureForest
 from sae_lens_hsae.interpret.labels import label_detection
 from sae_lens_hsae.interpret.page import write_page
 
@@ -23,7 +24,7 @@ def test_a_feature_shows_its_numbers(opened, hostile_sae, hostile_dashboards):
     assert f"Fires on {n} of 1,200 tokens ({n / 12:.0f} %). On {both} of them ({both / n * 100:.0f} %)" in text
     assert f"{hostile_dashboards.parent_cosine[child]:.2f}" in text
     detection = label_detection(hostile_dashboards, HOSTILE.__getitem__)
-    counts = f"on {detection.n_firing[child]} firing and {detection.n_silent[child]} silent tokens"
+    counts = f"on {detection.n_firing[child]} firing and {detection.n_silent[child]} silent words"
     assert f"Detection by tokens\n{detection.score[child]:.2f} {counts}" in text
     for heading in (
         "Strongest tokens",
@@ -57,15 +58,16 @@ def test_a_feature_that_never_fired_says_so(opened):
     assert "Strongest contexts" not in opened.text()
 
 
+SHARES = """return Array.from(document.querySelectorAll("tbody tr"),
+    (row) => [row.querySelector(".id")?.textContent ?? "none", row.lastChild.textContent])"""
+
+
 def test_the_comparison_adds_up(opened, hostile_sae, hostile_dashboards):
     forest = hostile_sae.forest
     parents = [f for f in range(sum(WIDTHS[:2])) if len(forest.children(f)) > 1 and hostile_dashboards.n_firing[f]]
     parent = min(parents, key=lambda f: expected_shares(hostile_dashboards, forest, f)["none"])
     opened.go(f"#/compare/{name_of(forest, parent)}")
-    shares = opened.run(
-        """return Array.from(document.querySelectorAll("tbody tr"),
-        (row) => [row.querySelector(".id")?.textContent ?? "none", row.lastChild.textContent])"""
-    )
+    shares = opened.run(SHARES)
     assert {name for name, _ in shares} == {"none", *(name_of(forest, child) for child in forest.children(parent))}
     shown = {name: float(share.removesuffix(" %")) for name, share in shares}
     assert sum(shown.values()) == pytest.approx(100, abs=2)
@@ -75,6 +77,27 @@ def test_the_comparison_adds_up(opened, hostile_sae, hostile_dashboards):
     opened.run("document.querySelector('button.only').click()")
     faded = opened.run("return document.querySelectorAll('.part.faded').length")
     assert 0 < faded < opened.run("return document.querySelectorAll('.part').length")
+
+
+def test_a_child_has_its_own_shares_where_edges_are_left_out(browser, hostile_sae, hostile_dashboards, tmp_path):
+    whole = hostile_sae.forest
+    parents = [f for f in range(sum(WIDTHS[:2])) if len(whole.children(f)) > 1 and hostile_dashboards.n_firing[f]]
+    first = [whole.children(parent)[0] for parent in parents]
+    n_with_parent = hostile_dashboards.n_firing.clone()
+    n_with_parent[first] = 0
+    data = replace(hostile_dashboards, n_tokens=20 * hostile_dashboards.n_tokens, n_with_parent=n_with_parent)
+    weak = data.n_firing == 0
+    weak[first] = True
+    forest = FeatureForest(whole.parents.where(~weak | data.is_copy, -1), whole.level_widths)
+    opened = browser.anew(write_page(data, whole, tmp_path / "p.html", str))
+    most = 0.0
+    for parent in parents:
+        opened.go(f"#/compare/{name_of(whole, parent)}?edges=not-weak")
+        shown = {name: float(share.removesuffix(" %")) for name, share in opened.run(SHARES)}
+        expected = {name: 100 * share for name, share in expected_shares(data, forest, parent).items()}
+        assert shown == pytest.approx(expected, abs=1.5)
+        most = max(most, 100 - expected["none"])
+    assert most > 5
 
 
 def expected_shares(dashboards, forest, parent) -> dict[str, float]:

@@ -58,4 +58,10 @@ def test_a_text_shows_its_paths_and_what_each_level_explains(opened, hostile_sae
         )
         assert cells == [f"{100 * s:.0f} %".replace("-", "−") for s in hostile_text.level_shares[position].tolist()]
     assert n_alone > 0
+    # With edges left out, whatever fires is still shown, on a shorter path.
+    for position, firing in enumerate(hostile_text.entries):
+        opened.go(f"#/text/0/{position}?edges=clear")
+        opened.run("document.querySelector('button.more')?.click()")
+        shown = opened.run("return Array.from(document.querySelectorAll('.paths li > a .id'), (id) => id.textContent)")
+        assert {name_of(hostile_sae.forest, feature) for feature in firing} <= set(shown)
     assert opened.errors() == []

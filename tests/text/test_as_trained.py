@@ -1,5 +1,6 @@
 """After training text is read as it was in training: SAELens' own store is the reference."""
 
+import io
 import json
 import math
 import re
@@ -10,6 +11,7 @@ import torch
 from datasets import Dataset
 from host_helpers import CONTEXT, D_MODEL, VOCABULARY, restored_signal_handlers, sae_at
 from huggingface_hub import constants
+from rich.console import Console
 from sae_lens import ActivationsStore
 from sae_lens.load_model import load_model
 from sae_lens.saes.sae import SAEMetadata
@@ -215,6 +217,10 @@ def test_positions_from_the_end_are_from_that_of_a_context_however_short_the_tex
     _, folder = trained(tmp_path, save_model(tmp_path / "model"), seqpos_slice=(2, -3))
     read = explain_text(folder, "w1 w2 w3 w4 w5")
     assert (~read.level_shares.isnan().all(1)).nonzero().flatten().tolist() == [1, 2, 3, 4], "all but its first token"
+    said = io.StringIO()
+    Console(file=said, width=200).print(read)
+    assert "w1  left out: a position that was not trained on\n" in said.getvalue()
+    assert "On 4 tokens " in said.getvalue()
     sae, model = read_back(folder)
     (of_contrast,) = text_activations(sae, model, ["w1 w2 w3 w4"])
     assert len(of_contrast) == 3

@@ -111,12 +111,14 @@ def drawn(explanation: Explanation, n_paths: int = N_PATHS) -> Group:
 
 
 def _token(explanation: Explanation, position: int, n_paths: int) -> Tree:
+    token = (_shown(explanation.tokens[position]), "bold reverse")
     if position in explanation.outlying:
-        token = (_shown(explanation.tokens[position]), "bold reverse")
         return Tree(Text.assemble(token, ("  left out: outlying, such as an attention sink", "dim")))
+    if explanation.level_shares[position].isnan().all():
+        return Tree(Text.assemble(token, ("  left out: a position that was not trained on", "dim")))
     shares = [f"level {level} {_percent(share)}" for level, share in enumerate(explanation.level_shares[position])]
     # Text objects: what stands in square brackets in a token or a label is no style.
-    tree = Tree(Text.assemble((_shown(explanation.tokens[position]), "bold reverse"), "  " + "  ".join(shares)))
+    tree = Tree(Text.assemble(token, "  " + "  ".join(shares)))
     paths, firing = explanation.paths(position), explanation.entries[position]
     nodes: dict[int, Tree] = {}
     for path in paths[:n_paths]:
@@ -152,8 +154,9 @@ def _summary(explanation: Explanation) -> Text:
     n, n_without = int(assigned.sum()), int(explanation.without_parent.sum())
     shares = explanation.level_shares.nanmean(0)
     means = "  ".join(f"level {level} {_percent(share)}" for level, share in enumerate(shares))
+    n_read = int((~explanation.level_shares.isnan()).any(1).sum())
     return Text(
-        f"On {len(explanation.tokens)} tokens {n} times a feature with a parent fires, {n_without} times without it. "
+        f"On {n_read} tokens {n} times a feature with a parent fires, {n_without} times without it. "
         f"Mean share of the activation explained: {means}"
     )
 

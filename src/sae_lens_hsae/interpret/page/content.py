@@ -219,27 +219,16 @@ class PageContent:
 
 
 def explained_block(explanation: Explanation) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Tokens, shares, entries by token, and the ends of the active paths of each token, strongest first.
-
-    Entries and ends of token p stand at ``starts[p] : starts[p + 1]`` and ``endStarts[p] : endStarts[p + 1]``.
-    """
-    n = len(explanation.tokens)
-    ends = [[path[-1] for path in explanation.paths(position)] for position in range(n)]
-    counts = np.bincount(explanation.positions.numpy(), minlength=n)
+    """Tokens, shares and entries by token; those of token p stand at ``starts[p] : starts[p + 1]``."""
+    counts = np.bincount(explanation.positions.numpy(), minlength=len(explanation.tokens))
     arrays = {
         "levelShares": _array(explanation.level_shares, np.float32).ravel(),
-        "starts": _starts(counts),
+        "starts": np.concatenate([[0], counts.cumsum()]).astype(np.int32),
         "features": _array(explanation.features, np.int32),
         "activations": _array(explanation.activations, np.float32),
         "shares": _array(explanation.shares, np.float32),
-        "endStarts": _starts(np.array([len(each) for each in ends], dtype=np.int64)),
-        "ends": np.array([feature for each in ends for feature in each], dtype=np.int32),
     }
     return {"tokens": list(explanation.tokens), "outlying": list(explanation.outlying)}, arrays
-
-
-def _starts(counts: np.ndarray) -> np.ndarray:
-    return np.concatenate([[0], counts.cumsum()]).astype(np.int32)
 
 
 def _array(tensor: torch.Tensor, dtype: type[np.generic]) -> np.ndarray:

@@ -48,7 +48,9 @@ class Forest {
     this.allParents = this.parents;
     this.n = this.parents.length;
     this.nChildren = new Uint32Array(this.n); // with those whose edges are left out
-    for (const parent of this.parents) if (parent >= 0) this.nChildren[parent]++;
+    this.nthChild = this.parents.map((parent) => (parent >= 0 ? this.nChildren[parent]++ : 0));
+    this.childrenBefore = new Uint32Array(this.n + 1);
+    this.nChildren.forEach((count, f) => { this.childrenBefore[f + 1] = this.childrenBefore[f] + count; });
     this.offsets = [0];
     for (const width of this.levelWidths) this.offsets.push(this.offsets.at(-1) + width);
     this.levels = new Uint8Array(this.n);
@@ -193,7 +195,7 @@ class Forest {
     const nSlots = top + sampled + parent_alone + child_alone, nFamily = top + sampled;
     const part = (array, size) => array.subarray(i * size, (i + 1) * size);
     const children = this.children(feature);
-    const firstChild = this.childStart[feature] - this.childStart[first];
+    const firstChild = this.childrenBefore[feature] - this.childrenBefore[first];
     const bounds = [0, top, nFamily, nFamily + parent_alone, nSlots];
     const contexts = (kind) => {
       const found = [];
@@ -206,8 +208,8 @@ class Forest {
           tokens: block.tokens.subarray(from, from + window),
           shades: block.shades.subarray(from, from + window),
           parentShades: block.parentShades.subarray(from, from + window),
-          childShades: slot >= nFamily ? [] : Array.from(children, (_, j) => {
-            const at = ((firstChild + j) * nFamily + slot) * window;
+          childShades: slot >= nFamily ? [] : Array.from(children, (child) => {
+            const at = ((firstChild + this.nthChild[child]) * nFamily + slot) * window;
             return block.childShades.subarray(at, at + window);
           }),
         });

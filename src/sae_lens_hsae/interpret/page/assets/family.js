@@ -20,7 +20,7 @@ function copyBadge(forest, feature, make = badge) {
 // Its edge to its parent is in other trainings, too; in the list, where there is little room, only a mark.
 function againBadge(forest, feature, text = "found again", make = badge) {
   const count = forest.foundAgain[feature], others = forest.otherTrainings;
-  if (!count) return null;
+  if (!count || forest.parents[feature] < 0) return null;
   return make("again", others.length === 1 ? text : `${text} ${count}/${others.length}`,
     `Found again: its edge to ${forest.id(forest.parents[feature])} is also in ${count === others.length ? others.join(", ") : `${count} of ${others.length} other trainings`}.`);
 }

@@ -7,7 +7,7 @@ const MEANING = {
   mean: "Mean activation over the tokens it fires on.",
   maximum: "Highest activation seen.",
   quantiles: "Half of the tokens it fires on stay below the median; one in ten, or one in a hundred, goes beyond the others.",
-  detection: "Do the words of its label say where it fires? They are picked from one half of the text and tried on contexts of the other: the mean of the share of tokens it fires on that are among them, and of the share of silent tokens that are not. 1 is perfect, 0.5 is chance. A meaning that is not in the tokens scores low.",
+  detection: "Do the words of its label say where it fires? They are picked from one half of the text and tried on contexts of the other: the mean of the share of words it fires on that are among them, and of the share of silent words that are not. 1 is perfect, 0.5 is chance. A meaning that is not in the tokens scores low.",
   parentGivenChild: "P(parent | child): of the tokens this feature fires on, the share on which its parent fires too. 100 % means it lies within its parent.",
   childGivenParent: "P(child | parent): of the tokens the parent fires on, the share on which this feature fires too. Near 100 % with the above near 100 % means that the two are one and the same.",
   similarity: "P(parent | child) − 2 P(parent), by which parents are chosen by default. The higher, the likelier the two are about one thing.",
@@ -63,7 +63,7 @@ function metricsNode(forest, feature, data) {
     add("Quantiles", MEANING.quantiles, forest.quantiles.map((at, i) => `${at === 0.5 ? "median" : `${Math.round(100 * at)} %:`} ${significant(data.quantileValues[i])}`).slice(1).join(", "));
     add("Highest", MEANING.maximum, significant(forest.maximum[feature]));
   }
-  if (Number.isFinite(forest.detection[feature])) add("Detection by tokens", MEANING.detection, `${number(forest.detection[feature])} on ${forest.nHeldOutFiring[feature]} firing and ${forest.nHeldOutSilent[feature]} silent tokens`);
+  if (Number.isFinite(forest.detection[feature])) add("Detection by tokens", MEANING.detection, `${number(forest.detection[feature])} on ${forest.nHeldOutFiring[feature]} firing and ${forest.nHeldOutSilent[feature]} silent words`);
   else if (forest.frequency[feature] > 0) add("Detection by tokens", MEANING.detection, `none: ${forest.noDetection[forest.detectionReason[feature]]}`);
   if (forest.parents[feature] >= 0) {
     add("Its parent fires too", MEANING.parentGivenChild, percent(forest.parentGivenChild[feature]));

@@ -9,8 +9,8 @@ const COLOURINGS = [
   ["", "frequency", (forest, f) => (forest.frequency[f] > 0 ? Math.log(forest.frequency[f] / forest.minFrequency) / Math.log(forest.maxFrequency / forest.minFrequency) : NaN)],
   ["detection", "detection by tokens", (forest, f) => forest.detection[f]],
   ["agreement", "agreement with children", (forest, f) => forest.agreement[f]],
-  ["parent", "how often its parent fires too", (forest, f) => forest.parentGivenChild[f]],
-  ["child", "its share of its parent", (forest, f) => forest.childGivenParent[f]],
+  ["parent", "how often its parent fires too", (forest, f) => (forest.parents[f] < 0 ? NaN : forest.parentGivenChild[f])],
+  ["child", "its share of its parent", (forest, f) => (forest.parents[f] < 0 ? NaN : forest.childGivenParent[f])],
   ["similarity", "similarity to its parent", (forest, f) => (forest.parents[f] < 0 ? NaN : forest.similarity(f))],
   ["again", "found again", (forest, f) => (forest.parents[f] < 0 ? NaN : forest.foundAgain[f] / forest.otherTrainings.length)],
 ];

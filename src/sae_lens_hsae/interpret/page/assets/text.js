@@ -32,6 +32,14 @@ function textLine(forest, data, firing, index, chosen) {
   return line;
 }
 
+// The features that fire and stand above no other that does; first those whose paths have the largest shares together.
+function endsOf(forest, data, { entries }) {
+  const paths = new Map(Array.from(entries.keys(), (f) => [f, forest.path(f)]));
+  const inner = new Set([...paths.values()].flatMap((path) => path.slice(0, -1)));
+  const share = (f) => paths.get(f).reduce((sum, each) => sum + (entries.has(each) ? data.shares[entries.get(each)] : 0), 0);
+  return [...entries.keys()].filter((f) => !inner.has(f)).map((f) => [share(f), f]).sort(([a, f], [b, g]) => b - a || f - g).map(([, f]) => f);
+}
+
 // The paths to some features that fire, drawn as one tree: what they have in common stands once.
 function pathTree(forest, data, { entries, alone }, ends) {
   const line = (f) => {
@@ -72,6 +80,7 @@ function levelTable(forest, data, { entries, alone }, position) {
     element("thead", {}, element("tr", {}, heads.map((name) => element("th", { scope: "col", class: "value" }, name)))), element("tbody", {}, rows));
 }
 
+const UNREAD = "Left out: a position that was not trained on.";
 const LEFT_OUT = "Left out: far from all other tokens, such as an attention sink, or the first of a text. What fires there is about the place, not the word.";
 
 async function textView(forest, indexText, positionText) {
@@ -84,14 +93,14 @@ async function textView(forest, indexText, positionText) {
   if (!(position >= 0 && position < data.tokens.length)) return none(`Text ${index} has the tokens 0 to ${data.tokens.length - 1}.`);
 
   const firing = firingByToken(forest, data);
-  const ends = data.ends.subarray(data.endStarts[position], data.endStarts[position + 1]);
-  const holder = element("div", {}, pathTree(forest, data, firing[position], ends.subarray(0, MANY_PATHS)));
+  const ends = endsOf(forest, data, firing[position]);
+  const holder = element("div", {}, pathTree(forest, data, firing[position], ends.slice(0, MANY_PATHS)));
   const parts = [
     element("h1", { tabindex: "-1" }, `Text ${index}`),
     textLine(forest, data, firing, index, position),
     element("p", { class: "legend" }, "Shaded: the share of the activation that the finest level explains. The bar below a token is the share of its features that fire without their parent. Follow a token to see what fires on it.", data.outlying.length ? " Crossed out: left out." : ""),
     section(`Token ${position}: `, levelTable(forest, data, firing[position], position)),
-    section(`Active paths (${ends.length})`, element("p", { class: "muted" }, "Coarse to fine, the strongest first. The shares of a level's features add up to what the level explains."), ends.length ? holder : element("p", { class: "notice" }, data.outlying.includes(position) ? LEFT_OUT : "No feature fires on this token.")),
+    section(`Active paths (${ends.length})`, element("p", { class: "muted" }, "Coarse to fine, the strongest first. The shares of a level's features add up to what the level explains."), ends.length ? holder : element("p", { class: "notice" }, data.outlying.includes(position) ? LEFT_OUT : Number.isFinite(data.levelShares[position * forest.levelWidths.length]) ? "No feature fires on this token." : UNREAD)),
   ];
   parts[3].querySelector("h2").append(element("bdi", {}, chipText(data.tokens[position])));
   if (ends.length > MANY_PATHS) {
