@@ -205,7 +205,7 @@ def _steer(parser: argparse.ArgumentParser) -> None:
         "--method",
         choices=("sta", "means"),
         default="sta",
-        help="how features are chosen; 'means' chooses none and pushes along the difference of the sets' means",
+        help="how features are chosen; 'means' takes all, and pushes along the difference of the sets' means",
     )
     parser.add_argument("--level", type=int, default=-1, help="of the features; -1 is the finest")
     parser.add_argument(
