@@ -36,6 +36,7 @@ from safetensors.torch import load_file
 from short_trainings import assert_equal_states, batches, new_trainer, poisoned, take_steps
 from small_saes import make_sae
 
+from sae_lens_hsae import HierarchicalSAE
 from sae_lens_hsae.sae.bad_batches import BadBatchError
 from sae_lens_hsae.training.distributed.shards import shard_of
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
@@ -201,6 +202,17 @@ def test_a_run_that_an_error_ends_goes_on_after_its_last_step(tmp_path, caplog, 
         assert 0 < state["n_training_steps"] * 64 == state["n_training_samples"] == len(steps) * 64
         run_ours(tmp_path, **flags)
     assert len(steps) == 30
+
+
+def test_a_trained_model_is_saved_where_what_comes_after_the_last_step_fails(tmp_path, monkeypatch, caplog):
+    def fail(*_: Any) -> None:
+        raise ConnectionError("the log is gone")
+
+    monkeypatch.setattr(SAETrainer, "set_final_sae_metadata", fail)
+    with pytest.raises(ConnectionError, match="the log is gone"):
+        run_ours(tmp_path)
+    assert f"ConnectionError after the last step; the trained model is in '{tmp_path / 'run' / 'out'}'" in caplog.text
+    assert HierarchicalSAE.load_from_disk(tmp_path / "run" / "out").forest.edges().numel()
 
 
 def test_an_error_before_the_first_step_leaves_nothing_to_go_on_from(tmp_path):

@@ -12,6 +12,7 @@ from sae_lens_hsae.storage.json_files import is_count
 from sae_lens_hsae.storage.whole_files import ANOTHER_PATH, check_writable
 from sae_lens_hsae.training.distributed.ranks import n_launched
 
+SECRETS = ("token", "hf_token", "use_auth_token", "api_key")
 AT_LEAST = {"store_batch_size_prompts": 1, "n_batches_in_buffer": 1, "n_checkpoints": 0, "lr": 0}
 
 
@@ -42,6 +43,16 @@ def check_steps(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
             f"training_tokens={cfg.training_tokens} is less than one step of train_batch_size_tokens="
             f"{cfg.train_batch_size_tokens}; give more, such as 30000000"
         )
+
+
+def check_no_secret(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+    """Refuse an access token: SAELens writes the model's options to cfg.json, runner_cfg.json, checkpoints and W&B."""
+    for name, value in (cfg.model_from_pretrained_kwargs or {}).items():
+        if isinstance(value, str) and name in SECRETS:
+            raise ValueError(
+                f"model_from_pretrained_kwargs holds {name!r}, which would be saved with the SAE and go to W&B; leave "
+                "it out, and log in with hf auth login, or set HF_TOKEN"
+            )
 
 
 def late_forest(cfg: LanguageModelSAERunnerConfig[Any], steps_before: int = 0) -> list[str]:

@@ -41,7 +41,7 @@ from sae_lens_hsae.training.checkpoints import AUTO, check_checkpoint, resume_ne
 from sae_lens_hsae.training.distributed.data_parallel import DataParallelTrainer
 from sae_lens_hsae.training.distributed.ranks import join, n_launched, own_device
 from sae_lens_hsae.training.forest_log import ForestLog, ForestLogging
-from sae_lens_hsae.training.run_checks import check_places, check_steps, folded_scale, late_forest
+from sae_lens_hsae.training.run_checks import check_no_secret, check_places, check_steps, folded_scale, late_forest
 from sae_lens_hsae.training.store import ResumableActivationsStore
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 from sae_lens_hsae.training.uploads import uploads_follow
@@ -128,6 +128,7 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
                 f"must be a multiple of {n_ranks}"
             )
         check_storable("model_from_pretrained_kwargs", cfg.model_from_pretrained_kwargs)
+        check_no_secret(cfg)
         check_places(cfg)
         _keep_to_own_config(cfg, override_sae)
         self.ranks = join(cfg.device, rank_timeout)
@@ -233,6 +234,8 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
             if ours.can_go_on and (self.ranks is None or isinstance(error, BadBatchError)):
                 ours.n_training_steps = ours.lr_scheduler.last_epoch  # SAELens counts a step after its evaluation
                 self._save_unfinished(ours, f"ended by {type(error).__name__}, the batch in flight may be lost")
+            elif ours.finished and self.is_first and self.cfg.output_path is not None:
+                self._save_in_spite_of(error, ours)
             raise
         if self.cfg.output_path is None:
             self._put_back_handlers()
@@ -279,6 +282,16 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
     def _save_model(self, sae: TrainingSAE[Any], folder: Path, log_feature_sparsity: torch.Tensor | None) -> None:
         with uploads_follow(self.cfg.logger, folder), files_written_whole(folder, SAE_CFG_FILENAME) as aside:
             super().save_final_sae(sae, str(aside), log_feature_sparsity)
+
+    def _save_in_spite_of(self, error: Exception, trainer: HierarchicalSAETrainer) -> None:
+        """Save a model that is trained, where what comes after the last step, such as a log, failed."""
+        end, place = f"{type(error).__name__} after the last step", repr(self.cfg.output_path)
+        try:
+            self._save_model(trainer.sae, Path(str(self.cfg.output_path)), trainer.log_feature_sparsity)
+        except Exception as fault:  # whatever it is, the run ends as it would have
+            logger.warning(f"{end}; the trained model could not be written to {place}: {printable(fault)}")
+            return
+        logger.warning(f"{end}; the trained model is in {place}")
 
     def _save_elsewhere(self, sae: TrainingSAE[Any], log_feature_sparsity: torch.Tensor | None) -> str:
         """Save what ``output_path`` does not take beside the checkpoints; what can be done now."""

@@ -61,7 +61,7 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
     keep_checkpoints: int | None = None
     n_bad_batches: int = 0
     training_began: bool = False
-    _finished: bool = False
+    finished: bool = False
     _watch: TrainingWatch | None = None
 
     @override
@@ -116,7 +116,7 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
             with uploads_follow(self.cfg.logger, final), folder_written_whole(final) as new:
                 super().save_checkpoint(checkpoint_name, new.parent, wandb_aliases)
                 self._complete_checkpoint(new)
-                write_manifest(new, Manifest(self.n_training_samples, self._finished))
+                write_manifest(new, Manifest(self.n_training_samples, self.finished))
         except torch.OutOfMemoryError:
             raise
         # A full disk is an OSError of Python, a SafetensorError of safetensors and a RuntimeError of torch.
@@ -151,7 +151,7 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
     @property
     def can_go_on(self) -> bool:
         """Whether there are steps to go on from, and training is not over."""
-        return self.training_began and self.n_training_samples > 0 and not self._finished
+        return self.training_began and self.n_training_samples > 0 and not self.finished
 
     def _skip(self, error: BadBatchError) -> None:
         """Count a batch as skipped, or raise the error if no more may be."""
@@ -272,7 +272,7 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
     @override
     def set_final_sae_metadata(self) -> None:
         self._check_parameters()
-        self._finished = True
+        self.finished = True
         n_updates = self.sae.forest_updater.n_updates
         self.sae.finish_training()
         self._tell_update(n_updates)
