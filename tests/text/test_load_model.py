@@ -182,7 +182,7 @@ def test_options_that_could_not_be_saved_are_refused_before_training(tmp_path):
 
 def test_an_access_token_is_refused_before_it_is_written_anywhere(tmp_path):
     cfg = runner_config(tmp_path, model_from_pretrained_kwargs={"token": "hf_secret"})
-    with pytest.raises(ValueError, match="_kwargs holds 'token', .* or set HF_TOKEN") as refused:
+    with pytest.raises(ValueError, match=r"_kwargs holds 'token', .* or set HF_TOKEN") as refused:
         train(HierarchicalSAETrainingRunner, cfg)
     assert "hf_secret" not in str(refused.value)
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
