@@ -32,7 +32,7 @@ def tallied(rows: Sequence[Row], group_of: Callable[[Row], tuple[str, ...]]) -> 
     for group, own in sorted(groups.items()):
         shares: dict[str, Any] = {"pairs": ", ".join(group), "read": len(own)}
         for verdict in VERDICTS:
-            counts = [sum(row[reading] == verdict for row in own) for reading in READINGS]
+            counts = [sum(row[reading] == verdict for row in own) for reading in READINGS if reading in own[0]]
             shares[verdict] = ", ".join(str(int(100 * count / len(own) + 0.5)) for count in counts)
         found.append(shares)
     return found
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables of each file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "files", nargs="+", type=Path, help="CSV: kind, similarity, parent, child, and the two readings"
+        "files", nargs="+", type=Path, help="CSV: kind, similarity, parent, child, and one or two readings"
     )
     parser.add_argument("--share-found", type=float, default=0.29, help="of the edges, default %(default)s")
     chosen = parser.parse_args(arguments)
@@ -89,8 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with file.open(encoding="utf-8", newline="") as opened:
             rows = list(csv.DictReader(opened))
         edges = [row for row in rows if row["kind"] != STRANGER]
-        agree, kappa = agreement(edges)
-        print(f"{file}: of the edges that are no strangers the readings agree on {agree:.2f}, κ {kappa:.2f}")
+        print(f"{file}: {len(edges)} pairs that are no strangers")
+        if READINGS[1] in rows[0]:
+            print("The readings agree on {:.2f} of them, κ {:.2f}".format(*agreement(edges)))
         by_kind = tallied(rows, lambda row: (row["kind"],))
         if {row["kind"] for row in edges} == {FOUND, f"not {FOUND}"}:
             clear = [row for row in edges if row["kind"] == FOUND and float(row["similarity"]) >= BANDS[2]]

@@ -98,7 +98,7 @@ def next_best_to_read(
 ) -> list[dict[str, Any]]:
     """Random children of HSAE's with their parents, and the same children with the next best parents, shuffled.
 
-    Of every seed; each pair's ``similarity`` is counted on the activations that `COUNTED_ON` says.
+    Of every seed; the ``similarity`` of the next best is counted on the first `COUNTED_ON` activations.
     """
     reader = _Reader(activations.text, layer)
     rows = []
