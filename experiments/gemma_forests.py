@@ -18,6 +18,7 @@ from experiments.models import (
     SAME_RULE,
     SHAPES,
     WIDE_BATCH_TOPK,
+    WIDE_BATCH_TOPK_LEVELS,
     WIDE_FAMILIES,
     WIDE_POST_HOC,
     stack_of,
@@ -39,7 +40,10 @@ NEAREST_ROWS = ", nearest decoder row"
 """After a model's name: its SAEs with the feature of the nearest decoder row as parent, whatever fires."""
 DOUBLING = (HSAE, WITHOUT_LOSS, POST_HOC + SAME_RULE, SAELENS_BATCH_TOPK + SAME_RULE, POST_HOC, SAELENS_BATCH_TOPK)
 """HSAE and its rivals with levels that double, and below those that grow by four."""
-WIDE = (WIDE_FAMILIES, WIDE_POST_HOC + SAME_RULE, WIDE_BATCH_TOPK + SAME_RULE, WIDE_POST_HOC, WIDE_BATCH_TOPK)
+WIDE = (
+    *(WIDE_FAMILIES, WIDE_BATCH_TOPK_LEVELS),
+    *(WIDE_POST_HOC + SAME_RULE, WIDE_BATCH_TOPK + SAME_RULE, WIDE_POST_HOC, WIDE_BATCH_TOPK),
+)
 COUNTED_ON = 50_000
 """Activations on which `SAME_RULE` counts what fires together."""
 BARS = (0.2, 0.25, 0.3, 0.4, 0.5)

@@ -113,6 +113,7 @@ def _shape(*widths: int) -> dict[str, Any]:
 WIDE_WIDTHS = (128, 512, 2048)
 WIDE_FAMILIES = "HSAE, widths 128 512 2048"
 WIDE_POST_HOC = "post hoc, widths 128 512 2048"
+WIDE_BATCH_TOPK_LEVELS = "BatchTopK levels, widths 128 512 2048"
 SHAPES = {
     "HSAE, widths 64 256 1024": _shape(64, 256, 1024),
     WIDE_FAMILIES: _shape(*WIDE_WIDTHS),
@@ -135,6 +136,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "decoder cosine": PAPER | {"hierarchy_similarity": "decoder"},
     "co-activation": PAPER | {"hierarchy_similarity": "coactivation"},
     BATCH_TOPK: {"level_activation": "batchtopk"},
+    WIDE_BATCH_TOPK_LEVELS: _shape(*WIDE_WIDTHS) | {"level_activation": "batchtopk"},
     MATRYOSHKA: {},
     **{model: {} for model in LEVEL_BY_LEVEL},
 }

@@ -31,6 +31,7 @@ from experiments.models import (
     SAELENS_OPTIMIZER,
     WHITENED_BATCH_TOPK,
     WIDE_BATCH_TOPK,
+    WIDE_BATCH_TOPK_LEVELS,
     WIDE_FAMILIES,
     WIDE_POST_HOC,
     matryoshka_levels,
@@ -115,7 +116,7 @@ TABLES = {
     "gemma-ordinary": Table(
         (HSAE, "post hoc", SAELENS_BATCH_TOPK, "post hoc" + ORDINARY, SAELENS_BATCH_TOPK + ORDINARY), ((9, 16),)
     ),
-    "gemma-wide": Table((WIDE_FAMILIES, WIDE_POST_HOC, WIDE_BATCH_TOPK), ((9, 16),)),
+    "gemma-wide": Table((WIDE_FAMILIES, WIDE_BATCH_TOPK_LEVELS, WIDE_POST_HOC, WIDE_BATCH_TOPK), ((9, 16),)),
     "gemma-ideas": Table((*IDEAS, "post hoc"), ((9, 16),)),
     "gemma-whitened": Table((HSAE, SAELENS_BATCH_TOPK, WHITENED_BATCH_TOPK), ((9, 16),)),
     "sinks": Table((HSAE, "all tokens count alike", "post hoc", SAELENS_BATCH_TOPK)),

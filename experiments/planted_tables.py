@@ -13,7 +13,7 @@ from sae_lens.util import temporary_seed
 
 from experiments.kept_names import named_by, settings_of_config
 from experiments.matryoshka import groups_and_prefixes, inference_sae
-from experiments.models import HSAE, IDEAS, MATRYOSHKA, SAELENS_BATCH_TOPK, new_matryoshka
+from experiments.models import BATCH_TOPK, HSAE, IDEAS, MATRYOSHKA, MODELS, SAELENS_BATCH_TOPK, new_matryoshka
 from experiments.planted.training import Rival, Stack, compare, settings_of
 from experiments.planted.trees import (
     BATCH_SIZE,
@@ -90,7 +90,7 @@ def recovered(setting: str, seed: int, steps: int, n_samples: int, device: str) 
 
 
 def _models(setting: PlantedSetting) -> dict[str, dict[str, Any]]:
-    models = IDEAS | {"HSAE (paper)": PAPER, "post hoc": INDEPENDENT}
+    models = IDEAS | {BATCH_TOPK: MODELS[BATCH_TOPK], "HSAE (paper)": PAPER, "post hoc": INDEPENDENT}
     if not isinstance(setting.target_l0, tuple):
         models["one L0 for all levels"] = {"l0_width_exponent": 0.0}
     return models

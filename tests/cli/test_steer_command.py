@@ -123,6 +123,6 @@ def test_bad_input_is_refused_before_the_model_is_loaded(saved, more, message, m
 
 @pytest.mark.parametrize("n_words", [CONTEXT - 1, 3 * CONTEXT])
 def test_a_prompt_longer_than_the_model_takes_is_refused(saved, n_words):
-    message = f"n_tokens=5 after the prompt: {n_words + 6} tokens, but the model takes at most {CONTEXT}"
+    message = f"--n-tokens=5 after the prompt: {n_words + 6} tokens, but the model takes at most {CONTEXT}"
     with pytest.raises(SystemExit, match=message):
         cli.main(arguments(saved, "--prompt", "w1 " * n_words))

@@ -423,7 +423,7 @@ def test_a_worse_evaluation_replaces_no_better_one(evaluating, tmp_path):
     saved, own = tmp_path / "out" / "evaluation.json", tmp_path / "own.json"
     cli.main([*evaluating, "192"])
     before = saved.read_bytes()
-    with pytest.raises(SystemExit, match=r"n_tokens=10, but .*evaluation\.json was measured on 192.*--output"):
+    with pytest.raises(SystemExit, match=r"--n-tokens=10, but .*evaluation\.json was measured on 192.*--output"):
         cli.main([*evaluating, "10"])
     cli.main([*evaluating, "10", "--output", str(own)])
     assert saved.read_bytes() == before

@@ -16,6 +16,7 @@ from experiments import circuits, command, l0_control, meaning, models, paper_ta
 from experiments.command import ABOUT, L0_OF, OF_A_RUN, OF_GEMMA, OF_PLANTED
 from experiments.gemma_stream import GemmaActivations
 from experiments.models import (
+    BATCH_TOPK,
     HSAE,
     IDEAS,
     MATRYOSHKA,
@@ -23,6 +24,7 @@ from experiments.models import (
     SAELENS_BATCH_TOPK,
     SHAPES,
     WIDE_BATCH_TOPK,
+    WIDE_BATCH_TOPK_LEVELS,
     WIDE_FAMILIES,
     WIDE_POST_HOC,
     new_batch_topk,
@@ -39,7 +41,7 @@ from experiments.wordnet.database import DEBIAN_FOLDER
 from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
 
 SMALL = Size(steps=3, seeds=2, held_out=500)
-OF_OTHER_WIDTHS = {*SHAPES, WIDE_POST_HOC}
+OF_OTHER_WIDTHS = {*SHAPES, WIDE_POST_HOC, WIDE_BATCH_TOPK_LEVELS}
 
 
 @pytest.fixture(autouse=True)
@@ -311,7 +313,7 @@ def test_meaning_is_shown_beside_shuffled_pairs_and_with_its_interval():
 def test_every_model_is_judged_by_planted_trees(tmp_path):
     results = reproduce_planted("standard", tmp_path, seeds=1, steps=2, n_samples=2000)
     ideas = [idea for idea in IDEAS if idea != HSAE]
-    others = ["HSAE (paper)", "post hoc", "post hoc, HSAE's rule"]
+    others = [BATCH_TOPK, "HSAE (paper)", "post hoc", "post hoc, HSAE's rule"]
     others += [MATRYOSHKA, SAELENS_BATCH_TOPK, f"{SAELENS_BATCH_TOPK}, HSAE's rule", SNMF]
     assert [result["model"] for result in results] == [HSAE, f"{HSAE}, true parents", *ideas, *others]
     text = planted_table(results).markdown().splitlines()
