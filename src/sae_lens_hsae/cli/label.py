@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import asdict
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 
 from sae_lens_hsae.cli.collected import ELSEWHERE, read_collected
@@ -58,8 +58,9 @@ def _label(
     firing = set(features)
     labels = {feature: label for feature, label in named.items() if feature in firing} | labels
     n_replaced = sum(label != labels.get(feature) for feature, label in named.items())
-    numbered = (output.with_name(f"former-{output.stem}{'-' * (n > 1)}{n if n > 1 else ''}.json") for n in count(1))
-    former = next(path for path in numbered if not path.exists())
+    suffixes = chain([""], (f"-{n}" for n in count(2)))
+    names = (output.with_name(f"former-{output.stem}{suffix}{output.suffix}") for suffix in suffixes)
+    former = next(path for path in names if not path.exists())
     if n_replaced:  # somebody may have written some by hand
         write_whole(former, output.read_text(encoding="utf-8"))
     write_labels(output, labels, dashboards.fingerprint)
