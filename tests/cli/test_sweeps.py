@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pandas
@@ -267,3 +268,6 @@ def test_missing_variance_costs_and_more_than_enough_does_not_pay():
         assert found["forest/hamming_at_matched_variance"] == pytest.approx(hamming + price)
         assert found["forest/hamming"] == pytest.approx(hamming)
         assert found["forest/variance_explained"] == pytest.approx(variance)
+    levels = tuple(replace(each, variance_explained=math.nan) for each in evaluation.levels)
+    never_varies = summary(replace(evaluation, levels=levels), 0.5)
+    assert math.isnan(never_varies["forest/hamming_at_matched_variance"])

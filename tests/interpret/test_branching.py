@@ -43,6 +43,8 @@ def test_means_and_differences_are_plain_ones():
     assert found.difference.low < 0.2 < found.difference.high
     assert "several children: 0.700 [0.600, 0.800] (2 roots)\n" in str(found)
     assert math.isnan(found.none.low), "one root has no spread"
+    agreed = branching(forest, scores_of(forest, [1.0, 1.0, 0.5, 0.4, nan, 0.1, nan, 0.6])).several
+    assert (agreed.low, agreed.high) == (pytest.approx(0.342, abs=1e-3), 1.0), "Wilson, 2 of 2"
     of_table = pd.Series(scores_of(forest, [0.6, 0.8, 0.5, 0.4, nan, 0.1, nan, 0.6]).numpy())
     assert str(branching(forest, of_table)) == str(found), "nor does the interval change with the run"
 
