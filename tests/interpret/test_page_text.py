@@ -1,7 +1,11 @@
 """The explorer page's view of a text, token by token."""
 
+from dataclasses import replace
+
 import pytest
 from hostile_page import HOSTILE, name_of
+
+from sae_lens_hsae.interpret.page import write_page
 
 pytestmark = pytest.mark.browser
 
@@ -65,3 +69,13 @@ def test_a_text_shows_its_paths_and_what_each_level_explains(opened, hostile_sae
         shown = opened.run("return Array.from(document.querySelectorAll('.paths li > a .id'), (id) => id.textContent)")
         assert {name_of(hostile_sae.forest, feature) for feature in firing} <= set(shown)
     assert opened.errors() == []
+
+
+def test_a_position_that_was_not_trained_on_says_so(browser, hostile_dashboards, hostile_text, tmp_path):
+    shares = hostile_text.level_shares.clone()
+    shares[-1] = float("nan")
+    texts = [replace(hostile_text, level_shares=shares)]
+    page = write_page(hostile_dashboards, hostile_text.forest, tmp_path / "p.html", str, explanations=texts)
+    opened = browser.anew(page)
+    opened.go(f"#/text/0/{len(HOSTILE) - 1}")
+    assert "Left out: a position that was not trained on." in opened.text()
