@@ -1,5 +1,6 @@
 """The explorer page's views of a feature, of a parent beside its children, and of a search."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -26,6 +27,7 @@ def test_a_feature_shows_its_numbers(opened, hostile_sae, hostile_dashboards):
     detection = label_detection(hostile_dashboards, HOSTILE.__getitem__)
     counts = f"on {detection.n_firing[child]} firing and {detection.n_silent[child]} silent words"
     assert f"Detection by tokens\n{detection.score[child]:.2f} {counts}" in text
+    assert re.search(r"Quantiles\nmedian [\d.]+, 90 %: [\d.]+, 99 %: [\d.]+\n", text)
     for heading in (
         "Strongest tokens",
         "Strongest contexts",
@@ -56,6 +58,8 @@ def test_a_feature_that_never_fired_says_so(opened):
     opened.go(f"#/f/2/{WIDTHS[2] - 1}")
     assert "fired on none of the 1,200 tokens" in opened.text()
     assert "Strongest contexts" not in opened.text()
+    opened.go(f"#/f/2/{WIDTHS[2]}")
+    assert "No such feature" in opened.text()
 
 
 SHARES = """return Array.from(document.querySelectorAll("tbody tr"),

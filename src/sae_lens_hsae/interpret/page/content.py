@@ -20,7 +20,7 @@ from sae_lens_hsae.interpret.labels.detection import REASONS
 from sae_lens_hsae.interpret.page.first_view import first_view
 from sae_lens_hsae.text.token_text import BYTE, whole_characters
 
-QUANTILES = (0.1, 0.5, 0.9, 0.99)
+QUANTILES = (0.5, 0.9, 0.99)
 SHADES = 255
 BINS_MERGED = 4
 MANY_FEATURES = 8_000

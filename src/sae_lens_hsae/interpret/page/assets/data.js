@@ -109,10 +109,6 @@ class Forest {
   // P(parent | child) − 2 P(parent) of a feature's edge to its own parent, by which parents are chosen by default.
   similarity(feature) { return this.parentGivenChild[feature] - 2 * this.frequency[this.allParents[feature]]; }
   treeSize(feature) { return (this.hideCopies ? this.concepts : this.size)[feature]; }
-  flat(level, index) {
-    const feature = this.offsets[level] + index;
-    return level >= 0 && level < this.levelWidths.length && index >= 0 && index < this.levelWidths[level] ? feature : -1;
-  }
   id(feature) { return `${this.levels[feature]}/${feature - this.offsets[this.levels[feature]]}`; }
   path(feature) {
     const path = [feature];
@@ -128,8 +124,8 @@ class Forest {
   }
   // The feature of a name such as 2/17, -1 if there is none.
   withId(text) {
-    const [, level, index] = /^(\d+)\/(\d+)$/.exec(text) ?? [];
-    return level === undefined ? -1 : this.flat(Number(level), Number(index));
+    const [, level, index] = /^(\d+)\/(\d+)$/.exec(text)?.map(Number) ?? [];
+    return index < this.levelWidths[level] ? this.offsets[level] + index : -1;
   }
   // How well each feature fits a query: 0 unless every word is in its name or strongest tokens, more if they stand there
   // as in the query, and most for its own number.

@@ -60,7 +60,7 @@ function metricsNode(forest, feature, data) {
   add("Fires on", MEANING.frequency, `${percent(forest.frequency[feature])} of tokens`);
   if (forest.frequency[feature] > 0) {
     add("Mean", MEANING.mean, significant(forest.meanActivation[feature]));
-    add("Quantiles", MEANING.quantiles, forest.quantiles.map((at, i) => `${at === 0.5 ? "median" : `${Math.round(100 * at)} %:`} ${significant(data.quantileValues[i])}`).slice(1).join(", "));
+    add("Quantiles", MEANING.quantiles, forest.quantiles.map((at, i) => `${at === 0.5 ? "median" : `${Math.round(100 * at)} %:`} ${significant(data.quantileValues[i])}`).join(", "));
     add("Highest", MEANING.maximum, significant(forest.maximum[feature]));
   }
   if (Number.isFinite(forest.detection[feature])) add("Detection by tokens", MEANING.detection, `${number(forest.detection[feature])} on ${forest.nHeldOutFiring[feature]} firing and ${forest.nHeldOutSilent[feature]} silent words`);

@@ -67,8 +67,7 @@ function fitting(pen, text, width) {
 // `part` is what of the width is shown, in leaves. `zoom` is told what a click zooms to, `atOnce` only where features are
 // too narrow to be opened.
 function icicle(forest, { places, width }, { open, selected = -1, colouring = COLOURINGS[0], bandHeight, label, part = [0, width], zoom, atOnce = false }) {
-  const first = places.findIndex((band) => band.length);
-  const bands = places.slice(first).filter((band) => band.length);
+  const bands = places.filter((band) => band.length);
   const height = bands.length * bandHeight;
   const canvas = element("canvas", { class: "icicle", role: "img", "aria-label": label });
   const advice = atOnce ? "Point at a feature; click to open it, or where features are narrow to see them on the map." : "Point at a feature; click to zoom in, and once more to open it.";
