@@ -172,6 +172,13 @@ def test_convert_says_where_it_cannot_write(tmp_path, output):
         cli.main(["convert", str(tmp_path / "sae"), output])
 
 
+def test_convert_refuses_a_checkpoint_without_its_scale(tmp_path):
+    make_sae(normalize_activations="expected_average_only_in").save_model(tmp_path / "sae")
+    with pytest.raises(SystemExit, match="reads activations times a factor, which is not known here"):
+        cli.main(["convert", str(tmp_path / "sae"), str(tmp_path / "levels")])
+    assert not (tmp_path / "levels").exists()
+
+
 def test_the_result_alone_is_on_stdout(monkeypatch, capsys):
     def talkative(_):
         print("Loaded pretrained model")

@@ -24,9 +24,9 @@ from wandb_runs import records
 
 from sae_lens_hsae import HierarchicalTrainingSAEConfig, evaluate_forest
 from sae_lens_hsae.cli.flags import parse_flags
-from sae_lens_hsae.cli.measure import measure, summary
+from sae_lens_hsae.cli.measure import METRICS, measure, summary
 from sae_lens_hsae.cli.outcome import CallError
-from sae_lens_hsae.cli.sweep import arguments_of, configurations, measured, read_sweep, run_sweep
+from sae_lens_hsae.cli.sweep import _table, arguments_of, configurations, measured, read_sweep, run_sweep
 from sae_lens_hsae.cli.train import parse
 from sae_lens_hsae.hub.saved_model import load_evaluation, load_hierarchical_sae
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
@@ -101,6 +101,10 @@ def test_the_sweeps_of_the_forest_try_the_default_and_a_strong_loss_in_every_ste
         ("command: [hsae, train, '${args}']\nparameters: {lr: {min: 0.1, max: 0.2}}", "parameters.lr.*list values"),
         ("command: [hsae, train, '${args}']\nparameters: {lr: {values: []}}", "parameters.lr.values=.*at least one"),
         ("command: [hsae, train, '${args}']\nparameters: {lr: {values: 0.1}}", "parameters.lr.values=0.1: give a list"),
+        (
+            "command: [hsae, train, '${args}']\nparameters: {lr: {value: 1}}\nmetric: {name: a}",
+            "metric=.* one of forest",
+        ),
         ("command: [hsae, train, '${args}']\nparameters: {seed: {values: [5, 6]}}", "every run gets its own seed"),
     ],
 )
@@ -257,6 +261,20 @@ def _trained_and_measured(cfg):
 def _evaluation():
     sae = make_sae()
     return evaluate_forest(sae, sae.forest, torch.randn(200, 8, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize(
+    ("metric", "best"),
+    [
+        ({"name": METRICS[0], "goal": "minimize"}, 0.1),
+        ({"name": METRICS[2], "goal": "maximize"}, 0.3),
+        ({"name": METRICS[1]}, 0.2),
+    ],
+)
+def test_the_best_is_first_by_the_sweeps_own_metric(metric, best):
+    values = {0.1: (1.0, 3.0, 0.6), 0.2: (2.0, 1.0, 0.5), 0.3: (3.0, 2.0, 0.9)}
+    results = [{"rho": rho} | dict(zip(METRICS, own, strict=True)) for rho, own in values.items()]
+    assert _table(results, {"parameters": {"rho": {}}, "metric": metric})["rho"][0] == best
 
 
 def test_missing_variance_costs_and_more_than_enough_does_not_pay():

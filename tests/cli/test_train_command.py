@@ -109,6 +109,9 @@ def test_language_models_presets_are_whole_configs(name):
         (["--seqpos_slice", "5", "-5"], "seqpos_slice", (5, -5)),
         (["--exclude_special_tokens", "1", "2"], "exclude_special_tokens", [1, 2]),
         (["--exclude_special_tokens=[7]"], "exclude_special_tokens", [7]),
+        (["--exclude_special_tokens=[0]"], "exclude_special_tokens", [0]),
+        (["--exclude_special_tokens=[1]"], "exclude_special_tokens", [1]),
+        (["--exclude_special_tokens", "[0, 7]"], "exclude_special_tokens", [0, 7]),
         (["--exclude_special_tokens", "True"], "exclude_special_tokens", True),
     ],
 )
@@ -273,6 +276,7 @@ WRONG_CALLS = [
     (["--coloum", "body"], "--coloum is no flag; did you mean --column[?]"),
     ([*GPT2, "--seqpos_slice", "4", "a"], "--seqpos_slice cannot be '4 a': give whole numbers"),
     ([*GPT2, "--exclude_special_tokens", "4", "None"], "--exclude_special_tokens cannot hold None"),
+    ([*GPT2, "--model_from_pretrained_kwargs", '{"token": "hf_secret"'], "_kwargs is no JSON object; hsae train"),
     (["--sae", "topk"], "--sae is no flag;"),
     (["--zzz", "1"], "--zzz is no flag; hsae train --help-all lists them all"),
     (

@@ -69,6 +69,7 @@ def test_the_card_names_no_folder_of_the_machine(saved):
         ("gpt2", "gpt2"),
         ("file:///home/me/private/notes.txt", "private/notes.txt"),
         ("hf://me:password@datasets/texts", "hf://datasets/texts"),
+        ("https://me:password@host/texts.jsonl?token=hf_secret#1", "https://host/texts.jsonl"),
         ("", ""),
         (None, None),
     ],

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -171,6 +172,14 @@ def test_where_a_model_lay_in_training_does_not_matter_and_its_revision_does(tmp
         load_language_model(sae)
 
 
+def test_a_setting_that_could_not_be_saved_is_refused_before_training(tmp_path):
+    cfg = runner_config(tmp_path, output_path=tmp_path / "out")
+    vars(cfg)["n_eval_batches"] = np.int64(3)
+    with pytest.raises(ValueError, match=r"n_eval_batches could not be saved .*int64.*numbers as Python's"):
+        HierarchicalSAETrainingRunner(cfg)
+    assert cfg.output_path == str(tmp_path / "out")
+
+
 def test_options_that_could_not_be_saved_are_refused_before_training(tmp_path):
     options = {"several": [{"token": "hf_secret", "dtype": torch.bfloat16}]}
     cfg = runner_config(tmp_path, model_from_pretrained_kwargs=options)
@@ -180,9 +189,17 @@ def test_options_that_could_not_be_saved_are_refused_before_training(tmp_path):
     assert "hf_secret" not in str(refused.value)
 
 
-def test_an_access_token_is_refused_before_it_is_written_anywhere(tmp_path):
-    cfg = runner_config(tmp_path, model_from_pretrained_kwargs={"token": "hf_secret"})
-    with pytest.raises(ValueError, match=r"_kwargs holds 'token', .* or set HF_TOKEN") as refused:
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"token": "hf_secret"}, "token"),
+        ({"hf_kwargs": {"use_auth_token": "hf_secret"}}, "use_auth_token"),
+        ({"proxies": {"https": "http://me:hf_secret@proxy"}}, "https"),
+    ],
+)
+def test_an_access_token_is_refused_before_it_is_written_anywhere(tmp_path, options, name):
+    cfg = runner_config(tmp_path, model_from_pretrained_kwargs=options)
+    with pytest.raises(ValueError, match=rf"_kwargs holds '{name}', .* or set HF_TOKEN") as refused:
         train(HierarchicalSAETrainingRunner, cfg)
     assert "hf_secret" not in str(refused.value)
     assert not any(path.is_file() for path in tmp_path.rglob("*"))

@@ -204,15 +204,42 @@ def test_a_run_that_an_error_ends_goes_on_after_its_last_step(tmp_path, caplog, 
     assert len(steps) == 30
 
 
-def test_a_trained_model_is_saved_where_what_comes_after_the_last_step_fails(tmp_path, monkeypatch, caplog):
+def test_a_step_that_fails_again_leaves_the_checkpoint_as_it_was(tmp_path, monkeypatch):
     def fail(*_: Any) -> None:
-        raise ConnectionError("the log is gone")
+        raise RuntimeError("no more memory")
 
-    monkeypatch.setattr(SAETrainer, "set_final_sae_metadata", fail)
+    _, checkpoint = begun(tmp_path, output_path=None)
+    written = (checkpoint / "manifest.json").read_text()  # with a hash of every file
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", fail)
+    with pytest.raises(RuntimeError, match="no more memory"):
+        run_ours(tmp_path, "begun", resume_from_checkpoint="auto")
+    assert (checkpoint / "manifest.json").read_text() == written
+
+
+@pytest.mark.parametrize(
+    ("called", "overrides"),
+    [("set_final_sae_metadata", {}), ("full_sparsity_window_log", {"checkpoint_path": None})],
+)
+def test_a_trained_model_is_saved_where_what_comes_after_the_last_step_fails(
+    tmp_path, monkeypatch, caplog, called, overrides
+):
+    usual = getattr(SAETrainer, called)
+
+    def fail(trainer: Any) -> Any:
+        if trainer.n_training_samples >= trainer.cfg.total_training_samples:
+            raise ConnectionError("the log is gone")
+        return usual(trainer)
+
+    monkeypatch.setattr(SAETrainer, called, fail)
     with pytest.raises(ConnectionError, match="the log is gone"):
-        run_ours(tmp_path)
+        run_ours(tmp_path, **overrides)
     assert f"ConnectionError after the last step; the trained model is in '{tmp_path / 'run' / 'out'}'" in caplog.text
-    assert HierarchicalSAE.load_from_disk(tmp_path / "run" / "out").forest.edges().numel()
+    saved = HierarchicalSAE.load_from_disk(tmp_path / "run" / "out")
+    monkeypatch.undo()
+    run_ours(tmp_path, "whole")
+    whole = HierarchicalSAE.load_from_disk(tmp_path / "whole" / "out")
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(saved.state_dict()[name], value, msg=name)
 
 
 def test_an_error_before_the_first_step_leaves_nothing_to_go_on_from(tmp_path):

@@ -19,6 +19,9 @@ Flags = dict[str, list[str]]
 OF_JSON = ("target_l0", "minimum_similarity", "outlier_limit")
 """Fields that SAELens' parser reads as one JSON value, not as several words."""
 
+LISTS = ("exclude_special_tokens",)
+"""Fields in which a list of one means something else than its item: [1] is a token, and 1 is yes."""
+
 NONE = (["None"], ["null"])
 """How a flag says ``None``."""
 
@@ -47,7 +50,7 @@ def as_flags(values: Mapping[str, Any]) -> Flags:
     for name, value in values.items():
         if isinstance(value, dict) and name in NESTED_CONFIGS:
             raise ValueError(f"{name}={value!r}: flags are flat; write its entries as flags of their own")
-        if isinstance(value, dict) or name in OF_JSON:
+        if isinstance(value, dict) or name in OF_JSON or (name in LISTS and isinstance(value, (list, tuple))):
             flags[name] = [json.dumps(value)]
         else:
             flags[name] = [str(item) for item in value] if isinstance(value, (list, tuple)) else [str(value)]
@@ -65,7 +68,10 @@ def parse_flags(words: Sequence[str]) -> Flags:
             raise CallError(f"{word!r} belongs to no flag; write --name {word}")
         else:
             current.append(word)
-    return {name: _joined(values) if name in OF_JSON else _spread(values) for name, values in flags.items()}
+    return {
+        name: _joined(values) if name in OF_JSON else values if name in LISTS else spread(values)
+        for name, values in flags.items()
+    }
 
 
 def preset_flags(names: Sequence[str]) -> Flags:
@@ -89,7 +95,8 @@ def _joined(values: list[str]) -> list[str]:
     return values if len(values) < 2 else [f"[{', '.join(values)}]"]
 
 
-def _spread(values: list[str]) -> list[str]:
+def spread(values: list[str]) -> list[str]:
+    """The items of a list that stands in one word, such as [8, 16]; other words as they are."""
     if len(values) == 1 and values[0].startswith("["):
         try:
             return [str(item) for item in json.loads(values[0])]

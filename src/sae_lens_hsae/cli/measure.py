@@ -13,6 +13,8 @@ from sae_lens_hsae.hub.saved_model import save_evaluation
 from sae_lens_hsae.sae.training import HierarchicalTrainingSAE
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
 
+METRICS = ("forest/hamming_at_matched_variance", "forest/hamming", "forest/variance_explained")
+"""What a sweep can choose by."""
 HAMMING_PER_VARIANCE = 1000.0
 """Price of missing variance: 0.01 below the floor costs as much as 10 disagreements per token."""
 
@@ -46,8 +48,5 @@ def summary(evaluation: ForestEvaluation, variance_floor: float) -> dict[str, fl
     of_boundaries = [boundary.hamming for boundary in evaluation.boundaries]
     hamming = mean(of_boundaries) if of_boundaries else nan
     variance = sum(level.variance_explained for level in evaluation.levels) / len(evaluation.levels)
-    return {
-        "forest/hamming_at_matched_variance": hamming + HAMMING_PER_VARIANCE * max(variance_floor - variance, 0.0),
-        "forest/hamming": hamming,
-        "forest/variance_explained": variance,
-    }
+    at_matched = hamming + HAMMING_PER_VARIANCE * max(variance_floor - variance, 0.0)
+    return dict(zip(METRICS, (at_matched, hamming, variance), strict=True))

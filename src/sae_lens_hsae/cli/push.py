@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from sae_lens_hsae.cli.outcome import Outcome
+from sae_lens_hsae.evaluation.stacks import check_scale
 from sae_lens_hsae.forest.files import read_forest, write_forest
 from sae_lens_hsae.hub.push import push, push_dry_run, save_levels
 from sae_lens_hsae.hub.saved_model import load_hierarchical_sae
@@ -31,7 +32,9 @@ def run_convert(chosen: argparse.Namespace) -> Outcome:
     if source.is_file():
         raise ValueError(f"output={str(output)!r} names a folder for the levels, but {source} holds a forest alone")
     check_writable("output", output)
-    return _written([output / name for name in save_levels(load_hierarchical_sae(source), output)])
+    sae = load_hierarchical_sae(source)
+    check_scale([sae])
+    return _written([output / name for name in save_levels(sae, output)])
 
 
 def _written(paths: list[Path]) -> Outcome:

@@ -17,7 +17,7 @@ from hsae_command.parsers import EVALUATION_TOKENS
 from hsae_command.train import sources
 from sae_lens_hsae.cli.flags import as_flags, command_line, parse_flags
 from sae_lens_hsae.cli.kept_cells import Cell, finish_cells
-from sae_lens_hsae.cli.measure import summary
+from sae_lens_hsae.cli.measure import METRICS, summary
 from sae_lens_hsae.cli.outcome import Outcome
 from sae_lens_hsae.cli.train import all_flags, parse, train
 from sae_lens_hsae.evaluation import ForestEvaluation
@@ -40,6 +40,9 @@ def read_sweep(path: str | Path) -> dict[str, Any]:
     command = sweep.get("command", [])
     if not isinstance(command, list) or command[:2] != ["hsae", "train"] or ARGUMENTS not in command:
         raise ValueError(f"command={command}: write [hsae, train, …, {ARGUMENTS!r}]")
+    metric = sweep.get("metric")
+    if metric is not None and not (isinstance(metric, dict) and metric.get("name") in METRICS):
+        raise ValueError(f"metric={metric}: without a server its name must be one of {', '.join(METRICS)}")
     for name, parameter in sweep["parameters"].items():
         if not isinstance(parameter, dict) or not {"value", "values"} & set(parameter):
             raise ValueError(
@@ -119,7 +122,10 @@ def _table(results: list[dict[str, Any]], sweep: dict[str, Any]) -> pandas.DataF
     means = grouped.agg(lambda values: values.mean(skipna=False))
     spread = grouped.agg(lambda values: (values.max(skipna=False) - values.min(skipna=False)) / 2).add_suffix("_spread")
     table = means.join(spread)
-    return (table.sort_values("forest/hamming_at_matched_variance") if "metric" in sweep else table).reset_index()
+    metric = sweep.get("metric")
+    if metric is not None:
+        table = table.sort_values(metric["name"], ascending=metric.get("goal") != "maximize")
+    return table.reset_index()
 
 
 def run_sweep_command(chosen: argparse.Namespace) -> Outcome:

@@ -18,7 +18,7 @@ from sae_lens.config import LanguageModelSAERunnerConfig, LoggingConfig
 from sae_lens.llm_sae_training_runner import _parse_cfg_args
 
 from hsae_command.train import EVERY_FLAG, at_home, beyond_saelens, help_parser, sources
-from sae_lens_hsae.cli.flags import NONE, OF_JSON, Flags, command_line, parse_flags, preset_flags, read_flags
+from sae_lens_hsae.cli.flags import NONE, OF_JSON, Flags, command_line, parse_flags, preset_flags, read_flags, spread
 from sae_lens_hsae.cli.measure import measure
 from sae_lens_hsae.cli.outcome import CallError, Outcome, check_device
 from sae_lens_hsae.cli.training_plan import estimate, plan_text, warnings_of
@@ -26,7 +26,7 @@ from sae_lens_hsae.config import ARCHITECTURE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.evaluation import ForestEvaluation
 from sae_lens_hsae.presets import LANGUAGE_MODELS
 from sae_lens_hsae.text.documents import documents
-from sae_lens_hsae.training.run_checks import check_steps, late_forest
+from sae_lens_hsae.training.run_checks import check_no_secret, check_steps, late_forest
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
 
 OF_WHOLE_NUMBERS: dict[str, Any] = {"seqpos_slice": tuple, "exclude_special_tokens": list}
@@ -122,6 +122,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
     if several and not range(cfg.context_size)[slice(*cfg.seqpos_slice)]:
         raise ValueError(f"seqpos_slice={cfg.seqpos_slice} leaves none of context_size={cfg.context_size} positions")
     check_steps(cfg)
+    check_no_secret(cfg.model_from_pretrained_kwargs)
     if own.evaluation_tokens < 0:
         raise ValueError(
             f"evaluation_tokens={own.evaluation_tokens} must be 0 for none, or more; 50000 is a good number"
@@ -143,13 +144,15 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
 
 
 def _are_numbers(words: Sequence[str]) -> bool:
-    """Whether words are more than SAELens' parser reads: several, or a number that means no yes or no."""
-    return len(words) > 1 or (len(words) == 1 and words[0].isdigit() and words[0] not in {"0", "1"})
+    """Whether words are more than SAELens' parser reads: several, a list, or a number that means no yes or no."""
+    if len(words) != 1:
+        return len(words) > 1
+    return words[0].startswith("[") or (words[0].isdigit() and words[0] not in {"0", "1"})
 
 
-def _whole_numbers(name: str, words: Sequence[str]) -> list[int | None]:
+def _whole_numbers(name: str, words: list[str]) -> list[int | None]:
     try:
-        numbers = [None if [word] in NONE else int(word) for word in words]
+        numbers = [None if [word] in NONE else int(word) for word in spread(words)]
     except ValueError as error:
         raise CallError(f"--{name} cannot be {' '.join(words)!r}: give whole numbers") from error
     if name == "exclude_special_tokens" and None in numbers:
@@ -172,7 +175,8 @@ def _set_none(cfg: Any, names: Sequence[str]) -> None:
 
 
 def _plainly(message: str) -> str:
-    """A parser's message without the name of the function that could not read the value."""
+    """A parser's message without the name of the function that could not read the value, nor options, maybe secret."""
+    message = re.sub(r"argument (--\w+_kwargs): invalid \w+ value: .*", r"\1 is no JSON object", message)
     return re.sub(r"argument (--\S+): invalid \w+ value: ('.*')", r"\1 cannot be \2", message)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def public_name(name: Any) -> Any:
         return name
     scheme, found, address = name.rpartition("://")
     if found and scheme != "file":
-        return f"{scheme}://{address.rpartition('@')[2]}"  # without a password
+        return f"{scheme}://{re.split('[?#]', address.rpartition('@')[2])[0]}"  # without password and query
     folder = Path(address)
     parts = [part for part in folder.parts if part not in (folder.anchor, "..") and not part.startswith("~")]
     return "/".join(parts[-2:]) or folder.expanduser().resolve().name

@@ -44,8 +44,8 @@ def check_storable(name: str, value: Any) -> None:
     except (TypeError, ValueError) as error:
         # The error tells a type, never a value, which may be secret.
         raise ValueError(
-            f"{name} could not be saved with the SAE ({error}); write data types as strings ('bfloat16') and other "
-            "objects as dictionaries, such as quantization_config.to_dict()"
+            f"{name} could not be saved with the SAE ({error}); write data types as strings ('bfloat16'), numbers "
+            "as Python's, and other objects as dictionaries, such as quantization_config.to_dict()"
         ) from error
 
 

@@ -50,7 +50,7 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
             folder.rename(replaced)
         try:
             new.rename(folder)
-        except OSError:
+        except BaseException:  # an interrupt, too
             if replaced.exists():
                 replaced.rename(folder)
             raise
@@ -77,7 +77,7 @@ def files_written_whole(folder: Path, key: str) -> Iterator[Path]:
                     (folder / name).rename(replaced / name)
             for name in names:
                 _replace(new / name, folder / name)
-        except OSError:
+        except BaseException:  # an interrupt, too
             for name in names:
                 if (replaced / name).exists():
                     (replaced / name).replace(folder / name)

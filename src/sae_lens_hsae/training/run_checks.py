@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
 from sae_lens.config import LanguageModelSAERunnerConfig
 
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
-from sae_lens_hsae.storage.json_files import is_count
+from sae_lens_hsae.storage.json_files import check_storable, is_count
 from sae_lens_hsae.storage.whole_files import ANOTHER_PATH, check_writable
 from sae_lens_hsae.training.distributed.ranks import n_launched
 
-SECRETS = ("token", "hf_token", "use_auth_token", "api_key")
+PATHS = ("output_path", "resume_from_checkpoint", "from_pretrained_path", "cached_activations_path")
+SECRET_NAME = re.compile(r"(^|_)(token|secret|password|api_key)$", re.IGNORECASE)
+PASSWORD = re.compile(r"://[^/\s]*:[^/\s]*@")
 AT_LEAST = {"store_batch_size_prompts": 1, "n_batches_in_buffer": 1, "n_checkpoints": 0, "lr": 0}
 
 
@@ -23,6 +27,8 @@ def check_steps(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
             raise ValueError(f"{name}={getattr(cfg, name)} must be at least {least}")
     if not (is_count(cfg.seed) and cfg.seed < 2**32):
         raise ValueError(f"seed={cfg.seed!r} must be a whole number from 0 to {2**32 - 1}")
+    if cfg.logger.log_to_wandb and cfg.logger.eval_every_n_wandb_logs < 1:
+        raise ValueError(f"eval_every_n_wandb_logs={cfg.logger.eval_every_n_wandb_logs} must be at least 1")
     if cfg.logger.log_to_wandb and cfg.n_eval_batches < 1:
         raise ValueError(
             f"n_eval_batches={cfg.n_eval_batches} must be at least 1 where log_to_wandb is on; to evaluate less, raise "
@@ -45,13 +51,27 @@ def check_steps(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
         )
 
 
-def check_no_secret(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
-    """Refuse an access token: SAELens writes the model's options to cfg.json, runner_cfg.json, checkpoints and W&B."""
-    for name, value in (cfg.model_from_pretrained_kwargs or {}).items():
-        if isinstance(value, str) and name in SECRETS:
+def check_saved(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+    """Check that every setting can be saved, and none is secret; paths become strings.
+
+    SAELens writes them to cfg.json, runner_cfg.json, checkpoints and W&B, the first time after the last step.
+    """
+    for name in PATHS:
+        if isinstance(getattr(cfg, name), PathLike):
+            setattr(cfg, name, fspath(getattr(cfg, name)))
+    for name, value in cfg.to_dict().items():
+        check_storable(name, value)
+    check_no_secret(cfg.model_from_pretrained_kwargs)
+
+
+def check_no_secret(options: Any) -> None:
+    """Refuse an access token or a password among a language model's options, and in the options inside these."""
+    for name, value in options.items() if isinstance(options, dict) else ():
+        check_no_secret(value)
+        if isinstance(value, str) and (SECRET_NAME.search(name) or PASSWORD.search(value)):
             raise ValueError(
                 f"model_from_pretrained_kwargs holds {name!r}, which would be saved with the SAE and go to W&B; leave "
-                "it out, and log in with hf auth login, or set HF_TOKEN"
+                "it out, and log in with hf auth login, or set HF_TOKEN, HTTPS_PROXY"
             )
 
 

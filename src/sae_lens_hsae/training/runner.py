@@ -33,15 +33,15 @@ from sae_lens_hsae.forest.levels import NO_PARENT
 from sae_lens_hsae.sae.bad_batches import BadBatchError
 from sae_lens_hsae.sae.model_files import check_architecture
 from sae_lens_hsae.sae.training import HierarchicalTrainingSAE
-from sae_lens_hsae.storage.json_files import check_storable, is_count, printable, read_json_object
+from sae_lens_hsae.storage.json_files import is_count, printable, read_json_object
 from sae_lens_hsae.storage.whole_files import files_written_whole
 from sae_lens_hsae.text.load_model import model_of_run
 from sae_lens_hsae.text.rows import rows_on_disk
-from sae_lens_hsae.training.checkpoints import AUTO, check_checkpoint, resume_newest, way_on
+from sae_lens_hsae.training.checkpoints import AUTO, MANIFEST, check_checkpoint, resume_newest, way_on
 from sae_lens_hsae.training.distributed.data_parallel import DataParallelTrainer
 from sae_lens_hsae.training.distributed.ranks import join, n_launched, own_device
 from sae_lens_hsae.training.forest_log import ForestLog, ForestLogging
-from sae_lens_hsae.training.run_checks import check_no_secret, check_places, check_steps, folded_scale, late_forest
+from sae_lens_hsae.training.run_checks import check_places, check_saved, check_steps, folded_scale, late_forest
 from sae_lens_hsae.training.store import ResumableActivationsStore
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 from sae_lens_hsae.training.uploads import uploads_follow
@@ -127,8 +127,7 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
                 f"train_batch_size_tokens={cfg.train_batch_size_tokens}, the batch of all {n_ranks} ranks together, "
                 f"must be a multiple of {n_ranks}"
             )
-        check_storable("model_from_pretrained_kwargs", cfg.model_from_pretrained_kwargs)
-        check_no_secret(cfg)
+        check_saved(cfg)
         check_places(cfg)
         _keep_to_own_config(cfg, override_sae)
         self.ranks = join(cfg.device, rank_timeout)
@@ -231,11 +230,12 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
             raise Interrupted(received[0] if received else signal.SIGTERM) from stopped
         except Exception as error:
             # A bad batch ends all ranks together; anything else ends one alone, for which the others would wait.
-            if ours.can_go_on and (self.ranks is None or isinstance(error, BadBatchError)):
+            is_over = ours.n_training_samples >= ours.cfg.total_training_samples and not self._can_resume(ours)
+            if is_over and self.is_first and self.cfg.output_path is not None:
+                self._save_in_spite_of(error, ours)
+            elif ours.can_go_on and (self.ranks is None or isinstance(error, BadBatchError)):
                 ours.n_training_steps = ours.lr_scheduler.last_epoch  # SAELens counts a step after its evaluation
                 self._save_unfinished(ours, f"ended by {type(error).__name__}, the batch in flight may be lost")
-            elif ours.finished and self.is_first and self.cfg.output_path is not None:
-                self._save_in_spite_of(error, ours)
             raise
         if self.cfg.output_path is None:
             self._put_back_handlers()
@@ -283,12 +283,18 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         with uploads_follow(self.cfg.logger, folder), files_written_whole(folder, SAE_CFG_FILENAME) as aside:
             super().save_final_sae(sae, str(aside), log_feature_sparsity)
 
+    def _can_resume(self, trainer: HierarchicalSAETrainer) -> bool:
+        """Whether a checkpoint of this moment could be written, and gone on from."""
+        fetched_ahead = isinstance(trainer.data_provider, PrefetchingIterator)
+        return trainer.can_go_on and self.cfg.checkpoint_path is not None and not fetched_ahead
+
     def _save_in_spite_of(self, error: Exception, trainer: HierarchicalSAETrainer) -> None:
         """Save a model that is trained, where what comes after the last step, such as a log, failed."""
         end, place = f"{type(error).__name__} after the last step", repr(self.cfg.output_path)
         try:
+            trainer.fold_scale()
             self._save_model(trainer.sae, Path(str(self.cfg.output_path)), trainer.log_feature_sparsity)
-        except Exception as fault:  # whatever it is, the run ends as it would have
+        except Exception as fault:  # the error that ends the run is the one that is raised
             logger.warning(f"{end}; the trained model could not be written to {place}: {printable(fault)}")
             return
         logger.warning(f"{end}; the trained model is in {place}")
@@ -342,7 +348,8 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
             name = str(trainer.n_training_samples)
             checkpoint = Path(self.cfg.checkpoint_path) / name
             try:
-                trainer.save_checkpoint(checkpoint_name=name)
+                if not (checkpoint / MANIFEST).exists():  # a step that failed again has moved what it counts
+                    trainer.save_checkpoint(checkpoint_name=name)
             except Exception as fault:  # whatever it is, the run ends as it would have
                 logger.warning(f"{end}; {str(checkpoint)!r} could not be written: {printable(fault)}")
                 return

@@ -269,6 +269,12 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
         log = super().build_train_step_log_dict(output, n_training_samples)
         return {**log, "metrics/bad_batches": self.n_bad_batches} if self.max_bad_batches else log
 
+    def fold_scale(self) -> None:
+        """Fold the activation scale into the SAE, as training does at its end; nothing where that is done."""
+        if self.activation_scaler.scaling_factor is not None:
+            self.sae.fold_activation_norm_scaling_factor(self.activation_scaler.scaling_factor)
+            self.activation_scaler.scaling_factor = None
+
     @override
     def set_final_sae_metadata(self) -> None:
         self._check_parameters()
