@@ -110,7 +110,7 @@ def next_best_to_read(
 ) -> list[dict[str, Any]]:
     """Random children of HSAE's with their parents, and the same children with the next best parents, shuffled.
 
-    Of every seed; the ``similarity`` of the next best is counted on the first `COUNTED_ON` activations.
+    Of every seed; every ``similarity`` is counted on the first `COUNTED_ON` activations.
     """
     reader = _Reader(activations.text, layer)
     rows = []
@@ -120,22 +120,24 @@ def next_best_to_read(
         activations.for_the_model(saes, layer, n_tokens(size))
         data = reader.dashboards(saes, forest)
         edges = drawable(data, forest, reader.generator)[: 2 * N_EDGES]
-        others = torch.tensor([(found[child][0], child) for _, child in edges.tolist()])
-        of_seed = reader.rows("its parent", data, edges)
-        of_seed += [
-            row | {"similarity": found[child][1]}
-            for row, (_, child) in zip(reader.rows("the next best", data, others), others.tolist(), strict=True)
-        ]
+        of_seed = []
+        for kind, which in (("its parent", 0), ("the next best", 1)):
+            own = [found[child][which] for _, child in edges.tolist()]
+            pairs = torch.stack([torch.tensor([above for above, _ in own]), edges[:, 1]], dim=1)
+            rows_of_kind = reader.rows(kind, data, pairs)
+            of_seed += [row | {"similarity": s} for row, (_, s) in zip(rows_of_kind, own, strict=True)]
         of_seed += reader.rows("stranger", data, strangers(forest, edges, reader.generator)[:N_STRANGERS])
         rows += [row | {"seed": seed} for row in of_seed]
     return reader.shuffled(rows)
 
 
 @torch.no_grad()
-def next_best(saes: Sequence[Any], forest: FeatureForest, x: torch.Tensor) -> dict[int, tuple[int, float]]:
-    """For each child the most similar feature of the level above but its parent, and that similarity, on x (n, d_in).
+def next_best(
+    saes: Sequence[Any], forest: FeatureForest, x: torch.Tensor
+) -> dict[int, tuple[tuple[int, float], tuple[int, float]]]:
+    """For each child its parent, and the most similar other feature of the level above, each with its similarity.
 
-    The similarity is P(parent | child) − 2 P(parent).
+    That is P(parent | child) − 2 P(parent) on x (n, d_in), without what else the rule for parents asks.
     """
     fires = torch.cat([torch.cat([sae.encode(part) != 0 for sae in saes], dim=1) for part in x.split(4096)]).float()
     often = fires.mean(0)
@@ -146,8 +148,9 @@ def next_best(saes: Sequence[Any], forest: FeatureForest, x: torch.Tensor) -> di
         for row, child in zip(similarity, range(own.start, own.stop), strict=True):
             parent = forest.parent(child)
             if parent is not None and often[child] > 0:
+                its = (parent, row[parent - above.start].item())
                 row[parent - above.start] = float("-inf")
-                found[child] = (above.start + int(row.argmax()), row.max().item())
+                found[child] = (its, (above.start + int(row.argmax()), row.max().item()))
     return found
 
 

@@ -36,13 +36,14 @@ def test_the_next_best_parent_is_the_most_similar_of_the_others():
     fires = torch.cat([level.encode(x) != 0 for level in level_saes(sae)], dim=1).double()
     found = next_best(level_saes(sae), sae.forest, x)
     assert found.keys() == {child for _, child in sae.forest.edges().tolist() if fires[:, child].any()}
-    for child, (other, similarity) in found.items():
+    for child, ((parent, own), (other, similarity)) in found.items():
         slow = {
             above: (
                 (fires[:, above] * fires[:, child]).sum() / fires[:, child].sum() - 2 * fires[:, above].mean()
             ).item()
             for above in (range(6) if child < 26 else range(6, 26))
-            if above != sae.forest.parent(child)
         }
+        assert parent == sae.forest.parent(child)
+        assert own == pytest.approx(slow.pop(parent), abs=1e-5)
         assert slow[other] == pytest.approx(max(slow.values()), abs=1e-6)
         assert similarity == pytest.approx(slow[other], abs=1e-5)

@@ -13,7 +13,7 @@ from sae_lens_hsae.forest.files import forest_table, read_forest, write_forest
 
 
 def test_convert_writes_every_format(tmp_path, capsys):
-    make_sae(level_widths=[4, 8, 16]).save_inference_model(tmp_path / "model")
+    make_sae(level_widths=[4, 8, 16], normalize_activations="none").save_inference_model(tmp_path / "model")
     saved = HierarchicalSAE.load_from_disk(tmp_path / "model")
     forest = saved.forest
     for name in ("forest.json", "forest.graphml", "forest.csv", "levels"):
@@ -34,7 +34,7 @@ def test_convert_writes_every_format(tmp_path, capsys):
 
 def test_levels_of_another_sae_are_not_left_among_new_ones(tmp_path):
     for name, widths in (("model", [4, 8, 16]), ("smaller", [4, 8])):
-        make_sae(level_widths=widths).save_inference_model(tmp_path / name)
+        make_sae(level_widths=widths, normalize_activations="none").save_inference_model(tmp_path / name)
     cli.main(["convert", str(tmp_path / "model"), str(tmp_path / "levels")])
     before = (tmp_path / "levels/level_0/sae_weights.safetensors").read_bytes()
     with pytest.raises(SystemExit, match=r"levels' holds level_2 of another SAE, where this one has 2 levels; delete"):
