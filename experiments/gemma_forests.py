@@ -12,6 +12,7 @@ import torch
 
 from experiments.gemma_stream import GemmaActivations, gemma_store, hook_of
 from experiments.models import (
+    CENTRED,
     HSAE,
     MATRYOSHKA,
     SAELENS_BATCH_TOPK,
@@ -42,6 +43,7 @@ DOUBLING = (HSAE, WITHOUT_LOSS, POST_HOC + SAME_RULE, SAELENS_BATCH_TOPK + SAME_
 """HSAE and its rivals with levels that double, and below those that grow by four."""
 WIDE = (
     *(WIDE_FAMILIES, WIDE_BATCH_TOPK_LEVELS),
+    *(WIDE_POST_HOC + CENTRED + SAME_RULE, WIDE_BATCH_TOPK + CENTRED + SAME_RULE),
     *(WIDE_POST_HOC + SAME_RULE, WIDE_BATCH_TOPK + SAME_RULE, WIDE_POST_HOC, WIDE_BATCH_TOPK),
 )
 COUNTED_ON = 50_000

@@ -24,7 +24,7 @@ from sae_lens.util import temporary_seed
 
 from experiments.kept_names import settings_of_config
 from experiments.matryoshka import groups_and_prefixes
-from experiments.saelens_jumprelu import SEARCH, new_jumprelu
+from experiments.saelens_jumprelu import new_jumprelu
 from experiments.snmf import SNMF, SNMF_SETTINGS
 from sae_lens_hsae.cli.showcase import paper_optimizer
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
@@ -142,7 +142,9 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 AT_OTHER_RATES: dict[str, tuple[str, float]] = {
-    f"{model}, lr {rate:g}": (model, rate) for model in (HSAE, "post hoc", SAELENS_BATCH_TOPK) for rate in (1e-3, 3e-3)
+    f"{model}, lr {rate:g}": (model, rate)
+    for model in (HSAE, "post hoc", SAELENS_BATCH_TOPK)
+    for rate in (1e-3, 3e-3, 1.2e-2)
 }
 """Models with another peak learning rate than `LEARNING_RATE`."""
 
@@ -152,10 +154,13 @@ SAELENS_OPTIMIZER = ", SAELens' optimizer"
 ORDINARY = ", ordinary tokens"
 """After a model's name: trained on the tokens that are not outlying, such as attention sinks."""
 
+CENTRED = ", centred"
+"""After a model's name: trained in the coordinates that HSAE has by default (`Coordinates`)."""
+
 
 def model_and_optimizer(model: str, steps: int) -> tuple[str, dict[str, Any]]:
     """A model's name in ``MODELS``, and optimizer and schedule as fields of SAELens' config, by its name in a table."""
-    model = model.removesuffix(ORDINARY)
+    model = model.removesuffix(ORDINARY).removesuffix(CENTRED)
     if model.endswith(SAELENS_OPTIMIZER):
         defaults = {field.name: field.default for field in fields(LanguageModelSAERunnerConfig)}
         names = ("lr", "lr_scheduler_name", "lr_warm_up_steps", "adam_beta1", "adam_beta2")
@@ -216,13 +221,12 @@ def settings_of(model: str, finest_l0: float, steps: int) -> dict[str, Any]:
         if model in NORMALIZED_BATCH_TOPK:
             saes: list[Any] = list(new_batch_topk(model, finest_l0, 1))
         elif model == SAELENS_JUMPRELU:
-            saes = [new_jumprelu(width, 1) for width, _ in levels]
+            saes = [new_jumprelu(width, target, 1) for width, target in levels]
         else:
             saes = [new_sae(model, finest_l0, 1)]
     return {
         "levels": levels,
         "configs": [settings_of_config(sae.cfg) for sae in saes],
-        "search": SEARCH if model == SAELENS_JUMPRELU else None,
         "optimizer": optimizer,
         "batches": (BATCH_SIZE, BATCHES_TO_WHITEN_BY),
     }

@@ -14,12 +14,14 @@ import torch
 from sae_lens import SAE
 from sae_lens.saes.sae import TrainingSAE
 
+from experiments.centred import Coordinates
 from experiments.kept_names import named_by
 from experiments.matryoshka import evaluate_groups
 from experiments.models import (
     AT_OTHER_RATES,
     BATCH_SIZE,
     BATCH_TOPK,
+    CENTRED,
     HSAE,
     IDEAS,
     LEVEL_BY_LEVEL,
@@ -43,7 +45,7 @@ from experiments.models import (
     train,
     widths_and_targets,
 )
-from experiments.saelens_jumprelu import train_to_l0
+from experiments.saelens_jumprelu import new_jumprelu
 from experiments.sinks import SINKS, WithSinks
 from sae_lens_hsae.cli.kept_cells import Cell, file_name, finish_cells, missing
 from sae_lens_hsae.evaluation import evaluate_forest
@@ -110,13 +112,33 @@ class Table:
 TABLES = {
     "main": Table((HSAE, "HSAE (paper)", "post hoc", SAELENS_BATCH_TOPK, MATRYOSHKA), ((3, 16), (1, 16), (5, 16))),
     "gemma": Table((HSAE, "HSAE (paper)", "post hoc", SAELENS_BATCH_TOPK), ((9, 16), (12, 16), (5, 16))),
-    "gemma-jumprelu": Table((HSAE, "post hoc", SAELENS_JUMPRELU), ((9, 16),)),
-    "gemma-rates": Table((HSAE, "post hoc", SAELENS_BATCH_TOPK, *AT_OTHER_RATES), ((9, 16),)),
-    "gemma-long": Table((HSAE, "ρ = 0", "post hoc", SAELENS_BATCH_TOPK, HSAE + SAELENS_OPTIMIZER), ((9, 16),)),
-    "gemma-ordinary": Table(
-        (HSAE, "post hoc", SAELENS_BATCH_TOPK, "post hoc" + ORDINARY, SAELENS_BATCH_TOPK + ORDINARY), ((9, 16),)
+    "gemma-rates": Table(
+        (
+            *(HSAE, "post hoc", SAELENS_BATCH_TOPK, *AT_OTHER_RATES),
+            *(name + CENTRED for name in ("post hoc", SAELENS_BATCH_TOPK)),
+            *(name + CENTRED for name, (model, _) in AT_OTHER_RATES.items() if model != HSAE),
+        ),
+        ((9, 16),),
     ),
-    "gemma-wide": Table((WIDE_FAMILIES, WIDE_BATCH_TOPK_LEVELS, WIDE_POST_HOC, WIDE_BATCH_TOPK), ((9, 16),)),
+    "gemma-long": Table((HSAE, "ρ = 0", "post hoc", SAELENS_BATCH_TOPK, HSAE + SAELENS_OPTIMIZER), ((9, 16),)),
+    "gemma-centred": Table(
+        (
+            HSAE,
+            *(
+                name + of_these
+                for name in ("post hoc", SAELENS_BATCH_TOPK, SAELENS_JUMPRELU)
+                for of_these in ("", ORDINARY, CENTRED, CENTRED + ORDINARY)
+            ),
+        ),
+        ((9, 16),),
+    ),
+    "gemma-wide": Table(
+        (
+            *(WIDE_FAMILIES, WIDE_BATCH_TOPK_LEVELS, WIDE_POST_HOC, WIDE_BATCH_TOPK),
+            *(WIDE_POST_HOC + CENTRED, WIDE_BATCH_TOPK + CENTRED),
+        ),
+        ((9, 16),),
+    ),
     "gemma-ideas": Table((*IDEAS, "post hoc"), ((9, 16),)),
     "gemma-whitened": Table((HSAE, SAELENS_BATCH_TOPK, WHITENED_BATCH_TOPK), ((9, 16),)),
     "sinks": Table((HSAE, "all tokens count alike", "post hoc", SAELENS_BATCH_TOPK)),
@@ -220,25 +242,24 @@ def trained(
         seen = x[: -size.held_out]
         if name.endswith(ORDINARY):
             seen = seen[usual(seen[:SEEN_FIRST]).holds(seen)]
+        coordinates = Coordinates.of(seen) if CENTRED in name else None
+        if coordinates:
+            seen = coordinates.into(seen)
         if isinstance(activations, WithSinks):
             at_first = activations.before_sinks(stream.layer, n_tokens(size))
         torch.manual_seed(stream.seed)
-
-        def train_one(sae: TrainingSAE[Any]) -> None:
-            train(sae, seen, size.steps, stream.seed, at_first, optimizer)
-
         saes: dict[int | None, TrainingSAE[Any]]
-        if model == SAELENS_JUMPRELU:
+        if model in NORMALIZED_BATCH_TOPK:
+            saes = dict(enumerate(new_batch_topk(model, stream.target_l0, x.shape[1])))
+        elif model == SAELENS_JUMPRELU:
             goals = widths_and_targets(stream.target_l0)
-            found = [train_to_l0(width, l0, seen, train_one, stream.seed) for width, l0 in goals]
-            saes = dict(enumerate(found))
+            saes = {level: new_jumprelu(width, l0, x.shape[1]) for level, (width, l0) in enumerate(goals)}
         else:
-            if model in NORMALIZED_BATCH_TOPK:
-                saes = dict(enumerate(new_batch_topk(model, stream.target_l0, x.shape[1])))
-            else:
-                saes = {None: new_sae(model, stream.target_l0, x.shape[1])}
-            for sae in saes.values():
-                train_one(sae)
+            saes = {None: new_sae(model, stream.target_l0, x.shape[1])}
+        for sae in saes.values():
+            train(sae, seen, size.steps, stream.seed, at_first, optimizer)
+            if coordinates:
+                coordinates.fold(sae)
         with folder_written_whole(path) as new:
             for level, sae in saes.items():
                 sae.save_inference_model(new if level is None else new / str(level))

@@ -22,6 +22,7 @@ import torch
 from experiments.gemma_forests import COUNTED_ON, POST_HOC, WITHOUT_LOSS, gemma_batches, stack_with_parents
 from experiments.gemma_stream import GemmaActivations
 from experiments.models import (
+    CENTRED,
     HSAE,
     SAELENS_BATCH_TOPK,
     SAME_RULE,
@@ -52,7 +53,7 @@ RIVALS = (HSAE, WITHOUT_LOSS, SAELENS_BATCH_TOPK + SAME_RULE, POST_HOC + SAME_RU
 """Levels that double, of HSAE and of SAEs that are trained one by one."""
 WIDE_RIVALS = (
     *(WIDE_FAMILIES, WIDE_BATCH_TOPK + SAME_RULE, WIDE_POST_HOC + SAME_RULE, WIDE_POST_HOC),
-    WIDE_BATCH_TOPK_LEVELS,
+    *(WIDE_BATCH_TOPK_LEVELS, WIDE_BATCH_TOPK + CENTRED + SAME_RULE),
 )
 """Levels that grow by four."""
 

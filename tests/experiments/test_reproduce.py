@@ -17,11 +17,14 @@ from experiments.command import ABOUT, L0_OF, OF_A_RUN, OF_GEMMA, OF_PLANTED
 from experiments.gemma_stream import GemmaActivations
 from experiments.models import (
     BATCH_TOPK,
+    CENTRED,
     HSAE,
     IDEAS,
     MATRYOSHKA,
     MODELS,
+    ORDINARY,
     SAELENS_BATCH_TOPK,
+    SAELENS_JUMPRELU,
     SHAPES,
     WIDE_BATCH_TOPK,
     WIDE_BATCH_TOPK_LEVELS,
@@ -60,7 +63,9 @@ def activations(layer, n_tokens):
     return x * (4 / x.norm(dim=1).mean())
 
 
-@pytest.mark.parametrize("model", sorted(MODELS.keys() - OF_OTHER_WIDTHS - {WIDE_BATCH_TOPK}))
+@pytest.mark.parametrize(
+    "model", [*sorted(MODELS.keys() - OF_OTHER_WIDTHS - {WIDE_BATCH_TOPK}), SAELENS_JUMPRELU + CENTRED + ORDINARY]
+)
 def test_every_model_trains_and_is_measured(model, tmp_path):
     result = measure(model, Stream(3, 3, 0), activations, Size(steps=110, held_out=500), tmp_path)
     assert [level["width"] for level in result["levels"]] == [20, 30, 45]
@@ -123,7 +128,7 @@ def names_of(compute, monkeypatch):
 TABLES_WITH_CELLS = {
     "paper": lambda size, folder: reproduce("main", activations, folder, size),
     "whitened": lambda size, folder: reproduce("gemma-whitened", activations, folder, size),
-    "jumprelu": lambda size, folder: reproduce("gemma-jumprelu", activations, folder, size),
+    "jumprelu": lambda size, folder: reproduce("gemma-centred", activations, folder, size),
     "l0": lambda size, folder: l0_control.reproduce_l0("main", activations, folder, size),
     "circuits": lambda size, folder: circuits.reproduce_circuits(GemmaActivations(folder), folder, size),
     "steering": lambda size, folder: steering.reproduce_steering(GemmaActivations(folder), folder, size),
@@ -257,7 +262,7 @@ def test_an_error_in_a_worker_is_raised_at_once_and_ends_the_rest(tmp_path):
 
 
 def test_an_unknown_table_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="table='mane': choose one of main, gemma, gemma-jumprelu, "):
+    with pytest.raises(ValueError, match="table='mane': choose one of main, gemma, gemma-rates, "):
         reproduce("mane", activations, tmp_path)
 
 
