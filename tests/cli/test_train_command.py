@@ -268,8 +268,6 @@ def test_the_estimate_counts_what_there_is(tmp_path):
 
 
 GPT2 = ["--preset", "gpt2", "--training_tokens", "9999"]
-TO_PROC = ["--output_path=/proc/mine", "--d_in=4", "--text=short.txt", "--context_size=4", "--training_tokens=9999"]
-TO_PROC += ["--train_batch_size_tokens=64"]
 WIDTHS = ["--level_widths", "4", "8", "--target_l0", "2"]
 WRONG_CALLS = [
     ([*WIDTHS, "--d_inn", "4"], "--d_inn is no flag; did you mean --d_in"),
@@ -315,7 +313,12 @@ WRONG_VALUES = [
     ([*GPT2, "--evaluation_tokens", "-1"], "evaluation_tokens=-1 must be 0 for none, or more; 50000"),
     ([*GPT2, "--variance_floor", "2"], "variance_floor=2.0 must be a share of the variance"),
     ([*GPT2, "--device", "nowhere"], "device='nowhere' cannot be used here"),
-    ([*TO_PROC, *WIDTHS], "output_path='/proc/mine': '/proc' cannot be written to; give another path"),
+    (
+        [*GPT2, "--output_path=/proc/mine", "--dry-run"],
+        "output_path='/proc/mine': '/proc' cannot be written to; give",
+    ),
+    ([*GPT2, "--max_bad_batches=-1", "--dry-run"], "max_bad_batches=-1 must be a whole number, 0 or more"),
+    ([*GPT2, "--n_batches_for_norm_estimate=0", "--dry-run"], "n_batches_for_norm_estimate=0 must be at least 1"),
     (["--config", "list.yaml"], "must map names of flags to values"),
     (["--config", "broken.yaml"], "neither YAML nor JSON"),
     (["--config", "nested.yaml"], "flags are flat"),

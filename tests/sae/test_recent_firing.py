@@ -131,7 +131,7 @@ def test_where_levels_are_very_wide_packed_batches_do_not_stay_on_the_device(mon
     kept = recent()
     for step in range(200, 220, 4):
         kept.count(packed(fired_on(16, 0.1, step), step))  # 30 bytes each
-        assert sum(isinstance(batch, PackedFiring) for batch in kept._batches) < 4
+        assert sum(isinstance(batch, PackedFiring) for batch in kept.batches) < 4
     assert [batch.step for batch in kept.unpacked()] == list(range(200, 220, 4))
 
 

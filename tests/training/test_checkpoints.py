@@ -12,6 +12,7 @@ from own_runs import begun, checkpoints_of, run_ours
 from sae_lens.constants import RUNNER_CFG_FILENAME
 from short_trainings import BATCH, assert_equal_states, batches, new_trainer, take_steps
 
+from sae_lens_hsae.training import checkpoints
 from sae_lens_hsae.training.checkpoints import MANIFEST, delete_older, newest_valid, verify
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 
@@ -72,7 +73,9 @@ def test_a_damaged_checkpoint_is_refused_before_training(tmp_path):
         run_ours(tmp_path, "again", resume_from_checkpoint=str(checkpoint))
 
 
-def test_auto_takes_the_newest_whole_checkpoint_whatever_the_clock_says(tmp_path, caplog):
+def test_auto_takes_the_newest_whole_checkpoint_whatever_the_clock_says(tmp_path, monkeypatch, caplog):
+    read, usual = [], checkpoints._verify_file
+    monkeypatch.setattr(checkpoints, "_verify_file", lambda *args: usual(*args) or read.append(args[:2]))
     cfg, whole = run_ours(tmp_path, n_checkpoints=3)
     first, second, third = checkpoints_of(cfg)
     damage(third / "sae_weights.safetensors", "flip")
@@ -81,6 +84,7 @@ def test_auto_takes_the_newest_whole_checkpoint_whatever_the_clock_says(tmp_path
     with recorded_steps() as steps:
         again, resumed = run_ours(tmp_path, n_checkpoints=3, resume_from_checkpoint="auto")
     assert again.resume_from_checkpoint == str(second)
+    assert len(read) == len(set(read)) >= len([*second.iterdir()]) - 1  # each file once
     assert len(steps) == (30 * 64 - int(second.name)) // 64
     assert_equal_states(resumed, whole)
     # It goes on in the same folder, where the damaged one is replaced.

@@ -38,6 +38,8 @@ from small_saes import make_sae
 
 from sae_lens_hsae import HierarchicalSAE
 from sae_lens_hsae.sae.bad_batches import BadBatchError
+from sae_lens_hsae.sae.forest_updater import ForestUpdater
+from sae_lens_hsae.sae.training import HierarchicalTrainingSAE
 from sae_lens_hsae.training.distributed.shards import shard_of
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
 from sae_lens_hsae.training.store import STATE_FILENAME, MixingBuffer, ResumableActivationsStore
@@ -90,7 +92,12 @@ def test_a_buffer_that_cannot_be_is_refused(tmp_path):
         HierarchicalSAETrainingRunner(runner_config(tmp_path, seqpos_slice=(5, -15)))
 
 
-def test_an_evaluation_of_nothing_is_refused(tmp_path):
+def test_what_is_done_for_nothing_or_never_is_refused(tmp_path):
+    for name in ("train_batch_size_tokens", "n_batches_for_norm_estimate", "feature_sampling_window"):
+        with pytest.raises(ValueError, match=f"^{name}=0 must be at least 1"):
+            HierarchicalSAETrainingRunner(runner_config(tmp_path, **{name: 0}))
+    with pytest.raises(ValueError, match=r"^wandb_log_frequency=0 must be at least 1"):
+        HierarchicalSAETrainingRunner(runner_config(tmp_path, logger=LoggingConfig(wandb_log_frequency=0)))
     with pytest.raises(ValueError, match=r"n_eval_batches=0 must be at least 1 .* raise eval_every_n_wandb_logs"):
         HierarchicalSAETrainingRunner(runner_config(tmp_path, n_eval_batches=0, logger=LoggingConfig()))
     run_ours(tmp_path, n_eval_batches=0, training_tokens=128)
@@ -141,6 +148,13 @@ def test_the_configuration_says_how_an_sae_that_was_trained_before_is_trained(tm
     runner = HierarchicalSAETrainingRunner(again, override_model=tiny_model(), override_dataset=tiny_dataset())
     assert again.sae.target_l0 == runner.sae.cfg.target_l0 == cfg.sae.target_l0
     assert "has another target_l0 than sae" in caplog.text
+
+
+def test_an_sae_made_of_the_configuration_leaves_that_as_it_was(tmp_path):
+    config = tiny_config()
+    cfg, sae = run_ours(tmp_path, sae=config, options={"override_sae": HierarchicalTrainingSAE(config)})
+    assert sae.cfg.metadata.hook_name
+    assert cfg.sae.to_dict() == tiny_config().to_dict()
 
 
 def test_auto_finds_the_checkpoints_of_a_run_that_goes_on_from_a_trained_sae(tmp_path, caplog):
@@ -240,6 +254,22 @@ def test_a_trained_model_is_saved_where_what_comes_after_the_last_step_fails(
     whole = HierarchicalSAE.load_from_disk(tmp_path / "whole" / "out")
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(saved.state_dict()[name], value, msg=name)
+
+
+def test_a_model_whose_last_update_fails_is_saved_with_the_forest_as_it_is(tmp_path, monkeypatch, caplog):
+    usual, tables = ForestUpdater.update, []
+
+    def update(updater, parents, *weights):
+        if updater.steps_taken() == 30:
+            raise MemoryError("no room for similarities")
+        usual(updater, parents, *weights)
+        tables.append(parents.clone())
+
+    monkeypatch.setattr(ForestUpdater, "update", update)
+    with pytest.raises(MemoryError, match="no room"):
+        run_ours(tmp_path)
+    assert "the last hierarchy update failed, the forest stays as it is: no room for similarities" in caplog.text
+    assert torch.equal(HierarchicalSAE.load_from_disk(tmp_path / "run" / "out").parents, tables[-1])
 
 
 def test_an_error_before_the_first_step_leaves_nothing_to_go_on_from(tmp_path):

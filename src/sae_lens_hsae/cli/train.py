@@ -26,7 +26,7 @@ from sae_lens_hsae.config import ARCHITECTURE, HierarchicalTrainingSAEConfig
 from sae_lens_hsae.evaluation import ForestEvaluation
 from sae_lens_hsae.presets import LANGUAGE_MODELS
 from sae_lens_hsae.text.documents import documents
-from sae_lens_hsae.training.run_checks import check_no_secret, check_steps, late_forest
+from sae_lens_hsae.training.run_checks import check_run, late_forest
 from sae_lens_hsae.training.runner import HierarchicalSAETrainingRunner
 
 OF_WHOLE_NUMBERS: dict[str, Any] = {"seqpos_slice": tuple, "exclude_special_tokens": list}
@@ -121,8 +121,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
         setattr(cfg, name, OF_WHOLE_NUMBERS[name](_whole_numbers(name, words)))
     if several and not range(cfg.context_size)[slice(*cfg.seqpos_slice)]:
         raise ValueError(f"seqpos_slice={cfg.seqpos_slice} leaves none of context_size={cfg.context_size} positions")
-    check_steps(cfg)
-    check_no_secret(cfg.model_from_pretrained_kwargs)
+    check_run(cfg, own.max_bad_batches, own.keep_checkpoints)
     if own.evaluation_tokens < 0:
         raise ValueError(
             f"evaluation_tokens={own.evaluation_tokens} must be 0 for none, or more; 50000 is a good number"

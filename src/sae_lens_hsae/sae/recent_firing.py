@@ -69,16 +69,16 @@ class RecentFiring(nn.Module):
         self.tokens_kept = tokens_kept(levels, target_l0)
         # Early in a training far more fires on a token.
         self._most_entries = 2 * self.tokens_kept * sum(target_l0)
-        self._batches: list[Firing | PackedFiring] = []
+        self.batches: list[Firing | PackedFiring] = []
         self._shared_until = -1
         self.register_state_dict_post_hook(_write)
         self.register_load_state_dict_pre_hook(_read)
 
     def count(self, batch: Firing | PackedFiring) -> None:
         """Take a batch in, and leave out those that it makes old."""
-        self._batches.append(batch)
-        packed = sum(each.bits.numel() for each in self._batches if isinstance(each, PackedFiring))
-        self._keep(self._unpacked_newest_first() if packed > MOST_PACKED else reversed(self._batches))
+        self.batches.append(batch)
+        packed = sum(each.bits.numel() for each in self.batches if isinstance(each, PackedFiring))
+        self._keep(self._unpacked_newest_first() if packed > MOST_PACKED else reversed(self.batches))
 
     def share(self, told_by_all: Callable[[list[Firing]], Iterable[list[Firing]]], n_processes: int) -> None:
         """Take in what other processes counted; ``told_by_all`` gives each one's message, of this one's."""
@@ -89,9 +89,9 @@ class RecentFiring(nn.Module):
         newer = [sum(batch.n_tokens for batch in own[place + 1 :]) for place in range(len(own))]
         told = told_by_all([batch for batch, n_tokens in zip(own, newer, strict=True) if n_tokens < n_needed])
         new = [batch for of_process in told for batch in of_process]
-        self._batches = [*shared, *sorted(new, key=lambda batch: batch.step)]
-        self._keep(reversed(self._batches))
-        self._shared_until = max((batch.step for batch in self._batches), default=-1)
+        self.batches = [*shared, *sorted(new, key=lambda batch: batch.step)]
+        self._keep(reversed(self.batches))
+        self._shared_until = max((batch.step for batch in self.batches), default=-1)
 
     def unpacked(self) -> list[Firing]:
         """The good batches, oldest first."""
@@ -106,18 +106,18 @@ class RecentFiring(nn.Module):
         n_tokens = n_entries = 0
         for batch in newest_first:
             is_enough = n_tokens >= self.tokens_kept or n_entries >= self._most_entries
-            is_old = 3 * batch.step < 2 * self._batches[-1].step
+            is_old = 3 * batch.step < 2 * self.batches[-1].step
             if kept and batch.step < kept[-1].step and (is_enough or is_old):
                 break
             kept.append(batch)
             n_tokens += batch.n_tokens
             n_entries += len(batch.tokens) if isinstance(batch, Firing) else 0
-        self._batches = kept[::-1]
-        return self._batches
+        self.batches = kept[::-1]
+        return self.batches
 
     def _unpacked_newest_first(self) -> Iterator[Firing]:
         """The good batches, each unpacked when it is asked for."""
-        for batch in reversed(self._batches):
+        for batch in reversed(self.batches):
             if isinstance(batch, Firing):
                 yield batch
             elif batch.good is None or batch.good:
@@ -126,7 +126,7 @@ class RecentFiring(nn.Module):
     @property
     def _shared(self) -> int:
         """How many of the batches, the first ones, all processes have."""
-        return sum(batch.step <= self._shared_until for batch in self._batches)
+        return sum(batch.step <= self._shared_until for batch in self.batches)
 
 
 def _write(recent: nn.Module, state_dict: dict[str, Any], prefix: str, _metadata: Any) -> None:
@@ -154,7 +154,7 @@ def _read(
         return
     steps, sizes, times, tokens = (as_array(state_dict.pop(prefix + name)) for name in STATE)
     ends = times.sum(1).cumsum()[:-1]
-    recent._batches = [
+    recent.batches = [
         Firing(int(step), int(size), of_batch, own.astype(np.min_scalar_type(size)))
         for step, size, of_batch, own in zip(steps, sizes, times, np.split(tokens, ends)[: len(steps)], strict=True)
     ]

@@ -59,6 +59,9 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
     row_devices: tuple[str, ...] = ("cuda",)
     """Kinds of device on which a step takes the form of `FeatureRows`."""
 
+    keeps_forest: bool = False
+    """Whether the forest is final, so that the end of training does not update it."""
+
     whole_batch_l0: Callable[[torch.Tensor], torch.Tensor] | None = None
     """Where processes share a batch: L0 of every level over all of it, of the L0 over this one's part, both (L,)."""
 
@@ -265,7 +268,7 @@ class HierarchicalTrainingSAE(LevelStack, TrainingSAE[HierarchicalTrainingSAECon
         """Make decoder and forest those of the final parameters: unit rows, a last hierarchy update unless frozen."""
         self.project_parameters()
         freeze = self.cfg.freeze_hierarchy_after
-        if freeze is None or self.forest_updater.steps_taken() <= freeze:
+        if not self.keeps_forest and (freeze is None or self.forest_updater.steps_taken() <= freeze):
             self.update_hierarchy()
 
     def running_means(self) -> list[torch.Tensor]:

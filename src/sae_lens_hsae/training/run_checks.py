@@ -17,7 +17,40 @@ from sae_lens_hsae.training.distributed.ranks import n_launched
 PATHS = ("output_path", "resume_from_checkpoint", "from_pretrained_path", "cached_activations_path")
 SECRET_NAME = re.compile(r"(^|_)(token|secret|password|api_key)$", re.IGNORECASE)
 PASSWORD = re.compile(r"://[^/\s]*:[^/\s]*@")
-AT_LEAST = {"store_batch_size_prompts": 1, "n_batches_in_buffer": 1, "n_checkpoints": 0, "lr": 0}
+AT_LEAST = {
+    "train_batch_size_tokens": 1,
+    "store_batch_size_prompts": 1,
+    "n_batches_in_buffer": 1,
+    "n_batches_for_norm_estimate": 1,
+    "feature_sampling_window": 1,
+    "n_checkpoints": 0,
+    "lr": 0,
+}
+
+
+def check_run(
+    cfg: LanguageModelSAERunnerConfig[Any], max_bad_batches: int = 0, keep_checkpoints: int | None = None
+) -> None:
+    """Check a run before anything is loaded: a ValueError or an OSError names the field and the remedy."""
+    if cfg.prefetch_llm_batches and (cfg.n_checkpoints > 0 or cfg.resume_from_checkpoint):
+        raise ValueError(
+            f"prefetch_llm_batches={cfg.prefetch_llm_batches!r}: batches fetched ahead belong to no step yet, so a "
+            f"checkpoint could not be resumed exactly; set it to False, or n_checkpoints=0 and "
+            f"resume_from_checkpoint=None"
+        )
+    check_steps(cfg)
+    if not is_count(max_bad_batches):
+        raise ValueError(f"max_bad_batches={max_bad_batches!r} must be a whole number, 0 or more")
+    if keep_checkpoints is not None and not (is_count(keep_checkpoints) and keep_checkpoints > 0):
+        raise ValueError(f"keep_checkpoints={keep_checkpoints!r} must be 1 or more, or None to keep all")
+    n_ranks = n_launched()
+    if cfg.train_batch_size_tokens % n_ranks:
+        raise ValueError(
+            f"train_batch_size_tokens={cfg.train_batch_size_tokens}, the batch of all {n_ranks} ranks together, "
+            f"must be a multiple of {n_ranks}"
+        )
+    check_saved(cfg)
+    check_places(cfg)
 
 
 def check_steps(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
@@ -27,8 +60,9 @@ def check_steps(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
             raise ValueError(f"{name}={getattr(cfg, name)} must be at least {least}")
     if not (is_count(cfg.seed) and cfg.seed < 2**32):
         raise ValueError(f"seed={cfg.seed!r} must be a whole number from 0 to {2**32 - 1}")
-    if cfg.logger.log_to_wandb and cfg.logger.eval_every_n_wandb_logs < 1:
-        raise ValueError(f"eval_every_n_wandb_logs={cfg.logger.eval_every_n_wandb_logs} must be at least 1")
+    for name in ("wandb_log_frequency", "eval_every_n_wandb_logs") if cfg.logger.log_to_wandb else ():
+        if getattr(cfg.logger, name) < 1:
+            raise ValueError(f"{name}={getattr(cfg.logger, name)} must be at least 1")
     if cfg.logger.log_to_wandb and cfg.n_eval_batches < 1:
         raise ValueError(
             f"n_eval_batches={cfg.n_eval_batches} must be at least 1 where log_to_wandb is on; to evaluate less, raise "

@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -33,15 +33,15 @@ from sae_lens_hsae.forest.levels import NO_PARENT
 from sae_lens_hsae.sae.bad_batches import BadBatchError
 from sae_lens_hsae.sae.model_files import check_architecture
 from sae_lens_hsae.sae.training import HierarchicalTrainingSAE
-from sae_lens_hsae.storage.json_files import is_count, printable, read_json_object
+from sae_lens_hsae.storage.json_files import printable, read_json_object
 from sae_lens_hsae.storage.whole_files import files_written_whole
 from sae_lens_hsae.text.load_model import model_of_run
 from sae_lens_hsae.text.rows import rows_on_disk
 from sae_lens_hsae.training.checkpoints import AUTO, MANIFEST, check_checkpoint, resume_newest, way_on
 from sae_lens_hsae.training.distributed.data_parallel import DataParallelTrainer
-from sae_lens_hsae.training.distributed.ranks import join, n_launched, own_device
+from sae_lens_hsae.training.distributed.ranks import join, own_device
 from sae_lens_hsae.training.forest_log import ForestLog, ForestLogging
-from sae_lens_hsae.training.run_checks import check_places, check_saved, check_steps, folded_scale, late_forest
+from sae_lens_hsae.training.run_checks import check_run, folded_scale, late_forest
 from sae_lens_hsae.training.store import ResumableActivationsStore
 from sae_lens_hsae.training.trainer import HierarchicalSAETrainer
 from sae_lens_hsae.training.uploads import uploads_follow
@@ -105,30 +105,12 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
                 f"sae={type(cfg.sae).__name__} is not a HierarchicalTrainingSAEConfig; "
                 f"train other architectures with SAELens' LanguageModelSAETrainingRunner"
             )
-        if cfg.prefetch_llm_batches and (cfg.n_checkpoints > 0 or cfg.resume_from_checkpoint):
-            raise ValueError(
-                f"prefetch_llm_batches={cfg.prefetch_llm_batches!r}: batches fetched ahead belong to no step yet, so a "
-                f"checkpoint could not be resumed exactly; set it to False, or n_checkpoints=0 and "
-                f"resume_from_checkpoint=None"
-            )
-        check_steps(cfg)
+        check_run(cfg, max_bad_batches, keep_checkpoints)
         self.forest_logging = forest_logging or ForestLogging()
         self.forest_logging.check(cfg)
-        if not is_count(max_bad_batches):
-            raise ValueError(f"max_bad_batches={max_bad_batches!r} must be a whole number, 0 or more")
-        if keep_checkpoints is not None and not (is_count(keep_checkpoints) and keep_checkpoints > 0):
-            raise ValueError(f"keep_checkpoints={keep_checkpoints!r} must be 1 or more, or None to keep all")
         self.max_bad_batches, self.keep_checkpoints = max_bad_batches, keep_checkpoints
         self._received: list[int] = []  # signals while the run was not to be ended at once
         self._handlers: dict[int, Any] = {}  # what they did before
-        n_ranks = n_launched()
-        if cfg.train_batch_size_tokens % n_ranks:
-            raise ValueError(
-                f"train_batch_size_tokens={cfg.train_batch_size_tokens}, the batch of all {n_ranks} ranks together, "
-                f"must be a multiple of {n_ranks}"
-            )
-        check_saved(cfg)
-        check_places(cfg)
         _keep_to_own_config(cfg, override_sae)
         self.ranks = join(cfg.device, rank_timeout)
         if self.ranks is not None:
@@ -136,7 +118,7 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         if self.ranks is None or self.ranks.is_first:
             if cfg.resume_from_checkpoint == AUTO:
                 resume_newest(cfg)
-            if cfg.resume_from_checkpoint is not None:
+            elif cfg.resume_from_checkpoint is not None:
                 check_checkpoint(Path(cfg.resume_from_checkpoint), cfg.to_dict())
         if self.ranks is not None:
             # SAELens draws a folder for each process's checkpoints.
@@ -263,7 +245,7 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         if self._trainer is not None:
             log_feature_sparsity = self._trainer.log_feature_sparsity  # the given one's trainer has not trained
         if not self.is_first:
-            sae.finish_training()  # as saving does, so that all ranks return the SAE that is saved
+            sae.project_parameters()  # as saving does, so that all ranks return the SAE that is saved
             self._end_if_stopped()
             return
         try:
@@ -279,9 +261,16 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
         if self.forest_logging.explorer:
             self._forest_log.explorer(output_path)
 
-    def _save_model(self, sae: TrainingSAE[Any], folder: Path, log_feature_sparsity: torch.Tensor | None) -> None:
-        with uploads_follow(self.cfg.logger, folder), files_written_whole(folder, SAE_CFG_FILENAME) as aside:
-            super().save_final_sae(sae, str(aside), log_feature_sparsity)
+    def _save_model(
+        self, sae: HierarchicalTrainingSAE, folder: Path, log_feature_sparsity: torch.Tensor | None
+    ) -> None:
+        # The trainer has updated the forest, or failed to.
+        sae.keeps_forest = self._trainer is not None and self._trainer.finished
+        try:
+            with uploads_follow(self.cfg.logger, folder), files_written_whole(folder, SAE_CFG_FILENAME) as aside:
+                super().save_final_sae(sae, str(aside), log_feature_sparsity)
+        finally:
+            sae.keeps_forest = False
 
     def _can_resume(self, trainer: HierarchicalSAETrainer) -> bool:
         """Whether a checkpoint of this moment could be written, and gone on from."""
@@ -299,7 +288,7 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
             return
         logger.warning(f"{end}; the trained model is in {place}")
 
-    def _save_elsewhere(self, sae: TrainingSAE[Any], log_feature_sparsity: torch.Tensor | None) -> str:
+    def _save_elsewhere(self, sae: HierarchicalTrainingSAE, log_feature_sparsity: torch.Tensor | None) -> str:
         """Save what ``output_path`` does not take beside the checkpoints; what can be done now."""
         if self.cfg.checkpoint_path is None:
             return "Make room, or choose another output_path, and train again"
@@ -348,7 +337,7 @@ class HierarchicalSAETrainingRunner(LanguageModelSAETrainingRunner):
             name = str(trainer.n_training_samples)
             checkpoint = Path(self.cfg.checkpoint_path) / name
             try:
-                if not (checkpoint / MANIFEST).exists():  # a step that failed again has moved what it counts
+                if not (checkpoint / MANIFEST).exists():  # else a step has failed again, and lost one more batch
                     trainer.save_checkpoint(checkpoint_name=name)
             except Exception as fault:  # whatever it is, the run ends as it would have
                 logger.warning(f"{end}; {str(checkpoint)!r} could not be written: {printable(fault)}")
@@ -377,6 +366,8 @@ def _keep_to_own_config(cfg: LanguageModelSAERunnerConfig[Any], override_sae: Tr
         return
     if not isinstance(own, HierarchicalTrainingSAEConfig):
         return  # refused below
+    if own is cfg.sae:
+        cfg.sae = deepcopy(own)  # training changes the SAE's own
     given = cfg.sae.to_dict()
     other = [name for name, value in own.to_dict().items() if name not in OF_THE_PLACE and value != given.get(name)]
     if other:

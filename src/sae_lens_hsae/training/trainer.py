@@ -23,6 +23,7 @@ from sae_lens_hsae.sae.gpu_step.late_checks import LateChecks
 from sae_lens_hsae.sae.model_files import scale_beside
 from sae_lens_hsae.sae.step_output import LazyStepOutput
 from sae_lens_hsae.sae.training import HierarchicalTrainingSAE
+from sae_lens_hsae.storage.json_files import printable
 from sae_lens_hsae.storage.whole_files import folder_written_whole
 from sae_lens_hsae.training.checkpoints import Manifest, delete_older, way_on, write_manifest
 from sae_lens_hsae.training.trainer_state import read_trainer_state, schedule_at
@@ -30,6 +31,8 @@ from sae_lens_hsae.training.uploads import uploads_follow
 from sae_lens_hsae.training.watch import TrainingWatch, is_look_due, variance_explained
 
 FUSED_ADAM_DEVICES = ("cpu", "cuda", "mps", "xpu")
+COUNTED = ("n_training_samples", "act_freq_scores", "n_forward_passes_since_fired", "n_frac_active_samples")
+"""What SAELens' trainer counts within a step, in new tensors each time: those of the step before may be put back."""
 
 
 class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTrainingSAEConfig]):
@@ -37,6 +40,7 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
 
     - Adam runs fused, one kernel for all parameters, on the devices that have one.
     - Decoder rows are of unit norm after each step, not only before the next: checkpoints and logs see them so.
+    - A step that fails before the parameters move has counted nothing.
     - Steps that only observe do not count in firing frequencies and their L0.
     - The last hierarchy update comes before the final checkpoint, not only when the inference model is saved.
     - Training can be asked to stop between two steps, by ``stop_requested``.
@@ -136,17 +140,38 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
 
     @override
     def step(self, batch: torch.Tensor) -> TrainStepOutput:
-        n_training_samples = self.n_training_samples
+        n_steps = self.lr_scheduler.last_epoch
         while True:
+            put_back = self._way_back()
             try:
                 return super().step(batch)
             except Exception as error:
-                self.n_training_samples = n_training_samples
+                if self.lr_scheduler.last_epoch == n_steps:  # else the step is whole, and what came after it failed
+                    put_back()
                 if not isinstance(error, BadBatchError):
                     raise
                 self._skip(error)
                 if not error.of_last_step:
                     batch = next(self.data_provider)
+
+    def _way_back(self) -> Callable[[], None]:
+        """What undoes a step that fails before its parameters move; it copies a few numbers per feature."""
+        sae, counts = self.sae, {name: getattr(self, name) for name in COUNTED}
+        buffers, recent = [buffer.clone() for buffer in sae.buffers()], sae.forest_updater.recent
+        batches = [] if recent is None else [*recent.batches]
+
+        def put_back() -> None:
+            vars(self).update(counts)
+            for buffer, value in zip(sae.buffers(), buffers, strict=True):
+                buffer.copy_(value)
+            if recent is not None:
+                recent.batches = batches
+            sae.forest_updater.forget()
+            for state in self.optimizer.state.values():
+                if "exp_avg_sq" not in state:  # there was memory for a part of the moments, which could not be resumed
+                    state.clear()
+
+        return put_back
 
     @property
     def can_go_on(self) -> bool:
@@ -237,8 +262,8 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
             times = output.times_fired()
         else:
             times = output.feature_acts.count_nonzero(0).float()
-        self.n_forward_passes_since_fired.add_(1).masked_fill_(times > 0, 0)
-        self.act_freq_scores += times
+        self.n_forward_passes_since_fired = (self.n_forward_passes_since_fired + 1).masked_fill_(times > 0, 0)
+        self.act_freq_scores = self.act_freq_scores + times
         if not observes:  # else nothing can fire, and L0 and frequencies would come out too low
             self.n_frac_active_samples += self.cfg.train_batch_size_samples
 
@@ -280,7 +305,11 @@ class HierarchicalSAETrainer(SAETrainer[HierarchicalTrainingSAE, HierarchicalTra
         self._check_parameters()
         self.finished = True
         n_updates = self.sae.forest_updater.n_updates
-        self.sae.finish_training()
+        try:
+            self.sae.finish_training()
+        except Exception as error:
+            logger.warning(f"the last hierarchy update failed, the forest stays as it is: {printable(error)}")
+            raise
         self._tell_update(n_updates)
         super().set_final_sae_metadata()
 
