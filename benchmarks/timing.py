@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -12,17 +12,15 @@ from scipy.stats import linregress
 
 REPEATS = 8
 """As many steps as `structural_loss_every`: of those that follow one another one has the structural loss."""
-LONG = 2.0
-"""Seconds; a step that takes longer is not repeated within its turn."""
 
 
 def alternate(actions: Mapping[str, Callable[[], object]], rounds: int, device: str) -> dict[str, list[float]]:
-    """Seconds that each action takes, once per round.
+    """Seconds that each action takes, in every round.
 
     In each round every action has one turn, and each round begins with another of them, so that whatever else the
     machine does falls on all alike. A turn begins with one run that is not counted, because the caches still hold what
-    the one before it used; then come ``REPEATS`` that are. Of a long action that first run is the one that counts. One
-    turn of each before the first round warms up.
+    the one before it used; then come ``REPEATS`` that are, however long the action takes. One run of each before the
+    first round warms up.
 
     Args:
         actions: by name.
@@ -30,7 +28,7 @@ def alternate(actions: Mapping[str, Callable[[], object]], rounds: int, device: 
         device: waited for before the clock is read.
 
     Returns:
-        By name, ``rounds`` times.
+        By name, ``rounds`` means over the ``REPEATS`` of a turn.
     """
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     names = list(actions)
@@ -39,15 +37,9 @@ def alternate(actions: Mapping[str, Callable[[], object]], rounds: int, device: 
     for number in range(rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            seconds[name].append(_turn(actions[name], device))
+            _, *counted = (_seconds(actions[name], device) for _ in range(1 + REPEATS))
+            seconds[name].append(fmean(counted))
     return seconds
-
-
-def _turn(action: Callable[[], object], device: str) -> float:
-    first = _seconds(action, device)
-    if first > LONG:
-        return first
-    return sum(_seconds(action, device) for _ in range(REPEATS)) / REPEATS
 
 
 def _seconds(action: Callable[[], object], device: str) -> float:

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import torch
 
 from experiments.behaviours import BEHAVIOURS, usable
-from experiments.circuits_by_activation import coactivation_modules, lasso_circuit
 from experiments.gemma_forests import gemma_forest
 from experiments.gemma_stream import LAYERS, GemmaActivations, gemma_model, hook_of
 from experiments.kept_names import named_by
@@ -37,8 +36,6 @@ FINEST = 3
 FLAT, INTEGRATED = "flat", "flat, integrated"
 """All features, by attribution patching or by integrated gradients."""
 DOWN, TREES_ONLY, DOWN_INTEGRATED = "down the forest", "roots' trees only", "down the forest, integrated"
-LASSO, MODULES = "lasso, down the forest", "co-activation modules"
-"""Ways that see activations alone."""
 
 T = TypeVar("T")
 
@@ -103,16 +100,11 @@ def measure_behaviour(name: str, subject: Subject) -> dict[str, Any]:
         return found | {"left_out": True}
     circuits[TREES_ONLY] = timed(TREES_ONLY, lambda: down(unassigned=False))
     circuits[DOWN_INTEGRATED] = timed(DOWN_INTEGRATED, lambda: down("integrated"))
-    circuits[LASSO] = timed(LASSO, lambda: lasso_circuit(model, forests, pairs, threshold=THRESHOLD))
     effects = {
         FLAT: timed(FLAT, lambda: flat_effects(model, forests, pairs)),
         INTEGRATED: timed(INTEGRATED, lambda: flat_effects(model, forests, pairs, "integrated")),
     }
-    prompts = [text for pair in pairs for text in (pair.clean, pair.patch) if text is not None]
-    modules = timed(MODULES, lambda: coactivation_modules(model, forests, prompts, FINEST))
     trees = {hook: sae.forest for hook, sae in forests.items()}
-    in_modules = {hook: [feature for each in modules for feature in each.get(hook, [])] for hook in forests}
-    observed = {LASSO: circuits[LASSO].at(FINEST), MODULES: in_modules}
     return found | {
         "clean": circuit.clean,
         "patched": circuit.patched,
@@ -125,7 +117,7 @@ def measure_behaviour(name: str, subject: Subject) -> dict[str, Any]:
         "parents": {
             way: [parents_and_children(trees, own, level) for level in range(FINEST)] for way, own in effects.items()
         },
-        "curves": curves(subject, pairs, effects, observed),
+        "curves": curves(subject, pairs, effects),
     }
 
 
@@ -179,10 +171,7 @@ def parents_and_children(
 
 
 def curves(
-    subject: Subject,
-    pairs: list[Any],
-    effects: Mapping[str, Mapping[str, torch.Tensor]],
-    observed: Mapping[str, Mapping[str, Any]],
+    subject: Subject, pairs: list[Any], effects: Mapping[str, Mapping[str, torch.Tensor]]
 ) -> list[dict[str, Any]]:
     """Faithfulness and completeness of the strongest nodes, by how they were chosen; errors stay.
 
@@ -190,7 +179,6 @@ def curves(
         subject: the model and the forests.
         pairs: the behaviour.
         effects: of all features by hook point, by `FLAT` and `INTEGRATED`.
-        observed: features of the finest level by hook point, by ways that see activations alone.
     """
     rows = []
     levels = next(iter(subject.forests.values())).forest.levels
@@ -209,13 +197,6 @@ def curves(
             for n in N_NODES:
                 among = {"among the strongest": _shared(nodes[:n], ranked[FLAT][:n])}
                 rows.append(of_level | _worth(ablation, way, n, nodes[:n]) | among)
-        for way, found in observed.items() if level == FINEST else ():
-            nodes = [(hook, feature) for hook, features in found.items() for feature in features]
-            nodes = [node for node in nodes if node in ranked[FLAT]]
-            strongest = ranked[FLAT][: len(nodes)]
-            among = {"among the strongest": _shared(nodes, strongest)}
-            rows.append(of_level | _worth(ablation, way, 0, nodes) | among)
-            rows.append(of_level | _worth(ablation, f"flat, as many as {way}", 0, strongest))
         firing = ranked[FLAT][:]
         random.Random(0).shuffle(firing)
         rows.append(of_level | _worth(ablation, "random", N_NODES[-1], firing[: N_NODES[-1]]))
@@ -246,7 +227,7 @@ def _worth(ablation: Ablation, way: str, n: int, nodes: list[tuple[str, int]]) -
     for hook, feature in nodes:
         kept.setdefault(hook, []).append(feature)
     worth = {"faithfulness": ablation.faithfulness(kept), "completeness": ablation.completeness(kept)}
-    return {"way": way, "n": n or None, "n_kept": len(nodes), **worth}
+    return {"way": way, "n": n, "n_kept": len(nodes), **worth}
 
 
 def _seeded() -> torch.Generator:

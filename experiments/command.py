@@ -19,11 +19,9 @@ from experiments.gloss_stream import GlossActivations
 from experiments.in_the_model import reproduce_in_the_model
 from experiments.l0_control import reproduce_l0
 from experiments.meaning import EntryWords, reproduce_meaning
-from experiments.mixing import reproduce_mixing
 from experiments.paper_tables import FULL, QUICK, Size, reproduce, reproduce_sinks
 from experiments.planted.bars import reproduce_bars
 from experiments.planted.copies import reproduce_copies
-from experiments.planted.parent_rules import reproduce_rules
 from experiments.planted.shared_truth import reproduce_shared
 from experiments.planted_tables import SETTINGS, reproduce_planted
 from experiments.pushes import reproduce_pushes
@@ -47,13 +45,12 @@ from sae_lens_hsae.storage.whole_files import file_written_whole
 QUICK_GLOSSES = 2_000
 OF_GEMMA = (
     *("in-the-model", "pushes", "circuits", "steering", "shift"),
-    *("gemma-forests", "gemma-wide-forests", "gemma-widths", "gemma-bars", "gemma-probes", "gemma-mixing"),
+    *("gemma-forests", "gemma-wide-forests", "gemma-widths", "gemma-bars", "gemma-probes"),
     *("gemma-edges", "gemma-edges-of-rivals", "gemma-edges-of-wide-rivals", "gemma-edges-next-best"),
 )
 OF_PLANTED = {
     "planted-bars": reproduce_bars,
     "planted-copies": reproduce_copies,
-    "planted-rules": reproduce_rules,
     "planted-shared": reproduce_shared,
 }
 OF_A_RUN = ("readability", "drawn-trees")
@@ -82,7 +79,6 @@ ABOUT = {
     "gemma-wide-forests": "the same with levels that grow by four",
     "gemma-widths": "levels that grow by two, four or eight, counted and read",
     "gemma-bars": "how clear a parent must be: trees, copies and edges that another seed has, under several bars",
-    "gemma-mixing": "SAELens' mixing buffer of several sizes",
     "gemma-edges": "for a reader: edges that another seed has and others, shuffled",
     "gemma-edges-of-rivals": "for a reader: edges of HSAE and of independent SAEs, shuffled",
     "gemma-edges-of-wide-rivals": "the same with levels that grow by four, every seed",
@@ -96,7 +92,6 @@ ABOUT = {
     "planted": "trees that generated the activations, and how much of them is found",
     "planted-bars": "how clear a parent must be: the same levels under several bars",
     "planted-copies": "which cosine tells the edges that join a concept to itself",
-    "planted-rules": "other measures of firing together, each with its best bar",
     "planted-shared": "whether edges that two trainings have are truer",
     "wordnet": "the meaning of parent and child",
     "readability": "of one saved run: do children read as parts of their parents?",
@@ -207,7 +202,6 @@ def _of_gemma(chosen: argparse.Namespace, activations: GemmaActivations, size: S
         "gemma-widths": gemma_widths,
         "gemma-bars": gemma_bars,
         "gemma-probes": gemma_probes,
-        "gemma-mixing": reproduce_mixing,
         "gemma-edges": edges_to_read,
         "gemma-edges-of-rivals": rivals_to_read,
         "gemma-edges-of-wide-rivals": wide_rivals_to_read,

@@ -54,19 +54,10 @@ class GemmaActivations:
 
     def unscaled(self, layer: int, n_tokens: int) -> torch.Tensor:
         """The same as the model has them."""
-        return self._kept(layer, n_tokens)["x"]
-
-    def in_order(self, layer: int, n_tokens: int) -> torch.Tensor:
-        """The same as `__call__`, in the order of the text."""
-        kept = self._kept(layer, n_tokens)
-        x = kept["x"][kept["place"].argsort()]
-        return x * _scale(x)
-
-    def _kept(self, layer: int, n_tokens: int) -> dict[str, torch.Tensor]:
         path = self._path(layer, n_tokens)
         if not path.exists():
             self._read(n_tokens)
-        return load_file(path)
+        return load_file(path)["x"]
 
     def _path(self, layer: int, n_tokens: int) -> Path:
         return self.folder / f"gemma-layer{layer}-{n_tokens}tokens.safetensors"
@@ -85,7 +76,7 @@ class GemmaActivations:
         order = torch.randperm(found, generator=torch.Generator().manual_seed(0))[:n_tokens]
         for layer in LAYERS:
             with file_written_whole(self._path(layer, n_tokens)) as aside:
-                save_file({"x": torch.cat(parts.pop(layer))[order], "place": order}, aside)
+                save_file({"x": torch.cat(parts.pop(layer))[order]}, aside)
 
 
 def _scale(x: torch.Tensor) -> float:

@@ -25,7 +25,6 @@ from sae_lens_hsae.sae.inference import HierarchicalSAE
 from sae_lens_hsae.storage.json_files import read_json_object
 
 RECORD = "run.json"
-COMMAND = "python -m experiments.pictures runs/gemma-3-270m"
 RUN_FIELDS = (
     "hook_name", "context_size", "training_tokens", "train_batch_size_tokens", "lr", "lr_scheduler_name", "seed",
 )  # fmt: skip

@@ -55,23 +55,21 @@ class ConceptMatches:
 
 
 @torch.no_grad()
-def match_features(levels: Sequence[LevelSAE] | SAEStack, samples: Samples, floor: float = FLOOR) -> ConceptMatches:
+def match_features(levels: Sequence[LevelSAE] | SAEStack, samples: Samples) -> ConceptMatches:
     """Match features to concepts by when they are active.
 
     Similarity is φ, the Pearson correlation of the two 0/1 firings; per level the Hungarian algorithm maximises its
-    sum over one-to-one pairs of at least ``floor``. What never fires, or always, is matched to nothing. One pass;
+    sum over one-to-one pairs of at least `FLOOR`. What never fires, or always, is matched to nothing. One pass;
     memory holds one (width, n_concepts) table of counts per level.
 
     Args:
         levels: one SAE per level, coarse to fine, or one object for all (`HierarchicalSAE`).
         samples: activations, as the SAEs' ``encode`` takes them, with their concepts.
-        floor: above 0, at most 1.
 
     Raises:
-        ValueError: if there are no samples, they do not fit the SAEs, or ``floor`` is out of range.
+        ValueError: if there are no samples, or they do not fit the SAEs.
         TypeError: if ``levels`` is a single SAE that has no ``level_sae``.
     """
-    _check_floor(floor)
     saes = level_saes(levels)
     widths = tuple(sae.cfg.d_sae for sae in saes)
     zeros: dict[str, Any] = {"dtype": torch.int64, "device": saes[0].device}
@@ -92,37 +90,7 @@ def match_features(levels: Sequence[LevelSAE] | SAEStack, samples: Samples, floo
     similarities = (
         _phi(own_together, own_fires, concept_fires, n) for own_together, own_fires in zip(together, fires, strict=True)
     )
-    return _matched(similarities, widths, len(concept_fires), floor)
-
-
-@torch.no_grad()
-def match_directions(
-    levels: Sequence[LevelSAE] | SAEStack, directions: torch.Tensor, floor: float = FLOOR
-) -> ConceptMatches:
-    """Match features to concepts by the cosine of decoder row and concept direction; otherwise as `match_features`.
-
-    It needs no samples, and it asks another question: a feature that absorbed its concept's ancestors points between
-    all of them, while it may well fire exactly when its concept is there. Dead features take part.
-
-    Args:
-        levels: as for `match_features`; the SAEs need a ``W_dec`` (width, d_in).
-        directions: (n_concepts, d_in).
-        floor: above 0, at most 1.
-
-    Raises:
-        ValueError: if ``directions`` does not fit the SAEs or ``floor`` is out of range.
-        TypeError: if ``levels`` is a single SAE that has no ``level_sae``.
-    """
-    _check_floor(floor)
-    saes = level_saes(levels)
-    check_same_input(saes)
-    d_in = saes[0].cfg.d_in
-    if directions.ndim != 2 or directions.shape[1] != d_in:
-        raise ValueError(f"directions has shape {tuple(directions.shape)}, expected (n_concepts, {d_in}), d_in")
-    unit = torch.nn.functional.normalize(directions.cpu().double(), dim=1)
-    rows = (sae.W_dec.cpu().double() for sae in saes)  # type: ignore[attr-defined]
-    similarities = (torch.nn.functional.normalize(own, dim=1) @ unit.T for own in rows)
-    return _matched(similarities, tuple(sae.cfg.d_sae for sae in saes), len(directions), floor)
+    return _matched(similarities, widths, len(concept_fires))
 
 
 def sample_chunks(
@@ -169,15 +137,13 @@ def _phi(together: torch.Tensor, fires: torch.Tensor, concept_fires: torch.Tenso
     return torch.where(spread > 0, covariance / spread, 0.0)
 
 
-def _matched(
-    similarities: Iterable[torch.Tensor], widths: tuple[int, ...], n_concepts: int, floor: float
-) -> ConceptMatches:
+def _matched(similarities: Iterable[torch.Tensor], widths: tuple[int, ...], n_concepts: int) -> ConceptMatches:
     levels = Levels(widths)
     concept_of = torch.full((levels.n_features,), NO_CONCEPT)
     similarity = torch.full((levels.n_features,), math.nan, dtype=torch.float64)
     for own, level in zip(similarities, levels, strict=True):
         # Pairs under the floor are worth nothing from the start: dropped only afterwards, they would cost good ones.
-        worth = torch.where(own >= floor, own, 0.0)
+        worth = torch.where(own >= FLOOR, own, 0.0)
         rows, columns = worth.any(1).nonzero().flatten(), worth.any(0).nonzero().flatten()
         worth = worth[rows][:, columns]
         row, column = (torch.from_numpy(index) for index in linear_sum_assignment(worth.numpy(), maximize=True))
@@ -186,8 +152,3 @@ def _matched(
         concept_of[level.start + rows[row]] = columns[column]
         similarity[level.start + rows[row]] = worth[row, column]
     return ConceptMatches(concept_of, similarity, widths, n_concepts)
-
-
-def _check_floor(floor: float) -> None:
-    if not 0 < floor <= 1:
-        raise ValueError(f"floor={floor!r} must be above 0 and at most 1: it is a correlation or a cosine")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -66,7 +65,6 @@ class PlantedResult:
         n_steps: of training.
         recovery: against the true hierarchy.
         evaluation: the hierarchy metrics, on the same samples.
-        training_seconds: of all models of the comparison that train on the stream, together.
     """
 
     setting: str
@@ -76,16 +74,11 @@ class PlantedResult:
     n_steps: int
     recovery: TreeRecovery
     evaluation: ForestEvaluation
-    training_seconds: float
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, ready for JSON; NaN becomes None."""
         measured = {"recovery": self.recovery.to_dict(), "evaluation": self.evaluation.to_dict()}
         return vars(self) | measured
-
-    def __str__(self) -> str:
-        title = f"{self.model}: {self.setting} v{self.version}, seed {self.seed}, {self.n_steps} steps"
-        return f"{title}\n{self.recovery}\n{self.evaluation}"
 
 
 def compare(
@@ -125,10 +118,8 @@ def compare(
         raise ValueError(f"models and others share the names {sorted(both)}; give each model its own")
     trees = setting.plant(seed, device)
     n_steps = setting.n_steps if n_steps is None else n_steps
-    start = time.perf_counter()
     of_rivals = {f"{name} {i}": sae for name, rival in others.items() for i, sae in enumerate(rival.saes)}
     trained = train(trees, new_saes(trees, models) | of_rivals, n_steps)
-    seconds = time.perf_counter() - start
 
     def measured(name: str, levels: Any, forest: FeatureForest, prefixes: Any = None) -> PlantedResult:
         x = (x for x, _ in trees.samples(n_samples))
@@ -144,7 +135,6 @@ def compare(
             n_steps=n_steps,
             recovery=recover(levels, forest, trees, n_samples),
             evaluation=evaluation,
-            training_seconds=seconds,
         )
 
     results = {}

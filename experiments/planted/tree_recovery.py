@@ -7,8 +7,7 @@ Features are first matched to the concepts of the generator (`match_features`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -38,73 +37,36 @@ class PairScore:
     recall: float
     f1: float
 
-    def __str__(self) -> str:
-        return (
-            f"precision {_number(self.precision)}  recall {_number(self.recall)}  F1 {_number(self.f1)}  "
-            f"({self.n_correct} correct of {self.n_claimed} claimed, {self.n_true} true)"
-        )
-
 
 @dataclass(frozen=True)
 class TreeRecovery:
-    """What of a known hierarchy a forest recovered; print it for a summary.
+    """What of a known hierarchy a forest recovered.
 
     Attributes:
         direct: pairs (child, parent).
         ancestors: pairs (concept, ancestor): the transitive closures of the claimed and of the true direct pairs.
-        n_within_reach: true direct pairs whose parent was found at a coarser level than the child: more of them no
-            forest over these levels and matches could claim.
         n_concepts: concepts of the generator, also those outside all trees.
-        n_tree_concepts: those with a parent or a child.
         concepts_found: share of all concepts that a feature of any level stands for.
-        tree_concepts_found: the same of the concepts in trees.
-        n_features: features of all levels.
-        n_matched: those that stand for a concept.
         n_edges: edges of the forest.
-        n_matched_edges: those between two matched features.
+        n_matched_edges: those between two features that stand for concepts.
         n_identity_edges: those that join a concept to its own copy one level up.
         identity_share: ``n_identity_edges`` over ``n_edges``; NaN without edges.
         absorption: from `measure_absorption`; None if it was not measured.
-        undefined: why a score is NaN.
     """
 
     direct: PairScore
     ancestors: PairScore
-    n_within_reach: int
     n_concepts: int
-    n_tree_concepts: int
     concepts_found: float
-    tree_concepts_found: float
-    n_features: int
-    n_matched: int
     n_edges: int
     n_matched_edges: int
     n_identity_edges: int
     identity_share: float
     absorption: Absorption | None = None
-    undefined: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, ready for JSON; NaN becomes None."""
         return _plain(asdict(self))
-
-    def __str__(self) -> str:
-        lines = [
-            f"direct parents  {self.direct}",
-            f"ancestors       {self.ancestors}",
-            f"concepts found  {_number(self.concepts_found)} of {self.n_concepts}, "
-            f"{_number(self.tree_concepts_found)} of the {self.n_tree_concepts} in trees; "
-            f"{self.n_within_reach} direct pairs within reach",
-            f"features        {self.n_matched} of {self.n_features} stand for a concept",
-            f"edges           {self.n_edges}, of them {self.n_matched_edges} between matched features and "
-            f"{self.n_identity_edges} identities ({_number(self.identity_share)})",
-        ]
-        if self.absorption is not None:
-            lines.append(
-                f"absorption      {_number(self.absorption.within_level)} within a level, "
-                f"{_number(self.absorption.across_levels)} across levels"
-            )
-        return "\n".join(lines + [f"{name} is undefined: {why}" for name, why in self.undefined.items()])
 
 
 def score_recovery(
@@ -148,36 +110,19 @@ def score_recovery(
 
     joined = edges & matched & matched[parents]
     n_identities = int((joined & (concepts == concepts[parents])).sum())
-    in_tree, found = is_child.clone(), torch.zeros(n, dtype=torch.bool)
-    in_tree[true_parents[is_child]] = True
+    found = torch.zeros(n, dtype=torch.bool)
     found[concepts[matched]] = True
-
-    undefined = {}
-    if not len(claimed):
-        undefined["precision"] = "no matched feature is under one of another concept"
-    if not len(truth):
-        undefined["recall"] = undefined["f1"] = "no concept has a parent"
-    elif not matched.any():
-        why = "no feature stands for a concept: train longer, take more samples or lower the floor"
-        undefined["recall"] = undefined["f1"] = why
-    if not edges.any():
-        undefined["identity_share"] = "the forest has no edge"
+    recall_defined = bool(len(truth)) and bool(matched.any())
     return TreeRecovery(
-        direct=_score(claimed, truth, "recall" in undefined),
-        ancestors=_score(_closure(claimed, n), _closure(truth, n), "recall" in undefined),
-        n_within_reach=_n_within_reach(matches, true_parents),
+        direct=_score(claimed, truth, recall_defined),
+        ancestors=_score(_closure(claimed, n), _closure(truth, n), recall_defined),
         n_concepts=n,
-        n_tree_concepts=int(in_tree.sum()),
         concepts_found=_share(int(found.sum()), n),
-        tree_concepts_found=_share(int(found[in_tree].sum()), int(in_tree.sum())),
-        n_features=forest.n_features,
-        n_matched=int(matched.sum()),
         n_edges=int(edges.sum()),
         n_matched_edges=int(joined.sum()),
         n_identity_edges=n_identities,
         identity_share=_share(n_identities, int(edges.sum())),
         absorption=absorption,
-        undefined=undefined,
     )
 
 
@@ -210,33 +155,20 @@ def _closure(pairs: torch.Tensor, n_concepts: int) -> torch.Tensor:
     return _pairs(names[below], names[above], n_concepts)
 
 
-def _score(claimed: torch.Tensor, truth: torch.Tensor, recall_undefined: bool) -> PairScore:
+def _score(claimed: torch.Tensor, truth: torch.Tensor, recall_defined: bool) -> PairScore:
     n_true, n_claimed, n_correct = len(truth), len(claimed), int(torch.isin(claimed, truth).sum())
     return PairScore(
         n_true=n_true,
         n_claimed=n_claimed,
         n_correct=n_correct,
         precision=_share(n_correct, n_claimed),
-        recall=math.nan if recall_undefined else n_correct / n_true,
-        f1=math.nan if recall_undefined else 2 * n_correct / (n_claimed + n_true),
+        recall=n_correct / n_true if recall_defined else math.nan,
+        f1=2 * n_correct / (n_claimed + n_true) if recall_defined else math.nan,
     )
-
-
-def _n_within_reach(matches: ConceptMatches, true_parents: torch.Tensor) -> int:
-    found = torch.stack([matches.features_of(level) >= 0 for level in range(len(matches.level_widths))])
-    level = torch.arange(len(found)).unsqueeze(1)
-    coarsest = torch.where(found, level, len(found)).amin(0)
-    finest = torch.where(found, level, -1).amax(0)
-    child = (true_parents != NO_PARENT).nonzero().flatten()
-    return int((coarsest[true_parents[child]] < finest[child]).sum())
 
 
 def _share(part: int, whole: int) -> float:
     return part / whole if whole else math.nan
-
-
-def _number(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.3f}"
 
 
 def _plain(value: Any) -> Any:

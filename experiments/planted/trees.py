@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from sae_lens.synthetic import (
 from sae_lens.util import temporary_seed
 
 from experiments.planted.absorption import measure_absorption
-from experiments.planted.concept_matching import FLOOR, Samples, match_directions, match_features
+from experiments.planted.concept_matching import Samples, match_features
 from experiments.planted.tree_recovery import TreeRecovery, score_recovery
 from sae_lens_hsae.config import HierarchicalTrainingSAEConfig
 from sae_lens_hsae.evaluation.stacks import LevelSAE, SAEStack, check_fit, level_saes
@@ -259,12 +259,7 @@ def true_parents(hierarchy: Hierarchy, n_concepts: int) -> torch.Tensor:
 
 
 def recover(
-    levels: Sequence[LevelSAE] | SAEStack,
-    forest: FeatureForest,
-    trees: PlantedTrees,
-    n_samples: int = N_SAMPLES,
-    matching: Literal["firing", "decoder"] = "firing",
-    floor: float = FLOOR,
+    levels: Sequence[LevelSAE] | SAEStack, forest: FeatureForest, trees: PlantedTrees, n_samples: int = N_SAMPLES
 ) -> TreeRecovery:
     """Match features, measure absorption and score the forest: any stack of SAEs with any forest.
 
@@ -274,20 +269,13 @@ def recover(
         forest: who is whose parent among their features.
         trees: the generator, from `PlantedSetting.plant`.
         n_samples: how many to measure on.
-        matching: of features to concepts: by "firing" (`match_features`) or by "decoder" (`match_directions`).
-        floor: similarity below which a feature stands for no concept.
 
     Raises:
-        ValueError: if levels, forest and generator do not fit together, or an argument is out of range.
+        ValueError: if levels, forest and generator do not fit together.
         TypeError: if ``levels`` is a single SAE that has no ``level_sae``, or ``forest`` is no `FeatureForest`.
     """
     saes = level_saes(levels)
     check_fit(saes, forest)
-    if matching == "firing":
-        matches = match_features(saes, trees.samples(n_samples), floor)
-    elif matching == "decoder":
-        matches = match_directions(saes, trees.model.feature_dict.feature_vectors, floor)
-    else:
-        raise ValueError(f"matching={matching!r}: choose 'firing' or 'decoder'")
+    matches = match_features(saes, trees.samples(n_samples))
     absorption = measure_absorption(saes, matches, trees.true_parents, trees.samples(n_samples))
     return score_recovery(forest, matches, trees.true_parents, absorption)

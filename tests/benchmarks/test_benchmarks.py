@@ -1,6 +1,8 @@
 """The benchmark in small: that it compares like with like, and writes what it measured. How fast is not asserted."""
 
 import json
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from benchmarks.memory import in_fresh_process, peak_bytes
 from benchmarks.plan import MEDIUM, Plan, Size
 from benchmarks.planted import plant
 from benchmarks.report import markdown
+from benchmarks.timing import alternate
 
 TINY = Size(16, (16, 64, 256), 64, 2)  # sparse enough for the fast form
 MEGABYTE = 2**20
@@ -121,6 +124,18 @@ def test_a_goal_is_missed_by_its_slowest_round_and_by_peak_memory():
         (HSAE, SAELENS, "peak memory", True),
     ]
     assert len(outcomes(TINY, measured)) == 3
+
+
+def test_the_first_step_of_a_turn_does_not_count_however_long_it_takes(monkeypatch):
+    now, ran = 0.0, ""
+
+    def step(name: str, seconds: float) -> None:
+        nonlocal now, ran
+        now, ran = now + (seconds if ran == name else 5 * seconds), name
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    actions = {"short": partial(step, "short", 0.25), "long": partial(step, "long", 4.0)}
+    assert alternate(actions, 3, "cpu") == {"short": [0.25] * 3, "long": [4.0] * 3}
 
 
 def peak_of_an_allocation() -> tuple[int, int]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from planted_helpers import readouts
 
-from experiments.planted.concept_matching import match_features
+from experiments.planted.concept_matching import FLOOR, match_features
 from sae_lens_hsae.forest.levels import Levels
 
 
@@ -20,7 +20,7 @@ def test_matching_equals_the_best_of_all_assignments(seed):
     x = (concepts[:, source] ^ noise).double()
     x[:, 5] = seed % 2  # never or always fires
     samples = [(x[i : i + 17], concepts[i : i + 17].float()) for i in range(0, 60, 17)]
-    matches = match_features(readouts([0, 1], [2, 3, 4, 5], d_in=6), samples, floor=0.3)
+    matches = match_features(readouts([0, 1], [2, 3, 4, 5], d_in=6), samples)
 
     for own, level in zip(Levels((2, 4)), ([0, 1], [2, 3, 4, 5]), strict=True):
         phi = np.zeros((len(level), 5))
@@ -28,7 +28,7 @@ def test_matching_equals_the_best_of_all_assignments(seed):
             fires, there = x[:, feature].numpy(), concepts[:, concept].double().numpy()
             if fires.std() > 0 and there.std() > 0:
                 phi[i, concept] = np.corrcoef(fires, there)[0, 1]
-        worth = np.where(phi >= 0.3, phi, 0)
+        worth = np.where(phi >= FLOOR, phi, 0)
         # Five further columns of nothing let any feature go without.
         padded = np.hstack([worth, np.zeros((len(level), 5))])
         best = max(
@@ -39,6 +39,6 @@ def test_matching_equals_the_best_of_all_assignments(seed):
         taken = [concept for concept in found if concept >= 0]
         assert len(taken) == len(set(taken))
         similarity = [phi[i, concept] for i, concept in enumerate(found) if concept >= 0]
-        assert min(similarity, default=1) >= 0.3
+        assert min(similarity, default=1) >= FLOOR
         assert sum(similarity) == pytest.approx(best)
         np.testing.assert_allclose(matches.similarity[own][matches.concept_of[own] >= 0], similarity)
