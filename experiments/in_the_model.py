@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from experiments.gemma_stream import GemmaActivations, gemma_store
-from experiments.models import HSAE, SAELENS_BATCH_TOPK, stack_of
+from experiments.models import CENTRED, HSAE, SAELENS_BATCH_TOPK, stack_of
 from experiments.paper_tables import Size, Stream, n_tokens, trained
 from sae_lens_hsae.evaluation import cross_entropy_recovered
 from sae_lens_hsae.evaluation.stacks import level_saes
 
-IN_THE_MODEL = (HSAE, "post hoc", SAELENS_BATCH_TOPK)
-PROMPTS = 16
+IN_THE_MODEL = (HSAE, "post hoc" + CENTRED, SAELENS_BATCH_TOPK + CENTRED, "post hoc", SAELENS_BATCH_TOPK)
+PROMPTS = 64
 """Rows of text, of which no token was trained on."""
 
 

@@ -144,7 +144,7 @@ MODELS: dict[str, dict[str, Any]] = {
 AT_OTHER_RATES: dict[str, tuple[str, float]] = {
     f"{model}, lr {rate:g}": (model, rate)
     for model in (HSAE, "post hoc", SAELENS_BATCH_TOPK)
-    for rate in (1e-3, 3e-3, 1.2e-2)
+    for rate in (3e-3, 1.2e-2)
 }
 """Models with another peak learning rate than `LEARNING_RATE`."""
 

@@ -114,7 +114,7 @@ TABLES = {
     "gemma": Table((HSAE, "HSAE (paper)", "post hoc", SAELENS_BATCH_TOPK), ((9, 16), (12, 16), (5, 16))),
     "gemma-rates": Table(
         (
-            *(HSAE, "post hoc", SAELENS_BATCH_TOPK, *AT_OTHER_RATES),
+            *(HSAE, *(name for name, (model, _) in AT_OTHER_RATES.items() if model == HSAE)),
             *(name + CENTRED for name in ("post hoc", SAELENS_BATCH_TOPK)),
             *(name + CENTRED for name, (model, _) in AT_OTHER_RATES.items() if model != HSAE),
         ),
@@ -126,9 +126,10 @@ TABLES = {
             HSAE,
             *(
                 name + of_these
-                for name in ("post hoc", SAELENS_BATCH_TOPK, SAELENS_JUMPRELU)
+                for name in ("post hoc", SAELENS_BATCH_TOPK)
                 for of_these in ("", ORDINARY, CENTRED, CENTRED + ORDINARY)
             ),
+            *(SAELENS_JUMPRELU, SAELENS_JUMPRELU + CENTRED),
         ),
         ((9, 16),),
     ),

@@ -204,8 +204,8 @@ def test_a_model_at_another_rate_is_the_model_trained_at_that_rate(model, tmp_pa
         saes = paper_tables.trained(name, stream, activations, size, folder)
         return [sae.W_dec for sae in (saes if isinstance(saes, list) else [saes])]
 
-    usual, at_rate = decoders(model, tmp_path), decoders(f"{model}, lr 0.001", tmp_path)
-    monkeypatch.setattr(models, "LEARNING_RATE", 1e-3)
+    usual, at_rate = decoders(model, tmp_path), decoders(f"{model}, lr 0.003", tmp_path)
+    monkeypatch.setattr(models, "LEARNING_RATE", 3e-3)
     expected = decoders(model, tmp_path)
     assert all(map(torch.equal, at_rate, expected))
     assert not any(map(torch.equal, at_rate, usual))
