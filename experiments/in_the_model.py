@@ -12,7 +12,7 @@ from sae_lens_hsae.evaluation import cross_entropy_recovered
 from sae_lens_hsae.evaluation.stacks import level_saes
 
 IN_THE_MODEL = (HSAE, "post hoc" + CENTRED, SAELENS_BATCH_TOPK + CENTRED, "post hoc", SAELENS_BATCH_TOPK)
-PROMPTS = 64
+PROMPTS = 16
 """Rows of text, of which no token was trained on."""
 
 
