@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_lens_hsae.sae.cpu_step.row_products import dot_rows, sum_rows
+from sae_lens_hsae.sae.cpu_step.row_products import BLOCK, dot_rows, sum_rows, sum_sorted_columns
 
 
 def case(n, n_rows, n_bags, seed, dtype=torch.float64):
@@ -53,3 +53,16 @@ def test_without_entries_sums_are_zero_and_so_are_gradients():
     assert torch.equal(sum_rows(nothing, table, none, none, 2), torch.zeros(2, 3))
     total = sum_rows(nothing, table, none, none, 2).sum() + dot_rows(table, none, none).sum()
     assert torch.equal(torch.autograd.grad(total, table)[0], torch.zeros(4, 3))
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(0, 40), n_bags=st.sampled_from([1, BLOCK, BLOCK + 1, 3 * BLOCK - 1]), seed=st.integers(0, 10_000))
+def test_columns_of_sums_are_those_of_every_block_of_bags(n, n_bags, seed):
+    weights, table, rows, _, bags = case(n, 5, n_bags, seed)
+    weights, table, bags = weights.detach(), table.detach(), bags.sort().values
+    theirs = torch.zeros(3, n_bags, dtype=torch.float64)
+    for e in range(n):
+        theirs[:, bags[e]] += weights[e] * table[rows[e]]
+    ours = sum_sorted_columns(weights, table, rows, bags, n_bags)
+    assert ours.is_contiguous()
+    torch.testing.assert_close(ours, theirs)

@@ -20,7 +20,7 @@ import torch
 
 from sae_lens_hsae.forest.counts import Firing
 from sae_lens_hsae.forest.levels import Levels
-from sae_lens_hsae.sae.cpu_step.row_products import sum_rows, sum_sorted_rows
+from sae_lens_hsae.sae.cpu_step.row_products import sum_rows, sum_sorted_columns
 from sae_lens_hsae.sae.level_activation import Encoder, LevelActivation, PreActivations
 from sae_lens_hsae.sae.perturbation import Replacement
 from sae_lens_hsae.sae.structural_loss import Families, entries_structural_loss
@@ -158,9 +158,9 @@ class _PreActivationsAt(torch.autograd.Function):
         of_b_enc = of_pre.new_zeros(n_features).index_add_(0, features, of_pre)
         # What each level reads, (levels · batch, d_in).
         read = x.repeat(len(ctx.levels), 1) if b_dec is None else (x - b_dec[:, None]).flatten(0, 1)
-        of_W_enc = sum_sorted_rows(of_pre, read, bags, features, n_features)
+        of_W_enc = sum_sorted_columns(of_pre, read, bags, features, n_features)
         of_b_dec = None
         if b_dec is not None:
             columns = zip(ctx.levels.split(W_enc), ctx.levels.split(of_b_enc), strict=True)
             of_b_dec = -torch.stack([own @ weights for own, weights in columns])
-        return of_W_enc.T, of_b_enc, of_b_dec, None, None, None, None, None, None, None
+        return of_W_enc, of_b_enc, of_b_dec, None, None, None, None, None, None, None

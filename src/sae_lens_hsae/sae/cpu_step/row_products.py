@@ -14,6 +14,9 @@ from torch.nn.functional import embedding_bag
 
 from sae_lens_hsae.sae.cpu_step.places import places_of
 
+BLOCK = 512
+"""Bags whose sums are transposed at a time."""
+
 
 def sum_rows(
     weights: torch.Tensor, table: torch.Tensor, rows: torch.Tensor, bags: torch.Tensor, n_bags: int
@@ -38,6 +41,22 @@ def sum_sorted_rows(
     counts = torch.bincount(bags, minlength=n_bags)
     offsets = (counts.cumsum(0) - counts).int()
     return embedding_bag(rows, table, offsets, mode="sum", per_sample_weights=weights)
+
+
+def sum_sorted_columns(
+    weights: torch.Tensor, table: torch.Tensor, rows: torch.Tensor, bags: torch.Tensor, n_bags: int
+) -> torch.Tensor:
+    """`sum_sorted_rows` transposed, (d, n_bags), as a matrix of columns keeps its gradient.
+
+    To transpose all of it would take longer than the sums: a block of bags is transposed while the cache holds it.
+    """
+    counts = torch.bincount(bags, minlength=n_bags)
+    sums, done = weights.new_empty(table.shape[1], n_bags), 0
+    for columns, own in zip(sums.split(BLOCK, dim=1), counts.split(BLOCK), strict=True):
+        entries = slice(done, done := done + int(own.sum()))
+        offsets = (own.cumsum(0) - own).int()
+        columns.copy_(embedding_bag(rows[entries], table, offsets, mode="sum", per_sample_weights=weights[entries]).T)
+    return sums
 
 
 class _SumRows(torch.autograd.Function):
