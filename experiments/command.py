@@ -13,7 +13,7 @@ from typing import Any
 
 from experiments.circuits import reproduce_circuits
 from experiments.figures import figures_of, steering_curves
-from experiments.gemma_forests import WIDE, WIDE_CENTRED, gemma_bars, gemma_forests, gemma_probes, gemma_widths
+from experiments.gemma_forests import WIDE, WIDE_ELSEWHERE, gemma_bars, gemma_forests, gemma_probes, gemma_widths
 from experiments.gemma_stream import LAYERS, GemmaActivations
 from experiments.gloss_stream import GlossActivations
 from experiments.in_the_model import reproduce_in_the_model
@@ -74,10 +74,10 @@ ABOUT = {
     "gemma-long": "longer trainings, by --steps",
     "gemma-centred": "beside rivals that are trained in its coordinates, and without outlying tokens",
     "gemma-wide": "HSAE and its rivals with levels that grow by four",
-    "gemma-wide-elsewhere": "HSAE and centred rivals with such levels after blocks 5 and 12",
+    "gemma-wide-elsewhere": "HSAE and centred BatchTopK SAEs with such levels after block 12",
     "gemma-whitened": "beside SAELens' covariance whitening",
     "gemma-forests": "trees counted, and found again by other seeds",
-    "gemma-wide-forests": "the same with levels that grow by four, after blocks 5 and 12 of centred rivals alone",
+    "gemma-wide-forests": "the same with levels that grow by four; with --layer 12 of gemma-wide-elsewhere",
     "gemma-widths": "levels that grow by two, four or eight, counted and read",
     "gemma-bars": "how clear a parent must be: trees, copies and edges that another seed has, under several bars",
     "gemma-edges": "for a reader: edges that another seed has and others, shuffled",
@@ -199,7 +199,7 @@ def _of_gemma(chosen: argparse.Namespace, activations: GemmaActivations, size: S
         return Outcome(write_rows(chosen.table, rows, chosen.output), rows)
     compute = {
         "gemma-forests": gemma_forests,
-        "gemma-wide-forests": partial(gemma_forests, models=WIDE if chosen.layer == 9 else WIDE_CENTRED),
+        "gemma-wide-forests": partial(gemma_forests, models=WIDE if chosen.layer == 9 else WIDE_ELSEWHERE),
         "gemma-widths": gemma_widths,
         "gemma-bars": gemma_bars,
         "gemma-probes": gemma_probes,
