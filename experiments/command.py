@@ -74,7 +74,7 @@ ABOUT = {
     "gemma-long": "longer trainings, by --steps",
     "gemma-centred": "beside rivals that are trained in its coordinates, and without outlying tokens",
     "gemma-wide": "HSAE and its rivals with levels that grow by four",
-    "gemma-wide-elsewhere": "HSAE and centred BatchTopK SAEs with such levels after block 12",
+    "gemma-wide-elsewhere": "HSAE and centred JumpReLU SAEs with such levels after block 12",
     "gemma-whitened": "beside SAELens' covariance whitening",
     "gemma-forests": "trees counted, and found again by other seeds",
     "gemma-wide-forests": "the same with levels that grow by four; with --layer 12 of gemma-wide-elsewhere",

@@ -41,10 +41,10 @@ NEAREST_ROWS = ", nearest decoder row"
 """After a model's name: its SAEs with the feature of the nearest decoder row as parent, whatever fires."""
 DOUBLING = (HSAE, WITHOUT_LOSS, POST_HOC + SAME_RULE, SAELENS_BATCH_TOPK + SAME_RULE, POST_HOC, SAELENS_BATCH_TOPK)
 """HSAE and its rivals with levels that double, and below those that grow by four."""
-WIDE_ELSEWHERE = (WIDE_FAMILIES, WIDE_BATCH_TOPK + CENTRED + SAME_RULE)
+WIDE_ELSEWHERE = (WIDE_FAMILIES, WIDE_POST_HOC + CENTRED + SAME_RULE)
 """Those of them that are trained after other blocks, too."""
 WIDE = (
-    *(*WIDE_ELSEWHERE, WIDE_BATCH_TOPK_LEVELS, WIDE_POST_HOC + CENTRED + SAME_RULE),
+    *(*WIDE_ELSEWHERE, WIDE_BATCH_TOPK_LEVELS, WIDE_BATCH_TOPK + CENTRED + SAME_RULE),
     *(WIDE_POST_HOC + SAME_RULE, WIDE_BATCH_TOPK + SAME_RULE, WIDE_POST_HOC, WIDE_BATCH_TOPK),
 )
 COUNTED_ON = 50_000

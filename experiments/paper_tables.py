@@ -140,7 +140,7 @@ TABLES = {
         ),
         ((9, 16),),
     ),
-    "gemma-wide-elsewhere": Table((WIDE_FAMILIES, WIDE_BATCH_TOPK + CENTRED), ((12, 16),)),
+    "gemma-wide-elsewhere": Table((WIDE_FAMILIES, WIDE_POST_HOC + CENTRED), ((12, 16),)),
     "gemma-ideas": Table((*IDEAS, "post hoc"), ((9, 16),)),
     "gemma-whitened": Table((HSAE, SAELENS_BATCH_TOPK, WHITENED_BATCH_TOPK), ((9, 16),)),
     "sinks": Table((HSAE, "all tokens count alike", "post hoc", SAELENS_BATCH_TOPK)),
